@@ -1,0 +1,8 @@
+"""`python -m realrl` is the command `realrl`."""
+
+import sys
+
+from realrl.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,434 @@
+"""RL-100 (arXiv 2510.14830): demonstrations -> diffusion imitation -> iterated offline RL -> online RL -> a one-step policy.
+
+Read top to bottom: the configuration, the one PPO objective over denoising steps that both RL stages share, the offline stage
+(IQL critics, off-policy-evaluation gate), the online stage (GAE), distillation, and `train`, which runs the stages in order.
+docs/methods/rl100.md maps equations to lines and says where and why this departs from the paper.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from realrl.collect import CollectConfig
+from realrl.data.views import ChunkView
+from realrl.generative.consistency import Distillation, DistillConfig, start_from_teacher
+from realrl.generative.diffusion import DiffusionConfig
+from realrl.imitation import Imitation, ImitationConfig, generator
+from realrl.iql import CriticConfig, Critics, calibration, encode_all, fit_critics
+from realrl.losses import explained_variance, gae, monte_carlo
+from realrl.nets.mlp import mlp
+from realrl.ope import OPEConfig, TransitionModel, evaluate_policies, gate, spearman, start_conditions
+from realrl.policy import DiffusionPolicy, PolicyConfig, load_policy
+from realrl.ppo import DenoisingPPO, PPOConfig
+from realrl.run import Run, derive, write_json
+from realrl.types import Episode, RealrlError
+from realrl.workcell import WorkCell
+
+Stage = Literal["imitation", "offline", "online", "one-step"]
+
+
+# -- configuration ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OfflineConfig:
+    """The offline stage: rounds of rollouts, critics, a gated improvement, and re-imitation."""
+
+    rounds: int = 1
+    """M."""
+    rollouts: int = 150
+    """Episodes collected before each round."""
+    iterations: int = 30
+    """Inner PPO iterations per round, each on fresh samples of the behaviour policy at recorded states."""
+    states: int = 1024
+    """Recorded states per inner iteration."""
+    gate_every: int = 10
+    """Inner iterations between two comparisons by off-policy evaluation."""
+    measure: Literal["amq", "returns", "success"] = "returns"
+    """What the gate compares: AM-Q as in the paper, the discounted return in the model, or its success probability."""
+    max_drift: float = 0.15
+    """Root-mean-square change of the action, from the same noise, at which a round ends: past it the critics are extrapolated."""
+    reimitation: int = 1000
+    """Gradient steps of pi_{m+1} <- IL(D_{m+1}) on the successes, from the second round on; 0 = keep the improved weights."""
+    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(epochs=2, pairs=1.0))
+    """The objective's settings."""
+
+
+@dataclass(frozen=True)
+class OnlineConfig:
+    """The online stage: PPO with GAE on whole episodes."""
+
+    iterations: int = 60
+    """Rounds of collection and update."""
+    episodes: int = 100
+    """Episodes per round."""
+    practice: float = 0.2
+    """Share of the episodes that repeat starts which failed before; at 98 % success a fresh start teaches almost nothing."""
+    warmup: int = 2
+    """Rounds that fit V only, before the policy moves."""
+    lam: float = 0.95
+    """GAE's lambda."""
+    value_lr: float = 1e-3
+    """V's learning rate."""
+    value_epochs: int = 5
+    """Passes of V over a round's decisions (three times as many while warming up)."""
+    save_every: int = 5
+    """Rounds between checkpoints."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """The objective's settings."""
+
+
+@dataclass(frozen=True)
+class RL100Config:
+    """RL-100 on one task, state observations."""
+
+    task: str = "metaworld/push-wall-v3"
+    """Environment, see `realrl tasks`."""
+    seed: int = 0
+    """Seeds everything: networks, starts, noise."""
+    stages: tuple[Stage, ...] = ("imitation", "offline", "online", "one-step")
+    """Which stages to run, in the paper's order."""
+    init: str | None = None
+    """Folder of a policy to start from instead of imitation."""
+    demos: int = 20
+    """Successful demonstrations D_0 to imitate."""
+    demo_noise: float = 0.3
+    """Standard deviation of the noise on the scripted expert's actions (a hurried teleoperator)."""
+    expert: str | None = None
+    """File or folder with the expert's weights, for suites whose expert is a network."""
+    horizon: int | None = None
+    """Steps until an episode is truncated; None = the task's own."""
+    gamma: float = 0.99
+    """Discount per control step."""
+    policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(diffusion=DiffusionConfig(sigma_max=0.8)))
+    """The diffusion policy."""
+    imitation: ImitationConfig = field(default_factory=lambda: ImitationConfig(steps=1000))
+    """Imitation of the demonstrations."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """IQL."""
+    ope: OPEConfig = field(default_factory=OPEConfig)
+    """Transition model and gate."""
+    offline: OfflineConfig = field(default_factory=OfflineConfig)
+    """Offline rounds."""
+    online: OnlineConfig = field(default_factory=OnlineConfig)
+    """Online RL."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """One-step student."""
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    """Workers."""
+    eval_episodes: int = 200
+    """Held-out episodes after imitation and each offline round."""
+    final_episodes: int = 500
+    """Held-out episodes for the online and the one-step policy."""
+    audit_episodes: int = 50
+    """Held-out episodes, after all training, for every checkpoint that the gate judged: does the estimate rank them rightly? 0 = skip."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+def distillation(policy: DiffusionPolicy, cfg: DistillConfig) -> Distillation:
+    """The policy's student towards its own chain, L_CD of section 4."""
+    return Distillation(policy.student, policy.net, policy.diffusion, (policy.chunk, policy.action_dim), cfg)
+
+
+# -- sections 4 and 5: the offline stage ------------------------------------------------------------------------------------
+
+
+class OfflineRound:
+    """One round of improvement from recorded data alone; it touches no environment.
+
+    The behaviour policy draws fresh chains at recorded states, the critics score them, the objective improves the policy. Every
+    `gate_every` iterations off-policy evaluation compares the candidate with the last accepted policy, from the same starts with
+    the same noise; one that does not pass is undone, weights and optimiser, and the step size is halved.
+    """
+
+    def __init__(self, policy: DiffusionPolicy, view: ChunkView, cfg: RL100Config, *, seed: int, log: Any) -> None:
+        self.policy, self.cfg, self.seed, self.log = policy, cfg, seed, log
+        self.cond, _ = encode_all(view, policy.encode)
+        self.critics = Critics(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.critic).to(policy.device)
+        fit_critics(self.critics, view, policy.encode, seed=seed)
+        self.model = TransitionModel(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.ope, seed=seed).to(policy.device)
+        quality = self.model.fit(view, policy.encode)
+        log(0, {**calibration(self.critics, self.cond, view.returns), **{f"model_{k}": v for k, v in quality.items()}})
+        self.starts = start_conditions(view, policy.encode, cfg.ope)
+        self.ppo, self.student = DenoisingPPO(policy, cfg.offline.ppo), distillation(policy, cfg.distill)
+        self.candidates: list[tuple[dict[str, float], DiffusionPolicy]] = []
+
+    def improve(self, advance: Any) -> None:
+        """Run the round; the policy ends as the last accepted candidate."""
+        offline, random = self.cfg.offline, generator(self.seed, "offline", device=self.policy.device)
+        accepted, score = self._keep(), self._score()
+        origin = self._probe()
+        for iteration in range(1, offline.iterations + 1):
+            pick = torch.randint(len(self.cond), (offline.states,), generator=random, device=self.cond.device)
+            cond = self.cond[pick]
+            chain = self._chains(cond, random)
+            advantage = self.critics.advantage(cond, chain[:, -1].clamp(-1.0, 1.0))
+            stats = self.ppo.fit(cond, chain, advantage, random)
+            drift = float((self._probe() - origin).square().mean().sqrt())
+            gap = self.student.follow(self.cond, random)
+            self.log(iteration, {"advantage_mean": float(advantage.mean()), "advantage_std": float(advantage.std()), "drift": drift,
+                                 "student_gap": gap, **stats})
+            advance(1)
+            if iteration % offline.gate_every == 0 or drift > offline.max_drift:
+                candidate = self._score()
+                if self._judge(iteration, candidate, score):
+                    accepted, score = self._keep(), candidate
+                else:
+                    self._revert(accepted)
+                if drift > offline.max_drift:
+                    break
+
+    def _judge(self, iteration: int, candidate: Mapping[str, Tensor], incumbent: Mapping[str, Tensor]) -> bool:
+        """The paired gate of section 5 on the configured measure; every measure is logged for the audit."""
+        ope, measure = self.cfg.ope, self.cfg.offline.measure
+        ceiling = 1.0 if measure == "success" else None
+        verdict = gate(candidate[measure], incumbent[measure], margin=ope.margin, confidence=ope.confidence, ceiling=ceiling)
+        record = {"ope_estimate": verdict.candidate, "ope_gain": verdict.gain, "ope_low": verdict.low, "accepted": float(verdict.accepted),
+                  **{f"ope_{k}": float(v.mean()) for k, v in candidate.items()}}
+        self.log(iteration, record)
+        self.candidates.append(({"iteration": iteration, **record}, self.policy.with_head("ddim")))
+        return verdict.accepted
+
+    @torch.no_grad()
+    def _score(self) -> dict[str, Tensor]:
+        """Every measure of the policy's deployed behaviour in the model, per start [N]."""
+        policy = self.policy
+        act = lambda cond, noise: policy.diffusion.sample(policy.net, cond, noise, stochastic=False)[:, -1].clamp(-1.0, 1.0)
+        shape = (1, policy.chunk, policy.action_dim)
+        found = evaluate_policies(self.model, self.critics.q, [act], self.starts, shape, seed=derive(self.seed, "gate"))
+        return {"amq": found.amq[0], "returns": found.returns[0], "success": found.success[0]}
+
+    @torch.no_grad()
+    def _chains(self, cond: Tensor, random: torch.Generator) -> Tensor:
+        policy = self.policy
+        shape = (len(cond), policy.cfg.diffusion.steps + 1, policy.chunk, policy.action_dim)
+        noise = torch.randn(shape, generator=random, device=cond.device)
+        return policy.diffusion.sample(policy.net, cond, noise, stochastic=True)
+
+    def _probe(self) -> Tensor:
+        """What the policy does at 1000 fixed recorded states with fixed noise, exploring [1000, K, A]: its distance is the drift."""
+        random = generator(self.seed, "probe", device=self.cond.device)
+        pick = torch.randint(len(self.cond), (1000,), generator=random, device=self.cond.device)
+        return self._chains(self.cond[pick], random)[:, -1]
+
+    def _keep(self) -> dict[str, Any]:
+        return copy.deepcopy({"net": self.policy.net.state_dict(), "ppo": self.ppo.state_dict()})
+
+    def _revert(self, kept: Mapping[str, Any]) -> None:
+        self.policy.net.load_state_dict(kept["net"])
+        self.ppo.load_state_dict(copy.deepcopy(kept["ppo"]))
+        self.ppo.lr /= 2
+
+
+# -- section 4: the online stage --------------------------------------------------------------------------------------------
+
+
+class Online:
+    """Rounds of whole episodes, GAE on a V warm-started from the offline critic, and the shared objective."""
+
+    def __init__(self, policy: DiffusionPolicy, value: nn.Module | None, cfg: RL100Config) -> None:
+        self.policy, self.cfg, self.iteration = policy, cfg, 0
+        size = (cfg.critic.hidden, cfg.critic.hidden)
+        self.value = value or mlp(policy.n_obs * policy.obs_dim, 1, size).to(policy.device)
+        self.value_optimiser = torch.optim.AdamW(self.value.parameters(), lr=cfg.online.value_lr)
+        self.ppo, self.student = DenoisingPPO(policy, cfg.online.ppo), distillation(policy, cfg.distill)
+        self.failed: list[int] = []
+
+    def starts(self, cell: WorkCell) -> tuple[list[int], list[int]]:
+        """(fresh starts, starts to practise because they failed before) of this round."""
+        online = self.cfg.online
+        count = min(int(online.practice * online.episodes), len(self.failed))
+        chosen = np.random.default_rng(derive(self.cfg.seed, "practice", self.iteration)).choice(len(self.failed), count, replace=False)
+        fresh = cell.seeds(5, online.episodes - count, self.iteration * online.episodes)
+        return fresh, [self.failed[i] for i in sorted(chosen)]
+
+    def round(self, cell: WorkCell) -> dict[str, float]:
+        """Collect, learn, and return what one needs to see."""
+        fresh, again = self.starts(cell)
+        episodes = cell.practise(f"online-{self.iteration}", self.policy.with_head("ddim"), fresh + again,
+                                 noise_seed=derive(self.cfg.seed, "online", self.iteration) % 2**31, keep_extra=True)
+        self._remember(episodes)
+        won = [e.succeeded for e in episodes]
+        stats = {"success_rate": float(np.mean(won[: len(fresh)])), "practice_rate": float(np.mean(won[len(fresh):])) if again else None,
+                 "failed_starts": len(self.failed), "episode_steps": float(np.mean([len(e) for e in episodes])),
+                 "episode_return": float(np.mean([e.reward.sum() for e in episodes])), "env_steps": cell.summary["env_steps"]}
+        stats |= self._learn(episodes)
+        self.iteration += 1
+        return stats
+
+    def _remember(self, episodes: Sequence[Episode]) -> None:
+        """Failed starts come back until they are solved once."""
+        solved = {e.seed for e in episodes if e.succeeded}
+        lost = [e.seed for e in episodes if not e.succeeded and e.seed is not None]
+        self.failed = [s for s in dict.fromkeys(self.failed + lost) if s not in solved]
+
+    def _learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        cfg, policy = self.cfg, self.policy
+        random = generator(cfg.seed, "online-update", self.iteration, device=policy.device)
+        view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, every="plan", device=policy.device)
+        cond, next_cond = encode_all(view, policy.encode)
+        with torch.no_grad():
+            value, next_value = self.value(cond)[:, 0], self.value(next_cond)[:, 0]
+        advantage, target = gae(view.reward, view.discount, value, next_value, view.last, cfg.online.lam)
+        returns = monte_carlo(view.reward, view.discount, next_value, view.last)
+        stats = {"advantage_mean": float(advantage.mean()), "advantage_std": float(advantage.std()),
+                 "value_explained": explained_variance(value, returns), "value_mean": float(value.mean())}
+        warming = self.iteration < cfg.online.warmup
+        if not warming:
+            chain = torch.from_numpy(np.concatenate([e.extra["chain"] for e in episodes])).to(policy.device)
+            stats |= self.ppo.fit(cond, chain, advantage, random)
+        stats["loss_v"] = self._fit_value(cond, target, cfg.online.value_epochs * (3 if warming else 1), random)
+        stats["student_gap"] = self.student.follow(cond, random)
+        return stats
+
+    def _fit_value(self, cond: Tensor, target: Tensor, epochs: int, random: torch.Generator) -> float:
+        """V towards the lambda-return, lambda_V E (V - Vhat)^2 with its own optimiser."""
+        loss = torch.zeros(())
+        for _ in range(epochs):
+            for rows in torch.randperm(len(cond), generator=random, device=cond.device).split(500):
+                loss = (self.value(cond[rows])[:, 0] - target[rows]).square().mean()
+                self.value_optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.value_optimiser.step()
+        return float(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs to continue to the same numbers."""
+        return {"policy": self.policy.state_dict(), "value": self.value.state_dict(), "value_optimiser": self.value_optimiser.state_dict(),
+                "ppo": self.ppo.state_dict(), "student": self.student.state_dict(), "failed": self.failed,
+                "iteration": self.iteration}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        for name in ("policy", "value", "value_optimiser", "ppo"):
+            getattr(self, name).load_state_dict(state[name])
+        self.student.load_state_dict(state["student"])
+        self.failed, self.iteration = list(state["failed"]), state["iteration"]
+
+
+# -- section 6: the algorithm -----------------------------------------------------------------------------------------------
+
+
+def train(cfg: RL100Config, run: Run) -> dict[str, Any]:
+    """Run the stages in the paper's order and return the summary, which also lies in the run's summary.json.
+
+    A run that was killed continues: recorded episodes are read back, finished stages are loaded, an unfinished imitation or online
+    stage goes on from its last checkpoint to the same numbers. Raises RealrlError for a stage whose input is missing.
+    """
+    torch.manual_seed(derive(cfg.seed, "weights"))
+    with WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon) as cell:
+        policy, value, demos = _start(cfg, cell)
+        candidates: list[tuple[dict[str, Any], DiffusionPolicy]] = []
+        if "offline" in cfg.stages:
+            for m in range(cfg.offline.rounds):
+                value = _offline(cfg, cell, policy, m, demos, candidates) or value
+        if "online" in cfg.stages:
+            _online(cfg, cell, policy, value)
+        if "one-step" in cfg.stages:
+            _one_step(cfg, cell, policy)
+        policy.save(run.dir / "policy", task=cfg.task)
+        if cfg.audit_episodes and candidates:
+            _audit(cfg, cell, candidates)
+        return cell.summary
+
+
+def _start(cfg: RL100Config, cell: WorkCell) -> tuple[DiffusionPolicy, nn.Module | None, list[Episode]]:
+    """pi_0 <- IL(D_0), or a given policy."""
+    device = cell.device(cfg.device)
+    if cfg.init:
+        policy, task = load_policy(cfg.init, device)
+        if policy.obs_dim != cell.spec.obs_dim:
+            raise RealrlError(f"{cfg.init}: its policy sees {policy.obs_dim} numbers (task {task}), {cfg.task} gives {cell.spec.obs_dim}")
+        return policy, None, []
+    began = time.monotonic()
+    demos = cell.demonstrate(cfg.demos, cfg.demo_noise, cfg.expert)
+    policy = DiffusionPolicy(cfg.policy, cell.spec.obs_dim, cell.spec.action_dim, name="rl100").to(device)
+    view = ChunkView(demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=device)
+    policy.normaliser.fit(view.frames["state"])
+    if cell.run.load("imitation", policy=policy) is None:
+        if "imitation" not in cfg.stages:
+            raise RealrlError("no policy to start from: add imitation to --stages or name one with --init FOLDER")
+        cell.imitate(Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
+        start_from_teacher(policy.student, policy.net)
+        cell.run.save("imitation", 1, policy=policy)
+    if cell.stage("imitation") is None:
+        cell.finish_stage("imitation", policy.with_head("ddim"), cfg.eval_episodes, began=began)
+    return policy, None, demos
+
+
+def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, demos: Sequence[Episode],
+             candidates: list[tuple[dict[str, Any], DiffusionPolicy]]) -> nn.Module | None:
+    """Round m: D_m grows by rollouts of pi_m, critics and model are fitted, the policy improves; from m = 1 on it is re-imitated first."""
+    name, began = f"offline-{m + 1}", time.monotonic()
+    value = mlp(policy.n_obs * policy.obs_dim, 1, (cfg.critic.hidden, cfg.critic.hidden)).to(policy.device)
+    if cell.run.load(name, policy=policy, value=value) is None:
+        data = list(demos)
+        for earlier in range(m + 1):
+            data += cell.practise(f"rollout-{earlier + 1}", policy.with_head("ddim"), cell.seeds(1, cfg.offline.rollouts, earlier * cfg.offline.rollouts),
+                                  noise_seed=derive(cfg.seed, "rollout", earlier) % 2**31)
+        if m and cfg.offline.reimitation:
+            good = ChunkView([e for e in data if e.succeeded], chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
+            again = replace(cfg.imitation, steps=cfg.offline.reimitation, lr=cfg.imitation.lr / 3)
+            cell.imitate(Imitation(policy, good, again, seed=derive(cfg.seed, "re-imitation", m)), f"{name}-imitation")
+        cell.run.rewind(name, 0)
+        view = ChunkView(data, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
+        with cell.bar(f"{name}: improving", cfg.offline.iterations) as advance:
+            stage = OfflineRound(policy, view, cfg, seed=derive(cfg.seed, "offline", m), log=cell.logger(name))
+            stage.improve(advance)
+        candidates += [({"stage": name, **record}, candidate) for record, candidate in stage.candidates]
+        value.load_state_dict(stage.critics.value.state_dict())
+        cell.run.save(name, 1, policy=policy, value=value)
+    if cell.stage(name) is None:
+        cell.finish_stage(name, policy.with_head("ddim"), cfg.eval_episodes, began=began)
+    return value
+
+
+def _online(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, value: nn.Module | None) -> None:
+    began = time.monotonic()
+    stage = Online(policy, value, cfg)
+    cell.run.load("online", stage=stage)
+    cell.run.rewind("online", stage.iteration)
+    with cell.bar("online: rounds", cfg.online.iterations) as advance:
+        advance(stage.iteration)
+        while stage.iteration < cfg.online.iterations:
+            cell.run.log(stage.iteration + 1, stage.round(cell), "online")
+            advance(1)
+            if stage.iteration % cfg.online.save_every == 0 or stage.iteration == cfg.online.iterations:
+                cell.run.save("online", stage.iteration, stage=stage)
+    if cell.stage("online") is None:
+        cell.finish_stage("online", policy.with_head("ddim"), cfg.final_episodes, began=began)
+
+
+def _one_step(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy) -> None:
+    """Distil the final policy over the states that it and its recent predecessors visited."""
+    began = time.monotonic()
+    if cell.run.load("one-step", policy=policy) is None:
+        episodes = cell.recent(400)
+        view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
+        cond, _ = encode_all(view, policy.encode)
+        cell.run.rewind("one-step", 0)
+        with cell.bar("one-step: distilling", cfg.distill.steps) as advance:
+            distillation(policy, cfg.distill).finish(cond, derive(cfg.seed, "one-step"), cell.logger("one-step"), advance)
+        cell.run.save("one-step", 1, policy=policy)
+    policy.head = "one-step"
+    if cell.stage("one-step") is None:
+        cell.finish_stage("one-step", policy.with_head("one-step"), cfg.final_episodes, began=began)
+
+
+def _audit(cfg: RL100Config, cell: WorkCell, candidates: Sequence[tuple[dict[str, Any], DiffusionPolicy]]) -> None:
+    """After all training: what the judged candidates were truly worth, beside what off-policy evaluation said of them."""
+    points = []
+    for record, candidate in candidates:
+        truth = cell.evaluate(candidate, cfg.audit_episodes, seed=1, label="audit").success
+        points.append({**record, "estimate": record["ope_estimate"], "true_success": truth.rate, "true_n": truth.n})
+    write_json(cell.run.dir / "ope.json", {"points": points, "spearman": spearman([p["estimate"] for p in points],
+                                                                                  [p["true_success"] for p in points])})

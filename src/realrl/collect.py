@@ -1,0 +1,171 @@
+"""Many episodes fast: worker processes that each hold a policy copy and a handful of environments, behind one call.
+
+Seeds are dealt to the workers in a fixed order and every episode has its own noise, so the result does not depend on timing.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing as mp
+import os
+import pickle
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from realrl import envs
+from realrl.robots.guard import box_guard
+from realrl.rollout import rollout
+from realrl.types import Episode, Policy, RealrlError, Source
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """How episodes are produced."""
+
+    workers: int = 0
+    """Worker processes; 0 = one per CPU core, 1 = inside this process."""
+    envs_per_worker: int = 25
+    """Environments a worker steps in turn; more make larger policy batches."""
+
+
+class Collector:
+    """Runs episodes of one task. Use it as a context manager, or call `close`."""
+
+    def __init__(self, task: str, cfg: CollectConfig | None = None, *, reward: str | None = None, horizon: int | None = None) -> None:
+        cfg = cfg or CollectConfig()
+        self.task, self.reward, self.horizon = task, reward, horizon
+        self.workers = cfg.workers or available_cores()
+        self._size = cfg.envs_per_worker
+        self._local: _Bench | None = None
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+
+    def __enter__(self) -> Collector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def collect(self, policy: Policy, seeds: Sequence[int], *, greedy: bool, noise_seed: int = 0,
+                source: Source = Source.POLICY) -> Iterator[Episode]:
+        """Yield an episode for every seed, as they finish. The order is not fixed; sort by `episode.seed` where it matters.
+
+        Raises RealrlError when a worker dies, with what it said, and when the policy cannot be sent to one.
+        """
+        if self.workers == 1 or len(seeds) < 2 * self.workers:
+            self._local = self._local or _Bench(self.task, self._size, self.reward, self.horizon)
+            yield from self._local.run(policy, seeds, greedy, noise_seed, source)
+            return
+        blob = _pack(policy)
+        self._start()
+        busy = {pipe: p for pipe, p in zip(self._pipes, self._processes, strict=True)}
+        try:
+            for w, pipe in enumerate(self._pipes):
+                self._send(pipe, busy[pipe], (blob, list(seeds[w::self.workers]), greedy, noise_seed, int(source)))
+            while busy:
+                for ready in wait(list(busy)):
+                    assert isinstance(ready, Connection)
+                    answer = self._receive(ready, busy[ready])
+                    if answer is None:
+                        del busy[ready]
+                    else:
+                        yield answer
+        finally:
+            if busy:  # the caller stopped early or a worker died: nothing half-read may reach the next call
+                self.close()
+
+    def _receive(self, pipe: Connection, process: Any) -> Episode | None:
+        try:
+            kind, value = pipe.recv()
+        except (EOFError, OSError):  # OSError: it died in the middle of an episode's bytes
+            raise self._died(process) from None
+        if kind == "error":
+            raise RealrlError(f"{self.task}: collection failed in a worker: {value}")
+        episode: Episode | None = value
+        return episode
+
+    def _send(self, pipe: Connection, process: Any, order: tuple[Any, ...]) -> None:
+        try:
+            pipe.send(order)
+        except OSError:
+            raise self._died(process) from None
+
+    def _died(self, process: Any) -> RealrlError:
+        process.join(5)
+        return RealrlError(f"{self.task}: a collection worker died (exit code {process.exitcode}): run again with --resume; "
+                           "if it repeats, use --collect.workers 1 to see why")
+
+    def _start(self) -> None:
+        if self._processes:
+            return
+        context = mp.get_context("spawn")  # fork is unsafe beside torch's threads and GL contexts
+        for _ in range(self.workers):
+            here, there = context.Pipe()
+            process = context.Process(target=_work, args=(there, self.task, self._size, self.reward, self.horizon), daemon=True)
+            process.start()
+            there.close()
+            self._pipes.append(here)
+            self._processes.append(process)
+
+    def close(self) -> None:
+        """Stop the workers."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.terminate()
+            process.join(10)
+        self._pipes, self._processes = [], []
+
+
+class _Bench:
+    """Environments of one task with their guards, made as they are needed."""
+
+    def __init__(self, task: str, size: int, reward: str | None, horizon: int | None) -> None:
+        self._make = functools.partial(envs.make, task, reward=reward, horizon=horizon)
+        self.task, self.size = task, size
+        self.envs: list[Any] = []
+
+    def run(self, policy: Policy, seeds: Sequence[int], greedy: bool, noise_seed: int, source: Source) -> Iterator[Episode]:
+        while len(self.envs) < min(self.size, len(seeds)):
+            self.envs.append(self._make())
+        yield from rollout(self.envs, policy, [box_guard(e) for e in self.envs], seeds, greedy=greedy, noise_seed=noise_seed,
+                           task=self.task, source=source)
+
+
+def _pack(policy: Policy) -> bytes:
+    try:
+        return pickle.dumps(policy)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise RealrlError(f"policy {policy.name!r} cannot be sent to worker processes ({error}): build it from functions and classes "
+                          "of a module, or use --collect.workers 1") from None
+
+
+def _work(pipe: Connection, task: str, size: int, reward: str | None, horizon: int | None) -> None:
+    torch.set_num_threads(1)
+    bench = _Bench(task, size, reward, horizon)
+    while True:
+        try:
+            blob, seeds, greedy, noise_seed, source = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            for episode in bench.run(pickle.loads(blob), seeds, greedy, noise_seed, Source(source)):
+                pipe.send(("episode", episode))
+            pipe.send(("done", None))
+        except (BrokenPipeError, KeyboardInterrupt):
+            return
+        except RealrlError as error:
+            pipe.send(("error", str(error)))
+        except BaseException:  # the traceback would be lost with the process: hand it to the parent, then die
+            pipe.send(("error", traceback.format_exc()))
+            raise
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

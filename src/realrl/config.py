@@ -1,0 +1,222 @@
+"""Configurations: frozen dataclasses, to and from YAML and the command line.
+
+A configuration is a tree of frozen dataclasses whose leaves are bool, int, float, str, Path, None, Literal, and tuples, lists or
+string-keyed dicts of these. The dataclass is the only description: defaults, types, help text (the docstring or the comment of a
+field) and the names in a YAML file all come from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+import yaml
+
+from realrl.types import RealrlError
+
+T = TypeVar("T")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file so that, whatever dies when, `path` holds either the old text or the new one (temporary file, fsync, rename)."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """`write_text` for bytes. The temporary file is hidden and carries the process id."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside a folder survive a power failure."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """", did you mean 'x'?", or the list of names when none is near: the tail of an error about an unknown name."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f", did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
+
+
+def to_dict(cfg: Any) -> dict[str, Any]:
+    """A configuration as plain dicts, lists and scalars, ready for YAML or JSON. Tuples become lists, paths become strings."""
+    return {f.name: _plain(getattr(cfg, f.name)) for f in dataclasses.fields(cfg)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any], *, source: str = "") -> T:
+    """The inverse of `to_dict`. `source` (a file's name) goes into the errors; absent fields take their defaults.
+
+    Raises:
+        RealrlError: a field that does not exist (with the nearest one that does), of the wrong type, or required and absent.
+    """
+    return _dataclass(cls, data, "", f"{source}: " if source else "")
+
+
+def _dataclass(cls: type[T], data: Any, at: str, source: str) -> T:
+    if not isinstance(data, Mapping):
+        raise RealrlError(f"{source}{at or 'the configuration'} must be a mapping of fields, got {data!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]  # T is a dataclass by contract
+    hints = get_type_hints(cls)
+    prefix = f"{at}." if at else ""
+    for name in data:
+        if name not in fields:
+            raise RealrlError(f"{source}unknown field '{prefix}{name}' of {cls.__name__}{nearest(str(name), fields)}")
+    for name, field in fields.items():
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if needed and name not in data:
+            raise RealrlError(f"{source}field '{prefix}{name}' of {cls.__name__} is missing and has no default; add it")
+    values = {name: _value(hints[name], value, f"{prefix}{name}", source) for name, value in data.items()}
+    try:
+        return cls(**values)
+    except ValueError as error:  # a field check in __post_init__
+        raise RealrlError(f"{source}{at or cls.__name__}: {error}") from error
+
+
+def _value(hint: Any, value: Any, at: str, source: str) -> Any:
+    """`value`, as YAML gives it, turned into the type `hint`; RealrlError where it cannot be."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(hint, value, at, source)  # type: ignore[arg-type]  # a class here, never an instance
+    if origin in (Union, types.UnionType):
+        return _union(args, value, at, source, hint)
+    if origin is Literal:
+        if any(value == a and type(value) is type(a) for a in args):
+            return value
+        raise RealrlError(f"{source}'{at}' must be one of {', '.join(map(repr, args))}, got {value!r}")
+    if origin in (tuple, list) and isinstance(value, list | tuple):
+        return _sequence(origin, args, value, at, source)
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {k: _value(args[1], v, f"{at}.{k}", source) for k, v in value.items()}
+    if isinstance(hint, type) and origin is None:
+        return _scalar(hint, value, at, source)
+    raise _wrong(hint, value, at, source)
+
+
+def _union(args: tuple[Any, ...], value: Any, at: str, source: str, hint: Any) -> Any:
+    """None for an Optional, else the first member that takes the value."""
+    if value is None and type(None) in args:
+        return None
+    members = [a for a in args if a is not type(None)]
+    if len(members) == 1:  # an Optional: its member's error says more
+        return _value(members[0], value, at, source)
+    for member in members:
+        try:
+            return _value(member, value, at, source)
+        except RealrlError:
+            continue
+    raise _wrong(hint, value, at, source)
+
+
+def _sequence(origin: Any, args: tuple[Any, ...], value: Sequence[Any], at: str, source: str) -> Any:
+    if origin is list or (len(args) == 2 and args[1] is Ellipsis):
+        return origin(_value(args[0], v, f"{at}[{i}]", source) for i, v in enumerate(value))
+    if len(args) != len(value):
+        raise RealrlError(f"{source}'{at}' must hold {len(args)} values, got {len(value)}: {value!r}")
+    return tuple(_value(a, v, f"{at}[{i}]", source) for i, (a, v) in enumerate(zip(args, value, strict=True)))
+
+
+def _scalar(hint: type, value: Any, at: str, source: str) -> Any:
+    if hint is float and not isinstance(value, bool):
+        try:  # YAML 1.1 reads 1e-3 as a string and 1 as an int
+            return float(value)
+        except (TypeError, ValueError):
+            raise _wrong(hint, value, at, source) from None
+    if issubclass(hint, Path) and isinstance(value, str | Path):
+        return hint(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise _wrong(hint, value, at, source)
+
+
+def _wrong(hint: Any, value: Any, at: str, source: str) -> RealrlError:
+    name = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint).replace("typing.", "")
+    return RealrlError(f"{source}'{at}' must be {name}, got {value!r} ({type(value).__name__})")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> list[str]:
+    """The fields in which two `to_dict` trees differ, as "name: old -> new" lines. `ignore` names fields or whole groups, dotted."""
+    a, b = _flat(old), _flat(new)
+    skipped: Callable[[str], bool] = lambda name: any(name == i or name.startswith(f"{i}.") for i in ignore)
+    show: Callable[[dict[str, Any], str], str] = lambda d, name: repr(d[name]) if name in d else "(absent)"
+    return [f"{n}: {show(a, n)} -> {show(b, n)}" for n in sorted({*a, *b})
+            if not skipped(n) and (n not in a or n not in b or a[n] != b[n])]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            out.update(_flat(value, f"{prefix}{name}."))
+        else:
+            out[f"{prefix}{name}"] = value
+    return out
+
+
+def save(cfg: Any, path: str | os.PathLike[str]) -> None:
+    """Write a configuration as YAML, fields in the order of the dataclass. Atomic."""
+    write_text(path, yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True))
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The plain tree of a YAML file. Raises RealrlError when it is absent, is no YAML, or is no mapping."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RealrlError(f"cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}; check the path") from error
+    except yaml.YAMLError as error:
+        raise RealrlError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise RealrlError(f"{path} must hold a mapping of fields, e.g. a config.yaml that a run wrote")
+    return tree
+
+
+def load(cls: type[T], path: str | os.PathLike[str]) -> T:
+    """A configuration from a YAML file. Raises RealrlError, naming the file and the field, on anything that does not fit."""
+    return from_dict(cls, read(path), source=str(path))
+
+
+def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str) -> T:
+    """A configuration from the command line: `--config FILE` is the base, dotted flags (`--imitation.lr 1e-3`) override it.
+
+    `--help` prints every field with its default (those of FILE, where given). Unknown flags and values that do not parse print the
+    nearest matches and leave with exit code 2 (SystemExit). Raises RealrlError when FILE does not fit the configuration.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=prog)
+    first.add_argument("--config", metavar="FILE")
+    base, rest = first.parse_known_args(list(args))
+    text = f"{description}\n\n--config FILE loads a saved configuration; the flags below override it."
+    if base.config is None:
+        return tyro.cli(cls, args=rest, prog=prog, description=text)
+    return tyro.cli(cls, args=rest, prog=prog, description=text, default=load(cls, base.config))

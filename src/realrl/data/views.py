@@ -1,0 +1,114 @@
+"""Episodes as contiguous tensors on the training device: transitions, action chunks and their discounts, by vectorised gathers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.signal import lfilter
+from torch import Tensor
+
+from realrl.types import Array, Batch, Episode, RealrlError
+
+
+class ChunkView:
+    """All decisions of a set of episodes as one table.
+
+    A decision at step t covers n = min(K, steps left) actions. Its reward is sum_{j<n} gamma^j r_{t+j} and its discount gamma^n,
+    or 0 if the task ended inside it; a time limit keeps the discount (RL-100, section 1). `every="step"` lists a decision at each
+    step (imitation and critics profit from the overlap), `every="plan"` only where plans began (on-policy learning).
+    A plan that a person cut short counts the steps that ran. Padding repeats the last action and is not `valid`.
+    """
+
+    def __init__(self, episodes: Sequence[Episode], *, chunk: int, n_obs: int, gamma: float, every: str = "step",
+                 device: str | torch.device = "cpu") -> None:
+        """Raises RealrlError without episodes and, by plan, when a plan ran longer than `chunk`."""
+        if not episodes:
+            raise RealrlError("no episodes to learn from: record or import some first (realrl data demos)")
+        self.chunk, self.gamma = chunk, gamma
+        lengths = np.array([len(e) for e in episodes])
+        first_frame = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
+        first_step = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        tables = [_decisions(e, chunk, gamma, every) for e in episodes]
+        which = np.repeat(np.arange(len(episodes)), [len(t) for t, *_ in tables])
+        start, count, reward, discount, returns = (np.concatenate(column) for column in zip(*tables, strict=True))
+        reach = np.arange(chunk)[None]
+        history = np.arange(1 - n_obs, 1)[None]
+
+        def frame(t: Array) -> Array:
+            rows: Array = first_frame[which, None] + np.maximum(t[:, None] + history, 0)
+            return rows
+
+        def put(x: Array) -> Tensor:
+            return torch.as_tensor(x).to(device)
+
+        self.frames = {k: put(np.concatenate([e.obs[k] for e in episodes])) for k in episodes[0].obs}
+        self.actions = put(np.concatenate([e.action for e in episodes]))
+        self.sources = put(np.concatenate([e.source for e in episodes]))
+        self._obs, self._next = put(frame(start)), put(frame(start + count))
+        self._act = put(first_step[which, None] + start[:, None] + np.minimum(reach, count[:, None] - 1))
+        self.valid = put(reach < count[:, None])
+        self.reward, self.discount = put(reward.astype(np.float32)), put(discount.astype(np.float32))
+        self.returns = put(returns.astype(np.float32))  # discounted, to the end of the recording, nothing bootstrapped
+        self.episode = put(which)
+        self.start = put(start)
+        self.last = put(np.append(which[1:] != which[:-1], True))
+        self.first = put(np.insert(which[1:] != which[:-1], 0, True))
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    @property
+    def obs_dim(self) -> int:
+        """Features of obs["state"]."""
+        return int(self.frames["state"].shape[-1])
+
+    def batch(self, index: Tensor | slice = slice(None)) -> Batch:
+        """The decisions at `index` [B] (all of them by default)."""
+        now, after, act = self._obs[index], self._next[index], self._act[index]
+        return Batch(obs={k: v[now] for k, v in self.frames.items()}, action=self.actions[act], reward=self.reward[index],
+                     discount=self.discount[index], next_obs={k: v[after] for k, v in self.frames.items()},
+                     valid=self.valid[index], source=self.sources[act])
+
+    def sample(self, size: int, generator: torch.Generator) -> Batch:
+        """A uniform batch, with replacement."""
+        return self.batch(torch.randint(len(self), (size,), generator=generator, device=self.reward.device))
+
+
+def _decisions(episode: Episode, chunk: int, gamma: float, every: str) -> tuple[Array, Array, Array, Array, Array]:
+    """(start, count, reward, discount, return to the episode's end) of an episode's decisions, each [N]."""
+    length = len(episode)
+    if every == "step":
+        start = np.arange(length)
+        stop = np.minimum(start + chunk, length)
+    else:
+        start = np.flatnonzero(episode.starts_plan)
+        stop = np.append(start[1:], length)
+    count = stop - start
+    if count.max() > chunk:
+        raise RealrlError(f"{episode.task}: a recorded plan ran {count.max()} steps but the view takes chunks of {chunk}: "
+                          "give the chunk it was recorded with")
+    padded = np.concatenate([episode.reward.astype(np.float64), np.zeros(chunk)])
+    ran = np.arange(chunk) < count[:, None]
+    reward = (padded[start[:, None] + np.arange(chunk)] * ran) @ gamma ** np.arange(chunk)
+    discount = gamma ** count.astype(np.float64)
+    if episode.terminated:
+        discount[stop == length] = 0.0
+    to_go = lfilter([1.0], [1.0, -gamma], episode.reward[::-1].astype(np.float64))[::-1]
+    return start, count, reward, discount, to_go[start]
+
+
+def continue_chunks(action: Tensor, valid: Tensor, random: torch.Generator) -> Tensor:
+    """Chunks [B, K, A] whose unused tail goes on like another chunk, picked at random, instead of repeating the last action.
+
+    Only a chunk that ended the task is cut, so a constant tail would give the ending away to whatever learns from chunks, and a
+    real policy's chunks, which have none, would seem not to end it. valid: [B, K] bool.
+    """
+    donors = valid.all(1).nonzero().squeeze(-1)
+    if not len(donors):
+        return action
+    donor = action[donors[torch.randint(len(donors), (len(action),), generator=random, device=action.device)]]
+    rows, last = torch.arange(len(action), device=action.device), (valid.sum(1) - 1).clamp(min=0)
+    tail = action[rows, last][:, None] + donor - donor[rows, last][:, None]
+    return torch.where(valid[..., None], action, tail.clamp(-1.0, 1.0))

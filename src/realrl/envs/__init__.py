@@ -1,0 +1,107 @@
+"""Tasks by name: `make("metaworld/peg-insert-side-v3")`, its scripted `expert`, and the list of all `tasks`.
+
+Naming a task costs nothing: a simulator is imported only when an environment of its suite is made.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Protocol
+
+from gymnasium.error import DependencyNotInstalled
+
+from realrl.envs.base import NoisyPolicy, RobotEnv, TaskSpec
+from realrl.types import Policy, RealrlError
+
+__all__ = ["SUITES", "RobotEnv", "TaskSpec", "expert", "make", "tasks"]
+
+SUITES = {"toy": "numpy", "metaworld": "metaworld", "gym": "'gymnasium[mujoco]'", "adroit": "gymnasium-robotics"}
+"""Suite -> what to `pip install` for it."""
+
+
+# Written down, because asking the package imports the simulator.
+_METAWORLD = """
+    assembly basketball bin-picking box-close button-press button-press-topdown button-press-topdown-wall button-press-wall
+    coffee-button coffee-pull coffee-push dial-turn disassemble door-close door-lock door-open door-unlock drawer-close drawer-open
+    faucet-close faucet-open hammer hand-insert handle-press handle-press-side handle-pull handle-pull-side lever-pull
+    peg-insert-side peg-unplug-side pick-out-of-hole pick-place pick-place-wall plate-slide plate-slide-back plate-slide-back-side
+    plate-slide-side push push-back push-wall reach reach-wall shelf-place soccer stick-pull stick-push sweep sweep-into
+    window-close window-open"""
+
+
+class Suite(Protocol):
+    """What a suite's module offers."""
+
+    def make(self, name: str, *, reward: str | None = None, horizon: int | None = None) -> RobotEnv: ...
+
+    def expert(self, name: str, path: str | None = None) -> Policy: ...
+
+
+def make(task: str, *, reward: str | None = None, horizon: int | None = None) -> RobotEnv:
+    """The environment of a task, e.g. "metaworld/door-open-v3".
+
+    reward: "sparse" (1 at the first success, which ends the episode) or "dense" (the suite's own, shaped); None is the suite's
+    default: sparse for manipulation, the task's own return for locomotion. horizon: steps until truncation, None for the task's
+    default. Raises RealrlError on an unknown task, a reward it does not have, a horizon below 1 or a missing simulator.
+    """
+    suite, name = _find(task)
+    try:
+        return _suite(suite).make(name, reward=reward, horizon=horizon)
+    except (ModuleNotFoundError, DependencyNotInstalled) as error:
+        if (getattr(error, "name", None) or "").startswith("realrl"):
+            raise
+        raise RealrlError(f"{task}: its simulator is not installed ({error}); pip install {SUITES[suite]}") from error
+
+
+def expert(task: str, path: str | Path | None = None, noise: float = 0.0) -> Policy:
+    """A demonstrator for a task, chunk 1, looking at obs["state"].
+
+    path: the file (or its folder) of an expert that is a trained network (adroit). noise: standard deviation of Gaussian noise
+    added to its actions, which are then clipped. Raises RealrlError where no expert exists, saying where to get one.
+    """
+    suite, name = _find(task)
+    try:
+        policy = _suite(suite).expert(name, None if path is None else str(path))
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("realrl"):
+            raise
+        raise RealrlError(f"{task}: its expert needs a package ({error}); pip install {SUITES[suite]}") from error
+    return NoisyPolicy(policy, noise) if noise != 0 else policy
+
+
+def tasks() -> list[str]:
+    """All task names, suite by suite. Imports no simulator."""
+    return [f"{suite}/{name}" for suite in SUITES for name in _names(suite)]
+
+
+def _names(suite: str) -> tuple[str, ...]:
+    from realrl.envs import adroit, locomotion, toy
+    metaworld = tuple(f"{name}-v3" for name in _METAWORLD.split())
+    return {"toy": toy.names(), "metaworld": metaworld, "gym": locomotion.names(), "adroit": adroit.names()}[suite]
+
+
+def _suite(name: str) -> Suite:
+    if name == "toy":
+        from realrl.envs import toy
+        return toy
+    if name == "metaworld":
+        from realrl.envs import metaworld
+        return metaworld
+    if name == "gym":
+        from realrl.envs import locomotion
+        return locomotion
+    from realrl.envs import adroit
+    return adroit
+
+
+def _find(task: str) -> tuple[str, str]:
+    """Split a known task name. Raises RealrlError with the nearest name otherwise."""
+    suite, _, name = task.partition("/")
+    if suite in SUITES and name in _names(suite):
+        return suite, name
+    known = tasks()
+    bare = {full.partition("/")[2]: full for full in known}  # people forget the suite: "peg-insert-side"
+    near = [task] if task in bare else difflib.get_close_matches(task, known, 1) or difflib.get_close_matches(name or task, bare, 1)
+    hint = f"did you mean {bare.get(near[0], near[0])!r}?" if near else "see `realrl tasks` for the list"
+    raise RealrlError(f"no task {task!r}: {hint}")

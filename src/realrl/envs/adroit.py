@@ -1,0 +1,170 @@
+"""Adroit hand tasks of gymnasium-robotics (v1): "adroit/door", "adroit/hammer", "adroit/pen", "adroit/relocate".
+
+Success, judged by the simulator at every control step (10 ms):
+- door: the hinge stands at 1.35 rad or more;
+- hammer: the nail head is within 1 cm of its goal;
+- pen: the pen is within 7.5 cm of the target's place and its direction within acos(0.95), about 18 degrees, of the target's;
+- relocate: the ball is within 10 cm of the target.
+With the sparse reward an episode ends at the first such step. Elsewhere (Rajeswaran et al. 2018) success is 20-25 such steps
+within the 200 of an episode: count `info["success"]` under reward="dense" for that.
+
+The dense reward is that of Rajeswaran et al. (2018), section IV, computed here: in gymnasium-robotics 1.2.1 - 1.4.2
+door, hammer and relocate pay +0.1 times the distance from palm to object, so that staying away pays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.linalg import norm
+
+from realrl.envs.base import RobotEnv, ScriptedPolicy, TaskSpec
+from realrl.types import Array, Policy, RealrlError
+
+HORIZON = 200
+_SIZES = {"door": (39, 28), "hammer": (46, 26), "pen": (45, 24), "relocate": (39, 30)}  # observation, action
+_TEXT = {
+    "door": "undo the latch and open the door",
+    "hammer": "pick up the hammer and drive the nail into the board",
+    "pen": "turn the pen in the hand to the target's orientation",
+    "relocate": "carry the ball to the target",
+}
+
+
+def names() -> tuple[str, ...]:
+    """All task names of this suite."""
+    return tuple(_SIZES)
+
+
+def make(name: str, *, reward: str | None = None, horizon: int | None = None) -> RobotEnv:
+    """Environment `name` of `names()`; default reward sparse, default horizon 200 steps (2 s)."""
+    return AdroitEnv(name, reward, HORIZON if horizon is None else horizon)
+
+
+class AdroitEnv(RobotEnv):
+    """An Adroit environment under this project's episode rules.
+
+    Reset draws what the task randomises (door frame, board height, pen target, ball and target) into the MuJoCo model and
+    resets all of MuJoCo's state, warm start included: nothing of the former episode is left.
+    """
+
+    def __init__(self, name: str, reward: str | None, horizon: int) -> None:
+        with contextlib.redirect_stderr(io.StringIO()):  # its import prints a notice about the rewards we do not use
+            import gymnasium_robotics  # noqa: F401  registers the environments
+        inner: Any = gymnasium.make(f"AdroitHand{name.capitalize()}-v1", disable_env_checker=True).unwrapped
+        task = TaskSpec("adroit", name, *_SIZES[name], horizon, float(inner.dt), _TEXT[name])
+        super().__init__(task, reward=reward)  # the simulator itself scales [-1, 1] to its joint ranges
+        self._inner = inner
+
+    def _begin(self, seed: int) -> Array:
+        state: Array = self._inner.reset(seed=seed)[0]
+        return state
+
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        state, _, _, _, info = self._inner.step(action)
+        reward = dense_reward(self.task.name, self._inner.data) if self.reward_kind == "dense" else 0.0
+        return state, reward, False, bool(info["success"])
+
+    def close(self) -> None:
+        """Free the simulator."""
+        self._inner.close()
+
+
+def dense_reward(name: str, data: Any) -> float:
+    """The shaped reward of Rajeswaran et al. (2018) at a MuJoCo state `data` (mujoco.MjData) of task `name`."""
+    def site(key: str) -> Array:
+        at: Array = data.site(key).xpos
+        return at
+
+    if name == "door":
+        hinge = float(data.joint("door_hinge").qpos[0])
+        reward = -0.1 * norm(site("S_grasp") - site("S_handle")) - 0.1 * (hinge - 1.57) ** 2 - 1e-5 * np.sum(data.qvel**2)
+        return float(reward + 2 * (hinge > 0.2) + 8 * (hinge > 1.0) + 10 * (hinge > 1.35))
+    thing = data.body("Object").xpos
+    if name == "hammer":
+        head, nail = site("tool"), site("S_target")
+        left = norm(nail - site("nail_goal"))
+        reward = -0.1 * norm(site("S_grasp") - thing) - norm(head - nail) - 10 * left - 1e-2 * norm(data.qvel)
+        return float(reward + 2 * (thing[2] > 0.04 and head[2] > 0.04) + 25 * (left < 0.02) + 75 * (left < 0.01))
+    if name == "relocate":
+        palm, target = site("S_grasp"), site("target")
+        left = norm(thing - target)
+        reward = -0.1 * norm(palm - thing) + 10 * (left < 0.1) + 20 * (left < 0.05)
+        return float(reward + (1 - 0.5 * norm(palm - target) - 0.5 * left if thing[2] > 0.04 else 0.0))
+    distance = norm(thing - site("eps_ball"))
+    along = site("object_top") - site("object_bottom")
+    wanted = site("target_top") - site("target_bottom")
+    likeness = along @ wanted / (norm(along) * norm(wanted))
+    near = distance < 0.075
+    return float(likeness - distance + 10 * (near and likeness > 0.9) + 50 * (near and likeness > 0.95) - 5 * (thing[2] < 0.075))
+
+
+def expert(name: str, path: str | Path | None = None) -> Policy:
+    """The published DAPG expert (Rajeswaran et al. 2018) for a task, acting with its mean.
+
+    path: an npz file, or the folder that holds `<name>.npz`, with the arrays of the published tanh network:
+    `fc_layers.{i}.weight` [out, in], `fc_layers.{i}.bias` [out], `in_shift`, `in_scale` [D], `out_shift`, `out_scale` [A].
+    Raises RealrlError without a path, on an unreadable file and on arrays that are missing, misshapen or not finite.
+    """
+    if path is None:
+        raise RealrlError(f"adroit/{name}: its expert is a trained network, give its npz file as path; the published ones are in "
+                          "https://github.com/aravindr93/hand_dapg (dapg/policies)")
+    file = Path(path) / f"{name}.npz" if Path(path).is_dir() else Path(path)
+    return ScriptedPolicy(f"dapg-{name}", functools.partial(_control, *_load_network(file, *_SIZES[name])))
+
+
+def _control(layers: list[tuple[Array, Array]], scales: list[Array], states: Array) -> Array:
+    """The network's actions [B, A] for states [B, D]; a function of the module, so that worker processes can be sent it.
+
+    Row by row: a matrix product's rounding depends on how many rows it has, an expert's actions must not.
+    """
+    return np.stack([_mean(layers, scales, s) for s in states])
+
+
+def _mean(layers: list[tuple[Array, Array]], scales: list[Array], state: Array) -> Array:
+    in_shift, in_scale, out_shift, out_scale = scales
+    x = (state.astype(np.float64) - in_shift) / (in_scale + 1e-8)
+    for weight, bias in layers[:-1]:
+        x = np.tanh(weight @ x + bias)
+    action: Array = (layers[-1][0] @ x + layers[-1][1]) * out_scale + out_shift
+    return action
+
+
+def _load_network(file: Path, obs_dim: int, action_dim: int) -> tuple[list[tuple[Array, Array]], list[Array]]:
+    """The layers (weight, bias) and the four shift and scale vectors of a network file, checked."""
+    try:
+        stored = np.load(file, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array")
+        with stored:
+            arrays = {key: stored[key] for key in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise RealrlError(f"{file}: cannot read an expert from it ({error}); it must be an npz file") from error
+    if str(arrays.get("nonlinearity", "tanh")) != "tanh":
+        raise RealrlError(f"{file}: its nonlinearity is {arrays['nonlinearity']}, only tanh networks are known")
+
+    def take(key: str, *shape: int) -> Array:
+        if key not in arrays:
+            raise RealrlError(f"{file}: no array {key!r} in it, it has {', '.join(sorted(arrays)) or 'none'}")
+        array: Array = arrays[key]
+        if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise RealrlError(f"{file}: {key} is {array.dtype} {list(array.shape)}, expected finite floats {list(shape)}; "
+                              "is it the expert of another task?")
+        array = array.astype(np.float64)
+        return array
+
+    count = sum(key.startswith("fc_layers.") and key.endswith(".weight") for key in arrays)
+    if not count:
+        take("fc_layers.0.weight")
+    hidden = [len(np.atleast_1d(arrays.get(f"fc_layers.{i}.weight", np.zeros(0)))) for i in range(count - 1)]
+    widths = [obs_dim, *hidden, action_dim]
+    layers = [(take(f"fc_layers.{i}.weight", widths[i + 1], widths[i]), take(f"fc_layers.{i}.bias", widths[i + 1]))
+              for i in range(count)]
+    return layers, [take("in_shift", obs_dim), take("in_scale", obs_dim), take("out_shift", action_dim), take("out_scale", action_dim)]

@@ -1,0 +1,156 @@
+"""What all suites share: the task's description, the episode rules of an environment, and scripted experts.
+
+A suite is one module beside this one with three functions: `names()`, `make(name, *, reward, horizon)` and
+`expert(name, path)`. Its environment fills in two methods, `_begin` and `_advance`; the rules that must not differ between
+suites (seeding, clipping, reward kinds, who ends an episode) are here, once.
+"""
+
+from __future__ import annotations
+
+import operator
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsIndex, cast
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict
+
+from realrl.types import Array, Obs, Plan, Policy, RealrlError, State
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a task is. dt: seconds of a control step; horizon: steps after which an episode is truncated; text: in words."""
+
+    suite: str
+    name: str
+    obs_dim: int
+    action_dim: int
+    horizon: int
+    dt: float
+    text: str
+
+    @property
+    def id(self) -> str:
+        """The name that `realrl.envs.make` takes, "suite/name"."""
+        return f"{self.suite}/{self.name}"
+
+
+class RobotEnv(gymnasium.Env[Obs, Array]):
+    """One robot and one task. Observation {"state": float32 [D]}, action float32 [A] in [-1, 1].
+
+    Actions are clipped to [-1, 1] and rescaled to `native_low`..`native_high`, the bounds of the suite. Rewards:
+    "sparse" pays 1 at the first success and terminates there; "dense" pays the suite's own reward and goes on.
+    `info["success"]` says whether the task is solved at this very step. An episode is truncated at the horizon.
+    """
+
+    def __init__(self, task: TaskSpec, *, reward: str | None = "sparse", kinds: Sequence[str] = ("sparse", "dense"),
+                 native_low: Array | float = -1.0, native_high: Array | float = 1.0) -> None:
+        """reward: one of `kinds`, None for the first of them. Raises RealrlError on another or a horizon below 1."""
+        self.reward_kind = pick_reward(task.id, reward, kinds)
+        if task.horizon < 1:
+            raise RealrlError(f"{task.id}: horizon is {task.horizon}, it must be at least 1 step")
+        self.task = task
+        space = Dict({"state": Box(-np.inf, np.inf, (task.obs_dim,), np.float32)})
+        self.observation_space = cast("gymnasium.Space[Obs]", space)
+        self.action_space = Box(-1.0, 1.0, (task.action_dim,), np.float32)
+        self._low = np.broadcast_to(np.asarray(native_low, np.float64), (task.action_dim,))
+        self._half = (np.broadcast_to(np.asarray(native_high, np.float64), (task.action_dim,)) - self._low) / 2
+        self._t = -1  # -1: no episode is running
+
+    def reset(self, *, seed: SupportsIndex | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
+        """Start the episode that belongs to `seed`: the same one whatever this object or process ran before.
+
+        Raises RealrlError without a seed >= 0: an unseeded episode could never be repeated.
+        """
+        if seed is None or operator.index(seed) < 0:
+            raise RealrlError(f"{self.task.id}: reset needs a seed >= 0, e.g. reset(seed=0), so that the episode can be repeated")
+        seed = operator.index(seed)  # numpy's integers are welcome, gymnasium wants Python's
+        super().reset(seed=seed)
+        self._t = 0
+        return self._observe(self._begin(seed)), {"success": False}
+
+    def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        """One control step. Raises RealrlError on an action that is not finite or not [A], or when no episode is running."""
+        if self._t < 0:
+            raise RealrlError(f"{self.task.id}: no episode is running, call reset(seed=...) first")
+        action = np.asarray(action, np.float64)
+        if action.shape != (self.task.action_dim,) or not np.isfinite(action).all():
+            raise RealrlError(f"{self.task.id}: an action must be {self.task.action_dim} finite numbers in [-1, 1], got {action}")
+        native = self._low + (np.clip(action, -1.0, 1.0) + 1.0) * self._half
+        state, reward, terminated, success = self._advance(native)
+        if self.reward_kind == "sparse":
+            reward, terminated = float(success), terminated or success
+        self._t += 1
+        truncated = not terminated and self._t >= self.task.horizon
+        if terminated or truncated:
+            self._t = -1
+        return self._observe(state), float(reward), bool(terminated), truncated, {"success": bool(success)}
+
+    @abstractmethod
+    def _begin(self, seed: int) -> Array:
+        """Put the world into the start that belongs to `seed` (`self.np_random` is seeded with it) and return the state [D]."""
+
+    @abstractmethod
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        """Run one control step with a native action [A]: (state [D], own reward, whether the task itself ended, success)."""
+
+    def _observe(self, state: Array) -> Obs:
+        state = np.array(state, np.float32)  # a copy: simulators hand out views of buffers they write again
+        assert state.shape == (self.task.obs_dim,), f"{self.task.id}: state {state.shape}, expected ({self.task.obs_dim},)"
+        return {"state": state}
+
+
+def pick_reward(task: str, reward: str | None, kinds: Sequence[str]) -> str:
+    """The reward asked for, the first of `kinds` for None. Raises RealrlError when the task does not have it."""
+    if reward is None:
+        return kinds[0]
+    if reward not in kinds:
+        raise RealrlError(f"{task}: no {reward!r} reward, this task has {' and '.join(map(repr, kinds))}")
+    return reward
+
+
+class ScriptedPolicy:
+    """A memoryless expert: `control` maps states [B, D] to actions [B, A]; what exceeds [-1, 1] is clipped."""
+
+    chunk = 1
+    n_obs = 1
+
+    def __init__(self, name: str, control: Callable[[Array], Array]) -> None:
+        self.name = name
+        self._control = control
+
+    def start(self, batch: int) -> State:
+        """Nothing to remember."""
+        return {}
+
+    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        """obs["state"]: [B, H, D], the last of H counts -> action [B, 1, A]. `greedy` and `rng` change nothing here."""
+        action = np.asarray(self._control(obs["state"][:, -1]), np.float32)
+        return Plan(np.clip(action, -1.0, 1.0)[:, None]), state
+
+
+class NoisyPolicy:
+    """Another policy with Gaussian noise of standard deviation `noise` on its actions, then clipped: a worse demonstrator.
+
+    The noise is the demonstrator's own, so it is added when `greedy` too; it comes from each row's generator.
+    """
+
+    def __init__(self, inner: Policy, noise: float) -> None:
+        if not noise >= 0:
+            raise RealrlError(f"expert {inner.name}: noise is {noise}, a standard deviation cannot be negative")
+        self.name = f"{inner.name}+noise{noise:g}"
+        self.chunk, self.n_obs = inner.chunk, inner.n_obs
+        self._inner, self._noise = inner, noise
+
+    def start(self, batch: int) -> State:
+        """Fresh memory of the inner policy."""
+        return self._inner.start(batch)
+
+    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        """The inner plan [B, K, A] with noise."""
+        plan, state = self._inner.act(obs, state, greedy=greedy, rng=rng)
+        noise = np.stack([g.standard_normal(plan.action.shape[1:]) for g in rng]) * self._noise
+        return Plan(np.clip(plan.action + noise, -1.0, 1.0).astype(np.float32), plan.extra), state

@@ -1,0 +1,162 @@
+"""Toy tasks in plain numpy, microseconds a step, whose answers are known: for tests and for trying a method out.
+
+- "toy/identity": one step; the observation is a point in [-1, 1]^2, the right action is that point.
+- "toy/obstacle": drive a point from the left to a goal on the right, around a disc in the middle. Demonstrations pass it on
+  either side, at random: their mean hits it.
+- "toy/line": a point on a line, `steps` steps from the goal; its optimal values are known in closed form (`line_value`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from realrl.envs.base import RobotEnv, ScriptedPolicy, TaskSpec
+from realrl.types import Array, Obs, Plan, Policy, RealrlError, State
+
+
+def names() -> tuple[str, ...]:
+    """All task names of this suite."""
+    return ("identity", "obstacle", "line")
+
+
+def make(name: str, *, reward: str | None = None, horizon: int | None = None) -> RobotEnv:
+    """Environment `name` of `names()`; default reward sparse."""
+    if name == "identity":
+        return IdentityEnv(reward, horizon)
+    return ObstacleEnv(reward, horizon) if name == "obstacle" else LineEnv(reward, horizon)
+
+
+def expert(name: str, path: str | Path | None = None) -> Policy:
+    """The scripted expert, which always succeeds. Raises RealrlError when given a path: it needs no file."""
+    if path is not None:
+        raise RealrlError(f"toy/{name}: its expert is a script and takes no file, leave out the path {str(path)!r}")
+    if name == "obstacle":
+        return ObstacleExpert()
+    if name == "identity":
+        return ScriptedPolicy("script-identity", np.array)
+    return ScriptedPolicy("script-line", np.ones_like)
+
+
+class IdentityEnv(RobotEnv):
+    """State: a uniform point in [-1, 1]^2. Success: the action is within 0.1 of it. One step, then the task has ended.
+
+    Dense reward: minus the distance. The best return is 1 (sparse) or 0 (dense).
+    """
+
+    TOLERANCE = 0.1
+
+    def __init__(self, reward: str | None, horizon: int | None) -> None:
+        super().__init__(TaskSpec("toy", "identity", 2, 2, 1 if horizon is None else horizon, 0.1, "answer with the point you see"),
+                         reward=reward)
+
+    def _begin(self, seed: int) -> Array:
+        # float32, as it is observed: an action equal to the observation is exactly right
+        self._point = self.np_random.uniform(-1.0, 1.0, 2).astype(np.float32)
+        return self._point
+
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        distance = float(np.linalg.norm(action - self._point))
+        return self._point, -distance, True, distance <= self.TOLERANCE
+
+
+class ObstacleEnv(RobotEnv):
+    """State: the point's position [2]. Action: its velocity, up to `SPEED` a step in x and in y.
+
+    It starts at x = -1 with y uniform in [-0.3, 0.3]; success is to come within `REACH` of (1, 0). A disc of radius `RADIUS`
+    lies at the origin: to touch it ends the episode without success. The arena is [-1.2, 1.2] x [-1, 1].
+    Dense reward: progress towards the goal in a straight line, minus 1 for the collision.
+    """
+
+    SPEED = 0.1
+    RADIUS = 0.3
+    REACH = 0.15
+    GOAL = np.array([1.0, 0.0])
+    EDGE = np.array([1.2, 1.0])
+
+    def __init__(self, reward: str | None, horizon: int | None) -> None:
+        super().__init__(TaskSpec("toy", "obstacle", 2, 2, 40 if horizon is None else horizon, 0.1, "go around the disc to the goal"),
+                         reward=reward)
+
+    def _begin(self, seed: int) -> Array:
+        self._at = np.array([-1.0, self.np_random.uniform(-0.3, 0.3)])
+        return self._at
+
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        before, self._at = self._at, np.clip(self._at + self.SPEED * action, -self.EDGE, self.EDGE)
+        hit = _nearest_to_origin(before, self._at) < self.RADIUS
+        left = float(np.linalg.norm(self._at - self.GOAL))
+        progress = float(np.linalg.norm(before - self.GOAL)) - left
+        return self._at, progress - hit, hit, left <= self.REACH and not hit
+
+
+def _nearest_to_origin(a: Array, b: Array) -> float:
+    """Distance from the origin to the segment a-b, so that no step jumps over a corner of the disc."""
+    d = b - a
+    length2 = float(d @ d)
+    t = min(max(-float(a @ d) / length2, 0.0), 1.0) if length2 > 0 else 0.0
+    return float(np.linalg.norm(a + t * d))
+
+
+class ObstacleExpert:
+    """Passes the disc on a side drawn once per episode from the row's generator and remembered in the state (`side`: [B])."""
+
+    name = "script-obstacle"
+    chunk = 1
+    n_obs = 1
+
+    def start(self, batch: int) -> State:
+        """side 0: not chosen yet."""
+        return {"side": torch.zeros(batch)}
+
+    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        """obs["state"]: [B, H, 2] -> action [B, 1, 2] of length 1. `greedy` changes nothing: both sides are equally good."""
+        at = obs["state"][:, -1].astype(np.float64)
+        side = np.array([s if s else g.choice((-1.0, 1.0)) for s, g in zip(state["side"].tolist(), rng, strict=True)])
+        beside = np.stack([np.full_like(side, 0.1), 0.65 * side], -1)  # a little past the disc, well clear of it
+        way = np.where(at[:, :1] < 0, beside, ObstacleEnv.GOAL) - at
+        action = way / np.maximum(np.linalg.norm(way, axis=-1, keepdims=True), 1e-9)
+        return Plan(action.astype(np.float32)[:, None]), {"side": torch.tensor(side, dtype=torch.float32)}
+
+
+class LineEnv(RobotEnv):
+    """State: distance to the goal [1], in (0, 1]; it starts at 1/5, 2/5 .. 5/5, each equally likely.
+
+    Action 1 comes one cell (1/5) nearer, -1 one cell further away, at most to 1. Success at distance 0. Dense reward: -1 a step,
+    0 at the goal. The best action is 1 everywhere; `line_value` has the values.
+    """
+
+    CELLS = 5
+
+    def __init__(self, reward: str | None, horizon: int | None) -> None:
+        super().__init__(TaskSpec("toy", "line", 1, 1, 20 if horizon is None else horizon, 0.1, "walk to the end of the line"),
+                         reward=reward)
+
+    def _begin(self, seed: int) -> Array:
+        self._cells_left = float(self.np_random.integers(1, self.CELLS + 1))
+        return np.array([self._cells_left / self.CELLS])
+
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        self._cells_left = min(max(self._cells_left - float(action[0]), 0.0), float(self.CELLS))
+        there = self._cells_left < _LINE_TOLERANCE
+        return np.array([self._cells_left / self.CELLS]), float(there) - 1.0, False, there
+
+
+_LINE_TOLERANCE = 1e-3  # of a cell: actions arrive in float32
+
+
+def line_value(distance: Array, gamma: float, action: Array | None = None) -> Array:
+    """The optimal value of "toy/line" under the sparse reward. distance: [...], as observed -> [...].
+
+    With n = ceil(5 distance) steps to go, V*(distance) = gamma^(n - 1), and 0 at the goal, where the episode has ended.
+    Given `action` [...] in [-1, 1]: Q*(distance, action) = 1 if it reaches the goal, else gamma V*(the distance it leads to).
+    """
+    cells = np.asarray(distance, np.float64) * LineEnv.CELLS
+    if action is None:
+        steps = np.ceil(cells - _LINE_TOLERANCE)
+        return np.where(steps > 0, gamma ** (np.maximum(steps, 1) - 1), 0.0)
+    after = np.clip(cells - action, 0.0, LineEnv.CELLS)
+    return np.where(after < _LINE_TOLERANCE, 1.0, gamma * line_value(after / LineEnv.CELLS, gamma))

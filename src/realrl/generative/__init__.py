@@ -1,0 +1,1 @@
+"""Generative heads: diffusion with per-step likelihoods, and its one-step consistency student."""

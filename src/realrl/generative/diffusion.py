@@ -1,0 +1,130 @@
+"""Denoising diffusion over action chunks, with the per-step likelihoods that RL needs.
+
+RL-100 (arXiv 2510.14830), section 2: noise prediction, stochastic DDIM whose clipped sigma is the same in the mean, in the noise
+and in the log-probability. The K-step chain is the denoising MDP: state x_k, sub-action x_{k-1}.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from realrl.losses import gaussian_logp
+from realrl.types import RealrlError
+
+NoiseNet = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The noise schedule and its sampler; saved with every checkpoint, because mixing samplers between stages destroys a policy."""
+
+    train_steps: int = 100
+    """T, noise levels seen in imitation."""
+    steps: int = 10
+    """S, denoising steps at act time."""
+    offset: int = 5
+    """Noise level of the last denoising step; the chain visits offset + i T/S. Above 0 every stochastic step has room for noise worth
+    learning from: with 0 the last of them has sigma 0.025, and its likelihood ratio alone uses up the whole trust region."""
+    sigma_min: float = 0.01
+    """Smallest noise of a stochastic step (inside the DDIM bound)."""
+    sigma_max: float = 0.1
+    """Largest noise of a stochastic step (inside the DDIM bound). The larger, the further one update may move a policy."""
+    greedy: Literal["mean", "ddim"] = "mean"
+    """The deterministic sampler. mean: the stochastic sampler with its noise left out, the mode of what RL improves;
+    ddim: the probability-flow chain (eta = 0), another policy, which RL with a large sigma does not improve alike."""
+
+
+class Diffusion(nn.Module):
+    """Schedule and sampler; no learned weights. Chunks are [B, K, A] in [-1, 1]; step k counts from 0 (pure noise) to S-1 (last).
+
+    The final step lands on the clean action, where the DDIM bound leaves no room for noise (sigma = 0); it is deterministic and
+    does not enter a likelihood. `likely` lists the steps that do.
+    """
+
+    def __init__(self, cfg: DiffusionConfig) -> None:
+        super().__init__()
+        if not 1 <= cfg.steps <= cfg.train_steps:
+            raise RealrlError(f"diffusion.steps: {cfg.steps} must lie in 1..{cfg.train_steps} (train_steps)")
+        if not 0 < cfg.sigma_min <= cfg.sigma_max:
+            raise RealrlError(f"diffusion.sigma_min: {cfg.sigma_min} must be positive and at most sigma_max ({cfg.sigma_max})")
+        self.cfg = cfg
+        stride = cfg.train_steps // cfg.steps
+        if not 0 <= cfg.offset < stride + cfg.train_steps % cfg.steps:
+            raise RealrlError(f"diffusion.offset: {cfg.offset} must lie in 0..{stride - 1} (train_steps / steps - 1)")
+        abar = squared_cosine(cfg.train_steps)
+        t = torch.arange(cfg.steps - 1, -1, -1) * stride + cfg.offset
+        now, after = abar[t], torch.cat([abar[t[1:]], abar.new_ones(1)])
+        sigma = ddpm_sigma(now, after).clamp(cfg.sigma_min, cfg.sigma_max).minimum((1 - after).sqrt())
+        tables = {"abar": abar, "now": now, "after": after, "sigma": sigma, "direction": (1 - after - sigma**2).clamp(min=0).sqrt()}
+        for name, value in tables.items():
+            self.register_buffer(name, value.float(), persistent=False)
+        self.register_buffer("t", t, persistent=False)
+        self.likely: list[int] = [k for k in range(cfg.steps) if sigma[k] > 0]
+        self.abar: Tensor
+        self.now: Tensor
+        self.after: Tensor
+        self.sigma: Tensor
+        self.direction: Tensor
+        self.t: Tensor
+
+    def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. x0, noise: [B, K, A]; t: [B] in 0..T-1."""
+        abar = self.abar[t][:, None, None]
+        return abar.sqrt() * x0 + (1 - abar).sqrt() * noise
+
+    def mean(self, net: NoiseNet, x: Tensor, k: Tensor, cond: Tensor, *, stochastic: bool = True) -> Tensor:
+        """Mean of the sub-policy at step k [B]: where x [B, K, A] goes next. Section 2 of the paper's method, stochastic DDIM."""
+        eps = net(x, self.t[k], cond)
+        now, after = self.now[k][:, None, None], self.after[k][:, None, None]
+        clean = ((x - (1 - now).sqrt() * eps) / now.sqrt()).clamp(-1.0, 1.0)
+        direction = self.direction[k][:, None, None] if stochastic else (1 - after).clamp(min=0).sqrt()
+        return after.sqrt() * clean + direction * eps
+
+    def logp(self, x_next: Tensor, mean: Tensor, k: Tensor) -> Tensor:
+        """Log-probability [B] of landing on x_next [B, K, A] at step k [B], which must be one of `likely`."""
+        return gaussian_logp(x_next, mean, self.sigma[k])
+
+    def sample(self, net: NoiseNet, cond: Tensor, noise: Tensor, *, stochastic: bool) -> Tensor:
+        """Run the whole chain. cond: [B, C]; noise: [B, S+1, K, A] (row 0 starts it, row k+1 is step k's; a deterministic chain
+        needs row 0 only, see `DiffusionConfig.greedy`). Returns the chain [B, S+1, K, A]; its last entry is the action chunk."""
+        x = noise[:, 0]
+        same_mean = stochastic or self.cfg.greedy == "mean"
+        chain = [x]
+        for k in range(self.cfg.steps):
+            index = torch.full((len(x),), k, device=x.device)
+            x = self.mean(net, x, index, cond, stochastic=same_mean)
+            if stochastic and self.sigma[k] > 0:
+                x = x + self.sigma[k] * noise[:, k + 1]
+            chain.append(x)
+        return torch.stack(chain, 1)
+
+
+def squared_cosine(steps: int) -> Tensor:
+    """abar_t, t = 0..steps-1, of the squared-cosine schedule (arXiv 2102.09672, eq. 17), betas capped at 0.999. [steps] float64."""
+    def level(u: float) -> float:
+        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = [min(1 - level((i + 1) / steps) / level(i / steps), 0.999) for i in range(steps)]
+    return (1 - torch.tensor(betas, dtype=torch.float64)).cumprod(0)
+
+
+def ddpm_sigma(now: Tensor, after: Tensor) -> Tensor:
+    """Standard deviation of DDIM with eta = 1 between noise levels abar `now` -> `after` (arXiv 2010.02502, eq. 16)."""
+    return ((1 - after) / (1 - now) * (1 - now / after)).clamp(min=0).sqrt()
+
+
+def imitation_loss(diffusion: Diffusion, net: NoiseNet, action: Tensor, valid: Tensor, cond: Tensor, generator: torch.Generator,
+                   weight: Tensor | None = None) -> Tensor:
+    """L_IL = E ||eps - eps_theta(a^tau, tau, c)||^2 over valid actions. action: [B, K, A]; valid: [B, K]; weight: [B] or None."""
+    t = torch.randint(diffusion.cfg.train_steps, (len(action),), generator=generator, device=action.device)
+    noise = torch.randn(action.shape, generator=generator, device=action.device)
+    error = (net(diffusion.corrupt(action, t, noise), t, cond) - noise).square().mean(-1) * valid
+    if weight is not None:
+        error = error * weight[:, None]
+    return error.sum() / valid.sum().clamp(min=1)

@@ -1,0 +1,112 @@
+"""Imitation: fit a diffusion policy to recorded actions.
+
+Every batch is a function of (seed, stage, step), so a run that is resumed from a checkpoint continues to the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from realrl.data.views import ChunkView
+from realrl.generative.diffusion import imitation_loss
+from realrl.policy import DiffusionPolicy
+from realrl.run import derive
+
+Log = Callable[[int, Mapping[str, float]], None]
+Save = Callable[[int, Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class ImitationConfig:
+    """Behaviour cloning with the denoising loss."""
+
+    steps: int = 1500
+    """Gradient steps."""
+    batch: int = 256
+    """Chunks per step."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW (cosine decay after the warm-up)."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 1e-6
+    """AdamW's."""
+    ema: float = 0.75
+    """Power of the weight average: decay = min(1 - (1 + step)^-power, 0.9999)."""
+
+
+def cosine(step: int, steps: int, warmup: int) -> float:
+    """Learning-rate factor at `step` of `steps`: linear warm-up, then half a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def averaged(module: torch.nn.Module, power: float) -> AveragedModel:
+    """torch's weight average with Diffusion Policy's warming decay."""
+    @torch.no_grad()
+    def update(average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        decay = min(1 - (1 + int(count)) ** -power, 0.9999)
+        return average.lerp(value, 1 - decay)
+
+    return AveragedModel(module, avg_fn=update)
+
+
+def generator(seed: int, *tags: int | str, device: str | torch.device = "cpu") -> torch.Generator:
+    """A fresh generator for one purpose, see `run.derive`."""
+    return torch.Generator(device).manual_seed(derive(seed, *tags))
+
+
+class Imitation:
+    """L_IL of RL-100, section 2: noise prediction on recorded chunks; the averaged weights become the policy's.
+
+    Call `update` cfg.steps times, then `finish`; `state_dict` holds all that continuing needs. weight: [N] per decision, None for
+    plain cloning.
+    """
+
+    def __init__(self, policy: DiffusionPolicy, view: ChunkView, cfg: ImitationConfig, *, seed: int, weight: Tensor | None = None) -> None:
+        self.policy, self.view, self.cfg, self.seed, self.weight = policy, view, cfg, seed, weight
+        self.net = policy.net.requires_grad_(True).train()
+        self.average = averaged(self.net, cfg.ema)
+        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=cfg.lr, betas=(0.95, 0.999), weight_decay=cfg.weight_decay)
+        self.step = 0
+
+    def update(self) -> float:
+        """One gradient step; returns the loss."""
+        random = generator(self.seed, "imitation", self.step, device=self.policy.device)
+        torch.manual_seed(derive(self.seed, "dropout", self.step))
+        index = torch.randint(len(self.view), (self.cfg.batch,), generator=random, device=self.policy.device)
+        batch = self.view.batch(index)
+        self.optimiser.param_groups[0]["lr"] = self.cfg.lr * cosine(self.step, self.cfg.steps, self.cfg.warmup)
+        loss = imitation_loss(self.policy.diffusion, self.net, batch.action, batch.valid, self.policy.encode(batch.obs), random,
+                              None if self.weight is None else self.weight[index])
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimiser.step()
+        self.average.update_parameters(self.net)
+        self.step += 1
+        return float(loss.detach())
+
+    def finish(self) -> None:
+        """Give the policy the averaged weights."""
+        self.net.load_state_dict(self.average.module.state_dict())
+        self.net.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, average, optimiser and step."""
+        return {"net": self.net.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
+                "step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.net.load_state_dict(state["net"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step = state["step"]

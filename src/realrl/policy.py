@@ -1,0 +1,199 @@
+"""Policies that realrl trains: the diffusion policy with its two products (DDIM and one-step), and a Gaussian for comparison.
+
+A policy holds its normaliser and its sampler, so a folder written by `save` is all that a robot needs.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from realrl import config
+from realrl.generative.diffusion import Diffusion, DiffusionConfig
+from realrl.nets.mlp import SkipNet, mlp
+from realrl.nets.normalise import Normaliser
+from realrl.nets.unet1d import UNet1d
+from realrl.run import read_parts, save_parts, write_json
+from realrl.types import Obs, Plan, RealrlError, State
+
+Head = Literal["ddim", "one-step"]
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What a diffusion policy looks at, how far it plans, and its network."""
+
+    chunk: int = 4
+    """K, actions planned and executed per decision; 1 = single-action control."""
+    n_obs: int = 1
+    """H, observations it sees (Meta-World's 39 numbers hold two frames already)."""
+    net: Literal["skip", "unet"] = "skip"
+    """skip: residual MLP, fast, for short chunks; unet: 1-D U-Net, for chunks of 8 and more."""
+    hidden: int = 256
+    """Width of the skip-net, or the U-Net's first level (doubled at each of three levels)."""
+    blocks: int = 3
+    """Residual blocks of the skip-net."""
+    dropout: float = 0.0
+    """Dropout of the skip-net, in imitation only."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    """Noise schedule and sampler."""
+
+
+def make_net(cfg: PolicyConfig, action_dim: int, cond: int) -> nn.Module:
+    """The noise (or clean-action) network: (x [B, K, A], t [B], cond [B, C]) -> [B, K, A]."""
+    steps = cfg.diffusion.train_steps
+    if cfg.net == "skip":
+        return SkipNet(cfg.chunk, action_dim, cond, steps=steps, hidden=cfg.hidden, blocks=cfg.blocks, dropout=cfg.dropout)
+    return UNet1d(action_dim, cond, steps=steps, sizes=(cfg.hidden, 2 * cfg.hidden, 4 * cfg.hidden))
+
+
+class DiffusionPolicy(nn.Module):
+    """A denoising policy over chunks [B, K, A] in [-1, 1] from `observation.state` [B, H, D]; see `types.Policy`.
+
+    `head` picks the product: "ddim" runs the S-step chain (stochastic while exploring, deterministic when greedy), "one-step" the
+    consistency student C(x, tau_S), one network call.
+    """
+
+    def __init__(self, cfg: PolicyConfig, obs_dim: int, action_dim: int, *, name: str = "policy") -> None:
+        super().__init__()
+        self.cfg, self.obs_dim, self.action_dim, self.name = cfg, obs_dim, action_dim, name
+        self.chunk, self.n_obs = cfg.chunk, cfg.n_obs
+        self.head: Head = "ddim"
+        self.normaliser = Normaliser(obs_dim)
+        self.diffusion = Diffusion(cfg.diffusion)
+        self.net = make_net(cfg, action_dim, cfg.n_obs * obs_dim)
+        self.student = make_net(cfg, action_dim, cfg.n_obs * obs_dim)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.normaliser.mean.device
+
+    def encode(self, obs: dict[str, Tensor]) -> Tensor:
+        """The condition c_t: normalised, concatenated observations. obs["state"]: [B, H, D] -> [B, H*D]."""
+        state = obs["state"]
+        if state.shape[1:] != (self.n_obs, self.obs_dim):
+            raise RealrlError(f"observation 'state' has shape {list(state.shape[1:])} but the policy was trained on "
+                              f"[{self.n_obs}, {self.obs_dim}] (history, features): use the task and n_obs it was trained with")
+        out: Tensor = self.normaliser(state).flatten(1)
+        return out
+
+    def one_step(self, x: Tensor, cond: Tensor, k: int = 0) -> Tensor:
+        """The consistency student's clean action from x [B, K, A] at the noise level of denoising step k."""
+        t = self.diffusion.t[k].expand(len(x))
+        y: Tensor = self.student(x, t, cond)
+        return y.clamp(-1.0, 1.0)
+
+    def start(self, batch: int) -> State:
+        """A diffusion policy remembers nothing."""
+        return {}
+
+    @torch.inference_mode()
+    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        """Plan chunks from observations (state: [B, H, D]). Exploring with the DDIM head returns the chain [B, S+1, K, A]."""
+        cond = self.encode({"state": torch.as_tensor(obs["state"], dtype=torch.float32, device=self.device)})
+        explore = not greedy and self.head == "ddim"
+        rows = self.cfg.diffusion.steps + 1 if explore else 1
+        shape = (rows, self.chunk, self.action_dim)
+        noise = torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in rng])).to(self.device)
+        if self.head == "one-step":
+            return Plan(self.one_step(noise[:, 0], cond).cpu().numpy()), state
+        chain = self.diffusion.sample(self.net, cond, noise, stochastic=explore)
+        action = chain[:, -1].clamp(-1.0, 1.0).cpu().numpy()
+        return Plan(action, {"chain": chain.cpu().numpy()} if explore else {}), state
+
+    def with_head(self, head: Head, name: str | None = None) -> DiffusionPolicy:
+        """A frozen copy that acts with the given head."""
+        other = copy.deepcopy(self).eval().requires_grad_(False)
+        other.head, other.name = head, name or self.name
+        return other
+
+    def save(self, path: Path, *, task: str) -> None:
+        """Write a folder that `load` reads: policy.json (what it is) and weights in safetensors."""
+        path.mkdir(parents=True, exist_ok=True)
+        save_parts(path, 0, {"weights": self})
+        write_json(path / "policy.json", {
+            "kind": "diffusion", "format": 1, "task": task, "head": self.head, "name": self.name, "obs_dim": self.obs_dim,
+            "action_dim": self.action_dim, "config": config.to_dict(self.cfg)})
+
+
+class GaussianPolicy(nn.Module):
+    """tanh-free diagonal Gaussian over chunks, the policy class of plain IQL (for comparison). See `types.Policy`."""
+
+    def __init__(self, cfg: PolicyConfig, obs_dim: int, action_dim: int, *, name: str = "gaussian") -> None:
+        super().__init__()
+        self.cfg, self.obs_dim, self.action_dim, self.name = cfg, obs_dim, action_dim, name
+        self.chunk, self.n_obs = cfg.chunk, cfg.n_obs
+        self.normaliser = Normaliser(obs_dim)
+        self.trunk = mlp(cfg.n_obs * obs_dim, cfg.chunk * action_dim, (cfg.hidden,) * cfg.blocks)
+        self.log_std = nn.Parameter(torch.full((cfg.chunk, action_dim), -1.0))
+
+    def encode(self, obs: dict[str, Tensor]) -> Tensor:
+        """[B, H, D] -> [B, H*D]."""
+        out: Tensor = self.normaliser(obs["state"]).flatten(1)
+        return out
+
+    def distribution(self, cond: Tensor) -> torch.distributions.Normal:
+        """Action distribution [B, K, A]."""
+        mean = self.trunk(cond).view(-1, self.chunk, self.action_dim).tanh()
+        return torch.distributions.Normal(mean, self.log_std.clamp(-4.0, 1.0).exp().expand_as(mean))
+
+    def start(self, batch: int) -> State:
+        """No memory."""
+        return {}
+
+    @torch.inference_mode()
+    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        """The mean when greedy, a sample otherwise."""
+        dist = self.distribution(self.encode({"state": torch.as_tensor(obs["state"], dtype=torch.float32)}))
+        action = dist.mean
+        if not greedy:
+            noise = np.stack([g.standard_normal((self.chunk, self.action_dim), dtype=np.float32) for g in rng])
+            action = action + dist.stddev * torch.from_numpy(noise)
+        return Plan(action.clamp(-1.0, 1.0).numpy()), state
+
+
+def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[DiffusionPolicy, str]:
+    """The policy in a folder written by `DiffusionPolicy.save`, ready to act, and the task it was trained on.
+
+    Raises RealrlError when the folder is no policy, is damaged, or was written by a newer format.
+    """
+    path = Path(path)
+    about: dict[str, Any] = read_policy_json(path)
+    cfg = config.from_dict(PolicyConfig, about["config"], source=str(path / "policy.json"))
+    policy = DiffusionPolicy(cfg, about["obs_dim"], about["action_dim"], name=about["name"])
+    policy.head = about["head"]
+    _, parts = read_parts(path)
+    try:
+        policy.load_state_dict(parts["weights"])
+    except (RuntimeError, KeyError) as error:
+        raise RealrlError(f"{path}: the weights do not fit policy.json ({str(error).splitlines()[0]}): save the policy again") from None
+    return policy.to(device).eval().requires_grad_(False), about["task"]
+
+
+def read_policy_json(path: Path) -> dict[str, Any]:
+    """The description of a saved policy, checked. Raises RealrlError."""
+    file = path / "policy.json"
+    try:
+        about = json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise RealrlError(f"{path}: no policy here (policy.json is missing): give the folder a run wrote, e.g. runs/main/policy") from None
+    except ValueError as error:
+        raise RealrlError(f"{file}: not valid JSON ({error}): the file is damaged, export the policy again") from None
+    if not isinstance(about, dict):
+        raise RealrlError(f"{file}: holds no object but a {type(about).__name__}: the file is damaged, export the policy again")
+    if about.get("format") != 1 or about.get("kind") != "diffusion":
+        raise RealrlError(f"{file}: kind {about.get('kind')!r}, format {about.get('format')!r}; this version reads diffusion, format 1")
+    missing = [key for key in ("task", "head", "name", "obs_dim", "action_dim", "config") if key not in about]
+    if missing:
+        raise RealrlError(f"{file}: {', '.join(missing)} is missing: the file is damaged, export the policy again")
+    out: dict[str, Any] = about
+    return out

@@ -1,0 +1,121 @@
+"""PPO over the denoising steps of a diffusion policy: the one objective of both RL stages of RL-100 (arXiv 2510.14830, section 4).
+
+Every step k of a decision's chain is an action of a Gaussian sub-policy, pi(x_{k-1} | x_k, s), so the likelihood ratio of each is
+known exactly; all steps of a decision share its environment-level advantage (as in DPPO, arXiv 2409.00588).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from realrl.losses import clipped_surrogate, gaussian_kl
+from realrl.policy import DiffusionPolicy
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """The objective of section 4, J = E sum_k min(r_k A, clip(r_k, 1-eps, 1+eps) A), and how far one fit may move the policy."""
+
+    lr: float = 1e-4
+    """Starting learning rate; multiplied or divided by 1.3 after each fit to hold `target_kl`."""
+    clip: float = 0.15
+    """eps."""
+    epochs: int = 5
+    """Passes per fit."""
+    pairs: float = 0.5
+    """Share of the (decision, denoising step) pairs that a pass looks at."""
+    minibatch: int = 2500
+    """Pairs per gradient step."""
+    target_kl: float = 0.02
+    """KL(old || new) per denoising step that a fit should end at."""
+    max_kl: float = 0.05
+    """A fit stops early here."""
+    grad_clip: float = 1.0
+    """Largest gradient norm."""
+    advantage_clip: float = 5.0
+    """Normalised advantages are clipped to +- this."""
+
+
+class DenoisingPPO:
+    """Improves a diffusion policy by the clipped objective over its denoising steps.
+
+    Every step k of every decision's chain is an action of a Gaussian sub-policy; all steps share the decision's advantage.
+    """
+
+    def __init__(self, policy: DiffusionPolicy, cfg: PPOConfig) -> None:
+        self.policy, self.cfg, self.lr = policy, cfg, cfg.lr
+        self.optimiser = torch.optim.AdamW(policy.net.parameters(), lr=cfg.lr, weight_decay=0.0)
+        self.likely = torch.tensor(policy.diffusion.likely, device=policy.device)
+
+    @torch.no_grad()
+    def means(self, cond: Tensor, chain: Tensor) -> Tensor:
+        """Means of all stochastic steps of recorded chains. cond: [N, C]; chain: [N, S+1, K, A] -> [N, L, K, A]."""
+        steps = [self.policy.diffusion.mean(self.policy.net, chain[:, k], k.expand(len(cond)), cond) for k in self.likely]
+        return torch.stack(steps, 1)
+
+    def fit(self, cond: Tensor, chain: Tensor, advantage: Tensor, random: torch.Generator) -> dict[str, float]:
+        """Improve on N decisions with their chains and advantages [N] under the policy as it is now; returns statistics.
+
+        The reference means are recomputed here, so the ratio is exactly 1 at the start whatever machine drew the chains.
+        """
+        cfg, count = self.cfg, len(self.likely)
+        self.policy.net.requires_grad_(True).eval()  # no dropout: it would shake the ratio
+        spread = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        advantage = spread.clamp(-cfg.advantage_clip, cfg.advantage_clip)
+        old = self.means(cond, chain)
+        kl_k, clip_k, seen = (torch.zeros(count, device=cond.device) for _ in range(3))
+        kl, epochs, norms = 0.0, 0, []
+        while epochs < cfg.epochs and kl <= cfg.max_kl:
+            order = torch.randperm(len(cond) * count, generator=random, device=cond.device)
+            kls = []
+            for pairs in order[: max(int(len(order) * cfg.pairs), 1)].split(cfg.minibatch):
+                n, step = pairs // count, pairs % count
+                ratio, divergence, norm = self._update(cond[n], chain, old[n, step], advantage[n], n, self.likely[step])
+                kls.append(float(divergence.mean()))
+                norms.append(norm)
+                kl_k.index_add_(0, step, divergence)
+                clip_k.index_add_(0, step, ((ratio - 1).abs() > cfg.clip).float())
+                seen.index_add_(0, step, torch.ones_like(ratio))
+            kl, epochs = float(np.mean(kls)), epochs + 1
+        self._adapt(kl)
+        seen = seen.clamp(min=1)
+        per_step = {f"{name}_{k}": float(v) for name, values in (("kl", kl_k / seen), ("clip_fraction", clip_k / seen))
+                    for k, v in zip(self.likely.tolist(), values, strict=True)}
+        return {"kl": kl, "clip_fraction": float((clip_k / seen).mean()), "lr": self.lr, "epochs": epochs,
+                "gradient_norm": float(np.mean(norms)), **per_step}
+
+    def _update(self, cond: Tensor, chain: Tensor, old: Tensor, advantage: Tensor, n: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
+        """One gradient step on pairs (decision n, step k), each [B]: (ratio [B], KL [B], gradient norm)."""
+        diffusion = self.policy.diffusion
+        mean = diffusion.mean(self.policy.net, chain[n, k], k, cond)
+        after = chain[n, k + 1]
+        ratio = (diffusion.logp(after, mean, k) - diffusion.logp(after, old, k)).exp()
+        loss = -clipped_surrogate(ratio, advantage, self.cfg.clip).mean()
+        self.optimiser.param_groups[0]["lr"] = self.lr
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.net.parameters(), self.cfg.grad_clip)
+        self.optimiser.step()
+        return ratio.detach(), gaussian_kl(old, mean.detach(), diffusion.sigma[k]), float(norm)
+
+    def _adapt(self, kl: float) -> None:
+        """Hold the trust region: without it one run in a few collapses, and a rate small enough for all of them learns nothing."""
+        if kl > 1.5 * self.cfg.target_kl:
+            self.lr /= 1.3
+        elif kl < self.cfg.target_kl / 1.5:
+            self.lr *= 1.3
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser and learning rate; the policy's weights are its own."""
+        return {"optimiser": self.optimiser.state_dict(), "lr": self.lr}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.lr = state["lr"]

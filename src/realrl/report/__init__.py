@@ -1,0 +1,11 @@
+"""A run's report: one self-contained HTML page, and the same stage table for the terminal and for Markdown.
+
+Everything comes from files of the run directory (`summary.json`, `metrics.jsonl`, and where there are any `ope.json`,
+`failures.json`, `config.yaml`, `meta.json`); a part whose file is missing is left out with a line that says so.
+Success rates are fractions in the files and per cent on the page.
+"""
+
+from realrl.report.page import write_report
+from realrl.report.tables import markdown_table, stage_table
+
+__all__ = ["markdown_table", "stage_table", "write_report"]

@@ -1,0 +1,1 @@
+"""The boundary between a policy and a robot."""

@@ -1,0 +1,132 @@
+"""The control loop: observe, plan, human, guard, step, record, pace. A robot is a batch of one; simulation runs many.
+
+Slots work decision by decision: one batched plan for all, then every slot carries out its chunk, so the network always sees the
+largest batch there is. An episode's noise comes from a generator of its own, seeded by (noise seed, episode seed): the episode is
+the same whatever else is in the batch and whichever worker runs it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from realrl.types import Array, Env, Episode, Guard, Intervention, Obs, Policy, Source, State, Step
+
+
+@runtime_checkable
+class _Forgetful(Protocol):
+    """A guard that remembers its last action."""
+
+    def reset(self) -> None: ...
+
+
+@dataclass
+class _Slot:
+    """One robot and the episode it is in."""
+
+    env: Env
+    guard: Guard
+    seed: int = -1
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)
+    frames: list[Obs] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    extras: list[dict[str, Array]] = field(default_factory=list)
+
+    def begin(self, seed: int, noise_seed: int) -> None:
+        obs, _ = self.env.reset(seed=seed)
+        self.seed, self.frames, self.steps, self.extras = seed, [obs], [], []
+        self.rng = np.random.default_rng([noise_seed, seed])
+        if isinstance(self.guard, _Forgetful):
+            self.guard.reset()  # a limit on change must not reach over from the episode before
+
+    def history(self, length: int) -> list[Obs]:
+        """The last `length` observations, an episode's first one repeated."""
+        return [self.frames[max(i, 0)] for i in range(len(self.frames) - length, len(self.frames))]
+
+
+@dataclass
+class Pace:
+    """Keeps a fixed control period [s]; a step that comes late is not made up for by hurrying the next ones."""
+
+    period: float
+    due: float = 0.0
+
+    def wait(self) -> None:
+        """Sleep until the next tick."""
+        now = time.monotonic()
+        self.due = max(self.due + self.period, now) if self.due else now + self.period
+        time.sleep(max(self.due - now, 0.0))
+
+
+def rollout(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: Sequence[int], *, greedy: bool, noise_seed: int = 0,
+            task: str = "", source: Source = Source.POLICY, human: Intervention | None = None,
+            pace: Callable[[], None] | None = None) -> Iterator[Episode]:
+    """Run one whole episode for every seed and yield each as it finishes.
+
+    envs, guards: one of each per slot. greedy: the policy's deployed behaviour, else its exploring one. An intervention takes
+    effect at the very step and ends the running plan. Raises ValueError when envs and guards do not pair up.
+    """
+    if len(envs) != len(guards):
+        raise ValueError(f"{len(envs)} envs but {len(guards)} guards: every robot needs its own")
+    slots = [_Slot(env, guard) for env, guard in zip(envs, guards, strict=True)][:len(seeds)]
+    waiting = iter(seeds[len(slots):])
+    for slot, seed in zip(slots, seeds, strict=False):
+        slot.begin(seed, noise_seed)
+    state = policy.start(len(slots))
+    while slots:
+        plan, state = policy.act(_stack(slots, policy.n_obs), state, greedy=greedy, rng=[s.rng for s in slots])
+        keep = []
+        for i, slot in enumerate(slots):
+            slot.extras.append({k: v[i] for k, v in plan.extra.items()})
+            if not _carry_out(slot, plan.action[i, :policy.chunk], source, human, pace):
+                keep.append(i)
+                continue
+            yield _finish(slot, task, policy.name)
+            following = next(waiting, None)
+            if following is not None:
+                slot.begin(following, noise_seed)
+                _forget(state, policy, i)
+                keep.append(i)
+        if len(keep) < len(slots):
+            slots = [slots[i] for i in keep]
+            state = {k: v[keep] for k, v in state.items()}
+
+
+def _stack(slots: Sequence[_Slot], length: int) -> Obs:
+    histories = [s.history(length) for s in slots]
+    return {k: np.stack([np.stack([f[k] for f in h]) for h in histories]) for k in histories[0][0]}
+
+
+def _carry_out(slot: _Slot, plan: Array, source: Source, human: Intervention | None, pace: Callable[[], None] | None) -> bool:
+    """Execute a plan [K, A] until it is used up, a person takes over, or the episode ends. Returns whether it ended."""
+    for j, proposed in enumerate(plan):
+        obs = slot.frames[-1]
+        taken = human.poll(obs, proposed) if human else None
+        action = slot.guard(obs, proposed if taken is None else taken)
+        after, reward, terminated, truncated, info = slot.env.step(action)
+        who = source if taken is None else Source.HUMAN
+        slot.steps.append(Step(obs, proposed, action, who, float(reward), terminated, truncated, bool(info["success"]),
+                               time.monotonic(), j == 0))
+        slot.frames.append(after)
+        if pace:
+            pace()
+        if terminated or truncated:
+            return True
+        if taken is not None:
+            return False
+    return False
+
+
+def _finish(slot: _Slot, task: str, policy: str) -> Episode:
+    keys = slot.extras[0].keys() if slot.extras else ()
+    extra = {k: np.stack([e[k] for e in slot.extras]) for k in keys}
+    return Episode.from_steps(slot.steps, slot.frames[-1], task=task, policy=policy, seed=slot.seed, extra=extra)
+
+
+def _forget(state: State, policy: Policy, row: int) -> None:
+    for key, fresh in policy.start(1).items():
+        state[key][row] = fresh[0]

@@ -1,0 +1,208 @@
+"""One task, its robots, its data set and its run: what every method needs around its updates, written once.
+
+A work cell records every episode before anyone learns from it, evaluates with fixed held-out starts, and keeps the run's summary.
+All of it continues after a kill: episodes on disk are not collected again, stages with a result are not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from realrl import envs
+from realrl.collect import CollectConfig, Collector
+from realrl.data.store import Store
+from realrl.evaluate import Evaluation, held_out, summarise
+from realrl.imitation import Imitation
+from realrl.run import Run, commit, write_json
+from realrl.types import Episode, Obs, Policy, RealrlError, Source
+
+GROUP = 20  # episodes per append: a kill costs at most these, which are collected again, identically
+
+
+class WorkCell:
+    """Collects, records, evaluates and reports for one run. Use it as a context manager."""
+
+    def __init__(self, run: Run, task: str, *, collect: CollectConfig, seed: int, reward: str | None = None,
+                 horizon: int | None = None) -> None:
+        self.run, self.task, self.seed = run, task, seed
+        env = envs.make(task, reward=reward, horizon=horizon)
+        self.spec = env.task
+        env.close()
+        self.collector = Collector(task, collect, reward=reward, horizon=horizon)
+        self.store = Store.open_or_create(run.dir / "dataset", task=task, fps=round(1 / self.spec.dt))
+        self.summary: dict[str, Any] = self._read_summary()
+        self._began = time.monotonic() - float(self.summary.get("wall_s", 0.0))
+
+    def __enter__(self) -> WorkCell:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._save_summary()
+        self.collector.close()
+
+    # -- data ---------------------------------------------------------------------------------------------------------------
+
+    def seeds(self, stage: int, count: int, first: int = 0) -> list[int]:
+        """Training starts of a stage (0..9): disjoint between stages and run seeds, and from every evaluation's."""
+        base = (self.seed % 90 + 1) * 10_000_000 + stage * 1_000_000 + first
+        return list(range(base, base + count))
+
+    def practise(self, label: str, policy: Policy, seeds: Sequence[int], *, greedy: bool = False, noise_seed: int = 0,
+                 source: Source = Source.POLICY, keep_extra: bool = False) -> list[Episode]:
+        """Episodes of `policy` from the given starts, recorded under `label`, in the order of the seeds.
+
+        What an interrupted run already recorded is read back, not repeated, except with keep_extra (the denoising chains that
+        online learning needs are not stored): then all are run again, identically, and only the missing ones are recorded.
+        """
+        known = self.recorded(label)
+        todo = list(seeds) if keep_extra else [s for s in seeds if s not in known]
+        fresh: dict[int, Episode] = {}
+        unsaved: list[Episode] = []
+        with self.bar(f"{label}: episodes", len(todo)) as advance:
+            for episode in self.collector.collect(policy, todo, greedy=greedy, noise_seed=noise_seed, source=source):
+                assert episode.seed is not None
+                episode.policy = label
+                fresh[episode.seed] = episode
+                if episode.seed not in known:
+                    unsaved.append(episode)
+                if len(unsaved) >= GROUP and not keep_extra:
+                    self.store.append(unsaved)
+                    unsaved = []
+                advance(1)
+        if unsaved:
+            self.store.append(unsaved)
+        self._count_steps(fresh.values())
+        old = {} if keep_extra else {s: e for s, e in zip(known, self.store.read(list(known.values())), strict=True)} if known else {}
+        return [fresh[s] if s in fresh else old[s] for s in seeds]
+
+    def recorded(self, label: str) -> dict[int, int]:
+        """seed -> index of the episodes recorded under a label."""
+        if not len(self.store):
+            return {}
+        rows = self.store.rows.select(["policy", "seed", "episode_index"]).filter(pc.field("policy") == label)
+        return {r["seed"]: r["episode_index"] for r in rows.to_pylist() if r["seed"] is not None}
+
+    def recent(self, count: int) -> list[Episode]:
+        """The newest recorded episodes, oldest first."""
+        return self.store.read(list(range(max(len(self.store) - count, 0), len(self.store))))
+
+    def demonstrate(self, count: int, noise: float, path: str | None) -> list[Episode]:
+        """`count` successful demonstrations of the task's scripted expert; failed attempts are recorded too, and returned by `read`."""
+        expert = envs.expert(self.task, path, noise=noise)
+        good: list[Episode] = []
+        tried = 0
+        while len(good) < count:
+            if tried >= 20 * count:
+                raise RealrlError(f"{self.task}: the expert succeeded {len(good)} times in {tried} attempts, {count} demonstrations wanted: "
+                                  "lower --demo-noise")
+            batch = self.practise("demonstration", expert, self.seeds(0, count, tried), greedy=True, source=Source.SCRIPT)
+            good += [e for e in batch if e.succeeded]
+            tried += count
+        return good[:count]
+
+    # -- learning -----------------------------------------------------------------------------------------------------------
+
+    def device(self, wish: str) -> torch.device:
+        """ "auto" is the GPU where there is one."""
+        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wish == "auto" else wish)
+
+    def imitate(self, trainer: Imitation, stage: str) -> None:
+        """Run a fit to its end, logging its loss under `stage` and saving it every 500 steps; continues an interrupted one."""
+        name, steps = f"{stage}-fit", trainer.cfg.steps
+        self.run.load(name, trainer=trainer)
+        self.run.rewind(stage, trainer.step)
+        with self.bar(f"{stage}: cloning", steps) as advance:
+            advance(trainer.step)
+            while trainer.step < steps:
+                loss = trainer.update()
+                advance(1)
+                if trainer.step % 50 == 0:
+                    self.run.log(trainer.step, {"loss": loss}, stage)
+                if trainer.step % 500 == 0:
+                    self.run.save(name, trainer.step, trainer=trainer)
+        trainer.finish()
+
+    def _count_steps(self, episodes: Any) -> None:
+        self.summary["env_steps"] = int(self.summary.get("env_steps", 0)) + sum(len(e) for e in episodes)
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, policy: Policy, n: int, *, seed: int = 0, greedy: bool = True, source: Source = Source.POLICY,
+                 label: str = "evaluation") -> Evaluation:
+        """n held-out starts; the episodes are judged, not recorded, and never learned from."""
+        episodes = []
+        with self.bar(f"{label}: evaluation", n) as advance:
+            for episode in self.collector.collect(policy, held_out(n, seed), greedy=greedy, noise_seed=seed, source=source):
+                episodes.append(episode)
+                advance(1)
+        return summarise(episodes, self.spec.dt)
+
+    def stage(self, name: str) -> dict[str, Any] | None:
+        """A finished stage's entry in the summary."""
+        found: dict[str, Any] | None = next((s for s in self.summary["stages"] if s["name"] == name), None)
+        return found
+
+    def finish_stage(self, name: str, policy: Policy, n: int, *, began: float, source: Source = Source.POLICY,
+                     **more: Any) -> Evaluation:
+        """Evaluate a stage's product and add it to summary.json. began: time.monotonic() at the stage's start."""
+        wall = time.monotonic() - began
+        result = self.evaluate(policy, n, label=name, source=source)
+        entry = {"name": name, **result.to_dict(), "latency_ms": latency(policy, self.spec.obs_dim), "wall_s": round(wall, 1),
+                 "env_steps": self.summary.get("env_steps", 0), **more}
+        self.summary["stages"] = [s for s in self.summary["stages"] if s["name"] != name] + [entry]
+        self._save_summary()
+        return result
+
+    def _read_summary(self) -> dict[str, Any]:
+        file = self.run.dir / "summary.json"
+        fresh = {"task": self.task, "seed": self.seed, "wall_s": 0.0, "env_steps": 0, "stages": [], "commit": commit()}
+        if not file.exists():
+            return fresh
+        try:
+            read: dict[str, Any] = json.loads(file.read_text())
+        except ValueError as error:
+            raise RealrlError(f"{file}: not valid JSON ({error}): delete it, finished stages are then evaluated again") from None
+        return {**fresh, **read}
+
+    def _save_summary(self) -> None:
+        self.summary["wall_s"] = round(time.monotonic() - self._began, 1)
+        write_json(self.run.dir / "summary.json", self.summary)
+
+    # -- progress -----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A progress bar with a time estimate; the body calls what it is given with the number of things done."""
+        columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, transient=True) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda n: progress.advance(task, n)
+
+    def logger(self, stage: str) -> Callable[[int, Mapping[str, float]], None]:
+        """A function (step, metrics) that logs under a stage."""
+        return lambda step, metrics: self.run.log(step, metrics, stage)
+
+
+def latency(policy: Policy, obs_dim: int, calls: int = 200) -> dict[str, float]:
+    """Milliseconds from observation to plan, one robot, one thread: {"p50", "p99"} over `calls` decisions."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rng, state = [np.random.default_rng(0)], policy.start(1)
+    obs: Obs = {"state": np.zeros((1, policy.n_obs, obs_dim), np.float32)}
+    times = []
+    for _ in range(calls + 20):
+        before = time.perf_counter()
+        _, state = policy.act(obs, state, greedy=True, rng=rng)
+        times.append((time.perf_counter() - before) * 1e3)
+    torch.set_num_threads(threads)
+    p50, p99 = np.percentile(times[20:], [50, 99])
+    return {"p50": float(p50), "p99": float(p99)}

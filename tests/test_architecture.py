@@ -1,0 +1,118 @@
+"""The house stays as it is laid out: import floors, one paper one file, no dead configuration."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parent.parent / "src" / "realrl"
+
+# A module imports strictly lower floors, or siblings inside its own folder. New modules and folders get a line here.
+FLOORS = {
+    "types": 0, "losses": 0, "config": 0,
+    "run": 1, "nets": 1, "generative": 1, "data": 1,
+    "envs": 2, "robots": 2, "rewards": 2, "policy": 2,
+    "rollout": 3, "collect": 3, "evaluate": 3, "ope": 3, "imitation": 3,
+    "algos": 4,
+    "report": 5, "doctor": 5, "cli": 5,
+}
+# The few top-level modules that use another of their own floor, each one-way and named.
+SIDEWAYS = {
+    "config": {"types"}, "losses": {"types"},  # the contract is below everything
+    "collect": {"rollout"}, "evaluate": {"rollout", "collect"},
+    "cli": {"report", "doctor"}, "__main__": {"cli"},
+}
+SIMULATORS = {"mujoco", "metaworld", "gymnasium_robotics"}
+
+
+def modules() -> list[Path]:
+    return sorted(p for p in SRC.rglob("*.py"))
+
+
+def unit(path: Path) -> str:
+    """The entry of the floor table a file belongs to: its top-level folder, or its own name; "" for the package itself."""
+    first = path.relative_to(SRC).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """(absolute dotted name, line) of every import in a file, those inside functions and type-checking blocks included."""
+    package = ("realrl", *path.relative_to(SRC).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[:len(package) - node.level + 1]) if node.level else ""
+            name = ".".join(part for part in (base, node.module) if part)
+            yield from ((f"{name}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def test_every_module_has_a_floor() -> None:
+    homeless = sorted({unit(p) for p in modules()} - FLOORS.keys() - {"", "__main__"})
+    assert not homeless, f"not in the floor table of tests/test_architecture.py: {homeless}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))
+def test_imports_go_down(path: Path) -> None:
+    here, wrong = unit(path), []
+    for name, line in imports(path):
+        parts = name.split(".")
+        if parts[0] != "realrl" or len(parts) < 2 or parts[1] not in FLOORS:
+            continue
+        there = parts[1]
+        within = there == here and here != "algos"  # methods never import each other
+        lower = FLOORS[there] < FLOORS.get(here, 6)
+        if not (within or lower or there in SIDEWAYS.get(here, ())):
+            wrong.append(f"line {line}: {name} (floor {FLOORS[there]}) from {here or 'the package'} (floor {FLOORS.get(here, 6)})")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))
+def test_simulators_stay_in_envs(path: Path) -> None:
+    wrong = [f"line {line}: {name}" for name, line in imports(path) if name.split(".")[0] in SIMULATORS and unit(path) != "envs"]
+    assert not wrong, f"only envs/ may import a simulator: {wrong}"
+
+
+def is_frozen_config(node: ast.AST) -> bool:
+    if not (isinstance(node, ast.ClassDef) and node.name.endswith("Config")):
+        return False
+    return any(isinstance(d, ast.Call) and "dataclass" in ast.unparse(d.func) and "frozen=True" in ast.unparse(d)
+               for d in node.decorator_list)
+
+
+def test_every_config_field_is_read() -> None:
+    declared: dict[str, str] = {}
+    read: set[str] = set()
+    for path in modules():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and is_frozen_config(node):
+                for item in node.body:
+                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                        declared[f"{node.name}.{item.target.id}"] = str(path.relative_to(SRC))
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+    dead = {name: file for name, file in declared.items() if name.split(".")[1] not in read}
+    assert not dead, f"config fields that nothing reads (use them or remove them): {dead}"
+
+
+def test_the_checks_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check of the checks: a house with every fault is refused."""
+    files = {"types.py": "from realrl.cli import main", "algos/one.py": "from realrl.algos import two", "algos/two.py": "import mujoco",
+             "attic.py": "", "run.py": "from . import cli",
+             "nets/mlp.py": "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass NetConfig:\n    width: int = 1"}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr("test_architecture.SRC", tmp_path)
+    for check in (test_every_module_has_a_floor, test_every_config_field_is_read):
+        with pytest.raises(AssertionError):
+            check()
+    for name in ("types.py", "algos/one.py", "run.py"):
+        with pytest.raises(AssertionError):
+            test_imports_go_down(tmp_path / name)
+    with pytest.raises(AssertionError):
+        test_simulators_stay_in_envs(tmp_path / "algos" / "two.py")

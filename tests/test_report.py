@@ -1,0 +1,168 @@
+"""The report says what the files say, stands alone, and names what is wrong with a damaged file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from realrl.report import markdown_table, stage_table, write_report
+from realrl.types import RealrlError
+
+
+def stage(name: str, good: int, n: int, **more: Any) -> dict[str, Any]:
+    return {"name": name, "success": {"rate": good / n, "n": n, "low": good / n - .01, "high": min(1.0, good / n + .01)}, **more}
+
+
+SUMMARY: dict[str, Any] = {
+    "task": "metaworld/peg-insert-side-v3", "seed": 3, "wall_s": 1083.0, "env_steps": 612_400, "commit": "0123456789abcdef", "stages": [
+        stage("demonstrator", 41, 50, cycle_steps=104.0, cycle_s=1.3, cycle_histogram={"edges": [80, 100, 120], "counts": [15, 26]}),
+        stage("imitation", 124, 200, cycle_steps=110.5, latency_ms={"p50": 2.91, "p99": 4.4}, env_steps=20_000, wall_s=28.4),
+        {"name": "offline-1"},
+        stage("online", 500, 500, cycle_steps=72.0, latency_ms={"p50": 2.88}, env_steps=520_000, wall_s=540),
+        stage("one-step", 497, 500, cycle_steps=71.0, cycle_s=.91, successes_per_hour=3900.4, latency_ms={"p50": .243, "p99": .389},
+              cycle_histogram={"edges": [60, 70, 80], "counts": [200, 297]}),
+    ]}
+
+
+def metrics() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [{"stage": "imitation", "step": i, "time": i / 10, "loss": 1 / (i + 1), "odd": i} for i in range(200)]
+    for i in range(8):
+        rows.append({"stage": f"offline-{1 + i // 4}", "step": i % 4, "advantage_mean": .1 * i, "ope_gain": .02 - .01 * i,
+                     "ope_low": -.01 * i, "accepted": float(i < 3), **{f"clip_fraction_{k}": .01 * k for k in range(10)}})
+        rows.append({"stage": "online", "step": i, "env_steps": 2500 * i, "success_rate": .9, "ratio": [1.0, .9, 1.1], "kl": None})
+    return rows
+
+
+def write_run(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(SUMMARY))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics()))
+    points = [{"stage": "offline-1", "iteration": i, "estimate": .1 * i, "low": .1 * i - .05, "high": .1 * i + .05,
+               "true_success": .5 + .1 * i, "true_n": 200} for i in range(4)]
+    (folder / "ope.json").write_text(json.dumps({"points": points}))
+    failing = [{"stage": "one-step", "seed": 17, "steps": 200}, *({"stage": "imitation", "seed": s, "steps": 150 + s} for s in range(76))]
+    (folder / "failures.json").write_text(json.dumps(failing))
+    (folder / "config.yaml").write_text("online:\n  clip: 0.15  # <half>\n")
+    (folder / "meta.json").write_text(json.dumps({"command": ["/somewhere/bin/realrl", "train", "rl100", "--note", "two words"],
+                                                  "versions": {"torch": "2.13.0"}, "resumed": [{"commit": "fedcba"}]}))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "main")
+
+
+def drawings(html: str) -> list[str]:
+    """The SVG text of every embedded figure."""
+    return [base64.b64decode(data).decode() for data in re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', html)]
+
+
+def test_the_report_contains_the_numbers(run: Path) -> None:
+    path = write_report(run)
+    assert path == run / "report.html"
+    html = path.read_text(encoding="utf-8")
+    for text in ("metaworld/peg-insert-side-v3", "seed 3", "commit 0123456789", "497 of 500", "99.4 %", "98.4 – 100.0 %", "0.243 ms",
+                 "30 % faster than the demonstrator", "612 k", "18 min of wall time", "3,900", "520,000", "2.91", "4.40", "62.0 %",
+                 "+1.00 over 4 checkpoints", "2.13.0", "resumed.1.commit", "clip: 0.15  # &lt;half&gt;"):
+        assert text in html, text
+    assert "OPE gate: 3 of 8 candidates accepted" in html
+    assert "realrl train rl100 --note &#39;two words&#39;" in html
+    assert "/somewhere" not in html
+    assert "<b>17</b>" in html and "and 52 more in failures.json" in html
+    assert "left out" not in html
+
+
+def test_every_figure_is_there_and_whole(run: Path) -> None:
+    html = write_report(run).read_text(encoding="utf-8")
+    figures = drawings(html)
+    # success; curves of imitation (known, others), offline, online; cycle time (main, every stage has only one); OPE
+    assert len(figures) == 1 + 4 + 1 + 1
+    assert all(svg.lstrip().startswith("<?xml") and svg.rstrip().endswith("</svg>") for svg in figures)
+    assert sum("<image" in svg for svg in figures) == 2  # heat maps: numbered scalars offline, lists online
+
+
+def test_it_is_self_contained_and_repeatable(run: Path) -> None:
+    html = write_report(run).read_text(encoding="utf-8")
+    assert not re.search(r'(?:src|href)="(?!data:)', html)
+    assert not re.search(r"url\(|@import|<script|<link", html)
+    for svg in drawings(html):
+        assert not re.search(r'href="(?!#|data:)', svg)
+    assert write_report(run).read_text(encoding="utf-8") == html
+    assert {p.name for p in run.iterdir()} == {"summary.json", "metrics.jsonl", "ope.json", "failures.json", "config.yaml", "meta.json",
+                                               "report.html"}
+
+
+@pytest.mark.parametrize(("name", "note"), [
+    ("summary.json", "Success per stage left out"), ("metrics.jsonl", "Learning curves left out"),
+    ("ope.json", "Offline estimate against truth left out"), ("failures.json", "Failing seeds left out"),
+    ("config.yaml", "Configuration left out")])
+def test_a_missing_file_leaves_its_section_out(run: Path, name: str, note: str) -> None:
+    (run / name).unlink()
+    assert note in write_report(run).read_text(encoding="utf-8")
+
+
+def test_a_young_run_has_a_report(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "imitation", "step": 0, "loss": 1.0}\n{"stage": "imi')
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "No stage of this run has a measured success rate yet." in html
+    assert len(drawings(html)) == 1
+
+
+def test_a_summary_with_bare_stages_has_a_report(tmp_path: Path) -> None:
+    summary = {"stages": [{"name": "imitation", "success": {"rate": 0.0, "n": 20}, "cycle_histogram": {}}]}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "0 of 20" in html and "0.0 – 16.1 %" in html  # Wilson's interval where the file has none
+
+
+def test_errors_say_where(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RealrlError, match="no such run directory"):
+        write_report(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RealrlError, match=r"neither summary\.json nor metrics\.jsonl"):
+        write_report(tmp_path / "empty")
+    good = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(good.replace('"step": 2,', '"step": ,', 1))
+    with pytest.raises(RealrlError, match=r"metrics\.jsonl, line 3"):
+        write_report(run)
+    (run / "metrics.jsonl").write_text("[1]\n")
+    with pytest.raises(RealrlError, match=r"metrics\.jsonl, line 1: expected a JSON object"):
+        write_report(run)
+    (run / "metrics.jsonl").write_text(good)
+    (run / "ope.json").write_text('{"points": [\n  {"estimate": 1,,}\n]}')
+    with pytest.raises(RealrlError, match=r"ope\.json, line 2: not valid JSON"):
+        write_report(run)
+
+
+@pytest.mark.parametrize(("stages", "message"), [
+    ({}, "stages"), ([3], "every stage should be an object"),
+    ([{"name": "online", "success": {"rate": "high"}}], r"stage 'online'.*'rate' should be a number, not 'high'"),
+    ([{"name": "online", "success": {"rate": 99.4}}], "not a fraction between 0 and 1"),
+    ([{"name": "online", "cycle_histogram": {"edges": [1, 2], "counts": [1, 2]}}], "2 edges for 2 counts")])
+def test_a_wrong_field_is_named(tmp_path: Path, stages: Any, message: str) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"stages": stages or {"a": 1}}))
+    with pytest.raises(RealrlError, match=message):
+        write_report(tmp_path)
+
+
+def test_tables_for_terminal_and_markdown() -> None:
+    screen = io.StringIO()
+    Console(file=screen, width=140).print(stage_table(SUMMARY))
+    text = markdown_table(SUMMARY)
+    assert text.splitlines()[-1] == "| one-step | 99.4 % | 98.4 – 100.0 % | 500 | 71.0 | 0.243 / 0.389 | – | – |"
+    assert text.splitlines()[4] == "| offline-1 | – | – | – | – | – | – | – |"
+    for cell in ("99.4 %", "98.4 – 100.0 %", "0.243 / 0.389", "2.88 / –", "520,000", "9 min"):
+        assert cell in screen.getvalue(), cell
+
+
+def test_a_rare_failure_is_not_rounded_away() -> None:
+    assert "| 99.98 % |" in markdown_table({"stages": [stage("online", 9998, 10_000)]})
+    assert "| 100.0 % |" in markdown_table({"stages": [stage("online", 500, 500)]})
