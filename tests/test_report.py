@@ -13,6 +13,8 @@ import pytest
 from rich.console import Console
 
 from realrl.report import markdown_table, stage_table, write_report
+from realrl.report.curves import _panels
+from realrl.report.reading import _join_numbered
 from realrl.types import RealrlError
 
 
@@ -35,7 +37,8 @@ def metrics() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"stage": "imitation", "step": i, "time": i / 10, "loss": 1 / (i + 1), "odd": i} for i in range(200)]
     for i in range(8):
         rows.append({"stage": f"offline-{1 + i // 4}", "step": i % 4, "advantage_mean": .1 * i, "ope_gain": .02 - .01 * i,
-                     "ope_low": -.01 * i, "accepted": float(i < 3), **{f"clip_fraction_{k}": .01 * k for k in range(10)}})
+                     "ope_low": -.01 * i, "accepted": float(i < 3), **{f"clip_fraction_{k}": .01 * k for k in range(10)},
+                     "clip_fraction": .045})
         rows.append({"stage": "online", "step": i, "env_steps": 2500 * i, "success_rate": .9, "ratio": [1.0, .9, 1.1], "kl": None})
     return rows
 
@@ -76,7 +79,7 @@ def test_the_report_contains_the_numbers(run: Path) -> None:
     assert "OPE gate: 3 of 8 candidates accepted" in html
     assert "realrl train rl100 --note &#39;two words&#39;" in html
     assert "/somewhere" not in html
-    assert "<b>17</b>" in html and "and 52 more in failures.json" in html
+    assert "<b>17</b>" in html and "and 52 more" in html
     assert "left out" not in html
 
 
@@ -121,6 +124,24 @@ def test_a_summary_with_bare_stages_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert "0 of 20" in html and "0.0 – 16.1 %" in html  # Wilson's interval where the file has none
+
+
+def test_failing_seeds_may_come_from_the_summary(run: Path) -> None:
+    (run / "failures.json").unlink()
+    summary = json.loads((run / "summary.json").read_text())
+    summary["stages"][-1]["failures"] = [17, 18, 19]
+    (run / "summary.json").write_text(json.dumps(summary))
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "<b>17</b>" in html and "<b>19</b>" in html and "Failing seeds left out" not in html
+
+
+def test_metrics_of_a_denoising_step_stand_beside_their_mean() -> None:
+    rows = [{"stage": "online", "step": i, "kl": .1, **{f"kl_{k}": .01 * k for k in range(5)}, "value_explained": .5, "student_gap": .1}
+            for i in range(3)]
+    main, rest = _panels([_join_numbered(row) for row in rows])
+    assert [p.title for p in main] == ["KL to the behaviour policy", "KL to the behaviour policy", "Explained variance of V",
+                                       "Student-teacher gap"]
+    assert [p.ylabel for p in main[:2]] == ["KL (nats)", "denoising step"] and not rest
 
 
 def test_errors_say_where(run: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class Critics(nn.Module):
         loss_v = expectile(best - self.v(cond), self.cfg.expectile)
         loss_q = (self.twin(pair)[..., 0] - target).square().mean(-1).sum()
         self.optimiser.zero_grad()
-        (loss_v + loss_q).backward()  # type: ignore[no-untyped-call]
+        (loss_v + loss_q).backward()
         self.optimiser.step()
         with torch.no_grad():
             for slow, fast in zip(self.target.parameters(), self.twin.parameters(), strict=True):

@@ -74,7 +74,7 @@ class DenoisingPPO:
         while epochs < cfg.epochs and kl <= cfg.max_kl:
             order = torch.randperm(len(cond) * count, generator=random, device=cond.device)
             kls = []
-            for pairs in order[: max(int(len(order) * cfg.pairs), 1)].split(cfg.minibatch):
+            for pairs in torch.split(order[: max(int(len(order) * cfg.pairs), 1)], cfg.minibatch):
                 n, step = pairs // count, pairs % count
                 ratio, divergence, norm = self._update(cond[n], chain, old[n, step], advantage[n], n, self.likely[step])
                 kls.append(float(divergence.mean()))

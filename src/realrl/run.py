@@ -12,7 +12,6 @@ run draws what the uninterrupted one would have drawn.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -36,6 +35,7 @@ from torch import Tensor
 
 from realrl import config
 from realrl.config import sync_folder, write_bytes, write_text
+from realrl.seeding import derive
 from realrl.types import RealrlError, Stateful
 
 if TYPE_CHECKING:
@@ -47,12 +47,6 @@ __all__ = ["FORMAT", "Part", "Run", "decode", "derive", "encode", "read_metrics"
 Part = Stateful | Mapping[str, Any]
 FORMAT: Final = 1  # of checkpoints; raise it when old ones can no longer be read
 PACKAGES: Final = ("realrl", "torch", "numpy", "mujoco", "gymnasium", "metaworld")
-
-
-def derive(seed: int, *tags: int | str) -> int:
-    """A 63-bit seed that depends on nothing but its arguments: the same in every process, on every machine and Python."""
-    names = [tag if isinstance(tag, str) else operator.index(tag) for tag in (seed, *tags)]
-    return int.from_bytes(hashlib.sha256(json.dumps(names).encode()).digest()[:8], "big") >> 1
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:

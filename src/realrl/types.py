@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # a second to import, and lists and help need none of it
+    from torch import Tensor
 
 Array = NDArray[Any]
 Obs = dict[str, Array]
 Env = gymnasium.Env[Obs, Array]
-State = dict[str, Tensor]
+State: TypeAlias = "dict[str, Tensor]"
 
 
 class RealrlError(Exception):
@@ -127,10 +129,9 @@ class Batch:
 
     def __getitem__(self, index: Tensor | slice) -> Batch:
         """Rows of every field."""
-        pick = lambda d: {k: v[index] for k, v in d.items()}
-        return replace(self, obs=pick(self.obs), action=self.action[index], reward=self.reward[index],
-                       discount=self.discount[index], next_obs=pick(self.next_obs), valid=self.valid[index],
-                       source=self.source[index], extra=pick(self.extra))
+        obs, next_obs, extra = ({k: v[index] for k, v in d.items()} for d in (self.obs, self.next_obs, self.extra))
+        return replace(self, obs=obs, action=self.action[index], reward=self.reward[index], discount=self.discount[index],
+                       next_obs=next_obs, valid=self.valid[index], source=self.source[index], extra=extra)
 
 
 @dataclass

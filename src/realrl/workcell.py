@@ -102,8 +102,8 @@ class WorkCell:
         tried = 0
         while len(good) < count:
             if tried >= 20 * count:
-                raise RealrlError(f"{self.task}: the expert succeeded {len(good)} times in {tried} attempts, {count} demonstrations wanted: "
-                                  "lower --demo-noise")
+                raise RealrlError(f"{self.task}: the expert succeeded {len(good)} times in {tried} attempts, {count} demonstrations "
+                                  "wanted: lower --demo-noise")
             batch = self.practise("demonstration", expert, self.seeds(0, count, tried), greedy=True, source=Source.SCRIPT)
             good += [e for e in batch if e.succeeded]
             tried += count

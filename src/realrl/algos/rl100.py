@@ -11,6 +11,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -57,7 +58,7 @@ class OfflineConfig:
     max_drift: float = 0.15
     """Root-mean-square change of the action, from the same noise, at which a round ends: past it the critics are extrapolated."""
     reimitation: int = 1000
-    """Gradient steps of pi_{m+1} <- IL(D_{m+1}) on the successes, from the second round on; 0 = keep the improved weights."""
+    """Gradient steps of pi <- IL(D) on the successes so far, before a round improves it; 0 = go on from the improved weights."""
     ppo: PPOConfig = field(default_factory=lambda: PPOConfig(epochs=2, pairs=1.0))
     """The objective's settings."""
 
@@ -160,7 +161,8 @@ class OfflineRound:
         log(0, {**calibration(self.critics, self.cond, view.returns), **{f"model_{k}": v for k, v in quality.items()}})
         self.starts = start_conditions(view, policy.encode, cfg.ope)
         self.ppo, self.student = DenoisingPPO(policy, cfg.offline.ppo), distillation(policy, cfg.distill)
-        self.candidates: list[tuple[dict[str, float], DiffusionPolicy]] = []
+        self.records: list[dict[str, float]] = []  # what the gate judged ...
+        self.nets: list[dict[str, Tensor]] = []  # ... and the weights it judged, for the audit
 
     def improve(self, advance: Any) -> None:
         """Run the round; the policy ends as the last accepted candidate."""
@@ -195,7 +197,8 @@ class OfflineRound:
         record = {"ope_estimate": verdict.candidate, "ope_gain": verdict.gain, "ope_low": verdict.low, "accepted": float(verdict.accepted),
                   **{f"ope_{k}": float(v.mean()) for k, v in candidate.items()}}
         self.log(iteration, record)
-        self.candidates.append(({"iteration": iteration, **record}, self.policy.with_head("ddim")))
+        self.records.append({"iteration": iteration, "estimate": verdict.candidate, **record})
+        self.nets.append(copy.deepcopy(self.policy.net.state_dict()))
         return verdict.accepted
 
     @torch.no_grad()
@@ -294,12 +297,12 @@ class Online:
         """V towards the lambda-return, lambda_V E (V - Vhat)^2 with its own optimiser."""
         loss = torch.zeros(())
         for _ in range(epochs):
-            for rows in torch.randperm(len(cond), generator=random, device=cond.device).split(500):
+            for rows in torch.split(torch.randperm(len(cond), generator=random, device=cond.device), 500):
                 loss = (self.value(cond[rows])[:, 0] - target[rows]).square().mean()
                 self.value_optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 self.value_optimiser.step()
-        return float(loss)
+        return float(loss.detach())
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to continue to the same numbers."""
@@ -327,17 +330,15 @@ def train(cfg: RL100Config, run: Run) -> dict[str, Any]:
     torch.manual_seed(derive(cfg.seed, "weights"))
     with WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon) as cell:
         policy, value, demos = _start(cfg, cell)
-        candidates: list[tuple[dict[str, Any], DiffusionPolicy]] = []
-        if "offline" in cfg.stages:
-            for m in range(cfg.offline.rounds):
-                value = _offline(cfg, cell, policy, m, demos, candidates) or value
+        for m in range(cfg.offline.rounds if "offline" in cfg.stages else 0):
+            value = _offline(cfg, cell, policy, m, demos)
         if "online" in cfg.stages:
             _online(cfg, cell, policy, value)
         if "one-step" in cfg.stages:
             _one_step(cfg, cell, policy)
         policy.save(run.dir / "policy", task=cfg.task)
-        if cfg.audit_episodes and candidates:
-            _audit(cfg, cell, candidates)
+        if cfg.audit_episodes and "offline" in cfg.stages:
+            _audit(cfg, cell, policy)
         return cell.summary
 
 
@@ -365,27 +366,30 @@ def _start(cfg: RL100Config, cell: WorkCell) -> tuple[DiffusionPolicy, nn.Module
     return policy, None, demos
 
 
-def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, demos: Sequence[Episode],
-             candidates: list[tuple[dict[str, Any], DiffusionPolicy]]) -> nn.Module | None:
-    """Round m: D_m grows by rollouts of pi_m, critics and model are fitted, the policy improves; from m = 1 on it is re-imitated first."""
-    name, began = f"offline-{m + 1}", time.monotonic()
+def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, demos: Sequence[Episode]) -> nn.Module:
+    """Round m: rollouts of pi_m join the data, pi_m <- IL(D_m) on the successes, critics and model are fitted, the policy improves.
+
+    Returns V. The paper re-imitates at the end of a round; doing it at the beginning is the same loop, except that the first
+    round profits too, and that a round ends with the policy it judged.
+    """
+    name, began, offline = f"offline-{m + 1}", time.monotonic(), cfg.offline
     value = mlp(policy.n_obs * policy.obs_dim, 1, (cfg.critic.hidden, cfg.critic.hidden)).to(policy.device)
     if cell.run.load(name, policy=policy, value=value) is None:
         data = list(demos)
-        for earlier in range(m + 1):
-            data += cell.practise(f"rollout-{earlier + 1}", policy.with_head("ddim"), cell.seeds(1, cfg.offline.rollouts, earlier * cfg.offline.rollouts),
-                                  noise_seed=derive(cfg.seed, "rollout", earlier) % 2**31)
-        if m and cfg.offline.reimitation:
-            good = ChunkView([e for e in data if e.succeeded], chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
-            again = replace(cfg.imitation, steps=cfg.offline.reimitation, lr=cfg.imitation.lr / 3)
-            cell.imitate(Imitation(policy, good, again, seed=derive(cfg.seed, "re-imitation", m)), f"{name}-imitation")
+        for r in range(m + 1):
+            starts, noise = cell.seeds(1, offline.rollouts, r * offline.rollouts), derive(cfg.seed, "rollout", r) % 2**31
+            data += cell.practise(f"rollout-{r + 1}", policy.with_head("ddim"), starts, noise_seed=noise)
+        look = partial(ChunkView, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
+        if offline.reimitation:
+            good = look([e for e in data if e.succeeded])
+            again = Imitation(policy, good, replace(cfg.imitation, steps=offline.reimitation), seed=derive(cfg.seed, "imitation", m + 1))
+            cell.imitate(again, f"{name}-imitation")
         cell.run.rewind(name, 0)
-        view = ChunkView(data, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
-        with cell.bar(f"{name}: improving", cfg.offline.iterations) as advance:
-            stage = OfflineRound(policy, view, cfg, seed=derive(cfg.seed, "offline", m), log=cell.logger(name))
+        with cell.bar(f"{name}: improving", offline.iterations) as advance:
+            stage = OfflineRound(policy, look(data), cfg, seed=derive(cfg.seed, "offline", m), log=cell.logger(name))
             stage.improve(advance)
-        candidates += [({"stage": name, **record}, candidate) for record, candidate in stage.candidates]
         value.load_state_dict(stage.critics.value.state_dict())
+        cell.run.save(f"{name}-candidates", 1, judged={"records": stage.records, "nets": stage.nets})
         cell.run.save(name, 1, policy=policy, value=value)
     if cell.stage(name) is None:
         cell.finish_stage(name, policy.with_head("ddim"), cfg.eval_episodes, began=began)
@@ -424,11 +428,15 @@ def _one_step(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy) -> None
         cell.finish_stage("one-step", policy.with_head("one-step"), cfg.final_episodes, began=began)
 
 
-def _audit(cfg: RL100Config, cell: WorkCell, candidates: Sequence[tuple[dict[str, Any], DiffusionPolicy]]) -> None:
+def _audit(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy) -> None:
     """After all training: what the judged candidates were truly worth, beside what off-policy evaluation said of them."""
-    points = []
-    for record, candidate in candidates:
-        truth = cell.evaluate(candidate, cfg.audit_episodes, seed=1, label="audit").success
-        points.append({**record, "estimate": record["ope_estimate"], "true_success": truth.rate, "true_n": truth.n})
-    write_json(cell.run.dir / "ope.json", {"points": points, "spearman": spearman([p["estimate"] for p in points],
-                                                                                  [p["true_success"] for p in points])})
+    points: list[dict[str, Any]] = []
+    for m in range(cfg.offline.rounds):
+        found = cell.run.read(f"offline-{m + 1}-candidates")
+        for record, net in zip(*(found[1]["judged"][k] for k in ("records", "nets")), strict=True) if found else ():
+            candidate = policy.with_head("ddim")
+            candidate.net.load_state_dict(net)
+            truth = cell.evaluate(candidate, cfg.audit_episodes, seed=1, label="audit").success
+            points.append({"stage": f"offline-{m + 1}", **record, "true_success": truth.rate, "true_n": truth.n})
+    estimates, truths = [p["estimate"] for p in points], [p["true_success"] for p in points]
+    write_json(cell.run.dir / "ope.json", {"points": points, "spearman": spearman(estimates, truths) if len(points) > 1 else None})

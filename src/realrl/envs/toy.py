@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from realrl.envs.base import RobotEnv, ScriptedPolicy, TaskSpec
 from realrl.types import Array, Obs, Plan, Policy, RealrlError, State
@@ -110,10 +109,12 @@ class ObstacleExpert:
 
     def start(self, batch: int) -> State:
         """side 0: not chosen yet."""
+        import torch  # not at the top: listing the tasks needs none of it
         return {"side": torch.zeros(batch)}
 
     def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
         """obs["state"]: [B, H, 2] -> action [B, 1, 2] of length 1. `greedy` changes nothing: both sides are equally good."""
+        import torch
         at = obs["state"][:, -1].astype(np.float64)
         side = np.array([s if s else g.choice((-1.0, 1.0)) for s, g in zip(state["side"].tolist(), rng, strict=True)])
         beside = np.stack([np.full_like(side, 0.1), 0.65 * side], -1)  # a little past the disc, well clear of it

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from realrl.generative.diffusion import Diffusion
-from realrl.run import derive
+from realrl.seeding import derive
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Distillation:
         target = chain[rows, -1].clamp(-1.0, 1.0)
         error = (self.student(chain[rows, k], self.diffusion.t[k], cond[rows]) - target).square()
         self.optimiser.zero_grad()
-        error.mean().backward()  # type: ignore[no-untyped-call]
+        error.mean().backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimiser.step()
         return float(error[: size // 2].mean().detach())

@@ -32,7 +32,7 @@ from realrl.report.tables import (
 )
 from realrl.types import RealrlError
 
-MOST_SEEDS = 24  # listed a stage; the rest is in failures.json
+MOST_SEEDS = 24  # listed a stage; the files have them all
 
 
 def _lead(stages: Sequence[Stage]) -> list[str]:
@@ -94,6 +94,11 @@ def _failures(entries: Sequence[Any], stages: Sequence[Stage], where: str) -> tu
     return f"Evaluation episodes that did not succeed, by the seed of their start. {text}", rows
 
 
+def _failed_starts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The failing seeds that the summary itself lists, in the form of `failures.json`."""
+    return [{"stage": entry.get("name"), "seed": seed} for entry in summary.get("stages") or [] for seed in entry.get("failures") or []]
+
+
 def _flatten(value: Any, name: str = "") -> list[list[str]]:
     """Nested JSON as rows (dotted name, text)."""
     if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
@@ -138,7 +143,7 @@ LEFT_OUT = {
     "cycle": "Cycle-time histogram left out: no cycle_histogram in summary.json.",
     "ope": "Offline estimate against truth left out: no points in ope.json.",
     "latency": "Action latency left out: no latency_ms in summary.json.",
-    "failures": "Failing seeds left out: no failures.json, or an empty one.",
+    "failures": "Failing seeds left out: none in failures.json or summary.json.",
     "meta": "Commit and versions left out: no meta.json.",
     "config": "Configuration left out: no config.yaml.",
 }
@@ -153,7 +158,7 @@ def _page(run_dir: Path) -> dict[str, Any]:
     stages = stages_of(summary, str(at_summary))
     timed = [s for s in stages if s.p50_ms is not None]
     cycle, cycle_all = cycle_figures(stages)
-    failing = read_json(at_failures, list) or []
+    failing = read_json(at_failures, list) or _failed_starts(summary)
     text, failures = _failures(failing, stages, str(at_failures))
     commit = summary.get("commit") or meta.get("commit")
     kicker = [f"realrl run {run_dir.resolve().name}", f"seed {summary['seed']}" if "seed" in summary else "",

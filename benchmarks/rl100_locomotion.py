@@ -1,0 +1,182 @@
+"""RL-100 on HalfCheetah, Hopper and Walker2d from medium-level data, measured by the return of an episode.
+
+    python benchmarks/rl100_locomotion.py --tasks HalfCheetah-v5 --seeds 0
+
+The data are made here: a small SAC (sac.py) is trained until its training episodes reach about the return of D4RL's "medium" sets
+(LEVELS), and 50 episodes of its stochastic policy are recorded, whatever they are worth. Then: imitation of all of them, online RL
+(GAE on V, the clipped objective over denoising steps), the one-step student. There is no offline stage: these tasks have no success.
+Rows go to benchmarks/results/locomotion.json; the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sac
+import torch
+from baselines import improve
+from common import RESULTS, Part, Table, arguments, overridden, run_parts
+from comparison import KEY, toy_size
+from rl100_adroit import imitate
+from torch import Tensor, nn
+
+from realrl import envs
+from realrl.algos import rl100
+from realrl.algos.rl100 import OnlineConfig, RL100Config
+from realrl.collect import Collector
+from realrl.data.views import ChunkView
+from realrl.evaluate import held_out
+from realrl.generative.diffusion import DiffusionConfig
+from realrl.imitation import ImitationConfig
+from realrl.iql import encode_all
+from realrl.nets.mlp import mlp
+from realrl.policy import DiffusionPolicy, PolicyConfig, load_policy
+from realrl.ppo import PPOConfig
+from realrl.run import Run, derive
+from realrl.types import Episode, Policy
+from realrl.workcell import WorkCell
+
+LEVELS = {"HalfCheetah-v5": 4500.0, "Hopper-v5": 1400.0, "Walker2d-v5": 2800.0}
+"""Return at which SAC's training stops; D4RL's medium sets average 4770, 1422 and 2852."""
+SCALE = 100.0  # of V: rewards of a few units a step at gamma 0.99 make values of hundreds
+
+
+def settings(task: str) -> RL100Config:
+    """Single-action control as in the paper's locomotion; nobody practises failed starts where nothing is ever a success."""
+    return RL100Config(
+        task=f"gym/{task}", policy=PolicyConfig(chunk=1, diffusion=DiffusionConfig(sigma_max=0.8)), imitation=ImitationConfig(steps=5000),
+        stages=("imitation", "online", "one-step"), online=OnlineConfig(episodes=20, practice=0.0, ppo=PPOConfig()),
+        eval_episodes=50, final_episodes=100)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task and seed."""
+
+    cfg: RL100Config
+    folder: Path
+    table: Table
+    name: str
+    level: float
+    sac_steps: int
+    online_steps: int
+    warmup: int = 5000
+    episodes: int = 50
+
+    def parts(self) -> list[Part]:
+        """In the order they need each other."""
+        stages: dict[str, Callable[[], None]] = {"medium data": self.medium, "imitation": self.imitation, "online": self.online}
+        return [Part(f"{self.name} seed {self.cfg.seed}: {method}", lambda m=method: self.table.find(self.name, self.cfg.seed, m) is not None, run)
+                for method, run in stages.items()]
+
+    # -- medium-level data ------------------------------------------------------------------------------------------------------
+
+    def medium(self) -> None:
+        """SAC up to the level, then episodes of its stochastic policy."""
+        began, env, cfg = time.monotonic(), envs.make(self.cfg.task), self.cfg
+        agent = sac.SAC(env.task.obs_dim, env.task.action_dim, capacity=self.sac_steps, seed=derive(cfg.seed, "sac"))
+        run = Run(self.folder / "sac", resume=True)
+        run.load("sac", agent=agent)
+        with WorkCell(Run(self.folder / "medium", resume=True), cfg.task, collect=cfg.collect, seed=cfg.seed) as cell:
+            with cell.bar("sac: steps", self.sac_steps) as advance:
+                advance(agent.count)
+                reached = sac.train(agent, env, level=self.level, steps=self.sac_steps, seed=derive(cfg.seed, "sac") % 2**31,
+                                    warmup=self.warmup, save=lambda: run.save("sac", agent.count, agent=agent), advance=advance)
+            run.save("sac", agent.count, agent=agent)
+            cell.practise("medium", agent.actor, cell.seeds(0, self.episodes), noise_seed=derive(cfg.seed, "medium") % 2**31)
+            data = self._data(cell)
+        self._put("medium data", _returns(data), env_steps=agent.count, sac_level=self.level, sac_reached=reached,
+                  wall_s=round(time.monotonic() - began, 1))
+
+    def _data(self, cell: WorkCell) -> list[Episode]:
+        return cell.store.read(sorted(cell.recorded("medium").values()))
+
+    # -- the method ---------------------------------------------------------------------------------------------------------------
+
+    def imitation(self) -> None:
+        """All episodes, good or bad."""
+        began = time.monotonic()
+        with WorkCell(Run(self.folder / "medium", resume=True), self.cfg.task, collect=self.cfg.collect, seed=self.cfg.seed) as cell:
+            data = self._data(cell)
+        policy = imitate(self.cfg, data, self.folder / "imitation")
+        wall = time.monotonic() - began
+        self._put("imitation", self._judge(policy.with_head("ddim"), self.cfg.eval_episodes), env_steps=sum(map(len, data)), wall_s=round(wall, 1))
+
+    def online(self) -> None:
+        """Online RL from the imitation policy for a number of environment steps, then the one-step student."""
+        cfg, (policy, _) = self.cfg, load_policy(self.folder / "imitation")
+        policy.requires_grad_(True)
+        torch.manual_seed(derive(cfg.seed, "online"))
+        run = Run.start(self.folder / "online", cfg, resume=True, ignore=("collect",))
+        with run, WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon) as cell:
+            stage = rl100.Online(policy, Scaled(mlp(policy.n_obs * policy.obs_dim, 1, (cfg.critic.hidden,) * 2)), cfg)
+            spent = improve(cell, stage, self.online_steps)
+            self._distil(policy, cell)
+            policy.save(self.folder / "policy", task=cfg.task)
+        wall = float(cell.summary["wall_s"])
+        for method, head in (("one-step", "one-step"), ("online", "ddim")):
+            self._put(method, self._judge(policy.with_head(head), cfg.final_episodes), env_steps=spent, wall_s=wall)
+
+    def _distil(self, policy: DiffusionPolicy, cell: WorkCell) -> None:
+        view = ChunkView(cell.recent(40), chunk=policy.chunk, n_obs=policy.n_obs, gamma=self.cfg.gamma)
+        cond, _ = encode_all(view, policy.encode)
+        cell.run.rewind("one-step", 0)
+        with cell.bar("one-step: distilling", self.cfg.distill.steps) as advance:
+            rl100.distillation(policy, self.cfg.distill).finish(cond, derive(self.cfg.seed, "one-step"), cell.logger("one-step"), advance)
+
+    def _judge(self, policy: Policy, n: int) -> dict[str, Any]:
+        with Collector(self.cfg.task, self.cfg.collect, horizon=self.cfg.horizon) as collector:
+            return _returns(list(collector.collect(policy, held_out(n), greedy=True)))
+
+    def _put(self, method: str, result: dict[str, Any], **more: Any) -> None:
+        self.table.put({"task": self.name, "seed": self.cfg.seed, "method": method, **result, **more})
+
+
+class Scaled(nn.Sequential):
+    """A value network whose output is multiplied by SCALE: [B, C] -> [B, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        return SCALE * y
+
+
+def _returns(episodes: list[Episode]) -> dict[str, Any]:
+    """Mean return of an episode with its 95 % interval (normal, over episodes) and the mean length."""
+    totals = np.array([float(e.reward.sum()) for e in episodes])
+    half = 1.96 * float(totals.std(ddof=1)) / len(totals) ** 0.5 if len(totals) > 1 else 0.0
+    mean = float(totals.mean())
+    return {"return": {"mean": mean, "n": len(totals), "low": mean - half, "high": mean + half},
+            "episode_steps": float(np.mean([len(e) for e in episodes]))}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run what is missing."""
+    parser = arguments(__doc__ or "", seeds=(0,))
+    parser.add_argument("--tasks", nargs="+", default=list(LEVELS), choices=list(LEVELS))
+    parser.add_argument("--sac-steps", type=int, default=400_000, help="SAC stops here where it does not reach the level")
+    parser.add_argument("--online-steps", type=int, default=1_000_000, help="environment steps of online RL")
+    args, flags = parser.parse_known_args(words)
+    small: dict[str, Any] = {}
+    out, results = args.out, RESULTS
+    if args.smoke:
+        out, results, small = args.out / "smoke", args.out / "smoke", {"warmup": 100, "episodes": 4}
+        args.tasks, args.seeds, args.sac_steps, args.online_steps = ["Hopper-v5"], args.seeds[:1], 300, 200
+    table = Table(Path(results) / "locomotion.json", KEY)
+    jobs = []
+    for seed in args.seeds:
+        for task in args.tasks:
+            cfg = overridden(toy_size(settings(task)) if args.smoke else settings(task), flags)
+            cfg = replace(cfg, seed=seed)
+            jobs.append(Job(cfg, out / "locomotion" / f"{task}-s{seed}", table, task, LEVELS[task], args.sac_steps, args.online_steps, **small))
+    parts = [part for phase in zip(*(job.parts() for job in jobs), strict=True) for part in phase]
+    return min(run_parts(parts, args.budget), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
