@@ -18,7 +18,7 @@ from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import RL100Config
 from realrl.run import Run
-from realrl.types import Episode, Source
+from realrl.types import Episode, RealrlError, Source
 
 KEY = ("task", "seed", "method")
 
@@ -51,16 +51,17 @@ class Comparison:
         return [[offline], rivals, [online], dppo_part]
 
     def train_offline(self) -> None:
-        """Imitation and the offline rounds."""
-        self._train(("offline",) if self.cfg.init else ("imitation", "offline"))
+        """Imitation and the offline rounds, and the audit of off-policy evaluation (see benchmarks/ope.py)."""
+        self._train(self.cfg, ("offline",) if self.cfg.init else ("imitation", "offline"))
 
     def train_online(self) -> None:
         """The whole method; what is finished is not repeated."""
-        self._train(tuple(s for s in self.cfg.stages if not (s == "imitation" and self.cfg.init)))
+        audited = replace(self.cfg, audit_episodes=0)
+        self._train(audited, tuple(s for s in self.cfg.stages if not (s == "imitation" and self.cfg.init)))
 
-    def _train(self, stages: Any) -> None:
-        cfg = replace(self.cfg, stages=stages)
-        with Run.start(self.folder, cfg, resume=True, ignore=("stages", "collect")) as run:
+    def _train(self, cfg: RL100Config, stages: Any) -> None:
+        cfg = replace(cfg, stages=stages)
+        with Run.start(self.folder, cfg, resume=True, ignore=("stages", "collect", "audit_episodes")) as run:
             summary = rl100.train(cfg, run)
         for stage in summary["stages"]:
             if self.missing(stage["name"]):
@@ -78,7 +79,8 @@ class Comparison:
         """DPPO's settings, with as many environment steps as our own online stage took."""
         online = self.table.find(self.name, self.cfg.seed, "online")
         before = self.table.find(self.name, self.cfg.seed, f"offline-{self.cfg.offline.rounds}")
-        assert online and before, "the phases run in order"
+        if not (online and before):
+            raise RealrlError("it gets as many environment steps as our online stage took, which is not finished")
         steps = online["env_steps"] - before["env_steps"]
         policy, spent, wall = dppo(self.folder.with_name(self.folder.name + "-dppo"), self.folder, self.cfg, steps)
         self._put("dppo", self._judge(policy, self.cfg.final_episodes), env_steps=spent, wall_s=round(wall, 1))

@@ -134,15 +134,19 @@ def main(words: list[str] | None = None) -> int:
     if args.human is None or not args.human.exists():
         print(f"door from human demonstrations: left out, {'no --human FILE given' if args.human is None else f'{args.human} is absent'}")
     else:
-        human = [_from_human(overridden(shrink(settings("door", horizon=300)), flags), s, args.human, out, table, extra) for s in args.seeds]
+        base = overridden(shrink(settings("door", horizon=300)), flags)
+        human = [_from_human(base, seed, args.human, out, table, extra) for seed in args.seeds]
         first += [human_part(c) for c in human]
         comparisons += human
     return min(run_parts(in_phases(first, comparisons, baselines=args.baselines), args.budget), 1)
 
 
 def _from_human(cfg: RL100Config, seed: int, file: Path, out: Path, table: Table, extra: dict[str, int]) -> Comparison:
+    """A run that starts from the imitation of the human demonstrations. Its offline data are rollouts alone, too few of them
+    successes to imitate at first, so the weights go on from the imitation."""
     folder = out / "adroit" / f"door-human-s{seed}"
-    cfg = replace(cfg, seed=seed, init=str(folder.with_name(folder.name + "-imitation")))
+    init = str(folder.with_name(folder.name + "-imitation"))
+    cfg = replace(cfg, seed=seed, init=init, offline=replace(cfg.offline, reimitation=0))
     return Comparison(cfg, folder, table, "door (human)", demos=lambda: human_door(file), **extra)
 
 

@@ -72,8 +72,11 @@ class Job:
     def parts(self) -> list[Part]:
         """In the order they need each other."""
         stages: dict[str, Callable[[], None]] = {"medium data": self.medium, "imitation": self.imitation, "online": self.online}
-        return [Part(f"{self.name} seed {self.cfg.seed}: {method}", lambda m=method: self.table.find(self.name, self.cfg.seed, m) is not None, run)
-                for method, run in stages.items()]
+        def done(method: str) -> bool:
+            return self.table.find(self.name, self.cfg.seed, method) is not None
+
+        label = f"{self.name} seed {self.cfg.seed}"
+        return [Part(f"{label}: {method}", lambda method=method: done(method), run) for method, run in stages.items()]
 
     # -- medium-level data ------------------------------------------------------------------------------------------------------
 
@@ -105,8 +108,8 @@ class Job:
         with WorkCell(Run(self.folder / "medium", resume=True), self.cfg.task, collect=self.cfg.collect, seed=self.cfg.seed) as cell:
             data = self._data(cell)
         policy = imitate(self.cfg, data, self.folder / "imitation")
-        wall = time.monotonic() - began
-        self._put("imitation", self._judge(policy.with_head("ddim"), self.cfg.eval_episodes), env_steps=sum(map(len, data)), wall_s=round(wall, 1))
+        wall = round(time.monotonic() - began, 1)
+        self._put("imitation", self._judge(policy.with_head("ddim"), self.cfg.eval_episodes), env_steps=sum(map(len, data)), wall_s=wall)
 
     def online(self) -> None:
         """Online RL from the imitation policy for a number of environment steps, then the one-step student."""
@@ -171,9 +174,9 @@ def main(words: list[str] | None = None) -> int:
     jobs = []
     for seed in args.seeds:
         for task in args.tasks:
-            cfg = overridden(toy_size(settings(task)) if args.smoke else settings(task), flags)
-            cfg = replace(cfg, seed=seed)
-            jobs.append(Job(cfg, out / "locomotion" / f"{task}-s{seed}", table, task, LEVELS[task], args.sac_steps, args.online_steps, **small))
+            cfg = replace(overridden(toy_size(settings(task)) if args.smoke else settings(task), flags), seed=seed)
+            folder = out / "locomotion" / f"{task}-s{seed}"
+            jobs.append(Job(cfg, folder, table, task, LEVELS[task], args.sac_steps, args.online_steps, **small))
     parts = [part for phase in zip(*(job.parts() for job in jobs), strict=True) for part in phase]
     return min(run_parts(parts, args.budget), 1)
 

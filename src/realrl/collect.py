@@ -10,7 +10,7 @@ import multiprocessing as mp
 import os
 import pickle
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -18,9 +18,12 @@ from typing import Any
 import torch
 
 from realrl import envs
+from realrl.envs.base import RobotEnv
 from realrl.robots.guard import box_guard
 from realrl.rollout import rollout
 from realrl.types import Episode, Policy, RealrlError, Source
+
+MakeEnv = Callable[[], RobotEnv]
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,13 @@ class CollectConfig:
 class Collector:
     """Runs episodes of one task. Use it as a context manager, or call `close`."""
 
-    def __init__(self, task: str, cfg: CollectConfig | None = None, *, reward: str | None = None, horizon: int | None = None) -> None:
+    def __init__(self, task: str, cfg: CollectConfig | None = None, *, reward: str | None = None, horizon: int | None = None,
+                 make: MakeEnv | None = None) -> None:
+        """make: builds an environment of your own for a task that `realrl.envs` does not know; a function of a module, because the
+        workers are sent its name."""
         cfg = cfg or CollectConfig()
-        self.task, self.reward, self.horizon = task, reward, horizon
+        self.task = task
+        self._make: MakeEnv = make or functools.partial(envs.make, task, reward=reward, horizon=horizon)
         self.workers = cfg.workers or available_cores()
         self._size = cfg.envs_per_worker
         self._local: _Bench | None = None
@@ -58,7 +65,7 @@ class Collector:
         Raises RealrlError when a worker dies, with what it said, and when the policy cannot be sent to one.
         """
         if self.workers == 1 or len(seeds) < 2 * self.workers:
-            self._local = self._local or _Bench(self.task, self._size, self.reward, self.horizon)
+            self._local = self._local or _Bench(self.task, self._size, self._make)
             yield from self._local.run(policy, seeds, greedy, noise_seed, source)
             return
         blob = _pack(policy)
@@ -106,7 +113,7 @@ class Collector:
         context = mp.get_context("spawn")  # fork is unsafe beside torch's threads and GL contexts
         for _ in range(self.workers):
             here, there = context.Pipe()
-            process = context.Process(target=_work, args=(there, self.task, self._size, self.reward, self.horizon), daemon=True)
+            process = context.Process(target=_work, args=(there, self.task, self._size, self._make), daemon=True)
             process.start()
             there.close()
             self._pipes.append(here)
@@ -125,9 +132,8 @@ class Collector:
 class _Bench:
     """Environments of one task with their guards, made as they are needed."""
 
-    def __init__(self, task: str, size: int, reward: str | None, horizon: int | None) -> None:
-        self._make = functools.partial(envs.make, task, reward=reward, horizon=horizon)
-        self.task, self.size = task, size
+    def __init__(self, task: str, size: int, make: MakeEnv) -> None:
+        self.task, self.size, self._make = task, size, make
         self.envs: list[Any] = []
 
     def run(self, policy: Policy, seeds: Sequence[int], greedy: bool, noise_seed: int, source: Source) -> Iterator[Episode]:
@@ -145,9 +151,9 @@ def _pack(policy: Policy) -> bytes:
                           "of a module, or use --collect.workers 1") from None
 
 
-def _work(pipe: Connection, task: str, size: int, reward: str | None, horizon: int | None) -> None:
+def _work(pipe: Connection, task: str, size: int, make: MakeEnv) -> None:
     torch.set_num_threads(1)
-    bench = _Bench(task, size, reward, horizon)
+    bench = _Bench(task, size, make)
     while True:
         try:
             blob, seeds, greedy, noise_seed, source = pipe.recv()

@@ -18,7 +18,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from realrl import envs
-from realrl.collect import CollectConfig, Collector
+from realrl.collect import CollectConfig, Collector, MakeEnv
 from realrl.data.store import Store
 from realrl.evaluate import Evaluation, held_out, summarise
 from realrl.imitation import Imitation
@@ -32,12 +32,13 @@ class WorkCell:
     """Collects, records, evaluates and reports for one run. Use it as a context manager."""
 
     def __init__(self, run: Run, task: str, *, collect: CollectConfig, seed: int, reward: str | None = None,
-                 horizon: int | None = None) -> None:
+                 horizon: int | None = None, make: MakeEnv | None = None) -> None:
+        """make: builds an environment of your own, see `Collector`; task is then just its name."""
         self.run, self.task, self.seed = run, task, seed
-        env = envs.make(task, reward=reward, horizon=horizon)
+        env = make() if make else envs.make(task, reward=reward, horizon=horizon)
         self.spec = env.task
         env.close()
-        self.collector = Collector(task, collect, reward=reward, horizon=horizon)
+        self.collector = Collector(task, collect, reward=reward, horizon=horizon, make=make)
         self.store = Store.open_or_create(run.dir / "dataset", task=task, fps=round(1 / self.spec.dt))
         self.summary: dict[str, Any] = self._read_summary()
         self._began = time.monotonic() - float(self.summary.get("wall_s", 0.0))
@@ -95,8 +96,14 @@ class WorkCell:
         """The newest recorded episodes, oldest first."""
         return self.store.read(list(range(max(len(self.store) - count, 0), len(self.store))))
 
-    def demonstrate(self, count: int, noise: float, path: str | None) -> list[Episode]:
-        """`count` successful demonstrations of the task's scripted expert; failed attempts are recorded too, and returned by `read`."""
+    def demonstrations(self, data: str | None, count: int, noise: float, path: str | None) -> list[Episode]:
+        """What to imitate: the worthy episodes of a recorded data set, or `count` successes of the task's scripted expert.
+
+        noise: standard deviation on the expert's actions; path: its weights. The expert's failed attempts are recorded too.
+        Raises RealrlError for a data set of another task's shape and for an expert that hardly ever succeeds.
+        """
+        if data is not None:
+            return self._recorded_elsewhere(data)
         expert = envs.expert(self.task, path, noise=noise)
         good: list[Episode] = []
         tried = 0
@@ -108,6 +115,17 @@ class WorkCell:
             good += [e for e in batch if e.succeeded]
             tried += count
         return good[:count]
+
+    def _recorded_elsewhere(self, data: str) -> list[Episode]:
+        episodes = Store.open(data).read()
+        if not episodes:
+            raise RealrlError(f"{data}: an empty data set, there is nothing to imitate")
+        have = (episodes[0].obs["state"].shape[-1], episodes[0].action.shape[-1])
+        want = (self.spec.obs_dim, self.spec.action_dim)
+        if have != want:
+            raise RealrlError(f"{data}: {have[0]} observed numbers and {have[1]} actions, {self.task} has {want[0]} and {want[1]}: "
+                              "name the task it was recorded on")
+        return worthy(episodes)
 
     # -- learning -----------------------------------------------------------------------------------------------------------
 
@@ -190,6 +208,14 @@ class WorkCell:
     def logger(self, stage: str) -> Callable[[int, Mapping[str, float]], None]:
         """A function (step, metrics) that logs under a stage."""
         return lambda step, metrics: self.run.log(step, metrics, stage)
+
+
+def worthy(episodes: Sequence[Episode]) -> list[Episode]:
+    """What is worth imitating: the successes; where the task knows none (locomotion), the better half by return."""
+    if any(e.succeeded for e in episodes):
+        return [e for e in episodes if e.succeeded]
+    middle = float(np.median([e.reward.sum() for e in episodes]))
+    return [e for e in episodes if e.reward.sum() >= middle]
 
 
 def latency(policy: Policy, obs_dim: int, calls: int = 200) -> dict[str, float]:

@@ -6,20 +6,16 @@ Demonstrations in, a policy folder out. The data are a task's scripted expert or
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from realrl.collect import CollectConfig
-from realrl.data.store import Store
+from realrl.collect import CollectConfig, MakeEnv
 from realrl.data.views import ChunkView
 from realrl.imitation import Imitation, ImitationConfig
 from realrl.policy import DiffusionPolicy, PolicyConfig
 from realrl.run import Run, derive
-from realrl.types import Episode, RealrlError
 from realrl.workcell import WorkCell
 
 
@@ -32,9 +28,7 @@ class BCConfig:
     seed: int = 0
     """Seeds networks, starts and batches."""
     data: str | None = None
-    """A recorded data set (folder) to imitate; None = ask the task's scripted expert."""
-    successes_only: bool = True
-    """Leave failed episodes out."""
+    """A recorded data set (folder) whose successes are imitated; None = ask the task's scripted expert."""
     demos: int = 20
     """Successful demonstrations to ask the expert for."""
     demo_noise: float = 0.3
@@ -53,12 +47,15 @@ class BCConfig:
     """auto, cpu or cuda."""
 
 
-def train(cfg: BCConfig, run: Run) -> dict[str, Any]:
-    """Imitate, evaluate, and leave the policy in the run's folder `policy`; returns the summary. Continues an interrupted run."""
+def train(cfg: BCConfig, run: Run, *, make: MakeEnv | None = None) -> dict[str, Any]:
+    """Imitate, evaluate, and leave the policy in the run's folder `policy`; returns the summary. Continues an interrupted run.
+
+    make: builds an environment of your own; cfg.task is then just its name, and cfg.data holds its demonstrations.
+    """
     torch.manual_seed(derive(cfg.seed, "weights"))
     began = time.monotonic()
-    with WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed) as cell:
-        episodes = _data(cfg, cell)
+    with WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, make=make) as cell:
+        episodes = cell.demonstrations(cfg.data, cfg.demos, cfg.demo_noise, cfg.expert)
         policy = DiffusionPolicy(cfg.policy, cell.spec.obs_dim, cell.spec.action_dim, name="bc").to(cell.device(cfg.device))
         view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=1.0, device=policy.device)
         policy.normaliser.fit(view.frames["state"])
@@ -67,17 +64,3 @@ def train(cfg: BCConfig, run: Run) -> dict[str, Any]:
         if cell.stage("imitation") is None:
             cell.finish_stage("imitation", policy.with_head("ddim"), cfg.eval_episodes, began=began)
         return cell.summary
-
-
-def _data(cfg: BCConfig, cell: WorkCell) -> Sequence[Episode]:
-    if cfg.data is None:
-        return cell.demonstrate(cfg.demos, cfg.demo_noise, cfg.expert)
-    episodes = Store.open(Path(cfg.data)).read()
-    chosen = [e for e in episodes if e.succeeded or not cfg.successes_only]
-    if not chosen:
-        raise RealrlError(f"{cfg.data}: none of its {len(episodes)} episodes succeeded; add --no-successes-only to imitate them all")
-    want = (cell.spec.obs_dim, cell.spec.action_dim)
-    have = (chosen[0].obs["state"].shape[-1], chosen[0].action.shape[-1])
-    if want != have:
-        raise RealrlError(f"{cfg.data}: observations and actions have {have} features, {cfg.task} has {want}: name the task they are from")
-    return chosen

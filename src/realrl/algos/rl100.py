@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from realrl.collect import CollectConfig
+from realrl.collect import CollectConfig, MakeEnv
 from realrl.data.views import ChunkView
 from realrl.generative.consistency import Distillation, DistillConfig, start_from_teacher
 from realrl.generative.diffusion import DiffusionConfig
@@ -31,7 +31,7 @@ from realrl.policy import DiffusionPolicy, PolicyConfig, load_policy
 from realrl.ppo import DenoisingPPO, PPOConfig
 from realrl.run import Run, derive, write_json
 from realrl.types import Episode, RealrlError
-from realrl.workcell import WorkCell
+from realrl.workcell import WorkCell, worthy
 
 Stage = Literal["imitation", "offline", "online", "one-step"]
 
@@ -43,7 +43,7 @@ Stage = Literal["imitation", "offline", "online", "one-step"]
 class OfflineConfig:
     """The offline stage: rounds of rollouts, critics, a gated improvement, and re-imitation."""
 
-    rounds: int = 1
+    rounds: int = 2
     """M."""
     rollouts: int = 150
     """Episodes collected before each round."""
@@ -67,7 +67,7 @@ class OfflineConfig:
 class OnlineConfig:
     """The online stage: PPO with GAE on whole episodes."""
 
-    iterations: int = 60
+    iterations: int = 30
     """Rounds of collection and update."""
     episodes: int = 100
     """Episodes per round."""
@@ -91,7 +91,7 @@ class OnlineConfig:
 class RL100Config:
     """RL-100 on one task, state observations."""
 
-    task: str = "metaworld/push-wall-v3"
+    task: str = "metaworld/peg-insert-side-v3"
     """Environment, see `realrl tasks`."""
     seed: int = 0
     """Seeds everything: networks, starts, noise."""
@@ -99,8 +99,10 @@ class RL100Config:
     """Which stages to run, in the paper's order."""
     init: str | None = None
     """Folder of a policy to start from instead of imitation."""
+    data: str | None = None
+    """A recorded data set (folder) whose successes are the demonstrations; None = ask the task's scripted expert."""
     demos: int = 20
-    """Successful demonstrations D_0 to imitate."""
+    """Successful demonstrations D_0 to ask the expert for."""
     demo_noise: float = 0.3
     """Standard deviation of the noise on the scripted expert's actions (a hurried teleoperator)."""
     expert: str | None = None
@@ -321,14 +323,15 @@ class Online:
 # -- section 6: the algorithm -----------------------------------------------------------------------------------------------
 
 
-def train(cfg: RL100Config, run: Run) -> dict[str, Any]:
+def train(cfg: RL100Config, run: Run, *, make: MakeEnv | None = None) -> dict[str, Any]:
     """Run the stages in the paper's order and return the summary, which also lies in the run's summary.json.
 
     A run that was killed continues: recorded episodes are read back, finished stages are loaded, an unfinished imitation or online
-    stage goes on from its last checkpoint to the same numbers. Raises RealrlError for a stage whose input is missing.
+    stage goes on from its last checkpoint to the same numbers. make: builds an environment of your own; cfg.task is then just its
+    name, and cfg.data holds its demonstrations. Raises RealrlError for a stage whose input is missing.
     """
     torch.manual_seed(derive(cfg.seed, "weights"))
-    with WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon) as cell:
+    with WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon, make=make) as cell:
         policy, value, demos = _start(cfg, cell)
         for m in range(cfg.offline.rounds if "offline" in cfg.stages else 0):
             value = _offline(cfg, cell, policy, m, demos)
@@ -351,7 +354,7 @@ def _start(cfg: RL100Config, cell: WorkCell) -> tuple[DiffusionPolicy, nn.Module
             raise RealrlError(f"{cfg.init}: its policy sees {policy.obs_dim} numbers (task {task}), {cfg.task} gives {cell.spec.obs_dim}")
         return policy, None, []
     began = time.monotonic()
-    demos = cell.demonstrate(cfg.demos, cfg.demo_noise, cfg.expert)
+    demos = cell.demonstrations(cfg.data, cfg.demos, cfg.demo_noise, cfg.expert)
     policy = DiffusionPolicy(cfg.policy, cell.spec.obs_dim, cell.spec.action_dim, name="rl100").to(device)
     view = ChunkView(demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=device)
     policy.normaliser.fit(view.frames["state"])
@@ -381,7 +384,7 @@ def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, 
             data += cell.practise(f"rollout-{r + 1}", policy.with_head("ddim"), starts, noise_seed=noise)
         look = partial(ChunkView, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
         if offline.reimitation:
-            good = look([e for e in data if e.succeeded])
+            good = look(worthy(data))
             again = Imitation(policy, good, replace(cfg.imitation, steps=offline.reimitation), seed=derive(cfg.seed, "imitation", m + 1))
             cell.imitate(again, f"{name}-imitation")
         cell.run.rewind(name, 0)

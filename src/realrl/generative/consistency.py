@@ -30,7 +30,7 @@ class DistillConfig:
     """Teacher chains generated beside one RL update."""
     beside_rl: int = 10
     """Student steps beside each online update (lambda_CD of the joint loss: the networks are separate, so only the rate matters)."""
-    steps: int = 4000
+    steps: int = 3000
     """Student steps of the final stage."""
 
 

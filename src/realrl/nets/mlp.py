@@ -69,6 +69,11 @@ def time_table(steps: int, size: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer without the module call, which at batch 1 costs a third as much as the layer's arithmetic."""
+    return nn.functional.linear(x, layer.weight, layer.bias)
+
+
 class _Block(nn.Module):
     def __init__(self, size: int, dropout: float) -> None:
         super().__init__()
@@ -79,8 +84,12 @@ class _Block(nn.Module):
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.outer(self.dropout(nn.functional.silu(self.inner(self.norm(x)))))
-        return x + y
+        norm = self.norm
+        y = nn.functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        y = nn.functional.silu(_linear(self.inner, y))
+        if self.training:
+            y = self.dropout(y)
+        return x + _linear(self.outer, y)
 
 
 class SkipNet(nn.Module):
@@ -101,8 +110,7 @@ class SkipNet(nn.Module):
         self.head = nn.Linear(hidden, chunk * action)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        h = self.stem(torch.cat([x.flatten(1), cond, self.table[t]], -1))
+        h = _linear(self.stem, torch.cat([x.flatten(1), cond, self.table[t]], -1))
         for block in self.blocks:
             h = block(h)
-        y: Tensor = self.head(nn.functional.silu(h))
-        return y.view(-1, *self.shape)
+        return _linear(self.head, nn.functional.silu(h)).view(-1, *self.shape)
