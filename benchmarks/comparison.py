@@ -124,7 +124,7 @@ def toy_size(cfg: RL100Config) -> RL100Config:
     return replace(
         cfg, demos=3, eval_episodes=4, final_episodes=4, audit_episodes=2, imitation=replace(cfg.imitation, steps=150, warmup=10),
         critic=replace(cfg.critic, steps=20), ope=replace(cfg.ope, steps=20, starts=8, horizon=5),
-        offline=replace(cfg.offline, rollouts=4, iterations=2, gate_every=1, states=32),
+        offline=replace(cfg.offline, rounds=1, rollouts=4, iterations=2, gate_every=1, states=32, reimitation=10),
         online=replace(cfg.online, iterations=2, episodes=4, warmup=1),
         distill=replace(cfg.distill, steps=10, chains=20, beside_rl=1, batch=32),
         collect=replace(cfg.collect, workers=1, envs_per_worker=4))

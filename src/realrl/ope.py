@@ -49,7 +49,7 @@ class OPEConfig:
     """AdamW's."""
     batch: int = 256
     """Decisions per member and gradient step."""
-    steps: int = 1500
+    steps: int = 800
     """Gradient steps of a fit."""
     holdout: float = 0.15
     """Share of the episodes that is held out, to choose the elites and to learn how much they disagree on genuine data."""
@@ -200,11 +200,13 @@ class TransitionModel(nn.Module):
         worst = apart.new_zeros(len(table.x)).scatter_reduce(0, groups, apart, "amax")[groups.bincount(minlength=len(table.x)) > 0]
         self.limit.copy_(worst.quantile(self.cfg.limit))
         expected = float(y[..., c].sigmoid().mean(0)[known].sum())
-        return {"r2": float(1 - error / total), "done_ratio": expected / max(float(table.done[held].sum()), 1.0),
+        return {"r2": float(1 - error / total.clamp(min=1e-12)), "done_ratio": expected / max(float(table.done[held].sum()), 1.0),
                 "limit": float(self.limit), **{k: float(v[best].mean()) for k, v in losses.items()}}
 
     def _disagreement(self, y: Tensor) -> Tensor:
         """Root mean square, over the features that move, of the elites' standard deviation. y: [E, B, C + 3] -> [B]."""
+        if not (self.scale > 0).any():  # a task of one decision
+            return y.new_zeros(y.shape[1])
         return y[..., : self.size][..., self.scale > 0].var(0, unbiased=False).mean(-1).sqrt()
 
     @torch.no_grad()

@@ -25,6 +25,7 @@ from realrl.run import read_parts, save_parts, write_json
 from realrl.types import Obs, Plan, RealrlError, State
 
 Head = Literal["ddim", "one-step"]
+LEAST = 4  # rows of an exploring batch: fewer are multiplied by another routine, and an episode's bits would depend on its company
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,10 @@ class DiffusionPolicy(nn.Module):
         noise = torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in rng])).to(self.device)
         if self.head == "one-step":
             return Plan(self.one_step(noise[:, 0], cond).cpu().numpy()), state
-        chain = self.diffusion.sample(self.net, cond, noise, stochastic=explore)
+        if explore and len(noise) < LEAST:
+            spare = torch.arange(LEAST, device=self.device) % len(noise)
+            cond, noise = cond[spare], noise[spare]
+        chain = self.diffusion.sample(self.net, cond, noise, stochastic=explore)[: len(rng)]
         action = chain[:, -1].clamp(-1.0, 1.0).cpu().numpy()
         return Plan(action, {"chain": chain.cpu().numpy()} if explore else {}), state
 

@@ -68,21 +68,23 @@ class WorkCell:
         todo = list(seeds) if keep_extra else [s for s in seeds if s not in known]
         fresh: dict[int, Episode] = {}
         unsaved: list[Episode] = []
-        with self.bar(f"{label}: episodes", len(todo)) as advance:
-            for episode in self.collector.collect(policy, todo, greedy=greedy, noise_seed=noise_seed, source=source):
-                assert episode.seed is not None
-                episode.policy = label
-                fresh[episode.seed] = episode
-                if episode.seed not in known:
-                    unsaved.append(episode)
-                if len(unsaved) >= GROUP and not keep_extra:
-                    self.store.append(unsaved)
-                    unsaved = []
-                advance(1)
-        if unsaved:
+        try:
+            with self.bar(f"{label}: episodes", len(todo)) as advance:
+                for episode in self.collector.collect(policy, todo, greedy=greedy, noise_seed=noise_seed, source=source):
+                    assert episode.seed is not None
+                    episode.policy = label
+                    fresh[episode.seed] = episode
+                    if episode.seed not in known:
+                        unsaved.append(episode)
+                    if len(unsaved) >= GROUP and not keep_extra:
+                        self.store.append(unsaved)
+                        unsaved = []
+                    advance(1)
+        finally:  # an interruption keeps the episodes that are finished
             self.store.append(unsaved)
-        self._count_steps(fresh.values())
-        old = {} if keep_extra else {s: e for s, e in zip(known, self.store.read(list(known.values())), strict=True)} if known else {}
+        rows = self.recorded(label)
+        self.summary["env_steps"] = self._steps_until(max((rows[s] for s in seeds), default=-1))
+        old = dict(zip(known, self.store.read(list(known.values())), strict=True)) if known and not keep_extra else {}
         return [fresh[s] if s in fresh else old[s] for s in seeds]
 
     def recorded(self, label: str) -> dict[int, int]:
@@ -93,8 +95,15 @@ class WorkCell:
         return {r["seed"]: r["episode_index"] for r in rows.to_pylist() if r["seed"] is not None}
 
     def recent(self, count: int) -> list[Episode]:
-        """The newest recorded episodes, oldest first."""
-        return self.store.read(list(range(max(len(self.store) - count, 0), len(self.store))))
+        """The newest recorded episodes, oldest first; within a label by seed, because the order of arrival is left to chance."""
+        rows = self.store.rows.select(["policy", "seed", "episode_index"]).to_pylist()
+        age = {label: i for i, label in enumerate(dict.fromkeys(r["policy"] for r in rows))}
+        rows.sort(key=lambda r: (age[r["policy"]], r["seed"]))
+        return self.store.read([r["episode_index"] for r in rows[-count:]])
+
+    def _steps_until(self, index: int) -> int:
+        """Control steps in the recorded episodes up to this one: what a resumed run repeats is not counted twice."""
+        return int(pc.sum(self.store.rows.column("length")[: index + 1]).as_py()) if index >= 0 else 0
 
     def demonstrations(self, data: str | None, count: int, noise: float, path: str | None) -> list[Episode]:
         """What to imitate: the worthy episodes of a recorded data set, or `count` successes of the task's scripted expert.
@@ -149,9 +158,6 @@ class WorkCell:
                     self.run.save(name, trainer.step, trainer=trainer)
         trainer.finish()
 
-    def _count_steps(self, episodes: Any) -> None:
-        self.summary["env_steps"] = int(self.summary.get("env_steps", 0)) + sum(len(e) for e in episodes)
-
     # -- evaluation ---------------------------------------------------------------------------------------------------------
 
     def evaluate(self, policy: Policy, n: int, *, seed: int = 0, greedy: bool = True, source: Source = Source.POLICY,
@@ -175,7 +181,7 @@ class WorkCell:
         wall = time.monotonic() - began
         result = self.evaluate(policy, n, label=name, source=source)
         entry = {"name": name, **result.to_dict(), "latency_ms": latency(policy, self.spec.obs_dim), "wall_s": round(wall, 1),
-                 "env_steps": self.summary.get("env_steps", 0), **more}
+                 "env_steps": self.store.frames, **more}
         self.summary["stages"] = [s for s in self.summary["stages"] if s["name"] != name] + [entry]
         self._save_summary()
         return result
@@ -192,7 +198,7 @@ class WorkCell:
         return {**fresh, **read}
 
     def _save_summary(self) -> None:
-        self.summary["wall_s"] = round(time.monotonic() - self._began, 1)
+        self.summary |= {"wall_s": round(time.monotonic() - self._began, 1), "env_steps": self.store.frames}
         write_json(self.run.dir / "summary.json", self.summary)
 
     # -- progress -----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from realrl.data.views import ChunkView
+from realrl.data.views import ChunkView, continue_chunks
 from realrl.types import Episode, RealrlError, Source
 
 GAMMA = 0.5
@@ -116,3 +116,48 @@ def test_batches_pick_rows_and_sampling_is_uniform_and_repeatable():
 def test_no_episodes():
     with pytest.raises(RealrlError, match="no episodes to learn from"):
         ChunkView([], chunk=1, n_obs=1, gamma=GAMMA)
+
+
+def test_returns_to_the_end_of_the_recording():
+    """1, 2, 4, 8, 16 with gamma 1/2: the return from step t is 2^t (5 - t); the same when a clock ended it, whatever the chunk."""
+    for terminated in (True, False):
+        for chunk in (1, 4):
+            view = ChunkView([episode(FIVE, terminated=terminated), episode(FIVE[:1], terminated=terminated)], chunk=chunk, n_obs=1, gamma=GAMMA)
+            assert view.returns.tolist() == [5.0, 8.0, 12.0, 16.0, 16.0, 1.0]
+    by_plan = ChunkView([episode(FIVE, terminated=True, plans=(0, 2))], chunk=4, n_obs=1, gamma=GAMMA, every="plan")
+    assert by_plan.returns.tolist() == [5.0, 12.0]
+
+
+def test_cut_chunks_go_on_like_another_chunk():
+    """[1, 2, -, -] beside the whole chunk [0, .1, .3, .6]: it goes on by the donor's changes after its second action, +.2 and +.5."""
+    action = torch.tensor([[0.0, 0.1, 0.3, 0.6], [0.2, 0.4, 0.4, 0.4], [0.9, 0.9, 0.9, 0.9]])[..., None]
+    valid = torch.tensor([[True] * 4, [True, True, False, False], [True, False, False, False]])
+    before = action.clone()
+    out = continue_chunks(action, valid, torch.Generator().manual_seed(0))[..., 0]
+    assert torch.allclose(out[0], before[0, :, 0]) and torch.equal(action, before), "whole chunks stay, and so does the input"
+    assert torch.allclose(out[1], torch.tensor([0.2, 0.4, 0.6, 0.9]))
+    assert torch.allclose(out[2], torch.tensor([0.9, 1.0, 1.0, 1.0])), "clipped to what an action can be"
+
+
+def test_cut_chunks_draw_their_donors_at_random_and_repeatably():
+    slopes = torch.tensor([0.01, 0.02, 0.03])
+    whole = torch.arange(3) * slopes[:, None]
+    action, valid = torch.cat([whole, torch.zeros(300, 3)])[..., None], torch.ones(303, 3, dtype=torch.bool)
+    valid[3:, 1:] = False
+    out, again, other = (continue_chunks(action, valid, torch.Generator().manual_seed(s))[3:, :, 0] for s in (1, 1, 2))
+    assert torch.equal(out, again) and not torch.equal(out, other)
+    assert torch.unique((out[:, 1] * 100).round(), return_counts=True)[1].min() > 60  # of 100 expected from each donor
+    assert torch.allclose(out[:, 2], 2 * out[:, 1]), "one donor for the whole tail"
+
+
+def test_without_a_whole_chunk_tails_stay_as_they_are():
+    action, valid = torch.rand(4, 3, 2), torch.tensor([[True, False, False]] * 4)
+    assert torch.equal(continue_chunks(action, valid, torch.Generator()), action)
+
+
+@pytest.mark.parametrize("field", ["state", "action", "reward"])
+def test_numbers_that_are_not_finite_are_refused(field):
+    broken = episode(FIVE, terminated=True, base=10)
+    (broken.obs["state"] if field == "state" else getattr(broken, field))[3] = np.nan if field != "reward" else np.inf
+    with pytest.raises(RealrlError, match=f"episode 1 of 'none' .*in '{field}' at step 3: leave it out"):
+        ChunkView([episode(FIVE, terminated=True), broken], chunk=2, n_obs=1, gamma=GAMMA)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from realrl.generative.consistency import Distillation, start_from_teacher, teacher_chain
+from realrl.generative.consistency import Distillation, DistillConfig, start_from_teacher, teacher_chain
 from realrl.generative.diffusion import Diffusion, DiffusionConfig, imitation_loss
 from realrl.nets.mlp import SkipNet
 from realrl.nets.unet1d import UNet1d
@@ -13,6 +13,11 @@ from realrl.run import read_parts, save_parts
 def skip_net(seed=0):
     torch.manual_seed(seed)
     return SkipNet(1, 2, 1, steps=100, hidden=64)
+
+
+def distil(student, taught, **options):
+    diffusion, teacher, *_ = taught
+    return Distillation(student, teacher, diffusion, (1, 2), DistillConfig(**{"batch": 32, "lr": 1e-3, **options}))
 
 
 @pytest.fixture(scope="module")
@@ -39,36 +44,58 @@ def test_chains_are_deterministic_and_start_from_noise(taught):
     assert torch.equal(diffusion.sample(teacher, cond, chain[:, :1], stochastic=False), chain)
 
 
-def test_one_step_lands_where_the_chain_ends(taught):
-    diffusion, teacher, cond, chain = taught
-    student, g = skip_net(1), torch.Generator().manual_seed(1)
-    start_from_teacher(student, teacher)
-    distillation = Distillation(student, diffusion, lr=2e-3, batch=256)
-    first = distillation.update(cond, chain, g)
-    for step in range(400):
-        last = distillation.update(cond, chain, g, lr=2e-3 * (1 - step / 400))
-    fresh = torch.rand(1000, 1, generator=g) * 2 - 1
-    target = teacher_chain(diffusion, teacher, fresh, g, (1, 2))
-    student.eval()
+def land(student, taught, level=0, seed=5):
+    """Distances [1000] from the student's clean action to the chain's end, from fresh noise at the level of step `level`."""
+    diffusion, teacher, *_ = taught
+    random = torch.Generator().manual_seed(seed)
+    cond = torch.rand(1000, 1, generator=random) * 2 - 1
+    chain = teacher_chain(diffusion, teacher, cond, random, (1, 2))
     with torch.no_grad():
-        action = student(target[:, 0], diffusion.t[:1].expand(1000), fresh)
-        late = student(target[:, 7], diffusion.t[7:8].expand(1000), fresh)
-    gap = (action - target[:, -1]).norm(dim=-1).squeeze()
+        return (student(chain[:, level], diffusion.t[level].expand(1000), cond) - chain[:, -1]).norm(dim=-1).squeeze()
+
+
+def test_one_step_lands_where_the_chain_ends(taught):
+    """The final stage, from the teacher's weights."""
+    student, logged, steps = skip_net(1), [], []
+    start_from_teacher(student, taught[1])
+    distillation = distil(student, taught, batch=256, lr=2e-3, chains=200, steps=600)
+    distillation.finish(taught[2], 3, lambda step, told: logged.append((step, told["student_gap"])), steps.append)
+    gap = land(student, taught)
     assert gap.median() < 0.1 and (gap < 0.3).float().mean() > 0.9, gap
-    assert last < first / 5
-    assert (late - target[:, -1]).norm(dim=-1).median() < 0.1, "it must know the chain's later levels too"
+    assert land(student, taught, level=7).median() < 0.1, "it must know the chain's later levels too"
+    assert [step for step, _ in logged] == [100, 200, 300, 400, 500, 600] and sum(steps) == 600
+    assert logged[-1][1] < logged[0][1] / 2 and abs(logged[-1][1] - gap.square().mean().item() / 2) < 0.01, "the gap that is told is true"
+
+
+def test_beside_rl_the_student_keeps_up(taught):
+    student = skip_net(2)
+    start_from_teacher(student, taught[1])
+    distillation, before = distil(student, taught, batch=256, lr=6e-3, chains=300, beside_rl=10), land(student, taught).median()
+    random = torch.Generator().manual_seed(0)
+    gaps = [distillation.follow(taught[2], random) for _ in range(20)]
+    assert gaps[-1] < gaps[0] / 4 and land(student, taught).median() < before / 2
 
 
 def test_teacher_is_left_alone_and_a_rate_of_zero_stands_still(taught):
-    diffusion, teacher, cond, chain = taught
+    _, teacher, cond, chain = taught
     student = skip_net(2)
-    distillation = Distillation(student, diffusion, lr=1e-3, batch=32)
+    distillation = distil(student, taught)
     before = {k: v.clone() for k, v in (*teacher.state_dict().items(), *((f"s.{k}", v) for k, v in student.state_dict().items()))}
-    distillation.update(cond, chain, torch.Generator().manual_seed(0), lr=0.0)
+    distillation.update(cond, chain, torch.Generator().manual_seed(0), 0.0)
     assert all(torch.equal(before[f"s.{k}"], v) for k, v in student.state_dict().items())
-    distillation.update(cond, chain, torch.Generator().manual_seed(0))
+    distillation.update(cond, chain, torch.Generator().manual_seed(0), 1e-3)
     assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
     assert not torch.equal(before["s.stem.weight"], student.stem.weight)
+
+
+def test_dropout_is_for_imitation_only(taught):
+    """A student that shook would not continue to the same numbers."""
+    torch.manual_seed(0)
+    shaky, gaps = SkipNet(1, 2, 1, steps=100, hidden=64, dropout=0.5), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        gaps.append(distil(shaky, taught).update(taught[2], taught[3], torch.Generator().manual_seed(0), 0.0))
+    assert gaps[0] == gaps[1]
 
 
 @pytest.mark.parametrize("make", [skip_net, lambda seed=0: UNet1d(2, 1, steps=100, sizes=(8, 16))], ids=["skip", "unet"])
@@ -82,14 +109,13 @@ def test_student_starts_from_all_but_the_head(make):
 
 
 def test_checkpoint_continues_to_the_same_numbers(taught, tmp_path):
-    diffusion, _, cond, chain = taught
-    run = lambda d, steps: [d.update(cond, chain, torch.Generator().manual_seed(s)) for s in steps]
-    whole = Distillation(skip_net(3), diffusion, lr=1e-3, batch=32)
-    first = Distillation(skip_net(3), diffusion, lr=1e-3, batch=32)
+    run = lambda d, steps: [d.follow(taught[2], torch.Generator().manual_seed(s)) for s in steps]
+    small = {"chains": 40, "beside_rl": 3}
+    whole, first = (distil(skip_net(3), taught, **small) for _ in range(2))
     expected = run(whole, range(4))
     assert run(first, range(2)) == expected[:2]
     save_parts(tmp_path, 2, {"distillation": first})
-    second = Distillation(skip_net(4), diffusion, lr=1e-3, batch=32)
+    second = distil(skip_net(4), taught, **small)
     second.load_state_dict(read_parts(tmp_path)[1]["distillation"])
     assert run(second, range(2, 4)) == expected[2:]
     assert all(torch.equal(a, b) for a, b in zip(whole.student.state_dict().values(), second.student.state_dict().values(), strict=True))

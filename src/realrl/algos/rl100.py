@@ -51,7 +51,7 @@ class OfflineConfig:
     """Inner PPO iterations per round, each on fresh samples of the behaviour policy at recorded states."""
     states: int = 1024
     """Recorded states per inner iteration."""
-    gate_every: int = 10
+    gate_every: int = 3
     """Inner iterations between two comparisons by off-policy evaluation."""
     measure: Literal["amq", "returns", "success"] = "returns"
     """What the gate compares: AM-Q as in the paper, the discounted return in the model, or its success probability."""
@@ -59,7 +59,7 @@ class OfflineConfig:
     """Root-mean-square change of the action, from the same noise, at which a round ends: past it the critics are extrapolated."""
     reimitation: int = 1000
     """Gradient steps of pi <- IL(D) on the successes so far, before a round improves it; 0 = go on from the improved weights."""
-    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(epochs=2, pairs=1.0))
+    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(lr=3e-5, epochs=2, pairs=1.0, target_kl=0.005))
     """The objective's settings."""
 
 
@@ -156,6 +156,7 @@ class OfflineRound:
     def __init__(self, policy: DiffusionPolicy, view: ChunkView, cfg: RL100Config, *, seed: int, log: Any) -> None:
         self.policy, self.cfg, self.seed, self.log = policy, cfg, seed, log
         self.cond, _ = encode_all(view, policy.encode)
+        torch.manual_seed(derive(seed, "weights"))  # the same critics whatever this process did before, or a resumed run would differ
         self.critics = Critics(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.critic).to(policy.device)
         fit_critics(self.critics, view, policy.encode, seed=seed)
         self.model = TransitionModel(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.ope, seed=seed).to(policy.device)
@@ -182,7 +183,7 @@ class OfflineRound:
             self.log(iteration, {"advantage_mean": float(advantage.mean()), "advantage_std": float(advantage.std()), "drift": drift,
                                  "student_gap": gap, **stats})
             advance(1)
-            if iteration % offline.gate_every == 0 or drift > offline.max_drift:
+            if iteration % offline.gate_every == 0 or iteration == offline.iterations or drift > offline.max_drift:
                 candidate = self._score()
                 if self._judge(iteration, candidate, score):
                     accepted, score = self._keep(), candidate
@@ -243,6 +244,7 @@ class Online:
     def __init__(self, policy: DiffusionPolicy, value: nn.Module | None, cfg: RL100Config) -> None:
         self.policy, self.cfg, self.iteration = policy, cfg, 0
         size = (cfg.critic.hidden, cfg.critic.hidden)
+        torch.manual_seed(derive(cfg.seed, "online"))
         self.value = value or mlp(policy.n_obs * policy.obs_dim, 1, size).to(policy.device)
         self.value_optimiser = torch.optim.AdamW(self.value.parameters(), lr=cfg.online.value_lr)
         self.ppo, self.student = DenoisingPPO(policy, cfg.online.ppo), distillation(policy, cfg.distill)
@@ -355,7 +357,7 @@ def _start(cfg: RL100Config, cell: WorkCell) -> tuple[DiffusionPolicy, nn.Module
         return policy, None, []
     began = time.monotonic()
     demos = cell.demonstrations(cfg.data, cfg.demos, cfg.demo_noise, cfg.expert)
-    policy = DiffusionPolicy(cfg.policy, cell.spec.obs_dim, cell.spec.action_dim, name="rl100").to(device)
+    policy = DiffusionPolicy(cfg.policy, cell.spec.obs_dim, cell.spec.action_dim, name="rl100").to(device).eval()
     view = ChunkView(demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=device)
     policy.normaliser.fit(view.frames["state"])
     if cell.run.load("imitation", policy=policy) is None:
@@ -387,7 +389,7 @@ def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, 
             good = look(worthy(data))
             again = Imitation(policy, good, replace(cfg.imitation, steps=offline.reimitation), seed=derive(cfg.seed, "imitation", m + 1))
             cell.imitate(again, f"{name}-imitation")
-        cell.run.rewind(name, 0)
+        cell.run.rewind(name, -1)
         with cell.bar(f"{name}: improving", offline.iterations) as advance:
             stage = OfflineRound(policy, look(data), cfg, seed=derive(cfg.seed, "offline", m), log=cell.logger(name))
             stage.improve(advance)

@@ -23,9 +23,11 @@ class ChunkView:
 
     def __init__(self, episodes: Sequence[Episode], *, chunk: int, n_obs: int, gamma: float, every: str = "step",
                  device: str | torch.device = "cpu") -> None:
-        """Raises RealrlError without episodes and, by plan, when a plan ran longer than `chunk`."""
+        """Raises RealrlError without episodes, on numbers that are not finite and, by plan, when a plan ran longer than `chunk`."""
         if not episodes:
             raise RealrlError("no episodes to learn from: record or import some first (realrl data demos)")
+        for number, episode in enumerate(episodes):
+            _check_finite(episode, number)
         self.chunk, self.gamma = chunk, gamma
         lengths = np.array([len(e) for e in episodes])
         first_frame = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
@@ -74,6 +76,15 @@ class ChunkView:
     def sample(self, size: int, generator: torch.Generator) -> Batch:
         """A uniform batch, with replacement."""
         return self.batch(torch.randint(len(self), (size,), generator=generator, device=self.reward.device))
+
+
+def _check_finite(episode: Episode, number: int) -> None:
+    """One NaN would silently turn every weight into NaN."""
+    for name, values in {**episode.obs, "action": episode.action, "reward": episode.reward}.items():
+        bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
+        if bad.any():
+            raise RealrlError(f"{episode.task}: episode {number} of {episode.policy!r} (seed {episode.seed}) holds NaN or infinity in "
+                              f"{name!r} at step {int(bad.argmax())}: leave it out, `realrl data check DIR` lists all of them")
 
 
 def _decisions(episode: Episode, chunk: int, gamma: float, every: str) -> tuple[Array, Array, Array, Array, Array]:

@@ -56,7 +56,7 @@ class Distillation:
 
     def __init__(self, student: nn.Module, teacher: nn.Module, diffusion: Diffusion, shape: tuple[int, int], cfg: DistillConfig) -> None:
         """shape: (K, A) of a chunk."""
-        self.student, self.teacher = student.requires_grad_(True).train(), teacher
+        self.student, self.teacher = student.requires_grad_(True).eval(), teacher
         self.diffusion, self.shape, self.cfg = diffusion, shape, cfg
         self.optimiser = torch.optim.AdamW(student.parameters(), lr=cfg.lr, weight_decay=0.0)
 

@@ -70,7 +70,7 @@ def time_table(steps: int, size: int) -> Tensor:
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The layer without the module call, which at batch 1 costs a third as much as the layer's arithmetic."""
+    """The layer without the module call: at batch 1 these calls made up a sixth of the skip-net's time."""
     return nn.functional.linear(x, layer.weight, layer.bias)
 
 

@@ -1,0 +1,199 @@
+"""Rewrites the tables in docs/benchmarks.md from benchmarks/results/*.json: `python benchmarks/tables.py`.
+
+A table stands between `<!-- table NAME -->` and `<!-- end NAME -->`; everything else in the page is written by hand. What no JSON
+row holds is marked "not run". `--check` changes nothing and fails when the page is not up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, ROOT, read_rows
+
+from realrl.evaluate import wilson
+from realrl.run import write_text
+from realrl.types import RealrlError
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+NOT_RUN = "not run"
+Row = dict[str, Any]
+
+METHODS = {"demonstrator": "demonstrator, as in the demonstrations", "clean demonstrator": "demonstrator without noise",
+           "imitation": "imitation", "more-bc": "more behaviour cloning", "filtered-bc": "filtered behaviour cloning",
+           "weighted-bc": "advantage-weighted behaviour cloning", "iql-gaussian": "IQL, Gaussian policy", "offline": "**offline RL**",
+           "dppo": "online with DPPO's settings", "online": "**online RL, 10 steps**", "one-step": "**online RL, one step**"}
+"""Methods in the order of the tables; "offline" is the last offline round."""
+METAWORLD = ("push-wall-v3", "peg-insert-side-v3", "box-close-v3", "disassemble-v3")
+ADROIT = ("door", "hammer", "pen", "door (human)")
+LOCOMOTION = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
+PUBLISHED: dict[str, dict[str, dict[str, str]]] = {  # table -> row -> task -> figure
+    "metaworld": {
+        "published: DP3 imitation, 10 demonstrations, point clouds": {
+            "peg-insert-side-v3": "69 %", "box-close-v3": "42 %", "disassemble-v3": "69 %"},
+        "published: RL-100, online": {"peg-insert-side-v3": "100 %"},
+        "published: ReinFlow, in RL-100's paper": {"peg-insert-side-v3": "< 20 %"}},
+    "adroit": {
+        "published: DP3 imitation, 10 demonstrations, point clouds": {"door": "62 %", "hammer": "100 %", "pen": "43 %"},
+        "published: RL-100, online": {"door": "about 100 %", "hammer": "about 100 %"},
+        "published: DPPO, in RL-100's paper": {"door": "90 %, a plateau", "hammer": "90 %, a plateau"}},
+    "locomotion": {
+        "published: RL-100": {"HalfCheetah-v5": "about 10,000"}, "published: DPPO, in RL-100's paper": {"HalfCheetah-v5": "4,500"},
+        "published: DSRL, in RL-100's paper": {"HalfCheetah-v5": "3,000"}}}
+
+
+def grid(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def percent(success: Row) -> str:
+    """A rate with its interval."""
+    return f"{100 * success['rate']:.1f} % [{100 * success['low']:.1f}, {100 * success['high']:.1f}]"
+
+
+def last_round(rows: Sequence[Row]) -> list[Row]:
+    """The rows with each run's last offline round renamed to "offline", earlier rounds left out."""
+    best: dict[tuple[Any, Any], int] = {}
+    for row in rows:
+        if found := re.fullmatch(r"offline-(\d+)", row["method"]):
+            key = (row["task"], row["seed"])
+            best[key] = max(best.get(key, 0), int(found[1]))
+    final = [{**r, "method": "offline"} for r in rows if r["method"] == f"offline-{best.get((r['task'], r['seed']))}"]
+    return [r for r in rows if not r["method"].startswith("offline-")] + final
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------------------------
+
+
+def success_table(rows: Sequence[Row], tasks: Sequence[str], published: str) -> str:
+    """Methods down, tasks across: success pooled over the training seeds, the number of seeds, and the worst of them."""
+    rows = last_round(rows)
+
+    def cell(method: str, task: str) -> str:
+        found = [r["success"] for r in rows if r["task"] == task and r["method"] == method]
+        if not found:
+            return NOT_RUN
+        total = sum(s["n"] for s in found)
+        pooled = wilson(round(sum(s["rate"] * s["n"] for s in found)), total)
+        worst = f", worst of {len(found)} seeds {100 * min(s['rate'] for s in found):.1f} %" if len(found) > 1 else ""
+        return f"{percent(vars(pooled))}, n = {total}{worst}"
+
+    lines = [[name, *(cell(method, task) for task in tasks)] for method, name in METHODS.items()]
+    lines += [[name, *(figures.get(task, "-") for task in tasks)] for name, figures in PUBLISHED[published].items()]
+    return "\n\n".join([grid(["", *tasks], lines), detail(rows, tasks), commands(rows)])
+
+
+def detail(rows: Sequence[Row], tasks: Sequence[str]) -> str:
+    """One line a run and method: what it cost."""
+    order = {m: i for i, m in enumerate(METHODS)}
+    known = sorted((r for r in rows if r["task"] in tasks and r["method"] in order),
+                   key=lambda r: (tasks.index(r["task"]), -1 if r["seed"] is None else r["seed"], order[r["method"]]))
+    if not known:
+        return f"Per run: {NOT_RUN}."
+    lines = [[r["task"], "-" if r["seed"] is None else str(r["seed"]), r["method"], percent(r["success"]), str(r["success"]["n"]),
+              f"{r['cycle_steps']:.0f}" if r.get("cycle_steps") else "-", f"{r['env_steps']:,}", f"{r['wall_s'] / 60:.1f}"] for r in known]
+    head = ["task", "seed", "method", "success [95 %]", "n", "steps to success", "environment steps so far", "minutes"]
+    return f"<details><summary>Per run</summary>\n\n{grid(head, lines)}\n\n</details>"
+
+
+def return_table(rows: Sequence[Row], tasks: Sequence[str], published: str) -> str:
+    """Locomotion: return with its interval, one entry a seed."""
+    def cell(method: str, task: str) -> str:
+        found = [r for r in rows if r["task"] == task and r["method"] == method]
+        return "; ".join(f"{r['return']['mean']:,.0f} [{r['return']['low']:,.0f}, {r['return']['high']:,.0f}], n = {r['return']['n']}, "
+                         f"{r['env_steps']:,} steps, {r['wall_s'] / 60:.0f} min, seed {r['seed']}" for r in found) or NOT_RUN
+
+    names = {"medium data": "medium data (SAC, stochastic)", "imitation": "imitation", "online": "**online RL, 10 steps**",
+             "one-step": "**online RL, one step**"}
+    lines = [[name, *(cell(method, task) for task in tasks)] for method, name in names.items()]
+    lines += [[name, *(figures.get(task, "-") for task in tasks)] for name, figures in PUBLISHED[published].items()]
+    return "\n\n".join([grid(["", *tasks], lines), commands(rows)])
+
+
+def latency_table(rows: Sequence[Row]) -> str:
+    """One line a network and method."""
+    nets = {"skip": "skip-net", "unet": "U-Net", "unet-large": "U-Net, the paper's size"}
+    lines = []
+    for r in rows:
+        target = "-" if r["target_ms"] is None else f"{r['target_ms']} ms"
+        name = f"{nets[r['net']]}, {r['parameters'] / 1e6:.2f} M, chunk {r['chunk']}"
+        numbers = [f"{r['p50_ms']:.3f}", f"{r['p99_ms']:.3f}", f"{r['times_faster_than_diffusers']:.1f}"]
+        lines.append([name, r["method"], *numbers, target, str(r["calls"])])
+    head = ["network", "", "p50 [ms]", "p99 [ms]", "times faster than diffusers", "target for p50", "calls"]
+    return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
+
+
+def collection_table(rows: Sequence[Row]) -> str:
+    """One line a way of collecting."""
+    lines = [[r["task"], r["method"], f"{r['steps_per_s']:,.0f}", f"{r['times_plain_loop']:.2f}", f"{r['steps']:,}"] for r in rows]
+    head = ["task", "", "environment steps/s", "times the plain loop", "steps taken"]
+    return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
+
+
+def ope_table(rows: Sequence[Row]) -> str:
+    """Measures across; all runs first."""
+    names = list(dict.fromkeys(r["run"] for r in rows))
+    names.sort(key=lambda name: name != "all")
+    measures = {"amq": "AM-Q", "returns": "discounted return", "success": "success"}
+    by = {(r["run"], r["measure"]): r for r in rows}
+
+    def cell(row: Row | None) -> str:
+        return NOT_RUN if row is None else f"{row['spearman']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+
+    lines = [[f"**all {by[n, 'amq']['runs']} runs**" if n == "all" else n, str(by[n, "amq"]["candidates"]),
+              *(cell(by.get((n, m))) for m in measures)] for n in names]
+    return "\n\n".join([grid(["run", "candidates", *measures.values()], lines or [[NOT_RUN] * 5]), commands(rows)])
+
+
+def commands(rows: Sequence[Row]) -> str:
+    """The command lines that made the rows, the machines and the commits."""
+    if not rows:
+        return f"Command, machine: {NOT_RUN}."
+    lines = list(dict.fromkeys(r["command"] for r in rows))
+    machines = dict.fromkeys(f"{m['cpu']}, {m['cores']} cores, {m['gpu'] or 'no GPU'}, Python {m['python']}, torch {m['torch']}"
+                             for m in (r["machine"] for r in rows))
+    commits = dict.fromkeys(r["commit"][:12] + ("-dirty" if r["commit"].endswith("-dirty") else "") for r in rows)
+    return "```\n" + "\n".join(lines) + f"\n```\n\nMachine: {'; '.join(machines)}. Commit: {', '.join(commits)}."
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
+    "metaworld": lambda rows: success_table(rows, METAWORLD, "metaworld"),
+    "adroit": lambda rows: success_table(rows, ADROIT, "adroit"),
+    "locomotion": lambda rows: return_table(rows, LOCOMOTION, "locomotion"),
+    "latency": latency_table, "collection": collection_table, "ope": ope_table}
+
+
+def fill(page: str, results: Path) -> str:
+    """The page with every table rewritten. Raises RealrlError when a table's markers are missing."""
+    for name, make in TABLES.items():
+        pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        if len(pattern.findall(page)) != 1:
+            raise RealrlError(f"docs/benchmarks.md: no place for the table {name!r}: it needs one line <!-- table {name} --> and after it "
+                              f"one line <!-- end {name} -->")
+        text = make(read_rows(results / f"{name}.json"))
+        page = pattern.sub(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page)
+    return page
+
+
+def main(words: list[str] | None = None) -> int:
+    """Rewrite or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
+    args = parser.parse_args(words)
+    before = PAGE.read_text(encoding="utf-8")
+    after = fill(before, RESULTS)
+    if args.check:
+        print("up to date" if after == before else f"{PAGE.name} is out of date: run python benchmarks/tables.py")
+        return int(after != before)
+    write_text(PAGE, after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""The benchmark scripts: what they share, their baselines on a toy task, and the tables they fill."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import baselines  # noqa: E402
+import common  # noqa: E402
+import comparison  # noqa: E402
+import rl100_adroit  # noqa: E402
+import rl100_locomotion  # noqa: E402
+import sac  # noqa: E402
+import tables  # noqa: E402
+
+from realrl import envs  # noqa: E402
+from realrl.algos.rl100 import RL100Config  # noqa: E402
+from realrl.collect import CollectConfig, Collector  # noqa: E402
+from realrl.types import RealrlError  # noqa: E402
+
+TOY = comparison.toy_size(RL100Config(task="toy/line", demo_noise=0.1))
+TOY = replace(TOY, imitation=replace(TOY.imitation, steps=20))
+
+
+def table(tmp_path: Path) -> common.Table:
+    return common.Table(tmp_path / "rows.json", comparison.KEY)
+
+
+def test_a_row_replaces_its_like_and_survives(tmp_path: Path) -> None:
+    rows = table(tmp_path)
+    for rate in (0.1, 0.2):
+        rows.put({"task": "a", "seed": 0, "method": "m", "success": {"rate": rate, "n": 5, "low": 0.0, "high": 1.0}})
+    rows.put({"task": "a", "seed": 1, "method": "m"})
+    again = table(tmp_path)
+    assert len(again.rows) == 2
+    found = again.find("a", 0, "m")
+    assert found and found["success"]["rate"] == 0.2 and {"command", "commit", "machine"} <= found.keys()
+    (tmp_path / "rows.json").write_text("[{")
+    with pytest.raises(RealrlError, match="not valid JSON"):
+        table(tmp_path)
+
+
+def test_parts_skip_what_is_done_go_on_after_a_mistake_and_keep_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    ran: list[str] = []
+
+    def part(name: str, done: bool = False, wrong: bool = False) -> common.Part:
+        def run() -> None:
+            ran.append(name)
+            if wrong:
+                raise RealrlError("no file")
+        return common.Part(name, lambda: done, run)
+
+    assert common.run_parts([part("a", done=True), part("b", wrong=True), part("c")], None) == 1
+    assert ran == ["b", "c"] and "b: not run: no file" in capsys.readouterr().err
+    assert common.run_parts([part("d")], -1.0) == 1 and "d" not in ran
+
+
+def test_flags_override_a_preset() -> None:
+    cfg = common.overridden(rl100_adroit.settings("door"), ["--online.iterations", "7"])
+    assert (cfg.online.iterations, cfg.task, cfg.demos) == (7, "adroit/door", 25)
+
+
+def test_the_whole_comparison_runs_and_goes_on(tmp_path: Path) -> None:
+    """Every method of the tables on a toy task: each leaves its row, and nothing runs twice."""
+    rows = table(tmp_path)
+    cell = comparison.Comparison(TOY, tmp_path / "run", rows, "line", extra=2)
+    parts = comparison.in_phases(comparison.demonstrators(TOY, rows, "line"), [cell], baselines=True)
+    assert common.run_parts(parts, None) == 0
+    assert {r["method"] for r in rows.rows} == set(tables.METHODS) - {"offline"} | {"offline-1"}
+    assert all(p.done() for p in parts)
+    spent = {r["method"]: r["env_steps"] for r in rows.rows}
+    assert spent["dppo"] >= spent["online"] - spent["offline-1"] > 0
+    assert spent["weighted-bc"] == spent["offline-1"], "the baselines learn from the first round's data, all of it"
+    data = baselines.Offline.of(tmp_path / "run", TOY)
+    weight = baselines.advantage_weights(data, data.view([*data.demos, *data.rollouts]))
+    assert weight.min() > 0 and float(weight.mean()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_rival_needs_our_run_first(tmp_path: Path) -> None:
+    with pytest.raises(RealrlError, match="not finished"):
+        comparison.Comparison(TOY, tmp_path / "run", table(tmp_path), "line").dppo()
+
+
+def test_human_demonstrations_become_episodes(tmp_path: Path) -> None:
+    """Two recordings of 4 and 3 frames; the first opens the door at its third frame, which ends it."""
+    obs = np.zeros((7, 39))
+    obs[2:4, rl100_adroit.HINGE] = 1.4
+    np.savez(tmp_path / "door.npz", observations=obs, actions=np.full((7, 28), 2.0), episode_ends=np.array([4, 7]))
+    first, second = rl100_adroit.human_door(tmp_path / "door.npz")
+    assert (len(first), first.terminated, first.succeeded, first.reward.tolist()) == (2, True, True, [0.0, 1.0])
+    assert (len(second), second.truncated, second.succeeded) == (2, True, False)
+    assert first.action.max() == 1.0 and first.obs["state"].shape == (3, 39)
+    with pytest.raises(RealrlError, match="cannot read human demonstrations"):
+        rl100_adroit.human_door(tmp_path / "absent.npz")
+
+
+def test_the_real_human_demonstrations(shared_data: Path) -> None:
+    episodes = rl100_adroit.human_door(shared_data / "adroit_hand_dapg" / "door_human.npz")
+    assert len(episodes) == 25 and sum(e.succeeded for e in episodes) == 7  # as the recording's own description says
+
+
+def test_sac_gathers_learns_and_resumes() -> None:
+    env, steps = envs.make("toy/line", reward="dense"), 60
+    agent = sac.SAC(env.task.obs_dim, env.task.action_dim, capacity=steps, seed=0)
+    saved: list[int] = []
+    sac.train(agent, env, level=1e9, steps=steps, seed=0, warmup=20, save=lambda: saved.append(agent.count), advance=lambda n: None)
+    assert agent.count == steps
+    other = sac.SAC(env.task.obs_dim, env.task.action_dim, capacity=steps, seed=1)
+    other.load_state_dict(copy.deepcopy(agent.state_dict()))
+    agent.update(torch.Generator().manual_seed(0))
+    other.update(torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(agent.actor.parameters(), other.actor.parameters(), strict=True))
+
+
+def test_sac_log_probability_against_torch() -> None:
+    actor = sac.Actor(3, 2)
+    state, noise = torch.randn(5, 3), torch.randn(5, 2)
+    action, logp = actor(state, noise)
+    mean, log_std = actor.net(state).chunk(2, -1)
+    normal = torch.distributions.Normal(mean, (-5 + 3.5 * (log_std.tanh() + 1)).exp())
+    squashed = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform(cache_size=1))
+    torch.testing.assert_close(logp, squashed.log_prob(action.clamp(-0.999999, 0.999999)).sum(-1), rtol=1e-3, atol=1e-3)
+    with Collector("toy/line", CollectConfig(workers=1)) as collector:
+        assert len(list(collector.collect(sac.Actor(1, 1), [0, 1], greedy=False))) == 2
+
+
+def test_locomotion_reports_an_interval() -> None:
+    env = envs.make("toy/line")
+    with Collector("toy/line", CollectConfig(workers=1)) as collector:
+        result = rl100_locomotion._returns(list(collector.collect(envs.expert(env.task.id), [0, 1, 2], greedy=True)))
+    assert result["return"]["n"] == 3 and result["return"]["low"] <= result["return"]["mean"] <= result["return"]["high"]
+
+
+def test_ope_ranks_within_runs() -> None:
+    ope = load("ope")
+    right, wrong = [(0.1, 0.5), (0.2, 0.6), (0.3, 0.9)], [(0.3, 0.5), (0.2, 0.6), (0.1, 0.9)]
+    assert ope.pooled([right]) == pytest.approx(1.0) and ope.pooled([wrong]) == pytest.approx(-1.0)
+    assert ope.pooled([right, wrong]) == pytest.approx(0.0)
+    assert ope.pooled([right, [(x + 100, y) for x, y in right]]) == pytest.approx(1.0), "another run's offset does not matter"
+    low, high = ope.interval([right, right], draws=50)
+    assert -1 <= low <= high <= 1
+
+
+def test_our_sampler_is_diffusers(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    latency = load("latency")
+    calls = latency.contestants(latency.NETS["skip"])
+    assert latency.agree(calls) < 1e-4
+    assert {name: len(ms) for name, ms in latency.measure(calls, 3, warmup=1).items()} == dict.fromkeys(calls, 3)
+
+
+def load(name: str) -> Any:
+    return __import__(name)
+
+
+# -- tables -------------------------------------------------------------------------------------------------------------------
+
+
+def row(method: str, rate: float, seed: int | None = 0, n: int = 100) -> dict[str, Any]:
+    return {"task": "door", "seed": seed, "method": method, "success": {"rate": rate, "n": n, "low": 0.0, "high": 1.0},
+            "cycle_steps": 80.0, "env_steps": 1234, "wall_s": 60.0, "command": "python benchmarks/x.py", "commit": "abc",
+            "machine": {"cores": 2, "cpu": "a cpu", "gpu": None, "python": "3.11", "torch": "2"}}
+
+
+def test_tables_pool_seeds_name_the_worst_and_mark_what_is_missing(tmp_path: Path) -> None:
+    rows = [row("online", 1.0), row("online", 0.9, seed=1), row("offline-1", 0.5), row("offline-2", 0.6)]
+    (tmp_path / "adroit.json").write_text(json.dumps(rows))
+    page = tables.fill(tables.PAGE.read_text(), tmp_path)
+    line = next(text for text in page.splitlines() if text.startswith("| **online RL, 10 steps** | 95.0 %"))
+    assert "n = 200, worst of 2 seeds 90.0 %" in line and line.count(tables.NOT_RUN) == 3
+    assert "| **offline RL** | 60.0 %" in page, "the last round stands for the stage"
+    assert "python benchmarks/x.py" in page and "| door | 1 | online | 90.0 % [0.0, 100.0] | 100 | 80 | 1,234 | 1.0 |" in page
+    assert tables.fill(page, tmp_path) == page
+    with pytest.raises(RealrlError, match="no place for the table"):
+        tables.fill("nothing here", tmp_path)
+
+
+def test_the_page_says_what_the_results_hold() -> None:
+    assert tables.main(["--check"]) == 0, "run python benchmarks/tables.py"

@@ -1,0 +1,131 @@
+"""A run that is interrupted, wherever, continues to the same numbers, bit for bit."""
+
+import json
+
+import pytest
+import torch
+from toy_runs import metrics, results, tiny, weights
+
+from realrl.algos import bc, rl100
+from realrl.algos.rl100 import OfflineRound, Online
+from realrl.collect import CollectConfig
+from realrl.data.check import check
+from realrl.data.store import Store
+from realrl.imitation import Imitation, ImitationConfig
+from realrl.run import Run
+from realrl.types import RealrlError
+from realrl.workcell import WorkCell
+
+
+def interrupt(monkeypatch, cls, name, nth, *, after=False):
+    """Ctrl-C at the nth call of a method, before or after its work."""
+    method, calls = getattr(cls, name), []
+
+    def wrapped(self, *args, **kwargs):
+        calls.append(name)
+        if len(calls) == nth and not after:
+            raise KeyboardInterrupt
+        result = method(self, *args, **kwargs)
+        if len(calls) == nth:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(cls, name, wrapped)
+
+
+POINTS = {
+    "the second group of demonstrations": (Store, "append", 2, False),
+    "imitation, past a checkpoint": (Imitation, "update", 560, False),
+    "a checkpoint, before it is written": (Run, "save", 2, False),
+    "evaluation of the imitation": (WorkCell, "evaluate", 1, False),
+    "rollouts": (Store, "append", 1, False),
+    "re-imitation": (Imitation, "update", 30, False),
+    "the critics' first line": (Run, "log", 3, True),
+    "inside the offline round": (OfflineRound, "_chains", 5, False),
+    "evaluation of the offline round": (WorkCell, "evaluate", 1, True),
+    "the first online round": (Online, "_learn", 1, True),
+    "online, past a checkpoint": (Online, "_learn", 4, False),
+    "online again, logged but not saved": (Run, "log", 2, True),
+    "distillation": (Run, "log", 2, True),
+    "evaluation of the student": (WorkCell, "evaluate", 2, True),
+    "the audit": (WorkCell, "evaluate", 2, False),
+}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("straight")
+    with Run.start(folder, tiny()) as run:
+        rl100.train(tiny(), run)
+    return folder
+
+
+def test_interrupted_everywhere_equals_uninterrupted(straight, tmp_path, monkeypatch):
+    left = []
+    for where, (cls, name, nth, after) in POINTS.items():
+        torch.manual_seed(len(left))  # every process has another past
+        with monkeypatch.context() as patch, Run.start(tmp_path, tiny(), resume=True) as run:
+            interrupt(patch, cls, name, nth, after=after)
+            try:
+                rl100.train(tiny(), run)
+            except KeyboardInterrupt:
+                left.append(where)
+    assert left == list(POINTS), "the table names moments that no longer come"
+    with Run.start(tmp_path, tiny(), resume=True) as run:
+        rl100.train(tiny(), run)
+    same(straight, tmp_path)
+
+
+def same(straight, folder):
+    a, b = weights(straight), weights(folder)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    expected, found = metrics(straight), metrics(folder)
+    assert len(found) == len(expected), "no line twice, none lost"
+    assert sorted(found, key=repr) == sorted(expected, key=repr)
+    assert results(folder) == results(straight)
+    assert json.loads((folder / "ope.json").read_text()) == json.loads((straight / "ope.json").read_text())
+    assert recorded(folder) == recorded(straight)
+    assert not [p for p in check(folder / "dataset") if p.severity == "error"]
+
+
+def recorded(folder):
+    """Every recorded episode, in no order."""
+    return sorted((e.policy, e.seed, e.action.tobytes(), e.obs["state"].tobytes()) for e in Store.open(folder / "dataset").read())
+
+
+def test_a_finished_run_is_not_repeated(straight, monkeypatch):
+    before, lines = weights(straight), metrics(straight)
+    for cls, name in ((Imitation, "update"), (Online, "round"), (OfflineRound, "improve")):
+        interrupt(monkeypatch, cls, name, 1)
+    with Run.start(straight, tiny(), resume=True) as run:
+        rl100.train(tiny(), run)
+    after = weights(straight)
+    assert all(torch.equal(before[k], after[k]) for k in before) and metrics(straight) == lines
+
+
+def test_workers_change_nothing_and_other_settings_are_refused(straight, tmp_path):
+    cfg = tiny(collect=CollectConfig(workers=1, envs_per_worker=7))
+    with Run.start(tmp_path, cfg) as run:
+        rl100.train(cfg, run)
+    assert all(torch.equal(v, weights(straight)[k]) for k, v in weights(tmp_path).items())
+    with pytest.raises(RealrlError, match=r"differs in .*gamma") as caught:
+        Run.start(straight, tiny(gamma=0.5), resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_behaviour_cloning_resumes(tmp_path, monkeypatch):
+    cfg = bc.BCConfig(task="toy/obstacle", demos=6, policy=tiny().policy, imitation=ImitationConfig(steps=540, batch=16),
+                      collect=CollectConfig(workers=1), eval_episodes=10)
+    with Run.start(tmp_path / "whole", cfg) as run:
+        bc.train(cfg, run)
+    for nth in (520, 530):  # past the checkpoint at 500: it goes on from there, twice
+        with monkeypatch.context() as patch, Run.start(tmp_path / "parts", cfg, resume=True) as run:
+            interrupt(patch, Imitation, "update", nth if nth == 520 else nth - 500)
+            with pytest.raises(KeyboardInterrupt):
+                bc.train(cfg, run)
+    with Run.start(tmp_path / "parts", cfg, resume=True) as run:
+        bc.train(cfg, run)
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts") and results(tmp_path / "whole") == results(tmp_path / "parts")

@@ -1,0 +1,77 @@
+"""Small configurations of whole methods on toy tasks, for the tests that run them: seconds on one core."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from realrl import config
+from realrl.algos.rl100 import OfflineConfig, OnlineConfig, RL100Config, train
+from realrl.collect import CollectConfig
+from realrl.generative.consistency import DistillConfig
+from realrl.generative.diffusion import DiffusionConfig
+from realrl.imitation import ImitationConfig
+from realrl.iql import CriticConfig
+from realrl.ope import OPEConfig
+from realrl.policy import PolicyConfig, load_policy
+from realrl.run import Run, read_metrics
+
+
+def small_policy(chunk: int = 2, **changes: Any) -> PolicyConfig:
+    """A diffusion policy of a few thousand weights that explores widely."""
+    return PolicyConfig(**{"chunk": chunk, "hidden": 48, "blocks": 2,
+                           "diffusion": DiffusionConfig(steps=5, sigma_max=0.8, sigma_min=0.05), **changes})
+
+
+def small(**changes: Any) -> RL100Config:
+    """All four stages on toy/obstacle in about ten seconds; they end near 100 %."""
+    base: dict[str, Any] = {
+        "task": "toy/obstacle", "demos": 15, "demo_noise": 0.5, "gamma": 0.98, "policy": small_policy(),
+        "imitation": ImitationConfig(steps=300, batch=128, lr=2e-3, warmup=30),
+        "critic": CriticConfig(steps=800, batch=128, hidden=64, lr=1e-3),
+        "ope": OPEConfig(members=3, elites=2, hidden=(64, 64), steps=400, starts=100, horizon=20),
+        "offline": OfflineConfig(rounds=1, rollouts=100, iterations=8, states=512, gate_every=4, reimitation=100),
+        "online": OnlineConfig(iterations=14, episodes=60, warmup=1, save_every=4),
+        "distill": DistillConfig(batch=256, chains=500, beside_rl=3, steps=800),
+        "collect": CollectConfig(workers=1), "eval_episodes": 150, "final_episodes": 150, "audit_episodes": 30}
+    return RL100Config(**{**base, **changes})
+
+
+def tiny(**changes: Any) -> RL100Config:
+    """All four stages, every one crossed by checkpoints, in about three seconds; too short to learn much."""
+    return small(**{
+        "demos": 8, "demo_noise": 0.2, "imitation": ImitationConfig(steps=620, batch=32, lr=2e-3, warmup=30),
+        "critic": CriticConfig(steps=60, batch=64, hidden=32), "ope": OPEConfig(members=2, elites=2, hidden=(32,), steps=40, starts=30, horizon=10),
+        "offline": OfflineConfig(rounds=1, rollouts=24, iterations=5, states=128, gate_every=2, reimitation=60, max_drift=1.0),
+        "online": OnlineConfig(iterations=5, episodes=16, warmup=1, save_every=2),
+        "distill": DistillConfig(batch=64, chains=64, beside_rl=2, steps=150),
+        "eval_episodes": 12, "final_episodes": 12, "audit_episodes": 6, **changes})
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """Every weight of a saved policy."""
+    return dict(load_policy(folder / "policy")[0].state_dict())
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """A run's metrics without the time of day."""
+    return [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(folder)]
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    """A run's stages as summary.json has them, without what a clock measured."""
+    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    return [{k: v for k, v in stage.items() if k not in ("latency_ms", "wall_s")} for stage in stages]
+
+
+def main(folder: str, file: str) -> None:
+    """Run or resume RL-100 in `folder` with the configuration in `file`: what the tests that kill a process run in it."""
+    cfg = config.from_dict(RL100Config, config.read(Path(file)), source=file)
+    with Run.start(folder, cfg, resume=True) as run:
+        train(cfg, run)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
