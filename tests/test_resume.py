@@ -33,21 +33,21 @@ def interrupt(monkeypatch, cls, name, nth, *, after=False):
     monkeypatch.setattr(cls, name, wrapped)
 
 
-POINTS = {
-    "the second group of demonstrations": (Store, "append", 2, False),
+POINTS = {  # moments in the order they come, each counted from the resumption that the one before made necessary
+    "demonstrations, just recorded": (Store, "append", 1, True),
     "imitation, past a checkpoint": (Imitation, "update", 560, False),
-    "a checkpoint, before it is written": (Run, "save", 2, False),
+    "a checkpoint, before it is written": (Run, "save", 1, False),
     "evaluation of the imitation": (WorkCell, "evaluate", 1, False),
-    "rollouts": (Store, "append", 1, False),
+    "rollouts, the first twenty recorded": (Store, "append", 3, False),
     "re-imitation": (Imitation, "update", 30, False),
-    "the critics' first line": (Run, "log", 3, True),
+    "the critics' first line": (Run, "log", 2, True),
     "inside the offline round": (OfflineRound, "_chains", 5, False),
     "evaluation of the offline round": (WorkCell, "evaluate", 1, True),
     "the first online round": (Online, "_learn", 1, True),
     "online, past a checkpoint": (Online, "_learn", 4, False),
-    "online again, logged but not saved": (Run, "log", 2, True),
-    "distillation": (Run, "log", 2, True),
-    "evaluation of the student": (WorkCell, "evaluate", 2, True),
+    "online again, logged but not saved": (Run, "log", 1, True),
+    "distillation": (Run, "log", 4, True),
+    "evaluation of the student": (WorkCell, "evaluate", 1, True),
     "the audit": (WorkCell, "evaluate", 2, False),
 }
 

@@ -42,7 +42,7 @@ def small(**changes: Any) -> RL100Config:
 def tiny(**changes: Any) -> RL100Config:
     """All four stages, every one crossed by checkpoints, in about three seconds; too short to learn much."""
     return small(**{
-        "demos": 8, "demo_noise": 0.2, "imitation": ImitationConfig(steps=620, batch=32, lr=2e-3, warmup=30),
+        "demos": 8, "demo_noise": 0.0, "imitation": ImitationConfig(steps=620, batch=32, lr=2e-3, warmup=30),
         "critic": CriticConfig(steps=60, batch=64, hidden=32), "ope": OPEConfig(members=2, elites=2, hidden=(32,), steps=40, starts=30, horizon=10),
         "offline": OfflineConfig(rounds=1, rollouts=24, iterations=5, states=128, gate_every=2, reimitation=60, max_drift=1.0),
         "online": OnlineConfig(iterations=5, episodes=16, warmup=1, save_every=2),

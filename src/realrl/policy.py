@@ -25,7 +25,9 @@ from realrl.run import read_parts, save_parts, write_json
 from realrl.types import Obs, Plan, RealrlError, State
 
 Head = Literal["ddim", "one-step"]
-LEAST = 4  # rows of an exploring batch: fewer are multiplied by another routine, and an episode's bits would depend on its company
+WHOLE = 4
+"""An exploring batch is filled up to a multiple of this: odd rows go through other routines on the CPU, whose last bits differ, and an
+episode that is collected again after a kill, in other company, would not be the same."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,9 @@ class DiffusionPolicy(nn.Module):
         noise = torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in rng])).to(self.device)
         if self.head == "one-step":
             return Plan(self.one_step(noise[:, 0], cond).cpu().numpy()), state
-        if explore and len(noise) < LEAST:
-            spare = torch.arange(LEAST, device=self.device) % len(noise)
-            cond, noise = cond[spare], noise[spare]
+        if explore and len(noise) % WHOLE:
+            rows = torch.arange(len(noise) + -len(noise) % WHOLE, device=self.device) % len(noise)
+            cond, noise = cond[rows], noise[rows]
         chain = self.diffusion.sample(self.net, cond, noise, stochastic=explore)[: len(rng)]
         action = chain[:, -1].clamp(-1.0, 1.0).cpu().numpy()
         return Plan(action, {"chain": chain.cpu().numpy()} if explore else {}), state

@@ -47,12 +47,14 @@ class OfflineConfig:
     """M."""
     rollouts: int = 150
     """Episodes collected before each round."""
-    iterations: int = 30
+    iterations: int = 20
     """Inner PPO iterations per round, each on fresh samples of the behaviour policy at recorded states."""
     states: int = 1024
     """Recorded states per inner iteration."""
-    gate_every: int = 3
+    gate_every: int = 5
     """Inner iterations between two comparisons by off-policy evaluation."""
+    patience: int = 2
+    """Refused candidates in a row after which a round ends."""
     measure: Literal["amq", "returns", "success"] = "returns"
     """What the gate compares: AM-Q as in the paper, the discounted return in the model, or its success probability."""
     max_drift: float = 0.15
@@ -67,7 +69,7 @@ class OfflineConfig:
 class OnlineConfig:
     """The online stage: PPO with GAE on whole episodes."""
 
-    iterations: int = 30
+    iterations: int = 25
     """Rounds of collection and update."""
     episodes: int = 100
     """Episodes per round."""
@@ -170,7 +172,7 @@ class OfflineRound:
     def improve(self, advance: Any) -> None:
         """Run the round; the policy ends as the last accepted candidate."""
         offline, random = self.cfg.offline, generator(self.seed, "offline", device=self.policy.device)
-        accepted, score = self._keep(), self._score()
+        accepted, score, refused = self._keep(), self._score(), 0
         origin = self._probe()
         for iteration in range(1, offline.iterations + 1):
             pick = torch.randint(len(self.cond), (offline.states,), generator=random, device=self.cond.device)
@@ -186,10 +188,11 @@ class OfflineRound:
             if iteration % offline.gate_every == 0 or iteration == offline.iterations or drift > offline.max_drift:
                 candidate = self._score()
                 if self._judge(iteration, candidate, score):
-                    accepted, score = self._keep(), candidate
+                    accepted, score, refused = self._keep(), candidate, 0
                 else:
                     self._revert(accepted)
-                if drift > offline.max_drift:
+                    refused += 1
+                if drift > offline.max_drift or refused >= offline.patience:
                     break
 
     def _judge(self, iteration: int, candidate: Mapping[str, Tensor], incumbent: Mapping[str, Tensor]) -> bool:

@@ -30,7 +30,7 @@ class DistillConfig:
     """Teacher chains generated beside one RL update."""
     beside_rl: int = 10
     """Student steps beside each online update (lambda_CD of the joint loss: the networks are separate, so only the rate matters)."""
-    steps: int = 3000
+    steps: int = 1500
     """Student steps of the final stage."""
 
 
