@@ -175,16 +175,23 @@ class WorkCell:
         found: dict[str, Any] | None = next((s for s in self.summary["stages"] if s["name"] == name), None)
         return found
 
-    def finish_stage(self, name: str, policy: Policy, n: int, *, began: float, source: Source = Source.POLICY,
-                     **more: Any) -> Evaluation:
+    def finish_stage(self, name: str, policy: Policy, n: int, *, began: float) -> None:
         """Evaluate a stage's product and add it to summary.json. began: time.monotonic() at the stage's start."""
         wall = time.monotonic() - began
-        result = self.evaluate(policy, n, label=name, source=source)
-        entry = {"name": name, **result.to_dict(), "latency_ms": latency(policy, self.spec.obs_dim), "wall_s": round(wall, 1),
-                 "env_steps": self.store.frames, **more}
+        entry = {**self._measure(name, policy, n, Source.POLICY), "wall_s": round(wall, 1)}
         self.summary["stages"] = [s for s in self.summary["stages"] if s["name"] != name] + [entry]
         self._save_summary()
-        return result
+        self.store.compact()
+
+    def judge_demonstrator(self, n: int, noise: float, path: str | None) -> None:
+        """What the demonstrations' expert achieves from the held-out starts: the bar for success and cycle time."""
+        if "demonstrator" not in self.summary:
+            self.summary["demonstrator"] = self._measure("demonstrator", envs.expert(self.task, path, noise=noise), n, Source.SCRIPT)
+
+    def _measure(self, name: str, policy: Policy, n: int, source: Source) -> dict[str, Any]:
+        result = self.evaluate(policy, n, label=name, source=source)
+        return {"name": name, **result.to_dict(), "latency_ms": latency(policy, self.spec.obs_dim),
+                "env_steps": self.summary.get("env_steps", 0)}
 
     def _read_summary(self) -> dict[str, Any]:
         file = self.run.dir / "summary.json"

@@ -352,13 +352,12 @@ def train(cfg: RL100Config, run: Run, *, make: MakeEnv | None = None) -> dict[st
 
 def _start(cfg: RL100Config, cell: WorkCell) -> tuple[DiffusionPolicy, nn.Module | None, list[Episode]]:
     """pi_0 <- IL(D_0), or a given policy."""
-    device = cell.device(cfg.device)
+    device, began = cell.device(cfg.device), time.monotonic()
     if cfg.init:
         policy, task = load_policy(cfg.init, device)
         if policy.obs_dim != cell.spec.obs_dim:
             raise RealrlError(f"{cfg.init}: its policy sees {policy.obs_dim} numbers (task {task}), {cfg.task} gives {cell.spec.obs_dim}")
         return policy, None, []
-    began = time.monotonic()
     demos = cell.demonstrations(cfg.data, cfg.demos, cfg.demo_noise, cfg.expert)
     policy = DiffusionPolicy(cfg.policy, cell.spec.obs_dim, cell.spec.action_dim, name="rl100").to(device).eval()
     view = ChunkView(demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=device)
@@ -369,6 +368,8 @@ def _start(cfg: RL100Config, cell: WorkCell) -> tuple[DiffusionPolicy, nn.Module
         cell.imitate(Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
         start_from_teacher(policy.student, policy.net)
         cell.run.save("imitation", 1, policy=policy)
+    if cfg.data is None:
+        cell.judge_demonstrator(cfg.eval_episodes, cfg.demo_noise, cfg.expert)
     if cell.stage("imitation") is None:
         cell.finish_stage("imitation", policy.with_head("ddim"), cfg.eval_episodes, began=began)
     return policy, None, demos

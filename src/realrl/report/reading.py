@@ -142,11 +142,12 @@ def _stage(entry: Any, where: str) -> Stage:
 
 
 def stages_of(summary: Mapping[str, Any], where: str = "summary.json") -> list[Stage]:
-    """The stages of a summary, in order. Raises RealrlError on a field of a wrong kind."""
+    """The stages of a summary in order, the demonstrator first. Raises RealrlError on a field of a wrong kind."""
     entries = summary.get("stages") or []
     if not isinstance(entries, list):
         raise RealrlError(f"{where}: field 'stages' should be a list, not {type(entries).__name__}")
-    return [_stage(entry, where) for entry in entries]
+    first = [summary["demonstrator"]] if summary.get("demonstrator") else []
+    return [_stage(entry, where) for entry in [*first, *entries]]
 
 
 def final_stage(stages: Sequence[Stage]) -> Stage | None:

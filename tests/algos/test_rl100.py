@@ -1,0 +1,266 @@
+"""RL-100 from end to end: what a run leaves behind, the gate's bookkeeping, practice of failed starts, stages used alone."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from toy_runs import metrics, small_policy, tiny
+
+from realrl import envs
+from realrl.algos import rl100
+from realrl.algos.rl100 import OfflineConfig, OfflineRound, Online, OnlineConfig
+from realrl.collect import CollectConfig, Collector
+from realrl.data.check import check
+from realrl.data.store import Store
+from realrl.data.views import ChunkView
+from realrl.evaluate import HELD_OUT, evaluate
+from realrl.imitation import generator
+from realrl.ope import Verdict, spearman
+from realrl.policy import DiffusionPolicy, load_policy
+from realrl.run import Run, read_parts
+from realrl.types import Source
+
+ROUNDS = 2
+
+
+def offline(**changes):
+    return OfflineConfig(**{"rounds": ROUNDS, "rollouts": 24, "iterations": 5, "states": 128, "gate_every": 2, "reimitation": 60,
+                            "max_drift": 1.0, "patience": 9, **changes})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(folder, summary) of one run through all four stages."""
+    folder, cfg = tmp_path_factory.mktemp("whole"), tiny(offline=offline())
+    with Run.start(folder, cfg) as run:
+        summary = rl100.train(cfg, run)
+    return folder, summary
+
+
+# -- what a run leaves behind -----------------------------------------------------------------------------------------------------
+
+
+def test_the_summary(whole):
+    folder, summary = whole
+    read = json.loads((folder / "summary.json").read_text())
+    assert {"task", "seed", "wall_s", "env_steps", "stages", "commit"} <= read.keys()
+    assert read == summary and (read["task"], read["seed"]) == ("toy/obstacle", 0) and read["wall_s"] > 0
+    assert [s["name"] for s in read["stages"]] == ["imitation", "offline-1", "offline-2", "online", "one-step"]
+    for stage in read["stages"]:
+        rate = stage["success"]
+        assert rate["n"] == 12 and 0 <= rate["low"] <= rate["rate"] <= rate["high"] <= 1
+        assert 0 < stage["latency_ms"]["p50"] <= stage["latency_ms"]["p99"] and stage["wall_s"] >= 0
+        assert len(stage["failures"]) == round(12 * (1 - rate["rate"])) and all(seed >= HELD_OUT for seed in stage["failures"])
+        assert (stage["cycle_steps"] is None) == (rate["rate"] == 0)
+    latency = [s["latency_ms"]["p50"] for s in read["stages"][-2:]]
+    assert latency[1] < latency[0], "one network call against five"
+
+
+def test_every_step_of_the_robot_is_recorded_and_counted_once(whole):
+    folder, summary = whole
+    store = Store.open(folder / "dataset")
+    assert [p for p in check(folder / "dataset") if p.severity == "error"] == []
+    count = {}
+    for e in store.read():
+        count[e.policy] = count.get(e.policy, 0) + 1
+        assert set(e.source) == {Source.SCRIPT if e.policy == "demonstration" else Source.POLICY} and e.seed < HELD_OUT
+    assert count == {"demonstration": 8, "rollout-1": 24, "rollout-2": 24, **{f"online-{i}": 16 for i in range(5)}}
+    steps = [s["env_steps"] for s in summary["stages"]]
+    assert steps[0] < steps[1] < steps[2] < steps[3] == steps[4] == summary["env_steps"] == store.frames, "evaluation is not training"
+    lengths = store.rows.column("length").to_pylist()
+    assert steps[:3] == [sum(lengths[:8]), sum(lengths[:32]), sum(lengths[:56])]
+    online = [line["env_steps"] for line in metrics(folder) if line["stage"] == "online"]
+    assert online == [sum(lengths[: 56 + 16 * (i + 1)]) for i in range(5)]
+
+
+def test_metrics_say_why_it_works_or_not(whole):
+    lines, likely = metrics(whole[0]), (0, 1, 2, 3)
+    find = lambda stage, field: [line for line in lines if line["stage"] == stage and field in line]
+    update = {"advantage_mean", "advantage_std", "kl", "clip_fraction", "lr", "epochs", "gradient_norm", "student_gap",
+              *(f"{name}_{k}" for name in ("kl", "clip_fraction") for k in likely)}
+    for m in (1, 2):
+        fits = find(f"offline-{m}", "advantage_mean")
+        assert [line["step"] for line in fits] == [1, 2, 3, 4, 5] and all({*update, "drift"} <= line.keys() for line in fits)
+        start = find(f"offline-{m}", "value_explained")
+        assert len(start) == 1 and start[0]["step"] == 0 and {"value_mean", "return_mean", "model_r2", "model_done_ratio"} <= start[0].keys()
+        judged = find(f"offline-{m}", "accepted")
+        assert [line["step"] for line in judged] == [2, 4, 5], "the last iteration is always judged"
+        assert all({"ope_estimate", "ope_gain", "ope_low", "ope_amq", "ope_returns", "ope_success"} <= line.keys() for line in judged)
+        assert find(f"offline-{m}-imitation", "loss")
+    online = find("online", "success_rate")
+    assert [line["step"] for line in online] == [1, 2, 3, 4, 5]
+    general = {"advantage_mean", "advantage_std", "value_explained", "value_mean", "loss_v", "student_gap", "failed_starts", "episode_steps",
+               "episode_return", "env_steps", "practice_rate"}
+    assert all(general <= line.keys() for line in online)
+    assert "kl" not in online[0] and all(update <= line.keys() for line in online[1:]), "the first round warms V up"
+    assert [line["step"] for line in find("one-step", "student_gap")] == [100]
+    assert [line["step"] for line in find("imitation", "loss")] == list(range(50, 620, 50))
+    numbers = [v for line in lines for v in line.values() if isinstance(v, float)]
+    assert numbers and all(math.isfinite(v) for v in numbers)
+
+
+def test_the_audit(whole):
+    """Every judged candidate's true success stands beside its estimate, and the rank correlation is theirs."""
+    told = json.loads((whole[0] / "ope.json").read_text())
+    points = told["points"]
+    assert [(p["stage"], p["iteration"]) for p in points] == [(f"offline-{m}", i) for m in (1, 2) for i in (2, 4, 5)]
+    assert all(p["true_n"] == 6 and 0 <= p["true_success"] <= 1 for p in points)
+    assert told["spearman"] == spearman([p["estimate"] for p in points], [p["true_success"] for p in points])
+    judged = [line for line in metrics(whole[0]) if "accepted" in line]
+    assert [(p["estimate"], p["accepted"]) for p in points] == [(line["ope_estimate"], line["accepted"]) for line in judged]
+
+
+def test_the_policy_folder_acts_as_the_summary_says(whole):
+    folder, summary = whole
+    policy, task = load_policy(folder / "policy")
+    assert task == "toy/obstacle" and policy.head == "one-step"
+    with Collector(task, CollectConfig(workers=1)) as collector:
+        for head, stage in (("one-step", summary["stages"][4]), ("ddim", summary["stages"][3])):
+            result = evaluate(collector, policy.with_head(head), 12, dt=0.1).to_dict()
+            assert result["success"] == stage["success"] and result["failures"] == stage["failures"]
+
+
+# -- the offline round ------------------------------------------------------------------------------------------------------------
+
+
+def round_of(monkeypatch, verdicts, **options):
+    """An offline round with given verdicts; (stage, lr after each judgement)."""
+    cfg = tiny(offline=offline(**options))
+    with Collector(cfg.task, cfg.collect) as collector:
+        data = list(collector.collect(envs.expert(cfg.task, noise=0.5), range(20), greedy=True))
+    torch.manual_seed(0)
+    policy = DiffusionPolicy(small_policy(), 2, 2).eval()
+    stage = OfflineRound(policy, ChunkView(data, chunk=2, n_obs=1, gamma=cfg.gamma), cfg, seed=0, log=lambda step, told: None)
+    answers = iter(verdicts)
+    monkeypatch.setattr(rl100, "gate", lambda c, i, **_: Verdict(next(answers), float(c.mean()), float(i.mean()), 0.0, 0.0, 0.0))
+    return stage
+
+
+def net(stage):
+    return torch.cat([p.detach().flatten() for p in stage.policy.net.parameters()]).clone()
+
+
+def test_a_refused_candidate_is_undone_weights_and_optimiser(monkeypatch):
+    stage = round_of(monkeypatch, [False], iterations=2)
+    before = net(stage)
+    stage.improve(lambda n: None)
+    assert torch.equal(net(stage), before) and stage.ppo.optimiser.state_dict()["state"] == {}
+    assert stage.ppo.lr == pytest.approx(stage.cfg.offline.ppo.lr / 2), "and the next try takes smaller steps"
+
+
+def test_an_accepted_candidate_stays_and_a_later_refusal_goes_back_to_it(monkeypatch):
+    stage = round_of(monkeypatch, [True, False, False], iterations=5)
+    before, seen = net(stage), []
+    stage.improve(seen.append)
+    accepted = torch.cat([p.flatten() for n, p in stage.nets[0].items()])
+    assert torch.equal(net(stage), accepted) and not torch.equal(accepted, before)
+    assert [r["accepted"] for r in stage.records] == [1.0, 0.0, 0.0] and len(stage.nets) == 3 and sum(seen) == 5
+    assert not torch.equal(torch.cat([p.flatten() for p in stage.nets[1].values()]), accepted), "the audit keeps the refused ones too"
+
+
+def test_a_round_ends_where_it_drifts_out_of_the_data(monkeypatch):
+    stage = round_of(monkeypatch, [True], max_drift=1e-9)
+    seen = []
+    stage.improve(seen.append)
+    assert len(seen) == 1 and [r["iteration"] for r in stage.records] == [1], "judged once more, then over"
+
+
+def test_a_round_ends_after_refusals_in_a_row(monkeypatch):
+    stage = round_of(monkeypatch, [False, True, False, False, True], iterations=10, patience=2)
+    stage.improve(lambda n: None)
+    assert [r["iteration"] for r in stage.records] == [2, 4, 6, 8]
+
+
+def test_a_round_repeats_whatever_was_drawn_before(monkeypatch):
+    outcome = []
+    for past in (1, 2):
+        stage = round_of(monkeypatch, [True] * 3)
+        torch.manual_seed(past)
+        again = OfflineRound(stage.policy, ChunkView(data_of(), chunk=2, n_obs=1, gamma=0.98), stage.cfg, seed=3, log=lambda s, m: None)
+        again.improve(lambda n: None)
+        outcome.append(net(again))
+    assert torch.equal(*outcome)
+
+
+def data_of():
+    with Collector("toy/obstacle", CollectConfig(workers=1)) as collector:
+        return sorted(collector.collect(envs.expert("toy/obstacle"), range(8), greedy=True), key=lambda e: e.seed)
+
+
+# -- the online stage -------------------------------------------------------------------------------------------------------------
+
+
+def online(**options):
+    torch.manual_seed(0)
+    cfg = tiny(online=OnlineConfig(**{"episodes": 10, "practice": 0.3, **options}))
+    return Online(DiffusionPolicy(small_policy(), 2, 2).eval(), None, cfg)
+
+
+def test_failed_starts_come_back_until_they_are_solved():
+    stage = online()
+    trial = lambda seed, won: SimpleNamespace(seed=seed, succeeded=won)
+    stage._remember([trial(1, False), trial(2, True), trial(3, False), trial(4, False), trial(5, False)])
+    assert stage.failed == [1, 3, 4, 5]
+    cell = SimpleNamespace(seeds=lambda stage, count, first: list(range(1000 + first, 1000 + first + count)))
+    fresh, again = stage.starts(cell)
+    assert len(fresh) == 7 and len(again) == 3 and set(again) <= {1, 3, 4, 5}, "0.3 of 10 episodes practise"
+    assert stage.starts(cell) == (fresh, again), "a resumed round has the same starts"
+    stage._remember([trial(3, True), trial(5, False), trial(6, False)])
+    assert stage.failed == [1, 4, 5, 6]
+    stage.iteration = 1
+    assert stage.starts(cell)[0] == list(range(1010, 1017)), "no fresh start twice"
+    stage.failed = []
+    assert stage.starts(cell) == (list(range(1010, 1020)), [])
+
+
+def test_the_value_fit_reaches_its_target():
+    stage = online(value_lr=1e-2)
+    cond = torch.linspace(-1, 1, 200)[:, None].repeat(1, 2)
+    loss = stage._fit_value(cond, cond[:, 0] ** 2, 60, generator(0))
+    with torch.no_grad():
+        assert loss < 0.01 and (stage.value(cond)[:, 0] - cond[:, 0] ** 2).square().mean() < 0.01
+
+
+def test_online_state_survives_a_checkpoint(tmp_path):
+    stage, other = online(), online()
+    with torch.no_grad():
+        for p in (*stage.policy.parameters(), *stage.value.parameters()):
+            p.add_(torch.randn(p.shape, generator=generator(1)))
+    stage.failed, stage.iteration, stage.ppo.lr = [7, 9], 3, 0.5
+    with Run(tmp_path) as run:
+        run.save("online", 3, stage=stage)
+        assert run.load("online", stage=other) == 3
+    assert (other.failed, other.iteration, other.ppo.lr) == ([7, 9], 3, 0.5)
+    for mine, theirs in ((stage.policy, other.policy), (stage.value, other.value)):
+        assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
+
+
+# -- stages alone -----------------------------------------------------------------------------------------------------------------
+
+
+def test_one_step_alone_from_a_saved_policy(whole, tmp_path):
+    """No demonstration is asked for; the teacher stays as it is, only the student moves."""
+    cfg = tiny(init=str(whole[0] / "policy"), stages=("online", "one-step"), online=OnlineConfig(iterations=1, episodes=16, warmup=1))
+    with Run.start(tmp_path, cfg) as run:
+        summary = rl100.train(cfg, run)
+    assert [s["name"] for s in summary["stages"]] == ["online", "one-step"]
+    before, after = (load_policy(folder / "policy")[0] for folder in (whole[0], tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(before.net.parameters(), after.net.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(before.student.parameters(), after.student.parameters(), strict=True))
+    assert {e.policy for e in Store.open(tmp_path / "dataset").read()} == {"online-0"}
+    assert not (tmp_path / "ope.json").exists()
+
+
+def test_checkpoints_hold_the_judged_candidates(whole):
+    _, parts = read_parts(whole[0] / "checkpoints" / "offline-1-candidates")
+    records, nets = parts["judged"]["records"], parts["judged"]["nets"]
+    assert len(records) == len(nets) == 3 and np.isfinite([r["estimate"] for r in records]).all()
+    accepted = [n for r, n in zip(records, nets, strict=True) if r["accepted"]]
+    after = read_parts(whole[0] / "checkpoints" / "offline-1")[1]["policy"]
+    if accepted:
+        assert all(torch.equal(after[f"net.{k}"], v) for k, v in accepted[-1].items())
+    else:
+        assert not any(all(torch.equal(after[f"net.{k}"], v) for k, v in n.items()) for n in nets)

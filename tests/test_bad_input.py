@@ -1,0 +1,174 @@
+"""What users get wrong, in the calls they make: one line that says what, where and how to mend it; nothing half-made is left."""
+
+import importlib.util
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from toy_runs import small_policy, tiny
+
+from realrl import envs
+from realrl.algos import bc, rl100
+from realrl.collect import CollectConfig, Collector
+from realrl.data.check import check
+from realrl.data.store import Store
+from realrl.generative.diffusion import DiffusionConfig
+from realrl.imitation import ImitationConfig
+from realrl.policy import DiffusionPolicy, load_policy
+from realrl.run import Run
+from realrl.types import RealrlError
+
+LOCAL = CollectConfig(workers=1)
+
+
+def complaint(call, *words):
+    """The one line that a mistake is answered with; it must hold the given words."""
+    with pytest.raises(RealrlError) as caught:
+        call()
+    line = str(caught.value)
+    assert "\n" not in line and 20 < len(line) < 500, line
+    assert not [w for w in words if w not in line], line
+    return line
+
+
+def improve(folder, **changes):
+    cfg = tiny(**changes)
+    with Run.start(folder, cfg, resume=True) as run:
+        return rl100.train(cfg, run)
+
+
+def clone(folder, **changes):
+    cfg = bc.BCConfig(**{"task": "toy/obstacle", "policy": small_policy(), "imitation": ImitationConfig(steps=4, batch=8), "collect": LOCAL,
+                         "eval_episodes": 2, **changes})
+    with Run.start(folder, cfg, resume=True) as run:
+        return bc.train(cfg, run)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A data set of twelve demonstrations in two files."""
+    with Collector("toy/obstacle", LOCAL) as collector:
+        episodes = list(collector.collect(envs.expert("toy/obstacle"), range(12), greedy=True))
+    store = Store.create(tmp_path / "data", task="toy/obstacle", fps=10)
+    store.append(episodes[:6])
+    store.append(episodes[6:])
+    return tmp_path / "data"
+
+
+def files(data):
+    """Its data files."""
+    return sorted((data / "data").rglob("*.parquet"))
+
+
+# -- tasks and experts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "nearest"), [
+    ("toy/obstakle", "toy/obstacle"), ("obstacle", "toy/obstacle"), ("metaworld/peg-insert-side", "metaworld/peg-insert-side-v3"),
+    ("adroit/dor", "adroit/door"), ("something else altogether", "realrl tasks")])
+def test_a_wrong_task_is_answered_with_the_nearest(task, nearest, tmp_path):
+    complaint(lambda: improve(tmp_path, task=task), repr(task), nearest)
+    complaint(lambda: clone(tmp_path / "bc", task=task), repr(task), nearest)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gymnasium_robotics") is None, reason="needs gymnasium-robotics")
+def test_an_expert_that_must_be_fetched(tmp_path):
+    complaint(lambda: improve(tmp_path, task="adroit/door"), "adroit/door", "npz")
+    complaint(lambda: improve(tmp_path, task="adroit/door", expert=str(tmp_path / "no.npz")), "no.npz")
+
+
+def test_a_task_without_an_expert(tmp_path):
+    complaint(lambda: envs.expert("gym/HalfCheetah-v5"), "gym/HalfCheetah-v5", "no scripted expert")
+    complaint(lambda: improve(tmp_path, expert="weights.npz"), "toy/obstacle", "takes no file", "weights.npz")
+
+
+def test_demonstrations_that_never_succeed(tmp_path):
+    """Five steps are too few to get there: it gives up in finite time, and keeps what it recorded."""
+    complaint(lambda: improve(tmp_path, demos=3, horizon=5), "toy/obstacle", "succeeded 0 times in 60 attempts", "3 demonstrations")
+    assert len(Store.open(tmp_path / "dataset")) == 60
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wrong", "words"), [
+    ({"sigma_min": 0.5, "sigma_max": 0.1}, ("sigma_min", "0.5", "0.1")), ({"sigma_min": 0.0}, ("sigma_min", "positive")),
+    ({"steps": 0}, ("steps", "1..100")), ({"steps": 101}, ("steps", "101")), ({"offset": 50}, ("offset", "0..9"))])
+def test_a_sampler_that_cannot_be(wrong, words, tmp_path):
+    complaint(lambda: improve(tmp_path, policy=small_policy(diffusion=DiffusionConfig(**wrong))), "diffusion.", *words)
+
+
+def test_a_single_model_cannot_disagree_with_itself(tmp_path):
+    ope = tiny().ope.__class__(members=1, elites=1)
+    complaint(lambda: improve(tmp_path, ope=ope), "ope.elites", "members")
+
+
+def test_nothing_to_start_from(tmp_path):
+    complaint(lambda: improve(tmp_path, stages=("online",)), "no policy to start from", "--init")
+    complaint(lambda: improve(tmp_path / "b", init=str(tmp_path / "nowhere")), "nowhere", "policy.json")
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_observation_of_another_shape_than_the_checkpoints(tmp_path):
+    DiffusionPolicy(small_policy(), 5, 2).save(tmp_path / "policy", task="toy/other")
+    complaint(lambda: improve(tmp_path / "run", init=str(tmp_path / "policy")), "sees 5 numbers", "toy/other", "toy/obstacle gives 2")
+    policy, _ = load_policy(tmp_path / "policy")
+    rng = [np.random.default_rng(0)]
+    for shape in ((1, 1, 2), (1, 2, 5), (1, 5)):
+        complaint(lambda s=shape: policy.act({"state": np.zeros(s, np.float32)}, {}, greedy=True, rng=rng), "'state'", "[1, 5]", "n_obs")
+    with Collector("toy/obstacle", LOCAL) as collector:
+        complaint(lambda: list(collector.collect(policy, [1], greedy=True)), "[1, 2]", "[1, 5]")
+
+
+def test_a_damaged_checkpoint(tmp_path):
+    policy = DiffusionPolicy(small_policy(), 2, 2)
+    policy.save(tmp_path / "policy", task="toy/obstacle")
+    file = next((tmp_path / "policy").glob("tensors-*"))
+    file.write_bytes(file.read_bytes()[:-100])
+    complaint(lambda: improve(tmp_path / "run", init=str(tmp_path / "policy")), file.name, "damaged or truncated")
+
+
+# -- data sets --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("column", "name"), [("observation.state", "'state'"), ("action", "'action'"), ("next.reward", "'reward'")])
+def test_nan_in_a_data_set(column, name, data, tmp_path):
+    table = pq.read_table(files(data)[1])
+    values = np.array(table.column(column).to_pylist(), np.float32)
+    values[3] = np.nan
+    field = table.schema.get_field_index(column)
+    kind = table.schema.field(column).type
+    table = table.set_column(field, table.schema.field(column), pa.array(values.tolist(), kind))
+    pq.write_table(table, files(data)[1])
+    complaint(lambda: clone(tmp_path / "run", data=str(data)), "episode 6", name, "step 3", "NaN")
+    assert any(p.severity == "error" and "finite" in str(p) or "NaN" in str(p) for p in check(data)), check(data)
+
+
+def test_a_truncated_data_set(data, tmp_path):
+    whole = files(data)[1].read_bytes()
+    files(data)[1].write_bytes(whole[: len(whole) // 2])
+    complaint(lambda: clone(tmp_path / "a", data=str(data)), files(data)[1].name)
+    files(data)[1].unlink()
+    complaint(lambda: clone(tmp_path / "b", data=str(data)), "file-001.parquet", "realrl data check")
+
+
+def test_a_folder_that_is_no_data_set(data, tmp_path):
+    complaint(lambda: clone(tmp_path / "a", data=str(tmp_path / "nowhere")), "nowhere")
+    (data / "meta" / "info.json").write_text("{")
+    complaint(lambda: clone(tmp_path / "b", data=str(data)), "info.json")
+
+
+def test_a_data_set_of_another_task(data, tmp_path):
+    complaint(lambda: clone(tmp_path / "a", task="toy/line", data=str(data)), "2 observed numbers and 2 actions", "toy/line has 1 and 1")
+    complaint(lambda: improve(tmp_path / "b", task="toy/line", data=str(data)), "toy/line has 1 and 1")
+
+
+def test_episodes_that_are_not_finite_are_never_recorded(data):
+    store = Store.open(data)
+    episode = store.read([0])[0]
+    episode.obs["state"][4] = np.nan
+    complaint(lambda: store.append([episode]), "state")
+    assert len(store) == len(Store.open(data)) == 12

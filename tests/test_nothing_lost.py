@@ -1,0 +1,117 @@
+"""kill -9 in the middle of collection, of learning and of checkpoints: nothing recorded is lost, and the run ends where it would have."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import toy_runs
+import torch
+from toy_runs import metrics, results, tiny, weights
+
+from realrl import config
+from realrl.algos.rl100 import train
+from realrl.collect import CollectConfig
+from realrl.data.check import check
+from realrl.data.store import Store
+from realrl.run import Run
+
+CONFIG = tiny(collect=CollectConfig(workers=2, envs_per_worker=6))
+# When to kill: a pattern, and how many new files of it must have appeared since the process began. Then a random moment is waited for.
+MOMENTS = [("dataset/data/**/*", 1), ("checkpoints/imitation-fit/*", 1), ("dataset/data/**/*", 1), ("checkpoints/offline-1*/*", 1),
+           ("checkpoints/online/*", 1), ("checkpoints/online/*", 3)]
+
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+
+
+def start(folder, file):
+    return subprocess.Popen([sys.executable, toy_runs.__file__, str(folder), str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+
+
+def children(pid):
+    """Living processes whose parent is `pid`."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds=120.0):
+    """Whether it came true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def recorded(folder, scratch):
+    """What a reader finds on disk now; looked at in a copy, so that reading mends nothing."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    if not (folder / "dataset" / "meta" / "info.json").exists():
+        return set()
+    shutil.copytree(folder / "dataset", scratch)
+    return {(e.policy, e.seed, e.action.tobytes(), e.obs["state"].tobytes()) for e in Store.open(scratch).read()}
+
+
+def kill_at(folder, file, moment, luck):
+    """Run until a moment, kill -9, and see the workers go. Returns False when the run was finished before."""
+    pattern, count = moment
+    before = set(folder.glob(pattern))
+    process = start(folder, file)
+    try:
+        assert wait_for(lambda: len(set(folder.glob(pattern)) - before) >= count or process.poll() is not None), moment
+        time.sleep(luck.choice((0.0, 0.001, 0.01, 0.05)))
+        workers = children(process.pid)
+        if process.poll() is not None:
+            return False
+    finally:
+        process.send_signal(signal.SIGKILL)
+        error = process.communicate()[1].decode()
+    assert process.returncode == -signal.SIGKILL, error
+    assert wait_for(lambda: not any(map(alive, workers)), 20), "workers outlive their parent"
+    return True
+
+
+@linux
+def test_killed_again_and_again_it_ends_where_it_would_have(tmp_path):
+    with Run.start(tmp_path / "whole", CONFIG) as run:
+        train(CONFIG, run)
+    luck, kept, kills = random.Random(0), set(), 0
+    file, folder, scratch = tmp_path / "config.yaml", tmp_path / "run", tmp_path / "copy"
+    config.save(CONFIG, file)
+    for moment in MOMENTS:
+        kills += kill_at(folder, file, moment, luck)
+        now = recorded(folder, scratch)
+        assert kept <= now, "an episode was there before and is gone"
+        kept = now
+    assert kills == len(MOMENTS), "every moment comes before the end"
+    process = start(folder, file)
+    error = process.communicate(timeout=180)[1].decode()
+    assert process.returncode == 0, error
+    assert not [p for p in check(folder / "dataset") if p.severity == "error"]
+    assert kept <= recorded(folder, scratch) == recorded(tmp_path / "whole", tmp_path / "copy of whole")
+    a, b = weights(tmp_path / "whole"), weights(folder)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert sorted(metrics(folder), key=repr) == sorted(metrics(tmp_path / "whole"), key=repr)
+    assert results(folder) == results(tmp_path / "whole")
+    assert not list((folder / "checkpoints").rglob(".*.tmp")), "what a killed checkpoint left is swept away"

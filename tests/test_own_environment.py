@@ -1,0 +1,64 @@
+"""An environment that realrl has never heard of: recorded demonstrations in, a policy out, as the README says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from realrl.algos import bc
+from realrl.collect import CollectConfig
+from realrl.data.store import Store
+from realrl.envs.base import RobotEnv, ScriptedPolicy, TaskSpec
+from realrl.imitation import ImitationConfig
+from realrl.policy import PolicyConfig
+from realrl.robots.guard import box_guard
+from realrl.rollout import rollout
+from realrl.run import Run
+from realrl.types import Array, RealrlError, Source
+
+
+class Slide(RobotEnv):
+    """A cart on a rail: reach the middle from a random place."""
+
+    def __init__(self) -> None:
+        super().__init__(TaskSpec("lab", "slide", obs_dim=1, action_dim=1, horizon=20, dt=0.1, text="slide to the middle"))
+
+    def _begin(self, seed: int) -> Array:
+        self.x = np.random.default_rng(seed).uniform(-1, 1, 1)
+        return self.x
+
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        self.x = self.x + 0.2 * action
+        return self.x, 0.0, False, bool(abs(self.x[0]) < 0.05)
+
+
+def _return_home(state: Array) -> Array:
+    return np.clip(-5 * state, -1, 1)
+
+
+@pytest.fixture
+def demonstrations(tmp_path: Path) -> Path:
+    env = Slide()
+    episodes = list(rollout([env], ScriptedPolicy("hand", _return_home), [box_guard(env)], range(30), greedy=True, task="lab/slide",
+                            source=Source.HUMAN))
+    Store.create(tmp_path / "demos", task="lab/slide", fps=10).append(episodes)
+    return tmp_path / "demos"
+
+
+def test_an_own_environment_is_learned_from_recorded_demonstrations(demonstrations: Path, tmp_path: Path) -> None:
+    cfg = bc.BCConfig(task="lab/slide", data=str(demonstrations), policy=PolicyConfig(chunk=2, hidden=64, blocks=1),
+                      imitation=ImitationConfig(steps=400), collect=CollectConfig(workers=1), eval_episodes=40)
+    with Run.start(tmp_path / "run", cfg) as run:
+        summary = bc.train(cfg, run, make=Slide)
+    assert summary["stages"][0]["success"]["rate"] >= 0.9
+    assert (tmp_path / "run" / "policy" / "policy.json").exists()
+
+
+def test_demonstrations_of_another_shape_are_refused_in_one_line(demonstrations: Path, tmp_path: Path) -> None:
+    cfg = replace(bc.BCConfig(), task="toy/obstacle", data=str(demonstrations), collect=CollectConfig(workers=1))
+    with Run.start(tmp_path / "run", cfg) as run, pytest.raises(RealrlError, match="name the task it was recorded on") as caught:
+        bc.train(cfg, run)
+    assert "\n" not in str(caught.value)
