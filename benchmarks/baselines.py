@@ -198,11 +198,11 @@ def improve(cell: WorkCell, stage: Any, steps: int, *, fixed_rate: float | None 
     with cell.bar("online: environment steps", steps) as advance:
         advance(spent)
         while spent < steps:
-            before = int(cell.summary.get("env_steps", 0))
-            run.log(stage.iteration + 1, stage.round(cell), "online")
+            stats = stage.round(cell)
+            run.log(stage.iteration, stats, "online")
             if fixed_rate is not None:
                 stage.ppo.lr = fixed_rate
-            used = int(cell.summary["env_steps"]) - before
+            used = int(stats["round_steps"])
             spent += used
             advance(used)
             if stage.iteration % cfg.online.save_every == 0 or spent >= steps:

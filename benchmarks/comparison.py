@@ -76,9 +76,9 @@ class Comparison:
         self._put(name, self._judge(policy, self.cfg.eval_episodes), env_steps=data.steps, wall_s=round(wall, 1))
 
     def dppo(self) -> None:
-        """DPPO's settings, with as many environment steps as our own online stage took."""
+        """DPPO's settings, with as many environment steps as our rollouts and online stage took after imitation."""
         online = self.table.find(self.name, self.cfg.seed, "online")
-        before = self.table.find(self.name, self.cfg.seed, f"offline-{self.cfg.offline.rounds}")
+        before = self.table.find(self.name, self.cfg.seed, "imitation")
         if not (online and before):
             raise RealrlError("it gets as many environment steps as our online stage took, which is not finished")
         steps = online["env_steps"] - before["env_steps"]

@@ -28,15 +28,18 @@ Points = Sequence[tuple[float, float]]  # (estimate, truth) of a run's candidate
 
 
 def read_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """run -> its candidates. Runs with fewer than 3 candidates, or whose candidates are all equally good, cannot be ranked: left out."""
+    """run and round -> its candidates; every round has a model of its own, so only they can be ranked against each other. Rounds with
+    one candidate, or whose candidates are all equally good, cannot be ranked: left out."""
     found = {}
     for file in sorted(folder.rglob("ope.json")):
         try:
             points = json.loads(file.read_text())["points"]
         except (ValueError, KeyError, TypeError) as error:
             raise RealrlError(f"{file}: not the audit of a run ({error}): delete it, or train that run again") from None
-        if len(points) >= 3 and len({p["true_success"] for p in points}) > 1:
-            found[str(file.parent.relative_to(folder))] = points
+        for stage in dict.fromkeys(p["stage"] for p in points):
+            mates = [p for p in points if p["stage"] == stage]
+            if len({p["true_success"] for p in mates}) > 1:
+                found[f"{file.parent.relative_to(folder)} {stage}"] = mates
     return found
 
 

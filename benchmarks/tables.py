@@ -25,7 +25,8 @@ Row = dict[str, Any]
 
 METHODS = {"demonstrator": "demonstrator, as in the demonstrations", "clean demonstrator": "demonstrator without noise",
            "imitation": "imitation", "more-bc": "more behaviour cloning", "filtered-bc": "filtered behaviour cloning",
-           "weighted-bc": "advantage-weighted behaviour cloning", "iql-gaussian": "IQL, Gaussian policy", "offline": "**offline RL**",
+           "weighted-bc": "advantage-weighted behaviour cloning", "iql-gaussian": "IQL, Gaussian policy",
+           "offline-1": "**offline RL, first round** (the baselines' data)", "offline": "**offline RL, last round**",
            "dppo": "online with DPPO's settings", "online": "**online RL, 10 steps**", "one-step": "**online RL, one step**"}
 """Methods in the order of the tables; "offline" is the last offline round."""
 METAWORLD = ("push-wall-v3", "peg-insert-side-v3", "box-close-v3", "disassemble-v3")
@@ -58,14 +59,14 @@ def percent(success: Row) -> str:
 
 
 def last_round(rows: Sequence[Row]) -> list[Row]:
-    """The rows with each run's last offline round renamed to "offline", earlier rounds left out."""
+    """The rows with each run's last offline round renamed to "offline"; of earlier ones only the first stays, the baselines' peer."""
     best: dict[tuple[Any, Any], int] = {}
     for row in rows:
         if found := re.fullmatch(r"offline-(\d+)", row["method"]):
             key = (row["task"], row["seed"])
             best[key] = max(best.get(key, 0), int(found[1]))
     final = [{**r, "method": "offline"} for r in rows if r["method"] == f"offline-{best.get((r['task'], r['seed']))}"]
-    return [r for r in rows if not r["method"].startswith("offline-")] + final
+    return [r for r in rows if r["method"] == "offline-1" or not r["method"].startswith("offline-")] + final
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def encode(obs):
 def fitted(data, **changes):
     torch.manual_seed(0)
     critics = Critics(1, data.chunk, 1, CriticConfig(**{**vars(CONFIG), **changes}))
-    fit_critics(critics, data, encode, seed=0)
+    fit_critics(critics, data, encode, seed=0, log=lambda step, told: None)
     return critics
 
 
@@ -132,4 +132,4 @@ def test_fits_repeat_from_their_seed():
     fit_critics(a, data, encode, seed=1, log=lambda step, told: logged.append((step, *told)))
     assert logged == []  # 30 steps: too short for a line
     fit_critics(Critics(1, 1, 1, CriticConfig(steps=500, hidden=8)), data, encode, seed=1, log=lambda s, told: logged.append((s, *told)))
-    assert logged == [(250, "loss_v", "loss_q"), (500, "loss_v", "loss_q")]
+    assert logged == [(n, "critic_loss_v", "critic_loss_q") for n in (250, 500)]

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from toy_runs import small, small_policy
 
 from realrl import envs
-from realrl.algos.rl100 import OfflineConfig, OfflineRound, Online, distillation
+from realrl.algos.rl100 import OfflineConfig, OfflineRound, Online
 from realrl.collect import CollectConfig, Collector
 from realrl.data.views import ChunkView
 from realrl.imitation import Imitation, ImitationConfig
@@ -15,6 +14,7 @@ from realrl.ope import OPEConfig
 from realrl.policy import DiffusionPolicy
 from realrl.run import Run
 from realrl.workcell import WorkCell
+from toy_runs import small, small_policy
 
 LOCAL = CollectConfig(workers=1, envs_per_worker=100)
 
@@ -91,7 +91,8 @@ def test_online_rl_and_the_one_step_student(tmp_path):
         assert "kl" not in told[0] and told[0]["loss_v"] < 0.5, "warming up moves V only"
         states = view_of(cell.recent(100), policy, cfg)
     gaps = []
-    distillation(policy, cfg.distill).finish(policy.encode(states.batch().obs), 0, lambda step, m: gaps.append(m["student_gap"]), lambda n: None)
+    log = lambda step, told: gaps.append(told["student_gap"])
+    policy.distillation(cfg.distill).finish(policy.encode(states.batch().obs), 0, log, lambda n: None)
     policy.head = "one-step"
     one = success(cfg.task, policy, 400)
     assert one >= chain - 0.05, (one, chain)

@@ -1,6 +1,5 @@
 """Losses and targets against hand-computed numbers, slow reference loops and torch.distributions."""
 
-import math
 
 import pytest
 import torch
@@ -117,13 +116,6 @@ def test_gaussians_against_torch():
     assert torch.allclose(losses.gaussian_logp(x, mean, sigma), normal.log_prob(x).sum((-2, -1)))
     divergence = kl_divergence(normal, Normal(other, sigma[:, None, None])).sum((-2, -1))
     assert torch.allclose(losses.gaussian_kl(mean, other, sigma), divergence)
-
-
-def test_masked_mse_counts_valid_actions_only():
-    prediction = tensor([[[1.0, 3.0], [math.pi, 50.0]], [[0.0, 0.0], [2.0, 0.0]]])
-    valid = tensor([[True, False], [True, True]])
-    assert losses.masked_mse(prediction, torch.zeros(2, 2, 2), valid).item() == pytest.approx((5 + 0 + 2) / 3)
-    assert losses.masked_mse(prediction, torch.zeros(2, 2, 2), torch.zeros(2, 2, dtype=torch.bool)).item() == 0.0
 
 
 def test_explained_variance():

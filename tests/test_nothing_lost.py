@@ -10,9 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-import toy_runs
 import torch
-from toy_runs import metrics, results, tiny, weights
 
 from realrl import config
 from realrl.algos.rl100 import train
@@ -20,8 +18,10 @@ from realrl.collect import CollectConfig
 from realrl.data.check import check
 from realrl.data.store import Store
 from realrl.run import Run
+from toy_runs import metrics, results, tiny, weights
 
 CONFIG = tiny(collect=CollectConfig(workers=2, envs_per_worker=6))
+CODE = "import sys, toy_runs; toy_runs.main(*sys.argv[1:])"  # no script: the workers would import it, and all it imports, too
 # When to kill: a pattern, and how many new files of it must have appeared since the process began. Then a random moment is waited for.
 MOMENTS = [("dataset/data/**/*", 1), ("checkpoints/imitation-fit/*", 1), ("dataset/data/**/*", 1), ("checkpoints/offline-1*/*", 1),
            ("checkpoints/online/*", 1), ("checkpoints/online/*", 3)]
@@ -30,7 +30,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks f
 
 
 def start(folder, file):
-    return subprocess.Popen([sys.executable, toy_runs.__file__, str(folder), str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, "-c", CODE, str(folder), str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
 
 

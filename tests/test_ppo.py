@@ -49,6 +49,7 @@ def test_before_any_step_the_ratio_is_one_and_the_divergence_nothing():
     before = {k: v.clone() for k, v in policy.state_dict().items()}
     stats = DenoisingPPO(policy, PPOConfig(lr=0.0, clip=1e-4, epochs=2, minibatch=64)).fit(cond, chain, advantage, generator())
     assert stats["clip_fraction"] == 0.0 and 0 <= stats["kl"] < 1e-9  # no ratio is further than 1e-4 from 1
+    assert all(stats[f"ratio_{k}"] == pytest.approx(1.0, abs=1e-5) for k in policy.diffusion.likely)
     assert all(torch.equal(v, before[k]) for k, v in policy.state_dict().items())
 
 
@@ -105,7 +106,10 @@ def test_statistics_of_every_stochastic_step():
     likely = policy.diffusion.likely
     assert likely == [0, 1, 2], "the last step has no noise, so no likelihood"
     stats = fit(dataclasses.replace(LOOSE, epochs=2, lr=3e-3, minibatch=200, clip=0.05))
-    assert {k for k in stats if k.startswith(("kl_", "clip_fraction_"))} == {f"{n}_{k}" for n in ("kl", "clip_fraction") for k in likely}
+    names = ("kl", "clip_fraction", "ratio", "sigma")
+    assert stats.keys() >= {f"{name}_{k}" for name in names for k in likely} and not any(k.endswith("_3") for k in stats)
+    assert [stats[f"sigma_{k}"] for k in likely] == pytest.approx(policy.diffusion.sigma[:3].tolist())
+    assert all(0.5 < stats[f"ratio_{k}"] < 2 and stats[f"ratio_{k}"] != 1 for k in likely)
     assert all(stats[f"kl_{k}"] > 0 and 0 < stats[f"clip_fraction_{k}"] < 1 for k in likely)
     assert stats["clip_fraction"] == pytest.approx(sum(stats[f"clip_fraction_{k}"] for k in likely) / 3)
     assert stats["gradient_norm"] > 0 and stats["epochs"] == 2

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from toy_runs import metrics, results, tiny, weights
 
 from realrl.algos import bc, rl100
 from realrl.algos.rl100 import OfflineRound, Online
@@ -12,9 +11,11 @@ from realrl.collect import CollectConfig
 from realrl.data.check import check
 from realrl.data.store import Store
 from realrl.imitation import Imitation, ImitationConfig
+from realrl.policy import DiffusionPolicy
 from realrl.run import Run
 from realrl.types import RealrlError
 from realrl.workcell import WorkCell
+from toy_runs import metrics, results, tiny, weights
 
 
 def interrupt(monkeypatch, cls, name, nth, *, after=False):
@@ -37,11 +38,12 @@ POINTS = {  # moments in the order they come, each counted from the resumption t
     "demonstrations, just recorded": (Store, "append", 1, True),
     "imitation, past a checkpoint": (Imitation, "update", 560, False),
     "a checkpoint, before it is written": (Run, "save", 1, False),
-    "evaluation of the imitation": (WorkCell, "evaluate", 1, False),
+    "evaluation of the demonstrator": (WorkCell, "evaluate", 1, True),
+    "evaluation of the imitation": (WorkCell, "evaluate", 2, False),
     "rollouts, the first twenty recorded": (Store, "append", 3, False),
     "re-imitation": (Imitation, "update", 30, False),
-    "the critics' first line": (Run, "log", 2, True),
-    "inside the offline round": (OfflineRound, "_chains", 5, False),
+    "the first line of an offline round": (Run, "log", 2, True),
+    "inside the offline round": (DiffusionPolicy, "explore", 5, False),
     "evaluation of the offline round": (WorkCell, "evaluate", 1, True),
     "the first online round": (Online, "_learn", 1, True),
     "online, past a checkpoint": (Online, "_learn", 4, False),

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from toy_runs import small_policy
 
 from realrl import envs
 from realrl.collect import CollectConfig
@@ -17,7 +16,8 @@ from realrl.imitation import Imitation, ImitationConfig
 from realrl.policy import DiffusionPolicy
 from realrl.run import Run, read_metrics
 from realrl.types import RealrlError, Source
-from realrl.workcell import WorkCell, latency
+from realrl.workcell import WorkCell, latency, worthy
+from toy_runs import small_policy
 
 LOCAL = CollectConfig(workers=1, envs_per_worker=5)
 
@@ -152,11 +152,12 @@ def test_demonstrations_are_successes_and_failures_are_kept(cell):
 
 def test_demonstrations_from_a_data_set(cell, tmp_path):
     good = cell.demonstrations(None, 5, 1.0, None)
-    for path, task, match in ((tmp_path / "other", "toy/line", "name the task it was recorded on"), (tmp_path / "none", None, "empty data set")):
+    other, none = tmp_path / "other", tmp_path / "none"
+    for path, task, match in ((other, "toy/line", "name the task it was recorded on"), (none, None, "empty data set")):
         store = Store.create(path, task="x", fps=10)
         if task:
-            with open_cell(tmp_path / "cell", task) as other:
-                store.append(other.practise("x", envs.expert(task), [1, 2]))
+            with open_cell(tmp_path / "cell", task) as another:
+                store.append(another.practise("x", envs.expert(task), [1, 2]))
         with pytest.raises(RealrlError, match=match):
             cell.demonstrations(str(path), 5, 0.0, None)
     assert bits(cell.demonstrations(str(tmp_path / "dataset"), 99, 0.0, None)) == bits([e for e in cell.store.read() if e.succeeded])
@@ -182,20 +183,44 @@ def test_imitation_logs_saves_and_hands_over(tmp_path):
 def test_stages_are_kept_replaced_and_read_back(tmp_path):
     expert = envs.expert("toy/obstacle")
     with open_cell(tmp_path) as cell:
-        result = cell.finish_stage("first", expert, 12, began=0.0, source=Source.SCRIPT, note="by hand")
-        assert result.success.rate == 1.0 and len(cell.store) == 0, "held-out episodes are never recorded"
-        assert cell.stage("first")["note"] == "by hand" and cell.stage("second") is None
-        cell.finish_stage("second", policy(), 5, began=0.0)
-        cell.finish_stage("first", expert, 6, began=0.0)
+        cell.finish_stage("first", expert, 12)
+        assert len(cell.store) == 0, "held-out episodes are never recorded"
+        first = cell.stage("first")
+        assert first["success"]["rate"] == 1.0 and first["success"]["n"] == 12 and cell.stage("second") is None
+        cell.finish_stage("second", policy(), 5)
+        cell.finish_stage("first", expert, 6)
+        assert cell.stage("first") == first, "what is there is not measured again"
+        cell.finish_stage("first", expert, 6, renew=True)
     with open_cell(tmp_path) as cell:
         assert [s["name"] for s in cell.summary["stages"]] == ["second", "first"]
-        assert cell.stage("first")["success"]["n"] == 6 and "note" not in cell.stage("first")
+        assert cell.stage("first")["success"]["n"] == 6
         first, second = (cell.evaluate(policy(), 20, seed=s).failures for s in (0, 1))
         assert min(first) >= HELD_OUT and not set(first) & set(second)
     (tmp_path / "summary.json").write_text('{"stages": [')
     with pytest.raises(RealrlError, match=r"summary\.json: not valid JSON .*delete it") as caught:
         open_cell(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_demonstrator_is_judged_once(tmp_path):
+    with open_cell(tmp_path) as cell:
+        cell.judge_demonstrator(20, 1.5, None)
+        first = cell.summary["demonstrator"]
+        assert first["success"]["n"] == 20 and 0 < first["success"]["rate"] < 1 and min(first["failures"]) >= HELD_OUT
+        assert len(cell.store) == 0 and cell.summary["stages"] == []
+    with open_cell(tmp_path) as cell:
+        cell.judge_demonstrator(99, 0.0, None)
+        assert cell.summary["demonstrator"] == first
+
+
+def test_the_steps_of_a_stage_are_counted_on_disk(tmp_path):
+    """Killed before the summary was saved, a resumed run still says what it took."""
+    with open_cell(tmp_path) as cell:
+        cell.practise("trial", policy(), range(5))
+    (tmp_path / "summary.json").unlink()
+    with open_cell(tmp_path) as cell:
+        cell.finish_stage("stage", policy(), 2)
+        assert cell.stage("stage")["env_steps"] == cell.store.frames > 0
 
 
 def test_time_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -206,6 +231,44 @@ def test_time_goes_on_where_it_stopped(tmp_path, monkeypatch):
             now[0] += 7.0
         assert json.loads((tmp_path / "summary.json").read_text())["wall_s"] == expected
         now[0] += 1000.0
+
+
+def test_time_of_a_stage_adds_up_over_interruptions(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("realrl.workcell.time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0]))
+    for seconds in (3.0, 4.0):
+        with pytest.raises(KeyboardInterrupt), open_cell(tmp_path) as cell, cell.timed("stage"):
+            now[0] += seconds
+            raise KeyboardInterrupt
+        now[0] += 100.0
+    with open_cell(tmp_path) as cell:
+        cell.finish_stage("stage", policy(), 2)
+        assert cell.stage("stage")["wall_s"] == 7.0
+
+
+def test_what_is_worth_imitating():
+    """Successes; without any, the better half by return; nothing where all are equally poor."""
+    trial = lambda won, *reward: SimpleNamespace(succeeded=won, reward=np.array(reward))
+    a, b, c, d = trial(False, 9.0), trial(True, 0.0, 1.0), trial(False, 1.0), trial(False, 3.0, 2.0)
+    assert worthy([a, b, c, d]) == [b] and worthy([a, c, d]) == [a, d]
+    assert worthy([c, c]) == [] and worthy([]) == []
+
+
+def test_the_audit_goes_on_and_ranks_within_rounds(tmp_path):
+    """Estimates of two rounds come from two models: only ranks within a round mean anything."""
+    expert, wild = envs.expert("toy/obstacle"), envs.expert("toy/obstacle", noise=3.0)
+    judged = [({"stage": "offline-1", "iteration": i, "estimate": e}, p) for i, e, p in ((1, 0.9, expert), (2, 0.1, wild), (3, 0.2, wild))]
+    later = [({"stage": "offline-2", "iteration": 1, "estimate": -50.0}, expert)]
+    with open_cell(tmp_path) as cell:
+        cell.audit(judged, 10)
+        first = json.loads((tmp_path / "ope.json").read_text())
+        seen = broken_after(cell, 99)
+        cell.audit(judged + later, 10)
+    assert len(seen) == 1, "only the new one is tried"
+    told = json.loads((tmp_path / "ope.json").read_text())
+    assert told["points"][:3] == first["points"] and len(told["points"]) == 4
+    assert [p["true_success"] for p in told["points"]] == [1.0, 0.0, 0.0, 1.0] and all(p["true_n"] == 10 for p in told["points"])
+    assert told["spearman"] == first["spearman"] == pytest.approx(0.866, abs=1e-3)  # ranks 3, 1, 2 against 3, 1.5, 1.5
 
 
 def test_devices(cell):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,8 @@ def tiny(**changes: Any) -> RL100Config:
     """All four stages, every one crossed by checkpoints, in about three seconds; too short to learn much."""
     return small(**{
         "demos": 8, "demo_noise": 0.0, "imitation": ImitationConfig(steps=620, batch=32, lr=2e-3, warmup=30),
-        "critic": CriticConfig(steps=60, batch=64, hidden=32), "ope": OPEConfig(members=2, elites=2, hidden=(32,), steps=40, starts=30, horizon=10),
+        "critic": CriticConfig(steps=60, batch=64, hidden=32),
+        "ope": OPEConfig(members=2, elites=2, hidden=(32,), steps=40, starts=30, horizon=10),
         "offline": OfflineConfig(rounds=1, rollouts=24, iterations=5, states=128, gate_every=2, reimitation=60, max_drift=1.0),
         "online": OnlineConfig(iterations=5, episodes=16, warmup=1, save_every=2),
         "distill": DistillConfig(batch=64, chains=64, beside_rl=2, steps=150),
@@ -67,11 +67,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 def main(folder: str, file: str) -> None:
-    """Run or resume RL-100 in `folder` with the configuration in `file`: what the tests that kill a process run in it."""
+    """Run or resume RL-100 in `folder` with the configuration in `file`: for the tests that kill the process."""
     cfg = config.from_dict(RL100Config, config.read(Path(file)), source=file)
     with Run.start(folder, cfg, resume=True) as run:
         train(cfg, run)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -280,6 +280,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     if (spec.obs_dim, spec.action_dim) != (policy.obs_dim, policy.action_dim):
         raise _mistake()(f"{args.policy} was trained on {trained_on}, with {policy.obs_dim} observation and {policy.action_dim} action "
                          f"numbers, but {task} has {spec.obs_dim} and {spec.action_dim}: give the task it was trained on")
+    if args.head == "one-step" and not policy.distilled:
+        raise _mistake()(f"{args.policy}: its one-step head was never trained; use --head ddim, or run the stage one-step on it")
     policy = policy.with_head(args.head or policy.head)
     with Collector(task, CollectConfig(workers=args.workers), horizon=args.horizon) as collector:
         episodes = collector.collect(policy, held_out(args.episodes, args.seed), greedy=True, noise_seed=args.seed)

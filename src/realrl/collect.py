@@ -120,7 +120,10 @@ class Collector:
             self._processes.append(process)
 
     def close(self) -> None:
-        """Stop the workers."""
+        """Stop the workers and close this process's environments (a robot's port and brakes)."""
+        for env in self._local.envs if self._local else ():
+            env.close()
+        self._local = None
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:

@@ -6,7 +6,7 @@ Every batch is a function of (seed, stage, step), so a run that is resumed from 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,6 @@ from realrl.data.views import ChunkView
 from realrl.generative.diffusion import imitation_loss
 from realrl.policy import DiffusionPolicy
 from realrl.run import derive
-
-Log = Callable[[int, Mapping[str, float]], None]
-Save = Callable[[int, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
@@ -58,12 +57,6 @@ def gaussian_logp(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
 def gaussian_kl(mean_p: Tensor, mean_q: Tensor, sigma: Tensor) -> Tensor:
     """KL between two Gaussians of equal sigma. mean_p, mean_q: [B, K, A]; sigma: [B]. Returns [B]."""
     return 0.5 * ((mean_p - mean_q) / sigma[:, None, None]).square().sum((-2, -1))
-
-
-def masked_mse(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared error over valid actions. prediction, target: [B, K, A]; valid: [B, K] bool."""
-    error = F.mse_loss(prediction, target, reduction="none").mean(-1)
-    return (error * valid).sum() / valid.sum().clamp(min=1)
 
 
 def explained_variance(prediction: Tensor, target: Tensor) -> float:

@@ -55,8 +55,8 @@ class OPEConfig:
     """Share of the episodes that is held out, to choose the elites and to learn how much they disagree on genuine data."""
     starts: int = 256
     """N, start states of a comparison, dealt evenly from the first observations of the recorded episodes."""
-    horizon: int = 50
-    """Decisions of a rollout: the task's whole horizon, or a sparse reward is never seen."""
+    horizon: int | None = None
+    """Decisions of a rollout; None = the task's whole horizon, short of which a sparse reward is never seen."""
     doubt: float = 0.01
     """Share of a rollout's remaining weight lost per decision when the elites disagree at the limit (less, in proportion, below)."""
     limit: float = 0.95
@@ -253,15 +253,7 @@ class Estimates:
     success: Tensor
     stopped: Tensor
 
-    def verdicts(self, candidate: int, incumbent: int, cfg: OPEConfig) -> dict[str, Verdict]:
-        """The gate's answer by each measure. The margin of `success` is a share of the incumbent's failures, see `gate`."""
-        def ask(x: Tensor, ceiling: float | None) -> Verdict:
-            return gate(x[candidate], x[incumbent], margin=cfg.margin, confidence=cfg.confidence, ceiling=ceiling)
 
-        return {"amq": ask(self.amq, None), "returns": ask(self.returns, None), "success": ask(self.success, 1.0)}
-
-
-@torch.no_grad()
 def start_conditions(view: ChunkView, encode: Encode, cfg: OPEConfig) -> Tensor:
     """[N, C]: the first observations of the recorded episodes, spread evenly over them, repeated where there are fewer."""
     first = view.first.nonzero().squeeze(-1)
@@ -291,8 +283,10 @@ def _rollout(model: TransitionModel, q: Value, act: Act, start: Tensor, noise: t
     amq, returns, success, stopped, kept = torch.zeros(5, n, device=start.device).unbind()
     alive = torch.ones(n, device=start.device)
     worst = float(model.poorest.min() / (1 - model.discount).clamp(min=1e-3))
-    discount = 1.0
-    for t in range(model.cfg.horizon):
+    discount, horizon = 1.0, model.cfg.horizon
+    if horizon is None:
+        raise ValueError("OPEConfig.horizon must be a number here: the caller knows how many decisions the task has")
+    for t in range(horizon):
         rows = (alive > 1e-3).nonzero().squeeze(-1)
         amq += kept + stopped * worst
         if len(rows):

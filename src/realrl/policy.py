@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from realrl import config
+from realrl.generative.consistency import Distillation, DistillConfig
 from realrl.generative.diffusion import Diffusion, DiffusionConfig
 from realrl.nets.mlp import SkipNet, mlp
 from realrl.nets.normalise import Normaliser
@@ -70,6 +71,7 @@ class DiffusionPolicy(nn.Module):
         self.cfg, self.obs_dim, self.action_dim, self.name = cfg, obs_dim, action_dim, name
         self.chunk, self.n_obs = cfg.chunk, cfg.n_obs
         self.head: Head = "ddim"
+        self.distilled = False  # whether the one-step head was ever taught
         self.normaliser = Normaliser(obs_dim)
         self.diffusion = Diffusion(cfg.diffusion)
         self.net = make_net(cfg, action_dim, cfg.n_obs * obs_dim)
@@ -95,6 +97,16 @@ class DiffusionPolicy(nn.Module):
         y: Tensor = self.student(x, t, cond)
         return y.clamp(-1.0, 1.0)
 
+    @torch.no_grad()
+    def explore(self, cond: Tensor, random: torch.Generator) -> Tensor:
+        """Stochastic chains [B, S+1, K, A] at encoded observations cond [B, C]: what RL samples."""
+        shape = (len(cond), self.cfg.diffusion.steps + 1, self.chunk, self.action_dim)
+        return self.diffusion.sample(self.net, cond, torch.randn(shape, generator=random, device=cond.device), stochastic=True)
+
+    def distillation(self, cfg: DistillConfig) -> Distillation:
+        """The training of this policy's student towards its own chain, L_CD of RL-100, section 4."""
+        return Distillation(self.student, self.net, self.diffusion, (self.chunk, self.action_dim), cfg)
+
     def start(self, batch: int) -> State:
         """A diffusion policy remembers nothing."""
         return {}
@@ -110,8 +122,8 @@ class DiffusionPolicy(nn.Module):
         if self.head == "one-step":
             return Plan(self.one_step(noise[:, 0], cond).cpu().numpy()), state
         if explore and len(noise) % WHOLE:
-            rows = torch.arange(len(noise) + -len(noise) % WHOLE, device=self.device) % len(noise)
-            cond, noise = cond[rows], noise[rows]
+            filled = torch.arange(len(noise) + -len(noise) % WHOLE, device=self.device) % len(noise)
+            cond, noise = cond[filled], noise[filled]
         chain = self.diffusion.sample(self.net, cond, noise, stochastic=explore)[: len(rng)]
         action = chain[:, -1].clamp(-1.0, 1.0).cpu().numpy()
         return Plan(action, {"chain": chain.cpu().numpy()} if explore else {}), state
@@ -128,7 +140,7 @@ class DiffusionPolicy(nn.Module):
         save_parts(path, 0, {"weights": self})
         write_json(path / "policy.json", {
             "kind": "diffusion", "format": 1, "task": task, "head": self.head, "name": self.name, "obs_dim": self.obs_dim,
-            "action_dim": self.action_dim, "config": config.to_dict(self.cfg)})
+            "action_dim": self.action_dim, "distilled": self.distilled, "config": config.to_dict(self.cfg)})
 
 
 class GaussianPolicy(nn.Module):
@@ -176,7 +188,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[D
     about: dict[str, Any] = read_policy_json(path)
     cfg = config.from_dict(PolicyConfig, about["config"], source=str(path / "policy.json"))
     policy = DiffusionPolicy(cfg, about["obs_dim"], about["action_dim"], name=about["name"])
-    policy.head = about["head"]
+    policy.head, policy.distilled = about["head"], bool(about.get("distilled", False))
     _, parts = read_parts(path)
     try:
         policy.load_state_dict(parts["weights"])

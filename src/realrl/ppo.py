@@ -69,7 +69,7 @@ class DenoisingPPO:
         spread = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         advantage = spread.clamp(-cfg.advantage_clip, cfg.advantage_clip)
         old = self.means(cond, chain)
-        kl_k, clip_k, seen = (torch.zeros(count, device=cond.device) for _ in range(3))
+        kl_k, clip_k, ratio_k, seen = (torch.zeros(count, device=cond.device) for _ in range(4))
         kl, epochs, norms = 0.0, 0, []
         while epochs < cfg.epochs and kl <= cfg.max_kl:
             order = torch.randperm(len(cond) * count, generator=random, device=cond.device)
@@ -81,12 +81,14 @@ class DenoisingPPO:
                 norms.append(norm)
                 kl_k.index_add_(0, step, divergence)
                 clip_k.index_add_(0, step, ((ratio - 1).abs() > cfg.clip).float())
+                ratio_k.index_add_(0, step, ratio)
                 seen.index_add_(0, step, torch.ones_like(ratio))
             kl, epochs = float(np.mean(kls)), epochs + 1
         self._adapt(kl)
         seen = seen.clamp(min=1)
-        per_step = {f"{name}_{k}": float(v) for name, values in (("kl", kl_k / seen), ("clip_fraction", clip_k / seen))
-                    for k, v in zip(self.likely.tolist(), values, strict=True)}
+        sigma = self.policy.diffusion.sigma[self.likely]
+        table = {"kl": kl_k / seen, "clip_fraction": clip_k / seen, "ratio": ratio_k / seen, "sigma": sigma}
+        per_step = {f"{name}_{k}": float(v) for name, values in table.items() for k, v in zip(self.likely.tolist(), values, strict=True)}
         return {"kl": kl, "clip_fraction": float((clip_k / seen).mean()), "lr": self.lr, "epochs": epochs,
                 "gradient_norm": float(np.mean(norms)), **per_step}
 

@@ -7,7 +7,7 @@ beyond the type.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
@@ -194,5 +194,3 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> Any: ...
 
-
-Episodes = Iterable[Episode]

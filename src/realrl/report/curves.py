@@ -23,7 +23,7 @@ WELL_KNOWN: tuple[tuple[str, str, float, tuple[str, ...]], ...] = (
     ("Loss", "loss", 1, ("loss", "bc_loss", "loss_bc")),
     ("Mean advantage", "advantage (reward)", 1, ("advantage_mean", "mean_advantage", "advantage")),
     ("KL to the behaviour policy", "KL (nats)", 1, ("kl", "approx_kl", "kl_mean")),
-    ("Drift of the first denoising mean", "RMS shift (action units)", 1, ("drift",)),
+    ("Drift of the action in a round", "RMS shift (action units)", 1, ("drift",)),
     ("Clip fraction", "clipped (%)", 100, ("clip_fraction", "clip_frac", "clipfrac")),
     ("Explained variance of V", "explained (1 = all)", 1, ("value_explained", "explained_variance", "value_explained_variance")),
     ("Exploration noise", "sigma (action units)", 1, ("sigma", "sigma_mean")),
