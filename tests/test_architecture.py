@@ -22,7 +22,7 @@ FLOORS = {
 # The few top-level modules that use another of their own floor, each one-way and named.
 SIDEWAYS = {
     "config": {"types"}, "losses": {"types"},  # the contract is below everything
-    "collect": {"rollout"}, "evaluate": {"rollout", "collect"}, "workcell": {"collect", "evaluate", "imitation"},
+    "collect": {"rollout"}, "evaluate": {"rollout", "collect"}, "workcell": {"collect", "evaluate", "imitation", "ope"},
     "cli": {"report", "doctor"}, "__main__": {"cli"},
 }
 SIMULATORS = {"mujoco", "metaworld", "gymnasium_robotics"}

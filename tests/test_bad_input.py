@@ -167,7 +167,7 @@ def test_a_data_set_of_another_task(data, tmp_path):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"fps": 20}, ("20 Hz", "10 Hz")), ({"action": 3.0}, ("actions reach 3", "[-1, 1]")), ({"success": False}, ("12 episodes", "success"))])
+    ({"fps": 20}, ("20 Hz", "10 Hz")), ({"action": 3.0}, ("actions reach", "[-1, 1]")), ({"success": False}, ("12 episodes", "success"))])
 def test_a_data_set_that_does_not_fit(change, words, data, tmp_path):
     episodes = Store.open(data).read()
     for e in episodes:

@@ -21,7 +21,9 @@ from realrl.run import Run
 from toy_runs import metrics, results, tiny, weights
 
 CONFIG = tiny(collect=CollectConfig(workers=2, envs_per_worker=6))
-CODE = "import sys, toy_runs; toy_runs.main(*sys.argv[1:])"  # no script: the workers would import it, and all it imports, too
+CODE = """import faulthandler, sys, toy_runs  # no script: the workers would import it, and all it imports, too
+faulthandler.dump_traceback_later(100)  # if it hangs, it says where
+toy_runs.main(*sys.argv[1:])"""
 # When to kill: a pattern, and how many new files of it must have appeared since the process began. Then a random moment is waited for.
 MOMENTS = [("dataset/data/**/*", 1), ("checkpoints/imitation-fit/*", 1), ("dataset/data/**/*", 1), ("checkpoints/offline-1*/*", 1),
            ("checkpoints/online/*", 1), ("checkpoints/online/*", 3)]
@@ -78,18 +80,18 @@ def kill_at(folder, file, moment, luck):
     pattern, count = moment
     before = set(folder.glob(pattern))
     process = start(folder, file)
-    try:
-        assert wait_for(lambda: len(set(folder.glob(pattern)) - before) >= count or process.poll() is not None), moment
-        time.sleep(luck.choice((0.0, 0.001, 0.01, 0.05)))
-        workers = children(process.pid)
-        if process.poll() is not None:
-            return False
-    finally:
-        process.send_signal(signal.SIGKILL)
-        error = process.communicate()[1].decode()
-    assert process.returncode == -signal.SIGKILL, error
-    assert wait_for(lambda: not any(map(alive, workers)), 20), "workers outlive their parent"
-    return True
+    came = wait_for(lambda: len(set(folder.glob(pattern)) - before) >= count or process.poll() is not None)
+    time.sleep(luck.choice((0.0, 0.001, 0.01, 0.05)))
+    workers, running = children(process.pid), process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    outlived = [] if wait_for(lambda: not any(map(alive, workers)), 20) else list(filter(alive, workers))
+    for pid in outlived:
+        os.kill(pid, signal.SIGKILL)
+    error = process.communicate()[1].decode()
+    assert not outlived, "workers outlive their parent"
+    assert came, f"{moment} never came: {error}"
+    assert not running or process.returncode == -signal.SIGKILL, error
+    return running
 
 
 @linux

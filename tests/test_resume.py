@@ -106,6 +106,15 @@ def test_a_finished_run_is_not_repeated(straight, monkeypatch):
     assert all(torch.equal(before[k], after[k]) for k in before) and metrics(straight) == lines
 
 
+def test_stage_by_stage_equals_all_at_once(straight, tmp_path):
+    """Each command loads what the ones before it left, though it does not name their stages."""
+    for stages in (("imitation", "offline"), ("online",), ("one-step", "offline")):
+        cfg = tiny(stages=stages)
+        with Run.start(tmp_path, cfg, resume=True, ignore=("stages",)) as run:
+            rl100.train(cfg, run)
+    same(straight, tmp_path)
+
+
 def test_workers_change_nothing_and_other_settings_are_refused(straight, tmp_path):
     cfg = tiny(collect=CollectConfig(workers=1, envs_per_worker=7))
     with Run.start(tmp_path, cfg) as run:
