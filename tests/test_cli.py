@@ -245,7 +245,13 @@ def test_evaluate_keeps_stdout_clean_from_everybody(policy: Path) -> None:
     assert json.loads(out)["episodes"] == 2 and "more noise" in err
 
 
+def test_an_untrained_head_is_refused(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "its one-step head was never trained" in fails(capsys, "evaluate", "--policy", str(policy), "--head", "one-step")
+
+
 def test_evaluate_for_people_and_with_the_other_head(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    about = json.loads((policy / "policy.json").read_text())
+    (policy / "policy.json").write_text(json.dumps({**about, "distilled": True}))
     assert cli.main(["evaluate", "--policy", str(policy), "--episodes", "3", "--workers", "1", "--head", "one-step", "--horizon", "5"]) == 0
     out = capsys.readouterr().out
     assert "one-step" in out and "0.0 %" in out and f"failed starts: {HELD_OUT}, {HELD_OUT + 1}, {HELD_OUT + 2}" in out

@@ -87,7 +87,7 @@ class Critics(nn.Module):
 
 
 def fit_critics(critics: Critics, view: ChunkView, encode: Encode, *, seed: int,
-                log: Callable[[int, Mapping[str, float]], None]) -> None:
+                log: Callable[[int, Mapping[str, float]], None] | None = None) -> None:
     """Train for `cfg.steps` on every decision of the view; the observations are encoded once (the encoder is frozen offline)."""
     random = torch.Generator(view.reward.device).manual_seed(derive(seed, "critics"))
     cond, next_cond = encode_all(view, encode)
@@ -96,7 +96,7 @@ def fit_critics(critics: Critics, view: ChunkView, encode: Encode, *, seed: int,
     for step in range(critics.cfg.steps):
         index = torch.randint(len(view), (critics.cfg.batch,), generator=random, device=cond.device)
         losses = critics.update(cond[index], action[index], view.reward[index], view.discount[index], next_cond[index])
-        if step % 250 == 249:
+        if log is not None and step % 250 == 249:
             log(step + 1, {f"critic_{k}": float(v) for k, v in losses.items()})
 
 

@@ -199,11 +199,13 @@ class WorkCell:
             spent = self.summary.setdefault("spent_s", {})
             spent[name] = round(spent.get(name, 0.0) + time.monotonic() - began, 1)
 
-    def finish_stage(self, name: str, policy: Policy, n: int, *, renew: bool = False) -> None:
-        """Evaluate a stage's product and add it to summary.json, unless it is there already (and not to be renewed)."""
-        if self.stage(name) is not None and not renew:
+    def finish_stage(self, name: str, policy: Policy, n: int, *, version: int = 0) -> None:
+        """Evaluate a stage's product and add it to summary.json, unless this version of it is there already."""
+        known = self.stage(name)
+        if known is not None and known.get("version", 0) == version:
             return
-        entry = {**self._measure(name, policy, n, Source.POLICY), "wall_s": self.summary.get("spent_s", {}).get(name, 0.0)}
+        entry = {**self._measure(name, policy, n, Source.POLICY), "wall_s": self.summary.get("spent_s", {}).get(name, 0.0),
+                 "version": version}
         self.summary["stages"] = [s for s in self.summary["stages"] if s["name"] != name] + [entry]
         self._save_summary()
         self.store.compact()

@@ -44,7 +44,7 @@ def test_schedule_is_diffusers(offset):
 @pytest.mark.parametrize("stochastic", [False, True], ids=["eta-0", "eta-1"])
 @pytest.mark.parametrize(("steps", "offset"), [(10, 0), (10, 5), (7, 9), (1, 99)])
 def test_samplers_are_diffusers_step_by_step(steps, offset, stochastic):
-    cfg = DiffusionConfig(steps=steps, offset=offset, **UNCLIPPED)
+    cfg = DiffusionConfig(steps=steps, offset=offset, greedy="ddim", **UNCLIPPED)
     ours, theirs, net = Diffusion(cfg), peer(cfg), random_net()
     g = torch.Generator().manual_seed(1)
     cond, noise = torch.randn(6, C, generator=g), torch.randn(6, steps + 1, K, A, generator=g)
@@ -54,6 +54,13 @@ def test_samplers_are_diffusers_step_by_step(steps, offset, stochastic):
         eps = net(chain[:, k], t.expand(6), cond)
         after = theirs.step(eps, t, chain[:, k], eta=float(stochastic), variance_noise=noise[:, k + 1]).prev_sample
         assert torch.allclose(chain[:, k + 1], after, rtol=1e-4, atol=1e-5), k
+
+
+def test_the_mean_sampler_is_the_stochastic_one_without_its_noise():
+    ours, net, g = Diffusion(DiffusionConfig()), random_net(), torch.Generator().manual_seed(1)
+    cond, noise = torch.randn(6, C, generator=g), torch.randn(6, 11, K, A, generator=g)
+    noise[:, 1:] = 0
+    assert torch.equal(ours.sample(net, cond, noise, stochastic=False), ours.sample(net, cond, noise, stochastic=True))
 
 
 def test_sigma_is_clipped_inside_the_bound():
@@ -145,7 +152,7 @@ def test_imitation_loss_looks_at_valid_actions_and_weights():
 @pytest.mark.parametrize("stochastic", [False, True], ids=["ddim", "stochastic"])
 def test_imitation_keeps_both_modes(stochastic):
     torch.manual_seed(0)
-    diffusion, net, g = Diffusion(DiffusionConfig()), SkipNet(1, 2, 1, steps=100, hidden=64), torch.Generator().manual_seed(0)
+    diffusion, net, g = Diffusion(DiffusionConfig(greedy="ddim")), SkipNet(1, 2, 1, steps=100, hidden=64), torch.Generator().manual_seed(0)
     modes = torch.tensor([[-0.6, 0.5], [0.6, 0.5]])
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3)
     for _ in range(300):

@@ -100,7 +100,7 @@ class RL100Config:
     stages: tuple[Stage, ...] = ("imitation", "offline", "online", "one-step")
     """Which stages to run, in the paper's order."""
     init: str | None = None
-    """Folder of a policy to start from instead of imitation."""
+    """Folder of a policy to start from instead of imitation; its own settings then replace `policy`."""
     data: str | None = None
     """A recorded data set (folder) whose successes are the demonstrations; None = ask the task's scripted expert."""
     demos: int = 20
@@ -348,6 +348,9 @@ def train(cfg: RL100Config, run: Run, *, make: MakeEnv | None = None) -> dict[st
 def _start(cfg: RL100Config, cell: WorkCell) -> tuple[DiffusionPolicy, list[Episode]]:
     """(pi_0 <- IL(D_0) or a given policy, D_0)."""
     device, spec = cell.device(cfg.device), cell.spec
+    if not cfg.init and "imitation" not in cfg.stages and cell.run.read("imitation") is None:
+        raise RealrlError("no policy to start from: add imitation to --stages or name one with --init FOLDER")
+    policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, name="rl100").to(device).eval()
     demos = cell.demonstrations(cfg.data, cfg.demos, cfg.demo_noise, cfg.expert) if cfg.data or not cfg.init else []
     if cfg.init:
         policy, task = load_policy(cfg.init, device)
@@ -356,12 +359,9 @@ def _start(cfg: RL100Config, cell: WorkCell) -> tuple[DiffusionPolicy, list[Epis
                               f"{cfg.task} has {spec.obs_dim} and {spec.action_dim}")
         policy.head = "ddim"
         return policy, demos
-    policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, name="rl100").to(device).eval()
     view = ChunkView(demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=device)
     policy.normaliser.fit(view.frames["state"])
     if cell.run.load("imitation", policy=policy) is None:
-        if "imitation" not in cfg.stages:
-            raise RealrlError("no policy to start from: add imitation to --stages or name one with --init FOLDER")
         with cell.timed("imitation"):
             cell.imitate(Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
             start_from_teacher(policy.student, policy.net)
@@ -424,7 +424,7 @@ def _online(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, value: nn
 def _one_step(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, demos: Sequence[Episode], rounds: int) -> None:
     """Distil the policy over the states that it and its recent predecessors visited; again if it has learned since."""
     known = cell.run.read("one-step")
-    if fresh := known is None or known[0] != rounds:
+    if known is None or known[0] != rounds:
         view = ChunkView(cell.recent(400) or demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
         cond, _ = encode_all(view, policy.encode)
         cell.run.rewind("one-step", 0)
@@ -434,7 +434,7 @@ def _one_step(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, demos: 
     else:
         cell.run.load("one-step", policy=policy)
     policy.head, policy.distilled = "one-step", True
-    cell.finish_stage("one-step", policy.with_head("one-step"), cfg.final_episodes, renew=fresh)
+    cell.finish_stage("one-step", policy.with_head("one-step"), cfg.final_episodes, version=rounds)
 
 
 def _judged(cfg: RL100Config, run: Run, policy: DiffusionPolicy) -> Iterator[tuple[dict[str, Any], DiffusionPolicy]]:
