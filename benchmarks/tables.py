@@ -137,6 +137,17 @@ def collection_table(rows: Sequence[Row]) -> str:
     return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
 
 
+def samplers_table(rows: Sequence[Row]) -> str:
+    """One line a run and stage, samplers across."""
+    by = {(r["task"], r["seed"], r["stage"], r["sampler"]): r for r in rows}
+    names = {"mean": "noise left out (deployed)", "ddim": "eta = 0", "exploring": "exploring"}
+    keys = sorted(dict.fromkeys(k[:3] for k in by), key=lambda k: (k[0], k[1], k[2] != "imitation"))
+    lines = [[task, str(seed), stage, *(percent(by[task, seed, stage, s]["success"]) if (task, seed, stage, s) in by else NOT_RUN
+                                         for s in names)] for task, seed, stage in keys]
+    head = ["task", "seed", "after", *names.values()]
+    return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
+
+
 def ope_table(rows: Sequence[Row]) -> str:
     """Measures across; all runs first."""
     names = list(dict.fromkeys(r["run"] for r in rows))
@@ -167,7 +178,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "metaworld": lambda rows: success_table(rows, METAWORLD, "metaworld"),
     "adroit": lambda rows: success_table(rows, ADROIT, "adroit"),
     "locomotion": lambda rows: return_table(rows, LOCOMOTION, "locomotion"),
-    "latency": latency_table, "collection": collection_table, "ope": ope_table}
+    "samplers": samplers_table, "latency": latency_table, "collection": collection_table, "ope": ope_table}
 
 
 def fill(page: str, results: Path) -> str:

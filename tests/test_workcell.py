@@ -190,7 +190,7 @@ def test_stages_are_kept_replaced_and_read_back(tmp_path):
         cell.finish_stage("second", policy(), 5)
         cell.finish_stage("first", expert, 6)
         assert cell.stage("first") == first, "what is there is not measured again"
-        cell.finish_stage("first", expert, 6, renew=True)
+        cell.finish_stage("first", expert, 6, version=1)
     with open_cell(tmp_path) as cell:
         assert [s["name"] for s in cell.summary["stages"]] == ["second", "first"]
         assert cell.stage("first")["success"]["n"] == 6
