@@ -148,6 +148,19 @@ def samplers_table(rows: Sequence[Row]) -> str:
     return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
 
 
+def ope_stages_table(rows: Sequence[Row]) -> str:
+    """The correlations, then every policy: what was estimated and what was true."""
+    totals = [r for r in rows if r["stage"] == "all"]
+    names = {"amq": "AM-Q", "returns": "discounted return", "success": "success"}
+    head = ["rank correlation", *(names[r["task"]] for r in totals)]
+    line = ["**all runs**", *(f"{r['spearman']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}], {r['policies']} policies of {r['runs']} runs"
+                              for r in totals)]
+    each = [[r["task"], str(r["seed"]), r["stage"], f"{r['ope_amq']:.1f}", f"{r['ope_returns']:.3f}", f"{r['ope_success']:.2f}",
+             f"{100 * r['true_success']:.1f} %, n = {r['true_n']}"] for r in rows if r["stage"] != "all"]
+    columns = ["task", "seed", "after", *names.values(), "true success"]
+    return "\n\n".join([grid(head, [line]) if totals else NOT_RUN, grid(columns, each or [[NOT_RUN] * len(columns)]), commands(rows)])
+
+
 def ope_table(rows: Sequence[Row]) -> str:
     """Measures across; all runs first."""
     names = list(dict.fromkeys(r["run"] for r in rows))
@@ -178,7 +191,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "metaworld": lambda rows: success_table(rows, METAWORLD, "metaworld"),
     "adroit": lambda rows: success_table(rows, ADROIT, "adroit"),
     "locomotion": lambda rows: return_table(rows, LOCOMOTION, "locomotion"),
-    "samplers": samplers_table, "latency": latency_table, "collection": collection_table, "ope": ope_table}
+    "samplers": samplers_table, "latency": latency_table, "collection": collection_table, "ope": ope_table,
+    "ope_stages": ope_stages_table}
 
 
 def fill(page: str, results: Path) -> str:
