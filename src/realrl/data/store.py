@@ -89,7 +89,7 @@ class Store:
         return store
 
     def __len__(self) -> int:
-        return int(self._rows.num_rows)
+        return int(self.rows.num_rows)
 
     @property
     def frames(self) -> int:
@@ -113,11 +113,6 @@ class Store:
 
     # ---- reading
 
-    @property
-    def rows(self) -> pa.Table:
-        """The episodes' metadata, one row each (policy, seed, length, success, ...)."""
-        return self._rows
-
     def read(self, indices: Sequence[int] | None = None) -> list[Episode]:
         """Episodes by index (all by default), in that order, equal to what was appended except for `extra`."""
         picked = list(range(len(self))) if indices is None else [int(i) for i in indices]
@@ -132,7 +127,7 @@ class Store:
             return self._read(picked)
 
     def _read(self, picked: list[int]) -> list[Episode]:
-        rows = dict(zip(picked, self._rows.take(pa.array(picked, pa.int64())).to_pylist(), strict=True)) if picked else {}
+        rows = dict(zip(picked, self.rows.take(pa.array(picked, pa.int64())).to_pylist(), strict=True)) if picked else {}
         by_file: dict[FileKey, list[int]] = {}
         for i in picked:
             by_file.setdefault((int(self._chunk[i]), int(self._file[i])), []).append(i)
@@ -197,7 +192,7 @@ class Store:
         table = pa.Table.from_pylist(rows, schema=_row_schema(self._info["features"]))
         _publish(path, partial(pq.write_table, table))
         self._tables[path] = disk.without_stats(table)
-        self._set_rows(pa.concat_tables([self._rows, self._tables[path]], promote_options="permissive"))
+        self._set_rows(pa.concat_tables([self.rows, self._tables[path]], promote_options="permissive"))
         self._stats = stats
 
     def compact(self) -> None:
@@ -275,12 +270,12 @@ class Store:
                 break
         self._stats = None
         self._set_rows(disk.newest(list(self._tables.values())))
-        if self._rows["episode_index"].to_pylist() != list(range(len(self))):
+        if self.rows["episode_index"].to_pylist() != list(range(len(self))):
             raise RealrlError(f"{self.dir}/meta/episodes does not number its episodes 0..{len(self) - 1}; "
                               f"run `realrl data check {self.dir}`")
 
     def _set_rows(self, rows: pa.Table) -> None:
-        self._rows = rows
+        self.rows = rows  # the episodes' metadata, one row each (policy, seed, length, success, ...)
         self._from, self._to, self._chunk, self._file = (
             rows[name].to_numpy() for name in ("dataset_from_index", "dataset_to_index", "data/chunk_index", "data/file_index"))
 
