@@ -26,7 +26,7 @@ faulthandler.dump_traceback_later(250)  # if it hangs, it says where
 toy_runs.main(*sys.argv[1:])"""
 # When to kill: a pattern, and how many new files of it must have appeared since the process began. Then a random moment is waited for.
 MOMENTS = [("dataset/data/**/*", 1), ("checkpoints/imitation-fit/*", 1), ("dataset/data/**/*", 1), ("checkpoints/offline-1*/*", 1),
-           ("checkpoints/online/*", 1), ("checkpoints/online/*", 3)]
+           ("checkpoints/online/*", 1), ("checkpoints/online/*", 2)]
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 
@@ -78,9 +78,14 @@ def recorded(folder, scratch):
 def kill_at(folder, file, moment, luck):
     """Run until a moment, kill -9, and see the workers go. Returns False when the run was finished before."""
     pattern, count = moment
-    before = set(folder.glob(pattern))
+    before, seen = set(folder.glob(pattern)), set()
+
+    def enough():
+        seen.update(set(folder.glob(pattern)) - before)  # ever: the old version goes soon after the new one is there
+        return len(seen) >= count or process.poll() is not None
+
     process = start(folder, file)
-    came = wait_for(lambda: len(set(folder.glob(pattern)) - before) >= count or process.poll() is not None)
+    came = wait_for(enough)
     time.sleep(luck.choice((0.0, 0.001, 0.01, 0.05)))
     workers, running = children(process.pid), process.poll() is None
     process.send_signal(signal.SIGKILL)
