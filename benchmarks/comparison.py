@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from baselines import EXTRA, OFFLINE, Offline, dppo
+from baselines import EXTRA, OFFLINE, Offline, dppo, with_sampler
 from common import Part, Table, judge, slim
 
 from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import RL100Config
+from realrl.policy import DiffusionPolicy
 from realrl.run import Run
 from realrl.types import Episode, RealrlError, Source
 
@@ -73,7 +74,10 @@ class Comparison:
         data = Offline.of(self.folder, self.cfg, self.demos() if self.demos else None)
         policy = OFFLINE[name](data, self.extra)
         wall = time.monotonic() - began
-        self._put(name, self._judge(policy, self.cfg.eval_episodes), env_steps=data.steps, wall_s=round(wall, 1))
+        other = {}
+        if isinstance(policy, DiffusionPolicy):  # a policy that was only cloned may be better under the usual chain
+            other["eta0"] = self._judge(with_sampler(policy, "ddim"), self.cfg.eval_episodes)["success"]
+        self._put(name, self._judge(policy, self.cfg.eval_episodes), **other, env_steps=data.steps, wall_s=round(wall, 1))
 
     def dppo(self) -> None:
         """DPPO's settings, with as many environment steps as our rollouts and online stage took after imitation."""

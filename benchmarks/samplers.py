@@ -9,16 +9,15 @@ chain itself, which RL improves. All from the same held-out starts. Rows go to b
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
+from baselines import with_sampler
 from common import RESULTS, Part, Table, arguments, run_parts
 
 from realrl import config, envs
 from realrl.algos.rl100 import RL100Config
 from realrl.collect import CollectConfig, Collector
 from realrl.evaluate import evaluate
-from realrl.generative.diffusion import Diffusion
 from realrl.policy import DiffusionPolicy
 from realrl.run import read_parts
 
@@ -32,8 +31,7 @@ def policy_of(run: Path, cfg: RL100Config, stage: str, sampler: str) -> Diffusio
     policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, name=f"{stage} {sampler}")
     parts = read_parts(run / "checkpoints" / stage)[1]
     policy.load_state_dict(parts["policy"] if stage == "imitation" else parts["stage"]["policy"])
-    policy.diffusion = Diffusion(replace(cfg.policy.diffusion, greedy="ddim" if sampler == "ddim" else "mean"))
-    return policy.with_head("ddim")
+    return with_sampler(policy, "ddim" if sampler == "ddim" else "mean")
 
 
 def measure(table: Table, run: Path, stage: str, sampler: str, episodes: int) -> None:
