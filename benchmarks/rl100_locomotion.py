@@ -131,7 +131,7 @@ class Job:
         cond, _ = encode_all(view, policy.encode)
         cell.run.rewind("one-step", 0)
         with cell.bar("one-step: distilling", self.cfg.distill.steps) as advance:
-            rl100.distillation(policy, self.cfg.distill).finish(cond, derive(self.cfg.seed, "one-step"), cell.logger("one-step"), advance)
+            policy.distillation(self.cfg.distill).finish(cond, derive(self.cfg.seed, "one-step"), cell.logger("one-step"), advance)
 
     def _judge(self, policy: Policy, n: int) -> dict[str, Any]:
         with Collector(self.cfg.task, self.cfg.collect, horizon=self.cfg.horizon) as collector:

@@ -135,6 +135,12 @@ def test_sac_log_probability_against_torch() -> None:
         assert len(list(collector.collect(sac.Actor(1, 1), [0, 1], greedy=False))) == 2
 
 
+def test_locomotion_runs_from_nothing_to_one_step(tmp_path: Path) -> None:
+    assert rl100_locomotion.main(["--smoke", "--out", str(tmp_path), "--collect.workers", "1"]) == 0
+    rows = json.loads((tmp_path / "smoke" / "locomotion.json").read_text())
+    assert {r["method"] for r in rows} == {"medium data", "imitation", "online", "one-step"}
+
+
 def test_locomotion_reports_an_interval() -> None:
     env = envs.make("toy/line")
     with Collector("toy/line", CollectConfig(workers=1)) as collector:
