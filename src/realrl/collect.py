@@ -6,6 +6,7 @@ Seeds are dealt to the workers in a fixed order and every episode has its own no
 from __future__ import annotations
 
 import functools
+import gc
 import multiprocessing as mp
 import os
 import pickle
@@ -121,9 +122,11 @@ class Collector:
 
     def close(self) -> None:
         """Stop the workers and close this process's environments (a robot's port and brakes)."""
-        for env in self._local.envs if self._local else ():
-            env.close()
-        self._local = None
+        if self._local:
+            for env in self._local.envs:
+                env.close()
+            self._local = None
+            gc.collect()  # simulators sit in reference cycles, and Python does not see how many megabytes hang on each
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
