@@ -1,0 +1,70 @@
+"""Other people's datasets, in and out. One module a format; each has
+
+- `NAME`, what a user calls it;
+- `detect(path) -> bool`, cheap, never raises;
+- `read(path, *, option=...) -> Imported`, options are explicit keyword arguments; raises RealrlError;
+- `write(episodes, path, *, fps, ...)` where the format can be written.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from realrl.data.formats import arrow, diffusion_policy, minari, pickles, rlds, robomimic
+from realrl.data.formats.common import Imported
+from realrl.types import Episode, RealrlError
+
+__all__ = ["FORMATS", "Imported", "detect", "read", "write"]
+
+FORMATS: dict[str, ModuleType] = {module.NAME: module for module in (robomimic, diffusion_policy, minari, rlds, arrow, pickles)}
+
+
+def detect(path: str | Path) -> str:
+    """The name of the format of a file or folder. Raises RealrlError when it is absent or none recognises it."""
+    path = Path(path)
+    if not path.exists():
+        raise RealrlError(f"{path} does not exist")
+    found = next((name for name, module in FORMATS.items() if module.detect(path)), None)
+    if found is None:
+        raise RealrlError(f"{path} is in none of the formats known here ({', '.join(FORMATS)}); say which one with format=")
+    return found
+
+
+def read(path: str | Path, format: str | None = None, **options: Any) -> Imported:
+    """Open a foreign dataset; `options` are those of the format's `read`. Raises RealrlError, also later while iterating."""
+    path = Path(path)
+    if not path.exists():
+        raise RealrlError(f"{path} does not exist")
+    name = detect(path) if format is None else format
+    function = _function(name, "read")
+    imported: Imported = function(path, **_known(name, function, options))
+    return imported
+
+
+def write(format: str, episodes: Iterable[Episode], path: str | Path, *, fps: int, **options: Any) -> None:
+    """Write episodes in a foreign format; `options` are those of its `write`. Raises RealrlError when `path` exists already."""
+    function = _function(format, "write")
+    function(episodes, Path(path), fps=fps, **_known(format, function, options))
+
+
+def _function(name: str, what: str) -> Callable[..., Any]:
+    if name not in FORMATS:
+        raise RealrlError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
+    function = getattr(FORMATS[name], what, None)
+    if function is None:
+        able = [n for n, module in FORMATS.items() if hasattr(module, what)]
+        raise RealrlError(f"{name} can not be {'read' if what == 'read' else 'written'} here; {', '.join(able)} can")
+    found: Callable[..., Any] = function
+    return found
+
+
+def _known(name: str, function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    given = {"write": {"fps"}}.get(function.__name__, set())  # passed by `write` above, not an option
+    parameters = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in given]
+    if unknown := sorted(options.keys() - set(parameters)):
+        raise RealrlError(f"{name} has no option {unknown[0]!r}; it has {', '.join(parameters) or 'none'}")
+    return options

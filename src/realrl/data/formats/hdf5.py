@@ -1,0 +1,198 @@
+"""HDF5 read with suspicion: no member that lies in another file, no object types, nothing larger than what the file can hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from realrl.data.formats.common import MAX_BYTES, line
+from realrl.data.formats.hdf5_probe import prober
+from realrl.types import Array, RealrlError
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+EXPANSION = 1100  # deflate reaches 1032
+MAX_ROWS = 10**5  # of strings, or of compressed pictures in one episode
+SMALL = 2**20  # bytes that may be declared without storing any, e.g. rewards that are all the fill value
+DAMAGED = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError)  # what h5py raises on a damaged file
+
+
+def library() -> Any:
+    """h5py. Raises RealrlError with the install hint where it is missing."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise RealrlError("HDF5 files need h5py: pip install 'realrl[data]'") from error
+    return h5py
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file begins like HDF5; never raises."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except (OSError, ValueError):
+        return False
+
+
+def open_file(path: Path) -> Any:
+    """The file, for reading. Raises RealrlError when it is not HDF5 or is cut short."""
+    h5py = library()
+    if not is_hdf5(path):
+        raise RealrlError(f"{path} is not an HDF5 file; give the .hdf5 file itself")
+    try:
+        if not prober.safe(path):
+            raise RealrlError(f"{path} is so damaged that the HDF5 library fails on it; restore the file from a copy")
+        return h5py.File(path, "r")
+    except DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def names(group: Any) -> list[str]:
+    """Names of a group's members, sorted."""
+    try:
+        found = sorted(str(name) for name in group)
+    except DAMAGED as error:
+        raise _damaged(where(group), error) from error
+    return found
+
+
+def member(group: Any, name: str) -> Any | None:
+    """A group or dataset, None when there is none. Raises RealrlError for a link: it may lead to another file."""
+    h5py = library()
+    try:
+        link = group.get(name, getlink=True)
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise RealrlError(f"{where(group)}: {shown(name)} is a link; make a file without links (h5copy -f soft,ext)")
+        return group[name]
+    except DAMAGED as error:
+        raise _damaged(where(group), error) from error
+
+
+def subgroup(group: Any, name: str) -> Any | None:
+    """A group, None when there is none. Raises RealrlError when the member is something else."""
+    found = member(group, name)
+    if found is not None and not isinstance(found, library().Group):
+        raise RealrlError(f"{where(group)}: {shown(name)} is no group; restore the file from a copy")
+    return found
+
+
+def dataset(group: Any, name: str) -> Any | None:
+    """A dataset of numbers that lies wholly in this file, None when there is none. Raises RealrlError for any other."""
+    found = _here(group, name)
+    if found is None:
+        return None
+    dtype, shape, stored, place = found.dtype, found.shape, int(found.id.get_storage_size()), f"{where(group)}/{shown(name)}"
+    if dtype.kind not in "biuf" or dtype.itemsize > 8 or shape is None:
+        raise RealrlError(f"{place} holds {dtype}, not plain numbers; leave it out")
+    if math.prod(shape) * dtype.itemsize > min(MAX_BYTES, EXPANSION * stored + SMALL):
+        raise RealrlError(f"{place} declares shape {list(shape)} but only {stored} bytes are stored; restore the file from a copy")
+    return found
+
+
+def blobs(group: Any, name: str) -> list[bytes] | None:
+    """The rows of a dataset whose rows are bytes of any length, None when it is no such dataset. Raises RealrlError for damage."""
+    found = _here(group, name)
+    if found is None or library().check_vlen_dtype(found.dtype) != np.uint8 or found.ndim != 1:
+        return None
+    if len(found) > MAX_ROWS:
+        raise RealrlError(f"{where(group)}/{shown(name)} has {len(found)} rows, at most {MAX_ROWS} are read; restore the file from a copy")
+    try:
+        return [row.tobytes() for row in found[()]]
+    except DAMAGED as error:
+        raise _damaged(f"{where(group)}/{shown(name)}", error) from error
+
+
+def _here(group: Any, name: str) -> Any | None:
+    """A dataset that lies wholly in this file, None when there is none. Raises RealrlError for any other member."""
+    found = member(group, name)
+    if found is None:
+        return None
+    place = f"{where(group)}/{shown(name)}"
+    if not isinstance(found, library().Dataset):
+        raise RealrlError(f"{place} is no dataset; restore the file from a copy")
+    try:
+        outside = found.is_virtual or found.external is not None
+        _ = found.dtype, found.shape, found.id.get_storage_size()  # damage shows here
+    except DAMAGED as error:
+        raise _damaged(place, error) from error
+    if outside:
+        raise RealrlError(f"{place} keeps its data in another file; make a copy that holds everything (h5repack)")
+    return found
+
+
+def array(group: Any, name: str) -> Array | None:
+    """All numbers of a dataset, None when there is none. Raises RealrlError as `dataset` does, and for damage."""
+    found = dataset(group, name)
+    if found is None:
+        return None
+    try:
+        values: Array = np.asarray(found[()])
+    except DAMAGED as error:
+        raise _damaged(f"{where(group)}/{shown(name)}", error) from error
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def texts(group: Any, name: str) -> list[str]:
+    """A dataset of strings. Raises RealrlError when it is something else, or larger than a list of names would be."""
+    found, place = _here(group, name), f"{where(group)}/{shown(name)}"
+    try:
+        plain = found is not None and found.dtype.kind == "S" and found.dtype.itemsize < 1024
+        if found is None or not (plain or library().check_string_dtype(found.dtype)) or found.size > MAX_ROWS:
+            raise RealrlError(f"{place} is no list of names; leave it out")
+        return [t.decode("utf-8", "replace") for t in found[()].reshape(-1).tolist()]
+    except (*DAMAGED, AttributeError) as error:
+        raise _damaged(place, error) from error
+
+
+def attribute(group: Any, name: str) -> Any | None:
+    """An attribute as plain Python: a string, a number, a list of numbers; None when there is none or it is something else."""
+    try:
+        value = group.attrs.get(name)
+    except DAMAGED as error:
+        raise _damaged(where(group), error) from error
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist() if value.dtype.kind in "biuf" else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return value if isinstance(value, (bool, int, float, list)) else None
+
+
+def json_attribute(group: Any, name: str) -> dict[str, Any]:
+    """An attribute that holds a JSON object; empty when there is none. Raises RealrlError when it holds something else."""
+    text = attribute(group, name)
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RealrlError(f"{where(group)}: attribute {name!r} is not JSON ({line(error)}); restore the file from a copy") from error
+    if not isinstance(value, dict):
+        raise RealrlError(f"{where(group)}: attribute {name!r} is no JSON object; restore the file from a copy")
+    return value
+
+
+def shown(name: str) -> str:
+    """A name as it can be printed."""
+    return ascii(name)[1:-1][:80]
+
+
+def where(group: Any) -> str:
+    """File and group, for an error."""
+    try:
+        return f"{group.file.filename}: {ascii(group.name)[1:-1][:120]}".removesuffix(": /")
+    except DAMAGED:
+        return "an HDF5 file"
+
+
+def _damaged(place: object, error: BaseException) -> RealrlError:
+    return RealrlError(f"{place}: truncated or damaged ({line(error)}); restore the file from a copy")

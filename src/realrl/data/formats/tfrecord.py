@@ -1,0 +1,192 @@
+"""TFRecord files and the `tf.train.Example` messages in them, read without TensorFlow.
+
+A record file is a row of frames: length (8 bytes), masked CRC-32C of it, the record, masked CRC-32C of that (described in
+tensorflow/core/lib/io/record_writer.h). An Example is a protocol buffer: a map from a name to a list of bytes, floats or
+integers (tensorflow/core/example/feature.proto).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from realrl.types import Array, RealrlError
+
+LANES = 1024  # parts of a record whose checksums are made side by side; a power of two
+
+
+def records(path: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file, one in memory at a time. Raises RealrlError at the first that is damaged or cut short."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            at = 0
+            while at < size:
+                record = _record(file, size - at, f"{path}: at byte {at}")
+                at += 16 + len(record)
+                yield record
+    except OSError as error:
+        raise RealrlError(f"{path} could not be read ({error.strerror or error})") from error
+
+
+def _record(file: BinaryIO, left: int, where: str) -> bytes:
+    head = file.read(12)
+    if len(head) < 12 or masked_crc(head[:8]) != struct.unpack("<I", head[8:])[0]:
+        raise RealrlError(f"{where}: no record begins here; the file is truncated, damaged or compressed, restore it from a copy")
+    length = struct.unpack("<Q", head[:8])[0]
+    if length + 16 > left:
+        raise RealrlError(f"{where}: the record says {length} bytes but the file ends before; restore it from a copy")
+    record, check = file.read(length), file.read(4)
+    if len(check) < 4 or masked_crc(record) != struct.unpack("<I", check)[0]:
+        raise RealrlError(f"{where}: the record's checksum is wrong; restore the file from a copy")
+    return record
+
+
+# ---- checksums
+
+
+def masked_crc(data: bytes) -> int:
+    """The checksum as TFRecord stores it."""
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli). The checksum is linear over bits, so parts of long data run side by side and are then moved into place."""
+    table = _table()
+    if len(data) < LANES:
+        crc = 0xFFFFFFFF
+        for byte in data:
+            crc = int(table[(crc ^ byte) & 255]) ^ (crc >> 8)
+        return crc ^ 0xFFFFFFFF
+    width = -(-len(data) // LANES)
+    padded = np.zeros(width * LANES, np.uint8)
+    padded[-len(data):] = np.frombuffer(data, np.uint8)  # zeros in front change nothing while the register is zero
+    lanes = np.zeros(LANES, np.uint32)
+    for column in np.ascontiguousarray(padded.reshape(LANES, width).T):
+        lanes = table[(lanes ^ column) & 255] ^ (lanes >> 8)
+    move = _after_zeros(width)
+    while len(lanes) > 1:
+        lanes = _mapped(lanes[0::2], move) ^ lanes[1::2]
+        move = _mapped(move, move)
+    start = _mapped(np.array([0xFFFFFFFF], np.uint32), _after_zeros(len(data)))
+    return int(lanes[0] ^ start[0]) ^ 0xFFFFFFFF
+
+
+@lru_cache(maxsize=1)
+def _table() -> Array:
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1)
+    return table
+
+
+def _mapped(crc: Array, matrix: Array) -> Array:
+    """A linear map over bits applied to each of crc [N]; matrix [32] holds the images of the single bits."""
+    bits = (crc[:, None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)
+    out: Array = np.bitwise_xor.reduce(bits * matrix, axis=1)
+    return out
+
+
+@lru_cache(maxsize=64)
+def _zeros(k: int) -> Array:
+    """What 2**k zero bytes do to the register, as a map."""
+    if k:
+        return _mapped(_zeros(k - 1), _zeros(k - 1))
+    bit = np.uint32(1) << np.arange(32, dtype=np.uint32)
+    out: Array = _table()[bit & 255] ^ (bit >> np.uint32(8))
+    return out
+
+
+def _after_zeros(n: int) -> Array:
+    """What n zero bytes do to the register, as a map."""
+    out = np.uint32(1) << np.arange(32, dtype=np.uint32)
+    for k in range(n.bit_length()):
+        if n >> k & 1:
+            out = _mapped(out, _zeros(k))
+    return out
+
+
+# ---- protocol buffers
+
+
+def _varint(data: memoryview, at: int, where: str) -> tuple[int, int]:
+    value = 0
+    for i in range(10):
+        if at + i >= len(data):
+            break
+        value |= (data[at + i] & 127) << (7 * i)
+        if data[at + i] < 128:
+            return value, at + i + 1
+    raise RealrlError(f"{where}: a number in the record does not end; restore the file from a copy")
+
+
+def _fields(data: memoryview, where: str) -> Iterator[tuple[int, Any]]:
+    """(field number, value) of a message: bytes for length-delimited and fixed fields, integers for varints."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at, where)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(data, at, where)
+            yield tag >> 3, value
+            continue
+        if kind not in (1, 2, 5):
+            raise RealrlError(f"{where}: it is no tf.train.Example; restore the file from a copy")
+        size, at = _varint(data, at, where) if kind == 2 else (8 if kind == 1 else 4, at)
+        if size > len(data) - at:
+            raise RealrlError(f"{where}: a field says {size} bytes but the record ends before; restore the file from a copy")
+        yield tag >> 3, data[at:at + size]
+        at += size
+
+
+def example(record: bytes, where: str) -> dict[str, Any]:
+    """A tf.train.Example as {name: list of bytes | float32 [N] | int64 [N]}. Raises RealrlError when it is none."""
+    out: dict[str, Any] = {}
+    for number, features in _fields(memoryview(record), where):
+        for _, entry in _fields(_message(features, where), where) if number == 1 else ():
+            parts = dict(_fields(_message(entry, where), where))
+            name = bytes(_message(parts.get(1, b""), where)).decode("utf-8", "replace")
+            for kind, values in _fields(_message(parts.get(2, b""), where), where):
+                out[name] = _values(kind, _message(values, where), f"{where}: {ascii(name)[:80]}")
+    return out
+
+
+def _message(value: Any, where: str) -> memoryview:
+    if isinstance(value, int):
+        raise RealrlError(f"{where}: it is no tf.train.Example; restore the file from a copy")
+    return memoryview(value)
+
+
+def _values(kind: int, data: memoryview, where: str) -> Any:
+    items = [v for _, v in _fields(data, where)]
+    if kind == 1:
+        return [_message(v, where) for v in items]
+    if kind == 2:
+        raw = b"".join(_message(v, where) for v in items)  # packed, or one by one: the same bytes
+        if len(raw) % 4:
+            raise RealrlError(f"{where}: half a float; restore the file from a copy")
+        return np.frombuffer(raw, "<f4")
+    if kind == 3:
+        parts = [np.array([v], np.uint64) if isinstance(v, int) and v < 2**64 else _varints(_message(v, where), where) for v in items]
+        return np.concatenate([np.zeros(0, np.uint64), *parts]).astype(np.int64)
+    raise RealrlError(f"{where}: it is no tf.train.Example; restore the file from a copy")
+
+
+def _varints(data: memoryview, where: str) -> Array:
+    """Packed varints, [N] uint64, all at once."""
+    raw = np.frombuffer(data, np.uint8)
+    stop = np.flatnonzero(raw < 128) + 1
+    size = np.diff(stop, prepend=0)
+    if (len(raw) and raw[-1] >= 128) or (size > 10).any():
+        raise RealrlError(f"{where}: a number in the record does not end; restore the file from a copy")
+    out = np.zeros(len(stop), np.uint64)
+    for i in range(int(size.max(initial=0))):
+        has = size > i
+        out[has] |= (raw[(stop - size)[has] + i] & np.uint64(127)) << np.uint64(7 * i)
+    return out
