@@ -77,13 +77,16 @@ def success_table(rows: Sequence[Row], tasks: Sequence[str], published: str) -> 
     rows = last_round(rows)
 
     def cell(method: str, task: str) -> str:
-        found = [r["success"] for r in rows if r["task"] == task and r["method"] == method]
+        of = [r for r in rows if r["task"] == task and r["method"] == method]
+        found = [r["success"] for r in of]
         if not found:
             return NOT_RUN
+        usual = [r["eta0"]["rate"] for r in of if "eta0" in r]
+        other = f"; eta = 0: {100 * sum(usual) / len(usual):.1f} %" if usual else ""
         total = sum(s["n"] for s in found)
         pooled = wilson(round(sum(s["rate"] * s["n"] for s in found)), total)
         worst = f", worst of {len(found)} seeds {100 * min(s['rate'] for s in found):.1f} %" if len(found) > 1 else ""
-        return f"{percent(vars(pooled))}, n = {total}{worst}"
+        return f"{percent(vars(pooled))}, n = {total}{worst}{other}"
 
     lines = [[name, *(cell(method, task) for task in tasks)] for method, name in METHODS.items()]
     lines += [[name, *(figures.get(task, "-") for task in tasks)] for name, figures in PUBLISHED[published].items()]
@@ -137,6 +140,41 @@ def collection_table(rows: Sequence[Row]) -> str:
     return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
 
 
+def loading_table(rows: Sequence[Row]) -> str:
+    """Windows with images, one line a way of loading, beside LeRobot's best; then windows of numbers."""
+    images, numbers = ([r for r in rows if r["kind"] == kind] for kind in ("images", "numbers"))
+    peer = max((r["samples_per_s"] for r in images if r["method"].startswith("LeRobot")), default=None)
+    lines = [[r["method"], f"{r['samples_per_s']:,.0f}", f"{r['samples_per_s'] / peer:.1f}" if peer else NOT_RUN, f"{r['batches']:,}",
+              f"{r['wall_s']:.1f}"] for r in images]
+    head = ["", "samples/s", "times LeRobot's best", "batches", "seconds"]
+    built = [f"Building the cache once: {r['build_s']:.1f} s for {r['cache_mb']:,.0f} MB." for r in images if "build_s" in r]
+    small = [[r["method"], f"{r['p50_ms']:.3f}", f"{r['p90_ms']:.3f}", "1 ms", str(r["calls"])] for r in numbers]
+    head_small = [f"{numbers[0]['batch'] if numbers else 256} low-dimensional windows out of", "p50 [ms]", "p90 [ms]", "target", "calls"]
+    return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), *built, grid(head_small, small or [[NOT_RUN] * len(head_small)]),
+                        commands(rows)])
+
+
+def scale_table(rows: Sequence[Row]) -> str:
+    """One line a figure."""
+    lines = [[r["measure"], f"{r['value']:,.2f} {r['unit']}", "-" if r["target"] is None else f"< {r['target']:g} {r['unit']}",
+              f"{r['episodes']:,} episodes, {r['frames']:,} frames", str(r.get("n", "-"))] for r in rows]
+    head = ["", "median", "target", "dataset", "n"]
+    return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
+
+
+def recording_table(rows: Sequence[Row]) -> str:
+    """One line a codec and rate."""
+    def verdict(r: Row) -> str:
+        return "yes" if r["holds"] else f"no, the encoder sustains {r['limit_hz']:.1f} Hz"
+
+    lines = [[f"{r['cameras']} x {r['size'][1]}x{r['size'][0]} at {r['hz']} Hz", r["codec"], verdict(r), f"{r['reached_hz']:.2f}",
+              " / ".join(f"{r['add_ms'][q]:.2f}" for q in ("p50", "p99", "max")), f"{r['late_ms']['p99']:.1f} / {r['late_ms']['max']:.1f}",
+              str(r["spilled"]), f"{r['commit_s']:.2f}", f"{r['cpu_cores']:.2f}", f"{r['frames']:,}"] for r in rows]
+    head = ["cameras", "codec", "holds", "rate reached [Hz]", "adding a step, p50 / p99 / max [ms]", "ticks late, p99 / max [ms]",
+            "frames spilled to disk", "on disk after the last frame [s]", "cores used", "steps"]
+    return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
+
+
 def samplers_table(rows: Sequence[Row]) -> str:
     """One line a run and stage, samplers across."""
     by = {(r["task"], r["seed"], r["stage"], r["sampler"]): r for r in rows}
@@ -146,6 +184,40 @@ def samplers_table(rows: Sequence[Row]) -> str:
                                          for s in names)] for task, seed, stage in keys]
     head = ["task", "seed", "after", *names.values()]
     return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
+
+
+def human_table(rows: Sequence[Row]) -> str:
+    """Door, PushT, the real robot, robosuite: a grid each."""
+    def part(what: str) -> list[Row]:
+        return sorted((r for r in rows if r["what"] == what), key=lambda r: (-1 if r["seed"] is None else r["seed"], r["starts"]))
+
+    def who(r: Row) -> str:
+        return "people, as recorded" if r["seed"] is None else f"imitation, {r['sampler']}, seed {r['seed']}"
+
+    def spread(x: Row) -> str:
+        return f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
+
+    def cost(r: Row) -> str:
+        return f"{r['steps']:,} steps of {r['batch']}, {r['cpu_s'] / 60:.0f} min" if "cpu_s" in r else "-"
+
+    door = [[who(r), r["starts"], percent(r["success"]), percent(r["opened"]), spread(r["hinge"]), str(r["success"]["n"]), cost(r)]
+            for r in part("door")]
+    pusht = [[who(r), r["starts"], spread(r["coverage"]), spread(r["score"]), percent(r["success"]), str(r["coverage"]["n"]), cost(r)]
+             for r in part("pusht")]
+    pusht.append(["published: Diffusion Policy", "its own", "-", "0.91 - 0.95", "-", "-", "-"])
+    suite = [[r["starts"], f"{r['steps']:,}", *(f"{r['gripper_cm'][k]:.1f}" for k in ("median", "largest", "last")), str(r["within_1cm"]),
+              "yes" if r["solved"] else "no"] for r in part("robosuite")]
+    other = [f"Reachy 2, seed {r['seed']}: denoising loss on the third episode {r['loss_before']:.3f} before, {r['loss']:.3f} after "
+             f"{cost(r)}; mean error of a planned joint target {r['error_rad']:.3f} rad (keeping the last one: {r['hold_rad']:.3f})."
+             for r in part("reachy")]
+    other += [f"PushT with images: {r['demos']} episodes, {r['frames']:,} frames of 96 x 96 imported, encoded and read back in "
+              f"{r['wall_s']:.0f} s, {r['bytes'] / 2**20:.1f} MiB, mean error {r['mean_error_of_255']:.2f} of 255."
+              for r in part("pusht images")]
+    return "\n\n".join([
+        grid(["Adroit door", "starts", "hinge at 1.35 rad", "more than 1 rad", "largest angle [rad]", "n", "fit"], door or [[NOT_RUN] * 7]),
+        grid(["PushT", "starts", "best coverage", "score", "coverage 0.95", "n", "fit"], pusht),
+        grid(["robosuite, replayed", "steps", "gripper off, median [cm]", "largest", "last", "steps within 1 cm", "solved at the end"],
+             suite or [[NOT_RUN] * 7]), *other, commands(rows)])
 
 
 def ope_stages_table(rows: Sequence[Row]) -> str:
@@ -191,8 +263,9 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "metaworld": lambda rows: success_table(rows, METAWORLD, "metaworld"),
     "adroit": lambda rows: success_table(rows, ADROIT, "adroit"),
     "locomotion": lambda rows: return_table(rows, LOCOMOTION, "locomotion"),
-    "samplers": samplers_table, "latency": latency_table, "collection": collection_table, "ope": ope_table,
-    "ope_stages": ope_stages_table}
+    "samplers": samplers_table, "latency": latency_table, "collection": collection_table, "recording": recording_table,
+    "loading": loading_table, "scale": scale_table, "ope": ope_table, "ope_stages": ope_stages_table,
+    "human": human_table}
 
 
 def fill(page: str, results: Path) -> str:
