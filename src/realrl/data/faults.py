@@ -1,0 +1,219 @@
+"""What can be wrong with one file of a dataset: its frames against the tables, its videos against both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from realrl.data import schema, tables, video
+from realrl.data.footage import Place
+from realrl.data.schema import Info
+from realrl.data.stats import Stats, column_stats, merge_stats
+from realrl.data.tables import FileKey
+from realrl.types import Array, RealrlError
+
+COPY = "restore the file from a copy"
+STILL = 0.05  # levels of 255: pictures whose mean difference is below this are the same, encoded again; a sensor's noise is more
+MOSTLY = 0.9  # share of such pictures in a frozen stretch: an encoder now and then changes its mind about one that stays the same
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a dataset. severity: "error" (data missing or wrong) or "warning"; mend: what to do about it."""
+
+    severity: str
+    where: str
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.where}: {self.what}; {self.mend}"
+
+
+def from_error(error: RealrlError) -> Problem:
+    """What a reader complained of, as a problem."""
+    what, _, mend = str(error).rpartition("; ")
+    where, _, rest = what.partition(" ")
+    return Problem("error", where.rstrip(":"), rest, mend)
+
+
+# ---- numbers
+
+
+def check_data(root: Path, info: Info, rows: pa.Table, key: FileKey, limits: tuple[float, float], stats: Stats) -> list[Problem]:
+    """What is wrong with one data file; adds the statistics of its columns to `stats`."""
+    try:
+        path = schema.data_file(root, info, key)
+        columns = tables.read_frames(path, info["features"])
+    except FileNotFoundError:
+        return [Problem("error", str(path), "is missing", "restore it from a copy")]
+    except RealrlError as error:
+        return [from_error(error)]
+    here = (rows["data/chunk_index"].to_numpy() == key[0]) & (rows["data/file_index"].to_numpy() == key[1])
+    start, length, index = (rows[c].to_numpy()[here] for c in ("dataset_from_index", "length", "episode_index"))
+    n, held = int(length.sum()), len(next(iter(columns.values()), ()))
+    if held != n or (length < 1).any():
+        return [Problem("error", str(path), f"holds {held} frames, its episodes have {n}", "restore it from a copy")]
+    stats |= merge_stats(stats, column_stats(columns, quantiles=False))
+    first = np.cumsum(length) - length
+    frame, owner = np.arange(n) - np.repeat(first, length), np.repeat(index, length)
+    problems = []
+    for severity, field, what, bad, mend in (*_wrong(columns, frame, owner, np.repeat(start, length), info),
+                                             *_suspect(columns, frame, first, info, limits)):
+        if bad.any():
+            at = int(np.argmax(bad))
+            problems.append(Problem(severity, str(path), f"{field} {what} in {int(bad.sum())} frames, first in episode {owner[at]}, "
+                                    f"frame {frame[at]}", mend))
+    return problems
+
+
+Fault = tuple[str, str, str, Any, str]  # severity, field, what, bad frames [T], mend
+
+
+def _wrong(columns: dict[str, Array], frame: Array, owner: Array, start: Array, info: Info) -> Iterator[Fault]:
+    """What must not be, over the frames of one file."""
+    for field, true in {"episode_index": owner, "frame_index": frame, "index": start + frame}.items():
+        if field in columns:
+            yield "error", field, "is not what meta/episodes says", columns[field] != true, COPY
+    for field, x in columns.items():
+        if x.dtype.kind == "f":
+            yield "error", field, "is NaN or infinite", ~np.isfinite(x).reshape(len(x), -1).all(1), "drop those episodes"
+    if "timestamp" in columns:
+        off = np.abs(columns["timestamp"] - frame / info["fps"]) > 1e-4 + 1e-6 * frame / info["fps"]
+        yield "error", "timestamp", "is not frame_index / fps", off, COPY
+    if "time" in columns:
+        yield "error", "time", "does not increase", (np.diff(columns["time"], prepend=-np.inf) <= 0) & (frame > 0), COPY
+
+
+def _suspect(columns: dict[str, Array], frame: Array, first: Array, info: Info, limits: tuple[float, float]) -> Iterator[Fault]:
+    """What may be meant, but mostly is a sensor or a scale gone wrong. first: the row at which each episode begins."""
+    n, long = len(frame), max(10, int(info["fps"]))
+    action = columns["action"].reshape(n, -1) if "action" in columns else np.zeros((n, 1))
+    yield ("warning", "action", f"leaves [{limits[0]:g}, {limits[1]:g}]", ((action < limits[0]) | (action > limits[1])).any(1),
+           "scale the actions before training")
+    seen = {name: x.reshape(n, -1) for name, x in columns.items() if name.startswith("observation.")}
+    if not seen:
+        return
+    same = np.concatenate([[False], np.all([(x[1:] == x[:-1]).all(1) for x in seen.values()], axis=0)]) & (frame > 0)
+    since = np.arange(n) - np.maximum.accumulate(np.where(same, 0, np.arange(n)))
+    yield "warning", "observation", f"is frozen for {long} frames or more", since >= long, "look whether a sensor hung"
+    lengths = np.diff(np.append(first, n))
+
+    def moves(x: Array) -> Array:
+        """Per episode, whether anything of x [T, D] changes."""
+        changed = np.concatenate([[False], (x[1:] != x[:-1]).any(1)]) & (frame > 0)
+        return np.asarray(np.logical_or.reduceat(changed, first))
+
+    for name, x in seen.items():
+        dead = ~moves(x) & moves(action) & (lengths >= long)
+        yield "warning", name, "never changes while the actions do", np.repeat(dead, lengths), "look whether it is connected"
+
+
+def check_drift(root: Path, stats: Stats, frames: int) -> Iterator[Problem]:
+    """Where stats.json is not what the frames say. stats: computed from all of them."""
+    path = root / "meta/stats.json"
+    try:
+        told = json.loads(path.read_text())
+        for name, true in stats.items():
+            if name not in told or told[name]["count"][0] != frames or true["count"][0] != frames:
+                continue
+            size = np.maximum(true["max"] - true["min"], np.abs(true["mean"])) + 1e-9
+            for stat in ("min", "max", "mean", "std"):
+                off = np.abs(np.asarray(told[name][stat], np.float64).reshape(size.shape) - true[stat])
+                if not (off <= 1e-3 * size + 1e-6).all():
+                    yield Problem("warning", str(path), f"{stat} of {name} is off by {float(off.max()):.3g}",
+                                  "delete it, the next append rebuilds it")
+                    break
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        yield Problem("warning", str(path), f"is not readable ({tables.line(error)})", "delete it, the next append rebuilds it")
+
+
+# ---- videos
+
+
+def check_video(root: Path, info: Info, camera: str, key: FileKey, rows: Sequence[Mapping[str, Any]], decode: bool) -> list[Problem]:
+    """What is wrong with one video file and its episodes' rows."""
+    try:
+        path = schema.video_file(root, info, camera, key)
+        if not path.exists():
+            first, last = (rows[i]["episode_index"] for i in (0, -1))
+            return [Problem("error", str(path), f"the video of episodes {first} to {last} is missing",
+                            "restore it from a copy, or read with images=False")]
+        times, found = video.times(path), video.probe(path)
+        problems = [*_kind(path, info, camera, found), *_spans(path, info, camera, rows, times)]
+        if decode and not any(p.severity == "error" for p in problems):
+            problems += _frozen(path, root, info, camera, rows)
+        return problems
+    except RealrlError as error:
+        return [from_error(error)]
+
+
+def _kind(path: Path, info: Info, camera: str, found: Mapping[str, Any]) -> Iterator[Problem]:
+    feature = info["features"][camera]
+    height, width, *_ = schema.camera_shape(feature)
+    if (size := (found["video.height"], found["video.width"])) != (height, width):
+        yield Problem("error", str(path), f"pictures are {size[0]} x {size[1]}, info.json says {height} x {width}", COPY)
+    told = (feature.get("info") or {}).get("video.codec")
+    if told is not None and told != found["video.codec"]:
+        yield Problem("warning", str(path), f"is {found['video.codec']}, info.json says {told}", "correct info.json")
+    if abs(found["video.fps"] - info["fps"]) > 1e-3 * info["fps"]:
+        yield Problem("error", str(path), f"runs at {found['video.fps']:g} fps, info.json says {info['fps']:g}", COPY)
+
+
+def _spans(path: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]], times: Array) -> Iterator[Problem]:
+    fps = float(info["fps"])
+    end = times[-1] + 1 / fps if len(times) else 0.0
+    for row in rows:
+        place, length, name = Place.of(row, camera), int(row["length"]), f"episode {row['episode_index']}"
+        if not 0 <= place.start < place.stop < np.inf:
+            yield Problem("error", str(path), f"{name} lies from {place.start:g} s to {place.stop:g} s", COPY)
+        elif place.stop > end + 1e-3:
+            yield Problem("error", str(path), f"{name} ends at {place.stop:.3f} s, the video at {end:.3f} s", COPY)
+        elif (held := int(((times > place.start - 0.5 / fps) & (times < place.stop - 0.5 / fps)).sum())) < length:
+            yield Problem("error", str(path), f"holds {held} pictures of {name}, its table {length} frames", COPY)
+        else:
+            wanted = place.times(length, fps)
+            at = np.searchsorted(times, wanted).clip(1, max(1, len(times) - 1))
+            off = np.minimum(np.abs(times[np.minimum(at, len(times) - 1)] - wanted), np.abs(times[at - 1] - wanted))
+            if not (off <= 1e-4).all():
+                yield Problem("error", str(path), f"{name} has no picture within 0.1 ms of frame {int(np.argmax(~(off <= 1e-4)))}", COPY)
+
+
+def _frozen(path: Path, root: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
+    """Runs of one picture while the actions change; decoding also finds damage."""
+    fps, long = float(info["fps"]), max(10, int(info["fps"]))
+    for row in rows:
+        place, length = Place.of(row, camera), int(row["length"])
+        changes, before = np.zeros(length), None
+        for i, (_, picture) in enumerate(video.frames(path, place.start - 0.5 / fps, place.start + (length - 0.5) / fps)):
+            small = picture[::4, ::4].astype(np.float32)
+            if before is not None and i < length:
+                changes[i] = np.abs(small - before).mean()
+            before = small
+        video.decode(path, place.times(length, fps)[-1:])  # may lie elsewhere in the file, and be damaged
+        count = np.cumsum(np.append(0, (changes < STILL) & (np.arange(length) > 0)))
+        still = np.flatnonzero(count[long:] - count[:-long] >= MOSTLY * long)
+        if len(still) and _acts(root, info, row, int(still[0]), long):
+            yield Problem("warning", str(path), f"{camera} shows one picture for {long} frames or more while the actions change, first in "
+                          f"episode {row['episode_index']}, near frame {int(still[0])}", "look whether the camera hung")
+
+
+def _acts(root: Path, info: Info, row: Mapping[str, Any], start: int, long: int) -> bool:
+    """Whether the actions change in `long` frames of an episode from `start` on; unknown counts as yes."""
+    try:
+        columns = tables.read_frames(schema.data_file(root, info, (row["data/chunk_index"], row["data/file_index"])),
+                                     {name: f for name, f in info["features"].items() if name in ("action", "episode_index")})
+    except (RealrlError, FileNotFoundError):
+        return True
+    if not {"action", "episode_index"} <= columns.keys():
+        return True
+    action = columns["action"][columns["episode_index"] == row["episode_index"]][start:start + long]
+    return bool(len(action) and (action != action[0]).any())

@@ -1,0 +1,113 @@
+"""Files that are there whole or not at all, one writer at a time, and no path that leads out of its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from realrl.types import RealrlError
+
+FIELD = re.compile(r"\{(\w+)(?::0?(\d)d)?\}")  # all that LeRobot's path templates use; str.format would run whatever a file says
+
+
+def inside(root: Path, template: str, **fields: int | str) -> Path:
+    """The path below `root` that a template such as "data/chunk-{chunk_index:03d}/file.parquet" names.
+
+    Raises RealrlError when it needs an unknown field or leads, by "..", as an absolute path or through a link, out of `root`.
+    """
+    def value(match: re.Match[str]) -> str:
+        name, width = match.groups()
+        if name not in fields:
+            raise RealrlError(f"{root}/meta/info.json: the path {template!r} asks for {name!r}; use {', '.join(fields)}")
+        given = fields[name]
+        return f"{given:0{width}d}" if width and isinstance(given, int) else str(given)
+
+    relative = FIELD.sub(value, template)
+    if "{" in relative or "}" in relative or "\0" in relative or not relative:
+        raise RealrlError(f"{root}/meta/info.json: the path {template!r} is not understood; restore the file from a copy")
+    path = root / relative
+    within(root, path)
+    return path
+
+
+def within(root: Path, path: Path) -> None:
+    """Raise RealrlError unless `path`, links followed, lies below `root`."""
+    try:
+        safe = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError, ValueError):  # a ring of links
+        safe = False
+    if not safe:
+        raise RealrlError(f"{path} leads out of {root}; a dataset keeps its files inside its folder, copy them there (cp -rL)")
+
+
+def publish(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write under a temporary name, fsync, rename, fsync the folder: the file is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        new = [p for p in path.parents if not p.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        for folder in {path.parent, *(p.parent for p in new)}:
+            sync(folder)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise RealrlError(f"{path} could not be written ({error.strerror or error}); free space or mend the permissions") from error
+        raise
+
+
+def sync(folder: Path) -> None:
+    """Make renames and removals in a folder survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def publish_json(path: Path, value: Any) -> None:
+    """`publish` of a JSON document."""
+    publish(path, lambda f: f.write(json.dumps(value, indent=1).encode()))
+
+
+def set_aside(path: Path) -> None:
+    """Keep, under a name no reader looks for, a file whose episodes row was never written."""
+    if path.exists():
+        path.replace(path.with_suffix(f".orphan-{time.time_ns()}"))
+
+
+@contextlib.contextmanager
+def lock(path: Path, wait: float) -> Iterator[None]:
+    """Hold an advisory lock. Raises RealrlError when another process keeps it longer than `wait` seconds."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise RealrlError(f"{path} could not be opened ({error.strerror}); the dataset is not writable here") from error
+    try:
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    holder = os.pread(fd, 20, 0).decode() or "unknown"
+                    raise RealrlError(f"{path.parent} is being written by process {holder}; wait for it or end it") from None
+                time.sleep(0.005)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(fd)  # also gives the lock back

@@ -1,0 +1,189 @@
+"""Where an episode's pictures lie in video files, how they get there and how they come back.
+
+An episode has one picture more than it has actions. LeRobot knows the T pictures that belong to actions, and tools that read its
+datasets count on a file holding those of its episodes one after the other and nothing between. So a file of ours holds
+
+    episode 0's T0 pictures, episode 1's T1, ... , then the last pictures of all of them
+
+and an episodes row says, beside LeRobot's `videos/<camera>/from_timestamp` and `to_timestamp` (from + T / fps), where the last
+picture is: `videos/<camera>/last_timestamp`. Packets are only ever copied: behind the episodes go the last few packets of each,
+back to a key frame, so that nothing that is played refers across a seam.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from realrl.data import video
+from realrl.data.stats import image_stats, sampled_frames
+from realrl.data.video import Codec, Header, Packet
+from realrl.types import Array, RealrlError
+
+Encoded = tuple[Header, Sequence[Packet]]  # all T+1 pictures of one camera of one episode, from PacketEncoder
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an episode lies in a video file, seconds: its T pictures in [start, stop), the one after the last action at `last`."""
+
+    start: float
+    stop: float
+    last: float | None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], camera: str) -> Place:
+        """As an episodes row has it. Raises RealrlError when it says nothing of this camera."""
+        start, stop, last = (row.get(f"videos/{camera}/{name}_timestamp") for name in ("from", "to", "last"))
+        if start is None or stop is None:
+            raise RealrlError(f"episode {row.get('episode_index')} has no video of {camera} in meta/episodes; read it with images=False")
+        return cls(float(start), float(stop), None if last is None else float(last))
+
+    def times(self, length: int, fps: float) -> Array:
+        """Seconds [T+1] of every observation's picture in the file; where the last one was not recorded, the one before it again.
+
+        Raises RealrlError when the row's numbers are not finite.
+        """
+        if not all(np.isfinite(t) and abs(t) < 1e9 for t in (self.start, self.stop, self.last or 0.0)):
+            raise RealrlError(f"a video from {self.start} s to {self.stop} s, as meta/episodes has it, cannot be; run `realrl data check`")
+        seen = self.start + np.arange(length + 1) / fps
+        if round((self.stop - self.start) * fps) <= length:  # a segment may also just go on
+            seen[-1] = seen[-2] if self.last is None else self.last
+        return seen
+
+
+def encode(films: Sequence[tuple[Array, Codec]], fps: int) -> list[Encoded]:
+    """Every film, uint8 [T+1, H, W, 3] or (depth, whose codec is fixed) uint16 [T+1, H, W], as packets; several at a time."""
+    def one(order: tuple[Array, Codec]) -> Encoded:
+        film, codec = order
+        encoder = video.PacketEncoder(film.shape[2], film.shape[1], fps, codec, depth=film.ndim == 3)
+        packets = [p for frame in film for p in encoder.encode(frame)]
+        return encoder.header, packets + encoder.finish()
+
+    with ThreadPoolExecutor(min(len(films), os.cpu_count() or 1) or 1) as pool:
+        return list(pool.map(one, films))
+
+
+def feature(name: str, film: Array | None, header: Header | None) -> dict[str, Any]:
+    """The feature of a camera, from what it delivers or from how that was encoded. Raises RealrlError when that is no picture."""
+    if header is not None:
+        height, width, depth, info = header.height, header.width, header.depth, header.info
+    elif film is not None:
+        colour = film.dtype == np.uint8 and film.ndim == 4 and film.shape[-1] == 3
+        if not colour and not (film.dtype == np.uint16 and film.ndim == 3):
+            raise RealrlError(f"{name} is {film.dtype} {list(film.shape)}; a camera is uint8 [T+1, H, W, 3], depth uint16 [T+1, H, W]: "
+                              "convert it or call it by another name")
+        height, width, depth = film.shape[1], film.shape[2], film.ndim == 3
+        info = {"video.is_depth_map": depth}
+    else:
+        raise ValueError("neither film nor header")
+    return {"dtype": "video", "shape": [height, width, 1 if depth else 3], "names": ["height", "width", "channels"], "info": info}
+
+
+def check_encoded(where: str, name: str, encoded: Encoded, length: int, feature: Mapping[str, Any], fps: float) -> None:
+    """Raise RealrlError unless these packets are T+1 pictures as this camera of the dataset delivers them."""
+    header, packets = encoded
+    if [p.pts for p in packets] != list(range(length + 1)) or any(p.pts != p.dts for p in packets) or not packets[0].key:
+        raise RealrlError(f"{where}: {name} must have {length + 1} packets numbered from 0, in the order they are shown and beginning "
+                          f"with a key frame, it has {len(packets)}; encode one picture an observation, the last one included")
+    told = feature.get("info") or {}
+    for entry in ("video.height", "video.width", "video.codec", "video.is_depth_map"):
+        if told.get(entry, header.info[entry]) != header.info[entry]:
+            raise RealrlError(f"{where}: {name} was encoded with {entry} {header.info[entry]}, the dataset has {told[entry]}; "
+                              "use the dataset's settings or record into a new folder")
+    if abs(float(header.fps) - fps) > 1e-3:
+        raise RealrlError(f"{where}: {name} was encoded at {float(header.fps):g} fps, the dataset runs at {fps:g}; use its rate")
+
+
+def joined(films: Sequence[Encoded], lengths: Sequence[int]) -> tuple[Header, list[Packet], list[Place]]:
+    """The packets of one file that holds some episodes, each with T = length actions, and where they lie in it."""
+    header, fps = films[0][0], float(films[0][0].fps)
+    if len(films) == 1:  # the last picture follows anyway
+        return header, list(films[0][1]), [Place(0.0, lengths[0] / fps, lengths[0] / fps)]
+    if any(other != header for other, _ in films):
+        raise RealrlError("episodes of one camera were encoded with different settings; append them one by one")
+    packets: list[Packet] = []
+    for (_, own), n in zip(films, lengths, strict=True):
+        packets += _moved(own[:n], len(packets))
+    places, start = [], 0
+    for (_, own), n in zip(films, lengths, strict=True):
+        tail = own[max(i for i in range(n + 1) if own[i].key):]
+        packets += _moved(tail, len(packets))
+        places.append(Place(start / fps, (start + n) / fps, (len(packets) - 1) / fps))
+        start += n
+    return header, packets, places
+
+
+def _moved(packets: Sequence[Packet], to: int) -> Iterator[Packet]:
+    """The same packets, the first of them at frame `to`."""
+    return (Packet(p.data, to + i, to + i, p.key) for i, p in enumerate(packets))
+
+
+def read(path: Path, place: Place, length: int, fps: float) -> Array:
+    """An episode's pictures: uint8 [T+1, H, W, 3], or uint16 [T+1, H, W] for depth.
+
+    Raises FileNotFoundError, and RealrlError when the file is damaged or shorter than the tables say.
+    """
+    if not path.exists():
+        raise FileNotFoundError(2, "missing", str(path))
+    return video.decode(path, place.times(length, fps))
+
+
+def stats(path: Path, place: Place, length: int, fps: float) -> dict[str, Array]:
+    """Statistics of an episode's pictures, from a sample of them."""
+    return image_stats(video.decode(path, place.times(length, fps)[sampled_frames(length)]))
+
+
+# ---- several files into one
+
+
+def merge(sources: Sequence[tuple[Path, int]], file: BinaryIO) -> Callable[[int, float], float]:
+    """Write several files of ours into one without encoding anything.
+
+    sources: (path, how many pictures lie before its last ones). Gives a function from (number of the source, seconds in it) to
+    seconds in the new file. Raises RealrlError when a file is damaged, shorter, or of another kind than the first.
+    """
+    header = video.header(sources[0][0])
+    fps, begin = float(header.fps), np.cumsum([0, *(n for _, n in sources)])
+    tails: list[list[Packet]] = []
+
+    def episodes() -> Iterator[Packet]:
+        for (path, n), offset in zip(sources, begin[:-1].tolist(), strict=True):
+            if video.header(path) != header:
+                raise RealrlError(f"{path} and {sources[0][0]} were encoded with different settings; they cannot share a file")
+            count = 0
+            tail: list[Packet] = []
+            for packet in video.packets(path):
+                if packet.pts != count or packet.dts != count:
+                    raise RealrlError(f"{path}: picture {count} is not where it should be; run `realrl data check`")
+                if packet.key and count <= n:
+                    tail = []
+                tail.append(packet)
+                if count < n:
+                    yield Packet(packet.data, packet.pts + offset, packet.dts + offset, packet.key)
+                count += 1
+            if count < n:
+                raise RealrlError(f"{path} holds {count} pictures, its episodes have {n}; run `realrl data check`")
+            tails.append(tail if count > n else [])
+        at = int(begin[-1])
+        for tail in tails:
+            yield from _moved(tail, at)
+            at += len(tail)
+
+    video.mux(file, header, episodes())
+    behind = begin[-1] + np.cumsum([0, *map(len, tails)])
+
+    def moved(source: int, seconds: float) -> float:
+        n = sources[source][1]
+        frame = round(seconds * fps)
+        if frame <= n and not tails[source]:
+            return float((begin[source] + frame) / fps)
+        return float((begin[source] + frame if frame < n else behind[source] + frame - tails[source][0].pts) / fps)
+
+    return moved

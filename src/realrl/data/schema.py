@@ -1,0 +1,314 @@
+"""What a dataset is made of: info.json, the names of columns (ours and other people's), an episode as columns and a row, and back.
+
+LeRobot has no frame for the observation after the last action. Numbers of it travel in the episodes row as
+`last/observation.<key>` (flattened), pictures as one more frame of the video, see `realrl.data.cameras`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from realrl.data import tables
+from realrl.data.files import inside, within
+from realrl.data.stats import STATS, Stats
+from realrl.data.tables import ROW_INDICES, FileKey
+from realrl.types import Array, Episode, RealrlError, Source
+
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_FIELDS = tables.VIDEO_FIELDS
+CAMERA_PREFIXES = ("images.", "depth.")  # observation keys that are recorded as video
+Info = dict[str, Any]
+# Our name of a column, and what others call it: LeRobot, HIL-SERL and its forks, gymnasium's words. The first one present counts.
+ALIASES = {
+    "next.reward": ("next.reward", "reward", "rewards", "next.rewards"),
+    "next.success": ("next.success", "success", "succeed", "is_success", "next.succeed", "complementary_info.success",
+                     "complementary_info.succeed"),
+    "next.done": ("next.done", "done", "dones", "is_last"),
+    "next.terminated": ("next.terminated", "terminated", "is_terminal"),
+    "next.truncated": ("next.truncated", "truncated", "truncateds", "truncate", "complementary_info.truncated"),
+    "intervention": ("intervention", "is_intervention", "complementary_info.is_intervention", "complementary_info.intervention",
+                     "info.is_intervention", "intervened"),
+    "intervene_action": ("intervene_action", "complementary_info.intervene_action", "info.intervene_action", "action.intervention"),
+    "action.proposed": ("action.proposed", "complementary_info.policy_action", "policy_action"),
+}
+
+
+# ---- info.json
+
+
+def read_info(root: Path) -> Info:
+    """meta/info.json. Raises RealrlError unless it describes a version 3 dataset whose paths stay in its folder."""
+    info = read_json(root)
+    path = root / "meta/info.json"
+    version = str(info.get("codebase_version"))
+    if version.startswith("v2."):
+        raise RealrlError(f"{path}: codebase_version is {version!r}, which is read but not written here; open it with "
+                          "realrl.data.store.open_dataset, or copy it into a new dataset")
+    if not version.startswith("v3."):
+        raise RealrlError(f"{path}: codebase_version is {version!r}, only v3.x and v2.x are read; convert the dataset first")
+    kinds: dict[str, tuple[type, ...]] = {"data_path": (str,), "chunks_size": (int,)}
+    check_info(path, info, kinds)
+    info.setdefault("data_files_size_in_mb", 100)
+    info.setdefault("video_files_size_in_mb", 200)
+    for name in ("chunks_size", "data_files_size_in_mb", "video_files_size_in_mb"):
+        if not (isinstance(info[name], int) and info[name] > 0):
+            raise RealrlError(f"{path}: {name} is {info[name]!r}, must be a whole number above 0; restore the file from a copy")
+    few = ((0, 0), (0, 1), (1, 0))
+    files = [[data_file(root, info, key) for key in few],
+             *([video_file(root, info, camera, key) for key in few] for camera in tables.cameras(info["features"]))]
+    if len({path for paths in files for path in paths}) < sum(map(len, files)):
+        raise RealrlError(f"{path}: data_path or video_path gives different files one name; restore the file from a copy")
+    return info
+
+
+def read_json(root: Path) -> Info:
+    """meta/info.json of any version."""
+    path = root / "meta/info.json"
+    if not path.is_file():
+        raise RealrlError(f"{root} is not a LeRobot dataset: meta/info.json is missing; give the folder that holds meta/ and data/")
+    within(root, path)
+    try:
+        info: Info = json.loads(path.read_text())
+    except (ValueError, OSError, RecursionError) as error:
+        raise RealrlError(f"{path} is not readable JSON ({tables.line(error)}); restore it from a copy") from error
+    if not isinstance(info, dict):
+        raise RealrlError(f"{path} is not a JSON object; restore it from a copy")
+    return info
+
+
+def check_info(path: Path, info: Info, kinds: Mapping[str, tuple[type, ...]]) -> None:
+    """Raise RealrlError unless fps, features and the named entries have the right types and features have safe names."""
+    for name, kind in {"fps": (int, float), "features": (dict,), **kinds}.items():
+        if not isinstance(info.get(name), kind) or isinstance(info[name], bool):
+            raise RealrlError(f"{path}: {name!r} is missing or of the wrong type; restore the file from a copy")
+    if not 0 < info["fps"] < 1e6:
+        raise RealrlError(f"{path}: fps is {info['fps']}, must be above 0; restore the file from a copy")
+    for name, feature in info["features"].items():
+        if not name or "/" in name or "\\" in name or "\0" in name or name in (".", ".."):
+            raise RealrlError(f"{path}: a feature is called {name!r}, which could name another folder; rename it")
+        shape = feature.get("shape") if isinstance(feature, dict) else None
+        if not (isinstance(shape, list) and all(type(n) is int and 0 < n < 2**31 for n in shape) and isinstance(feature.get("dtype"), str)):
+            raise RealrlError(f"{path}: feature {name!r} has no dtype or no shape; restore the file from a copy")
+
+
+def data_file(root: Path, info: Info, key: FileKey) -> Path:
+    """Where the data file (chunk_index, file_index) lies. Raises RealrlError when that is outside the folder."""
+    return inside(root, info["data_path"], chunk_index=key[0], file_index=key[1])
+
+
+def video_file(root: Path, info: Info, camera: str, key: FileKey) -> Path:
+    """Where the video file (chunk_index, file_index) of a camera lies. Raises RealrlError when that is outside the folder."""
+    template = info.get("video_path") or VIDEO_PATH
+    if not isinstance(template, str):
+        raise RealrlError(f"{root}/meta/info.json: video_path is {template!r}, must be a text; restore the file from a copy")
+    return inside(root, template, video_key=camera, chunk_index=key[0], file_index=key[1])
+
+
+def camera_shape(feature: Info) -> tuple[int, ...]:
+    """(height, width, channels) of a camera, whatever order others wrote its shape in; depth has one channel."""
+    shape, names = list(feature["shape"]), [str(n).rstrip("s") for n in feature.get("names") or []]
+    if len(shape) == 3 and set(names) >= {"height", "width", "channel"}:
+        return tuple(shape[names.index(n)] for n in ("height", "width", "channel"))
+    return tuple(shape[1:] + shape[:1]) if len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3) else tuple(shape)
+
+
+# ---- an episode as columns and as a row
+
+
+def observations(episode: Episode, features: Info) -> tuple[dict[str, Array], dict[str, Array]]:
+    """(numbers, cameras), each `observation.<key>` -> [T+1, ...]. features: the dataset's, or {} for a new one, whose cameras
+    are the keys that begin with "images." or "depth."."""
+    numbers: dict[str, Array] = {}
+    films: dict[str, Array] = {}
+    for key, x in episode.obs.items():
+        name = f"observation.{key}"
+        film = features.get(name, {}).get("dtype") == "video" if features else key.startswith(CAMERA_PREFIXES)
+        (films if film else numbers)[name] = x
+    return numbers, films
+
+
+def columns(episode: Episode, numbers: Mapping[str, Array], fps: int, index: int, first: int, task_index: int) -> dict[str, Array]:
+    """The columns of the data file, each [T, ...]. numbers: the observations that are no video; first: the dataset-wide number
+    of frame 0."""
+    frame = np.arange(len(episode), dtype=np.int64)
+    last = frame == len(episode) - 1
+    return {
+        **{name: x[:-1] for name, x in numbers.items()},
+        "action.proposed": episode.proposed, "action": episode.action,  # torchrl nests names at dots, and then the later one counts
+        "next.reward": np.asarray(episode.reward, np.float32), "next.done": last & (episode.terminated or episode.truncated),
+        "next.success": np.asarray(episode.success, bool), "next.truncated": last & episode.truncated,
+        "intervention": np.asarray(episode.source) == Source.HUMAN, "source": np.asarray(episode.source, np.int64),
+        "starts_plan": np.asarray(episode.starts_plan, bool), "time": np.asarray(episode.time, np.float64),
+        "timestamp": (frame / fps).astype(np.float32), "frame_index": frame, "episode_index": np.full_like(frame, index),
+        "index": first + frame, "task_index": np.full_like(frame, task_index)}
+
+
+def features(columns: Mapping[str, Array]) -> Info:
+    """The features of columns of numbers."""
+    return {name: {"dtype": str(x.dtype), "shape": list(x.shape[1:]) or [1], "names": None} for name, x in columns.items()}
+
+
+def row_schema(features: Info) -> pa.Schema:
+    """The columns of the episodes table that we write."""
+    films = tables.cameras(features)
+    fields = [*((name, pa.int64()) for name in ROW_INDICES), ("tasks", pa.list_(pa.string())), ("terminated", pa.bool_()),
+              ("truncated", pa.bool_()), ("success", pa.bool_()), ("policy", pa.string()), ("seed", pa.int64())]
+    fields += [(f"videos/{name}/{field}", kind) for name in films for field, kind in VIDEO_FIELDS.items()]
+    fields += [(f"last/{name}", pa.list_(pa.from_numpy_dtype(f["dtype"]))) for name, f in tables.stored(features).items()
+               if name.startswith("observation.")]
+    for name in features:
+        kind = pa.list_(pa.list_(pa.list_(pa.float64()))) if name in films else pa.list_(pa.float64())
+        fields += [(f"stats/{name}/{stat}", kind) for stat in STATS] + [(f"stats/{name}/count", pa.list_(pa.int64()))]
+    return pa.schema(fields)
+
+
+def row(episode: Episode, numbers: Mapping[str, Array], index: int, first: int, data_key: FileKey, row_key: FileKey, stats: Stats
+        ) -> dict[str, Any]:
+    """The episode's row of the episodes table, less where its videos lie."""
+    return {
+        "episode_index": index, "tasks": [episode.task], "length": len(episode), "data/chunk_index": data_key[0],
+        "data/file_index": data_key[1], "dataset_from_index": first, "dataset_to_index": first + len(episode),
+        "meta/episodes/chunk_index": row_key[0], "meta/episodes/file_index": row_key[1], "terminated": bool(episode.terminated),
+        "truncated": bool(episode.truncated), "success": episode.succeeded, "policy": episode.policy, "seed": episode.seed,
+        **{f"last/{name}": x[-1].reshape(-1).tolist() for name, x in numbers.items()},
+        **{f"stats/{name}/{stat}": v.tolist() for name, s in stats.items() for stat, v in s.items()}}
+
+
+def episode(columns: dict[str, Array], row: Mapping[str, Any], films: Mapping[str, Array], tasks: list[str]) -> Episode:
+    """Columns and row put together again. films: `observation.<key>` -> [T+1, ...].
+
+    A dataset that others recorded may lack our columns or call them differently (`ALIASES`): without a word about interventions
+    the person drove (LeRobot records teleoperation), reward is 0, and the last observation, which was never stored, is the last
+    one seen. Raises RealrlError when there is no action.
+    """
+    if "action" not in columns:
+        raise RealrlError("it has no column 'action'; only recordings of a robot that acts can be read")
+    n = len(columns["action"])
+    vectors = {name: x.reshape(n, -1) if x.ndim == 1 else x for name, x in columns.items()}
+    obs = {}
+    for name in (c for c in columns if c.startswith("observation.")):
+        x, last = vectors[name], row.get(f"last/{name}")
+        end = x[-1] if last is None else np.array(last, x.dtype).reshape(x.shape[1:])
+        obs[name.removeprefix("observation.")] = np.concatenate([x, end[None]])
+    obs |= {name.removeprefix("observation."): x for name, x in films.items()}
+    named = {ours: aliased(columns, ours) for ours in ALIASES}
+    flags = {ours: found.reshape(n) for ours, found in named.items() if found is not None and found.size == n}
+    success = flags.get("next.success", np.zeros(n)).astype(bool)
+    action, proposed, source = _who(columns, vectors, flags.get("intervention"))
+    terminated, truncated = _ending(row, success, flags)
+    time, spoken = columns.get("time", columns.get("timestamp", np.arange(n))), row.get("tasks") or []
+    number = int(columns["task_index"].reshape(n)[0]) if "task_index" in columns else -1
+    return Episode(
+        obs=obs, action=action, proposed=proposed, source=source, success=success,
+        reward=flags.get("next.reward", np.zeros(n)).astype(np.float32), time=time.reshape(n).astype(np.float64),
+        starts_plan=columns.get("starts_plan", np.ones(n, bool)).reshape(n).astype(bool), terminated=terminated, truncated=truncated,
+        task=str(spoken[0]) if spoken else tasks[number] if 0 <= number < len(tasks) else "",
+        policy=str(row.get("policy") or ""), seed=seed if type(seed := row.get("seed")) is int else None)
+
+
+def aliased(columns: Mapping[str, Array], name: str) -> Array | None:
+    """One of our columns under whichever of its names the data has it."""
+    return next((columns[alias] for alias in ALIASES[name] if alias in columns), None)
+
+
+def _who(columns: Mapping[str, Array], vectors: Mapping[str, Array], intervention: Array | None) -> tuple[Array, Array, Array]:
+    """(action, proposed, source): what was sent, what the policy asked, and who chose it.
+
+    HIL-SERL and its forks keep the person's action in a column of its own, which is NaN or zero where nobody intervened.
+    """
+    action = vectors["action"]
+    n = len(action)
+    asked, theirs = aliased(columns, "action.proposed"), aliased(columns, "intervene_action")
+    proposed = action.copy() if asked is None or asked.size != action.size else asked.reshape(action.shape).astype(action.dtype)
+    source = np.full(n, Source.HUMAN, np.uint8)
+    if intervention is not None:
+        source = np.where(intervention.astype(bool), Source.HUMAN, Source.POLICY).astype(np.uint8)
+    if theirs is not None and theirs.size == action.size:
+        wide = theirs.reshape(n, -1)
+        acted = np.isfinite(wide).all(1)
+        if intervention is None:
+            acted &= (wide != 0).any(1)
+            source = np.where(acted, Source.HUMAN, Source.POLICY).astype(np.uint8)
+        here = (acted & (source == Source.HUMAN)).reshape(n, *[1] * (action.ndim - 1))
+        action = np.where(here, theirs.reshape(action.shape), action).astype(action.dtype)
+    return action, proposed, columns["source"].reshape(n).astype(np.uint8) if "source" in columns else source
+
+
+def _ending(row: Mapping[str, Any], success: Array, flags: Mapping[str, Array]) -> tuple[bool, bool]:
+    """(terminated, truncated). LeRobot's done is either; where nothing tells them apart, success ended the task."""
+    if row.get("terminated") is not None:
+        return bool(row["terminated"]), bool(row.get("truncated"))
+    ended, cut, done = (None if (x := flags.get(f"next.{name}")) is None else bool(x[-1]) for name in ("terminated", "truncated", "done"))
+    if ended is None:
+        ended = bool(success[-1]) if cut is None or done is None else done and not cut
+    return ended, not ended if cut is None else cut
+
+
+# ---- the rules of one episode
+
+
+def validate(episode: Episode, where: str, columns: Mapping[str, Array], films: Mapping[str, Array] | None, features: Info) -> None:
+    """Raise RealrlError, naming field and frame, unless the episode may join a dataset with these features.
+
+    columns: the episode as the data file will hold it, each [T, ...]; films: its cameras, each [T+1, ...], None when they were
+    encoded already.
+    """
+    n = len(episode)
+    if n == 0:
+        raise RealrlError(f"{where}: has no frames; drop it")
+    if episode.action.ndim != 2:
+        raise RealrlError(f"{where}: action has shape {episode.action.shape}, wanted [{n}, A]; give every frame a vector")
+    for key, x in episode.obs.items():
+        if not key or "/" in key or "\\" in key or "\0" in key:
+            raise RealrlError(f"{where}: observation key {key!r} must not be empty or hold '/'; rename it")
+        if x.ndim < 2 or len(x) != n + 1:
+            raise RealrlError(f"{where}: observation.{key} has shape {x.shape}, wanted [{n + 1}, ...]: one row a frame and the last one")
+    numbers = {name: f for name, f in features.items() if f["dtype"] != "video"}
+    same_names(where, columns, numbers)
+    if films is not None:
+        same_names(where, films, tables.cameras(features))
+        for name, x in films.items():
+            validate_film(where, name, x, features[name])
+    for name, x in columns.items():
+        shape = list(x.shape[1:]) or [1]
+        if len(x) != n or shape != list(numbers[name]["shape"]) or str(x.dtype) != numbers[name]["dtype"]:
+            wanted = f"{numbers[name]['dtype']} {[n, *numbers[name]['shape']]}"
+            raise RealrlError(f"{where}: {name} is {x.dtype} {list(x.shape)}, wanted {wanted}; convert it or use a new folder")
+    _validate_values(episode, where, columns)
+
+
+def same_names(where: str, given: Iterable[str], wanted: Iterable[str]) -> None:
+    if wrong := sorted(set(given) ^ set(wanted)):
+        side = "is not in the dataset" if wrong[0] in set(given) else "is missing"
+        raise RealrlError(f"{where}: {wrong[0]} {side}; record into a new folder")
+
+
+def validate_film(where: str, name: str, x: Array, feature: Info) -> None:
+    """Raise RealrlError unless x [T+1, ...] is what the camera delivers."""
+    depth = bool((feature.get("info") or {}).get("video.is_depth_map"))
+    height, width, _ = camera_shape(feature)
+    wanted = [len(x), height, width] if depth else [len(x), height, width, 3]
+    if list(x.shape) != wanted or x.dtype != (np.uint16 if depth else np.uint8):
+        kind = "uint16" if depth else "uint8"
+        raise RealrlError(f"{where}: {name} is {x.dtype} {list(x.shape)}, wanted {kind} {wanted}; convert it or use a new folder")
+
+
+def _validate_values(episode: Episode, where: str, columns: Mapping[str, Array]) -> None:
+    for name, x in {**columns, **{f"observation.{k}": v for k, v in episode.obs.items()}}.items():
+        if x.dtype.kind == "f" and not (ok := np.isfinite(x).reshape(len(x), -1).all(1)).all():
+            raise RealrlError(f"{where}: {name} holds NaN or infinity at frame {int(np.argmin(ok))}; drop the episode or mend its source")
+    late = np.flatnonzero(np.diff(columns["time"]) <= 0)
+    if len(late):
+        raise RealrlError(f"{where}: time does not increase at frame {int(late[0]) + 1}; use a monotonic clock")
+    if len(bad := np.flatnonzero(~np.isin(columns["source"], [int(s) for s in Source]))):
+        raise RealrlError(f"{where}: source is {int(columns['source'][bad[0]])} at frame {int(bad[0])}, wanted 0, 1 or 2")
+    if episode.seed is not None and not -2**63 <= episode.seed < 2**63:
+        raise RealrlError(f"{where}: seed {episode.seed} does not fit 64 bits; use a smaller one")

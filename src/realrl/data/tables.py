@@ -1,0 +1,261 @@
+"""Parquet to numpy and back, read with suspicion: what is damaged, short or of another type raises RealrlError in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from realrl.data.files import within
+from realrl.types import Array, RealrlError
+
+Features = dict[str, Any]
+FileKey = tuple[int, int]  # (chunk_index, file_index)
+# What a damaged parquet file may raise.
+DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError, av.FFmpegError)
+ROW_INDICES = ("episode_index", "length", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index",
+               "meta/episodes/chunk_index", "meta/episodes/file_index")
+REQUIRED = ROW_INDICES[:6]
+VIDEO_FIELDS = {"chunk_index": pa.int64(), "file_index": pa.int64(), "from_timestamp": pa.float64(), "to_timestamp": pa.float64(),
+               "last_timestamp": pa.float64()}  # the columns videos/<camera>/...; the last one is ours
+NUMBERED = re.compile(r"chunk-(\d{1,9})/file-(\d{1,9})\.parquet")
+PICTURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg"}
+
+
+def line(error: BaseException) -> str:
+    """An error's text on one line of bearable length."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def stored(features: Features) -> Features:
+    """The features that are columns of numbers in the data files (videos, pictures and texts are not)."""
+    return {name: f for name, f in features.items() if _numeric(f["dtype"])}
+
+
+def cameras(features: Features) -> Features:
+    """The features that are videos, depth included."""
+    return {name: f for name, f in features.items() if f["dtype"] == "video"}
+
+
+def _numeric(dtype: str) -> bool:
+    try:
+        return np.dtype(dtype).kind in "biuf"
+    except TypeError:
+        return False
+
+
+# ---- small tables
+
+
+def read_parquet(path: Path, leave: str | None = None) -> pa.Table:
+    """A whole small table, less the columns whose names begin with `leave`, page checksums verified.
+
+    Raises RealrlError naming a file that is damaged.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            if leave is None:
+                return file.read()
+            names = [name for name in file.schema_arrow.names if not name.startswith(leave)]
+            return file.read(columns=names).select(names)
+    except FileNotFoundError:
+        raise
+    except DAMAGED as error:
+        raise RealrlError(f"{path} is truncated or damaged ({line(error)}); restore it from a copy") from error
+
+
+def read_tasks(root: Path) -> list[str]:
+    """Task texts by task_index."""
+    path = root / "meta/tasks.parquet"
+    within(root, path)
+    if not path.exists():
+        raise RealrlError(f"{path} is missing; restore it from a copy")
+    table = read_parquet(path)
+    texts = [name for name in table.column_names if name != "task_index"]
+    if "task_index" not in table.column_names or len(texts) != 1:
+        raise RealrlError(f"{path} has columns {table.column_names}, wanted task_index and the text; restore it from a copy")
+    try:
+        order = sorted(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist(), strict=True))
+    except DAMAGED as error:
+        raise RealrlError(f"{path} has empty cells ({line(error)}); restore it from a copy") from error
+    return [str(text) for _, text in order]
+
+
+def tasks_table(tasks: Sequence[str]) -> pa.Table:
+    """tasks.parquet with the pandas metadata that makes the text the index, written by hand: pandas is no dependency."""
+    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
+    columns = [{"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
+               for name, kind, numpy in (("task_index", "int64", "int64"), ("task", "unicode", "object"))]
+    header = {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": {"encoding": "UTF-8"}}
+    pandas = {"index_columns": ["task"], "column_indexes": [header], "columns": columns, "attributes": {},
+              "creator": {"library": "pyarrow", "version": pa.__version__}, "pandas_version": "2.3.3"}
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+
+
+# ---- the episodes table
+
+
+def episode_files(root: Path) -> list[Path]:
+    """The episodes tables, oldest first."""
+    numbered = ((NUMBERED.fullmatch(f"{p.parent.name}/{p.name}"), p) for p in root.glob("meta/episodes/chunk-*/file-*.parquet"))
+    return [p for _, p in sorted((tuple(map(int, m.groups())), p) for m, p in numbered if m)]
+
+
+def read_rows(path: Path, stats: bool = False) -> pa.Table:
+    """One episodes table, by default less its many statistics. Raises RealrlError unless its indices are whole numbers, all there,
+    and where videos lie is told in numbers."""
+    within(path.parents[3], path)
+    table = read_parquet(path, None if stats else "stats/")
+    if missing := [name for name in REQUIRED if name not in table.column_names]:
+        raise RealrlError(f"{path} has no column {missing[0]}; restore it from a copy")
+    if len(set(table.column_names)) < table.num_columns:
+        raise RealrlError(f"{path} has two columns of one name; restore it from a copy")
+    for at, name in enumerate(table.column_names):
+        kind = pa.int64() if name in ROW_INDICES else VIDEO_FIELDS.get(name.rpartition("/")[2]) if name.startswith("videos/") else None
+        if kind is None:
+            continue
+        try:
+            column = table[name].cast(kind)
+        except DAMAGED as error:
+            raise RealrlError(f"{path}: {name} is not numbers ({line(error)}); restore it from a copy") from error
+        if name in REQUIRED and column.null_count:
+            raise RealrlError(f"{path}: {name} has empty cells; restore it from a copy")
+        table = table.set_column(at, name, column)
+    return table
+
+
+def without_stats(table: pa.Table) -> pa.Table:
+    """The episodes table less its wide statistics columns."""
+    return table.select([name for name in table.column_names if not name.startswith("stats/")])
+
+
+def newest(tables: Sequence[pa.Table]) -> pa.Table:
+    """One table, one row an episode, by episode_index; where two tables (oldest first) hold the same episode the later one counts."""
+    empty = pa.table({name: pa.array([], pa.int64()) for name in ROW_INDICES})
+    try:
+        rows = pa.concat_tables([empty, *tables], promote_options="permissive").combine_chunks()
+    except DAMAGED as error:
+        raise RealrlError(f"meta/episodes: its files do not fit together ({line(error)}); restore them from a copy") from error
+    index = rows["episode_index"].to_numpy()
+    if (np.diff(index) > 0).all():
+        return rows
+    _, last = np.unique(index[::-1], return_index=True)
+    return rows.take(pa.array(len(index) - 1 - last))
+
+
+# ---- frames
+
+
+def read_frames(path: Path, features: Features, start: int = 0, stop: int | None = None, *, pictures: bool = False) -> dict[str, Array]:
+    """Rows start..stop of a data file as numpy, each [T, ...] with the feature's dtype; reads only the row groups they are in.
+
+    pictures: also decode features of dtype "image", to uint8 [T, H, W, 3].
+    Raises FileNotFoundError for a missing file and RealrlError for a damaged, short or ill-typed one.
+    """
+    numbers = stored(features)
+    wanted = [*numbers, *(name for name, f in features.items() if pictures and f["dtype"] == "image")]
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)], dtype=np.int64)
+            stop = file.metadata.num_rows if stop is None else stop
+            if stop > file.metadata.num_rows:
+                raise ValueError(f"{file.metadata.num_rows} frames where {stop} are expected")
+            if missing := [name for name in wanted if name not in file.schema_arrow.names]:
+                raise ValueError(f"no column {missing[0]}")
+            first, last = np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop, side="left")
+            groups = list(range(int(first), min(int(last), len(ends) - 1) + 1))
+            table = file.read_row_groups(groups, columns=wanted).slice(start - (int(ends[first - 1]) if first else 0), stop - start)
+        return {name: to_numpy(table[name], name, features[name]) if name in numbers else _decoded(table[name], name) for name in wanted}
+    except FileNotFoundError:
+        raise
+    except DAMAGED as error:
+        raise RealrlError(f"{path} is truncated, damaged or not as info.json says ({line(error)}); "
+                          "restore it from a copy") from error
+
+
+def to_arrow(x: Array) -> pa.Array:
+    """[T, ...] as a column: scalars for width one, fixed-size lists for vectors, nested lists for more axes."""
+    flat = pa.array(np.ascontiguousarray(x).reshape(-1))
+    if x.shape[1:] in ((), (1,)):
+        return flat
+    if x.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(flat, x.shape[1])
+    for size in reversed(x.shape[1:]):
+        flat = pa.ListArray.from_arrays(pa.array(np.arange(0, len(flat) + 1, size, dtype=np.int32)), flat)
+    return flat
+
+
+def to_numpy(column: pa.ChunkedArray, name: str, feature: Features) -> Array:
+    """A column as [T, ...]. Others write a wider float or integer than info.json says; anything else raises ValueError."""
+    values = column.combine_chunks()
+    rows = len(values)
+    while pa.types.is_nested(values.type):
+        values = values.flatten()
+    if values.null_count:
+        raise ValueError(f"{name} has empty cells")
+    shape = [] if list(feature["shape"]) == [1] else feature["shape"]
+    out: Array = values.to_numpy(zero_copy_only=False).reshape(rows, *shape)
+    dtype = np.dtype(feature["dtype"])
+    if out.dtype.kind != dtype.kind:
+        raise ValueError(f"{name} is {out.dtype}, info.json says {dtype}")
+    return out.astype(dtype, copy=False)
+
+
+def _decoded(column: pa.ChunkedArray, name: str) -> Array:
+    """Pictures kept in cells (struct with bytes, or plain bytes) as uint8 [T, H, W, 3]."""
+    cells = column.to_pylist()
+    return np.stack([_picture(c.get("bytes") if isinstance(c, dict) else c, name) for c in cells])
+
+
+def _picture(content: Any, name: str) -> Array:
+    if not isinstance(content, bytes):
+        raise ValueError(f"{name} names picture files instead of holding them")
+    codec = next((codec for magic, codec in PICTURES.items() if content.startswith(magic)), None)
+    if codec is None:
+        raise ValueError(f"{name} holds pictures that are neither PNG nor JPEG")
+    context: Any = av.CodecContext.create(codec, "r")
+    context.options = {"max_pixels": str(2**26)}
+    pictures = [*context.decode(av.Packet(content)), *context.decode(None)]
+    if not pictures:
+        raise ValueError(f"{name} holds a picture that does not decode")
+    out: Array = pictures[0].to_ndarray(format="rgb24")
+    return out
+
+
+# ---- writing
+
+
+def write_row_groups(tables: Iterable[pa.Table], file: BinaryIO) -> None:
+    """One row group an episode, each page with its checksum."""
+    writer: pq.ParquetWriter | None = None
+    for table in tables:
+        writer = writer or pq.ParquetWriter(file, table.schema, compression="snappy", write_page_checksum=True)
+        writer.write_table(table, row_group_size=max(1, len(table)))
+    if writer:
+        writer.close()
+
+
+def merge_files(sources: Sequence[Path], file: BinaryIO) -> None:
+    """The episodes of some data files in order; damage raises before anything is published."""
+    def episodes() -> Iterator[pa.Table]:
+        first: pa.Schema | None = None
+        for path in sources:
+            table = read_parquet(path)
+            first = first or table.schema
+            if table.schema != first:
+                try:
+                    table = table.select(first.names).cast(first)
+                except DAMAGED as error:
+                    raise RealrlError(f"{path} and {sources[0]} have different columns ({line(error)}); they cannot share a file"
+                                      ) from error
+            cuts = np.flatnonzero(np.diff(table["episode_index"].to_numpy(), prepend=-1, append=-1)).tolist()
+            yield from (table.slice(a, b - a) for a, b in pairwise(cuts))
+    write_row_groups(episodes(), file)
