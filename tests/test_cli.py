@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from realrl import cli, envs
+from realrl import cli, cli_data, envs
 from realrl.collect import CollectConfig, Collector
 from realrl.data.store import Store
 from realrl.evaluate import HELD_OUT, evaluate
@@ -179,7 +179,7 @@ def test_an_interrupted_recording_continues_to_the_same_episodes(tmp_path: Path)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cli._append(store, interrupted())
+        cli_data._append(store, interrupted())
     assert len(store) == 4  # what was finished is safe
     assert demos(parts, 6, "--noise", "0.5", "--seed", "3") == 0
 
@@ -237,7 +237,7 @@ def test_evaluate_prints_json_alone(policy: Path, capsys: pytest.CaptureFixture[
 
 def test_evaluate_keeps_stdout_clean_from_everybody(policy: Path) -> None:
     """Also from what workers and C libraries write to the file behind it."""
-    code = ("import os, sys; from realrl import cli, envs; make = envs.make\n"
+    code = ("import os, sys; from realrl import cli, cli_data, envs; make = envs.make\n"
             "def loud(*args, **more): os.write(1, b'noise'); print('more noise'); return make(*args, **more)\n"
             "envs.make = loud; sys.exit(cli.main(sys.argv[1:]))")
     command = ["evaluate", "--json", "--policy", str(policy), "--episodes", "2", "--workers", "1"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 import matplotlib
+from markupsafe import Markup
 from scipy.stats import spearmanr
 
 from realrl.config import write_text
@@ -185,10 +186,15 @@ def write_report(run_dir: Path) -> Path:
         raise RealrlError(f"{run_dir}: no such run directory; give the folder that `realrl train` wrote")
     if not any((run_dir / name).is_file() for name in ("summary.json", "metrics.jsonl")):
         raise RealrlError(f"{run_dir}: neither summary.json nor metrics.jsonl in it, so there is nothing to report; is it a run directory?")
-    source = resources.files("realrl.report").joinpath("page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     with matplotlib.rc_context(STYLE):
-        html = environment.from_string(source).render(_page(run_dir))
+        html = render("page.html", _page(run_dir))
     target = run_dir / "report.html"
     write_text(target, html)
     return target
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """A page of this folder's template and style sheet; every text in `values` is escaped."""
+    source, style = (resources.files("realrl.report").joinpath(name).read_text(encoding="utf-8") for name in (template, "style.css"))
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(source).render(values, style=Markup(style))

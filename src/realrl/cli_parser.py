@@ -1,0 +1,117 @@
+"""What every command of the command line shares: a parser that teaches, and the two streams it writes to."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+T = TypeVar("T")
+Command = Callable[[argparse.Namespace], int]
+
+
+def mistake() -> type[Exception]:
+    """RealrlError, imported when it is needed."""
+    from realrl.types import RealrlError
+    return RealrlError
+
+
+def interrupted(hint: str = "") -> int:
+    """What Ctrl-C leaves on standard error; gives its exit code."""
+    print(f"\ninterrupted{hint}", file=sys.stderr)
+    return 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that answers what it does not know with the nearest thing it knows, in one line."""
+
+    strict = False  # whether every flag must be its own: so for a command, not for a group of commands
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but a misspelt flag is named before a missing one."""
+        words = sys.argv[1:] if args is None else list(args)
+        for word in words if self.strict else ():
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                self._unknown("option", flag, self._option_string_actions)
+        space, extra = super().parse_known_args(words, namespace)
+        if self.strict and extra:
+            self.error(f"unexpected argument {extra[0]!r}")
+        return space, extra
+
+    def error(self, message: str) -> Any:
+        """Raise RealrlError instead of printing the usage and leaving."""
+        if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            what = message.partition(":")[0].removeprefix("argument ")
+            self._unknown(what.lower(), found[1], re.findall(r"[\w-]+", found[2]))
+        raise mistake()(f"{message} (see `{self.prog} --help`)")
+
+    def _unknown(self, what: str, name: str, known: Iterable[str]) -> None:
+        from realrl.config import nearest
+        raise mistake()(f"unknown {what} '{name}'{nearest(name, [k for k in known if len(k) > 2])} (see `{self.prog} --help`)")
+
+
+def group(commands: Any, name: str, text: str, example: str) -> Parser:
+    """A parser that only holds commands: called without one, it shows its help."""
+    parser = add(commands, name, text, example, lambda args: 2)
+
+    def show_help(args: argparse.Namespace) -> int:
+        parser.print_help(sys.stderr)
+        return 2
+
+    parser.set_defaults(command=show_help)
+    parser.strict = False
+    return parser
+
+
+def add(commands: Any, name: str, text: str, example: str, command: Command) -> Parser:
+    """A command with its help and an example."""
+    options: dict[str, Any] = {"description": text, "epilog": f"example:\n  {example}", "allow_abbrev": False,
+                               "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser: Parser = commands.add_parser(name, help=text, **options) if commands else Parser(name, **options)
+    parser.set_defaults(command=command)
+    parser.strict = True
+    return parser
+
+
+def whole(low: int) -> Callable[[str], int]:
+    """Reads a whole number of at least `low`."""
+    def read(text: str) -> int:
+        if not re.fullmatch(r"\d+", text) or int(text) < low:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {low}, got '{text}'")
+        return int(text)
+    return read
+
+
+@contextlib.contextmanager
+def stdout_kept_clean() -> Iterator[None]:
+    """What anyone prints meanwhile, simulators and worker processes included, goes to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def progress(items: Iterable[T], title: str, total: int | None) -> Iterable[T]:
+    """The items, with a progress bar on standard error. total: how many there are, None if that is not known."""
+    from rich.console import Console
+    from rich.progress import track
+    return track(items, title, total=total, console=Console(stderr=True), transient=True)
+
+
+def screen() -> Console:
+    """Standard output for tables; a file or a pipe has no width, so it gets one that fits them."""
+    from rich.console import Console
+    return Console(width=None if sys.stdout.isatty() else 140)

@@ -1,0 +1,256 @@
+"""Side files: columns derived from recordings (returns, values, advantages, labels), versioned by name; no recording is rewritten.
+
+    derived/<name>/v1.parquet, v2.parquet ...    one row a frame, or one row an episode
+
+A version is never overwritten. It is tied to the episodes it was computed from: it holds their counts and a fingerprint of their rows
+(length, task, policy, seed, outcome, last observation), and is refused where these are no longer the first episodes of the dataset, in
+that order. Episodes that were appended since have no rows in it; the reader says whether that is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from realrl.data import tables
+from realrl.data.files import publish, within
+from realrl.data.schema import read_info
+from realrl.types import Array, RealrlError
+
+Per = Literal["frame", "episode"]
+FOLDER = "derived"
+IDENTITY = ("length", "tasks", "policy", "seed", "success")  # columns of an episode's row that no repair or compaction changes
+
+
+@dataclass(frozen=True)
+class Derived:
+    """One version of a side file.
+
+    columns: each [frames, ...] or [episodes, ...] as `per` says; meta: what its writer noted (JSON); missing: how many episodes at
+    the end were appended after it was written. Their rows are NaN in columns of floats and None in all others (dtype object).
+    """
+
+    name: str
+    version: int
+    per: Per
+    columns: dict[str, Array]
+    meta: dict[str, Any] = field(default_factory=dict)
+    missing: int = 0
+
+
+def names(directory: str | Path) -> list[str]:
+    """The names that have at least one version."""
+    return sorted(p.name for p in Path(directory, FOLDER).glob("*") if versions(directory, p.name))
+
+
+def versions(directory: str | Path, name: str) -> list[int]:
+    """Version numbers of a side file, oldest first; empty when there is none."""
+    found = (re.fullmatch(r"v([1-9]\d*)\.parquet", p.name) for p in _folder(directory, name).glob("v*.parquet"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def write(directory: str | Path, name: str, columns: Mapping[str, Array], meta: Mapping[str, Any] | None = None) -> int:
+    """Store columns for all episodes there are now, as a new version, and give its number. Once this returns they survive a crash.
+
+    columns: all [frames, ...] or all [episodes, ...], numbers, truth values or text; meta: anything JSON holds (how they were
+    computed). Raises RealrlError when a column has another length or type, and when the folder cannot be written.
+    """
+    root = Path(directory)
+    rows = _rows(root)
+    per = _kind(root, name, columns, rows)
+    return _publish(root, name, columns, per, meta or {}, rows)
+
+
+def read(directory: str | Path, name: str, version: int | None = None, *, missing: Literal["error", "nan"] = "error") -> Derived:
+    """A version of a side file, the newest by default.
+
+    missing: what to do about episodes that were appended since, "error" or "nan" (see `Derived`). Raises RealrlError when there is no
+    such version, its file is damaged, or the dataset's first episodes are not those it was computed from.
+    """
+    root = Path(directory)
+    there = versions(root, name)
+    if not there or (version is not None and version not in there):
+        known = f"there are {', '.join(f'v{v}' for v in there)}" if there else f"there is {', '.join(names(root)) or 'none'}"
+        raise RealrlError(f"{root}: no derived column file {name!r}{'' if version is None else f' v{version}'}; {known}")
+    version = there[-1] if version is None else version
+    path = _folder(root, name) / f"v{version}.parquet"
+    table = tables.read_parquet(path)
+    about = _about(path, table)
+    rows = _rows(root)
+    if len(rows) < about["episodes"] or fingerprint(rows.slice(0, about["episodes"])) != about["fingerprint"]:
+        raise RealrlError(f"{path} was computed from other episodes than {root} holds now (removed or reordered); compute it anew")
+    behind = len(rows) - int(about["episodes"])
+    if behind and missing == "error":
+        raise RealrlError(f"{path} covers {about['episodes']} episodes of {len(rows)}: {behind} were appended since; compute it anew")
+    total = len(rows) if about["per"] == "episode" else int(rows["length"].to_numpy().sum())
+    try:
+        columns = {c: _padded(_from_arrow(table[c]), total) for c in table.column_names}
+    except (pa.ArrowException, ValueError) as error:
+        raise RealrlError(f"{path} is damaged ({' '.join(str(error).split())[:160]}); compute it anew") from error
+    return Derived(name, version, about["per"], columns, about["meta"], behind)
+
+
+def fingerprint(rows: pa.Table) -> str:
+    """A digest of what identifies episodes, in their order. rows: of the episodes table."""
+    digest = hashlib.sha256()
+    known = [c for c in rows.column_names if c in IDENTITY or c.startswith("last/")]
+    for name in sorted(known):
+        digest.update(json.dumps([name, rows[name].to_pylist()], default=str).encode())
+    return digest.hexdigest()
+
+
+# ---- following an edit
+
+
+def carry(sources: Sequence[Path], picks: Sequence[tuple[int, int, int, int]], out: Path) -> list[str]:
+    """Give a dataset made of pieces of others their side files; gives one line for each that could not follow.
+
+    picks: (source, episode, first frame, frame after the last) of every new episode. With one source every version keeps its number;
+    with several the newest versions are joined where all sources have that name with the same columns.
+    """
+    notes = []
+    lengths = [np.asarray(_rows(s)["length"].to_numpy()) for s in sources]
+    for name in dict.fromkeys(name for s in sources for name in names(s)):
+        for version in versions(sources[0], name) if len(sources) == 1 else [None]:
+            try:
+                parts = [read(s, name, version, missing="nan") for s in sources]
+                _write_joined(parts, lengths, picks, out, version)
+            except RealrlError as error:
+                notes.append(f"derived columns {name!r} stay behind: {error}")
+    return notes
+
+
+def _write_joined(parts: Sequence[Derived], lengths: Sequence[Array], picks: Sequence[tuple[int, int, int, int]], out: Path,
+                  version: int | None) -> None:
+    first = parts[0]
+    if any((set(p.columns), p.per) != (set(first.columns), first.per) for p in parts):
+        raise RealrlError("the sources hold other columns under that name")
+    starts = [np.cumsum(n) - n for n in lengths]
+    columns = {}
+    for column in first.columns:
+        data = [p.columns[column] for p in parts]
+        if len({x.shape[1:] for x in data}) > 1:
+            raise RealrlError(f"column {column!r} has other shapes in the sources")
+        cuts = [data[s][e:e + 1] if first.per == "episode" else data[s][starts[s][e] + a:starts[s][e] + b] for s, e, a, b in picks]
+        columns[column] = np.concatenate(cuts) if cuts else data[0][:0]
+    _publish(out, first.name, columns, first.per, first.meta, _rows(out), version)
+
+
+# ---- files
+
+
+def _folder(directory: str | Path, name: str) -> Path:
+    """Where a name's versions lie. Raises RealrlError for a name that is no plain one, or a link that leads elsewhere."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise RealrlError(f"{directory}: {name!r} cannot name derived columns; use letters, digits, '-', '_' and '.'")
+    folder = Path(directory) / FOLDER / name
+    within(Path(directory), folder)
+    return folder
+
+
+def _rows(root: Path) -> pa.Table:
+    read_info(root)  # complains when this is no dataset
+    return tables.newest([tables.read_rows(p) for p in tables.episode_files(root)])
+
+
+def _kind(root: Path, name: str, columns: Mapping[str, Array], rows: pa.Table) -> Per:
+    """Whether the columns are per frame or per episode. Raises RealrlError naming the column that is neither."""
+    frames, where = int(rows["length"].to_numpy().sum()), f"{root}: derived columns {name!r}"
+    if not columns:
+        raise RealrlError(f"{where}: no column given; give at least one")
+    for column, values in columns.items():
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "biufUO" or values.ndim < 1:
+            raise RealrlError(f"{where}: {column!r} must be an array of numbers, truth values or text")
+        if len(values) not in (frames, len(rows)):
+            raise RealrlError(f"{where}: {column!r} has {len(values)} rows, wanted {frames} (frames) or {len(rows)} (episodes)")
+    if len({len(values) for values in columns.values()}) > 1:
+        raise RealrlError(f"{where}: some columns have a row a frame, others a row an episode; write them under two names")
+    return "frame" if len(next(iter(columns.values()))) == frames else "episode"
+
+
+def _publish(root: Path, name: str, columns: Mapping[str, Array], per: Per, meta: Mapping[str, Any], rows: pa.Table,
+             version: int | None = None) -> int:
+    about = {"per": per, "episodes": len(rows), "frames": int(rows["length"].to_numpy().sum()), "fingerprint": fingerprint(rows),
+             "meta": dict(meta)}
+    folder = _folder(root, name)
+    try:
+        table = pa.table({c: _to_arrow(x) for c, x in columns.items()})
+        table = table.replace_schema_metadata({"realrl": json.dumps(about, allow_nan=False)})
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise RealrlError(f"{folder}: the columns or their meta cannot be stored ({' '.join(str(error).split())[:160]})") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            version = version or max(versions(root, name), default=0) + 1
+            publish(folder / f"v{version}.parquet", partial(pq.write_table, table, write_page_checksum=True))
+    except OSError as error:
+        raise RealrlError(f"{folder} could not be written ({error.strerror or error}); free space or mend the permissions") from error
+    return version
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One writer at a time, so that two never take the same version."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _about(path: Path, table: pa.Table) -> dict[str, Any]:
+    """The header of a side file. Raises RealrlError when it is not one, or its rows are not as many as it says."""
+    try:
+        about: dict[str, Any] = json.loads((table.schema.metadata or {})[b"realrl"])
+        episodes, frames = int(about["episodes"]), int(about["frames"])
+        whole = len(table) == {"frame": frames, "episode": episodes}[about["per"]] and isinstance(about["meta"], dict) and episodes >= 0
+        whole = whole and isinstance(about["fingerprint"], str)
+    except (KeyError, ValueError, TypeError) as error:
+        raise RealrlError(f"{path} is no file of derived columns ({type(error).__name__}: {error}); set it aside") from error
+    if not whole:
+        raise RealrlError(f"{path} is damaged: its {len(table)} rows are not what its header says; compute it anew")
+    return about
+
+
+def _to_arrow(x: Array) -> pa.Array:
+    return pa.array(x.tolist()) if x.dtype.kind in "UO" else tables.to_arrow(x)
+
+
+def _from_arrow(column: pa.ChunkedArray) -> Array:
+    """[rows, ...]; text and columns with empty cells as dtype object."""
+    values = column.combine_chunks()
+    if isinstance(values, pa.ChunkedArray):
+        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+    rows, shape = len(values), []
+    while pa.types.is_nested(values.type):
+        inner = values.flatten()
+        shape.append(values.type.list_size if pa.types.is_fixed_size_list(values.type) else len(inner) // max(len(values), 1))
+        values = inner
+    if values.null_count or pa.types.is_string(values.type):
+        return np.array([*values.to_pylist(), None], object)[:-1].reshape(rows, *shape)
+    out: Array = values.to_numpy(zero_copy_only=False)
+    return out.reshape(rows, *shape).copy()
+
+
+def _padded(x: Array, rows: int) -> Array:
+    """`x` with rows for the episodes it does not know."""
+    if len(x) >= rows:
+        return x
+    kind = x.dtype if x.dtype.kind == "f" else np.dtype(object)
+    out = np.full((rows, *x.shape[1:]), np.nan if kind.kind == "f" else None, kind)
+    out[:len(x)] = x
+    return out
