@@ -66,9 +66,13 @@ class ChunkView:
         """Features of obs["state"]."""
         return int(self.frames["state"].shape[-1])
 
+    def rows(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Rows [B, H] of `frames` before and after the decisions at `index`; episodes lie one after the other, T + 1 rows each."""
+        return self._obs[index], self._next[index]
+
     def batch(self, index: Tensor | slice = slice(None)) -> Batch:
         """The decisions at `index` [B] (all of them by default)."""
-        now, after, act = self._obs[index], self._next[index], self._act[index]
+        (now, after), act = self.rows(index), self._act[index]
         return Batch(obs={k: v[now] for k, v in self.frames.items()}, action=self.actions[act], reward=self.reward[index],
                      discount=self.discount[index], next_obs={k: v[after] for k, v in self.frames.items()},
                      valid=self.valid[index], source=self.sources[act])
