@@ -152,7 +152,11 @@ def _episode(plan: _Plan, number: int, start: int, stop: int) -> Episode:
     for theirs, ours in plan.ours.items():
         rows = plan.arrays[theirs].read(start, stop)
         if plan.after:
-            rows = np.concatenate([rows, plan.after[ours].read(number, number + 1)])
+            last = plan.after[ours].read(number, number + 1)
+            if last.shape[1:] != rows.shape[1:]:
+                raise RealrlError(f"{where}: {theirs} has rows of shape {list(rows.shape[1:])}, the one after the last action "
+                                  f"{list(last.shape[1:])}; restore it from a copy")
+            rows = np.concatenate([rows, last])
         if ours.startswith("images."):
             obs[ours] = common.to_images(rows, plan.image_scale, f"{where}: {theirs}")
         else:

@@ -92,7 +92,7 @@ class Zip:
             self._zip = zipfile.ZipFile(path)
         except DAMAGED as error:
             raise RealrlError(f"{path} is truncated or no zip file ({line(error)}); restore it from a copy") from error
-        members = [i for i in self._zip.infolist() if not i.is_dir()]
+        members = [i for i in self._zip.infolist() if not i.filename.endswith("/")]  # is_dir() fails on a name without letters
         for info in members:
             parts = PurePosixPath(info.filename).parts
             if info.filename.startswith("/") or "\\" in info.filename or ".." in parts or ":" in (parts or ("",))[0]:
