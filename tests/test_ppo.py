@@ -11,6 +11,7 @@ from torch import nn
 from realrl.generative.diffusion import DiffusionConfig
 from realrl.policy import DiffusionPolicy, PolicyConfig
 from realrl.ppo import DenoisingPPO, PPOConfig
+from realrl.types import RealrlError
 
 LOOSE = PPOConfig(max_kl=100.0, pairs=1.0, epochs=1, minibatch=10**6)
 
@@ -98,7 +99,24 @@ def test_a_fit_stops_early_where_it_went_too_far():
     wild = dataclasses.replace(LOOSE, epochs=20, lr=3e-3, minibatch=100)
     free, held = fit(wild), fit(dataclasses.replace(wild, max_kl=0.01))
     assert free["epochs"] == 20 and 1 <= held["epochs"] < 10
-    assert held["kl"] > 0.01, "the pass that crossed the line is the last"
+    assert held["kl"] > 0.01, "the minibatch that crossed the line is the last"
+
+
+def test_a_fit_that_leaves_the_trust_region_at_once_begins_again_with_half_the_rate():
+    wild = dataclasses.replace(LOOSE, epochs=3, lr=1e-2, minibatch=100, target_kl=0.02)
+    held, free = (moved(dataclasses.replace(wild, max_kl=most)) for most in (0.05, 1e3))
+    assert free[0]["retries"] == 0 and free[1] > 0.3
+    assert held[0]["retries"] >= 1 and held[1] < 0.1
+    assert held[0]["lr"] * 2 ** held[0]["retries"] in (pytest.approx(1e-2), pytest.approx(1.3e-2), pytest.approx(1e-2 / 1.3))
+
+
+def moved(cfg):
+    """(statistics of a fit, the KL that it really moved)."""
+    policy = make_policy()
+    (cond, chain, advantage), ppo = decisions(policy), DenoisingPPO(policy, cfg)
+    old, sigma = ppo.means(cond, chain), policy.diffusion.sigma[ppo.likely][None, :, None, None]
+    stats = ppo.fit(cond, chain, advantage, generator())
+    return stats, float(0.5 * ((ppo.means(cond, chain) - old) / sigma).square().sum((2, 3)).mean())
 
 
 def test_statistics_of_every_stochastic_step():
@@ -113,6 +131,17 @@ def test_statistics_of_every_stochastic_step():
     assert all(stats[f"kl_{k}"] > 0 and 0 < stats[f"clip_fraction_{k}"] < 1 for k in likely)
     assert stats["clip_fraction"] == pytest.approx(sum(stats[f"clip_fraction_{k}"] for k in likely) / 3)
     assert stats["gradient_norm"] > 0 and stats["epochs"] == 2
+
+
+def test_the_objective_can_leave_out_the_early_steps():
+    policy = make_policy()
+    data = decisions(policy)
+    ppo = DenoisingPPO(policy, dataclasses.replace(LOOSE, last=1))
+    stats = ppo.fit(*data, generator())
+    assert ppo.likely.tolist() == [2] and "kl_2" in stats and "kl_1" not in stats
+    assert DenoisingPPO(policy, LOOSE).likely.tolist() == [0, 1, 2]
+    with pytest.raises(RealrlError, match=r"ppo\.last: 0"):
+        DenoisingPPO(policy, dataclasses.replace(LOOSE, last=0))
 
 
 class Constant(nn.Module):

@@ -6,6 +6,7 @@ known exactly; all steps of a decision share its environment-level advantage (as
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from realrl.losses import clipped_surrogate, gaussian_kl
 from realrl.policy import DiffusionPolicy
+from realrl.types import RealrlError
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,13 @@ class PPOConfig:
     target_kl: float = 0.02
     """KL(old || new) per denoising step that a fit should end at."""
     max_kl: float = 0.05
-    """A fit stops early here."""
+    """A fit stops at the minibatch that is past this; one that is so within its first pass begins again at half the learning rate."""
     grad_clip: float = 1.0
     """Largest gradient norm."""
     advantage_clip: float = 5.0
     """Normalised advantages are clipped to +- this."""
+    last: int | None = None
+    """Only this many of the last stochastic steps enter the objective; None = all. See docs/methods/rl100.md before using it."""
 
 
 class DenoisingPPO:
@@ -51,7 +55,9 @@ class DenoisingPPO:
     def __init__(self, policy: DiffusionPolicy, cfg: PPOConfig) -> None:
         self.policy, self.cfg, self.lr = policy, cfg, cfg.lr
         self.optimiser = torch.optim.AdamW(policy.net.parameters(), lr=cfg.lr, weight_decay=0.0)
-        self.likely = torch.tensor(policy.diffusion.likely, device=policy.device)
+        if cfg.last is not None and cfg.last < 1:
+            raise RealrlError(f"ppo.last: {cfg.last} must be at least 1, or None for all stochastic steps")
+        self.likely = torch.tensor(policy.diffusion.likely[-(cfg.last or 0):], device=policy.device)
 
     @torch.no_grad()
     def means(self, cond: Tensor, chain: Tensor) -> Tensor:
@@ -62,49 +68,69 @@ class DenoisingPPO:
     def fit(self, cond: Tensor, chain: Tensor, advantage: Tensor, random: torch.Generator) -> dict[str, float]:
         """Improve on N decisions with their chains and advantages [N] under the policy as it is now; returns statistics.
 
-        The reference means are recomputed here, so the ratio is exactly 1 at the start whatever machine drew the chains.
+        The reference means are recomputed here, so the ratio is exactly 1 at the start whatever machine drew the chains. A fit that
+        goes past `max_kl` stops at once; if that is in its first pass, the learning rate is too high for this network and action: the
+        fit is undone and begins again with half of it.
         """
-        cfg, count = self.cfg, len(self.likely)
         self.policy.net.requires_grad_(True).eval()  # no dropout: it would shake the ratio
         spread = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        advantage = spread.clamp(-cfg.advantage_clip, cfg.advantage_clip)
-        old = self.means(cond, chain)
+        advantage = spread.clamp(-self.cfg.advantage_clip, self.cfg.advantage_clip)
+        old, retries = self.means(cond, chain), 0
+        before = copy.deepcopy((self.policy.net.state_dict(), self.optimiser.state_dict()))
+        stats = self._passes(cond, chain, advantage, old, random)
+        while stats["kl"] > self.cfg.max_kl and stats["epochs"] == 1:
+            self.policy.net.load_state_dict(before[0])
+            self.optimiser.load_state_dict(copy.deepcopy(before[1]))
+            self.lr, retries = self.lr / 2, retries + 1
+            stats = self._passes(cond, chain, advantage, old, random)
+        self._adapt(stats["kl"])
+        return {**stats, "lr": self.lr, "retries": retries}
+
+    def _passes(self, cond: Tensor, chain: Tensor, advantage: Tensor, old: Tensor, random: torch.Generator) -> dict[str, float]:
+        """Up to `epochs` passes over random pairs, until the KL is past `max_kl`. old: [N, L, K, A], from `means`."""
+        cfg, count = self.cfg, len(self.likely)
         kl_k, clip_k, ratio_k, seen = (torch.zeros(count, device=cond.device) for _ in range(4))
-        kl, epochs, norms = 0.0, 0, []
+        kl, epochs, norms = 0.0, 0, [0.0]
         while epochs < cfg.epochs and kl <= cfg.max_kl:
             order = torch.randperm(len(cond) * count, generator=random, device=cond.device)
             kls = []
             for pairs in torch.split(order[: max(int(len(order) * cfg.pairs), 1)], cfg.minibatch):
                 n, step = pairs // count, pairs % count
-                ratio, divergence, norm = self._update(cond[n], chain, old[n, step], advantage[n], n, self.likely[step])
+                loss, ratio, divergence = self._objective(cond[n], chain, old[n, step], advantage[n], n, self.likely[step])
                 kls.append(float(divergence.mean()))
-                norms.append(norm)
                 kl_k.index_add_(0, step, divergence)
                 clip_k.index_add_(0, step, ((ratio - 1).abs() > cfg.clip).float())
                 ratio_k.index_add_(0, step, ratio)
                 seen.index_add_(0, step, torch.ones_like(ratio))
-            kl, epochs = float(np.mean(kls)), epochs + 1
-        self._adapt(kl)
+                if kls[-1] > cfg.max_kl:
+                    break
+                norms.append(self._step(loss))
+            kl, epochs = kls[-1] if kls[-1] > cfg.max_kl else float(np.mean(kls)), epochs + 1
         seen = seen.clamp(min=1)
         sigma = self.policy.diffusion.sigma[self.likely]
         table = {"kl": kl_k / seen, "clip_fraction": clip_k / seen, "ratio": ratio_k / seen, "sigma": sigma}
         per_step = {f"{name}_{k}": float(v) for name, values in table.items() for k, v in zip(self.likely.tolist(), values, strict=True)}
-        return {"kl": kl, "clip_fraction": float((clip_k / seen).mean()), "lr": self.lr, "epochs": epochs,
-                "gradient_norm": float(np.mean(norms)), **per_step}
+        return {"kl": kl, "clip_fraction": float((clip_k / seen).mean()), "epochs": epochs,
+                "gradient_norm": float(np.mean(norms[1:] or norms)), **per_step}
 
-    def _update(self, cond: Tensor, chain: Tensor, old: Tensor, advantage: Tensor, n: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
-        """One gradient step on pairs (decision n, step k), each [B]: (ratio [B], KL [B], gradient norm)."""
+    def _objective(self, cond: Tensor, chain: Tensor, old: Tensor, advantage: Tensor, n: Tensor,
+                   k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-J on pairs (decision n, step k), each [B]: (loss, ratio [B], KL [B])."""
         diffusion = self.policy.diffusion
         mean = diffusion.mean(self.policy.net, chain[n, k], k, cond)
         after = chain[n, k + 1]
         ratio = (diffusion.logp(after, mean, k) - diffusion.logp(after, old, k)).exp()
         loss = -clipped_surrogate(ratio, advantage, self.cfg.clip).mean()
+        return loss, ratio.detach(), gaussian_kl(old, mean.detach(), diffusion.sigma[k])
+
+    def _step(self, loss: Tensor) -> float:
+        """One gradient step; returns the gradient's norm."""
         self.optimiser.param_groups[0]["lr"] = self.lr
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.policy.net.parameters(), self.cfg.grad_clip)
         self.optimiser.step()
-        return ratio.detach(), gaussian_kl(old, mean.detach(), diffusion.sigma[k]), float(norm)
+        return float(norm)
 
     def _adapt(self, kl: float) -> None:
         """Hold the trust region: without it one run in a few collapses, and a rate small enough for all of them learns nothing."""
