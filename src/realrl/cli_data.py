@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import re
 import shlex
@@ -364,10 +365,11 @@ def _convert(args: argparse.Namespace) -> int:
     from realrl.data.store import Store
     with staged(args.out) as folder:
         found = _opened(args)
-        store = Store.create(folder, task=found.task, fps=found.fps, robot_type=found.robot_type, codec=args.codec)
-        _append(store, _bar(found.episodes, f"importing {args.source.name}", found.count))
-        if not len(store):
+        first = next(found.episodes, None)
+        if first is None:
             raise mistake()(f"{args.source} holds no episode; there is nothing to import")
+        store = Store.create(folder, task=first.task, fps=found.fps, robot_type=found.robot_type, codec=args.codec)
+        _append(store, _bar(itertools.chain([first], found.episodes), f"importing {args.source.name}", found.count))
         store.compact()
         episodes, frames = len(store), store.frames
     for note in found.notes:

@@ -16,7 +16,8 @@ from realrl.types import Policy, RealrlError
 
 __all__ = ["SUITES", "RobotEnv", "TaskSpec", "expert", "make", "tasks"]
 
-SUITES = {"toy": "numpy", "metaworld": "metaworld", "gym": "'gymnasium[mujoco]'", "adroit": "gymnasium-robotics"}
+SUITES = {"toy": "numpy", "metaworld": "metaworld", "gym": "'gymnasium[mujoco]'", "adroit": "gymnasium-robotics",
+          "pusht": "'realrl[sim]'"}
 """Suite -> what to `pip install` for it."""
 
 
@@ -76,9 +77,10 @@ def tasks() -> list[str]:
 
 
 def _names(suite: str) -> tuple[str, ...]:
-    from realrl.envs import adroit, locomotion, toy
+    from realrl.envs import adroit, locomotion, pusht, toy
     metaworld = tuple(f"{name}-v3" for name in _METAWORLD.split())
-    return {"toy": toy.names(), "metaworld": metaworld, "gym": locomotion.names(), "adroit": adroit.names()}[suite]
+    return {"toy": toy.names(), "metaworld": metaworld, "gym": locomotion.names(), "adroit": adroit.names(),
+            "pusht": pusht.names()}[suite]
 
 
 def _suite(name: str) -> Suite:
@@ -91,6 +93,9 @@ def _suite(name: str) -> Suite:
     if name == "gym":
         from realrl.envs import locomotion
         return locomotion
+    if name == "pusht":
+        from realrl.envs import pusht
+        return pusht
     from realrl.envs import adroit
     return adroit
 

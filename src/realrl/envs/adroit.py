@@ -26,7 +26,7 @@ import numpy as np
 from numpy.linalg import norm
 
 from realrl.envs.base import RobotEnv, ScriptedPolicy, TaskSpec
-from realrl.types import Array, Policy, RealrlError
+from realrl.types import Array, Episode, Obs, Policy, RealrlError
 
 HORIZON = 200
 _SIZES = {"door": (39, 28), "hammer": (46, 26), "pen": (45, 24), "relocate": (39, 30)}  # observation, action
@@ -65,6 +65,31 @@ class AdroitEnv(RobotEnv):
 
     def _begin(self, seed: int) -> Array:
         state: Array = self._inner.reset(seed=seed)[0]
+        return state
+
+    def restore(self, episode: Episode) -> Obs:
+        """Start where a recorded door episode started, hand and door at rest; see `realrl.replay`.
+
+        All of it is read off the first observation: the arm's slide from where the palm is, the frame's place from where the
+        handle is. (The initial state that the human demonstrations carry lacks the arm.) Raises RealrlError for the other tasks,
+        whose observations do not hold it.
+        """
+        state = self._restored(episode)
+        self._t = 0
+        return self._observe(state)
+
+    def _restored(self, episode: Episode) -> Array:
+        first = np.asarray(episode.obs["state"][0], np.float64)
+        if self.task.name != "door" or first.shape != (39,):
+            raise RealrlError(f"{self.task.id}: its observation does not hold where an episode started; replay it by its seed")
+        inner, data = self._inner, self._inner.data
+        inner.reset(seed=0)
+        qpos = np.array([0.0, *first[:27], first[28], first[27]])  # the observation lacks the slide and has the latch before the hinge
+        inner.set_state(qpos, np.zeros(30))
+        qpos[0] = (first[29:32] - data.site("S_grasp").xpos) @ data.joint("ARTz").xaxis
+        inner.model.body("frame").pos += first[32:35] - data.site("S_handle").xpos
+        inner.set_state(qpos, np.zeros(30))
+        state: Array = inner._get_obs()
         return state
 
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:

@@ -163,7 +163,8 @@ def _tiles(about: dict[str, Any], length: Array, success: Array | None, human: A
     tiles.append({"what": "Episode length", "value": f"{mean / about['fps']:.1f} s", "detail": f"mean of {mean:.0f} steps\n"
                   + (f"from {length.min()} to {length.max()} steps" if len(length) else "")})
     films = f", {about['video_files']:,} videos" if about["video_files"] else ""
-    tiles.append({"what": "On disk", "value": _size(about["bytes"]), "detail": f"{about['data_files']:,} tables{films}"})
+    files = f"{about['data_files']:,} table" + "s" * (about["data_files"] != 1)
+    tiles.append({"what": "On disk", "value": _size(about["bytes"]), "detail": files + films})
     return tiles
 
 
