@@ -53,7 +53,8 @@ def pen(cfg: RL100Config) -> RL100Config:
     """
     offline, online = cfg.offline, cfg.online
     return replace(
-        cfg, horizon=100, demo_noise=0.3, imitation=replace(cfg.imitation, steps=2000), ope=replace(cfg.ope, horizon=100 // cfg.policy.chunk),
+        cfg, horizon=100, demo_noise=0.3, imitation=replace(cfg.imitation, steps=2000),
+        ope=replace(cfg.ope, horizon=100 // cfg.policy.chunk),
         critic=replace(cfg.critic, steps=8000, weight_decay=1e-2),
         offline=replace(offline, rollouts=300, reimitation=0, max_drift=0.06, ppo=replace(offline.ppo, last=5)),
         online=replace(online, iterations=100, episodes=250, lam=0.3, ppo=replace(online.ppo, lr=3e-5, last=5)))
