@@ -1,0 +1,35 @@
+"""The benchmark on people's recordings, at toy size: every part runs, stops where it is done, and fills its table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import human  # noqa: E402
+import tables  # noqa: E402
+
+
+def test_the_parts_run_once_and_fill_the_table(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gym_pusht")
+    words = ["--smoke", "--data", str(shared_data), "--out", str(tmp_path), "--parts", "images", "reachy", "pusht"]
+    assert human.main(words) == 0
+    rows = json.loads((tmp_path / "smoke" / "human.json").read_text())
+    assert [r["what"] for r in rows] == ["pusht images", "reachy", "pusht", "pusht", "pusht"]
+    people = rows[2]
+    assert 0.7 < people["coverage"]["mean"] < 0.95 and people["replay_px"]["largest"] < 0.01
+    assert rows[0]["mean_error_of_255"] < 3 and rows[1]["loss"] < rows[1]["loss_before"]
+    text = tables.human_table(rows)
+    assert "people, as recorded" in text and "imitation, exploring, seed 0" in text and "0.91 - 0.95" in text and tables.NOT_RUN in text
+    capsys.readouterr()
+    assert human.main(words) == 0 and "--" not in capsys.readouterr().out
+
+
+def test_what_is_absent_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert human.main(["--smoke", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--parts", "door"]) == 1
+    assert "door_human.npz is absent" in capsys.readouterr().err
