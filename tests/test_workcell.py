@@ -1,6 +1,8 @@
 """The work cell: nothing is collected twice, nothing finished is lost, and the summary says what was done."""
 
 import json
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -294,3 +296,12 @@ def test_latency_is_of_one_robot_on_one_thread():
     found = latency(Slow(), 3, calls=50)
     assert set(threads) == {1} and len(threads) == 70 and torch.get_num_threads() == before
     assert 0 < found["p50"] <= found["p99"] < 50
+
+
+def test_demonstrations_whose_videos_are_gone_still_teach_a_state_policy(cell, tmp_path):
+    shown = [e for e in cell.practise("shown", envs.expert("toy/obstacle"), [1, 2], greedy=True, source=Source.SCRIPT) if e.succeeded]
+    filmed = [replace(e, obs=e.obs | {"images.top": np.zeros((len(e) + 1, 16, 16, 3), np.uint8)}) for e in shown]
+    Store.create(tmp_path / "filmed", task="toy/obstacle", fps=cell.store.fps, codec="h264").append(filmed)
+    shutil.rmtree(tmp_path / "filmed" / "videos")
+    found = cell.demonstrations(str(tmp_path / "filmed"), 2, 0.0, None)
+    assert bits(found) == bits(shown) and all(set(e.obs) == {"state"} for e in found)

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from realrl import envs
 from realrl.collect import CollectConfig, Collector, MakeEnv
-from realrl.data.store import Store
+from realrl.data.store import Store, open_dataset
 from realrl.evaluate import Evaluation, held_out, summarise
 from realrl.imitation import Imitation
 from realrl.ope import spearman
@@ -129,8 +129,8 @@ class WorkCell:
         return good[:count]
 
     def _recorded_elsewhere(self, data: str) -> list[Episode]:
-        store = Store.open(data)
-        episodes = store.read()
+        store = open_dataset(data)
+        episodes = store.read(images=False)  # policies see the state only
         if not episodes or "state" not in episodes[0].obs:
             raise RealrlError(f"{data}: {'no observation.state in it' if episodes else 'an empty data set'}, there is nothing to imitate")
         have = (episodes[0].obs["state"].shape[-1], episodes[0].action.shape[-1])
