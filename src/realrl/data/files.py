@@ -88,6 +88,19 @@ def set_aside(path: Path) -> None:
         path.replace(path.with_suffix(f".orphan-{time.time_ns()}"))
 
 
+def taken(fd: int, wait: float) -> bool:
+    """Take the advisory lock of an open file; False when another process still keeps it after `wait` seconds."""
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.005)
+
+
 @contextlib.contextmanager
 def lock(path: Path, wait: float) -> Iterator[None]:
     """Hold an advisory lock. Raises RealrlError when another process keeps it longer than `wait` seconds."""
@@ -96,16 +109,9 @@ def lock(path: Path, wait: float) -> Iterator[None]:
     except OSError as error:
         raise RealrlError(f"{path} could not be opened ({error.strerror}); the dataset is not writable here") from error
     try:
-        deadline = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    holder = os.pread(fd, 20, 0).decode() or "unknown"
-                    raise RealrlError(f"{path.parent} is being written by process {holder}; wait for it or end it") from None
-                time.sleep(0.005)
+        if not taken(fd, wait):
+            holder = os.pread(fd, 20, 0).decode() or "unknown"
+            raise RealrlError(f"{path.parent} is being written by process {holder}; wait for it or end it")
         os.ftruncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)
         yield

@@ -8,12 +8,10 @@ appended, the log notes how many the dataset has, and whoever finds that note lo
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from realrl.data.files import taken
 from realrl.data.journal import COMMIT, DISCARD, END, FRAME, HEADER, PACKET, START, Layout, Log, read_log, to_json
 from realrl.data.store import Store
 from realrl.data.video import Header, Packet
@@ -233,15 +232,8 @@ def alone(dataset: Path, wait: float) -> Iterator[int]:
     except OSError as error:
         raise RealrlError(f"{root} could not be made ({error.strerror}); the dataset is not writable here") from error
     try:
-        until = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise RealrlError(f"{dataset} is being recorded into by another process; wait for it or end it") from None
-                time.sleep(0.01)
+        if not taken(fd, wait):
+            raise RealrlError(f"{dataset} is being recorded into by another process; wait for it or end it")
         if len(os.pread(fd, 64, 0)) != 32:
             os.ftruncate(fd, 0)
             os.pwrite(fd, os.urandom(16).hex().encode(), 0)
