@@ -19,6 +19,7 @@ from torch import Tensor
 from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import RL100Config
+from realrl.collect import MakeEnv
 from realrl.data.store import Store
 from realrl.data.views import ChunkView, continue_chunks
 from realrl.generative.diffusion import Diffusion
@@ -218,13 +219,13 @@ def improve(cell: WorkCell, stage: Any, steps: int, *, fixed_rate: float | None 
     return spent
 
 
-def dppo(folder: Path, source: Path, cfg: RL100Config, steps: int) -> tuple[Policy, int, float]:
+def dppo(folder: Path, source: Path, cfg: RL100Config, steps: int, make: MakeEnv | None = None) -> tuple[Policy, int, float]:
     """DPPO's settings from the imitation policy of the run in `source`: (policy, environment steps, seconds)."""
     policy = dppo_policy(imitation_policy(source, cfg))
     cfg = dppo_settings(cfg)
     torch.manual_seed(derive(cfg.seed, "dppo"))
     run = Run.start(folder, cfg, resume=True, ignore=("collect", "stages"))
-    with run, WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon) as cell:
+    with run, WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon, make=make) as cell:
         stage = rl100.Online(policy, None, cfg)
         spent = improve(cell, stage, steps, fixed_rate=cfg.online.ppo.lr)
         policy.save(folder / "policy", task=cfg.task)

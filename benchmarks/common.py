@@ -23,7 +23,8 @@ import torch
 
 from realrl import config
 from realrl.algos.rl100 import RL100Config
-from realrl.collect import CollectConfig, Collector
+from realrl.collect import CollectConfig, Collector, MakeEnv
+from realrl.envs import SightConfig
 from realrl.evaluate import evaluate
 from realrl.run import commit, write_json
 from realrl.types import Policy, RealrlError, Source
@@ -150,9 +151,9 @@ def overridden(base: RL100Config, flags: Sequence[str]) -> RL100Config:
 
 
 def judge(task: str, policy: Policy, n: int, *, horizon: int | None, collect: CollectConfig, dt: float,
-          source: Source = Source.POLICY) -> dict[str, Any]:
+          source: Source = Source.POLICY, sight: SightConfig | None = None, make: MakeEnv | None = None) -> dict[str, Any]:
     """A policy's deployed behaviour from the n fixed held-out starts that every method is judged on; an `Evaluation` as a dict."""
-    with Collector(task, collect, horizon=horizon) as collector:
+    with Collector(task, collect, horizon=horizon, sight=sight, make=make) as collector:
         return slim(evaluate(collector, policy, n, dt=dt, source=source).to_dict())
 
 

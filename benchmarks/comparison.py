@@ -17,6 +17,7 @@ from common import Part, Table, judge, slim
 from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import RL100Config
+from realrl.collect import MakeEnv
 from realrl.policy import DiffusionPolicy
 from realrl.run import Run
 from realrl.types import Episode, RealrlError, Source
@@ -26,7 +27,8 @@ KEY = ("task", "seed", "method")
 
 @dataclass(frozen=True)
 class Comparison:
-    """One task and training seed. name: the task in the table; demos: D_0 where the run does not record it (a run with `init`)."""
+    """One task and training seed. name: the task in the table; demos: D_0 where the run does not record it (a run with `init`); make:
+    builds the environment where it is not the task's own."""
 
     cfg: RL100Config
     folder: Path
@@ -34,6 +36,7 @@ class Comparison:
     name: str
     extra: int = EXTRA
     demos: Callable[[], list[Episode]] | None = None
+    make: MakeEnv | None = None
 
     def missing(self, *methods: str) -> bool:
         """Whether a row of these is absent."""
@@ -63,7 +66,7 @@ class Comparison:
     def _train(self, cfg: RL100Config, stages: Any) -> None:
         cfg = replace(cfg, stages=stages)
         with Run.start(self.folder, cfg, resume=True, ignore=("stages", "collect", "audit_episodes")) as run:
-            summary = rl100.train(cfg, run)
+            summary = rl100.train(cfg, run, make=self.make)
         for stage in summary["stages"]:
             if self.missing(stage["name"]):
                 self._put(stage["name"], slim(stage), env_steps=stage["env_steps"], wall_s=stage["wall_s"], run_wall_s=summary["wall_s"])
@@ -86,11 +89,12 @@ class Comparison:
         if not (online and before):
             raise RealrlError("it gets as many environment steps as our online stage took, which is not finished")
         steps = online["env_steps"] - before["env_steps"]
-        policy, spent, wall = dppo(self.folder.with_name(self.folder.name + "-dppo"), self.folder, self.cfg, steps)
+        policy, spent, wall = dppo(self.folder.with_name(self.folder.name + "-dppo"), self.folder, self.cfg, steps, self.make)
         self._put("dppo", self._judge(policy, self.cfg.final_episodes), env_steps=spent, wall_s=round(wall, 1))
 
     def _judge(self, policy: Any, n: int) -> dict[str, Any]:
-        return judge(self.cfg.task, policy, n, horizon=self.cfg.horizon, collect=self.cfg.collect, dt=step_seconds(self.cfg.task))
+        return judge(self.cfg.task, policy, n, horizon=self.cfg.horizon, collect=self.cfg.collect, dt=step_seconds(self.cfg.task),
+                     make=self.make, sight=self.cfg.sight)
 
     def _put(self, method: str, result: dict[str, Any], **more: Any) -> None:
         self.table.put({"task": self.name, "seed": self.cfg.seed, "method": method, **result, **more})

@@ -7,7 +7,7 @@
   100 with a demonstrator's arm pose before doors that no demonstration saw, and from the 25 demonstrated starts themselves.
 - pusht: 206 human demonstrations of PushT, imitated from keypoints; best coverage of an episode from 100 held-out starts, and
   Diffusion Policy's score, the best of min(coverage / 0.95, 1).
-- pusht images: the same recordings with their images, imported and read back; training from images needs an image encoder.
+- pusht images: the same recordings with their images, imported, cached, and imitated from the images and the disc's place alone.
 - reachy: three episodes of a real Reachy 2, LeRobot v3 tables: a short imitation, judged on the third episode.
 - robosuite: one human episode of six tasks, its actions played again.
 
@@ -35,15 +35,16 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, Part, Table, arguments, run_parts
-from rl100_adroit import HINGE, OPEN, human_door
-from scipy.ndimage import gaussian_filter1d
+from door import DOOR, HINGE, OPEN, DemonstratedDoor, human_door, smooth
 
 from realrl import envs
 from realrl.collect import CollectConfig, Collector, MakeEnv
 from realrl.data import formats
+from realrl.data.cache import FrameCache
 from realrl.data.store import Store, open_dataset
 from realrl.data.views import ChunkView
-from realrl.envs import adroit, pusht, robosuite
+from realrl.data.windows import ImageWindows
+from realrl.envs import SightConfig, pusht, robosuite
 from realrl.evaluate import held_out, wilson
 from realrl.generative.diffusion import imitation_loss
 from realrl.imitation import Imitation, ImitationConfig, generator
@@ -53,10 +54,6 @@ from realrl.run import derive
 from realrl.types import Array, Episode, Obs, Plan, RealrlError, State
 
 EPISODES = 100
-# A chunk of 4 steps is 112 numbers. The skip-net has to carry all of them through its residual stream: 16 steps, 448 numbers, through
-# 384 units left the samples further from the demonstrations (0.53 a joint) than these are from their mean (0.27), and opened no door.
-DOOR = PolicyConfig(chunk=4, hidden=512)
-SMOOTH = 2.0  # steps of 10 ms, the Gaussian over the door's jittery actions; all 25 recordings open the door with it, too
 PUSHT = PolicyConfig(chunk=16, n_obs=2, blocks=4)
 EXECUTED = 8  # of PushT's 16 planned actions, as in Diffusion Policy
 
@@ -99,26 +96,37 @@ class Executing:
 def fit(cfg: PolicyConfig, train: Sequence[Episode], check: Sequence[Episode], imitation: ImitationConfig, seed: int) -> tuple[
         DiffusionPolicy, dict[str, float]]:
     """A diffusion policy fitted to `train` and what it cost: the denoising loss on `check` before and after, seconds."""
-    torch.manual_seed(derive(seed, "weights"))
-    policy = DiffusionPolicy(cfg, train[0].obs["state"].shape[-1], train[0].action.shape[-1], name="imitation")
     view, held = (ChunkView(e, chunk=cfg.chunk, n_obs=cfg.n_obs, gamma=1.0) for e in (train, check))
-    policy.normaliser.fit(view.frames["state"])
+    return fit_views(cfg, view, held, train[0].action.shape[-1], imitation, seed)
+
+
+def fit_views(cfg: PolicyConfig, view: ChunkView | ImageWindows, held: ChunkView | ImageWindows, actions: int, imitation: ImitationConfig,
+              seed: int) -> tuple[DiffusionPolicy, dict[str, float]]:
+    """`fit` on decisions, with pictures where they have any."""
+    torch.manual_seed(derive(seed, "weights"))
+    numbers = view.view if isinstance(view, ImageWindows) else view
+    senses = {key: camera.shape for key, camera in view.frames.cameras.items()} if isinstance(view, ImageWindows) else {}
+    policy = DiffusionPolicy(cfg, numbers.obs_dim, actions, senses=senses, name="imitation")
+    policy.fit_senses(numbers.frames)
     before, began, cpu = _loss(policy, held), time.monotonic(), time.process_time()
     trainer = Imitation(policy, view, imitation, seed=derive(seed, "imitation"))
     while trainer.step < imitation.steps:
-        loss = trainer.update()
+        losses = trainer.update()
         if trainer.step % 1000 == 0:
-            print(f"   step {trainer.step} of {imitation.steps}: loss {loss:.4f}, {time.monotonic() - began:.0f} s", flush=True)
+            said = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+            print(f"   step {trainer.step} of {imitation.steps}: {said}, {time.monotonic() - began:.0f} s", flush=True)
     trainer.finish()
     cost = {"wall_s": round(time.monotonic() - began, 1), "cpu_s": round(time.process_time() - cpu, 1), "steps": imitation.steps,
-            "batch": imitation.batch, "parameters": sum(p.numel() for p in policy.net.parameters())}
+            "batch": imitation.batch, "parameters": sum(p.numel() for p in policy.actor.parameters())}
     return policy.with_head("ddim"), {**cost, "loss_before": before, "loss": _loss(policy, held), "loss_train": _loss(policy, view)}
 
 
 @torch.no_grad()
-def _loss(policy: DiffusionPolicy, view: ChunkView) -> float:
-    """The denoising loss over all decisions, the noise always the same."""
-    random, batch = generator(0, "validation"), view.batch()
+def _loss(policy: DiffusionPolicy, view: ChunkView | ImageWindows) -> float:
+    """The denoising loss over all decisions (a thousand of them where there are pictures), the noise always the same."""
+    random = generator(0, "validation")
+    index = torch.randint(len(view), (1000,), generator=generator(0, "looked at")) if policy.encoder else torch.arange(len(view))
+    batch = view.batch(index)
     cond = policy.encode(batch.obs)
     return float(np.mean([float(imitation_loss(policy.diffusion, policy.net, batch.action, batch.valid, cond, random))
                           for _ in range(4)]))
@@ -138,34 +146,6 @@ def run_episodes(task: str, make: MakeEnv, policy: Any, seeds: Sequence[int], gr
 
 
 # -- Adroit door ----------------------------------------------------------------------------------------------------------------------
-
-
-class DemonstratedDoor(adroit.AdroitEnv):
-    """Adroit door from the arm poses of demonstrations: seed i begins with that of demonstration i modulo their number.
-
-    own_frame: with that demonstration's door, too; else before the door that the environment draws for the seed.
-    """
-
-    def __init__(self, demos: Sequence[Episode], own_frame: bool) -> None:
-        super().__init__("door", "dense", 300)
-        self._demos, self._own = demos, own_frame
-
-    def _begin(self, seed: int) -> Array:
-        super()._begin(seed)
-        drawn = self._inner.model.body("frame").pos.copy()
-        state = self._restored(self._demos[seed % len(self._demos)])
-        if self._own:
-            return state
-        self._inner.model.body("frame").pos[:] = drawn
-        self._inner.set_state(self._inner.data.qpos.copy(), np.zeros_like(self._inner.data.qvel))
-        moved: Array = self._inner._get_obs()
-        return moved
-
-
-def smooth(episode: Episode) -> Episode:
-    """The same with a low-pass over the actions: what is left is what the person meant."""
-    action = gaussian_filter1d(episode.action, SMOOTH, axis=0, mode="nearest").astype(np.float32)
-    return replace(episode, action=action, proposed=action)
 
 
 def door_parts(setting: Setting, seed: int) -> list[Part]:
@@ -257,25 +237,54 @@ def covered(coverages: Sequence[Array]) -> dict[str, Any]:
             "success": vars(wilson(sum(bool(c.max() >= pusht.SOLVED) for c in coverages), len(coverages)))}
 
 
-def images_part(setting: Setting) -> Part:
-    """The recordings with their images: imported, recorded as a dataset, read back."""
-    def run() -> None:
-        archive, began = _file(setting.data / "pusht_human" / "pusht_cchi_v7_replay.zarr.zip"), time.monotonic()
-        count = 2 if setting.smoke else 20
-        read = formats.read(archive, keys=("img", "state"), action_range=(0.0, pusht.SIZE), last="drop")
-        episodes = list(itertools.islice(read.episodes, count))
-        with tempfile.TemporaryDirectory() as folder:
-            store = Store.create(Path(folder) / "pusht", task=read.task, fps=read.fps)
-            store.append(episodes)
-            again = Store.open(Path(folder) / "pusht").read()
-            size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
-        name = next(k for k in again[0].obs if k.startswith("images."))
-        apart = [float(np.abs(a.obs[name].astype(np.int16) - b.obs[name]).mean()) for a, b in zip(again, episodes, strict=True)]
-        setting.table.put({"what": "pusht images", "seed": None, "starts": "demonstrated", "sampler": "import", "demos": len(episodes),
-                           "frames": sum(len(e) + 1 for e in episodes), "mean_error_of_255": float(np.mean(apart)), "bytes": size,
+def images_parts(setting: Setting, seed: int) -> list[Part]:
+    """The recordings with their images: imported into a dataset, and imitated from its cache of decoded frames."""
+    folder = setting.out / "human" / ("pusht-images-smoke" if setting.smoke else "pusht-images")
+
+    def imported() -> None:
+        began = time.monotonic()
+        shutil.rmtree(folder, ignore_errors=True)
+        read = formats.read(_file(setting.data / "pusht_human" / "pusht_cchi_v7_replay.zarr.zip"), keys=("img", "state"),
+                            action_range=(0.0, pusht.SIZE), last="drop")
+        store = Store.create(folder, task="pusht/pusht", fps=read.fps, codec="ffv1")
+        error = []
+        for episode in itertools.islice(read.episodes, 3 if setting.smoke else None):
+            store.append([_seen(episode)])
+            if len(store) <= 20:
+                again = store.read([len(store) - 1])[0].obs["images.top"]
+                error.append(float(np.abs(again.astype(np.int16) - _seen(episode).obs["images.top"]).mean()))
+        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        setting.table.put({"what": "pusht images", "seed": None, "starts": "demonstrated", "sampler": "import", "demos": len(store),
+                           "frames": store.frames, "mean_error_of_255": float(np.mean(error)), "bytes": size,
                            "wall_s": round(time.monotonic() - began, 1)})
 
-    return Part("pusht with images: import", lambda: setting.table.find("pusht images", None, "demonstrated", "import") is not None, run)
+    def run() -> None:
+        if not folder.exists():
+            imported()
+        store = Store.open(folder)
+        windows = functools.partial(ImageWindows, store, FrameCache.build(store, progress=False), chunk=PUSHT.chunk, n_obs=PUSHT.n_obs,
+                                    gamma=1.0, next_images=False)
+        view, held = (windows(episodes=[i for i in range(len(store)) if bool(i % 20) == train]) for train in (True, False))
+        policy, cost = fit_views(PUSHT, view, held, 2, setting.fit(ImitationConfig(steps=12_000, batch=64)), seed)
+        sight = SightConfig(kind="rgb", height=96, width=96)
+        policy.save(setting.out / "human" / f"pusht-images-s{seed}", task="pusht/pusht", sight=sight)
+        make = functools.partial(envs.make, "pusht/pusht", reward="dense", sight=sight)
+        for sampler, greedy in SAMPLERS.items():
+            episodes = run_episodes("pusht/pusht", make, Executing(policy, EXECUTED), held_out(setting.episodes), greedy)
+            setting.table.put({"what": "pusht images", "seed": seed, "starts": "held-out", "sampler": sampler, **cost, "demos": len(store),
+                               **covered([e.reward for e in episodes])})
+
+    def done(seed: int | None, starts: str, sampler: str) -> bool:
+        return setting.table.find("pusht images", seed, starts, sampler) is not None
+
+    return [Part("pusht with images: import", lambda: done(None, "demonstrated", "import"), imported),
+            Part(f"pusht with images: imitation, seed {seed}", lambda: done(seed, "held-out", "exploring"), run)]
+
+
+def _seen(episode: Episode) -> Episode:
+    """A recording as "pusht/pusht" shows it to eyes: the disc's place and the table from above."""
+    picture = next(x for key, x in episode.obs.items() if key.startswith("images."))
+    return replace(episode, obs={"state": episode.obs["state"][:, :2].astype(np.float32), "images.top": picture})
 
 
 # -- Reachy 2 -------------------------------------------------------------------------------------------------------------------------
@@ -370,10 +379,10 @@ def _file(path: Path) -> Path:
 
 def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
-    parser = arguments(__doc__ or "", seeds=(0,))
+    parser = arguments(__doc__ or "", seeds=(0, 1, 2))
     parser.add_argument("--data", type=Path, default=os.environ.get("REALRL_RECORDINGS"), help="folder of the recordings; default: the "
                         "environment variable REALRL_RECORDINGS")
-    kinds = ("robosuite", "images", "reachy", "door", "pusht")
+    kinds = ("robosuite", "reachy", "door", "pusht", "images")
     parser.add_argument("--parts", nargs="+", default=list(kinds), choices=kinds)
     args = parser.parse_args(words)
     if args.data is None:
@@ -381,7 +390,7 @@ def main(words: list[str] | None = None) -> int:
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
     setting = Setting(args.data, out, Table(results / "human.json", ("what", "seed", "starts", "sampler")), args.smoke)
     make: dict[str, Callable[[], list[Part]]] = {
-        "robosuite": lambda: robosuite_parts(setting), "images": lambda: [images_part(setting)],
+        "robosuite": lambda: robosuite_parts(setting), "images": lambda: [p for s in args.seeds for p in images_parts(setting, s)],
         "reachy": lambda: [reachy_part(setting, s) for s in args.seeds],
         "door": lambda: [p for s in args.seeds for p in door_parts(setting, s)],
         "pusht": lambda: [p for s in args.seeds for p in pusht_parts(setting, s)]}

@@ -4,23 +4,26 @@
         --human ../shared/data/adroit_hand_dapg/door_human.npz
 
 The experts' weights (door.npz, hammer.npz, pen.npz) and the human demonstrations are those of https://github.com/aravindr93/hand_dapg.
-Without the human file its part is left out. Rows go to benchmarks/results/adroit.json; the same command goes on where it was stopped.
+Without the human file its part is left out; --tasks with nothing after it leaves out the experts'. The human part starts from the
+demonstrations' arm poses before new doors (door.py), because nobody demonstrated anything from the simulator's own.
+
+Rows go to benchmarks/results/adroit.json; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from common import RESULTS, Part, Table, arguments, judge, overridden, run_parts
 from comparison import KEY, Comparison, demonstrators, in_phases, step_seconds, toy_size
+from door import DOOR, HORIZON, DemonstratedDoor, human_door, smooth
 
 from realrl import envs
 from realrl.algos.rl100 import RL100Config
@@ -31,10 +34,9 @@ from realrl.imitation import Imitation, ImitationConfig
 from realrl.ope import OPEConfig
 from realrl.policy import DiffusionPolicy, PolicyConfig
 from realrl.run import derive
-from realrl.types import Episode, RealrlError, Source
+from realrl.types import Episode
 
 TASKS = ("door", "hammer", "pen")
-HINGE, OPEN = 28, 1.35  # where the door's angle [rad] stands in an observation, and the environment's threshold of success
 
 
 def settings(task: str, horizon: int = 200, chunk: int = 2) -> RL100Config:
@@ -60,34 +62,16 @@ def pen(cfg: RL100Config) -> RL100Config:
         online=replace(online, iterations=100, episodes=250, lam=0.3, ppo=replace(online.ppo, lr=3e-5, last=5)))
 
 
+def from_people() -> RL100Config:
+    """Door from human demonstrations: the recipe that imitates them (door.py), pen's online stage for the same reasons (112 numbers a
+    decision), and no re-imitation, because the rollouts hold too few successes at first."""
+    cfg = settings("door", horizon=HORIZON, chunk=DOOR.chunk)
+    return replace(
+        cfg, policy=DOOR, imitation=ImitationConfig(steps=10_000, batch=128), offline=replace(cfg.offline, reimitation=0),
+        online=replace(cfg.online, iterations=60, episodes=150, lam=0.3, ppo=replace(cfg.online.ppo, lr=3e-5, last=5)))
+
+
 # -- the human demonstrations ---------------------------------------------------------------------------------------------------
-
-
-def human_door(file: Path) -> list[Episode]:
-    """The 25 human demonstrations of Adroit door as episodes with sparse rewards.
-
-    Actions are clipped to [-1, 1] (5.6 % of the entries exceed it), observations are as recorded. Rewards and success are computed
-    from the hinge: most demonstrations stop short of the environment's threshold. The recording has no observation after an
-    episode's last action, so that action is left out. Raises RealrlError when the file cannot be read.
-    """
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            obs, action, ends = (stored[k] for k in ("observations", "actions", "episode_ends"))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise RealrlError(f"{file}: cannot read human demonstrations from it ({error}); it must be door_human.npz") from None
-    spans = zip([0, *ends[:-1]], ends, strict=True)
-    return [_episode(obs[a:b], action[a:b - 1], seed) for seed, (a, b) in enumerate(spans)]
-
-
-def _episode(obs: np.ndarray, action: np.ndarray, seed: int) -> Episode:
-    """One demonstration, cut at its first success, which ends the task. obs: [T+1, D]; action: [T, A]."""
-    solved = obs[1:, HINGE] >= OPEN
-    steps = int(solved.argmax()) + 1 if solved.any() else len(action)
-    success, action = solved[:steps], np.clip(action[:steps], -1.0, 1.0).astype(np.float32)
-    return Episode(obs={"state": obs[:steps + 1].astype(np.float32)}, action=action, proposed=action.copy(),
-                   source=np.full(steps, Source.HUMAN, np.uint8), reward=success.astype(np.float32), success=success,
-                   time=np.arange(steps) * 0.01, starts_plan=np.ones(steps, bool), terminated=bool(success[-1]),
-                   truncated=not success[-1], task="adroit/door", policy="human", seed=seed)
 
 
 def imitate(cfg: RL100Config, episodes: list[Episode], folder: Path) -> DiffusionPolicy:
@@ -96,7 +80,7 @@ def imitate(cfg: RL100Config, episodes: list[Episode], folder: Path) -> Diffusio
     torch.manual_seed(derive(cfg.seed, "weights"))
     policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, name="imitation")
     view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma)
-    policy.normaliser.fit(view.frames["state"])
+    policy.fit_senses(view.frames)
     trainer = Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation"))
     while trainer.step < cfg.imitation.steps:
         trainer.update()
@@ -115,7 +99,7 @@ def human_part(comparison: Comparison) -> Part:
         episodes = comparison.demos()
         policy = imitate(cfg, episodes, Path(cfg.init))
         result = judge(cfg.task, policy.with_head("ddim"), cfg.eval_episodes, horizon=cfg.horizon, collect=cfg.collect,
-                       dt=step_seconds(cfg.task))
+                       dt=step_seconds(cfg.task), make=comparison.make)
         table.put({"task": comparison.name, "seed": cfg.seed, "method": "imitation", **result, "env_steps": sum(map(len, episodes)),
                    "demos_succeeded": sum(e.succeeded for e in episodes)})
 
@@ -131,7 +115,7 @@ def human_part(comparison: Comparison) -> Part:
 def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     parser = arguments(__doc__ or "", seeds=(0, 1, 2))
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
     parser.add_argument("--experts", type=Path, default=os.environ.get("REALRL_EXPERTS"), help="folder of the experts' npz files; "
                         "default: the environment variable REALRL_EXPERTS")
     parser.add_argument("--human", type=Path, help="door_human.npz")
@@ -150,7 +134,7 @@ def main(words: list[str] | None = None) -> int:
     if args.human is None or not args.human.exists():
         print(f"door from human demonstrations: left out, {'no --human FILE given' if args.human is None else f'{args.human} is absent'}")
     else:
-        base = overridden(shrink(settings("door", horizon=300)), flags)
+        base = overridden(shrink(from_people()), flags)
         human = [_from_human(base, seed, args.human, out, table, extra) for seed in args.seeds]
         first += [human_part(c) for c in human]
         comparisons += human
@@ -158,12 +142,12 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _from_human(cfg: RL100Config, seed: int, file: Path, out: Path, table: Table, extra: dict[str, int]) -> Comparison:
-    """A run that starts from the imitation of the human demonstrations. Its offline data are rollouts alone, too few of them
-    successes to imitate at first, so the weights go on from the imitation."""
+    """A run that starts from the imitation of the human demonstrations. Its offline data are rollouts alone."""
     folder = out / "adroit" / f"door-human-s{seed}"
     init = str(folder.with_name(folder.name + "-imitation"))
-    cfg = replace(cfg, seed=seed, init=init, offline=replace(cfg.offline, reimitation=0))
-    return Comparison(cfg, folder, table, "door (human)", demos=lambda: human_door(file), **extra)
+    demos = functools.cache(lambda: [smooth(e) for e in human_door(file)])
+    return Comparison(replace(cfg, seed=seed, init=init), folder, table, "door (human)", demos=demos,
+                      make=lambda: DemonstratedDoor(demos(), False, "sparse"), **extra)
 
 
 if __name__ == "__main__":

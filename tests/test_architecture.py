@@ -13,9 +13,9 @@ SRC = Path(__file__).resolve().parent.parent / "src" / "realrl"
 # A module imports strictly lower floors, or siblings inside its own folder. New modules and folders get a line here.
 FLOORS = {
     "types": 0, "losses": 0, "config": 0, "seeding": 0,
-    "run": 1, "nets": 1, "generative": 1, "data": 1,
+    "run": 1, "nets": 1, "generative": 1, "data": 1, "clouds": 1,
     "envs": 2, "robots": 2, "rewards": 2, "policy": 2,
-    "rollout": 3, "collect": 3, "evaluate": 3, "ope": 3, "imitation": 3, "iql": 3, "ppo": 3, "workcell": 3, "replay": 3,
+    "rollout": 3, "collect": 3, "evaluate": 3, "ope": 3, "imitation": 3, "iql": 3, "ppo": 3, "workcell": 3, "replay": 3, "practice": 3,
     "algos": 4,
     "report": 5, "doctor": 5, "cli": 5, "cli_data": 5, "cli_parser": 5,
 }

@@ -34,7 +34,7 @@ def view_of(demos):
 
 
 def train(training, steps):
-    return [training.update() for _ in range(steps)]
+    return [training.update()["loss"] for _ in range(steps)]
 
 
 def test_learns_the_task_and_keeps_both_ways(demos):
@@ -119,5 +119,5 @@ def test_finish_hands_over_the_average(demos):
     train(training, 4)
     last = training.policy.net.stem.weight.clone()
     training.finish()
-    assert torch.equal(training.policy.net.stem.weight, training.average.module.stem.weight)
+    assert torch.equal(training.policy.net.stem.weight, training.average.module["net"].stem.weight)
     assert not torch.equal(training.policy.net.stem.weight, last) and not training.policy.net.training

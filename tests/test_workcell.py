@@ -13,6 +13,7 @@ from realrl import envs
 from realrl.collect import CollectConfig
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
+from realrl.envs.base import TaskSpec
 from realrl.evaluate import HELD_OUT
 from realrl.imitation import Imitation, ImitationConfig
 from realrl.policy import DiffusionPolicy
@@ -293,7 +294,7 @@ def test_latency_is_of_one_robot_on_one_thread():
             return None, {"calls": state["calls"] + 1}
 
     before = torch.get_num_threads()
-    found = latency(Slow(), 3, calls=50)
+    found = latency(Slow(), TaskSpec("lab", "slow", 3, 1, 10, 0.1, "wait"), calls=50)
     assert set(threads) == {1} and len(threads) == 70 and torch.get_num_threads() == before
     assert 0 < found["p50"] <= found["p99"] < 50
 

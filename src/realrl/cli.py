@@ -1,4 +1,4 @@
-"""The command line: `realrl train | evaluate | data | report | tasks | doctor`.
+"""The command line: `realrl train | evaluate | view | data | report | tasks | doctor`.
 
 Every command is one function, here or (those on datasets) in `cli_data`, that returns its exit code: 0 done, 1 something was found
 wrong, 2 a mistake the user can mend (one line `error: ...` on standard error; REALRL_DEBUG=1 adds the traceback), 130 interrupted.
@@ -23,7 +23,7 @@ from realrl import __version__, cli_data
 from realrl.cli_parser import Command, Parser, add, group, interrupted, mistake, progress, screen, stdout_kept_clean, whole
 
 if TYPE_CHECKING:
-    from realrl.envs import TaskSpec
+    from realrl.envs import SightConfig, TaskSpec
     from realrl.run import Run
 
 SHOWN = 20  # failed starts that `evaluate` lists; --json has them all
@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
                    "realrl train rl100 --task metaworld/push-wall-v3 --seed 1 --run runs/push-wall")
     _add_methods(train.add_subparsers(metavar="METHOD", parser_class=Parser))
     _add_evaluate(commands)
+    _add_view(commands)
     data = group(commands, "data", "Record, examine, edit, mend and convert datasets (LeRobot v3.0 layout).",
                  "realrl data info runs/main/dataset")
     cli_data.add_commands(data.add_subparsers(metavar="ACTION", parser_class=Parser))
@@ -91,7 +92,25 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--head", choices=("ddim", "one-step"), help="which product acts (default: the one the policy was saved with)")
     parser.add_argument("--horizon", type=whole(1), metavar="STEPS", help="steps until an episode is cut off (default: the task's own)")
     parser.add_argument("--workers", type=whole(0), default=0, metavar="W", help="worker processes (default: one a CPU core)")
+    parser.add_argument("--save-failures", type=whole(1), metavar="N", help="keep the first N failures as a dataset and a page")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where failures go (default: failures-HEAD beside the policy)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output, and nothing else there")
+
+
+def _add_view(commands: Any) -> None:
+    parser = add(commands, "view", "What a policy sees, as a page: cameras, clouds that turn, actions, rewards, on one time line. Of a "
+                 "task (its expert or a policy runs now), of a recorded dataset, or of a run.", "realrl view runs/main/dataset --episodes "
+                 "0,3,7\n  realrl view metaworld/door-open-v3 --policy runs/main/policy --mp4", _view)
+    parser.add_argument("what", metavar="TASK|DATASET|RUN", help="name of a task, folder of a dataset, or folder of a run")
+    parser.add_argument("--episodes", metavar="LIST", help=f"{cli_data.EPISODES}; of a task, starts counted from --seed")
+    parser.add_argument("--worst", type=whole(1), metavar="N", help="the N worst recorded ones: failures first, then by return")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: beside the dataset, in the run, view-TASK)")
+    parser.add_argument("--policy", type=Path, metavar="DIR", help="who acts on a task (default: its scripted expert, else chance)")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="start of a task's episode (default: 0)")
+    parser.add_argument("--sight", default="rgb", metavar="KINDS", help="what to look at a task with: state, or some of "
+                        "rgb,depth,pointcloud; the episode is played again for each (default: rgb)")
+    parser.add_argument("--mp4", action="store_true", help="also a film of every episode")
+    parser.add_argument("--rerun", action="store_true", help="also a recording for the Rerun viewer, which opens where there is a display")
 
 
 def _add_others(commands: Any) -> None:
@@ -136,7 +155,7 @@ def _train(args: argparse.Namespace) -> int:
     cls, train = _method(args.method)
     text = RUN_HELP.format(text=METHODS[args.method], method=args.method)
     cfg = config.parse(cls, [*base, *flags], prog=f"realrl train {args.method}", description=text)
-    envs.make(cfg.task).close()  # a misspelt task leaves no folder behind
+    envs.make(cfg.task, sight=cfg.sight, randomise=cfg.randomise).close()  # a misspelt task leaves no folder behind
     folder = args.run or Path("runs", f"{args.method}-{cfg.task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
     again = shlex.join(["realrl", "train", args.method, "--run", str(folder), "--resume", *flags])
     try:
@@ -169,6 +188,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     if seeds := result["failures"]:
         more = f" and {len(seeds) - SHOWN} more (--json lists all)" if len(seeds) > SHOWN else ""
         print(f"failed starts: {', '.join(map(str, seeds[:SHOWN]))}{more}")
+    if result.get("failures_page"):
+        print(f"failures: {result['failures_page']}")
     return 0
 
 
@@ -177,30 +198,60 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from realrl.collect import CollectConfig, Collector
     from realrl.evaluate import held_out, summarise
     from realrl.policy import load_policy
-    from realrl.workcell import latency
+    from realrl.report import failures
+    from realrl.workcell import check_fit, latency
     policy, trained_on = load_policy(args.policy)
-    task = args.task or trained_on
-    spec = _spec(task, args.horizon)
-    if (spec.obs_dim, spec.action_dim) != (policy.obs_dim, policy.action_dim):
-        raise mistake()(f"{args.policy} was trained on {trained_on}, with {policy.obs_dim} observation and {policy.action_dim} action "
-                        f"numbers, but {task} has {spec.obs_dim} and {spec.action_dim}: give the task it was trained on")
+    task, sight = args.task or trained_on, _sight(args.policy)
+    spec = _spec(task, args.horizon, sight)
+    check_fit(policy, spec, args.policy, trained_on)
     if args.head == "one-step" and not policy.distilled:
         raise mistake()(f"{args.policy}: its one-step head was never trained; use --head ddim, or run the stage one-step on it")
     policy = policy.with_head(args.head or policy.head)
-    with Collector(task, CollectConfig(workers=args.workers), horizon=args.horizon) as collector:
+    out = args.out or args.policy.resolve().parent / f"failures-{policy.head}"
+    if args.save_failures:
+        failures.room(out)  # before anything long
+    kept = failures.FirstFailures(args.save_failures or 0)
+    with Collector(task, CollectConfig(workers=args.workers), horizon=args.horizon, sight=sight) as collector:
         episodes = collector.collect(policy, held_out(args.episodes, args.seed), greedy=True, noise_seed=args.seed)
-        result = summarise(list(progress(episodes, f"evaluating on {task}", args.episodes)), spec.dt).to_dict()
-    kept = ("success", "cycle_steps", "cycle_s", "successes_per_hour", "episode_return", "failures")
-    return {**{name: result[name] for name in kept}, "latency_ms": latency(policy, spec.obs_dim), "task": task,
+        finished = [kept.pick(episode) for episode in progress(episodes, f"evaluating on {task}", args.episodes)]
+    result = summarise(finished, spec.dt).to_dict()
+    page = kept.save(out, task=task, dt=spec.dt, each=progress)
+    told = ("success", "cycle_steps", "cycle_s", "successes_per_hour", "episode_return", "failures")
+    return {**{name: result[name] for name in told}, **({"failures_page": str(page)} if page else {}),
+            "latency_ms": latency(policy, spec), "task": task,
             "policy": str(args.policy), "head": policy.head, "seed": args.seed, "episodes": args.episodes}
 
 
-def _spec(task: str, horizon: int | None = None) -> TaskSpec:
+def _sight(policy: Path) -> SightConfig:
+    """What a saved policy saw in training."""
+    from realrl import config
+    from realrl.envs.sight import SightConfig
+    from realrl.policy import read_policy_json
+    return config.from_dict(SightConfig, read_policy_json(policy).get("sight", {}), source=str(policy / "policy.json"))
+
+
+def _spec(task: str, horizon: int | None = None, sight: SightConfig | None = None) -> TaskSpec:
     """A task's description. Raises RealrlError on an unknown one or where its simulator is missing."""
     from realrl import envs
-    env = envs.make(task, horizon=horizon)
+    env = envs.make(task, horizon=horizon, sight=sight)
     env.close()
     return env.task
+
+
+# -- view -----------------------------------------------------------------------------------------------------------------------
+
+
+def _view(args: argparse.Namespace) -> int:
+    from realrl.data.edit import episode_numbers
+    from realrl.report.view import recording, view
+    numbers = None if args.episodes is None else episode_numbers(args.episodes)
+    files = view(args.what, episodes=numbers, worst=args.worst, out=args.out, policy=args.policy, seed=args.seed,
+                 sights=args.sight.split(","), mp4=args.mp4, rerun=args.rerun, each=progress)
+    for file in files:
+        print(f"{file}  ({file.stat().st_size / 1e6:.1f} MB)")
+    if (recordings := [file for file in files if file.suffix == ".rrd"]) and not recording.show(recordings):
+        print(f"look at them where there is a display: {shlex.join(['rerun', *map(str, recordings)])}")
+    return 0
 
 
 # -- the others -----------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 
 from realrl import envs
-from realrl.envs.base import RobotEnv
+from realrl.envs.base import RobotEnv, TaskSpec
+from realrl.envs.randomise import RandomiseConfig
+from realrl.envs.sight import SightConfig
 from realrl.robots.guard import box_guard
 from realrl.rollout import rollout
 from realrl.types import Episode, Policy, RealrlError, Source
@@ -41,17 +43,24 @@ class Collector:
     """Runs episodes of one task. Use it as a context manager, or call `close`."""
 
     def __init__(self, task: str, cfg: CollectConfig | None = None, *, reward: str | None = None, horizon: int | None = None,
-                 make: MakeEnv | None = None) -> None:
+                 sight: SightConfig | None = None, randomise: RandomiseConfig | None = None, make: MakeEnv | None = None) -> None:
         """make: builds an environment of your own for a task that `realrl.envs` does not know; a function of a module, because the
         workers are sent its name."""
         cfg = cfg or CollectConfig()
         self.task = task
-        self._make: MakeEnv = make or functools.partial(envs.make, task, reward=reward, horizon=horizon)
+        self._make: MakeEnv = make or functools.partial(envs.make, task, reward=reward, horizon=horizon, sight=sight,
+                                                        randomise=randomise)
         self.workers = cfg.workers or available_cores()
         self._size = cfg.envs_per_worker
         self._local: _Bench | None = None
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
+
+    def spec(self) -> TaskSpec:
+        """What the task is; makes an environment to ask, and closes it."""
+        env = self._make()
+        env.close()
+        return env.task
 
     def __enter__(self) -> Collector:
         return self

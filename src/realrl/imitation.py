@@ -8,16 +8,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from realrl.data.views import ChunkView
 from realrl.generative.diffusion import imitation_loss
 from realrl.policy import DiffusionPolicy
 from realrl.run import derive
+from realrl.types import Batch
+
+
+class Decisions(Protocol):
+    """What is imitated: `ChunkView`, or `ImageWindows` where pictures stay on disk."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -63,47 +71,49 @@ def generator(seed: int, *tags: int | str, device: str | torch.device = "cpu") -
 class Imitation:
     """L_IL of RL-100, section 2: noise prediction on recorded chunks; the averaged weights become the policy's.
 
-    Call `update` cfg.steps times, then `finish`; `state_dict` holds all that continuing needs. weight: [N] per decision, None for
-    plain cloning.
+    Where the policy has an encoder it is trained too, with its regularisers: L_IL + L_recon + L_KL (section 3), unless the view holds
+    its latents already (`ChunkView.seen_by`). Call `update` cfg.steps times, then `finish`; `state_dict` holds all that continuing
+    needs. weight: [N] per decision, None for plain cloning.
     """
 
-    def __init__(self, policy: DiffusionPolicy, view: ChunkView, cfg: ImitationConfig, *, seed: int, weight: Tensor | None = None) -> None:
+    def __init__(self, policy: DiffusionPolicy, view: Decisions, cfg: ImitationConfig, *, seed: int, weight: Tensor | None = None) -> None:
         self.policy, self.view, self.cfg, self.seed, self.weight = policy, view, cfg, seed, weight
-        self.net = policy.net.requires_grad_(True).train()
-        self.average = averaged(self.net, cfg.ema)
-        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=cfg.lr, betas=(0.95, 0.999), weight_decay=cfg.weight_decay)
+        self.actor = policy.actor.requires_grad_(True).train()
+        self.average = averaged(self.actor, cfg.ema)
+        self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, betas=(0.95, 0.999), weight_decay=cfg.weight_decay)
         self.step = 0
 
-    def update(self) -> float:
-        """One gradient step; returns the loss."""
+    def update(self) -> dict[str, float]:
+        """One gradient step; returns the losses: "loss" of the denoising, and the encoder's regularisers."""
         random = generator(self.seed, "imitation", self.step, device=self.policy.device)
         torch.manual_seed(derive(self.seed, "dropout", self.step))
         index = torch.randint(len(self.view), (self.cfg.batch,), generator=random, device=self.policy.device)
         batch = self.view.batch(index)
         self.optimiser.param_groups[0]["lr"] = self.cfg.lr * cosine(self.step, self.cfg.steps, self.cfg.warmup)
-        loss = imitation_loss(self.policy.diffusion, self.net, batch.action, batch.valid, self.policy.encode(batch.obs), random,
+        cond, regularisers = self.policy.look(batch.obs, random)
+        loss = imitation_loss(self.policy.diffusion, self.policy.net, batch.action, batch.valid, cond, random,
                               None if self.weight is None else self.weight[index])
         self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        torch.stack([loss, *regularisers.values()]).sum().backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.actor.parameters(), 1.0)
         self.optimiser.step()
-        self.average.update_parameters(self.net)
+        self.average.update_parameters(self.actor)
         self.step += 1
-        return float(loss.detach())
+        return {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in regularisers.items()}}
 
     def finish(self) -> None:
         """Give the policy the averaged weights."""
-        self.net.load_state_dict(self.average.module.state_dict())
-        self.net.eval()
+        self.actor.load_state_dict(self.average.module.state_dict())
+        self.actor.eval()
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, average, optimiser and step."""
-        return {"net": self.net.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
+        return {"actor": self.actor.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
                 "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
-        self.net.load_state_dict(state["net"])
+        self.actor.load_state_dict(state["actor"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]

@@ -59,7 +59,51 @@ def gaussian_kl(mean_p: Tensor, mean_q: Tensor, sigma: Tensor) -> Tensor:
     return 0.5 * ((mean_p - mean_q) / sigma[:, None, None]).square().sum((-2, -1))
 
 
+def kl_to_standard(mean: Tensor, log_std: Tensor) -> Tensor:
+    """KL(N(mean, std^2) || N(0, I)) of an information bottleneck, summed over the latent (arXiv 1612.00410, eq. 17). [B, E] -> [B]."""
+    return 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(-1)
+
+
 def explained_variance(prediction: Tensor, target: Tensor) -> float:
     """1 - Var(target - prediction) / Var(target), both [N]; 0 where the target does not vary."""
     variance = target.var()
     return float(1 - (target - prediction).var() / variance) if variance > 1e-12 else 0.0
+
+
+def chamfer(a: Tensor, b: Tensor) -> Tensor:
+    """Symmetric Chamfer distance: mean squared distance to the nearest point of the other cloud, both ways added up.
+
+    a: [B, N, 3], b: [B, M, 3] (metres: the result is in square metres). Returns [B]. Gradients reach both clouds.
+    As in arXiv 1612.00603, eq. 1, with means for sums, so that the number of points does not matter.
+    """
+    if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[2] or not a.shape[1] * b.shape[1]:
+        raise ValueError(f"chamfer: clouds of shapes {list(a.shape)} and {list(b.shape)}, not [B, N, D] and [B, M, D]")
+    to_b, to_a = _nearest(a.detach(), b.detach())
+    forth = (a - _pick(b, to_b)).square().sum(-1).mean(1)
+    back = (b - _pick(a, to_a)).square().sum(-1).mean(1)
+    return forth + back
+
+
+def _pick(cloud: Tensor, index: Tensor) -> Tensor:
+    """Rows [B, N, D] of a cloud [B, M, D] by index [B, N]."""
+    return cloud.gather(1, index[..., None].expand(-1, -1, cloud.shape[-1]))
+
+
+@torch.no_grad()
+def _nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """For every point its nearest in the other cloud: indices [B, N] into b and [B, M] into a.
+
+    All squared distances come from one product, (|a|^2, a, 1) . (1, -2 b, |b|^2), which only has to tell who is nearest: around the
+    clouds' own centre, where little cancels. The distances themselves are then computed from the pairs. A tile of clouds at a time.
+    """
+    centre = a.mean(1, keepdim=True)
+    a, b = a - centre, b - centre
+    one, other = torch.ones_like(a[..., :1]), torch.ones_like(b[..., :1])
+    left = torch.cat([a.square().sum(-1, keepdim=True), a, one], -1)
+    right = torch.cat([other, -2 * b, b.square().sum(-1, keepdim=True)], -1).transpose(1, 2)
+    tile = max(1, (2 ** 26 if a.is_cuda else 2 ** 18) // (a.shape[1] * b.shape[1]))
+    pairs = []
+    for x, y in zip(torch.split(left, tile), torch.split(right, tile), strict=True):
+        distance = x @ y
+        pairs.append((distance.argmin(2), distance.argmin(1)))
+    return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])

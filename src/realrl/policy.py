@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from realrl import config
 from realrl.generative.consistency import Distillation, DistillConfig
 from realrl.generative.diffusion import Diffusion, DiffusionConfig
+from realrl.nets.encoder import WHOLE as FRAMES
+from realrl.nets.encoder import Encoder, EncoderConfig
 from realrl.nets.mlp import SkipNet, mlp
 from realrl.nets.normalise import Normaliser
 from realrl.nets.unet1d import UNet1d
@@ -49,6 +51,8 @@ class PolicyConfig:
     """Dropout of the skip-net, in imitation only."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     """Noise schedule and sampler."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """What it makes of pictures or a point cloud, where the task has them."""
 
 
 def make_net(cfg: PolicyConfig, action_dim: int, cond: int) -> nn.Module:
@@ -60,36 +64,103 @@ def make_net(cfg: PolicyConfig, action_dim: int, cond: int) -> nn.Module:
 
 
 class DiffusionPolicy(nn.Module):
-    """A denoising policy over chunks [B, K, A] in [-1, 1] from `observation.state` [B, H, D]; see `types.Policy`.
+    """A denoising policy over chunks [B, K, A] in [-1, 1] from `observation.state` [B, H, D] and its senses; see `types.Policy`.
 
-    `head` picks the product: "ddim" runs the S-step chain (stochastic while exploring, deterministic when greedy), "one-step" the
-    consistency student C(x, tau_S), one network call.
+    senses: key -> shape of one frame of every observation beside the state that it looks at (`TaskSpec.senses`); with none, the condition
+    is the normalised state itself and there is no encoder. `head` picks the product: "ddim" runs the S-step chain (stochastic while
+    exploring, deterministic when greedy), "one-step" the consistency student C(x, tau_S), one network call.
     """
 
-    def __init__(self, cfg: PolicyConfig, obs_dim: int, action_dim: int, *, name: str = "policy") -> None:
+    def __init__(self, cfg: PolicyConfig, obs_dim: int, action_dim: int, *, senses: Mapping[str, tuple[int, ...]] | None = None,
+                 name: str = "policy") -> None:
         super().__init__()
         self.cfg, self.obs_dim, self.action_dim, self.name = cfg, obs_dim, action_dim, name
-        self.chunk, self.n_obs = cfg.chunk, cfg.n_obs
+        self.chunk, self.n_obs, self.senses = cfg.chunk, cfg.n_obs, {k: tuple(v) for k, v in (senses or {}).items()}
         self.head: Head = "ddim"
         self.distilled = False  # whether the one-step head was ever taught
         self.normaliser = Normaliser(obs_dim)
         self.diffusion = Diffusion(cfg.diffusion)
-        self.net = make_net(cfg, action_dim, cfg.n_obs * obs_dim)
-        self.student = make_net(cfg, action_dim, cfg.n_obs * obs_dim)
+        self.encoder = Encoder(cfg.encoder, obs_dim, self.senses) if self.senses else None
+        self.net = make_net(cfg, action_dim, self.cond_dim)
+        self.student = make_net(cfg, action_dim, self.cond_dim)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.normaliser.mean.device
 
-    def encode(self, obs: dict[str, Tensor]) -> Tensor:
-        """The condition c_t: normalised, concatenated observations. obs["state"]: [B, H, D] -> [B, H*D]."""
+    @property
+    def cond_dim(self) -> int:
+        """C, size of the condition."""
+        return self.n_obs * (self.cfg.encoder.latent if self.encoder else self.obs_dim)
+
+    @property
+    def actor(self) -> nn.ModuleDict:
+        """What imitation and online RL train: the noise network, and the encoder where there is one."""
+        return nn.ModuleDict({"net": self.net, **({"encoder": self.encoder} if self.encoder else {})})
+
+    def fit_senses(self, frames: Mapping[str, Tensor]) -> None:
+        """Fit the normalisers on the demonstrations' frames, each [F, ...]; never again, see `Normaliser`."""
+        self.normaliser.fit(frames["state"])
+        if self.encoder:
+            self.encoder.fit(frames)
+
+    def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """The condition c_t [B, C]: normalised, encoded, concatenated observations. obs["state"]: [B, H, D], senses [B, H, ...].
+
+        Observations that were encoded before ("latent" [B, H, E], see `latents`) are only concatenated.
+        """
+        if "latent" in obs:
+            return obs["latent"].flatten(1)
+        if self.encoder is None:
+            return self._state(obs).flatten(1)
+        frames = self._frames(obs)
+        z: Tensor = self.encoder(*frames)
+        return z.view(-1, self.cond_dim)
+
+    def look(self, obs: Mapping[str, Tensor], random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """(condition [B, C], regularisers by name) for imitation; without an encoder the same as `encode` and nothing to regularise."""
+        if self.encoder is None or "latent" in obs:
+            return self.encode(obs), {}
+        z, losses = self.encoder.look(*self._frames(obs), random)
+        return z.view(-1, self.cond_dim), losses
+
+    def regularise(self, obs: Mapping[str, Tensor], random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(condition [B, C] with gradients to the encoder, regularisers []) for online RL."""
+        assert self.encoder is not None
+        mean, loss = self.encoder.regularise(*self._frames(obs), random)
+        return mean.view(-1, self.cond_dim), loss
+
+    @torch.no_grad()
+    def latents(self, frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Frames [F, ...] encoded once, {"latent": [F, E]}: what RL with a frozen encoder looks at. Without one, the frames themselves."""
+        if self.encoder is None:
+            return dict(frames)
+        pieces = [self.encoder(self.normaliser(frames["state"][i:i + FRAMES]), {k: frames[k][i:i + FRAMES] for k in self.senses})
+                  for i in range(0, len(frames["state"]), FRAMES)]
+        return {"latent": torch.cat(pieces)}
+
+    def _state(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Normalised state [B, H, D], checked."""
         state = obs["state"]
         if state.shape[1:] != (self.n_obs, self.obs_dim):
             raise RealrlError(f"observation 'state' has shape {list(state.shape[1:])} but the policy was trained on "
                               f"[{self.n_obs}, {self.obs_dim}] (history, features): use the task and n_obs it was trained with")
-        out: Tensor = self.normaliser(state).flatten(1)
+        out: Tensor = self.normaliser(state)
         return out
+
+    def _frames(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """State [B*H, D] and senses [B*H, ...], checked."""
+        seen = {}
+        for key, shape in self.senses.items():
+            if key not in obs:
+                raise RealrlError(f"observation {key!r} is missing, the policy looks at {', '.join(self.senses)}: give the environment or "
+                                  "data set the same --sight as in training")
+            if obs[key].shape[1:] != (self.n_obs, *shape):
+                raise RealrlError(f"observation {key!r} has shape {list(obs[key].shape[1:])} but the policy was trained on "
+                                  f"{[self.n_obs, *shape]} (history, ...): use the sight it was trained with")
+            seen[key] = obs[key].flatten(0, 1)
+        return self._state(obs).flatten(0, 1), seen
 
     def one_step(self, x: Tensor, cond: Tensor, k: int = 0) -> Tensor:
         """The consistency student's clean action from x [B, K, A] at the noise level of denoising step k."""
@@ -114,7 +185,8 @@ class DiffusionPolicy(nn.Module):
     @torch.inference_mode()
     def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
         """Plan chunks from observations (state: [B, H, D]). Exploring with the DDIM head returns the chain [B, S+1, K, A]."""
-        cond = self.encode({"state": torch.as_tensor(obs["state"], dtype=torch.float32, device=self.device)})
+        seen = {k: torch.as_tensor(obs[k], device=self.device) for k in self.senses if k in obs}
+        cond = self.encode({"state": torch.as_tensor(obs["state"], dtype=torch.float32, device=self.device), **seen})
         explore = not greedy and self.head == "ddim"
         rows = self.cfg.diffusion.steps + 1 if explore else 1
         shape = (rows, self.chunk, self.action_dim)
@@ -134,13 +206,15 @@ class DiffusionPolicy(nn.Module):
         other.head, other.name = head, name or self.name
         return other
 
-    def save(self, path: Path, *, task: str) -> None:
-        """Write a folder that `load` reads: policy.json (what it is) and weights in safetensors."""
+    def save(self, path: Path, *, task: str, sight: Any = None) -> None:
+        """Write a folder that `load` reads: policy.json (what it is) and weights in safetensors. sight: the configuration of what it
+        saw in training, so that an evaluation can show it the same."""
         path.mkdir(parents=True, exist_ok=True)
         save_parts(path, 0, {"weights": self})
         write_json(path / "policy.json", {
             "kind": "diffusion", "format": 1, "task": task, "head": self.head, "name": self.name, "obs_dim": self.obs_dim,
-            "action_dim": self.action_dim, "distilled": self.distilled, "config": config.to_dict(self.cfg)})
+            "action_dim": self.action_dim, "senses": self.senses, "distilled": self.distilled, "config": config.to_dict(self.cfg),
+            **({"sight": config.to_dict(sight)} if self.senses and sight else {})})
 
 
 class GaussianPolicy(nn.Module):
@@ -187,7 +261,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[D
     path = Path(path)
     about: dict[str, Any] = read_policy_json(path)
     cfg = config.from_dict(PolicyConfig, about["config"], source=str(path / "policy.json"))
-    policy = DiffusionPolicy(cfg, about["obs_dim"], about["action_dim"], name=about["name"])
+    policy = DiffusionPolicy(cfg, about["obs_dim"], about["action_dim"], senses=about.get("senses"), name=about["name"])
     policy.head, policy.distilled = about["head"], bool(about.get("distilled", False))
     _, parts = read_parts(path)
     try:

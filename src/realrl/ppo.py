@@ -7,7 +7,7 @@ known exactly; all steps of a decision share its environment-level advantage (as
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from torch import Tensor
 from realrl.losses import clipped_surrogate, gaussian_kl
 from realrl.policy import DiffusionPolicy
 from realrl.types import RealrlError
+
+Look = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Decisions [B] -> (their conditions [B, C] with gradients to the encoder, its regularisers [])."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,13 @@ class DenoisingPPO:
     """Improves a diffusion policy by the clipped objective over its denoising steps.
 
     Every step k of every decision's chain is an action of a Gaussian sub-policy; all steps share the decision's advantage.
+    encoder: whether the policy's encoder learns too (section 3, online); then `fit` needs `look`.
     """
 
-    def __init__(self, policy: DiffusionPolicy, cfg: PPOConfig) -> None:
+    def __init__(self, policy: DiffusionPolicy, cfg: PPOConfig, *, encoder: bool = False) -> None:
         self.policy, self.cfg, self.lr = policy, cfg, cfg.lr
-        self.optimiser = torch.optim.AdamW(policy.net.parameters(), lr=cfg.lr, weight_decay=0.0)
+        self.actor = policy.actor if encoder else torch.nn.ModuleDict({"net": policy.net})
+        self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, weight_decay=0.0)
         if cfg.last is not None and cfg.last < 1:
             raise RealrlError(f"ppo.last: {cfg.last} must be at least 1, or None for all stochastic steps")
         self.likely = torch.tensor(policy.diffusion.likely[-(cfg.last or 0):], device=policy.device)
@@ -65,38 +70,39 @@ class DenoisingPPO:
         steps = [self.policy.diffusion.mean(self.policy.net, chain[:, k], k.expand(len(cond)), cond) for k in self.likely]
         return torch.stack(steps, 1)
 
-    def fit(self, cond: Tensor, chain: Tensor, advantage: Tensor, random: torch.Generator) -> dict[str, float]:
+    def fit(self, cond: Tensor, chain: Tensor, advantage: Tensor, random: torch.Generator, look: Look | None = None) -> dict[str, float]:
         """Improve on N decisions with their chains and advantages [N] under the policy as it is now; returns statistics.
 
         The reference means are recomputed here, so the ratio is exactly 1 at the start whatever machine drew the chains. A fit that
         goes past `max_kl` stops at once; if that is in its first pass, the learning rate is too high for this network and action: the
         fit is undone and begins again with half of it.
         """
-        self.policy.net.requires_grad_(True).eval()  # no dropout: it would shake the ratio
+        self.actor.requires_grad_(True).eval()  # no dropout: it would shake the ratio
         spread = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         advantage = spread.clamp(-self.cfg.advantage_clip, self.cfg.advantage_clip)
-        old, retries = self.means(cond, chain), 0
-        before = copy.deepcopy((self.policy.net.state_dict(), self.optimiser.state_dict()))
-        stats = self._passes(cond, chain, advantage, old, random)
+        data, retries = (cond, chain, self.means(cond, chain), advantage), 0
+        before = copy.deepcopy((self.actor.state_dict(), self.optimiser.state_dict()))
+        stats = self._passes(*data, random, look)
         while stats["kl"] > self.cfg.max_kl and stats["epochs"] == 1:
-            self.policy.net.load_state_dict(before[0])
+            self.actor.load_state_dict(before[0])
             self.optimiser.load_state_dict(copy.deepcopy(before[1]))
             self.lr, retries = self.lr / 2, retries + 1
-            stats = self._passes(cond, chain, advantage, old, random)
+            stats = self._passes(*data, random, look)
         self._adapt(stats["kl"])
         return {**stats, "lr": self.lr, "retries": retries}
 
-    def _passes(self, cond: Tensor, chain: Tensor, advantage: Tensor, old: Tensor, random: torch.Generator) -> dict[str, float]:
+    def _passes(self, cond: Tensor, chain: Tensor, old: Tensor, advantage: Tensor, random: torch.Generator,
+                look: Look | None) -> dict[str, float]:
         """Up to `epochs` passes over random pairs, until the KL is past `max_kl`. old: [N, L, K, A], from `means`."""
         cfg, count = self.cfg, len(self.likely)
         kl_k, clip_k, ratio_k, seen = (torch.zeros(count, device=cond.device) for _ in range(4))
-        kl, epochs, norms = 0.0, 0, [0.0]
+        kl, epochs, norms, extra = 0.0, 0, [0.0], 0.0
         while epochs < cfg.epochs and kl <= cfg.max_kl:
-            order = torch.randperm(len(cond) * count, generator=random, device=cond.device)
             kls = []
-            for pairs in torch.split(order[: max(int(len(order) * cfg.pairs), 1)], cfg.minibatch):
+            for pairs in self._minibatches(len(cond), random, whole=look is not None):
                 n, step = pairs // count, pairs % count
-                loss, ratio, divergence = self._objective(cond[n], chain, old[n, step], advantage[n], n, self.likely[step])
+                seen_as, regulariser = (cond[n], cond.new_zeros(())) if look is None else _look(look, n)
+                loss, ratio, divergence = self._objective(seen_as, chain, old[n, step], advantage[n], n, self.likely[step])
                 kls.append(float(divergence.mean()))
                 kl_k.index_add_(0, step, divergence)
                 clip_k.index_add_(0, step, ((ratio - 1).abs() > cfg.clip).float())
@@ -104,14 +110,29 @@ class DenoisingPPO:
                 seen.index_add_(0, step, torch.ones_like(ratio))
                 if kls[-1] > cfg.max_kl:
                     break
-                norms.append(self._step(loss))
+                norms.append(self._step(loss + regulariser))
+                extra = float(regulariser.detach())
             kl, epochs = kls[-1] if kls[-1] > cfg.max_kl else float(np.mean(kls)), epochs + 1
         seen = seen.clamp(min=1)
         sigma = self.policy.diffusion.sigma[self.likely]
         table = {"kl": kl_k / seen, "clip_fraction": clip_k / seen, "ratio": ratio_k / seen, "sigma": sigma}
         per_step = {f"{name}_{k}": float(v) for name, values in table.items() for k, v in zip(self.likely.tolist(), values, strict=True)}
         return {"kl": kl, "clip_fraction": float((clip_k / seen).mean()), "epochs": epochs,
-                "gradient_norm": float(np.mean(norms[1:] or norms)), **per_step}
+                "gradient_norm": float(np.mean(norms[1:] or norms)), **({"regularisers": extra} if look else {}), **per_step}
+
+    def _minibatches(self, decisions: int, random: torch.Generator, *, whole: bool) -> tuple[Tensor, ...]:
+        """A pass over a random share of the pairs, `n * L + step` each. whole: a minibatch holds all chosen steps of its decisions,
+        because every decision that it touches costs a pass of the encoder."""
+        cfg, count = self.cfg, len(self.likely)
+        device = self.likely.device
+        if not whole:
+            order = torch.randperm(decisions * count, generator=random, device=device)
+            return torch.split(order[: max(int(len(order) * cfg.pairs), 1)], cfg.minibatch)
+        steps = max(round(count * cfg.pairs), 1)
+        chosen = torch.rand(decisions, count, generator=random, device=device).argsort(1)[:, :steps]
+        order = torch.randperm(decisions, generator=random, device=device)
+        pairs = (order[:, None] * count + chosen[order]).flatten()
+        return torch.split(pairs, max(cfg.minibatch // steps, 1) * steps)
 
     def _objective(self, cond: Tensor, chain: Tensor, old: Tensor, advantage: Tensor, n: Tensor,
                    k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,7 +149,7 @@ class DenoisingPPO:
         self.optimiser.param_groups[0]["lr"] = self.lr
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.net.parameters(), self.cfg.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.actor.parameters(), self.cfg.grad_clip)
         self.optimiser.step()
         return float(norm)
 
@@ -147,3 +168,23 @@ class DenoisingPPO:
         """Continue where `state_dict` was taken."""
         self.optimiser.load_state_dict(state["optimiser"])
         self.lr = state["lr"]
+
+
+def fit_value(value: torch.nn.Module, optimiser: torch.optim.Optimizer, cond: Tensor, target: Tensor, epochs: int,
+              random: torch.Generator) -> float:
+    """V towards its targets [N], lambda_V E (V - Vhat)^2 (section 4) with its own optimiser; returns the last loss. cond: [N, C]."""
+    loss = torch.zeros(())
+    for _ in range(epochs):
+        for rows in torch.split(torch.randperm(len(cond), generator=random, device=cond.device), 500):
+            loss = (value(cond[rows])[:, 0] - target[rows]).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return float(loss.detach())
+
+
+def _look(look: Look, n: Tensor) -> tuple[Tensor, Tensor]:
+    """The conditions of pairs' decisions n [B], each decision encoded once, and the regularisers."""
+    rows, back = torch.unique(n, return_inverse=True)
+    cond, loss = look(rows)
+    return cond[back], loss

@@ -19,10 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from realrl import envs
 from realrl.collect import CollectConfig, Collector, MakeEnv
+from realrl.data.schema import CAMERA_PREFIXES
 from realrl.data.store import Store, open_dataset
+from realrl.envs import RandomiseConfig, SightConfig, TaskSpec
 from realrl.evaluate import Evaluation, held_out, summarise
 from realrl.imitation import Imitation
 from realrl.ope import spearman
+from realrl.policy import DiffusionPolicy
 from realrl.run import Run, commit, write_json
 from realrl.types import Episode, Obs, Policy, RealrlError, Source
 
@@ -33,14 +36,14 @@ class WorkCell:
     """Collects, records, evaluates and reports for one run. Use it as a context manager."""
 
     def __init__(self, run: Run, task: str, *, collect: CollectConfig, seed: int, reward: str | None = None,
-                 horizon: int | None = None, make: MakeEnv | None = None) -> None:
+                 horizon: int | None = None, sight: SightConfig | None = None, randomise: RandomiseConfig | None = None,
+                 make: MakeEnv | None = None) -> None:
         """make: builds an environment of your own, see `Collector`; task is then just its name."""
         self.run, self.task, self.seed = run, task, seed
-        env = make() if make else envs.make(task, reward=reward, horizon=horizon)
-        self.spec = env.task
-        env.close()
-        self.collector = Collector(task, collect, reward=reward, horizon=horizon, make=make)
-        self.store = Store.open_or_create(run.dir / "dataset", task=task, fps=round(1 / self.spec.dt))
+        self.collector = Collector(task, collect, reward=reward, horizon=horizon, sight=sight, randomise=randomise, make=make)
+        self.spec = self.collector.spec()
+        # Pictures to the bit: a resumed run sees again what it saw.
+        self.store = Store.open_or_create(run.dir / "dataset", task=task, fps=round(1 / self.spec.dt), codec="ffv1")
         self.summary: dict[str, Any] = self._read_summary()
         self._began = time.monotonic() - float(self.summary.get("wall_s", 0.0))
 
@@ -130,13 +133,17 @@ class WorkCell:
 
     def _recorded_elsewhere(self, data: str) -> list[Episode]:
         store = open_dataset(data)
-        episodes = store.read(images=False)  # policies see the state only
+        episodes = store.read(images=any(key.startswith(CAMERA_PREFIXES) for key in self.spec.senses))
         if not episodes or "state" not in episodes[0].obs:
             raise RealrlError(f"{data}: {'no observation.state in it' if episodes else 'an empty data set'}, there is nothing to imitate")
         have = (episodes[0].obs["state"].shape[-1], episodes[0].action.shape[-1])
         want = (self.spec.obs_dim, self.spec.action_dim)
         rate = round(1 / self.spec.dt)
         largest = max(float(np.abs(e.action).max()) for e in episodes)
+        for key, shape in self.spec.senses.items():
+            if key not in episodes[0].obs or episodes[0].obs[key].shape[1:] != shape:
+                seen = f"has shape {list(episodes[0].obs[key].shape[1:])}" if key in episodes[0].obs else "is not in it"
+                raise RealrlError(f"{data}: observation.{key} {seen}, the run looks at {list(shape)}: record it with the run's --sight")
         if have != want:
             raise RealrlError(f"{data}: {have[0]} observed numbers and {have[1]} actions, {self.task} has {want[0]} and {want[1]}: "
                               "name the task it was recorded on")
@@ -164,10 +171,10 @@ class WorkCell:
         with self.bar(f"{stage}: cloning", steps) as advance:
             advance(trainer.step)
             while trainer.step < steps:
-                loss = trainer.update()
+                losses = trainer.update()
                 advance(1)
                 if trainer.step % 50 == 0:
-                    self.run.log(trainer.step, {"loss": loss}, stage)
+                    self.run.log(trainer.step, losses, stage)
                 if trainer.step % 500 == 0:
                     self.run.save(name, trainer.step, trainer=trainer)
         trainer.finish()
@@ -234,7 +241,7 @@ class WorkCell:
 
     def _measure(self, name: str, policy: Policy, n: int, source: Source) -> dict[str, Any]:
         result = self.evaluate(policy, n, label=name, source=source)
-        return {"name": name, **result.to_dict(), "latency_ms": latency(policy, self.spec.obs_dim),
+        return {"name": name, **result.to_dict(), "latency_ms": latency(policy, self.spec),
                 "env_steps": self.store.frames}
 
     def _read_summary(self) -> dict[str, Any]:
@@ -278,12 +285,27 @@ def worthy(episodes: Sequence[Episode]) -> list[Episode]:
     return [e for e, value in zip(episodes, returns, strict=True) if value >= middle]
 
 
-def latency(policy: Policy, obs_dim: int, calls: int = 200) -> dict[str, float]:
+def check_fit(policy: DiffusionPolicy, spec: TaskSpec, name: object, trained_on: str) -> None:
+    """Raise RealrlError unless a policy fits a task. name: of the policy, for the message; trained_on: its own task."""
+    mine, its = (policy.obs_dim, policy.action_dim), (spec.obs_dim, spec.action_dim)
+    if policy.senses != dict(spec.senses):
+        raise RealrlError(f"{name} was trained on {trained_on} and sees {_listed(policy.senses)}, but {spec.id} shows "
+                          f"{_listed(spec.senses)}: give the --sight it was trained with")
+    if mine != its:
+        raise RealrlError(f"{name} was trained on {trained_on}, with {mine[0]} observation and {mine[1]} action numbers, but {spec.id} has "
+                          f"{its[0]} and {its[1]}: give the task it was trained on")
+
+
+def _listed(senses: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{key} {list(shape)}" for key, shape in senses.items()) or "the state alone"
+
+
+def latency(policy: Policy, spec: TaskSpec, calls: int = 200) -> dict[str, float]:
     """Milliseconds from observation to plan, one robot, one thread: {"p50", "p99"} over `calls` decisions."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rng, state = [np.random.default_rng(0)], policy.start(1)
-    obs: Obs = {"state": np.zeros((1, policy.n_obs, obs_dim), np.float32)}
+    obs = blank(spec, policy.n_obs)
     times = []
     for _ in range(calls + 20):
         before = time.perf_counter()
@@ -292,3 +314,12 @@ def latency(policy: Policy, obs_dim: int, calls: int = 200) -> dict[str, float]:
     torch.set_num_threads(threads)
     p50, p99 = np.percentile(times[20:], [50, 99])
     return {"p50": float(p50), "p99": float(p99)}
+
+
+def blank(spec: TaskSpec, n_obs: int) -> Obs:
+    """An observation of nothing, each entry [1, n_obs, ...], with the shapes and types of a task."""
+    kinds = {"images": np.uint8, "depth": np.uint16}
+    obs: Obs = {"state": np.zeros((1, n_obs, spec.obs_dim), np.float32)}
+    if spec.privileged:
+        obs["privileged"] = np.zeros((1, n_obs, spec.privileged), np.float32)
+    return obs | {key: np.zeros((1, n_obs, *shape), kinds.get(key.partition(".")[0], np.float32)) for key, shape in spec.senses.items()}

@@ -19,6 +19,7 @@ from realrl.evaluate import HELD_OUT, evaluate
 from realrl.imitation import generator
 from realrl.ope import Verdict, spearman
 from realrl.policy import DiffusionPolicy, load_policy
+from realrl.ppo import fit_value
 from realrl.run import Run, read_parts
 from realrl.types import Source
 from toy_runs import metrics, small_policy, tiny
@@ -207,24 +208,24 @@ def online(**options):
 def test_failed_starts_come_back_until_they_are_solved():
     stage = online()
     trial = lambda seed, won: SimpleNamespace(seed=seed, succeeded=won)
-    stage._remember([trial(1, False), trial(2, True), trial(3, False), trial(4, False), trial(5, False)])
-    assert stage.failed == [1, 3, 4, 5]
+    stage.practice.remember([trial(1, False), trial(2, True), trial(3, False), trial(4, False), trial(5, False)])
+    assert stage.practice.failed == [1, 3, 4, 5]
     cell = SimpleNamespace(seeds=lambda stage, count, first: list(range(1000 + first, 1000 + first + count)))
     fresh, again = stage.starts(cell)
     assert len(fresh) == 7 and len(again) == 3 and set(again) <= {1, 3, 4, 5}, "0.3 of 10 episodes practise"
     assert stage.starts(cell) == (fresh, again), "a resumed round has the same starts"
-    stage._remember([trial(3, True), trial(5, False), trial(6, False)])
-    assert stage.failed == [1, 4, 5, 6]
+    stage.practice.remember([trial(3, True), trial(5, False), trial(6, False)])
+    assert stage.practice.failed == [1, 4, 5, 6]
     stage.iteration = 1
     assert stage.starts(cell)[0] == list(range(1010, 1017)), "no fresh start twice"
-    stage.failed = []
+    stage.practice.failed = []
     assert stage.starts(cell) == (list(range(1010, 1020)), [])
 
 
 def test_the_value_fit_reaches_its_target():
     stage = online(value_lr=1e-2)
     cond = torch.linspace(-1, 1, 200)[:, None].repeat(1, 2)
-    loss = stage._fit_value(cond, cond[:, 0] ** 2, 60, generator(0))
+    loss = fit_value(stage.value, stage.value_optimiser, cond, cond[:, 0] ** 2, 60, generator(0))
     with torch.no_grad():
         assert loss < 0.01 and (stage.value(cond)[:, 0] - cond[:, 0] ** 2).square().mean() < 0.01
 
@@ -234,11 +235,11 @@ def test_online_state_survives_a_checkpoint(tmp_path):
     with torch.no_grad():
         for p in (*stage.policy.parameters(), *stage.value.parameters()):
             p.add_(torch.randn(p.shape, generator=generator(1)))
-    stage.failed, stage.iteration, stage.ppo.lr = [7, 9], 3, 0.5
+    stage.practice.failed, stage.iteration, stage.ppo.lr = [7, 9], 3, 0.5
     with Run(tmp_path) as run:
         run.save("online", 3, stage=stage)
         assert run.load("online", stage=other) == 3
-    assert (other.failed, other.iteration, other.ppo.lr) == ([7, 9], 3, 0.5)
+    assert (other.practice.failed, other.iteration, other.ppo.lr) == ([7, 9], 3, 0.5)
     for mine, theirs in ((stage.policy, other.policy), (stage.value, other.value)):
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
 

@@ -12,6 +12,8 @@ import torch
 
 from realrl.collect import CollectConfig, MakeEnv
 from realrl.data.views import ChunkView
+from realrl.envs.randomise import RandomiseConfig
+from realrl.envs.sight import SightConfig
 from realrl.imitation import Imitation, ImitationConfig
 from realrl.policy import DiffusionPolicy, PolicyConfig
 from realrl.run import Run, derive
@@ -20,7 +22,7 @@ from realrl.workcell import WorkCell
 
 @dataclass(frozen=True)
 class BCConfig:
-    """Behaviour cloning on one task, state observations."""
+    """Behaviour cloning on one task."""
 
     task: str = "metaworld/push-wall-v3"
     """Environment, see `realrl tasks`."""
@@ -34,6 +36,10 @@ class BCConfig:
     """Standard deviation of the noise on the expert's actions."""
     expert: str | None = None
     """File or folder with the expert's weights, for suites whose expert is a network."""
+    sight: SightConfig = field(default_factory=SightConfig)
+    """What the policy sees: the state, pictures, depth or a point cloud."""
+    randomise: RandomiseConfig = field(default_factory=RandomiseConfig)
+    """How the simulated scene varies from episode to episode."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """The diffusion policy."""
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
@@ -52,14 +58,16 @@ def train(cfg: BCConfig, run: Run, *, make: MakeEnv | None = None) -> dict[str, 
     make: builds an environment of your own; cfg.task is then just its name, and cfg.data holds its demonstrations.
     """
     torch.manual_seed(derive(cfg.seed, "weights"))
-    with WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, make=make) as cell:
+    with WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, sight=cfg.sight, randomise=cfg.randomise,
+                  make=make) as cell:
         episodes = cell.demonstrations(cfg.data, cfg.demos, cfg.demo_noise, cfg.expert)
-        policy = DiffusionPolicy(cfg.policy, cell.spec.obs_dim, cell.spec.action_dim, name="bc").to(cell.device(cfg.device))
+        spec = cell.spec
+        policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, name="bc").to(cell.device(cfg.device))
         view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=1.0, device=policy.device)
-        policy.normaliser.fit(view.frames["state"])
+        policy.fit_senses(view.frames)
         with cell.timed("imitation"):
             cell.imitate(Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
-        policy.save(run.dir / "policy", task=cfg.task)
+        policy.save(run.dir / "policy", task=cfg.task, sight=cfg.sight)
         if cfg.data is None:
             cell.judge_demonstrator(cfg.eval_episodes, cfg.demo_noise, cfg.expert)
         cell.finish_stage("imitation", policy.with_head("ddim"), cfg.eval_episodes)

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from realrl.collect import CollectConfig, MakeEnv
 from realrl.data.views import ChunkView
+from realrl.envs.randomise import RandomiseConfig
+from realrl.envs.sight import SightConfig
 from realrl.generative.consistency import DistillConfig, start_from_teacher
 from realrl.generative.diffusion import DiffusionConfig
 from realrl.imitation import Imitation, ImitationConfig, generator
@@ -28,10 +30,11 @@ from realrl.losses import explained_variance, gae, monte_carlo
 from realrl.nets.mlp import mlp
 from realrl.ope import OPEConfig, TransitionModel, evaluate_policies, gate, start_conditions
 from realrl.policy import DiffusionPolicy, PolicyConfig, load_policy
-from realrl.ppo import DenoisingPPO, PPOConfig
+from realrl.ppo import DenoisingPPO, PPOConfig, fit_value
+from realrl.practice import Practice
 from realrl.run import Run, derive
 from realrl.types import Episode, RealrlError
-from realrl.workcell import WorkCell, worthy
+from realrl.workcell import WorkCell, check_fit, worthy
 
 Stage = Literal["imitation", "offline", "online", "one-step"]
 
@@ -61,6 +64,8 @@ class OfflineConfig:
     """Root-mean-square change of the action, from the same noise, at which a round ends: past it the critics are extrapolated."""
     reimitation: int = 1000
     """Gradient steps of pi <- IL(D) on the successes so far, before a round improves it; 0 = go on from the improved weights."""
+    reimitate_encoder: bool = True
+    """Whether that trains the encoder, too (policies with eyes); False = it stays as the demonstrations made it, which is far quicker."""
     ppo: PPOConfig = field(default_factory=lambda: PPOConfig(lr=3e-5, epochs=2, pairs=1.0, target_kl=0.005))
     """The objective's settings."""
 
@@ -85,6 +90,8 @@ class OnlineConfig:
     """V's learning rate."""
     value_epochs: int = 5
     """Passes of V over a round's decisions (three times as many while warming up)."""
+    learn_encoder: bool = True
+    """Whether the encoder learns (policies with eyes), with its regularisers, as in section 3; False = it stays frozen."""
     save_every: int = 5
     """Rounds between checkpoints."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -93,7 +100,7 @@ class OnlineConfig:
 
 @dataclass(frozen=True)
 class RL100Config:
-    """RL-100 on one task, state observations."""
+    """RL-100 on one task."""
 
     task: str = "metaworld/peg-insert-side-v3"
     """Environment, see `realrl tasks`."""
@@ -113,6 +120,10 @@ class RL100Config:
     """File or folder with the expert's weights, for suites whose expert is a network."""
     horizon: int | None = None
     """Steps until an episode is truncated; None = the task's own."""
+    sight: SightConfig = field(default_factory=SightConfig)
+    """What the policy sees: the state, pictures, depth or a point cloud."""
+    randomise: RandomiseConfig = field(default_factory=RandomiseConfig)
+    """How the simulated scene varies from episode to episode."""
     gamma: float = 0.99
     """Discount per control step."""
     policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(diffusion=DiffusionConfig(sigma_max=0.8)))
@@ -154,6 +165,7 @@ class OfflineRound:
 
     def __init__(self, policy: DiffusionPolicy, view: ChunkView, cfg: RL100Config, *, seed: int, log: Any) -> None:
         self.policy, self.cfg, self.seed, self.log = policy, cfg, seed, log
+        view = view.seen_by(policy.latents)  # the encoder is frozen offline, and shared by policy, critics and model
         self.cond, _ = encode_all(view, policy.encode)
         torch.manual_seed(derive(seed, "weights"))  # the same critics whatever this process did before, or a resumed run would differ
         self.critics = Critics(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.critic).to(policy.device)
@@ -243,45 +255,37 @@ class Online:
         self.policy, self.cfg, self.iteration = policy, cfg, 0
         size = (cfg.critic.hidden, cfg.critic.hidden)
         torch.manual_seed(derive(cfg.seed, "online"))
-        self.value = value or mlp(policy.n_obs * policy.obs_dim, 1, size).to(policy.device)
+        self.value = value or mlp(policy.cond_dim, 1, size).to(policy.device)
         self.value_optimiser = torch.optim.AdamW(self.value.parameters(), lr=cfg.online.value_lr)
-        self.ppo, self.student = DenoisingPPO(policy, cfg.online.ppo), policy.distillation(cfg.distill)
-        self.failed: list[int] = []
+        self.eyes = policy.encoder is not None and cfg.online.learn_encoder
+        self.ppo, self.student = DenoisingPPO(policy, cfg.online.ppo, encoder=self.eyes), policy.distillation(cfg.distill)
+        self.practice = Practice(cfg.online.practice, cfg.seed)
 
     def starts(self, cell: WorkCell) -> tuple[list[int], list[int]]:
         """(fresh starts, starts to practise because they failed before) of this round."""
-        online = self.cfg.online
-        count = min(int(online.practice * online.episodes), len(self.failed))
-        chosen = np.random.default_rng(derive(self.cfg.seed, "practice", self.iteration)).choice(len(self.failed), count, replace=False)
-        fresh = cell.seeds(5, online.episodes - count, self.iteration * online.episodes)
-        return fresh, [self.failed[i] for i in sorted(chosen)]
+        count, again = self.cfg.online.episodes, self.practice.again(self.cfg.online.episodes, self.iteration)
+        return cell.seeds(5, count - len(again), self.iteration * count), again
 
     def round(self, cell: WorkCell) -> dict[str, float]:
         """Collect, learn, and return what one needs to see."""
         fresh, again = self.starts(cell)
         episodes = cell.practise(f"online-{self.iteration}", self.policy.with_head("ddim"), fresh + again,
                                  noise_seed=derive(self.cfg.seed, "online", self.iteration) % 2**31, keep_extra=True)
-        self._remember(episodes)
+        self.practice.remember(episodes)
         won = [e.succeeded for e in episodes]
         stats = {"success_rate": float(np.mean(won[: len(fresh)])), "practice_rate": float(np.mean(won[len(fresh):])) if again else None,
-                 "failed_starts": len(self.failed), "episode_steps": float(np.mean([len(e) for e in episodes])),
+                 "failed_starts": len(self.practice.failed), "episode_steps": float(np.mean([len(e) for e in episodes])),
                  "episode_return": float(np.mean([e.reward.sum() for e in episodes])), "env_steps": cell.summary["env_steps"],
                  "round_steps": sum(map(len, episodes))}
         stats |= self._learn(episodes)
         self.iteration += 1
         return stats
 
-    def _remember(self, episodes: Sequence[Episode]) -> None:
-        """Failed starts come back until they are solved once."""
-        solved = {e.seed for e in episodes if e.succeeded}
-        lost = [e.seed for e in episodes if not e.succeeded and e.seed is not None]
-        self.failed = [s for s in dict.fromkeys(self.failed + lost) if s not in solved]
-
     def _learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
         cfg, policy = self.cfg, self.policy
         random = generator(cfg.seed, "online-update", self.iteration, device=policy.device)
         view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, every="plan", device=policy.device)
-        cond, next_cond = encode_all(view, policy.encode)
+        cond, next_cond = encode_all(view.seen_by(policy.latents), policy.encode)
         with torch.no_grad():
             value, next_value = self.value(cond)[:, 0], self.value(next_cond)[:, 0]
         advantage, _ = gae(view.reward, view.discount, value, next_value, view.last, cfg.online.lam)
@@ -292,33 +296,27 @@ class Online:
         warming = self.iteration < cfg.online.warmup
         if not warming:
             chain = torch.from_numpy(np.concatenate([e.extra["chain"] for e in episodes])).to(policy.device)
-            stats |= self.ppo.fit(cond, chain, advantage, random)
-        stats["loss_v"] = self._fit_value(cond, target, cfg.online.value_epochs * (3 if warming else 1), random)
+            look = (lambda rows: policy.regularise(view.batch(rows).obs, random)) if self.eyes else None
+            stats |= self.ppo.fit(cond, chain, advantage, random, look)
+            if look:  # the latents have moved
+                cond, _ = encode_all(view.seen_by(policy.latents), policy.encode)
+        epochs = cfg.online.value_epochs * (3 if warming else 1)
+        stats["loss_v"] = fit_value(self.value, self.value_optimiser, cond, target, epochs, random)
         stats["student_gap"] = self.student.follow(cond, random)
         return stats
-
-    def _fit_value(self, cond: Tensor, target: Tensor, epochs: int, random: torch.Generator) -> float:
-        """V towards the lambda-return, lambda_V E (V - Vhat)^2 with its own optimiser."""
-        loss = torch.zeros(())
-        for _ in range(epochs):
-            for rows in torch.split(torch.randperm(len(cond), generator=random, device=cond.device), 500):
-                loss = (self.value(cond[rows])[:, 0] - target[rows]).square().mean()
-                self.value_optimiser.zero_grad()
-                loss.backward()
-                self.value_optimiser.step()
-        return float(loss.detach())
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to continue to the same numbers."""
         return {"policy": self.policy.state_dict(), "value": self.value.state_dict(), "value_optimiser": self.value_optimiser.state_dict(),
-                "ppo": self.ppo.state_dict(), "student": self.student.state_dict(), "failed": self.failed, "iteration": self.iteration}
+                "ppo": self.ppo.state_dict(), "student": self.student.state_dict(), "failed": self.practice.failed,
+                "iteration": self.iteration}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         for name in ("policy", "value", "value_optimiser", "ppo"):
             getattr(self, name).load_state_dict(state[name])
         self.student.load_state_dict(state["student"])
-        self.failed, self.iteration = list(state["failed"]), state["iteration"]
+        self.practice.failed, self.iteration = list(state["failed"]), state["iteration"]
 
 
 # -- section 6: the algorithm -----------------------------------------------------------------------------------------------
@@ -332,7 +330,8 @@ def train(cfg: RL100Config, run: Run, *, make: MakeEnv | None = None) -> dict[st
     own; cfg.task is then just its name, and cfg.data holds its demonstrations. Raises RealrlError for a stage without its input.
     """
     torch.manual_seed(derive(cfg.seed, "weights"))
-    with WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon, make=make) as cell:
+    with WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon, sight=cfg.sight, randomise=cfg.randomise,
+                  make=make) as cell:
         policy, demos = _start(cfg, cell)
         value: nn.Module | None = None
         for m in range(cfg.offline.rounds):
@@ -341,7 +340,7 @@ def train(cfg: RL100Config, run: Run, *, make: MakeEnv | None = None) -> dict[st
         rounds = _online(cfg, cell, policy, value) if "online" in cfg.stages or run.read("online") else 0
         if "one-step" in cfg.stages or run.read("one-step"):
             _one_step(cfg, cell, policy, demos, rounds)
-        policy.save(run.dir / "policy", task=cfg.task)
+        policy.save(run.dir / "policy", task=cfg.task, sight=cfg.sight)
         if cfg.audit_episodes and "offline" in cfg.stages and make is None:
             cell.audit(_judged(cfg, run, policy), cfg.audit_episodes)
         return cell.summary
@@ -352,17 +351,15 @@ def _start(cfg: RL100Config, cell: WorkCell) -> tuple[DiffusionPolicy, list[Epis
     device, spec = cell.device(cfg.device), cell.spec
     if not cfg.init and "imitation" not in cfg.stages and cell.run.read("imitation") is None:
         raise RealrlError("no policy to start from: add imitation to --stages or name one with --init FOLDER")
-    policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, name="rl100").to(device).eval()
+    policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, name="rl100").to(device).eval()
     demos = cell.demonstrations(cfg.data, cfg.demos, cfg.demo_noise, cfg.expert) if cfg.data or not cfg.init else []
     if cfg.init:
         policy, task = load_policy(cfg.init, device)
-        if (policy.obs_dim, policy.action_dim) != (spec.obs_dim, spec.action_dim):
-            raise RealrlError(f"{cfg.init}: its policy sees {policy.obs_dim} numbers and moves {policy.action_dim} (task {task}), "
-                              f"{cfg.task} has {spec.obs_dim} and {spec.action_dim}")
+        check_fit(policy, spec, cfg.init, task)
         policy.head = "ddim"
         return policy, demos
     view = ChunkView(demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=device)
-    policy.normaliser.fit(view.frames["state"])
+    policy.fit_senses(view.frames)
     if cell.run.load("imitation", policy=policy) is None:
         with cell.timed("imitation"):
             cell.imitate(Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
@@ -381,7 +378,7 @@ def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, 
     round profits too, and that a round ends with the policy it judged.
     """
     name, offline = f"offline-{m + 1}", cfg.offline
-    value = mlp(policy.n_obs * policy.obs_dim, 1, (cfg.critic.hidden, cfg.critic.hidden)).to(policy.device)
+    value = mlp(policy.cond_dim, 1, (cfg.critic.hidden, cfg.critic.hidden)).to(policy.device)
     if cell.run.load(name, policy=policy, value=value) is None:
         with cell.timed(name):
             data = list(demos)
@@ -391,7 +388,8 @@ def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, 
             look = partial(ChunkView, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
             if offline.reimitation and (good := worthy(data)):
                 again = replace(cfg.imitation, steps=offline.reimitation)
-                cell.imitate(Imitation(policy, look(good), again, seed=derive(cfg.seed, "imitation", m + 1)), f"{name}-imitation")
+                seen = look(good) if offline.reimitate_encoder else look(good).seen_by(policy.latents)
+                cell.imitate(Imitation(policy, seen, again, seed=derive(cfg.seed, "imitation", m + 1)), f"{name}-imitation")
             cell.run.rewind(name, -1)
             horizon = cfg.ope.horizon or math.ceil((cfg.horizon or cell.spec.horizon) / policy.chunk)
             sized = replace(cfg, ope=replace(cfg.ope, horizon=horizon))
@@ -428,7 +426,7 @@ def _one_step(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, demos: 
     known = cell.run.read("one-step")
     if known is None or known[0] != rounds:
         view = ChunkView(cell.recent(400) or demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
-        cond, _ = encode_all(view, policy.encode)
+        cond, _ = encode_all(view.seen_by(policy.latents), policy.encode)
         cell.run.rewind("one-step", 0)
         with cell.bar("one-step: distilling", cfg.distill.steps) as advance, cell.timed("one-step"):
             policy.distillation(cfg.distill).finish(cond, derive(cfg.seed, "one-step"), cell.logger("one-step"), advance)

@@ -1,9 +1,9 @@
 """Camera frames to mp4 packets and back, by PyAV.
 
-One setting a codec, made for robots: every second frame is a key frame (g = 2, so that reaching a frame costs at most two), no
-frame refers to a later one (so packets come out as frames go in, and dts equals pts), and crf 30 as LeRobot writes it. Depth is
-kept exactly, as 16-bit FFV1. Odd sizes stay what they are: SVT-AV1 takes them, and H.264, which halves its colour planes, keeps
-them whole (yuv444p) for such frames.
+One setting a codec, made for robots: every second frame is a key frame (g = 2, so that reaching a frame costs at most two), no frame
+refers to a later one (so packets come out as frames go in, and dts equals pts), and crf 30 as LeRobot writes it. Depth is kept exactly,
+as 16-bit FFV1; pictures are, too, with codec "ffv1", for runs that shall see again to the bit what they saw. Odd sizes stay what they
+are: SVT-AV1 takes them, and H.264, which halves its colour planes, keeps them whole (yuv444p) for such frames.
 
 Packets of the same `Header` may follow each other in one file without encoding anything again.
 """
@@ -24,8 +24,8 @@ import numpy as np
 
 from realrl.types import Array, RealrlError
 
-Codec = Literal["av1", "h264"]
-CODECS: tuple[Codec, ...] = ("av1", "h264")
+Codec = Literal["av1", "h264", "ffv1"]
+CODECS: tuple[Codec, ...] = ("av1", "h264", "ffv1")
 ENCODERS = {"av1": "libsvtav1", "h264": "libx264", "ffv1": "ffv1"}
 OPTIONS = {
     "av1": {"preset": "12", "crf": "30", "svtav1-params": "pred-struct=1:lookahead=0:rtc=1:lp=1"},
@@ -99,7 +99,8 @@ class PacketEncoder:
             raise RealrlError(f"a camera of {width} x {height} pixels cannot be encoded; at most {MAX_PIXELS} pixels a frame")
         odd = bool(width % 2 or height % 2)
         self.shape = (height, width) if depth else (height, width, 3)
-        self.pix_fmt = "gray16le" if depth else "yuv444p" if kind == "h264" and odd else "yuv420p"
+        lossy = "yuv444p" if kind == "h264" and odd else "yuv420p"
+        self.pix_fmt = "gray16le" if depth else "bgr0" if kind == "ffv1" else lossy
         self._annexb, self._count = kind == "h264", 0
         rate = Fraction(fps).limit_denominator(1001)
         buffer = io.BytesIO()
@@ -107,7 +108,7 @@ class PacketEncoder:
             self._out = av.open(buffer, "w", format="mp4", options={"movflags": "empty_moov"})
             stream: Any = self._out.add_stream(ENCODERS[kind], rate=rate, options=OPTIONS[kind] | (options or {}))
             stream.width, stream.height, stream.pix_fmt = width, height, self.pix_fmt
-            stream.gop_size, stream.thread_count, stream.time_base = 1 if depth else 2, threads, 1 / rate
+            stream.gop_size, stream.thread_count, stream.time_base = 1 if kind == "ffv1" else 2, threads, 1 / rate
             self._out.start_encoding()
         except (av.FFmpegError, ValueError) as error:
             raise RealrlError(f"the encoder {ENCODERS[kind]} does not open for {width} x {height} at {fps} fps ({_line(error)}); "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -66,6 +67,12 @@ class ChunkView:
         """Features of obs["state"]."""
         return int(self.frames["state"].shape[-1])
 
+    def seen_by(self, latents: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> ChunkView:
+        """The same decisions with other frames: what `latents` makes of all frames [F, ...], computed once (a frozen encoder's latents)."""
+        other = copy.copy(self)
+        other.frames = latents(self.frames)
+        return other
+
     def rows(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Rows [B, H] of `frames` before and after the decisions at `index`; episodes lie one after the other, T + 1 rows each."""
         return self._obs[index], self._next[index]
@@ -85,6 +92,8 @@ class ChunkView:
 def _check_finite(episode: Episode, number: int) -> None:
     """One NaN would silently turn every weight into NaN."""
     for name, values in {**episode.obs, "action": episode.action, "reward": episode.reward}.items():
+        if values.dtype.kind != "f":
+            continue
         bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
         if bad.any():
             raise RealrlError(f"{episode.task}: episode {number} of {episode.policy!r} (seed {episode.seed}) holds NaN or infinity in "

@@ -12,9 +12,11 @@ from typing import Protocol
 from gymnasium.error import DependencyNotInstalled
 
 from realrl.envs.base import NoisyPolicy, RobotEnv, TaskSpec
+from realrl.envs.randomise import RandomiseConfig
+from realrl.envs.sight import SightConfig
 from realrl.types import Policy, RealrlError
 
-__all__ = ["SUITES", "RobotEnv", "TaskSpec", "expert", "make", "tasks"]
+__all__ = ["SUITES", "RandomiseConfig", "RobotEnv", "SightConfig", "TaskSpec", "expert", "make", "tasks"]
 
 SUITES = {"toy": "numpy", "metaworld": "metaworld", "gym": "'gymnasium[mujoco]'", "adroit": "gymnasium-robotics",
           "pusht": "'realrl[sim]'"}
@@ -34,21 +36,25 @@ _METAWORLD = """
 class Suite(Protocol):
     """What a suite's module offers."""
 
-    def make(self, name: str, *, reward: str | None = None, horizon: int | None = None) -> RobotEnv: ...
+    def make(self, name: str, *, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
+             randomise: RandomiseConfig | None = None) -> RobotEnv: ...
 
     def expert(self, name: str, path: str | None = None) -> Policy: ...
 
 
-def make(task: str, *, reward: str | None = None, horizon: int | None = None) -> RobotEnv:
+def make(task: str, *, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
+         randomise: RandomiseConfig | None = None) -> RobotEnv:
     """The environment of a task, e.g. "metaworld/door-open-v3".
 
     reward: "sparse" (1 at the first success, which ends the episode) or "dense" (the suite's own, shaped); None is the suite's
     default: sparse for manipulation, the task's own return for locomotion. horizon: steps until truncation, None for the task's
-    default. Raises RealrlError on an unknown task, a reward it does not have, a horizon below 1 or a missing simulator.
+    default. sight: what is seen beside the robot's own joints, nothing by default; randomise: what differs from episode to episode.
+    Raises RealrlError on an unknown task, a reward it does not have, a horizon below 1, a kind of sight or a randomisation that the
+    suite cannot give, or a missing simulator.
     """
     suite, name = _find(task)
     try:
-        return _suite(suite).make(name, reward=reward, horizon=horizon)
+        return _suite(suite).make(name, reward=reward, horizon=horizon, sight=sight, randomise=randomise)
     except (ModuleNotFoundError, DependencyNotInstalled) as error:
         if (getattr(error, "name", None) or "").startswith("realrl"):
             raise
@@ -56,7 +62,7 @@ def make(task: str, *, reward: str | None = None, horizon: int | None = None) ->
 
 
 def expert(task: str, path: str | Path | None = None, noise: float = 0.0) -> Policy:
-    """A demonstrator for a task, chunk 1, looking at obs["state"].
+    """A demonstrator for a task, chunk 1, looking at obs["privileged"], or at obs["state"] without eyes.
 
     path: the file (or its folder) of an expert that is a trained network (adroit). noise: standard deviation of Gaussian noise
     added to its actions, which are then clipped. Raises RealrlError where no expert exists, saying where to get one.

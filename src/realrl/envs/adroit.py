@@ -26,6 +26,8 @@ import numpy as np
 from numpy.linalg import norm
 
 from realrl.envs.base import RobotEnv, ScriptedPolicy, TaskSpec
+from realrl.envs.randomise import RandomiseConfig, randomiser
+from realrl.envs.sight import Box, Mark, SightConfig, Stage, View, eyes
 from realrl.types import Array, Episode, Obs, Policy, RealrlError
 
 HORIZON = 200
@@ -36,6 +38,20 @@ _TEXT = {
     "pen": "turn the pen in the hand to the target's orientation",
     "relocate": "carry the ball to the target",
 }
+# What eyes see. The hand's joints come first in every observation; the arm's slide is among them in "relocate" alone.
+_JOINTS = {"door": 27, "hammer": 26, "pen": 24, "relocate": 30}
+_BOXES: dict[str, Box] = {
+    "door": ((-0.55, -0.5, 0.005), (0.55, 0.6, 0.6)), "hammer": ((-0.45, -0.5, 0.005), (0.35, 0.3, 0.55)),
+    "pen": ((-0.2, -0.4, 0.05), (0.35, 0.0, 0.45)), "relocate": ((-0.45, -0.5, 0.005), (0.45, 0.5, 0.6)),
+}
+# The model's cameras look over the forearm, which hides what the hand works on: they are moved to either side of it.
+_VIEWS = {
+    "door": (View("fixed", (-0.45, -0.75, 0.75), (0.0, 0.05, 0.2)), View("vil_camera", (0.55, -0.7, 0.7), (0.0, 0.05, 0.2))),
+    "hammer": (View("fixed", (-0.65, -0.6, 0.6), (-0.08, -0.12, 0.12)), View("vil_camera", (0.3, -0.75, 0.6), (-0.08, -0.12, 0.12))),
+    "pen": (View("fixed", (0.05, -0.6, 0.7), (0.08, -0.2, 0.22), 35.0), View("vil_camera", (0.1, 0.2, 0.6), (0.08, -0.2, 0.22), 35.0)),
+    "relocate": (View("fixed", (-0.6, -0.6, 0.7), (0.0, 0.0, 0.13)), View("vil_camera", (0.6, -0.6, 0.7), (0.0, 0.0, 0.13))),
+}
+_AWAY = frozenset({"world", "table", "vive_tracker", "forearm"})
 
 
 def names() -> tuple[str, ...]:
@@ -43,9 +59,10 @@ def names() -> tuple[str, ...]:
     return tuple(_SIZES)
 
 
-def make(name: str, *, reward: str | None = None, horizon: int | None = None) -> RobotEnv:
+def make(name: str, *, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
+         randomise: RandomiseConfig | None = None) -> RobotEnv:
     """Environment `name` of `names()`; default reward sparse, default horizon 200 steps (2 s)."""
-    return AdroitEnv(name, reward, HORIZON if horizon is None else horizon)
+    return AdroitEnv(name, reward, HORIZON if horizon is None else horizon, sight, randomise)
 
 
 class AdroitEnv(RobotEnv):
@@ -55,13 +72,20 @@ class AdroitEnv(RobotEnv):
     resets all of MuJoCo's state, warm start included: nothing of the former episode is left.
     """
 
-    def __init__(self, name: str, reward: str | None, horizon: int) -> None:
+    def __init__(self, name: str, reward: str | None, horizon: int, sight: SightConfig | None = None,
+                 randomise: RandomiseConfig | None = None) -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # its import prints a notice about the rewards we do not use
             import gymnasium_robotics  # noqa: F401  registers the environments
         inner: Any = gymnasium.make(f"AdroitHand{name.capitalize()}-v1", disable_env_checker=True).unwrapped
         task = TaskSpec("adroit", name, *_SIZES[name], horizon, float(inner.dt), _TEXT[name])
-        super().__init__(task, reward=reward)  # the simulator itself scales [-1, 1] to its joint ranges
         self._inner = inner
+        box = _BOXES[name]
+        stage = Stage(task.id, _VIEWS[name], tuple(range(_JOINTS[name])), box, _AWAY, self._goals)
+        if name == "relocate":
+            inner.model.site("target").rgba[3] = 0.5  # its ball is drawn so faint that a small picture loses it
+        seen = eyes(sight, stage, inner.model, inner.data)
+        super().__init__(task, reward=reward, eyes=seen,  # the simulator itself scales [-1, 1] to its joint ranges
+                         whims=randomiser(randomise, inner.model, inner.data, seen, box))
 
     def _begin(self, seed: int) -> Array:
         state: Array = self._inner.reset(seed=seed)[0]
@@ -74,9 +98,11 @@ class AdroitEnv(RobotEnv):
         handle is. (The initial state that the human demonstrations carry lacks the arm.) Raises RealrlError for the other tasks,
         whose observations do not hold it.
         """
+        if self._whims is not None:
+            self._whims.restore()
         state = self._restored(episode)
         self._t = 0
-        return self._observe(state)
+        return self._observe(state, first=True)
 
     def _restored(self, episode: Episode) -> Array:
         first = np.asarray(episode.obs["state"][0], np.float64)
@@ -98,8 +124,16 @@ class AdroitEnv(RobotEnv):
         return state, reward, False, bool(info["success"])
 
     def close(self) -> None:
-        """Free the simulator."""
+        """Free the simulator and the eyes."""
+        super().close()
         self._inner.close()
+
+    def _goals(self) -> list[Mark]:
+        """The ball that "relocate" draws around its target; the other tasks' targets are bodies, which are seen as they are."""
+        if self.task.name != "relocate":
+            return []
+        site = self._inner.model.site("target")
+        return [Mark(self._inner.data.site("target").xpos, np.full(3, site.size[0]), site.rgba)]
 
 
 def dense_reward(name: str, data: Any) -> float:

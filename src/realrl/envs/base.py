@@ -1,17 +1,17 @@
 """What all suites share: the task's description, the episode rules of an environment, and scripted experts.
 
-A suite is one module beside this one with three functions: `names()`, `make(name, *, reward, horizon)` and
+A suite is one module beside this one with three functions: `names()`, `make(name, *, reward, horizon, sight, randomise)` and
 `expert(name, path)`. Its environment fills in two methods, `_begin` and `_advance`; the rules that must not differ between
-suites (seeding, clipping, reward kinds, who ends an episode) are here, once.
+suites (seeding, clipping, reward kinds, who ends an episode, what an observation with eyes holds) are here, once.
 """
 
 from __future__ import annotations
 
 import operator
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, SupportsIndex, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, SupportsIndex, cast
 
 import gymnasium
 import numpy as np
@@ -22,7 +22,11 @@ from realrl.types import Array, Obs, Plan, Policy, RealrlError, State
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a task is. dt: seconds of a control step; horizon: steps after which an episode is truncated; text: in words."""
+    """What a task is. dt: seconds of a control step; horizon: steps after which an episode is truncated; text: in words.
+
+    obs_dim: numbers of `state` as a policy sees it; senses: the shape of every observation beside `state` and `privileged`, e.g.
+    {"pointcloud": (512, 3)}; privileged: numbers of the simulator's full state, 0 where `state` is all of it (no eyes).
+    """
 
     suite: str
     name: str
@@ -31,6 +35,8 @@ class TaskSpec:
     horizon: int
     dt: float
     text: str
+    senses: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    privileged: int = 0
 
     @property
     def id(self) -> str:
@@ -38,8 +44,40 @@ class TaskSpec:
         return f"{self.suite}/{self.name}"
 
 
+class Eyes(Protocol):
+    """What an environment sees beside its state: `realrl.envs.sight.Sight` for MuJoCo, a drawing for a toy."""
+
+    senses: Mapping[str, tuple[int, ...]]
+    """The shape of every key that `look` returns."""
+    own: Sequence[int]
+    """Which numbers of the simulator's full state are the robot's own (proprioception)."""
+
+    def look(self, *, first: bool) -> Obs:
+        """The observations of `senses` now; first: the episode has just begun."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+class Whims(Protocol):
+    """What differs from episode to episode: `realrl.envs.randomise.Randomiser`."""
+
+    def restore(self) -> None:
+        """Undo what the episode before had."""
+        ...
+
+    def apply(self, seed: int) -> None:
+        """Draw what belongs to an episode's seed."""
+        ...
+
+
 class RobotEnv(gymnasium.Env[Obs, Array]):
     """One robot and one task. Observation {"state": float32 [D]}, action float32 [A] in [-1, 1].
+
+    With eyes `state` holds the robot's own joints alone, the keys of `task.senses` what is seen (`images.<cam>` uint8 [H, W, 3],
+    `depth.<cam>` uint16 [H, W] mm, `pointcloud` float32 [N, 3 or 6] m), and `privileged` the simulator's full state, for experts.
 
     Actions are clipped to [-1, 1] and rescaled to `native_low`..`native_high`, the bounds of the suite. Rewards:
     "sparse" pays 1 at the first success and terminates there; "dense" pays the suite's own reward and goes on.
@@ -47,14 +85,17 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
     """
 
     def __init__(self, task: TaskSpec, *, reward: str | None = "sparse", kinds: Sequence[str] = ("sparse", "dense"),
-                 native_low: Array | float = -1.0, native_high: Array | float = 1.0) -> None:
-        """reward: one of `kinds`, None for the first of them. Raises RealrlError on another or a horizon below 1."""
+                 native_low: Array | float = -1.0, native_high: Array | float = 1.0,
+                 eyes: Eyes | None = None, whims: Whims | None = None) -> None:
+        """task: as without eyes; reward: one of `kinds`, None for the first. Raises RealrlError on another or a horizon below 1."""
         self.reward_kind = pick_reward(task.id, reward, kinds)
         if task.horizon < 1:
             raise RealrlError(f"{task.id}: horizon is {task.horizon}, it must be at least 1 step")
+        if eyes is not None:
+            task = replace(task, obs_dim=len(eyes.own), senses=dict(eyes.senses), privileged=task.obs_dim)
         self.task = task
-        space = Dict({"state": Box(-np.inf, np.inf, (task.obs_dim,), np.float32)})
-        self.observation_space = cast("gymnasium.Space[Obs]", space)
+        self._eyes, self._whims = eyes, whims
+        self.observation_space = cast("gymnasium.Space[Obs]", Dict(_spaces(task)))
         self.action_space = Box(-1.0, 1.0, (task.action_dim,), np.float32)
         self._low = np.broadcast_to(np.asarray(native_low, np.float64), (task.action_dim,))
         self._half = (np.broadcast_to(np.asarray(native_high, np.float64), (task.action_dim,)) - self._low) / 2
@@ -70,7 +111,12 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
         seed = operator.index(seed)  # numpy's integers are welcome, gymnasium wants Python's
         super().reset(seed=seed)
         self._t = 0
-        return self._observe(self._begin(seed)), {"success": False}
+        if self._whims is None:
+            return self._observe(self._begin(seed), first=True), {"success": False}
+        self._whims.restore()
+        state = self._begin(seed)
+        self._whims.apply(seed)
+        return self._observe(state, first=True), {"success": False}
 
     def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
         """One control step. Raises RealrlError on an action that is not finite or not [A], or when no episode is running."""
@@ -89,6 +135,11 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
             self._t = -1
         return self._observe(state), float(reward), bool(terminated), truncated, {"success": bool(success)}
 
+    def close(self) -> None:
+        """Free the eyes; a suite frees its simulator beside it."""
+        if self._eyes is not None:
+            self._eyes.close()
+
     @abstractmethod
     def _begin(self, seed: int) -> Array:
         """Put the world into the start that belongs to `seed` (`self.np_random` is seeded with it) and return the state [D]."""
@@ -97,10 +148,30 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
         """Run one control step with a native action [A]: (state [D], own reward, whether the task itself ended, success)."""
 
-    def _observe(self, state: Array) -> Obs:
+    def _observe(self, state: Array, *, first: bool = False) -> Obs:
+        """The observation at the simulator's full state [D]; first: the episode has just begun."""
         state = np.array(state, np.float32)  # a copy: simulators hand out views of buffers they write again
-        assert state.shape == (self.task.obs_dim,), f"{self.task.id}: state {state.shape}, expected ({self.task.obs_dim},)"
-        return {"state": state}
+        size = self.task.privileged or self.task.obs_dim
+        assert state.shape == (size,), f"{self.task.id}: state {state.shape}, expected ({size},)"
+        if self._eyes is None:
+            return {"state": state}
+        return {"state": state[list(self._eyes.own)], "privileged": state, **self._eyes.look(first=first)}
+
+
+def _spaces(task: TaskSpec) -> dict[str, gymnasium.Space[Any]]:
+    """The space of every observation: float32 without bounds, but for pictures and depths, whose integers have theirs."""
+    spaces: dict[str, gymnasium.Space[Any]] = {"state": Box(-np.inf, np.inf, (task.obs_dim,), np.float32)}
+    if task.privileged:
+        spaces["privileged"] = Box(-np.inf, np.inf, (task.privileged,), np.float32)
+    for key, shape in task.senses.items():
+        kind = key.partition(".")[0]
+        if kind == "images":
+            spaces[key] = Box(0, 255, shape, cast(Any, np.uint8))
+        elif kind == "depth":
+            spaces[key] = Box(0, 65535, shape, cast(Any, np.uint16))
+        else:
+            spaces[key] = Box(-np.inf, np.inf, shape, np.float32)
+    return spaces
 
 
 def pick_reward(task: str, reward: str | None, kinds: Sequence[str]) -> str:
@@ -110,6 +181,11 @@ def pick_reward(task: str, reward: str | None, kinds: Sequence[str]) -> str:
     if reward not in kinds:
         raise RealrlError(f"{task}: no {reward!r} reward, this task has {' and '.join(map(repr, kinds))}")
     return reward
+
+
+def full_state(obs: Obs) -> Array:
+    """The simulator's state in an observation, with eyes or without."""
+    return obs["privileged"] if "privileged" in obs else obs["state"]
 
 
 class ScriptedPolicy:
@@ -127,8 +203,9 @@ class ScriptedPolicy:
         return {}
 
     def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
-        """obs["state"]: [B, H, D], the last of H counts -> action [B, 1, A]. `greedy` and `rng` change nothing here."""
-        action = np.asarray(self._control(obs["state"][:, -1]), np.float32)
+        """obs["privileged"], or obs["state"] without eyes: [B, H, D], the last of H counts -> action [B, 1, A]. `greedy` and `rng`
+        change nothing here."""
+        action = np.asarray(self._control(full_state(obs)[:, -1]), np.float32)
         return Plan(np.clip(action, -1.0, 1.0)[:, None]), state
 
 

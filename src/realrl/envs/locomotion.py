@@ -12,6 +12,8 @@ from typing import Any
 import gymnasium
 
 from realrl.envs.base import RobotEnv, TaskSpec, pick_reward
+from realrl.envs.randomise import RandomiseConfig, randomiser
+from realrl.envs.sight import Box, Kind, SightConfig, Stage, View, eyes
 from realrl.types import Array, Policy, RealrlError
 
 _TASKS: dict[str, tuple[int, str]] = {  # name -> (horizon, text); horizons are gymnasium's own
@@ -27,6 +29,8 @@ _TASKS: dict[str, tuple[int, str]] = {  # name -> (horizon, text); horizons are 
     "Reacher-v5": (50, "bring the fingertip to the target"),
     "Pusher-v5": (100, "push the object to the goal"),
 }
+_FLOOR: Box = ((-1.0, -1.0, 0.0), (1.0, 1.0, 1.0))
+"""Where distractors may lie."""
 
 
 def names() -> tuple[str, ...]:
@@ -34,9 +38,10 @@ def names() -> tuple[str, ...]:
     return tuple(_TASKS)
 
 
-def make(name: str, *, reward: str | None = None, horizon: int | None = None) -> RobotEnv:
-    """Environment `name` of `names()`. Raises RealrlError on reward="sparse": these tasks have none."""
-    return LocomotionEnv(name, reward, horizon)
+def make(name: str, *, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
+         randomise: RandomiseConfig | None = None) -> RobotEnv:
+    """Environment `name` of `names()`. Raises RealrlError on reward="sparse" and on point clouds: these tasks have neither."""
+    return LocomotionEnv(name, reward, horizon, sight, randomise)
 
 
 def expert(name: str, path: str | Path | None = None) -> Policy:
@@ -47,14 +52,20 @@ def expert(name: str, path: str | Path | None = None) -> Policy:
 class LocomotionEnv(RobotEnv):
     """A gymnasium MuJoCo environment under this project's episode rules."""
 
-    def __init__(self, name: str, reward: str | None, horizon: int | None) -> None:
+    def __init__(self, name: str, reward: str | None, horizon: int | None, sight: SightConfig | None = None,
+                 randomise: RandomiseConfig | None = None) -> None:
         default_horizon, text = _TASKS[name]
         pick_reward(f"gym/{name}", reward, ("dense",))
         inner: Any = gymnasium.make(name, disable_env_checker=True).unwrapped
         task = TaskSpec("gym", name, inner.observation_space.shape[0], inner.action_space.shape[0],
                         default_horizon if horizon is None else horizon, float(inner.dt), text)
-        super().__init__(task, reward=reward, kinds=("dense",),
-                         native_low=inner.action_space.low, native_high=inner.action_space.high)
+        names = (inner.model.camera(i).name for i in range(inner.model.ncam))
+        cameras = tuple(View(name) for name in names if name)
+        stage = Stage(task.id, cameras, tuple(range(task.obs_dim)))
+        kinds: tuple[Kind, ...] = ("rgb", "depth") if cameras else ()
+        seen = eyes(sight, stage, inner.model, inner.data, kinds, "" if cameras else "its model has no camera")
+        super().__init__(task, reward=reward, kinds=("dense",), native_low=inner.action_space.low, native_high=inner.action_space.high,
+                         eyes=seen, whims=randomiser(randomise, inner.model, inner.data, seen, _FLOOR))
         self._inner = inner
 
     def _begin(self, seed: int) -> Array:
@@ -66,5 +77,6 @@ class LocomotionEnv(RobotEnv):
         return state, reward, fell, False
 
     def close(self) -> None:
-        """Free the simulator."""
+        """Free the simulator and the eyes."""
+        super().close()
         self._inner.close()

@@ -21,6 +21,8 @@ import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
 from realrl.envs.base import RobotEnv, ScriptedPolicy, TaskSpec
+from realrl.envs.randomise import RandomiseConfig, randomiser
+from realrl.envs.sight import Mark, SightConfig, Stage, View, eyes
 from realrl.types import Array, Policy, RealrlError
 
 HORIZON = 200
@@ -28,6 +30,12 @@ _MODEL_FIELDS = ("body_pos", "body_quat", "site_pos", "site_quat", "geom_pos", "
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 # The experts ask for more than [-1, 1] on purpose and the package warns of it on standard error.
 warnings.filterwarnings("ignore", r"Constant\(s\) may be too high", UserWarning)
+# From behind the robot's shoulders: over the right one (where DP3, arXiv 2403.03954, has its only camera) and over the left one.
+_VIEWS = (View("corner2", (0.8, 0.2, 0.9), (0.05, 0.66, 0.08), 50.0), View("corner", (-0.8, 0.2, 0.9), (-0.05, 0.66, 0.08), 50.0))
+_BOX = ((-0.6, 0.35, -0.05), (0.65, 1.0, 0.6))
+# What stands still for every task, and the arm above the hand.
+_AWAY = frozenset(["world", "tablelink", "RetainingWall", "controller_box", "pedestal", "pedestal_feet", "torso", "right_arm_base_link",
+                   "head", "screen", "right_l1_2", *(f"right_l{i}" for i in range(7))])
 _PLAIN = (int, float, bool, str, tuple, list, np.ndarray, np.generic, type(None))
 
 
@@ -36,9 +44,10 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(ALL_V3_ENVIRONMENTS))
 
 
-def make(name: str, *, reward: str | None = None, horizon: int | None = None) -> RobotEnv:
+def make(name: str, *, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
+         randomise: RandomiseConfig | None = None) -> RobotEnv:
     """A Meta-World task; reward "sparse" (default) or "dense"; horizon 200 steps of 12.5 ms unless given."""
-    return MetaWorldEnv(name, reward=reward, horizon=HORIZON if horizon is None else horizon)
+    return MetaWorldEnv(name, reward=reward, horizon=HORIZON if horizon is None else horizon, sight=sight, randomise=randomise)
 
 
 def expert(name: str, path: str | None = None) -> Policy:
@@ -64,11 +73,15 @@ _IRREGULAR = {"PegInsertSide": "PegInsertionSide"}
 class MetaWorldEnv(RobotEnv):
     """One of the 50 tasks with resets that depend on their seed alone."""
 
-    def __init__(self, name: str, *, reward: str | None, horizon: int) -> None:
+    def __init__(self, name: str, *, reward: str | None, horizon: int, sight: SightConfig | None = None,
+                 randomise: RandomiseConfig | None = None) -> None:
         sim: Any = ALL_V3_ENVIRONMENTS[name]()  # Any: its methods are replaced below
         text = name.removesuffix("-v3").replace("-", " ")
         dt = sim.model.opt.timestep * sim.frame_skip
-        super().__init__(TaskSpec("metaworld", name, 39, 4, horizon, dt, text), reward=reward)
+        task = TaskSpec("metaworld", name, 39, 4, horizon, dt, text)
+        stage = Stage(task.id, _VIEWS, (*range(4), *range(18, 22)), _BOX, _AWAY, self._goals, self._settle)
+        seen = eyes(sight, stage, sim.model, sim.data)
+        super().__init__(task, reward=reward, eyes=seen, whims=randomiser(randomise, sim.model, sim.data, seen, _BOX))
         sim._partially_observable = False
         sim.__dict__.pop("sawyer_observation_space", None)  # it was cached for the goal-hiding variant
         sim._set_task_called, sim._freeze_rand_vec, sim.seeded_rand_vec = True, False, True
@@ -98,6 +111,15 @@ class MetaWorldEnv(RobotEnv):
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
         state, reward, _, _, info = self._sim.step(action)
         return state, float(reward), False, info["success"] > 0
+
+    def _goals(self) -> list[Mark]:
+        """The goals that the simulator draws: a ball each. (What a task does not use it puts ten metres away.)"""
+        sites = [(self._sim.model.site(name), at) for name, at in self._sim._target_site_config]
+        return [Mark(at, np.full(3, max(site.size[0], 0.01)), site.rgba) for site, at in sites]
+
+    def _settle(self) -> None:
+        for name, at in self._sim._target_site_config:
+            self._sim._set_pos_site(name, at)
 
     def _plain_attributes(self) -> dict[str, Any]:
         return {k: copy.deepcopy(v) for k, v in self._sim.__dict__.items() if isinstance(v, _PLAIN)}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ import gymnasium
 import numpy as np
 from numpy.typing import ArrayLike
 
+from realrl.envs import randomise as whims
 from realrl.envs.base import RobotEnv, TaskSpec
+from realrl.envs.randomise import RandomiseConfig
+from realrl.envs.sight import SightConfig, choose, sees
 from realrl.types import Array, Episode, Obs, Policy, RealrlError
 
 HORIZON = 300
@@ -43,9 +47,11 @@ def names() -> tuple[str, ...]:
     return tuple(_SIZES)
 
 
-def make(name: str, *, reward: str | None = None, horizon: int | None = None) -> RobotEnv:
-    """Environment `name` of `names()`; default reward sparse, default horizon 300 steps (30 s)."""
-    return PushTEnv(name, reward, HORIZON if horizon is None else horizon)
+def make(name: str, *, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
+         randomise: RandomiseConfig | None = None) -> RobotEnv:
+    """Environment `name` of `names()`; default reward sparse, default horizon 300 steps (30 s). Its only sight is "rgb"."""
+    whims.refuse(f"pusht/{name}", randomise, "its simulator draws a plain table")
+    return PushTEnv(name, reward, HORIZON if horizon is None else horizon, sight)
 
 
 def expert(name: str, path: str | Path | None = None) -> Policy:
@@ -60,12 +66,13 @@ class PushTEnv(RobotEnv):
     draws for it.
     """
 
-    def __init__(self, name: str, reward: str | None, horizon: int) -> None:
+    def __init__(self, name: str, reward: str | None, horizon: int, sight: SightConfig | None = None) -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # pygame greets
             import gym_pusht  # noqa: F401  registers the environment
             inner: Any = gymnasium.make("gym_pusht/PushT-v0", disable_env_checker=True).unwrapped
         task = TaskSpec("pusht", name, _SIZES[name], 2, horizon, 1 / _HZ, _TEXT)
-        super().__init__(task, reward=reward, native_low=0.0, native_high=SIZE)
+        eyes = TopView(sight, inner) if sight and sees(task.id, sight, ("rgb",)) else None
+        super().__init__(task, reward=reward, native_low=0.0, native_high=SIZE, eyes=eyes)
         self._inner = inner
         self._coverage = 0.0
 
@@ -92,13 +99,14 @@ class PushTEnv(RobotEnv):
         inner.space.step(inner.dt)  # as a reset by seed does
         self._t = 0
         self._coverage = float(inner._get_coverage())
-        return self._observe(self._see(inner.get_obs())), {"success": False, "coverage": self._coverage}
+        return self._observe(self._see(inner.get_obs()), first=True), {"success": False, "coverage": self._coverage}
 
     def restore(self, episode: Episode) -> Obs:
         """Start where a recorded episode started; see `realrl.replay`. Raises RealrlError when its observation is another one."""
         first = np.asarray(episode.obs["state"][0], np.float64)
-        if first.shape != (self.task.obs_dim,):
-            raise RealrlError(f"{self.task.id}: the recording observes {first.size} numbers, this task {self.task.obs_dim}")
+        size = self.task.privileged or self.task.obs_dim
+        if first.shape != (size,):
+            raise RealrlError(f"{self.task.id}: the recording observes {first.size} numbers, this task {size}")
         return self.reset_to(first if len(first) == 5 else _pose(first))[0]
 
     def difference(self, recorded: Array, replayed: Array) -> Array:
@@ -115,11 +123,11 @@ class PushTEnv(RobotEnv):
 
     def image(self) -> Array:
         """The table from above, as the image recordings show it: uint8 [96, 96, 3], RGB; for an observation `images.top`."""
-        picture: Array = np.ascontiguousarray(self._inner._render())
-        return picture
+        return _picture(self._inner, 96, 96)
 
     def close(self) -> None:
-        """Free the simulator."""
+        """Free the simulator and the eyes."""
+        super().close()
         self._inner.close()
 
     def _begin(self, seed: int) -> Array:
@@ -134,6 +142,31 @@ class PushTEnv(RobotEnv):
 
     def _see(self, state: Array) -> Array:
         return state if self.task.name == "pusht" else keypoints(state)
+
+
+class TopView:
+    """The table from above as `images.top`, of any size; the disc's place is the robot's own."""
+
+    own: Sequence[int] = (0, 1)
+
+    def __init__(self, cfg: SightConfig, inner: Any) -> None:
+        """Raises RealrlError on a camera other than "top"."""
+        choose("pusht", cfg, ("top",), ("top",))
+        self._inner, self._size = inner, (cfg.height, cfg.width)
+        self.senses: Mapping[str, tuple[int, ...]] = {"images.top": (*self._size, 3)}
+
+    def look(self, *, first: bool) -> Obs:
+        """The picture now."""
+        return {"images.top": _picture(self._inner, *self._size)}
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def _picture(inner: Any, height: int, width: int) -> Array:
+    """gym-pusht's drawing of 512 x 512 pixels, resized: uint8 [H, W, 3], RGB."""
+    picture: Array = np.ascontiguousarray(inner._get_img(inner._draw(), width=width, height=height))
+    return picture
 
 
 def keypoints(state: Array) -> Array:

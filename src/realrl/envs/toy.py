@@ -4,26 +4,35 @@
 - "toy/obstacle": drive a point from the left to a goal on the right, around a disc in the middle. Demonstrations pass it on
   either side, at random: their mean hits it.
 - "toy/line": a point on a line, `steps` steps from the goal; its optimal values are known in closed form (`line_value`).
+- "toy/reach": drive a hand to a target. It can be looked at, as a picture, a depth or a cloud, and then only its eyes see the target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from realrl.envs import randomise as whims
 from realrl.envs.base import RobotEnv, ScriptedPolicy, TaskSpec
+from realrl.envs.randomise import RandomiseConfig
+from realrl.envs.sight import SightConfig, choose, sees
 from realrl.types import Array, Obs, Plan, Policy, RealrlError, State
 
 
 def names() -> tuple[str, ...]:
     """All task names of this suite."""
-    return ("identity", "obstacle", "line")
+    return ("identity", "obstacle", "line", "reach")
 
 
-def make(name: str, *, reward: str | None = None, horizon: int | None = None) -> RobotEnv:
-    """Environment `name` of `names()`; default reward sparse."""
+def make(name: str, *, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
+         randomise: RandomiseConfig | None = None) -> RobotEnv:
+    """Environment `name` of `names()`; default reward sparse. Only "reach" takes a sight, none a randomisation."""
+    whims.refuse(f"toy/{name}", randomise, "a toy")
+    if name == "reach":
+        return ReachEnv(reward, horizon, sight)
+    sees(f"toy/{name}", sight, (), "toy/reach can be looked at")
     if name == "identity":
         return IdentityEnv(reward, horizon)
     return ObstacleEnv(reward, horizon) if name == "obstacle" else LineEnv(reward, horizon)
@@ -37,6 +46,8 @@ def expert(name: str, path: str | Path | None = None) -> Policy:
         return ObstacleExpert()
     if name == "identity":
         return ScriptedPolicy("script-identity", np.array)
+    if name == "reach":
+        return ScriptedPolicy("script-reach", _reach)
     return ScriptedPolicy("script-line", np.ones_like)
 
 
@@ -161,3 +172,86 @@ def line_value(distance: Array, gamma: float, action: Array | None = None) -> Ar
         return np.where(steps > 0, gamma ** (np.maximum(steps, 1) - 1), 0.0)
     after = np.clip(cells - action, 0.0, LineEnv.CELLS)
     return np.where(after < _LINE_TOLERANCE, 1.0, gamma * line_value(after / LineEnv.CELLS, gamma))
+
+
+class ReachEnv(RobotEnv):
+    """Full state [4]: hand x, y, target x, y, all in [-1, 1]; with eyes `state` is the hand's two. Action: velocity, `SPEED` a step.
+
+    The hand starts within 0.2 of the middle, the target lies anywhere in [-0.8, 0.8]^2. Success: the hand is within `REACH` of it.
+    Dense reward: minus the distance.
+    """
+
+    SPEED = 0.2
+    REACH = 0.15
+
+    def __init__(self, reward: str | None, horizon: int | None, sight: SightConfig | None = None) -> None:
+        self.hand, self.target = np.zeros(2), np.zeros(2)
+        eyes = ReachEyes(sight, self) if sight and sees("toy/reach", sight, ("rgb", "depth", "pointcloud")) else None
+        super().__init__(TaskSpec("toy", "reach", 4, 2, 25 if horizon is None else horizon, 0.1, "touch the red disc"),
+                         reward=reward, eyes=eyes)
+
+    def _begin(self, seed: int) -> Array:
+        self.hand, self.target = self.np_random.uniform(-0.2, 0.2, 2), self.np_random.uniform(-0.8, 0.8, 2)
+        return np.concatenate([self.hand, self.target])
+
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        self.hand = np.clip(self.hand + self.SPEED * action, -1.0, 1.0)
+        left = float(np.linalg.norm(self.target - self.hand))
+        return np.concatenate([self.hand, self.target]), -left, False, left <= self.REACH
+
+
+def _reach(states: Array) -> Array:
+    """Straight to the target, [B, 4] -> [B, 2]."""
+    return (states[:, 2:] - states[:, :2]) / ReachEnv.SPEED
+
+
+class ReachEyes:
+    """"toy/reach" from 1 m above, through the camera "top": a blue hand 10 cm high and a red target 5 cm high on a white table.
+
+    Both are discs. A cloud has half of its points on the target, then the others on the hand; row i is always the same spot of its disc.
+    """
+
+    RADIUS = 0.15
+    HEIGHTS = (0.05, 0.1)
+    COLOURS = ((0.9, 0.1, 0.1), (0.1, 0.2, 0.9))
+    own: Sequence[int] = (0, 1)
+
+    def __init__(self, cfg: SightConfig, env: ReachEnv) -> None:
+        """Raises RealrlError on a camera other than "top"."""
+        choose("toy/reach", cfg, ("top",), ("top",))
+        self._env, self._cfg = env, cfg
+        size = (cfg.height, cfg.width)
+        shapes: dict[str, dict[str, tuple[int, ...]]] = {
+            "rgb": {"images.top": (*size, 3)}, "depth": {"depth.top": size},
+            "pointcloud": {"pointcloud": (cfg.points, 6 if cfg.colour else 3)}}
+        self.senses: Mapping[str, tuple[int, ...]] = shapes[cfg.kind]
+        y, x = ((np.arange(n) + 0.5) / n * 2 - 1 for n in size)  # pixel centres; the picture's upper edge is y = 1
+        self._pixels = np.stack(np.meshgrid(x, -y), -1)
+        spot = np.arange(cfg.points)
+        self._which = (spot >= (cfg.points + 1) // 2).astype(int)
+        turn = spot * np.pi * (3 - np.sqrt(5))  # a sunflower's seeds lie evenly on a disc
+        out = self.RADIUS * np.sqrt((spot % max((cfg.points + 1) // 2, 1) + 0.5) / max((cfg.points + 1) // 2, 1))
+        self._spots = np.stack([out * np.cos(turn), out * np.sin(turn)], -1)
+
+    def look(self, *, first: bool) -> dict[str, Array]:
+        """The picture [H, W, 3], the depth [H, W] in mm, or the cloud [N, 3 or 6]."""
+        places = (self._env.target, self._env.hand)
+        if self._cfg.kind == "pointcloud":
+            flat = np.stack(places)[self._which] + self._spots
+            parts = [flat, np.array(self.HEIGHTS)[self._which, None]]
+            if self._cfg.colour:
+                parts.append(np.array(self.COLOURS)[self._which])
+            return {"pointcloud": np.concatenate(parts, -1).astype(np.float32)}
+        picture, depth = np.ones((*self._pixels.shape[:2], 3)), np.full(self._pixels.shape[:2], 1000, np.uint16)
+        blur = 2 / min(self._pixels.shape[:2])  # one pixel wide, so that a small picture still says where the edge is
+        for place, height, colour in zip(places, self.HEIGHTS, self.COLOURS, strict=True):
+            inside = self.RADIUS - np.linalg.norm(self._pixels - place, axis=-1)
+            share = np.clip(inside / blur + 0.5, 0.0, 1.0)[..., None]
+            picture = share * np.array(colour) + (1 - share) * picture
+            depth[inside >= 0] = round(1000 * (1 - height))
+        if self._cfg.kind == "depth":
+            return {"depth.top": depth}
+        return {"images.top": np.round(255 * picture).astype(np.uint8)}
+
+    def close(self) -> None:
+        """Nothing to free."""

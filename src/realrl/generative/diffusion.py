@@ -35,6 +35,8 @@ class DiffusionConfig:
     """Smallest noise of a stochastic step (inside the DDIM bound)."""
     sigma_max: float = 0.8
     """Largest noise of a stochastic step (inside the DDIM bound). The larger, the further one update may move a policy."""
+    predict: Literal["noise", "sample"] = "noise"
+    """What the network says of a noisy chunk: its noise, as in the paper, or the clean chunk, which the paper finds worse for RL."""
     greedy: Literal["mean", "ddim"] = "mean"
     """The deterministic sampler. mean: the stochastic sampler with its noise left out, the mode of what RL improves;
     ddim: the probability-flow chain (eta = 0), another policy, which RL with a large sigma does not improve alike."""
@@ -80,9 +82,13 @@ class Diffusion(nn.Module):
 
     def mean(self, net: NoiseNet, x: Tensor, k: Tensor, cond: Tensor, *, stochastic: bool = True) -> Tensor:
         """Mean of the sub-policy at step k [B]: where x [B, K, A] goes next. Section 2 of the paper's method, stochastic DDIM."""
-        eps = net(x, self.t[k], cond)
+        said = net(x, self.t[k], cond)
         now, after = self.now[k][:, None, None], self.after[k][:, None, None]
-        clean = ((x - (1 - now).sqrt() * eps) / now.sqrt()).clamp(-1.0, 1.0)
+        if self.cfg.predict == "noise":
+            eps, clean = said, ((x - (1 - now).sqrt() * said) / now.sqrt()).clamp(-1.0, 1.0)
+        else:
+            clean = said.clamp(-1.0, 1.0)
+            eps = (x - now.sqrt() * clean) / (1 - now).sqrt()
         direction = self.direction[k][:, None, None] if stochastic else (1 - after).clamp(min=0).sqrt()
         return after.sqrt() * clean + direction * eps
 
@@ -121,10 +127,14 @@ def ddpm_sigma(now: Tensor, after: Tensor) -> Tensor:
 
 def imitation_loss(diffusion: Diffusion, net: NoiseNet, action: Tensor, valid: Tensor, cond: Tensor, generator: torch.Generator,
                    weight: Tensor | None = None) -> Tensor:
-    """L_IL = E ||eps - eps_theta(a^tau, tau, c)||^2 over valid actions. action: [B, K, A]; valid: [B, K]; weight: [B] or None."""
+    """L_IL = E ||eps - eps_theta(a^tau, tau, c)||^2 over valid actions, or of the clean chunk where that is predicted.
+
+    action: [B, K, A]; valid: [B, K]; weight: [B] or None.
+    """
     t = torch.randint(diffusion.cfg.train_steps, (len(action),), generator=generator, device=action.device)
     noise = torch.randn(action.shape, generator=generator, device=action.device)
-    error = (net(diffusion.corrupt(action, t, noise), t, cond) - noise).square().mean(-1) * valid
+    wanted = noise if diffusion.cfg.predict == "noise" else action
+    error = (net(diffusion.corrupt(action, t, noise), t, cond) - wanted).square().mean(-1) * valid
     if weight is not None:
         error = error * weight[:, None]
     return error.sum() / valid.sum().clamp(min=1)

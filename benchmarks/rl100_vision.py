@@ -1,0 +1,62 @@
+"""RL-100 from point clouds and pictures: Adroit door, hammer and pen, Meta-World box-close and peg-insert-side.
+
+    python benchmarks/rl100_vision.py --experts ../shared/data/adroit_hand_dapg/policies_npz --tasks box-close-v3 --seeds 0
+
+Demonstrations, imitation, offline RL, online RL and the one-step student, as in rl100_metaworld.py and rl100_adroit.py; only what the
+policy sees differs. "door-rgb" sees pictures, all others a cloud of 512 points; both feel the robot's own joints and nothing of the
+objects. The same script runs on a GPU, where there is one (`--device`). Human PushT from its images is a part of human.py.
+Rows go to benchmarks/results/vision.json; the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import rl100_adroit
+from common import RESULTS, Table, arguments, overridden, run_parts
+from comparison import KEY, Comparison, in_phases, toy_size
+
+from realrl.algos.rl100 import RL100Config
+from realrl.envs import SightConfig
+
+TASKS = ("door", "hammer", "pen", "box-close-v3", "peg-insert-side-v3", "door-rgb")
+
+
+def settings(name: str) -> RL100Config:
+    """The state run's settings with eyes. Frames cost a pass of the encoder, so batches are half as large, there is one offline round,
+    and fewer episodes judge."""
+    task, rgb = name.removesuffix("-rgb"), name.endswith("-rgb")
+    cfg = rl100_adroit.settings(task) if task in rl100_adroit.TASKS else RL100Config(task=f"metaworld/{task}", demos=25)
+    return replace(
+        cfg, sight=SightConfig(kind="rgb" if rgb else "pointcloud"), imitation=replace(cfg.imitation, steps=2000, batch=128),
+        offline=replace(cfg.offline, rounds=1), online=replace(cfg.online, iterations=min(cfg.online.iterations, 30)),
+        audit_episodes=0, eval_episodes=100, final_episodes=200)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run what is missing."""
+    parser = arguments(__doc__ or "", seeds=(0, 1, 2))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--experts", type=Path, default=os.environ.get("REALRL_EXPERTS"), help="folder of the Adroit experts' npz files; "
+                        "default: the environment variable REALRL_EXPERTS")
+    args, flags = parser.parse_known_args(words)
+    if args.experts is None and not all(task.endswith("-v3") for task in args.tasks):
+        parser.error("Adroit's experts are trained networks: name their folder with --experts DIR or REALRL_EXPERTS")
+    out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
+    shrink: Callable[[RL100Config], RL100Config] = toy_size if args.smoke else lambda cfg: cfg
+    table = Table(Path(results) / "vision.json", KEY)
+    comparisons = []
+    for seed in args.seeds:
+        for name in args.tasks:
+            cfg = overridden(shrink(settings(name)), flags)
+            expert = None if name.endswith("-v3") else str(args.experts)
+            comparisons.append(Comparison(replace(cfg, seed=seed, expert=expert), out / "vision" / f"{name}-s{seed}", table, name))
+    return min(run_parts(in_phases([], comparisons, baselines=False), args.budget), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

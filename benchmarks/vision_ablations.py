@@ -1,0 +1,87 @@
+"""What of RL-100's choices matters with eyes: the paper's ablations on Adroit door, one script, one budget.
+
+    python benchmarks/vision_ablations.py --experts ../shared/data/adroit_hand_dapg/policies_npz --seeds 0
+
+Each variant changes one thing of "base" (a cloud of 512 points, both regularisers, encoder trained online, sigma_max 0.8, noise
+prediction). DDIM against one step is in every variant's last two rows. The demonstrations are few and noisy, so that RL has something
+to do. Rows go to benchmarks/results/vision_ablations.json, the curves of online success beside them; the same command goes on where it was
+stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import rl100_vision
+from common import RESULTS, Part, Table, arguments, overridden, run_parts
+from comparison import KEY, Comparison, in_phases, toy_size
+
+from realrl.algos.rl100 import RL100Config
+from realrl.envs import SightConfig
+from realrl.run import read_metrics
+
+
+def base() -> RL100Config:
+    """Adroit door from 10 noisy demonstrations, with a budget that two cores carry seven times."""
+    cfg = rl100_vision.settings("door")
+    return replace(cfg, demos=10, demo_noise=0.3, imitation=replace(cfg.imitation, steps=1000),
+                   offline=replace(cfg.offline, rollouts=100, reimitation=500), online=replace(cfg.online, iterations=12, episodes=60),
+                   eval_episodes=100, final_episodes=200)
+
+
+def _encoder(cfg: RL100Config, **changes: Any) -> RL100Config:
+    return replace(cfg, policy=replace(cfg.policy, encoder=replace(cfg.policy.encoder, **changes)))
+
+
+def _diffusion(cfg: RL100Config, **changes: Any) -> RL100Config:
+    return replace(cfg, policy=replace(cfg.policy, diffusion=replace(cfg.policy.diffusion, **changes)))
+
+
+VARIANTS: dict[str, Callable[[RL100Config], RL100Config]] = {
+    "base": lambda cfg: cfg,
+    "pictures": lambda cfg: replace(cfg, sight=SightConfig(kind="rgb")),
+    "no regularisers": lambda cfg: _encoder(cfg, recon=0.0, kl=0.0),
+    "encoder frozen online": lambda cfg: replace(cfg, online=replace(cfg.online, learn_encoder=False)),
+    "sigma_max 0.1": lambda cfg: _diffusion(cfg, sigma_max=0.1),
+    "sigma_max none": lambda cfg: _diffusion(cfg, sigma_max=10.0),
+    "sample prediction": lambda cfg: _diffusion(cfg, predict="sample")}
+
+
+def curve(comparison: Comparison) -> Part:
+    """The success of the training episodes, round by round, beside the other rows."""
+    seed, table = comparison.cfg.seed, comparison.table
+
+    def run() -> None:
+        rounds = [line for line in read_metrics(comparison.folder) if line["stage"] == "online"]
+        table.put({"task": comparison.name, "seed": seed, "method": "curve", "env_steps": [r["env_steps"] for r in rounds],
+                   "success_rate": [r["success_rate"] for r in rounds], "kl": [r.get("kl") for r in rounds]})
+
+    return Part(f"{comparison.name} seed {seed}: curve", lambda: not comparison.missing("curve"), run)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run what is missing."""
+    parser = arguments(__doc__ or "", seeds=(0,))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--experts", type=Path, default=os.environ.get("REALRL_EXPERTS"), help="folder of the experts' npz files; "
+                        "default: the environment variable REALRL_EXPERTS")
+    args, flags = parser.parse_known_args(words)
+    if args.experts is None:
+        parser.error("the experts are trained networks: name their folder with --experts DIR or REALRL_EXPERTS")
+    out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
+    table = Table(Path(results) / "vision_ablations.json", KEY)
+    start = overridden(toy_size(base()) if args.smoke else base(), flags)
+    comparisons = [Comparison(replace(VARIANTS[name](start), seed=seed, expert=str(args.experts)),
+                              out / "vision_ablations" / f"{name.replace(' ', '-')}-s{seed}", table, name)
+                   for seed in args.seeds for name in args.variants]
+    parts = [part for c in comparisons for part in [*in_phases([], [c], baselines=False), curve(c)]]
+    return min(run_parts(parts, args.budget), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""What a policy makes of its senses: one latent a frame from pictures or a point cloud and the robot's own joints.
+
+RL-100 (arXiv 2510.14830), section 3: DP3's PointNet or an image network beside a small MLP for the proprioception, a variational
+information bottleneck over both (`L_KL`), and decoders that rebuild what was seen (`L_recon`). The bottleneck's noise is on only
+where its losses are asked for (`look`); acting and RL see its mean, so that an encoder at rest is a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from realrl.losses import chamfer, kl_to_standard
+from realrl.nets.augment import point_dropout, point_jitter, random_shift
+from realrl.nets.image import ImageDecoder, ImageNet, image_net, reconstruction_loss
+from realrl.nets.mlp import mlp
+from realrl.nets.pointcloud import CloudDecoder, PointNet
+from realrl.types import RealrlError
+
+CLOUD = "pointcloud"
+WHOLE = 256
+"""Frames that `latents` encodes at a time: a whole data set of clouds at once would not fit into memory."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How a policy sees, where its task has senses beyond the state; without any, nothing here is used."""
+
+    image: ImageNet = "cnn"
+    """Network for pictures and depth images."""
+    size: int = 64
+    """Features of every camera or cloud."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Layers of the MLP over the proprioception; the last is its features."""
+    norm: bool = True
+    """LayerNorm in the PointNet's layers; without it twice as fast on a CPU."""
+    latent: int = 64
+    """Size of the bottleneck, one frame."""
+    recon: float = 0.5
+    """beta_recon, weight of the reconstruction losses in imitation; 0 = no decoders."""
+    kl: float = 1e-4
+    """beta_KL, weight of the information bottleneck in imitation; 0 = no bottleneck noise either."""
+    in_rl: float = 0.1
+    """Both weights are multiplied by this while RL trains the encoder."""
+    shift: int = 4
+    """Random shift of pictures while training, pixels; 0 = none."""
+    jitter: float = 0.002
+    """Noise on the points of a cloud while training, m; 0 = none."""
+    dropout: float = 0.1
+    """Share of a cloud's points that are left out while training."""
+
+
+class Encoder(nn.Module):
+    """Senses [B, ...] and normalised proprioception [B, D] -> latent z [B, E], frame by frame.
+
+    senses: key -> shape of one frame, as `TaskSpec.senses`: "pointcloud" [N, 3 or 6], "images.<cam>" uint8 [H, W, 3], "depth.<cam>"
+    uint16 [H, W] in mm. Raises RealrlError on any other key.
+    """
+
+    def __init__(self, cfg: EncoderConfig, obs_dim: int, senses: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.cfg, self.senses = cfg, dict(senses)
+        self.eyes, self.decoders = nn.ModuleDict(), nn.ModuleDict()
+        for key, shape in self.senses.items():
+            self.eyes[_slot(key)] = _eye(cfg, key, shape)
+            if cfg.recon > 0:
+                self.decoders[_slot(key)] = CloudDecoder(cfg.latent) if key == CLOUD else ImageDecoder(cfg.latent, *shape[:2])
+        self.body = mlp(obs_dim, cfg.hidden[-1], cfg.hidden[:-1])
+        features = cfg.size * len(self.senses) + cfg.hidden[-1]
+        self.mean = nn.Linear(features, cfg.latent)
+        self.log_std = nn.Linear(features, cfg.latent)
+        nn.init.constant_(self.log_std.bias, -3.0)  # a wide open bottleneck at first: noise of 0.05 on features of about 1
+        if cfg.recon > 0:
+            self.decoders["body"] = mlp(cfg.latent, obs_dim, (cfg.hidden[0],))
+
+    @torch.no_grad()
+    def fit(self, frames: Mapping[str, Tensor]) -> None:
+        """Learn where the clouds lie from some frames [F, ...], once, on the demonstrations (as `Normaliser.fit`)."""
+        if CLOUD in self.senses:
+            eye = self.eyes[CLOUD]
+            assert isinstance(eye, PointNet)
+            eye.fit(frames[CLOUD])
+
+    def forward(self, state: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
+        """The latent's mean [B, E]. state: [B, D] normalised; seen: each [B, *shape]."""
+        z: Tensor = self.mean(self._features(state, seen))
+        return z
+
+    def look(self, state: Tensor, seen: Mapping[str, Tensor], random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """A latent for imitation and its regularisers: (z [B, E] with the bottleneck's noise, {"recon": [], "kl": []}, both weighted).
+
+        What is rebuilt is the frame as it was; what is encoded was augmented before.
+        """
+        features = self._features(state, self._augment(seen, random))
+        mean = self.mean(features)
+        if self.cfg.kl == 0:
+            return mean, self._rebuild(mean, state, seen)
+        log_std = self.log_std(features).clamp(-6.0, 2.0)
+        noise = torch.randn(mean.shape, generator=random, device=mean.device)
+        z = mean + log_std.exp() * noise
+        return z, {"kl": self.cfg.kl * kl_to_standard(mean, log_std).mean(), **self._rebuild(z, state, seen)}
+
+    def regularise(self, state: Tensor, seen: Mapping[str, Tensor], random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What RL needs of a frame, in one pass: (the mean [B, E], both regularisers, weighted for RL, []).
+
+        Nothing is augmented and the mean carries no noise: either would shake the likelihood ratio.
+        """
+        features = self._features(state, seen)
+        mean, log_std = self.mean(features), self.log_std(features).clamp(-6.0, 2.0)
+        z = mean + log_std.exp() * torch.randn(mean.shape, generator=random, device=mean.device) * (self.cfg.kl > 0)
+        losses = [self.cfg.kl * kl_to_standard(mean, log_std).mean(), *self._rebuild(z, state, seen).values()]
+        return mean, self.cfg.in_rl * torch.stack(losses).sum()
+
+    def _features(self, state: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([*(self.eyes[_slot(key)](seen[key]) for key in self.senses), self.body(state)], -1)
+
+    def _augment(self, seen: Mapping[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
+        cfg, out = self.cfg, dict(seen)
+        for key in self.senses:
+            if key == CLOUD:
+                moved = point_jitter(out[key], cfg.jitter, 4 * cfg.jitter, random) if cfg.jitter else out[key]
+                out[key] = point_dropout(moved, cfg.dropout, random) if cfg.dropout else moved
+            elif key.startswith("images.") and cfg.shift:
+                out[key] = random_shift(out[key], cfg.shift, random)
+        return out
+
+    def _rebuild(self, z: Tensor, state: Tensor, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """beta_recon (Chamfer(o^, o) + ||q^ - q||^2), clouds in the PointNet's own units."""
+        if not self.cfg.recon:
+            return {}
+        total = (self.decoders["body"](z) - state).square().mean()
+        for key in self.senses:
+            decoded = self.decoders[_slot(key)](z)
+            if key == CLOUD:
+                eye = self.eyes[CLOUD]
+                assert isinstance(eye, PointNet)
+                total = total + chamfer(decoded, eye.normalise(seen[key])[..., :3]).mean()
+            else:
+                total = total + reconstruction_loss(decoded, seen[key]).mean()
+        return {"recon": self.cfg.recon * total}
+
+
+def _eye(cfg: EncoderConfig, key: str, shape: tuple[int, ...]) -> nn.Module:
+    if key == CLOUD:
+        return PointNet(shape[-1], cfg.size, norm=cfg.norm)
+    if key.startswith(("images.", "depth.")):
+        return image_net(cfg.image, shape[0], shape[1], cfg.size, depth=key.startswith("depth."))
+    raise RealrlError(f"observation {key!r} is neither pointcloud, images.<camera> nor depth.<camera>: no encoder knows it")
+
+
+def _slot(key: str) -> str:
+    """A module's name may hold no dots."""
+    return key.replace(".", "-")
