@@ -25,7 +25,7 @@ def peer(cfg):
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", clip_sample=True, set_alpha_to_one=True,
-        prediction_type="epsilon", timestep_spacing="leading", steps_offset=cfg.offset)
+        prediction_type={"noise": "epsilon", "sample": "sample"}[cfg.predict], timestep_spacing="leading", steps_offset=cfg.offset)
     scheduler.set_timesteps(cfg.steps)
     return scheduler
 
@@ -41,10 +41,11 @@ def test_schedule_is_diffusers(offset):
     assert torch.allclose(ours.corrupt(action, t, noise), theirs.add_noise(action, noise, t), atol=1e-5)
 
 
+@pytest.mark.parametrize("predict", ["noise", "sample"])
 @pytest.mark.parametrize("stochastic", [False, True], ids=["eta-0", "eta-1"])
 @pytest.mark.parametrize(("steps", "offset"), [(10, 0), (10, 5), (7, 9), (1, 99)])
-def test_samplers_are_diffusers_step_by_step(steps, offset, stochastic):
-    cfg = DiffusionConfig(steps=steps, offset=offset, greedy="ddim", **UNCLIPPED)
+def test_samplers_are_diffusers_step_by_step(steps, offset, stochastic, predict):
+    cfg = DiffusionConfig(steps=steps, offset=offset, greedy="ddim", predict=predict, **UNCLIPPED)
     ours, theirs, net = Diffusion(cfg), peer(cfg), random_net()
     g = torch.Generator().manual_seed(1)
     cond, noise = torch.randn(6, C, generator=g), torch.randn(6, steps + 1, K, A, generator=g)
@@ -52,7 +53,8 @@ def test_samplers_are_diffusers_step_by_step(steps, offset, stochastic):
     assert chain.shape == (6, steps + 1, K, A) and torch.equal(chain[:, 0], noise[:, 0])
     for k, t in enumerate(theirs.timesteps):
         eps = net(chain[:, k], t.expand(6), cond)
-        after = theirs.step(eps, t, chain[:, k], eta=float(stochastic), variance_noise=noise[:, k + 1]).prev_sample
+        after = theirs.step(eps, t, chain[:, k], eta=float(stochastic), variance_noise=noise[:, k + 1],
+                            use_clipped_model_output=predict == "sample").prev_sample
         assert torch.allclose(chain[:, k + 1], after, rtol=1e-4, atol=1e-5), k
 
 

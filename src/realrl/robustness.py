@@ -1,0 +1,46 @@
+"""What becomes of a policy when the scene is not the one it was trained in: success under one change at a time, and under all.
+
+The changes are drawn anew for every episode, from its seed, so two policies meet the same ones. The starts are the held-out ones of
+`realrl.evaluate`, so every row of the table differs from the unchanged one in nothing but the change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from realrl.collect import CollectConfig, Collector
+from realrl.envs import RandomiseConfig, SightConfig
+from realrl.evaluate import Evaluation, held_out, summarise
+from realrl.types import Episode, Policy
+
+CHANGES = {
+    "light": RandomiseConfig(light=0.5), "colours": RandomiseConfig(colour=0.15), "camera moved": RandomiseConfig(camera=0.02, angle=2.0),
+    "distractors": RandomiseConfig(distractors=4), "friction": RandomiseConfig(friction=0.3), "mass": RandomiseConfig(mass=0.3),
+    "all of them": RandomiseConfig(light=0.5, colour=0.15, camera=0.02, angle=2.0, distractors=4, friction=0.3, mass=0.3)}
+"""One row each. Magnitudes of a work cell that was moved, repainted and worn, see `RandomiseConfig` for their units."""
+
+Watch = Callable[[Iterable[Episode], str, int], Iterable[Episode]]
+
+
+def changes(sight: SightConfig) -> dict[str, RandomiseConfig]:
+    """The changes that reach a policy: without eyes those of the physics, without colours nothing of light and paint."""
+    if sight.kind == "state":
+        names = {"friction", "mass"}
+    elif sight.kind == "rgb" or sight.colour:
+        names = set(CHANGES)
+    else:
+        names = set(CHANGES) - {"light", "colours"}
+    return {name: change for name, change in CHANGES.items() if name in names}
+
+
+def robustness(policy: Policy, task: str, n: int, *, sight: SightConfig, collect: CollectConfig, dt: float, horizon: int | None = None,
+               seed: int = 0, watch: Watch = lambda episodes, title, total: episodes) -> Iterator[tuple[str, Evaluation]]:
+    """(change, what n held-out episodes under it say) for every change that reaches the policy, as they are finished.
+
+    dt: seconds of a control step; watch: wraps the episodes, e.g. in a progress bar. Raises RealrlError for a task whose scene cannot be
+    changed.
+    """
+    for name, change in changes(sight).items():
+        with Collector(task, collect, horizon=horizon, sight=sight, randomise=change) as collector:
+            episodes = collector.collect(policy, held_out(n, seed), greedy=True, noise_seed=seed)
+            yield name, summarise(list(watch(episodes, name, n)), dt)

@@ -1,0 +1,193 @@
+"""RL-100 with eyes: which stage trains the encoder, that it learns, that it resumes, and what is said of the wrong sight."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from realrl import envs
+from realrl.algos import rl100
+from realrl.algos.rl100 import OfflineConfig, OfflineRound, Online, OnlineConfig
+from realrl.collect import CollectConfig, Collector
+from realrl.data.store import Store
+from realrl.data.views import ChunkView
+from realrl.envs import SightConfig
+from realrl.evaluate import evaluate
+from realrl.imitation import Imitation, ImitationConfig
+from realrl.iql import encode_all
+from realrl.nets.encoder import EncoderConfig
+from realrl.policy import DiffusionPolicy, load_policy
+from realrl.ppo import DenoisingPPO, PPOConfig
+from realrl.run import Run
+from realrl.types import RealrlError, Source
+from realrl.workcell import check_fit
+from toy_runs import metrics, results, small_policy, tiny, weights
+
+CLOUD = SightConfig(kind="pointcloud", points=16)
+EYES = EncoderConfig(size=16, hidden=(16, 16), latent=8, jitter=0.01)
+
+
+def config(**changes):
+    return tiny(**{"task": "toy/reach", "sight": CLOUD, "policy": small_policy(encoder=EYES), "demos": 10,
+                   "imitation": ImitationConfig(steps=60, batch=32, lr=2e-3, warmup=10),
+                   "offline": OfflineConfig(rounds=1, rollouts=16, iterations=2, states=64, gate_every=2, reimitation=20),
+                   "online": OnlineConfig(iterations=2, episodes=10, warmup=1, save_every=1),
+                   "eval_episodes": 6, "final_episodes": 6, "audit_episodes": 0, **changes})
+
+
+def episodes(count=12, sight=CLOUD):
+    with Collector("toy/reach", CollectConfig(workers=1), sight=sight) as collector:
+        return list(collector.collect(envs.expert("toy/reach", noise=0.2), range(count), greedy=True, source=Source.SCRIPT))
+
+
+def make_policy(view=None, sight=CLOUD):
+    spec = envs.make("toy/reach", sight=sight).task
+    torch.manual_seed(0)
+    policy = DiffusionPolicy(small_policy(encoder=EYES), spec.obs_dim, spec.action_dim, senses=spec.senses).eval()
+    if view is not None:
+        policy.fit_senses(view.frames)
+    return policy
+
+
+def view_of(found, policy=None):
+    return ChunkView(found, chunk=2, n_obs=1, gamma=0.98)
+
+
+def snapshot(module):
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def moved(module, before):
+    return any(not torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(folder, configuration) of a run through all stages that nothing happened to."""
+    folder, cfg = tmp_path_factory.mktemp("eyes"), config()
+    with Run.start(folder, cfg) as run:
+        rl100.train(cfg, run)
+    return folder, cfg
+
+
+def test_all_stages_run_and_the_policy_remembers_its_sight(whole):
+    folder, _ = whole
+    assert [s["name"] for s in results(folder)] == ["imitation", "offline-1", "online", "one-step"]
+    recorded = Store.open(folder / "dataset").read([0])[0]
+    assert recorded.obs["pointcloud"].shape[1:] == (16, 3) and recorded.obs["privileged"].shape[1:] == (4,)
+    policy, task = load_policy(folder / "policy")
+    assert policy.senses == {"pointcloud": (16, 3)} and policy.obs_dim == 2 and task == "toy/reach"
+    fits = [line for line in metrics(folder) if line["stage"] in ("imitation", "online") and "recon" in line or "regularisers" in line]
+    assert fits and all(np.isfinite(line.get("recon", line.get("regularisers"))) for line in fits)
+
+
+def test_an_interrupted_run_continues_to_the_same_numbers(whole, tmp_path, monkeypatch):
+    straight, cfg = whole
+    learn, calls = Online._learn, []
+
+    def interrupted(self, found):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return learn(self, found)
+
+    monkeypatch.setattr(Online, "_learn", interrupted)
+    with pytest.raises(KeyboardInterrupt), Run.start(tmp_path, cfg) as run:
+        rl100.train(cfg, run)
+    with Run.start(tmp_path, cfg, resume=True) as run:
+        rl100.train(cfg, run)
+    mine, its = weights(tmp_path), weights(straight)
+    assert mine.keys() == its.keys() and all(torch.equal(v, its[k]) for k, v in mine.items())
+    assert results(tmp_path) == results(straight)
+
+
+def test_offline_the_encoder_is_frozen_and_looks_at_every_frame_once(monkeypatch):
+    found = episodes()
+    view = view_of(found)
+    policy, looks = make_policy(view), []
+    forward = type(policy.encoder).forward
+    monkeypatch.setattr(type(policy.encoder), "forward", lambda self, state, seen: looks.append(len(state)) or forward(self, state, seen))
+    before = snapshot(policy.encoder)
+    cfg = config()
+    stage = OfflineRound(policy, view, replace(cfg, ope=replace(cfg.ope, horizon=5)), seed=0, log=lambda step, values: None)
+    stage.improve(lambda n: None)
+    assert sum(looks) == sum(len(e) + 1 for e in found)
+    assert not moved(policy.encoder, before)
+
+
+def test_latents_of_all_frames_are_those_of_the_decisions():
+    view = view_of(episodes())
+    policy = make_policy(view)
+    batch = view.batch()
+    with torch.no_grad():
+        now, after = policy.encode(batch.obs), policy.encode(batch.next_obs)
+    mine = encode_all(view.seen_by(policy.latents), policy.encode)
+    assert torch.allclose(mine[0], now, atol=1e-5) and torch.allclose(mine[1], after, atol=1e-5)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_online_the_encoder_learns_unless_told_not_to(learns):
+    cfg = config(online=OnlineConfig(episodes=8, warmup=0, learn_encoder=learns))
+    policy = make_policy(view_of(episodes()))
+    stage = Online(policy, None, cfg)
+    with Collector("toy/reach", CollectConfig(workers=1), sight=CLOUD) as collector:
+        found = list(collector.collect(policy, range(100, 108), greedy=False))
+    before, net = snapshot(policy.encoder), snapshot(policy.net)
+    stats = stage._learn(found)
+    assert moved(policy.encoder, before) == learns and moved(policy.net, net) and ("regularisers" in stats) == learns
+
+
+def test_a_fit_through_the_encoder_begins_at_a_ratio_of_one():
+    view = view_of(episodes())
+    policy = make_policy(view)
+    cond, _ = encode_all(view.seen_by(policy.latents), policy.encode)
+    random = torch.Generator().manual_seed(0)
+    chain = policy.explore(cond, random)
+    ppo = DenoisingPPO(policy, PPOConfig(lr=0.0, clip=1e-3, minibatch=40), encoder=True)
+    seen = []
+
+    def look(rows):
+        seen.append(len(rows))
+        return policy.regularise(view.batch(rows).obs, random)
+
+    stats = ppo.fit(cond, chain, torch.randn(len(cond), generator=random), random, look)
+    assert stats["kl"] < 1e-8 and stats["clip_fraction"] == 0
+    assert sum(seen) == 5 * len(view), "a pass looks at every decision once"
+
+
+def test_a_policy_that_sees_learns_where_the_state_alone_cannot():
+    """The target is in the cloud only: a third of random starts is solved blind, most are with eyes."""
+    found = episodes(60)
+    view = ChunkView(found, chunk=2, n_obs=1, gamma=0.98)
+    policy = make_policy(view)
+    trainer = Imitation(policy, view, ImitationConfig(steps=500, batch=64, lr=2e-3, warmup=20), seed=0)
+    while trainer.step < 500:
+        losses = trainer.update()
+    trainer.finish()
+    assert losses["recon"] > 0 and losses["kl"] > 0
+    with Collector("toy/reach", CollectConfig(workers=1), sight=CLOUD) as collector:
+        assert evaluate(collector, policy, 60, dt=0.1).success.rate > 0.75
+
+
+@pytest.mark.parametrize("kind", ["rgb", "depth"])
+def test_pictures_take_the_same_road(kind):
+    sight = SightConfig(kind=kind, height=24, width=24)
+    view = view_of(episodes(4, sight))
+    policy = make_policy(view, sight)
+    trainer = Imitation(policy, view, ImitationConfig(steps=3, batch=8, warmup=1), seed=0)
+    first = [trainer.update() for _ in range(3)]
+    assert all(np.isfinite(v) for losses in first for v in losses.values())
+    with Collector("toy/reach", CollectConfig(workers=1), sight=sight) as collector:
+        assert len(list(collector.collect(policy, [1, 2], greedy=True))) == 2
+
+
+def test_the_wrong_sight_is_named():
+    policy = make_policy()
+    with pytest.raises(RealrlError, match=r"sees pointcloud \[16, 3\], but toy/reach shows the state alone: give the --sight"):
+        check_fit(policy, envs.make("toy/reach").task, "runs/x", "toy/reach")
+    obs = {"state": np.zeros((1, 1, 2), np.float32)}
+    with pytest.raises(RealrlError, match="'pointcloud' is missing"):
+        policy.act(obs, {}, greedy=True, rng=[np.random.default_rng(0)])
+    with pytest.raises(RealrlError, match=r"'pointcloud' has shape \[1, 9, 3\]"):
+        policy.act({**obs, "pointcloud": np.zeros((1, 1, 9, 3), np.float32)}, {}, greedy=True, rng=[np.random.default_rng(0)])
