@@ -1,8 +1,9 @@
 """Fuzzing along coverage: atheris searches for inputs that make a reader of ours raise anything but RealrlError.
 
-The parsers written in Python are instrumented (pickles, record files, features.json, and what becomes of them), so that the
-search sees which changes lead to new code. It stops at the first finding of each target and keeps the input; run a kept input
-again with `--replay FILE`. What the C libraries below do with damaged files is looked at by tests/data/test_fuzz.py instead.
+The parsers written in Python are instrumented (pickles, record files, features.json, LeRobot 2.1, derived columns, a recorder's logs,
+and what becomes of them), so that the search sees which changes lead to new code. It stops at the first finding of each target and
+keeps the input; run a kept input again with `--replay FILE`. What the C libraries below do with damaged files is looked at by
+tests/data/test_fuzz.py instead.
 
     python benchmarks/fuzz.py --minutes 10 --keep fuzz_findings
 """
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -22,11 +25,19 @@ from pathlib import Path
 
 import numpy as np
 
-TARGETS = ("unpickle", "dapg", "hil_serl", "example", "tfrecord", "features")
+OWN = ("legacy", "side", "recording")  # the samples of tests/data/fuzzing.py that are folders of ours
+TARGETS = ("unpickle", "dapg", "hil_serl", "example", "tfrecord", "features", *OWN)
+MODULES = {  # what is instrumented; for the other targets, formats
+    "legacy": ("legacy", "schema", "tables", "footage", "files"), "side": ("side", "schema", "tables", "files"),
+    "recording": ("recovery", "journal", "store", "schema", "footage", "video", "files")}
+FORMATS = ("formats", "formats.unpickle", "formats.pickles", "formats.rlds", "formats.tfrecord", "formats.common")
 
 
 def seeds(target: str) -> list[bytes]:
     """Valid inputs to start from."""
+    if target in OWN:
+        with tempfile.TemporaryDirectory() as name:
+            return _own_seeds(target, sample(target, Path(name) / "data"))
     one = {"observations": np.ones((4, 3)), "actions": np.ones((4, 2)), "rewards": np.zeros(4), "init_state_dict": {"qpos": np.ones(3)}}
     obs = {"state": np.zeros((1, 3), np.float32), "wrist": np.zeros((1, 8, 8, 3), np.uint8)}
     step = {"observations": obs, "actions": np.zeros(2), "next_observations": obs, "rewards": 1.0, "masks": 0.0, "dones": True,
@@ -44,12 +55,104 @@ def seeds(target: str) -> list[bytes]:
     return [_field(1, _field(1, entry) + _field(1, flags))]
 
 
+def sample(target: str, folder: Path) -> Path:
+    """The folder that the tests damage."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/data"))
+    import fuzzing
+
+    made: Path = getattr(fuzzing, target)(folder)
+    return made
+
+
+def parts(target: str, root: Path) -> list[Path]:
+    """The files of a sample that an input may stand for; its first byte chooses."""
+    pattern = {"legacy": "meta/*", "side": "derived/*/*.parquet", "recording": "recording/*/*.log"}[target]
+    return sorted(root.glob(pattern))
+
+
+def _own_seeds(target: str, root: Path) -> list[bytes]:
+    """Each file as it is, and what a checksum or a parquet file hides from changes: a side file's header, a log's records."""
+    import pyarrow.parquet as pq
+
+    from realrl.data.journal import read_log
+
+    found = []
+    for i, path in enumerate(parts(target, root)):
+        found.append(bytes([i]) + path.read_bytes())
+        if target == "side":
+            found.append(bytes([128 + i]) + pq.read_schema(path).metadata[b"realrl"])
+        elif target == "recording":
+            records = b"".join(struct.pack("<BH", kind, len(content)) + content for kind, content in read_log(path))
+            found.append(bytes([128 + i]) + records)
+    return found
+
+
+def own_reader(target: str, folder: Path) -> Callable[[bytes], None]:
+    """What reads one input of these. One recording in eight is brought to its end, in a folder made anew for it; others are only read."""
+    import fuzzing  # `sample` made it known
+
+    from realrl.data import recovery, side
+    from realrl.types import RealrlError
+
+    whole, work = sample(target, folder / "whole"), folder / "work"
+    shutil.copytree(whole, work)
+    os.fsync = lambda fd: None  # disks are not what is looked at
+
+    def look(path: Path, data: bytes) -> None:
+        if target == "side":
+            side.read(work, path.parent.name, int(path.stem[1:]), missing="nan")
+        elif target == "recording" and len(data) % 8:
+            if (found := recovery.find(path.parent)) is not None:
+                found.episode()
+        else:
+            fuzzing.READERS[target](work)
+            shutil.rmtree(work)
+            shutil.copytree(whole, work)
+
+    def read(data: bytes) -> None:
+        there = parts(target, whole)
+        path = work / there[data[0] % 128 % len(there) if data else 0].relative_to(whole)
+        before = path.read_bytes()
+        try:
+            _damage(target, path, data)
+            look(path, data)
+        except RealrlError as error:
+            if "\n" in str(error):
+                raise AssertionError(f"a refusal of several lines: {error}") from error
+        path.write_bytes(before)
+    return read
+
+
+def _damage(target: str, path: Path, data: bytes) -> None:
+    """Write an input over the file it stands for."""
+    import pyarrow.parquet as pq
+
+    from realrl.data.journal import Log
+
+    first, rest = data[0] if data else 0, data[1:]
+    if first < 128 or target == "legacy":
+        path.write_bytes(rest)
+    elif target == "side":
+        pq.write_table(pq.read_table(path, partitioning=None).replace_schema_metadata({b"realrl": rest}), path)
+    else:
+        path.unlink()
+        log = Log(path)
+        while len(rest) >= 3:
+            kind, length = struct.unpack_from("<BH", rest)
+            log.append(kind % 7, rest[3:3 + length])
+            rest = rest[3 + length:]
+        log.close()
+
+
 def _field(number: int, payload: bytes) -> bytes:
     return bytes([number << 3 | 2, len(payload)]) + payload
 
 
 def reader(target: str, folder: Path) -> Callable[[bytes], None]:
     """What reads one input; RealrlError is what a user would see, everything else is a finding."""
+    if target in OWN:
+        sample(target, folder / "known")
+        return own_reader(target, folder)
     from realrl.data import formats
     from realrl.data.formats import rlds, tfrecord, unpickle
     from realrl.types import RealrlError
@@ -85,9 +188,11 @@ def search(target: str, seconds: int, keep: Path) -> None:
     """Fuzz one target in this process; libFuzzer ends it, with code 0 when it found nothing."""
     import atheris
 
-    with atheris.instrument_imports(include=["realrl.data.formats", "realrl.data.formats.unpickle", "realrl.data.formats.pickles",
-                                             "realrl.data.formats.rlds", "realrl.data.formats.tfrecord", "realrl.data.formats.common"]):
-        import realrl.data.formats  # noqa: F401
+    with atheris.instrument_imports(include=[f"realrl.data.{name}" for name in MODULES.get(target, FORMATS)]):
+        import realrl.data.formats
+        import realrl.data.legacy
+        import realrl.data.recovery
+        import realrl.data.side  # noqa: F401
 
     with tempfile.TemporaryDirectory() as name:
         corpus = Path(name) / "corpus"

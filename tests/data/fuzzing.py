@@ -19,6 +19,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ PATIENCE = 30.0  # seconds for one small file; a healthy read takes some hundred
 MEMORY = 3 * 2**30  # bytes of address space beyond what the imports took
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "socket.getaddrinfo",
              "pickle.find_class", "shutil.rmtree")
+CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 OWN_PROGRAM = "hdf5_probe.py"  # the process of ours that looks at HDF5 files first, because their library crashes
 
 
@@ -115,6 +117,78 @@ def arrow(root: Path) -> Path:
     return test_arrow.folder(root / "push")
 
 
+def legacy(root: Path) -> Path:
+    """LeRobot's version 2.1, with a camera as video and one as pictures in the table's cells."""
+    import av
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import test_legacy
+
+    test_legacy.old(root)
+    encoder: Any = av.CodecContext.create("png", "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 8, 8, "rgb24", Fraction(1, 10)
+    cell = {"bytes": bytes(encoder.encode(av.VideoFrame.from_ndarray(np.full((8, 8, 3), 90, np.uint8), format="rgb24"))[0]), "path": ""}
+    for path in root.glob("data/*/*.parquet"):
+        table = pq.read_table(path, partitioning=None)
+        pq.write_table(table.append_column("observation.images.wrist", pa.array([cell] * len(table))), path)
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"]["observation.images.wrist"] = {"dtype": "image", "shape": [8, 8, 3], "names": ["height", "width", "channel"]}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    return root
+
+
+def side(root: Path) -> Path:
+    """A dataset with derived columns of every kind, one version of which knows an episode less than there are."""
+    from realrl.data import side
+    from realrl.data.store import Store
+
+    store = Store.create(root, task="pick", fps=10)
+    store.append(episodes(camera=None))
+    n = store.frames
+    side.write(root, "value", {"v": np.arange(n, dtype=np.float32), "quantiles": np.ones((n, 2, 2)), "good": np.arange(n) > 3,
+                               "word": np.array(["a", None] * (n // 2), object)}, {"gamma": 0.9})
+    side.write(root, "label", {"text": np.array(["good", "bad"]), "count": np.arange(2)})
+    store.append(episodes(1, camera=None))
+    side.write(root, "value", {"v": np.zeros(store.frames)}, {"gamma": 1.0})
+    return root
+
+
+def recording(root: Path) -> Path:
+    """A dataset whose recorder died: an episode that was finished but not committed, and one that was under way."""
+    from realrl.data.journal import folder_name
+
+    dataset(root)
+    for number, episode in enumerate(episodes(steps=6)):
+        log_episode(root / "recording" / folder_name(1, number), episode, number + 10, finished=number == 0)
+    (root / "recording/.lock").write_text("0" * 32)
+    return root
+
+
+def log_episode(folder: Path, e: Any, seed: int, *, finished: bool) -> None:
+    """The logs of an episode as the encoder process writes them. seed: by which the episode is known afterwards."""
+    from realrl.data import journal, recovery
+    from realrl.data.video import PacketEncoder
+
+    folder.mkdir(parents=True)
+    layout = journal.Layout.of({"state": e.obs["state"][0]}, e.action[0])
+    encoder = PacketEncoder(32, 32, 10, "h264")
+    about = recovery.about_record(task=e.task, policy="human", seed=seed, fps=10, codec="h264", options={}, layout=layout,
+                                  cameras=[{"key": "images.top", "shape": [32, 32], "depth": False}])
+    columns = {name: getattr(e, name) for name in ("action", "proposed", "source", "reward", "success", "time", "starts_plan")}
+    frames, film = journal.Log(folder / recovery.FRAMES), journal.Log(recovery.camera_log(folder, "images.top"))
+    frames.append(journal.START, about)
+    film.append(journal.HEADER, recovery.header_record(encoder.header))
+    for t in range(len(e)):
+        frames.append(journal.FRAME, layout.pack({"obs/state": e.obs["state"][t], **{name: x[t] for name, x in columns.items()}}))
+    if finished:
+        frames.append(journal.END, bytes([False, True]) + layout.pack({"obs/state": e.obs["state"][-1]}, obs_only=True))
+    pictures = e.obs["images.top"][:None if finished else -1]
+    for packet in [*(p for picture in pictures for p in encoder.encode(picture)), *encoder.finish()]:
+        film.append(journal.PACKET, recovery.packet_record(packet))
+    for log in (frames, film):
+        log.close()
+
+
 # ---- readers: what a user would do with a file of unknown origin
 
 
@@ -146,7 +220,89 @@ def read_video(path: Path) -> None:
             step()
 
 
-READERS: dict[str, Callable[[Path], None]] = {"dataset": read_dataset, "foreign": read_foreign, "video": read_video}
+def read_legacy(path: Path) -> None:
+    """Open, read with and without pictures, and ask where pictures lie, which does not read the tables."""
+    from realrl.data.legacy import Legacy
+    from realrl.data.store import open_dataset
+    from realrl.types import RealrlError
+
+    data = open_dataset(path)
+    for images in (True, False):
+        with contextlib.suppress(RealrlError):
+            data.read(images=images)
+    if isinstance(data, Legacy):
+        _ = data.info, data.frames, data.fps, data.tasks
+        for episode, camera in ((e, c) for e in range(len(data)) for c in data.cameras):
+            with contextlib.suppress(RealrlError):
+                data.pictures(episode, camera)
+
+
+def read_side(path: Path) -> None:
+    """The newest versions, and an edit that keeps all episodes where they are, which reads every version."""
+    from realrl.data import side
+    from realrl.data.store import Store
+    from realrl.types import RealrlError
+
+    for name in side.names(path):
+        with contextlib.suppress(RealrlError):
+            side.read(path, name)
+    length = Store.open(path).rows["length"].to_pylist()
+    side.carry([path], [(0, e, 0, n) for e, n in enumerate(length)], path)
+
+
+def read_recording(path: Path) -> None:
+    """What opening a dataset for recording does: bring what was left to its end. Nothing may vanish without a word, what the dataset
+    had must be there afterwards, and doing it again must add nothing."""
+    from realrl.data import recovery
+    from realrl.data.store import Store
+
+    store = Store.open(path)
+    before, folders = len(store), {p.name for p in (path / "recording").glob("0*") if p.is_dir()}
+    told: dict[str, str] = {}
+    thrown: set[str] = set()
+    for _ in range(2):
+        thrown |= _settled(store, told)
+        if len(store) - before != sum(kind in ("committed", "recovered") for kind in told.values()):
+            raise AssertionError(f"{len(store) - before} episodes were added, told was {told}")
+    left = {p.name for p in (path / "recording").glob("0*")}
+    silent = folders - told.keys() - (thrown - left)
+    if silent:
+        raise AssertionError(f"nothing was said of {silent}")
+    if len(Store.open(path).read(images=False)) != len(store):
+        raise AssertionError("the dataset is not readable any more")
+    if any(kind == "refused" and name not in left for name, kind in told.items()):
+        raise AssertionError(f"a folder that was refused is gone: {told}")
+    with recovery.alone(path, 1.0):
+        recovery.owner(path / "recording")
+
+
+def _settled(store: Any, told: dict[str, str]) -> set[str]:
+    """Settle, and put what was told of each folder into `told`; gives those that were thrown away by whoever recorded them."""
+    from realrl.data import recovery
+    from realrl.types import RealrlError
+
+    thrown: set[str] = set()
+
+    def tell(kind: str, entries: dict[str, Any]) -> None:
+        if "\n" in entries.get("text", ""):
+            raise AssertionError(f"several lines: {entries}")
+        told[entries["folder"]] = kind
+
+    def seen(folder: Path, found: Any) -> bool:
+        if found is not None and found.discarded:
+            thrown.add(folder.name)
+        return True
+    try:
+        recovery.settle(store, tell, min_frames=1, only=seen)
+    except RealrlError as error:
+        if isinstance(error.__cause__, OSError):
+            raise AssertionError(f"taken for a full disk, so tried again without end: {error}") from error
+        raise
+    return thrown
+
+
+READERS: dict[str, Callable[[Path], None]] = {"dataset": read_dataset, "foreign": read_foreign, "video": read_video, "legacy": read_legacy,
+                                              "side": read_side, "recording": read_recording}
 
 
 # ---- the child
@@ -196,19 +352,31 @@ class _Watch:
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         if self.inside is None:
             return
-        if event in FORBIDDEN and not (event == "subprocess.Popen" and OWN_PROGRAM in str(args[1])):
+        ours = (event == "subprocess.Popen" and OWN_PROGRAM in str(args[1]),
+                event == "shutil.rmtree" and Path(args[0]).name.startswith("done-") and self._within(args[0]))  # a settled recording
+        changed = [x for x in args[:2] if isinstance(x, (str, bytes, os.PathLike))] if event in CHANGES else []
+        if event in ("os.remove", "os.rmdir") and args[1] != -1:  # a name in a folder that is open, as rmtree does
+            changed = []
+        if (event in FORBIDDEN and not any(ours)) or not all(map(self._within, changed)):
             self.seen.append(f"{event} {str(args)[:200]}")
         if event == "open" and isinstance(args[0], (str, bytes)):
             name = os.path.realpath(os.fsdecode(args[0]))
             writes = bool((args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) if isinstance(args[2], int) else False
+            if not writes and not os.path.isabs(os.fsdecode(args[0])):  # likewise; nothing of ours opens a relative name
+                return
             if name != os.devnull and not name.startswith(str(self.inside)) and (writes or not name.startswith(self.libraries)):
                 self.seen.append(f"open {name} {args[1]}")
+
+    def _within(self, path: Any) -> bool:
+        """Whether what would be changed lies inside; its folder's links are followed, its own is what is renamed or removed."""
+        folder, name = os.path.split(os.path.abspath(os.fsdecode(path)))
+        return self.inside is not None and Path(os.path.realpath(folder), name).is_relative_to(self.inside)
 
 
 def _serve() -> None:
     from realrl.types import RealrlError
 
-    ours = (f"realrl.data.{name}" for name in ("check", "store", "formats", "video"))
+    ours = (f"realrl.data.{name}" for name in ("check", "store", "formats", "video", "legacy", "side", "recovery"))
     for name in ("h5py", "zarr", "minari", "PIL.Image", *ours):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)  # libraries look around while they load; that is not what is watched
@@ -219,6 +387,7 @@ def _serve() -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if Path("/proc/self/statm").exists() else 2**32
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.fsync = lambda fd: None  # power cuts are other tests' business, and waiting for disks takes most of the time
     watch = _Watch()
     for line in sys.stdin:
         reader, path, inside = json.loads(line)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
 import math
 import os
@@ -25,9 +26,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from realrl.data.journal import END, FRAME, PACKET, Log, read_log
+from realrl.data.store import Store
+
 MORE = os.environ.get("REALRL_FUZZ")
 SETTINGS = settings(max_examples=int(MORE or 25), deadline=None, derandomize=not MORE, database=None,
                     suppress_health_check=list(HealthCheck))
+FEWER = settings(SETTINGS, max_examples=int(MORE or 8))
 NUMBERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
 
 
@@ -130,10 +135,11 @@ def sample(kind: str) -> Path:
     root = Path(tempfile.mkdtemp(prefix=f"realrl-fuzz-{kind}-"))
     SAMPLES.append(root)
     maker: Callable[[Path], Path] = getattr(fuzzing, kind)
-    maker(root / "data" if kind == "dataset" else root)
+    maker(root / "data" if kind in OWN else root)
     return root
 
 
+OWN = ("dataset", "legacy", "side", "recording")  # kinds that are a LeRobot folder, with a reader of the same name
 SAMPLES: list[Path] = []
 CHILD = fuzzing.Child()
 
@@ -152,8 +158,10 @@ def files(root: Path, pattern: str) -> list[Path]:
     return sorted(p for p in root.rglob(pattern) if p.is_file() and p.name != ".lock")
 
 
-def run(kind: str, reader: str, pattern: str, which: int, change: Callable[[Path], None], opened: str | None = None) -> str:
-    """Copy the sample, change one file of it, read it in the child; fails the test on anything but a result or a refusal."""
+def run(kind: str, reader: str, pattern: str, which: int, change: Callable[[Path], None], opened: str | None = None,
+        afterwards: Callable[[Path], None] = lambda root: None) -> str:
+    """Copy the sample, change one file of it, read it in the child; fails the test on anything but a result or a refusal.
+    afterwards: looks at the copy once it was read."""
     with tempfile.TemporaryDirectory(prefix="realrl-fuzz-") as folder:
         root = Path(folder) / "in"
         shutil.copytree(sample(kind), root)
@@ -167,6 +175,7 @@ def run(kind: str, reader: str, pattern: str, which: int, change: Callable[[Path
             shutil.rmtree(kept, ignore_errors=True)
             shutil.copytree(root, kept)
             pytest.fail(f"{kind}: {file.relative_to(root)} changed, kept in {kept}\n{outcome}")
+        afterwards(root)
         return outcome
 
 
@@ -176,7 +185,8 @@ def test_the_harness_notices_what_it_should(tmp_path: Path) -> None:
         if KINDS[kind][0] == "foreign":
             root = sample(kind)
             assert CHILD.read("foreign", next(p for p in sorted(root.iterdir())), root) == "read", kind
-    assert CHILD.read("dataset", sample("dataset") / "data", sample("dataset")) == "read"
+    for kind in OWN:
+        assert run(kind, kind, "*", 0, lambda file: None) == "read", kind
     child = Faulty()
     for fault, told in (("raise", "exception"), ("open", "escape"), ("write", "escape"), ("abort", "crash"), ("unpickle", "escape"),
                         ("memory", "exception")):
@@ -246,6 +256,113 @@ def test_changed_bytes_of_a_dataset(pattern: str) -> None:
     check()
 
 
+@pytest.mark.parametrize(("kind", "pattern"), [("legacy", "*.json*"), ("legacy", "*.parquet"), ("legacy", "*.mp4"),
+                                               ("side", "derived/**/*.parquet")])
+def test_changed_bytes_of_version_2_and_of_derived_columns(kind: str, pattern: str) -> None:
+    @FEWER
+    @given(st.integers(0, 99), byte_changes())
+    def check(which: int, changes: list[tuple[str, float, int, int]]) -> None:
+        run(kind, kind, pattern, which, lambda file: _rewrite(file, lambda raw: changed(raw, changes)))
+    check()
+
+
+def test_changed_bytes_of_a_recording() -> None:
+    """Every step that was whole before the damage comes into the dataset as it was."""
+    @FEWER
+    @given(st.integers(0, 99), byte_changes())
+    def check(which: int, changes: list[tuple[str, float, int, int]]) -> None:
+        damaged: list[Path] = []
+
+        def change(file: Path) -> None:
+            damaged.append(file)
+            _rewrite(file, lambda raw: changed(raw, changes))
+            damaged.append(Path(shutil.copy(file, file.parents[3] / "of-damaged.log")))
+        run("recording", "recording", "recording/*/*.log", which, change, None, lambda root: nothing_lost(root, *damaged))
+    check()
+
+
+def nothing_lost(root: Path, file: Path, copy_of_it: Path) -> None:
+    """Each episode of the sample's recording is in the dataset as far as it was whole. file: what was damaged, and a copy of it as read."""
+    there = {e.seed: e for e in Store.open(root / "data").read(images=False)}
+    for number, true in enumerate(fuzzing.episodes(steps=6)):
+        frames, film = (sample("recording") / f"data/recording/{1:020d}-{number:06d}" / name for name in ("frames.log", "images.top.log"))
+        whole = {}
+        for log in (frames, film):
+            same = log.stat().st_size
+            if file.parent.name == log.parent.name and file.name == log.name:
+                pairs = zip(log.read_bytes(), copy_of_it.read_bytes(), strict=False)
+                same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+            records = list(read_log(log))
+            ends = itertools.accumulate(9 + len(content) for _, content in records)
+            whole[log] = [kind for (kind, _), end in zip(records, ends, strict=True) if end <= same]
+        steps, pictures = whole[frames].count(FRAME), whole[film].count(PACKET)
+        expected = 6 if END in whole[frames] and pictures == 7 else min(steps, pictures) - 1
+        found = there.get(10 + number)
+        assert found is not None or expected < 1, f"the {expected} whole steps of episode {number} are lost"
+        if found is not None:
+            assert len(found) >= expected and (found.obs["state"] == true.obs["state"][:len(found) + 1]).all()
+
+
+def test_changed_records_of_a_recording_with_true_checksums() -> None:
+    """Checksums stop accidents; whoever means harm writes them anew. A record's kind, bytes and, where it is JSON, values are changed."""
+    values = st.tuples(st.lists(st.integers(0, 30), max_size=4), st.sampled_from(NASTY), st.integers(0, 3))
+
+    @FEWER
+    @given(st.integers(0, 99), st.integers(0, 99), st.one_of(byte_changes(), st.lists(values, min_size=1, max_size=2)), st.integers(0, 99))
+    def check(which: int, record: int, changes: list[Any], kind: int) -> None:
+        def change(file: Path) -> None:
+            records = list(read_log(file))
+            at = record % len(records) if record % 2 else 0
+            old, content = records[at]
+            if len(changes[0]) == 3 and content[:1] == b"{":
+                tree = json.loads(content)
+                for steps, value, how in changes:
+                    tree = change_tree(tree, steps, copy.deepcopy(value), how)
+                content = json.dumps(tree).encode()
+            elif len(changes[0]) == 4:
+                content = changed(content, changes)
+            records[at] = (kind if kind < 7 else old, content)
+            file.unlink()
+            log = Log(file)
+            for one in records:
+                log.append(*one)
+            log.close()
+        run("recording", "recording", "recording/*/*.log", which, change)
+    check()
+
+
+@pytest.mark.parametrize("kind", ["legacy", "side", "recording"])
+def test_names_and_links_that_lead_out(kind: str) -> None:
+    """A file, or the folder it lies in, becomes a link, a pipe, a folder or another name; nothing outside is read or written."""
+    @FEWER
+    @given(st.integers(0, 99), st.integers(0, 3), st.sampled_from(["link", "self", "nowhere", "pipe", "folder", "name", "missing"]))
+    def check(which: int, up: int, what: str) -> None:
+        def change(file: Path) -> None:
+            data = next(p for p in file.parents if p.name == "data" and p.parent.name == "in")
+            victim = [p for p in (file, *file.parents) if p.is_relative_to(data) and p != data]
+            hostile(victim[up % len(victim)], Path(sample(kind)), what)
+        run(kind, kind, {"legacy": "*", "side": "derived/**/*", "recording": "recording/**/*"}[kind], which, change)
+    check()
+
+
+def hostile(victim: Path, outside: Path, what: str) -> None:
+    """Make a file or folder what it may not be. outside: a folder that is not to be touched."""
+    target = {"link": outside / victim.relative_to(next(p for p in victim.parents if p.name == "in")), "self": victim,
+              "nowhere": outside / "nothing"}.get(what)
+    if victim.is_dir():
+        shutil.rmtree(victim)
+    else:
+        victim.unlink()
+    if target is not None:
+        victim.symlink_to(target)
+    elif what == "pipe":
+        os.mkfifo(victim)
+    elif what == "folder":
+        victim.mkdir()
+    elif what == "name":
+        victim.with_name("v\u0661.parquet\n\udcff").mkdir()
+
+
 def test_changed_bytes_of_a_video() -> None:
     @SETTINGS
     @given(byte_changes())
@@ -254,20 +371,22 @@ def test_changed_bytes_of_a_video() -> None:
     check()
 
 
-@pytest.mark.parametrize(("kind", "pattern"), [("dataset", "info.json"), ("dataset", "stats.json"), ("rlds", "features.json"),
+@pytest.mark.parametrize(("kind", "pattern"), [("dataset", "info.json"), ("dataset", "stats.json"), ("legacy", "info.json"),
+                                               ("legacy", "*.jsonl"), ("rlds", "features.json"),
                                                ("zarr_folder", ".z*"), ("minari", "*.json")])
 def test_changed_values_in_json(kind: str, pattern: str) -> None:
-    reader = "dataset" if kind == "dataset" else "foreign"
+    reader = kind if kind in OWN else "foreign"
 
-    @SETTINGS
+    @(FEWER if kind == "legacy" else SETTINGS)
     @given(st.integers(0, 99), st.lists(st.tuples(st.lists(st.integers(0, 30), max_size=6), st.sampled_from(NASTY), st.integers(0, 3)),
                                         min_size=1, max_size=2))
     def check(which: int, changes: list[tuple[list[int], Any, int]]) -> None:
         def change(file: Path) -> None:
-            tree = json.loads(file.read_text())
+            lines = file.suffix == ".jsonl"  # a list of documents, one a line
+            tree = [json.loads(text) for text in file.read_text().splitlines()] if lines else json.loads(file.read_text())
             for steps, value, how in changes:
                 tree = change_tree(tree, steps, copy.deepcopy(value), how)
-            file.write_text(json.dumps(tree))
+            file.write_text("\n".join(map(json.dumps, tree)) if lines and isinstance(tree, list) else json.dumps(tree))
         run(kind, reader, pattern, which, change)
     check()
 
@@ -275,9 +394,11 @@ def test_changed_values_in_json(kind: str, pattern: str) -> None:
 CELLS = [None, -1, 0, 1, 2, 7, 10**6, 2**31, 2**62, 2**63 - 1, -2**63, 0.5, -1.0, 1e18, math.nan, math.inf, True, *STRINGS[:-1]]
 
 
-@pytest.mark.parametrize("pattern", ["data/**/*.parquet", "meta/episodes/**/*.parquet", "meta/tasks.parquet"])
-def test_changed_values_in_tables(pattern: str) -> None:
-    @SETTINGS
+@pytest.mark.parametrize(("kind", "pattern"), [
+    ("dataset", "data/**/*.parquet"), ("dataset", "meta/episodes/**/*.parquet"), ("dataset", "meta/tasks.parquet"),
+    ("legacy", "data/**/*.parquet"), ("side", "derived/**/*.parquet"), ("side", "meta/episodes/**/*.parquet")])
+def test_changed_values_in_tables(kind: str, pattern: str) -> None:
+    @(SETTINGS if kind == "dataset" else FEWER)
     @given(st.integers(0, 99), st.lists(st.tuples(st.integers(0, 200), st.integers(0, 20), st.sampled_from(CELLS),
                                                   st.sampled_from([0, 0, 0, 0, 1, 2, 3, 4, 5])), min_size=1, max_size=2))
     def check(which: int, changes: list[tuple[int, int, Any, int]]) -> None:
@@ -287,7 +408,19 @@ def test_changed_values_in_tables(pattern: str) -> None:
                 if table.num_columns:
                     table = change_table(table, column, row, value, how)
             pq.write_table(table, file)
-        run("dataset", "dataset", pattern, which, change)
+        run(kind, kind, pattern, which, change)
+    check()
+
+
+def test_changed_headers_of_derived_columns() -> None:
+    @FEWER
+    @given(st.integers(0, 99), st.lists(st.integers(0, 30), max_size=3), st.sampled_from(NASTY), st.integers(0, 3))
+    def check(which: int, steps: list[int], value: Any, how: int) -> None:
+        def change(file: Path) -> None:
+            table = pq.read_table(file, partitioning=None)
+            header = change_tree(json.loads(table.schema.metadata[b"realrl"]), steps, copy.deepcopy(value), how)
+            pq.write_table(table.replace_schema_metadata({"realrl": json.dumps(header)}), file)
+        run("side", "side", "derived/**/*.parquet", which, change)
     check()
 
 

@@ -164,7 +164,7 @@ def test_every_whole_row_group_of_a_cut_file_comes_back(others: bool, plain: Pat
 def test_a_cut_file_costs_what_was_cut_off(plain: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(plain, tmp_path / "d"))
     content = parquet(folder, 1).read_bytes()
-    third = pq.ParquetFile(parquet(folder, 1)).metadata.row_group(2).column(0).dictionary_page_offset
+    third = pq.ParquetFile(parquet(folder, 1)).metadata.row_group(2).column(0).data_page_offset
     parquet(folder, 1).write_bytes(content[:third + 100])
     lines = mended(folder, [0, 1, 2, 3, 4, 6, 7])
     assert any("is cut off; 2 whole row groups of it are recovered" in line for line in lines)

@@ -105,9 +105,10 @@ def taken(fd: int, wait: float) -> bool:
 def lock(path: Path, wait: float) -> Iterator[None]:
     """Hold an advisory lock. Raises RealrlError when another process keeps it longer than `wait` seconds."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)  # a link could lead to anybody's file
     except OSError as error:
-        raise RealrlError(f"{path} could not be opened ({error.strerror}); the dataset is not writable here") from error
+        raise RealrlError(f"{path} could not be opened ({error.strerror}); the dataset is not writable here, or its lock is a link"
+                          ) from error
     try:
         if not taken(fd, wait):
             holder = os.pread(fd, 20, 0).decode() or "unknown"

@@ -32,6 +32,7 @@ _TOP = struct.Struct("<16s16sqqqqq")  # of the ring: magic, token, started, slot
 _DONE, _SIZES, _SLOTS = 256, 1024, 4096  # where the counters, the cameras' frame sizes and the slots begin
 MAX_CAMERAS = 64
 _RECORD = struct.Struct("<IIB")  # of a log's record: length of the content, crc of kind and content, kind
+LARGEST = 2**28  # bytes; no record is larger, so a damaged length (or a file with holes) asks for no more memory
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,8 @@ class Spill:
 
     def _numbers(self) -> list[int]:
         pattern = self.path(0).name.replace("000000.raw", "*.raw")
-        return [int(path.stem.rsplit("-", 1)[1]) for path in self.folder.glob(pattern)]
+        numbers = [path.stem.rsplit("-", 1)[1] for path in self.folder.glob(pattern)]
+        return [int(n) for n in numbers if n.isascii() and n.isdecimal()]
 
     def sweep(self) -> None:
         """Delete files whose records are all in the logs, but for the one that may still grow."""
@@ -265,7 +267,7 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)  # a link would have its target cut
         self.counts: dict[int, int] = {}
         self.size = 0
         for kind, content in read_log(path):
@@ -302,12 +304,41 @@ def read_log(path: Path) -> Iterator[tuple[int, bytes]]:
         while len(head := file.read(_RECORD.size)) == _RECORD.size:
             length, crc, kind = _RECORD.unpack(head)
             left -= _RECORD.size + length
-            if left < 0:
+            if left < 0 or length > LARGEST:
                 return
             content = file.read(length)
             if len(content) < length or zlib.crc32(content, zlib.crc32(bytes([kind]))) != crc:
                 return
             yield kind, content
+
+
+def damaged(path: Path) -> bool:
+    """Whether whole records follow a damaged one. A crash never leaves that: it cuts a log off, or spoils its last record."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return False
+    with file:
+        file.seek(sum(_RECORD.size + len(content) for _, content in read_log(path)))
+        return _holds_record(file.read(2**22)[1:])
+
+
+def _holds_record(data: bytes) -> bool:
+    """Whether a whole record with content begins at any byte; the search is given up after 256 MB of checksums."""
+    raw, patience = np.frombuffer(data, np.uint8), 2**28
+    n = len(raw) - _RECORD.size + 1
+    if n < 1:
+        return False
+    length = sum((raw[i:i + n].astype(np.int64) << 8 * i for i in range(4)), np.zeros(n, np.int64))
+    likely = (raw[8:8 + n] <= PACKET) & (length > 0) & (np.arange(n) + _RECORD.size + length <= len(raw))
+    for at in np.flatnonzero(likely).tolist():
+        size, crc, kind = _RECORD.unpack_from(data, at)
+        if zlib.crc32(memoryview(data)[at + _RECORD.size:at + _RECORD.size + size], zlib.crc32(bytes([kind]))) == crc:
+            return True
+        patience -= size + 64
+        if patience < 0:
+            break
+    return False
 
 
 # ---- the columns of a frame

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,10 @@ class Legacy:
         if not 0 <= episode < len(self) or name not in self._cameras:
             raise RealrlError(f"{self.dir} has no camera {camera!r} in an episode {episode}; it has {len(self)} episodes and the cameras "
                               f"{', '.join(self.cameras) or '(none)'}")
-        length = self._rows[episode]["length"]
-        return self._path(self._info.get("video_path") or VIDEO_PATH, episode, name), self._place(length).times(length, self._info["fps"])
+        length, path = self._rows[episode]["length"], self._path(self._info.get("video_path") or VIDEO_PATH, episode, name)
+        if length > (path.stat().st_size if os.path.exists(path) else 2**24):  # a picture takes a byte at least
+            raise RealrlError(f"{path} cannot hold {length} pictures, as meta/episodes.jsonl has it; restore them from a copy")
+        return path, self._place(length).times(length, self._info["fps"])
 
     def _episode(self, index: int, images: bool) -> Episode:
         path, row = self._path(self._info.get("data_path") or DATA_PATH, index), self._rows[index]
@@ -98,23 +101,28 @@ class Legacy:
         except FileNotFoundError as error:
             hint = " (images=False reads the numbers alone)" if str(error.filename).endswith(".mp4") else ""
             raise RealrlError(f"{error.filename or path} is missing; restore it from a copy{hint}") from error
+        except OSError as error:
+            raise RealrlError(f"{path} or its videos are not readable ({tables.line(error)}); restore them from a copy") from error
         try:
             return schema.episode(columns, row, films, self._tasks)
-        except tables.DAMAGED as error:
+        except (*tables.DAMAGED, RecursionError) as error:
             raise RealrlError(f"{path} does not fit info.json ({tables.line(error)}); restore it from a copy") from error
 
     def _place(self, length: int) -> Place:
         return Place(0.0, length / float(self._info["fps"]), None)
 
     def _path(self, template: Any, index: int, camera: str = "") -> Path:
-        return inside(self.dir, str(template), episode_chunk=index // self._chunks, episode_index=index, video_key=camera)
+        path = inside(self.dir, str(template), episode_chunk=index // self._chunks, episode_index=index, video_key=camera)
+        if not str(path.relative_to(self.dir)).isprintable():
+            raise RealrlError(f"{self.dir}/meta/info.json: the path {template!r} of {camera!r} is not printable; rename it")
+        return _no_pipe(path)
 
     def _lines(self, name: str, wanted: dict[str, type]) -> list[dict[str, Any]]:
         """A file of JSON lines, sorted by its first wanted entry, which must count from 0."""
         path = self.dir / "meta" / name
         within(self.dir, path)
-        try:
-            lines = [json.loads(text) for text in path.read_text().splitlines() if text.strip()]
+        try:  # not splitlines, which also cuts at characters that a JSON text may hold, such as U+2028
+            lines = [json.loads(text) for text in _no_pipe(path).read_text().split("\n") if text.strip()]
         except FileNotFoundError as error:
             raise RealrlError(f"{path} is missing; restore it from a copy") from error
         except (OSError, ValueError, RecursionError) as error:
@@ -129,3 +137,10 @@ class Legacy:
             if not isinstance(x.get("tasks", []), list):
                 raise RealrlError(f"{path}: tasks is no list; restore it from a copy")
         return lines
+
+
+def _no_pipe(path: Path) -> Path:
+    """The path again. Raises RealrlError for a folder, and for a pipe, which would be waited for without end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise RealrlError(f"{path} is no file; restore it from a copy")
+    return path

@@ -261,6 +261,10 @@ class Recorder:
         layout = Layout.of(numbers, np.asarray(action))
         if scalar := next((k for k, x in {**numbers, "action": np.asarray(action)}.items() if x.ndim < 1), None):
             raise RealrlError(f"{self._where()}: {scalar} is a single number; give it as a vector of length 1")
+        for name, kind, shape in layout.columns:
+            if np.dtype(kind).kind not in "biuf" or np.dtype(kind).itemsize > 8 or not np.dtype(kind).isnative or 0 in shape:
+                raise RealrlError(f"{self._where()}: {name.removeprefix('obs/')} is {np.dtype(kind)} {list(shape)}, which a dataset cannot "
+                                  "keep; give numbers or truth values of up to 64 bits, at least one")
         if self._layout is not None and layout.columns != self._layout.columns:
             raise RealrlError(f"{self._where()}: its columns are not those of the episode before; record into a new folder")
         wanted = {"action": np.shape(action), **{f"observation.{k}": x.shape for k, x in numbers.items()},

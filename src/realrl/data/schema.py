@@ -6,6 +6,7 @@ LeRobot has no frame for the observation after the last action. Numbers of it tr
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -76,7 +77,7 @@ def read_json(root: Path) -> Info:
         raise RealrlError(f"{root} is not a LeRobot dataset: meta/info.json is missing; give the folder that holds meta/ and data/")
     within(root, path)
     try:
-        info: Info = json.loads(path.read_text())
+        info: Info = copy.deepcopy(json.loads(path.read_text()))  # whatever is nested too deep to be used is found here
     except (ValueError, OSError, RecursionError) as error:
         raise RealrlError(f"{path} is not readable JSON ({tables.line(error)}); restore it from a copy") from error
     if not isinstance(info, dict):
@@ -97,6 +98,10 @@ def check_info(path: Path, info: Info, kinds: Mapping[str, tuple[type, ...]]) ->
         shape = feature.get("shape") if isinstance(feature, dict) else None
         if not (isinstance(shape, list) and all(type(n) is int and 0 < n < 2**31 for n in shape) and isinstance(feature.get("dtype"), str)):
             raise RealrlError(f"{path}: feature {name!r} has no dtype or no shape; restore the file from a copy")
+    try:
+        tables.stored(info["features"])
+    except (ValueError, SyntaxError) as error:  # numpy parses "f4,(" as Python
+        raise RealrlError(f"{path}: a feature has a dtype that is none ({tables.line(error)}); restore the file from a copy") from error
 
 
 def data_file(root: Path, info: Info, key: FileKey) -> Path:
@@ -271,6 +276,8 @@ def validate(episode: Episode, where: str, columns: Mapping[str, Array], films: 
             raise RealrlError(f"{where}: observation key {key!r} must not be empty or hold '/'; rename it")
         if x.ndim < 2 or len(x) != n + 1:
             raise RealrlError(f"{where}: observation.{key} has shape {x.shape}, wanted [{n + 1}, ...]: one row a frame and the last one")
+        if not x.size:
+            raise RealrlError(f"{where}: observation.{key} has shape {x.shape}, there is nothing in it; leave it out")
     numbers = {name: f for name, f in features.items() if f["dtype"] != "video"}
     same_names(where, columns, numbers)
     if films is not None:

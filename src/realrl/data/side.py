@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,11 +28,12 @@ import pyarrow.parquet as pq
 
 from realrl.data import tables
 from realrl.data.files import publish, within
-from realrl.data.schema import read_info
+from realrl.data.schema import data_file, read_info
 from realrl.types import Array, RealrlError
 
 Per = Literal["frame", "episode"]
 FOLDER = "derived"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 IDENTITY = ("length", "tasks", "policy", "seed", "success")  # columns of an episode's row that no repair or compaction changes
 
 
@@ -52,13 +54,13 @@ class Derived:
 
 
 def names(directory: str | Path) -> list[str]:
-    """The names that have at least one version."""
-    return sorted(p.name for p in Path(directory, FOLDER).glob("*") if versions(directory, p.name))
+    """The names that have at least one version; what else lies there (a file browser's notes, say) is passed over."""
+    return sorted(p.name for p in Path(directory, FOLDER).glob("*") if re.fullmatch(NAME, p.name) and versions(directory, p.name))
 
 
 def versions(directory: str | Path, name: str) -> list[int]:
     """Version numbers of a side file, oldest first; empty when there is none."""
-    found = (re.fullmatch(r"v([1-9]\d*)\.parquet", p.name) for p in _folder(directory, name).glob("v*.parquet"))
+    found = (re.fullmatch(r"v([1-9][0-9]*)\.parquet", p.name) for p in _folder(directory, name).glob("v*.parquet"))
     return sorted(int(match[1]) for match in found if match)
 
 
@@ -87,8 +89,8 @@ def read(directory: str | Path, name: str, version: int | None = None, *, missin
         raise RealrlError(f"{root}: no derived column file {name!r}{'' if version is None else f' v{version}'}; {known}")
     version = there[-1] if version is None else version
     path = _folder(root, name) / f"v{version}.parquet"
-    table = tables.read_parquet(path)
-    about = _about(path, table)
+    within(root, path)
+    about = _about(path)
     rows = _rows(root)
     if len(rows) < about["episodes"] or fingerprint(rows.slice(0, about["episodes"])) != about["fingerprint"]:
         raise RealrlError(f"{path} was computed from other episodes than {root} holds now (removed or reordered); compute it anew")
@@ -96,9 +98,12 @@ def read(directory: str | Path, name: str, version: int | None = None, *, missin
     if behind and missing == "error":
         raise RealrlError(f"{path} covers {about['episodes']} episodes of {len(rows)}: {behind} were appended since; compute it anew")
     total = len(rows) if about["per"] == "episode" else int(rows["length"].to_numpy().sum())
+    if behind and total > (there_are := _frames_on_disk(root, rows)):
+        raise RealrlError(f"{root}: meta/episodes counts {total} rows, the data files hold {there_are}; run `realrl data check {root}`")
+    table = tables.read_parquet(path)  # only now: a small file may unfold into as many rows as it likes to say
     try:
         columns = {c: _padded(_from_arrow(table[c]), total) for c in table.column_names}
-    except (pa.ArrowException, ValueError) as error:
+    except tables.DAMAGED as error:
         raise RealrlError(f"{path} is damaged ({' '.join(str(error).split())[:160]}); compute it anew") from error
     return Derived(name, version, about["per"], columns, about["meta"], behind)
 
@@ -108,7 +113,10 @@ def fingerprint(rows: pa.Table) -> str:
     digest = hashlib.sha256()
     known = [c for c in rows.column_names if c in IDENTITY or c.startswith("last/")]
     for name in sorted(known):
-        digest.update(json.dumps([name, rows[name].to_pylist()], default=str).encode())
+        try:
+            digest.update(json.dumps([name, rows[name].to_pylist()], default=str).encode())
+        except tables.DAMAGED as error:
+            raise RealrlError(f"meta/episodes: {name} is damaged ({tables.line(error)}); restore it from a copy") from error
     return digest.hexdigest()
 
 
@@ -154,7 +162,7 @@ def _write_joined(parts: Sequence[Derived], lengths: Sequence[Array], picks: Seq
 
 def _folder(directory: str | Path, name: str) -> Path:
     """Where a name's versions lie. Raises RealrlError for a name that is no plain one, or a link that leads elsewhere."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if not re.fullmatch(NAME, name):
         raise RealrlError(f"{directory}: {name!r} cannot name derived columns; use letters, digits, '-', '_' and '.'")
     folder = Path(directory) / FOLDER / name
     within(Path(directory), folder)
@@ -212,18 +220,34 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _about(path: Path, table: pa.Table) -> dict[str, Any]:
-    """The header of a side file. Raises RealrlError when it is not one, or its rows are not as many as it says."""
+def _about(path: Path) -> dict[str, Any]:
+    """The header of a side file, its columns unread. Raises RealrlError when it is not one, or its rows are not as many as it says."""
     try:
-        about: dict[str, Any] = json.loads((table.schema.metadata or {})[b"realrl"])
-        episodes, frames = int(about["episodes"]), int(about["frames"])
-        whole = len(table) == {"frame": frames, "episode": episodes}[about["per"]] and isinstance(about["meta"], dict) and episodes >= 0
-        whole = whole and isinstance(about["fingerprint"], str)
-    except (KeyError, ValueError, TypeError) as error:
-        raise RealrlError(f"{path} is no file of derived columns ({type(error).__name__}: {error}); set it aside") from error
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise TypeError("it is no file")
+        with pq.ParquetFile(path) as file:
+            n, header, names = file.metadata.num_rows, file.schema_arrow.metadata or {}, file.schema_arrow.names
+        about: dict[str, Any] = json.loads(header[b"realrl"])
+        episodes, frames = about["episodes"], about["frames"]
+        whole = type(episodes) is type(frames) is int and n == {"frame": frames, "episode": episodes}[about["per"]] and episodes >= 0
+        whole = whole and isinstance(about["meta"], dict) and isinstance(about["fingerprint"], str) and len(set(names)) == len(names)
+    except (*tables.DAMAGED, RecursionError) as error:
+        raise RealrlError(f"{path} is no file of derived columns ({type(error).__name__}: {tables.line(error)}); set it aside") from error
     if not whole:
-        raise RealrlError(f"{path} is damaged: its {len(table)} rows are not what its header says; compute it anew")
+        raise RealrlError(f"{path} is damaged: its {n} rows are not what its header says; compute it anew")
     return about
+
+
+def _frames_on_disk(root: Path, rows: pa.Table) -> int:
+    """Rows in the data files that the episodes refer to, by the files' own count. Raises RealrlError for one that cannot be read."""
+    info, total = read_info(root), 0
+    for key in {(int(c), int(f)) for c, f in zip(*(rows[f"data/{n}_index"].to_numpy() for n in ("chunk", "file")), strict=True)}:
+        path = data_file(root, info, key)
+        try:
+            total += pq.read_metadata(path).num_rows
+        except tables.DAMAGED as error:
+            raise RealrlError(f"{path} is missing or damaged ({tables.line(error)}); run `realrl data check {root}`") from error
+    return total
 
 
 def _to_arrow(x: Array) -> pa.Array:
@@ -236,10 +260,12 @@ def _from_arrow(column: pa.ChunkedArray) -> Array:
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
     rows, shape = len(values), []
-    while pa.types.is_nested(values.type):
+    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):
         inner = values.flatten()
         shape.append(values.type.list_size if pa.types.is_fixed_size_list(values.type) else len(inner) // max(len(values), 1))
         values = inner
+    if pa.types.is_nested(values.type):
+        raise ValueError(f"a column of {values.type}")
     if values.null_count or pa.types.is_string(values.type):
         return np.array([*values.to_pylist(), None], object)[:-1].reshape(rows, *shape)
     out: Array = values.to_numpy(zero_copy_only=False)
