@@ -15,14 +15,16 @@ FLOORS = {
     "types": 0, "losses": 0, "config": 0, "seeding": 0,
     "run": 1, "nets": 1, "generative": 1, "data": 1, "clouds": 1,
     "envs": 2, "robots": 2, "rewards": 2, "policy": 2,
-    "rollout": 3, "collect": 3, "evaluate": 3, "ope": 3, "imitation": 3, "iql": 3, "ppo": 3, "workcell": 3, "replay": 3, "practice": 3, "robustness": 3,
+    "rollout": 3, "collect": 3, "evaluate": 3, "ope": 3, "imitation": 3, "iql": 3, "ppo": 3, "workcell": 3, "replay": 3, "practice": 3,
+    "robustness": 3,
     "algos": 4,
     "report": 5, "doctor": 5, "cli": 5, "cli_data": 5, "cli_parser": 5,
 }
 # The few top-level modules that use another of their own floor, each one-way and named.
 SIDEWAYS = {
     "config": {"types"}, "losses": {"types"},  # the contract is below everything
-    "collect": {"rollout"}, "evaluate": {"rollout", "collect"}, "robustness": {"collect", "evaluate"}, "workcell": {"collect", "evaluate", "imitation", "ope"},
+    "collect": {"rollout"}, "evaluate": {"rollout", "collect"}, "robustness": {"collect", "evaluate"},
+    "workcell": {"collect", "evaluate", "imitation", "ope"},
     "cli": {"report", "doctor", "cli_data", "cli_parser"}, "cli_data": {"report", "cli_parser"}, "replay": {"rollout"}, "__main__": {"cli"},
 }
 SIMULATORS = {"mujoco", "metaworld", "gymnasium_robotics"}

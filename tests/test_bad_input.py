@@ -114,7 +114,8 @@ def test_nothing_to_start_from(tmp_path):
 
 def test_an_observation_of_another_shape_than_the_checkpoints(tmp_path):
     DiffusionPolicy(small_policy(), 5, 2).save(tmp_path / "policy", task="toy/other")
-    complaint(lambda: improve(tmp_path / "run", init=str(tmp_path / "policy")), "sees 5 numbers", "toy/other", "toy/obstacle has 2 and 2")
+    complaint(lambda: improve(tmp_path / "run", init=str(tmp_path / "policy")), "trained on toy/other", "with 5 observation",
+              "toy/obstacle has 2 and 2")
     policy, _ = load_policy(tmp_path / "policy")
     rng = [np.random.default_rng(0)]
     for shape in ((1, 1, 2), (1, 2, 5), (1, 5)):

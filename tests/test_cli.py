@@ -51,8 +51,8 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> str:
 # -- help, lists and mistakes -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["", "train", "train bc", "train rl100", "evaluate", "data", "data demos", "data info", "data check",
-                                     "report", "tasks", "doctor"])
+@pytest.mark.parametrize("command", ["", "train", "train bc", "train rl100", "evaluate", "view", "data", "data demos", "data info",
+                                     "data check", "report", "tasks", "doctor"])
 def test_help_teaches_at_every_level(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main([*command.split(), "--help"])
@@ -94,6 +94,11 @@ def test_lists_and_help_come_at_once(args: str, slow: set[str]) -> None:
     ("data info nowhere", "nowhere is not a LeRobot dataset"),
     ("evaluate --policy nowhere", "nowhere: no policy here"),
     ("report nowhere", "nowhere: no such run directory"),
+    ("view toy/reahc", "no task 'toy/reahc': did you mean 'toy/reach'?"),
+    ("view toy/reach --worst 2", "--worst is for recorded episodes"),
+    ("view toy/reach --sight rgb,sonar", "no sight 'sonar'"),
+    ("view toy/reach --policy nowhere", "nowhere: no policy here"),
+    ("view toy/reach --episodes 1-3", "'1-3' is no number and no range"),
     ("train rl100 --resume", "add --run DIR"),
     ("train bc --task toy/lin --run x", "no task 'toy/lin': did you mean 'toy/line'?"),
     ("train bc --config nowhere.yaml", "cannot read the configuration nowhere.yaml"),
@@ -122,7 +127,7 @@ def test_tasks_version_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["tasks"]) == 0
     assert capsys.readouterr().out.split() == envs.tasks()
     assert cli.main(["tasks", "toy"]) == 0
-    assert capsys.readouterr().out.split() == ["toy/identity", "toy/obstacle", "toy/line"]
+    assert capsys.readouterr().out.split() == ["toy/identity", "toy/obstacle", "toy/line", "toy/reach"]
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out.startswith("realrl ")
@@ -243,6 +248,37 @@ def test_evaluate_keeps_stdout_clean_from_everybody(policy: Path) -> None:
     command = ["evaluate", "--json", "--policy", str(policy), "--episodes", "2", "--workers", "1"]
     out, err = python("-c", code, *command).communicate(timeout=60)
     assert json.loads(out)["episodes"] == 2 and "more noise" in err
+
+
+def test_failures_are_kept_shown_and_reported(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "imitation", "step": 0, "loss": 1.0}\n')
+    page = tmp_path / "failures-ddim/failures.html"
+    result = measured(capsys, "--policy", str(policy), "--episodes", "6", "--save-failures", "2")
+    assert result["failures_page"] == str(page) and "seed " + str(result["failures"][0]) in page.read_text()
+    kept = Store.open(tmp_path / "failures-ddim/failures").read()
+    assert [e.seed for e in kept] == result["failures"][:2] and not any(e.succeeded for e in kept)
+    assert "earlier evaluation: choose another folder" in fails(capsys, "evaluate", "--policy", str(policy), "--save-failures", "2")
+    assert cli.main(["evaluate", "--policy", str(policy), "--episodes", "2", "--workers", "1", "--save-failures", "1", "--out",
+                     str(tmp_path / "again")]) == 0
+    assert f"failures: {tmp_path / 'again/failures.html'}" in capsys.readouterr().out
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert f"Seed {kept[0].seed}" in (tmp_path / "report.html").read_text()
+    capsys.readouterr()
+    assert cli.main(["view", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'view/failures-ddim.html'}  (0.")
+
+
+def test_view_of_a_task_and_of_what_was_recorded(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["view", "toy/reach", "--sight", "rgb,pointcloud", "--episodes", "0:2", "--mp4"]) == 0
+    names = ["episodes.html", "episodes-0.mp4", "episodes-1.mp4"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [f"view-toy-reach/{name}" for name in names]
+    assert cli.main(["view", "toy/obstacle", "--policy", str(policy), "--seed", "7", "--out", "seen"]) == 0
+    assert "seed 7" in Path("seen/episodes.html").read_text()
+    assert demos(tmp_path / "demos", 3) == 0
+    assert cli.main(["view", "demos", "--worst", "1"]) == 0
+    assert Path("demos-view/demos.html").read_text().count('class="episode"') == 1
 
 
 def test_an_untrained_head_is_refused(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:

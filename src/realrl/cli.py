@@ -92,6 +92,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--head", choices=("ddim", "one-step"), help="which product acts (default: the one the policy was saved with)")
     parser.add_argument("--horizon", type=whole(1), metavar="STEPS", help="steps until an episode is cut off (default: the task's own)")
     parser.add_argument("--workers", type=whole(0), default=0, metavar="W", help="worker processes (default: one a CPU core)")
+    parser.add_argument("--robustness", action="store_true", help="also under changed light, colours, cameras, clutter, friction and mass")
     parser.add_argument("--save-failures", type=whole(1), metavar="N", help="keep the first N failures as a dataset and a page")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where failures go (default: failures-HEAD beside the policy)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output, and nothing else there")
@@ -184,7 +185,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(json.dumps(result, allow_nan=False))
         return 0
     from realrl.report import stage_table
-    screen().print(stage_table({"task": result["task"], "stages": [{"name": result["head"], **result}]}))
+    changed = [{"name": f"under: {change}", **found} for change, found in result.get("robustness", {}).items()]
+    screen().print(stage_table({"task": result["task"], "stages": [{"name": result["head"], **result}, *changed]}))
     if seeds := result["failures"]:
         more = f" and {len(seeds) - SHOWN} more (--json lists all)" if len(seeds) > SHOWN else ""
         print(f"failed starts: {', '.join(map(str, seeds[:SHOWN]))}{more}")
@@ -215,9 +217,15 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         episodes = collector.collect(policy, held_out(args.episodes, args.seed), greedy=True, noise_seed=args.seed)
         finished = [kept.pick(episode) for episode in progress(episodes, f"evaluating on {task}", args.episodes)]
     result = summarise(finished, spec.dt).to_dict()
+    other = {}
+    if args.robustness:
+        from realrl.robustness import robustness
+        under = robustness(policy, task, args.episodes, sight=sight, collect=CollectConfig(workers=args.workers), dt=spec.dt,
+                           horizon=args.horizon, seed=args.seed, watch=progress)
+        other = {"robustness": {change: {k: found.to_dict()[k] for k in ("success", "cycle_steps")} for change, found in under}}
     page = kept.save(out, task=task, dt=spec.dt, each=progress)
     told = ("success", "cycle_steps", "cycle_s", "successes_per_hour", "episode_return", "failures")
-    return {**{name: result[name] for name in told}, **({"failures_page": str(page)} if page else {}),
+    return {**{name: result[name] for name in told}, **other, **({"failures_page": str(page)} if page else {}),
             "latency_ms": latency(policy, spec), "task": task,
             "policy": str(args.policy), "head": policy.head, "seed": args.seed, "episodes": args.episodes}
 

@@ -50,7 +50,7 @@ def make_policy(view=None, sight=CLOUD):
     return policy
 
 
-def view_of(found, policy=None):
+def view_of(found):
     return ChunkView(found, chunk=2, n_obs=1, gamma=0.98)
 
 
@@ -78,7 +78,7 @@ def test_all_stages_run_and_the_policy_remembers_its_sight(whole):
     assert recorded.obs["pointcloud"].shape[1:] == (16, 3) and recorded.obs["privileged"].shape[1:] == (4,)
     policy, task = load_policy(folder / "policy")
     assert policy.senses == {"pointcloud": (16, 3)} and policy.obs_dim == 2 and task == "toy/reach"
-    fits = [line for line in metrics(folder) if line["stage"] in ("imitation", "online") and "recon" in line or "regularisers" in line]
+    fits = [line for line in metrics(folder) if "recon" in line or "regularisers" in line]
     assert fits and all(np.isfinite(line.get("recon", line.get("regularisers"))) for line in fits)
 
 

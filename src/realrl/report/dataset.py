@@ -5,8 +5,6 @@ Rates and lengths are of all episodes; the curves of columns are of a sample of 
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,24 +14,22 @@ from typing import Any, TypeVar
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.image import imsave
 
 from realrl.config import write_text
-from realrl.data import schema, tables, video
+from realrl.data import schema, tables
 from realrl.data.check import check, describe
 from realrl.data.store import Store
 from realrl.report.figures import BLUE, GREY, ORANGE, PALETTE, STYLE, Drawing, Panel, small_multiples
-from realrl.report.page import render
+from realrl.report.pictures import film_strip, short
 from realrl.report.reading import wilson_bounds
 from realrl.report.tables import MISSING, Grid, count, duration, figure3, percent
+from realrl.report.template import render
 from realrl.types import Array, RealrlError
 
 T = TypeVar("T")
 Each = Callable[[Sequence[T], str], Iterable[T]]
 SAMPLE = 200  # episodes whose columns are drawn
 MOST_FEATURES, MOST_LINES, MOST_PROBLEMS = 24, 6, 200
-LONGEST = 160  # characters of a text that others wrote
-THUMB = 128  # pixels of a thumbnail's longer side, at most
 BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index", "time", "starts_plan", "source",
                "next.done", "next.truncated"}
 
@@ -63,10 +59,10 @@ def write_page(directory: str | Path, file: str | Path, *, pictured: int = 24, e
     with matplotlib.rc_context(STYLE):
         html = render("dataset.html", {
             "title": root.resolve().name, "lead": _lead(about), "tiles": _tiles(about, length, success, sample.human),
-            "kicker": " · ".join([f"LeRobot dataset {store.info['codebase_version']}", _short(str(about["robot_type"] or "unknown robot")),
+            "kicker": " · ".join([f"LeRobot dataset {store.info['codebase_version']}", short(str(about["robot_type"] or "unknown robot")),
                                   f"{about['fps']:g} steps/s"]),
             "counts": _counts(store, length, success, sample.human), "columns": _columns(store),
-            "problems": [{"severity": p.severity, "text": _short(f"{_inside(root, p.where)}: {p.what}"), "mend": p.mend}
+            "problems": [{"severity": p.severity, "text": short(f"{_inside(root, p.where)}: {p.what}"), "mend": p.mend}
                          for p in problems[:MOST_PROBLEMS]],
             "more_problems": max(0, len(problems) - MOST_PROBLEMS), "episodes": _episode_figure(length, success, sample.human),
             "features": _feature_figures(sample, float(about["fps"])), "sampled": len(sample.episodes), "total": len(store),
@@ -76,10 +72,6 @@ def write_page(directory: str | Path, file: str | Path, *, pictured: int = 24, e
     except OSError as error:
         raise RealrlError(f"{target} could not be written ({error.strerror or error}); free space or choose another file") from error
     return target
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else text[:LONGEST - 1] + "…"
 
 
 def _inside(root: Path, where: str) -> str:
@@ -140,7 +132,7 @@ def _success(store: Store, sample: _Sample) -> Array | None:
 
 def _lead(about: dict[str, Any]) -> str:
     tasks = about["tasks"]
-    what = f"of “{_short(tasks[0])}”" if len(tasks) == 1 else f"of {len(tasks)} tasks"
+    what = f"of “{short(tasks[0])}”" if len(tasks) == 1 else f"of {len(tasks)} tasks"
     return (f"{about['episodes']:,} episodes {what}: {about['frames']:,} control steps, "
             f"{duration(about['frames'] / about['fps'])} of robot time.")
 
@@ -186,7 +178,7 @@ def _counts(store: Store, length: Array, success: Array | None, human: Array | N
         rows = []
         for value in dict.fromkeys(values):
             here = np.array([v == value for v in values])
-            rows.append([_short(value) or "(no text)", count(here.sum()), f"{length[here].mean():.1f}",
+            rows.append([short(value) or "(no text)", count(here.sum()), f"{length[here].mean():.1f}",
                          _rate(None if success is None else success[here]), _rate(None if human is None else human[here])])
         if rows:
             grids.append(Grid([what, "Episodes", "Mean length (steps)", "Success", "Steps by a person"], rows[:100]))
@@ -199,10 +191,10 @@ def _columns(store: Store) -> Grid:
         film = f.get("info") or {}
         kind = str(f["dtype"])
         if kind == "video":
-            kind = f"video ({_short(str(film.get('video.codec', 'unknown codec')))}{', depth' if film.get('video.is_depth_map') else ''})"
+            kind = f"video ({short(str(film.get('video.codec', 'unknown codec')))}{', depth' if film.get('video.is_depth_map') else ''})"
         axes = f.get("names")
         names = axes if isinstance(axes, list) else [x for v in axes.values() for x in v] if isinstance(axes, dict) else []
-        rows.append([_short(name), _short(kind), " × ".join(map(str, f["shape"])), _short(", ".join(map(str, names)))])
+        rows.append([short(name), short(kind), " × ".join(map(str, f["shape"])), short(", ".join(map(str, names)))])
     return Grid(["Column", "Type", "Shape", "Names"], rows)
 
 
@@ -256,7 +248,7 @@ def _feature_figures(sample: _Sample, fps: float) -> list[tuple[str, Drawing]]:
         panels.append(Panel(f"In episode {number}", "value", "seconds", partial(_draw_one, x=middle, fps=fps)))
         drawing = small_multiples(panels, f"values of {name}, and how they run over an episode")
         if drawing is not None:
-            figures.append((_short(name), drawing))
+            figures.append((short(name), drawing))
     return figures
 
 
@@ -320,33 +312,9 @@ def _cards(store: Store, success: Array | None, human: Array | None, pictured: i
     rows, cards = store.rows, []
     for e in each(picked, "drawing thumbnails"):
         texts = rows["tasks"][e].as_py() if "tasks" in rows.column_names else None
-        facts = [f"{rows['length'][e].as_py()} steps", _short((texts or ["no task text"])[0])]
+        facts = [f"{rows['length'][e].as_py()} steps", short((texts or ["no task text"])[0])]
         if human is not None and human[e] > 0:
             facts.append(f"{percent(float(human[e]))} by a person")
         outcome = "" if success is None or np.isnan(success[e]) else "success" if success[e] else "failed"
-        cards.append({"number": e, "facts": facts, "outcome": outcome, "films": [_film(store, e, camera) for camera in store.cameras]})
+        cards.append({"number": e, "facts": facts, "outcome": outcome, "films": [film_strip(store, e, camera) for camera in store.cameras]})
     return cards
-
-
-def _film(store: Store, episode: int, camera: str) -> dict[str, Any]:
-    """First, middle and last picture of a camera; a text where they cannot be read."""
-    try:
-        path, times = store.pictures(episode, camera)
-        pictures = video.decode(path, times[[0, len(times) // 2, -1]])
-    except (RealrlError, OSError) as error:
-        return {"camera": _short(camera), "pictures": [], "error": _short(_inside(store.dir, str(error)))}
-    return {"camera": _short(camera), "pictures": [_thumbnail(x) for x in pictures], "error": ""}
-
-
-def _thumbnail(picture: Array) -> str:
-    """A small JPEG as a data address. Depth becomes grey, near dark and far light between its 1 % and 99 % quantiles."""
-    if picture.dtype == np.uint16:
-        low, high = np.quantile(picture, [.01, .99])
-        grey = (255 * (picture - low) / max(high - low, 1)).clip(0, 255).astype(np.uint8)
-        picture = np.repeat(grey[..., None], 3, -1)
-    by = -(-max(picture.shape[:2]) // THUMB)
-    height, width = (n // by * by for n in picture.shape[:2])
-    small = picture[:height, :width].reshape(height // by, by, width // by, by, 3).mean((1, 3)).round().astype(np.uint8)
-    buffer = io.BytesIO()
-    imsave(buffer, small, format="jpeg", pil_kwargs={"quality": 80})
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
-from markupsafe import Markup
 from scipy.stats import spearmanr
 
 from realrl.config import write_text
 from realrl.report.curves import curves
+from realrl.report.failures import failure_parts
 from realrl.report.figures import STYLE, cycle_figures, ope_figure, success_figure
 from realrl.report.reading import Stage, final_stage, number_of, read_json, read_rows, read_text, stages_of
 from realrl.report.tables import (
@@ -31,6 +29,7 @@ from realrl.report.tables import (
     short_count,
     stage_grid,
 )
+from realrl.report.template import render
 from realrl.types import RealrlError
 
 MOST_SEEDS = 24  # listed a stage; the files have them all
@@ -169,7 +168,8 @@ def _page(run_dir: Path) -> dict[str, Any]:
         "title": str(summary.get("task") or meta.get("task") or run_dir.resolve().name), "kicker": " · ".join(filter(None, kicker)),
         "lead": _lead(stages), "tiles": _tiles(summary, stages, str(at_summary)), "success": success_figure(stages),
         "stages": stage_grid(stages, PAGE, drop_empty=True), "curves": curves(read_rows(at_metrics)),
-        "cycle": cycle, "cycle_all": cycle_all, "failures": failures, "failures_text": text, "left_out": LEFT_OUT,
+        "cycle": cycle, "cycle_all": cycle_all, "failures": failures, "failures_text": text, "kept": failure_parts(run_dir),
+        "left_out": LEFT_OUT,
         "latency": latency_grid(timed) if timed else None, "command": _command(meta), "config": read_text(run_dir / "config.yaml"),
         "facts": Grid(["Item", "Value"], facts), **_ope_parts(read_json(at_ope, dict) or {}, str(at_ope)),
     }
@@ -191,10 +191,3 @@ def write_report(run_dir: Path) -> Path:
     target = run_dir / "report.html"
     write_text(target, html)
     return target
-
-
-def render(template: str, values: Mapping[str, Any]) -> str:
-    """A page of this folder's template and style sheet; every text in `values` is escaped."""
-    source, style = (resources.files("realrl.report").joinpath(name).read_text(encoding="utf-8") for name in (template, "style.css"))
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(source).render(values, style=Markup(style))

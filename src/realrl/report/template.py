@@ -1,0 +1,17 @@
+"""A page from a template and the style sheet of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """A page of this folder's template and style sheet; every text in `values` is escaped."""
+    source, style = (resources.files("realrl.report").joinpath(name).read_text(encoding="utf-8") for name in (template, "style.css"))
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(source).render(values, style=Markup(style))

@@ -1,0 +1,156 @@
+"""Episodes of a simulated task with what its cameras see: rolled now, or recorded before and played again.
+
+Episodes are exactly reproducible from their seed and their actions. So a policy acts in the environment it was made for, and what it
+does not see itself, a second run of the same actions looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from realrl import config, envs
+from realrl.envs.base import RobotEnv
+from realrl.envs.sight import Kind, SightConfig
+from realrl.policy import load_policy, read_policy_json
+from realrl.replay import LONG, TOLERANCE, Restores
+from realrl.report.view.clips import Clip, Each, EpisodeSet
+from realrl.robots.guard import box_guard
+from realrl.rollout import rollout
+from realrl.types import Array, Episode, Obs, Plan, Policy, RealrlError, Source, State
+from realrl.workcell import check_fit
+
+SIDE = 240  # pixels of a picture's side
+POINTS = 1024
+
+
+class _Random:
+    """Actions drawn evenly from [-1, 1], for a task that nobody has shown how to do. See `types.Policy`."""
+
+    name, chunk, n_obs = "random", 1, 1
+
+    def __init__(self, action_dim: int) -> None:
+        self._dim = action_dim
+
+    def start(self, batch: int) -> State:
+        return {}
+
+    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        return Plan(np.stack([g.uniform(-1, 1, (1, self._dim)) for g in rng]).astype(np.float32)), state
+
+
+def rolled(task: str, *, policy: Path | None = None, seeds: Sequence[int] = (0,), sights: Sequence[str] = ("rgb",)) -> EpisodeSet:
+    """Episodes of a task from the given starts. policy: folder of one; without it the scripted expert acts, or chance.
+
+    sights: what to look with beside what the policy sees. Raises RealrlError on an unknown task or sight, and when the policy was
+    trained on another shape.
+    """
+    for sight in sights:
+        if sight not in get_args(Kind):
+            raise RealrlError(f"no sight {sight!r}: it is one of {', '.join(get_args(Kind))}")
+    actor, own, who = _actor(task, policy)
+    kicker = f"{task} · {actor.name if policy is None else policy}"
+
+    def clips() -> Iterator[Clip]:
+        env = envs.make(task, sight=own)
+        try:
+            for episode in rollout([env], actor, [box_guard(env)], seeds, greedy=True, task=task, source=who):
+                seen, notes = pictured([episode], task, sights)
+                yield Clip(episode.seed or 0, seen[0], env.task.dt, notes=notes)
+        finally:
+            env.close()
+
+    return EpisodeSet("episodes", task, kicker, list(seeds), clips)
+
+
+def _actor(task: str, folder: Path | None) -> tuple[Policy, SightConfig | None, Source]:
+    """(who acts, what it sees, what its actions count as)."""
+    if folder is None:
+        env = envs.make(task)
+        env.close()
+        try:
+            return envs.expert(task), None, Source.SCRIPT
+        except RealrlError:  # no expert, or one whose weights are not here
+            return _Random(env.task.action_dim), None, Source.SCRIPT
+    about: dict[str, Any] = read_policy_json(folder)
+    sight = config.from_dict(SightConfig, about["sight"], source=str(folder / "policy.json")) if about.get("sight") else None
+    policy, trained_on = load_policy(folder)
+    env = envs.make(task, sight=sight)
+    env.close()
+    check_fit(policy, env.task, folder, trained_on)
+    return policy, sight, Source.POLICY
+
+
+# ---- the same again, with eyes
+
+
+def pictured(episodes: Sequence[Episode], task: str, sights: Sequence[str] = ("rgb",), each: Each[Any] = lambda items, what, total: items
+             ) -> tuple[list[Episode], list[str]]:
+    """(the episodes with what the task's cameras see added to their observations, what a reader must know).
+
+    All get the same observations, so that they fit one dataset: where a sight cannot be had (no OpenGL, no eyes in this suite, a
+    start that cannot be repeated), it is left out of all, and a note says why. each: wraps what takes long in a progress bar.
+    """
+    out, notes = list(episodes), []
+    for kind in sights:
+        if kind == "state" or not out or any(_shows(key, kind) for key in out[0].obs):
+            continue
+        try:
+            out, drift = _looked_at(out, task, kind, each)
+        except RealrlError as error:
+            notes.append(f"No {kind} of these episodes: {error}")
+            continue
+        if drift > TOLERANCE:
+            notes.append(f"The {kind} was made by playing the actions again; its state drifts up to {drift:.3g} from the recorded one.")
+    return out, notes
+
+
+def _shows(key: str, kind: str) -> bool:
+    return key.startswith({"rgb": "images.", "depth": "depth.", "pointcloud": "pointcloud"}[kind])
+
+
+def _looked_at(episodes: Sequence[Episode], task: str, kind: str, each: Each[Any]) -> tuple[list[Episode], float]:
+    """(episodes with one more kind of observation, the largest difference between recorded and replayed state)."""
+    sight = SightConfig(kind=kind, height=SIDE, width=SIDE, points=POINTS, colour=kind == "pointcloud")  # type: ignore[arg-type]
+    env = _rendering(task, sight)
+    out, drift = [], 0.0
+    try:
+        for episode in each(episodes, f"looking again: {kind}", len(episodes)):
+            seen = _again(env, episode)
+            recorded, replayed = (obs.get("privileged", obs["state"]) for obs in (episode.obs, seen))
+            if recorded.shape == replayed.shape:
+                drift = max(drift, float(np.abs(recorded.astype(np.float64) - replayed).max()))
+            out.append(replace(episode, obs={**episode.obs, **{k: v for k, v in seen.items() if _shows(k, kind)}}))
+    finally:
+        env.close()
+    return out, drift
+
+
+def _rendering(task: str, sight: SightConfig) -> RobotEnv:
+    """The task's environment with eyes; it ends neither at success nor by a clock, so that any recording fits."""
+    try:
+        return envs.make(task, reward="dense", horizon=LONG, sight=sight)
+    except RealrlError:
+        if not sight.colour:
+            raise
+        return envs.make(task, reward="dense", horizon=LONG, sight=replace(sight, colour=False))  # some clouds have none
+
+
+def _again(env: RobotEnv, episode: Episode) -> dict[str, Array]:
+    """The observations of an episode's actions played again, each [T+1, ...]."""
+    if episode.seed is not None:
+        frames = [env.reset(seed=episode.seed)[0]]
+    elif isinstance(env, Restores):
+        frames = [env.restore(episode)]
+    else:
+        raise RealrlError(f"{env.task.id}: the episode names no seed, so it cannot be played again")
+    for t, action in enumerate(episode.action):
+        obs, _, terminated, truncated, _ = env.step(action)
+        frames.append(obs)
+        if (terminated or truncated) and t + 1 < len(episode):
+            raise RealrlError(f"{env.task.id}: played again, it ends at step {t + 1} of {len(episode)}; it was recorded on another task")
+    return {k: np.stack([f[k] for f in frames]) for k in frames[0]}
