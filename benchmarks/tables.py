@@ -31,6 +31,7 @@ METHODS = {"demonstrator": "demonstrator, as in the demonstrations", "clean demo
 """Methods in the order of the tables; "offline" is the last offline round."""
 METAWORLD = ("push-wall-v3", "peg-insert-side-v3", "box-close-v3", "disassemble-v3")
 ADROIT = ("door", "hammer", "pen", "door (human)")
+VISION = ("door", "hammer", "pen", "box-close-v3", "peg-insert-side-v3", "door-rgb")
 LOCOMOTION = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 PUBLISHED: dict[str, dict[str, dict[str, str]]] = {  # table -> row -> task -> figure
     "metaworld": {
@@ -42,6 +43,10 @@ PUBLISHED: dict[str, dict[str, dict[str, str]]] = {  # table -> row -> task -> f
         "published: DP3 imitation, 10 demonstrations, point clouds": {"door": "62 %", "hammer": "100 %", "pen": "43 %"},
         "published: RL-100, online": {"door": "about 100 %", "hammer": "about 100 %"},
         "published: DPPO, in RL-100's paper": {"door": "90 %, a plateau", "hammer": "90 %, a plateau"}},
+    "vision": {
+        "published: DP3 imitation, 10 demonstrations": {
+            "door": "62 %", "hammer": "100 %", "pen": "43 %", "box-close-v3": "42 %", "peg-insert-side-v3": "69 %"},
+        "published: RL-100, online": {"door": "about 100 %", "hammer": "about 100 %", "peg-insert-side-v3": "100 %"}},
     "locomotion": {
         "published: RL-100": {"HalfCheetah-v5": "about 10,000"}, "published: DPPO, in RL-100's paper": {"HalfCheetah-v5": "4,500"},
         "published: DSRL, in RL-100's paper": {"HalfCheetah-v5": "3,000"}}}
@@ -72,7 +77,7 @@ def last_round(rows: Sequence[Row]) -> list[Row]:
 # -- tables ----------------------------------------------------------------------------------------------------------------------------
 
 
-def success_table(rows: Sequence[Row], tasks: Sequence[str], published: str) -> str:
+def success_table(rows: Sequence[Row], tasks: Sequence[str], published: str, methods: Sequence[str] = tuple(METHODS)) -> str:
     """Methods down, tasks across: success pooled over the training seeds, the number of seeds, and the worst of them."""
     rows = last_round(rows)
 
@@ -88,7 +93,7 @@ def success_table(rows: Sequence[Row], tasks: Sequence[str], published: str) -> 
         worst = f", worst of {len(found)} seeds {100 * min(s['rate'] for s in found):.1f} %" if len(found) > 1 else ""
         return f"{percent(vars(pooled))}, n = {total}{worst}{other}"
 
-    lines = [[name, *(cell(method, task) for task in tasks)] for method, name in METHODS.items()]
+    lines = [[name, *(cell(method, task) for task in tasks)] for method, name in METHODS.items() if method in methods]
     lines += [[name, *(figures.get(task, "-") for task in tasks)] for name, figures in PUBLISHED[published].items()]
     return "\n\n".join([grid(["", *tasks], lines), detail(rows, tasks), commands(rows)])
 
@@ -204,6 +209,8 @@ def human_table(rows: Sequence[Row]) -> str:
             for r in part("door")]
     pusht = [[who(r), r["starts"], spread(r["coverage"]), spread(r["score"]), percent(r["success"]), str(r["coverage"]["n"]), cost(r)]
              for r in part("pusht")]
+    pusht += [[f"from images: {who(r)}", r["starts"], spread(r["coverage"]), spread(r["score"]), percent(r["success"]),
+               str(r["coverage"]["n"]), cost(r)] for r in part("pusht images") if "coverage" in r]
     pusht.append(["published: Diffusion Policy", "its own", "-", "0.91 - 0.95", "-", "-", "-"])
     suite = [[r["starts"], f"{r['steps']:,}", *(f"{r['gripper_cm'][k]:.1f}" for k in ("median", "largest", "last")), str(r["within_1cm"]),
               "yes" if r["solved"] else "no"] for r in part("robosuite")]
@@ -212,12 +219,63 @@ def human_table(rows: Sequence[Row]) -> str:
              for r in part("reachy")]
     other += [f"PushT with images: {r['demos']} episodes, {r['frames']:,} frames of 96 x 96 imported, encoded and read back in "
               f"{r['wall_s']:.0f} s, {r['bytes'] / 2**20:.1f} MiB, mean error {r['mean_error_of_255']:.2f} of 255."
-              for r in part("pusht images")]
+              for r in part("pusht images") if "bytes" in r]
     return "\n\n".join([
         grid(["Adroit door", "starts", "hinge at 1.35 rad", "more than 1 rad", "largest angle [rad]", "n", "fit"], door or [[NOT_RUN] * 7]),
         grid(["PushT", "starts", "best coverage", "score", "coverage 0.95", "n", "fit"], pusht),
         grid(["robosuite, replayed", "steps", "gripper off, median [cm]", "largest", "last", "steps within 1 cm", "solved at the end"],
              suite or [[NOT_RUN] * 7]), *other, commands(rows)])
+
+
+def rendering_table(rows: Sequence[Row]) -> str:
+    """Sights down, tasks across."""
+    tasks = list(dict.fromkeys(r["task"] for r in rows if "steps_per_s" in r))
+    sights = list(dict.fromkeys(r["sight"] for r in rows if "steps_per_s" in r))
+    by = {(r["task"], r["sight"]): r for r in rows}
+
+    def cell(row: Row | None) -> str:
+        if row is None:
+            return NOT_RUN
+        return f"{row['steps_per_s']:,.0f}" + (f" (target {row['target_steps_per_s']:g})" if row.get("target_steps_per_s") else "")
+
+    lines = [[sight, *(cell(by.get((task, sight))) for task in tasks)] for sight in sights]
+    sampled = [[r["task"], r["sight"], f"{r['ms']:.2f}"] for r in rows if "steps_per_s" not in r]
+    more = [grid(["sampling the farthest points", "", "p50 [ms]"], sampled)] if sampled else []
+    return "\n\n".join([grid(["environment steps/s, all included", *tasks], lines or [[NOT_RUN]]), *more, commands(rows)])
+
+
+def encoders_table(rows: Sequence[Row]) -> str:
+    """One line a network, form, batch and number of threads."""
+    def ms(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f}"
+
+    lines = [[r["case"], r["form"], str(r["batch"]), str(r["threads"]), ms(r.get("forward_ms")), ms(r.get("step_ms"))] for r in rows]
+    head = ["", "form", "batch", "threads", "forward [ms]", "training step [ms]"]
+    return "\n\n".join([f"<details><summary>All encoders</summary>\n\n{grid(head, lines or [[NOT_RUN] * len(head)])}\n\n</details>",
+                        commands(rows)])
+
+
+def vision_latency_table(rows: Sequence[Row]) -> str:
+    """One line a case and head, stages across."""
+    stages = ("sampling", "encoder", "head", "all")
+    lines = [[r["case"], {"ddim": "10 steps", "one-step": "one step"}[r["head"]],
+              *(f"{r['ms'][s]['p50']:.2f} / {r['ms'][s]['p99']:.2f}" for s in stages), str(r["calls"])] for r in rows]
+    head = ["p50 / p99 [ms]", "", "sampling the cloud", "encoder", "head", "all", "calls"]
+    return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
+
+
+def ablations_table(rows: Sequence[Row]) -> str:
+    """Variants down, stages across."""
+    names = list(dict.fromkeys(r["task"] for r in rows))
+    methods = {"imitation": "imitation", "offline-1": "offline RL", "online": "online RL, 10 steps", "one-step": "online RL, one step"}
+
+    def cell(variant: str, method: str) -> str:
+        found = [r for r in rows if r["task"] == variant and r["method"] == method]
+        return "; ".join(f"{percent(r['success'])}, n = {r['success']['n']}" for r in found) or NOT_RUN
+
+    lines = [[name, *(cell(name, method) for method in methods)] for name in names]
+    measured = [r for r in rows if r["method"] != "curve"]
+    return "\n\n".join([grid(["variant", *methods.values()], lines or [[NOT_RUN] * 5]), commands(measured)])
 
 
 def ope_stages_table(rows: Sequence[Row]) -> str:
@@ -265,7 +323,9 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "locomotion": lambda rows: return_table(rows, LOCOMOTION, "locomotion"),
     "samplers": samplers_table, "latency": latency_table, "collection": collection_table, "recording": recording_table,
     "loading": loading_table, "scale": scale_table, "ope": ope_table, "ope_stages": ope_stages_table,
-    "human": human_table}
+    "human": human_table, "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
+    "vision_ablations": ablations_table,
+    "vision": lambda rows: success_table(rows, VISION, "vision", ("imitation", "offline", "online", "one-step"))}
 
 
 def fill(page: str, results: Path) -> str:

@@ -124,3 +124,47 @@ def test_explained_variance():
     assert losses.explained_variance(torch.zeros(4), target) == pytest.approx(0.0)
     assert losses.explained_variance(-target, target) == pytest.approx(-3.0)
     assert losses.explained_variance(target, torch.ones(4)) == 0.0
+
+
+def clouds(n, m, batch=3, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, n, 3, generator=g, dtype=torch.float64), torch.randn(batch, m, 3, generator=g, dtype=torch.float64)
+
+
+def test_chamfer_by_hand():
+    a, b = tensor([[[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]]), tensor([[[0.0, 0.0, 2.0]]])
+    assert losses.chamfer(a, b).tolist() == pytest.approx([(4 + 5) / 2 + 4])
+    assert losses.chamfer(a, a).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("n", "m", "batch"), [(1, 1, 1), (20, 7, 3), (7, 20, 3), (600, 500, 2)])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_chamfer_against_all_pairs(n, m, batch, offset):
+    """The value and both gradients of a brute-force search, also for clouds far from the origin."""
+    found = []
+    for method in (losses.chamfer, brute_force_chamfer):
+        a, b = (c.add(offset).requires_grad_() for c in clouds(n, m, batch))
+        value = method(a, b)
+        (value * torch.arange(1.0, batch + 1)).sum().backward()
+        found.append((value.detach(), a.grad, b.grad))
+    for mine, slow in zip(*found, strict=True):
+        assert torch.allclose(mine, slow, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(found[0][0], losses.chamfer(*reversed([c + offset for c in clouds(n, m, batch)])))  # symmetric
+
+
+def brute_force_chamfer(a, b):
+    square = (a[:, :, None] - b[:, None]).square().sum(-1)
+    return square.min(2).values.mean(1) + square.min(1).values.mean(1)
+
+
+def test_chamfer_is_exact_in_single_precision_far_from_the_origin():
+    a, b = (c.mul(0.01).add(tensor([1.0, -2.0, 0.5])).float() for c in clouds(200, 100))
+    assert torch.allclose(losses.chamfer(a, b), brute_force_chamfer(a.double(), b.double()).float(), rtol=1e-4)
+
+
+def test_chamfer_does_not_feel_order_and_refuses_what_does_not_match():
+    a, b = clouds(20, 7)
+    assert torch.allclose(losses.chamfer(a.flip(1), b), losses.chamfer(a, b))
+    for wrong in (b[:2], b[..., :2], b[:, :0], b[0]):
+        with pytest.raises(ValueError, match="chamfer: clouds of shapes"):
+            losses.chamfer(a, wrong)

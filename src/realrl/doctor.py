@@ -16,10 +16,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from realrl.envs.gl import egl_works
+
 PACKAGES = ("realrl", "torch", "numpy", "scipy", "gymnasium", "gymnasium-robotics", "metaworld", "mujoco", "pyarrow", "safetensors",
             "tyro", "rich", "tensorboard", "matplotlib", "jinja2", "pyyaml")
 SUITES = {"Meta-World": "metaworld", "Adroit": "gymnasium_robotics", "Gymnasium MuJoCo": "mujoco"}
-DISPLAY = {"EGL": ("EGL", "libegl1 libegl-mesa0 libgl1-mesa-dri"), "OSMesa": ("OSMesa", "libosmesa6")}
+DISPLAY = {"EGL": ("EGL", "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libgles2 libglx-mesa0"), "OSMesa": ("OSMesa", "libosmesa6 libgl1")}
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,20 @@ def _suites() -> list[Finding]:
 
 
 def _rendering() -> list[Finding]:
-    """GL back ends for cameras. State observations need none."""
+    """GL back ends for cameras: whether EGL's driver starts, whether OSMesa's library loads. States and clouds by rays need none."""
     chosen = os.environ.get("MUJOCO_GL", "unset")
     found = []
     for backend, (library, packages) in DISPLAY.items():
         path = ctypes.util.find_library(library)
-        found.append(Finding("rendering", backend, path is not None, path or "missing",
-                             f"apt-get install {packages} (only for camera observations and pictures)", required=False))
+        works = path is not None and (backend != "EGL" or egl_works())
+        value = "missing" if path is None else path if works else f"{path}, but no device of it starts"
+        found.append(Finding("rendering", backend, works, value,
+                             f"apt-get install {packages} (only for cameras and clouds by rendered depth)", required=False))
     any_there = any(f.ok for f in found)
+    used = next((f.name for f in found if f.ok), "none")
+    value = f"unset: {used} is used" if chosen == "unset" else chosen
     hint = "" if any_there else "install EGL or OSMesa first"
-    return [*found, Finding("rendering", "MUJOCO_GL", any_there or chosen == "glfw", chosen, hint, required=False)]
+    return [*found, Finding("rendering", "MUJOCO_GL", any_there, value, hint, required=False)]
 
 
 def _groups() -> list[Finding]:

@@ -13,7 +13,7 @@ import realrl
 from realrl import envs
 from realrl.types import Policy, RealrlError
 
-TASKS = ["toy/identity", "toy/obstacle", "toy/line", "gym/HalfCheetah-v5", "gym/Hopper-v5", "gym/Walker2d-v5", "gym/Ant-v5",
+TASKS = ["toy/identity", "toy/obstacle", "toy/line", "toy/reach", "gym/HalfCheetah-v5", "gym/Hopper-v5", "gym/Walker2d-v5", "gym/Ant-v5",
          "gym/Reacher-v5", "gym/Pusher-v5", "gym/InvertedPendulum-v5", "adroit/door", "adroit/hammer", "adroit/pen",
          "adroit/relocate", "metaworld/door-open-v3", "metaworld/peg-insert-side-v3"]
 

@@ -24,7 +24,7 @@ def play(task, policy, seed, **options):
             return np.array(states), np.array(actions), np.array(rewards), terminated, truncated, info["success"]
 
 
-@pytest.mark.parametrize("name", ["identity", "obstacle", "line"])
+@pytest.mark.parametrize("name", ["identity", "obstacle", "line", "reach"])
 def test_expert_always_succeeds(name):
     for seed in range(100):
         *_, rewards, terminated, truncated, success = play(f"toy/{name}", envs.expert(f"toy/{name}"), seed)
@@ -110,3 +110,24 @@ def test_line_dense_reward_goes_on_after_success():
 def test_script_takes_no_file():
     with pytest.raises(RealrlError, match="takes no file"):
         envs.expert("toy/line", "expert.npz")
+
+
+def test_reach_is_seen_where_it_is():
+    """The target's place is in the picture, the depth and the cloud, and not in the state."""
+    for kind in ("rgb", "depth", "pointcloud"):
+        env = envs.make("toy/reach", sight=envs.SightConfig(kind, height=40, width=40, points=16, colour=True))
+        for seed in range(5):
+            obs, _ = env.reset(seed=seed)
+            hand, target = obs["privileged"][:2], obs["privileged"][2:]
+            assert np.array_equal(obs["state"], hand)
+            if kind == "pointcloud":
+                cloud = obs["pointcloud"]
+                found = cloud[:8, :2].mean(0)
+                assert np.allclose(cloud[:8, 3:], (0.9, 0.1, 0.1)) and np.allclose(cloud[8:, :2].mean(0), hand, atol=0.03)
+            elif np.linalg.norm(hand - target) < 0.35:
+                continue  # the hand hides it
+            else:
+                redder = np.subtract(*np.moveaxis(obs["images.top"][..., ::2].astype(int), -1, 0)) if kind == "rgb" else None
+                rows, columns = np.nonzero(redder > 100 if kind == "rgb" else obs["depth.top"] == 950)
+                found = np.array([columns.mean() + 0.5, 40 - rows.mean() - 0.5]) / 20 - 1
+            assert np.abs(found - target).max() < 0.04

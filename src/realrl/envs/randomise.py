@@ -103,10 +103,10 @@ class Randomiser:
 
     def apply(self, seed: int) -> None:
         """Draw the episode of `seed`. Every kind has a generator of its own: switching one on does not change another's draws."""
-        for number, (name, draw) in enumerate((("light", self._light), ("colour", self._colour), ("camera", self._camera),
-                                               ("angle", self._angle), ("distractors", self._distract), ("friction", self._friction),
-                                               ("mass", self._mass))):
-            magnitude = getattr(self._cfg, name)
+        cfg = self._cfg
+        kinds = ((cfg.light, self._light), (cfg.colour, self._colour), (cfg.camera, self._camera), (cfg.angle, self._angle),
+                 (cfg.distractors, self._distract), (cfg.friction, self._friction), (cfg.mass, self._mass))
+        for number, (magnitude, draw) in enumerate(kinds):
             if magnitude:
                 draw(np.random.default_rng([seed, _STREAM, number]), magnitude)
 

@@ -6,8 +6,8 @@ file alone, so that all environments of a task in a process share one, see `Stud
 
 from __future__ import annotations
 
+import atexit
 import os
-import weakref
 from typing import Any
 
 import mujoco
@@ -53,7 +53,7 @@ class Studio:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
         self.users = 0
-        self._free = weakref.finalize(self, _free, self._gl, self._context)  # before the interpreter is torn down, too
+        atexit.register(self.close)  # after EGL's own, so that it runs before it
 
     def shoot(self, scene: Any, *, colour: bool, depth: tuple[float, float] | None) -> tuple[Array | None, Array | None]:
         """The picture, uint8 [H, W, 3], and the depth, float32 [H, W] m, of a scene, each where asked for.
@@ -80,13 +80,10 @@ class Studio:
 
     def close(self) -> None:
         """Free the context."""
-        self._free()
-
-
-def _free(gl: Any, context: Any) -> None:
-    gl.make_current()
-    context.free()
-    gl.free()
+        atexit.unregister(self.close)
+        self._gl.make_current()
+        self._context.free()
+        self._gl.free()
 
 
 _STUDIOS: dict[tuple[str, int, int], Studio] = {}

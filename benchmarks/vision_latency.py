@@ -1,0 +1,112 @@
+"""From what the cameras deliver to a plan, batch 1, one thread, stage by stage: sampling the cloud, encoder, action head.
+
+    python benchmarks/vision_latency.py
+
+- cloud: a depth picture of 84 x 84 (as in simulation) and one of 480 x 640 (a real depth camera) become 1024 points; PointNet; head;
+- pictures: two of 96 x 96; the small CNN, ResNet-18 and EfficientNet-lite0; head.
+
+The depth shows a tilted plane with a bump, of which the crop box keeps about two thirds. One-step and 10-step heads take turns.
+Writes benchmarks/results/vision_latency.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from common import RESULTS, Table
+
+from realrl.clouds import Camera, cloud
+from realrl.nets.encoder import EncoderConfig
+from realrl.policy import DiffusionPolicy, Head, PolicyConfig
+from realrl.types import Array
+
+POINTS, OWN, ACTION = 1024, 8, 4
+BOX = ((-0.5, -0.4, -1.0), (0.5, 0.4, 2.0))
+POSE = np.eye(4)
+
+
+def depth(height: int, width: int, rng: np.random.Generator) -> tuple[Array, Camera]:
+    """uint16 [H, W] of a plane with a bump about 1 m away, other noise every time, and its camera."""
+    y, x = np.mgrid[:height, :width] / np.array([height, width])[:, None, None] - 0.5
+    metres = 1.0 + 0.2 * y - 0.15 * np.exp(-40 * (x**2 + y**2)) + rng.normal(0, 0.002, (height, width))
+    return (1000 * metres).astype(np.uint16), Camera.upright(height, width, 60.0, POSE)
+
+
+def cloud_input(height: int, width: int) -> Callable[[np.random.Generator], Callable[[], dict[str, Array]]]:
+    """Draws a depth picture; what it returns is the timed part, from the picture to the observation."""
+    def draw(rng: np.random.Generator) -> Callable[[], dict[str, Array]]:
+        picture, camera = depth(height, width, rng)
+        return lambda: {"pointcloud": cloud([picture], [camera], BOX, POINTS)[None, None]}
+    return draw
+
+
+def pictures(rng: np.random.Generator) -> Callable[[], dict[str, Array]]:
+    """Two cameras of 96 x 96."""
+    seen = {f"images.{name}": rng.integers(0, 256, (1, 1, 96, 96, 3), np.uint8) for name in ("front", "wrist")}
+    return lambda: seen
+
+
+CLOUD = {"pointcloud": (POINTS, 3)}
+PAIR = {"images.front": (96, 96, 3), "images.wrist": (96, 96, 3)}
+CASES: dict[str, tuple[dict[str, tuple[int, ...]], EncoderConfig, Any]] = {
+    "cloud from 84 x 84": (CLOUD, EncoderConfig(), cloud_input(84, 84)),
+    "cloud from 480 x 640": (CLOUD, EncoderConfig(), cloud_input(480, 640)),
+    "2 x 96 px, cnn": (PAIR, EncoderConfig(image="cnn"), pictures),
+    "2 x 96 px, resnet18": (PAIR, EncoderConfig(image="resnet18"), pictures),
+    "2 x 96 px, efficientnet-lite0": (PAIR, EncoderConfig(image="efficientnet-lite0"), pictures)}
+
+
+@torch.inference_mode()
+def timed(policy: DiffusionPolicy, look: Callable[[], dict[str, Array]], rng: np.random.Generator) -> dict[str, float]:
+    """Milliseconds of each stage of one decision."""
+    marks = [time.perf_counter()]
+    seen = look()
+    marks.append(time.perf_counter())
+    obs = {k: torch.from_numpy(v) for k, v in seen.items()}
+    cond = policy.encode({"state": torch.zeros(1, 1, OWN), **obs})
+    marks.append(time.perf_counter())
+    noise = torch.from_numpy(rng.standard_normal((1, 1, policy.chunk, ACTION), dtype=np.float32))
+    if policy.head == "one-step":
+        policy.one_step(noise[:, 0], cond).numpy()
+    else:
+        policy.diffusion.sample(policy.net, cond, noise, stochastic=False)[:, -1].clamp(-1, 1).numpy()
+    marks.append(time.perf_counter())
+    sampling, encoder, head = (np.diff(marks) * 1e3).tolist()
+    return {"sampling": sampling, "encoder": encoder, "head": head, "all": sampling + encoder + head}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--calls", type=int, default=500, help="timed calls of each")
+    args = parser.parse_args(words)
+    torch.set_num_threads(1)
+    table = Table(RESULTS / "vision_latency.json", ("case", "head"))
+    heads: tuple[Head, ...] = ("one-step", "ddim")
+    for case in args.cases:
+        senses, encoder, draw = CASES[case]
+        torch.manual_seed(0)
+        policy = DiffusionPolicy(PolicyConfig(encoder=encoder), OWN, ACTION, senses=senses).eval()
+        rng, found = np.random.default_rng(0), {head: [] for head in heads}
+        contestants = {head: policy.with_head(head) for head in heads}
+        for i in range(args.calls + 30):
+            for head in heads if i % 2 else heads[::-1]:
+                found[head].append(timed(contestants[head], draw(rng), rng))
+        for head in heads:
+            ms = {stage: np.array([row[stage] for row in found[head][30:]]) for stage in found[head][0]}
+            parts = {stage: dict(zip(("p50", "p99"), np.percentile(x, [50, 99]).tolist(), strict=True)) for stage, x in ms.items()}
+            table.put({"case": case, "head": head, "calls": args.calls, "ms": parts, "parameters": sum(
+                p.numel() for p in (policy.encoder or policy.net).parameters())})
+            print("    " + ", ".join(f"{stage} {x['p50']:.2f} / {x['p99']:.2f} ms" for stage, x in parts.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
