@@ -56,6 +56,16 @@ def test_a_ball_lies_on_its_surface_in_metres_and_in_millimetres() -> None:
     assert np.abs(millimetres - points).max() < 0.0006
 
 
+def test_a_large_picture_is_thinned_and_stays_where_it_is() -> None:
+    camera, centre = Camera.upright(480, 640, 45.0, above(1.5)), np.array([0.2, -0.1, 0.3])
+    depth = ball(camera, (480, 640), centre, 0.2)
+    colour = np.zeros((480, 640, 3), np.uint8)
+    colour[depth > 0] = (255, 0, 0)
+    points = clouds.cloud([depth], [camera], BOX, 512, [colour])
+    assert np.abs(np.linalg.norm(points[:, :3] - centre, axis=-1) - 0.2).max() < 1e-6
+    assert np.array_equal(points[:, 3:], np.tile(np.float32([1, 0, 0]), (512, 1)))
+
+
 def test_what_was_not_measured_is_left_out() -> None:
     depth = np.array([[1.0, 0.0, np.nan], [np.inf, -1.0, 2.0]])
     points = clouds.deproject(depth, Camera(1.0, 1.0, 0.0, 0.0, np.eye(4)))

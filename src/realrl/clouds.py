@@ -17,6 +17,8 @@ from realrl.types import Array, RealrlError
 
 MOST = 16_384
 """Points that farthest point sampling starts from; of more, every k-th is taken: a camera of 640 x 480 has 300 000."""
+PIXELS = 4 * MOST
+"""Pixels of a depth picture that `cloud` looks at; of larger ones every k-th row and column. Most pixels lie outside of the crop box."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,11 +163,21 @@ def cloud(depths: Sequence[Array], cameras: Sequence[Camera], box: ArrayLike, n:
                           "every depth needs its camera, and its colours if there are any")
     parts = []
     for depth, camera, picture in zip(depths, cameras, pictures, strict=True):
+        if picture is not None and (picture.shape != (*np.shape(depth), 3) or picture.dtype != np.uint8):
+            raise RealrlError(f"colours are {picture.dtype} {list(picture.shape)}, the depth {list(np.shape(depth))}: expected uint8 of "
+                              "the same height and width, 3 channels")
+        depth, camera, picture = _thinned(depth, camera, picture)
         points, seen = _deproject(depth, camera)
         if picture is not None:
-            if picture.shape != (*seen.shape, 3) or picture.dtype != np.uint8:
-                raise RealrlError(f"colours are {picture.dtype} {list(picture.shape)}, the depth {list(seen.shape)}: expected uint8 of "
-                                  "the same height and width, 3 channels")
             points = np.concatenate([points, picture[seen] / 255.0], -1)
         parts.append(crop(points, box))
     return sample(np.concatenate(parts), n).astype(np.float32)
+
+
+def _thinned(depth: Array, camera: Camera, picture: Array | None) -> tuple[Array, Camera, Array | None]:
+    """Every k-th row and column of a picture with many more pixels than `PIXELS`, and the camera that would have taken it."""
+    k = int((np.size(depth) / PIXELS) ** 0.5)
+    if k < 2:
+        return depth, camera, picture
+    smaller = Camera(camera.fx / k, camera.fy / k, camera.cx / k, camera.cy / k, camera.pose)
+    return depth[::k, ::k], smaller, None if picture is None else picture[::k, ::k]

@@ -30,13 +30,13 @@ class EncoderConfig:
     """How a policy sees, where its task has senses beyond the state; without any, nothing here is used."""
 
     image: ImageNet = "cnn"
-    """Network for pictures and depth images."""
+    """Network for pictures and depth: cnn, resnet18, resnet18-small, efficientnet-lite0, torchvision/NAME or timm/NAME."""
     size: int = 64
     """Features of every camera or cloud."""
     hidden: tuple[int, ...] = (64, 64)
     """Layers of the MLP over the proprioception; the last is its features."""
     norm: bool = True
-    """LayerNorm in the PointNet's layers; without it twice as fast on a CPU."""
+    """LayerNorm in the PointNet's layers, as in DP3; a quarter faster without on a CPU."""
     latent: int = 64
     """Size of the bottleneck, one frame."""
     recon: float = 0.5
@@ -67,7 +67,8 @@ class Encoder(nn.Module):
         for key, shape in self.senses.items():
             self.eyes[_slot(key)] = _eye(cfg, key, shape)
             if cfg.recon > 0:
-                self.decoders[_slot(key)] = CloudDecoder(cfg.latent) if key == CLOUD else ImageDecoder(cfg.latent, *shape[:2])
+                channels = 1 if key.startswith("depth.") else 3
+                self.decoders[_slot(key)] = CloudDecoder(cfg.latent) if key == CLOUD else ImageDecoder(cfg.latent, *shape[:2], channels)
         self.body = mlp(obs_dim, cfg.hidden[-1], cfg.hidden[:-1])
         features = cfg.size * len(self.senses) + cfg.hidden[-1]
         self.mean = nn.Linear(features, cfg.latent)
