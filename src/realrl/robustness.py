@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from realrl.collect import CollectConfig, Collector
 from realrl.envs import RandomiseConfig, SightConfig
-from realrl.evaluate import Evaluation, held_out, summarise
+from realrl.evaluate import Evaluation, blind, held_out, summarise
 from realrl.types import Episode, Policy
 
 CHANGES = {
@@ -43,4 +43,4 @@ def robustness(policy: Policy, task: str, n: int, *, sight: SightConfig, collect
     for name, change in changes(sight).items():
         with Collector(task, collect, horizon=horizon, sight=sight, randomise=change) as collector:
             episodes = collector.collect(policy, held_out(n, seed), greedy=True, noise_seed=seed)
-            yield name, summarise(list(watch(episodes, name, n)), dt)
+            yield name, summarise([blind(e) for e in watch(episodes, name, n)], dt)

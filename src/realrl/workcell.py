@@ -22,7 +22,7 @@ from realrl.collect import CollectConfig, Collector, MakeEnv
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.data.store import Store, open_dataset
 from realrl.envs import RandomiseConfig, SightConfig, TaskSpec
-from realrl.evaluate import Evaluation, held_out, summarise
+from realrl.evaluate import Evaluation, blind, held_out, summarise
 from realrl.imitation import Imitation
 from realrl.ope import spearman
 from realrl.policy import DiffusionPolicy
@@ -187,7 +187,7 @@ class WorkCell:
         episodes = []
         with self.bar(f"{label}: evaluation", n) as advance:
             for episode in self.collector.collect(policy, held_out(n, seed), greedy=greedy, noise_seed=seed, source=source):
-                episodes.append(episode)
+                episodes.append(blind(episode))
                 advance(1)
         return summarise(episodes, self.spec.dt)
 
