@@ -10,8 +10,10 @@ from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import OfflineConfig, OfflineRound, Online, OnlineConfig
 from realrl.collect import CollectConfig, Collector
+from realrl.data.cache import FrameCache
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
+from realrl.data.windows import ImageWindows
 from realrl.envs import SightConfig
 from realrl.evaluate import evaluate
 from realrl.imitation import Imitation, ImitationConfig
@@ -41,17 +43,17 @@ def episodes(count=12, sight=CLOUD):
         return list(collector.collect(envs.expert("toy/reach", noise=0.2), range(count), greedy=True, source=Source.SCRIPT))
 
 
-def make_policy(view=None, sight=CLOUD):
+def make_policy(view=None, sight=CLOUD, n_obs=1):
     spec = envs.make("toy/reach", sight=sight).task
     torch.manual_seed(0)
-    policy = DiffusionPolicy(small_policy(encoder=EYES), spec.obs_dim, spec.action_dim, senses=spec.senses).eval()
+    policy = DiffusionPolicy(small_policy(encoder=EYES, n_obs=n_obs), spec.obs_dim, spec.action_dim, senses=spec.senses).eval()
     if view is not None:
         policy.fit_senses(view.frames)
     return policy
 
 
-def view_of(found):
-    return ChunkView(found, chunk=2, n_obs=1, gamma=0.98)
+def view_of(found, n_obs=1):
+    return ChunkView(found, chunk=2, n_obs=n_obs, gamma=0.98)
 
 
 def snapshot(module):
@@ -116,9 +118,10 @@ def test_offline_the_encoder_is_frozen_and_looks_at_every_frame_once(monkeypatch
     assert not moved(policy.encoder, before)
 
 
-def test_latents_of_all_frames_are_those_of_the_decisions():
-    view = view_of(episodes())
-    policy = make_policy(view)
+@pytest.mark.parametrize("n_obs", [1, 3])
+def test_latents_of_all_frames_are_those_of_the_decisions(n_obs):
+    view = view_of(episodes(), n_obs)
+    policy = make_policy(view, n_obs=n_obs)
     batch = view.batch()
     with torch.no_grad():
         now, after = policy.encode(batch.obs), policy.encode(batch.next_obs)
@@ -180,6 +183,21 @@ def test_pictures_take_the_same_road(kind):
     assert all(np.isfinite(v) for losses in first for v in losses.values())
     with Collector("toy/reach", CollectConfig(workers=1), sight=sight) as collector:
         assert len(list(collector.collect(policy, [1, 2], greedy=True))) == 2
+
+
+def test_pictures_on_disk_teach_what_pictures_in_memory_teach(tmp_path):
+    """The codec of a run loses nothing, so both views give the same losses to the last bit."""
+    sight = SightConfig(kind="rgb", height=24, width=24)
+    found = episodes(4, sight)
+    store = Store.create(tmp_path / "d", task="toy/reach", fps=10, codec="ffv1")
+    store.append(found)
+    disk = ImageWindows(store, FrameCache.build(store, progress=False), chunk=2, n_obs=1, gamma=0.98, next_images=False)
+    told = []
+    for view in (view_of(found), disk):
+        policy = make_policy(view_of(found), sight)
+        trainer = Imitation(policy, view, ImitationConfig(steps=3, batch=8, warmup=1), seed=0)
+        told.append([trainer.update() for _ in range(3)])
+    assert told[0] == told[1]
 
 
 def test_the_wrong_sight_is_named():
