@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import baselines  # noqa: E402
 import common  # noqa: E402
 import comparison  # noqa: E402
+import door  # noqa: E402
 import rl100_adroit  # noqa: E402
 import rl100_locomotion  # noqa: E402
 import sac  # noqa: E402
@@ -95,18 +96,18 @@ def test_a_rival_needs_our_run_first(tmp_path: Path) -> None:
 def test_human_demonstrations_become_episodes(tmp_path: Path) -> None:
     """Two recordings of 4 and 3 frames; the first opens the door at its third frame, which ends it."""
     obs = np.zeros((7, 39))
-    obs[2:4, rl100_adroit.HINGE] = 1.4
+    obs[2:4, door.HINGE] = 1.4
     np.savez(tmp_path / "door.npz", observations=obs, actions=np.full((7, 28), 2.0), episode_ends=np.array([4, 7]))
-    first, second = rl100_adroit.human_door(tmp_path / "door.npz")
+    first, second = door.human_door(tmp_path / "door.npz")
     assert (len(first), first.terminated, first.succeeded, first.reward.tolist()) == (2, True, True, [0.0, 1.0])
     assert (len(second), second.truncated, second.succeeded) == (2, True, False)
     assert first.action.max() == 1.0 and first.obs["state"].shape == (3, 39)
     with pytest.raises(RealrlError, match="cannot read human demonstrations"):
-        rl100_adroit.human_door(tmp_path / "absent.npz")
+        door.human_door(tmp_path / "absent.npz")
 
 
 def test_the_real_human_demonstrations(shared_data: Path) -> None:
-    episodes = rl100_adroit.human_door(shared_data / "adroit_hand_dapg" / "door_human.npz")
+    episodes = door.human_door(shared_data / "adroit_hand_dapg" / "door_human.npz")
     assert len(episodes) == 25 and sum(e.succeeded for e in episodes) == 7  # as the recording's own description says
 
 

@@ -329,7 +329,10 @@ def test_ctrl_c_says_how_to_resume(tmp_path: Path) -> None:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()  # where interrupts are ignored (a job in the background) it would run for ever
     assert process.returncode in (130, -signal.SIGINT)  # the same to a shell; Python chooses
     last = err.splitlines()[-1]
     assert last.startswith(f"interrupted; continue with: realrl train bc --run '{run}' --resume --task toy/line")
