@@ -79,6 +79,20 @@ def test_augmentation_is_for_training_alone():
     assert torch.equal(looked, encoder.look(state, seen, generator())[0]), "and its noise is the generator's"
 
 
+def test_pictures_are_cropped_anywhere_in_training_and_in_the_middle_when_acting():
+    encoder, (state, seen) = make({"images.top": (24, 24, 3), "depth.top": (24, 24)}, crop=4, shift=0, kl=0.0, recon=0.0), frames()
+    z = encoder(state, seen)
+    edge = {key: x.clone() for key, x in seen.items()}
+    edge["images.top"][:, :2] = 0  # two of the four rows that go are above the window
+    assert torch.equal(z, encoder(state, edge))
+    assert not torch.allclose(z, encoder.look(state, seen, generator())[0]), "the window is elsewhere"
+
+
+def test_colours_are_jittered_in_training_alone():
+    encoder, (state, seen) = make({"images.top": (24, 24, 3)}, colour=0.5, shift=0, kl=0.0, recon=0.0), frames()
+    assert not torch.allclose(encoder(state, seen), encoder.look(state, seen, generator())[0])
+
+
 def test_an_unknown_sense_is_named():
     with pytest.raises(RealrlError, match=r"'sound' is neither pointcloud, images"):
         make({"sound": (3,)})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from realrl.losses import chamfer, kl_to_standard
-from realrl.nets.augment import point_dropout, point_jitter, random_shift
+from realrl.nets.augment import colour_jitter, point_dropout, point_jitter, random_crop, random_shift
 from realrl.nets.image import ImageDecoder, ImageNet, image_net, reconstruction_loss
 from realrl.nets.mlp import mlp
 from realrl.nets.pointcloud import CloudDecoder, PointNet
@@ -45,8 +45,12 @@ class EncoderConfig:
     """beta_KL, weight of the information bottleneck in imitation; 0 = no bottleneck noise either."""
     in_rl: float = 0.1
     """Both weights are multiplied by this while RL trains the encoder."""
+    crop: int = 0
+    """Pixels that pictures lose in height and width: a window anywhere while training, the middle when acting; 0 = none."""
     shift: int = 4
     """Random shift of pictures while training, pixels; 0 = none."""
+    colour: float = 0.0
+    """Brightness, contrast and saturation of pictures while training, times 1 +- this; 0 = none."""
     jitter: float = 0.002
     """Noise on the points of a cloud while training, m; 0 = none."""
     dropout: float = 0.1
@@ -66,9 +70,9 @@ class Encoder(nn.Module):
         self.eyes, self.decoders = nn.ModuleDict(), nn.ModuleDict()
         for key, shape in self.senses.items():
             self.eyes[_slot(key)] = _eye(cfg, key, shape)
-            if cfg.recon > 0:
+            if cfg.recon > 0:  # what is rebuilt is the whole picture
                 channels = 1 if key.startswith("depth.") else 3
-                self.decoders[_slot(key)] = CloudDecoder(cfg.latent) if key == CLOUD else ImageDecoder(cfg.latent, *shape[:2], channels)
+                self.decoders[_slot(key)] = CloudDecoder(cfg.latent) if key == CLOUD else ImageDecoder(cfg.latent, shape[0], shape[1], channels)
         self.body = mlp(obs_dim, cfg.hidden[-1], cfg.hidden[:-1])
         features = cfg.size * len(self.senses) + cfg.hidden[-1]
         self.mean = nn.Linear(features, cfg.latent)
@@ -116,16 +120,30 @@ class Encoder(nn.Module):
         return mean, self.cfg.in_rl * torch.stack(losses).sum()
 
     def _features(self, state: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([*(self.eyes[_slot(key)](seen[key]) for key in self.senses), self.body(state)], -1)
+        looks = [self.eyes[_slot(key)](self._middle(seen[key], key)) for key in self.senses]
+        return torch.cat([*looks, self.body(state)], -1)
+
+    def _middle(self, x: Tensor, key: str) -> Tensor:
+        """The middle of pictures [B, H, W, ...] that were not cropped yet."""
+        shape = self.senses[key]
+        if key == CLOUD or not self.cfg.crop or x.shape[1] < shape[0]:
+            return x
+        half, rest = self.cfg.crop // 2, self.cfg.crop - self.cfg.crop // 2
+        return x[:, half:shape[0] - rest, half:shape[1] - rest]
 
     def _augment(self, seen: Mapping[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
         cfg, out = self.cfg, dict(seen)
-        for key in self.senses:
+        for key, shape in self.senses.items():
+            x = out[key]
             if key == CLOUD:
-                moved = point_jitter(out[key], cfg.jitter, 4 * cfg.jitter, random) if cfg.jitter else out[key]
-                out[key] = point_dropout(moved, cfg.dropout, random) if cfg.dropout else moved
-            elif key.startswith("images.") and cfg.shift:
-                out[key] = random_shift(out[key], cfg.shift, random)
+                x = point_jitter(x, cfg.jitter, 4 * cfg.jitter, random) if cfg.jitter else x
+                x = point_dropout(x, cfg.dropout, random) if cfg.dropout else x
+            else:
+                x = random_crop(x, shape[0] - cfg.crop, shape[1] - cfg.crop, random) if cfg.crop else x
+                x = random_shift(x, cfg.shift, random) if cfg.shift else x
+                if cfg.colour and key.startswith("images."):
+                    x = colour_jitter(x, random, brightness=cfg.colour, contrast=cfg.colour, saturation=cfg.colour)
+            out[key] = x
         return out
 
     def _rebuild(self, z: Tensor, state: Tensor, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,7 +166,8 @@ def _eye(cfg: EncoderConfig, key: str, shape: tuple[int, ...]) -> nn.Module:
     if key == CLOUD:
         return PointNet(shape[-1], cfg.size, norm=cfg.norm)
     if key.startswith(("images.", "depth.")):
-        return image_net(cfg.image, shape[0], shape[1], cfg.size, depth=key.startswith("depth."))
+        height, width = shape[0] - cfg.crop, shape[1] - cfg.crop
+        return image_net(cfg.image, height, width, cfg.size, depth=key.startswith("depth."))
     raise RealrlError(f"observation {key!r} is neither pointcloud, images.<camera> nor depth.<camera>: no encoder knows it")
 
 
