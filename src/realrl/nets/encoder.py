@@ -70,9 +70,8 @@ class Encoder(nn.Module):
         self.eyes, self.decoders = nn.ModuleDict(), nn.ModuleDict()
         for key, shape in self.senses.items():
             self.eyes[_slot(key)] = _eye(cfg, key, shape)
-            if cfg.recon > 0:  # what is rebuilt is the whole picture
-                channels = 1 if key.startswith("depth.") else 3
-                self.decoders[_slot(key)] = CloudDecoder(cfg.latent) if key == CLOUD else ImageDecoder(cfg.latent, shape[0], shape[1], channels)
+            if cfg.recon > 0:
+                self.decoders[_slot(key)] = _decoder(cfg, key, shape)
         self.body = mlp(obs_dim, cfg.hidden[-1], cfg.hidden[:-1])
         features = cfg.size * len(self.senses) + cfg.hidden[-1]
         self.mean = nn.Linear(features, cfg.latent)
@@ -169,6 +168,13 @@ def _eye(cfg: EncoderConfig, key: str, shape: tuple[int, ...]) -> nn.Module:
         height, width = shape[0] - cfg.crop, shape[1] - cfg.crop
         return image_net(cfg.image, height, width, cfg.size, depth=key.startswith("depth."))
     raise RealrlError(f"observation {key!r} is neither pointcloud, images.<camera> nor depth.<camera>: no encoder knows it")
+
+
+def _decoder(cfg: EncoderConfig, key: str, shape: tuple[int, ...]) -> nn.Module:
+    """Rebuilds a cloud, or the whole picture whatever was cropped."""
+    if key == CLOUD:
+        return CloudDecoder(cfg.latent)
+    return ImageDecoder(cfg.latent, shape[0], shape[1], 1 if key.startswith("depth.") else 3)
 
 
 def _slot(key: str) -> str:
