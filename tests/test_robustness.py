@@ -7,7 +7,7 @@ from realrl import envs
 from realrl.collect import CollectConfig, Collector
 from realrl.envs import SightConfig
 from realrl.evaluate import held_out
-from realrl.robustness import CHANGES, changes, robustness
+from realrl.robustness import CHANGES, changes, robustness, scene_changes
 from realrl.types import RealrlError
 
 LOCAL = CollectConfig(workers=1)
@@ -40,5 +40,7 @@ def test_every_change_is_judged_from_the_same_starts():
 
 
 def test_a_scene_that_cannot_be_changed_is_named():
+    with pytest.raises(RealrlError, match="toy/reach: nothing can be randomised"):
+        scene_changes("toy/reach", SightConfig())
     with pytest.raises(RealrlError, match="toy/reach: nothing can be randomised"):
         next(robustness(envs.expert("toy/reach"), "toy/reach", 1, sight=SightConfig(), collect=LOCAL, dt=0.1))

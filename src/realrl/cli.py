@@ -201,6 +201,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from realrl.evaluate import held_out, summarise
     from realrl.policy import load_policy
     from realrl.report import failures
+    from realrl.robustness import robustness, scene_changes
     from realrl.workcell import check_fit, latency
     policy, trained_on = load_policy(args.policy)
     task, sight = args.task or trained_on, _sight(args.policy)
@@ -212,6 +213,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     out = args.out or args.policy.resolve().parent / f"failures-{policy.head}"
     if args.save_failures:
         failures.room(out)  # before anything long
+    if args.robustness:
+        scene_changes(task, sight)
     kept = failures.FirstFailures(args.save_failures or 0)
     with Collector(task, CollectConfig(workers=args.workers), horizon=args.horizon, sight=sight) as collector:
         episodes = collector.collect(policy, held_out(args.episodes, args.seed), greedy=True, noise_seed=args.seed)
@@ -219,7 +222,6 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     result = summarise(finished, spec.dt).to_dict()
     other = {}
     if args.robustness:
-        from realrl.robustness import robustness
         under = robustness(policy, task, args.episodes, sight=sight, collect=CollectConfig(workers=args.workers), dt=spec.dt,
                            horizon=args.horizon, seed=args.seed, watch=progress)
         other = {"robustness": {change: {k: found.to_dict()[k] for k in ("success", "cycle_steps")} for change, found in under}}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from realrl import envs
 from realrl.collect import CollectConfig, Collector
 from realrl.envs import RandomiseConfig, SightConfig
 from realrl.evaluate import Evaluation, blind, held_out, summarise
@@ -20,6 +21,11 @@ CHANGES = {
 """One row each. Magnitudes of a work cell that was moved, repainted and worn, see `RandomiseConfig` for their units."""
 
 Watch = Callable[[Iterable[Episode], str, int], Iterable[Episode]]
+
+
+def scene_changes(task: str, sight: SightConfig) -> None:
+    """Raise RealrlError where a task's scene cannot be changed: before anything long."""
+    envs.make(task, sight=sight, randomise=CHANGES["friction"]).close()
 
 
 def changes(sight: SightConfig) -> dict[str, RandomiseConfig]:
