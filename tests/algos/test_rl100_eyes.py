@@ -129,6 +129,18 @@ def test_latents_of_all_frames_are_those_of_the_decisions(n_obs):
     assert torch.allclose(mine[0], now, atol=1e-5) and torch.allclose(mine[1], after, atol=1e-5)
 
 
+def test_frames_inside_a_plan_are_not_encoded():
+    policy = make_policy(view_of(episodes()))
+    with Collector("toy/reach", CollectConfig(workers=1), sight=CLOUD) as collector:
+        found = list(collector.collect(policy, range(100, 106), greedy=False))
+    view = ChunkView(found, chunk=2, n_obs=1, gamma=0.98, every="plan")
+    seen = view.seen_by(policy.latents)
+    assert len(seen.frames["latent"]) == sum(len(e.extra["chain"]) + 1 for e in found) < sum(len(e) + 1 for e in found)
+    batch = view.batch()
+    with torch.no_grad():
+        assert torch.allclose(encode_all(seen, policy.encode)[1], policy.encode(batch.next_obs), atol=1e-5)
+
+
 @pytest.mark.parametrize("learns", [True, False])
 def test_online_the_encoder_learns_unless_told_not_to(learns):
     cfg = config(online=OnlineConfig(episodes=8, warmup=0, learn_encoder=learns))

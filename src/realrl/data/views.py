@@ -68,9 +68,12 @@ class ChunkView:
         return int(self.frames["state"].shape[-1])
 
     def seen_by(self, latents: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> ChunkView:
-        """The same decisions with other frames: what `latents` makes of all frames [F, ...], computed once (a frozen encoder's latents)."""
+        """The same decisions with other frames: what `latents` makes of frames [F, ...], computed once for every frame that a decision
+        looks at (a frozen encoder's latents)."""
         other = copy.copy(self)
-        other.frames = latents(self.frames)
+        used, place = torch.unique(torch.cat([self._obs, self._next]), return_inverse=True)
+        other.frames = latents({key: frames[used] for key, frames in self.frames.items()})
+        other._obs, other._next = place.tensor_split(2)
         return other
 
     def rows(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
