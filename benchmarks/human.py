@@ -265,7 +265,7 @@ def images_parts(setting: Setting, seed: int) -> list[Part]:
         windows = functools.partial(ImageWindows, store, FrameCache.build(store, progress=False), chunk=PUSHT.chunk, n_obs=PUSHT.n_obs,
                                     gamma=1.0, next_images=False)
         view, held = (windows(episodes=[i for i in range(len(store)) if bool(i % 20) == train]) for train in (True, False))
-        policy, cost = fit_views(PUSHT, view, held, 2, setting.fit(ImitationConfig(steps=12_000, batch=64)), seed)
+        policy, cost = fit_views(PUSHT, view, held, 2, setting.fit(ImitationConfig(steps=5_000, batch=64)), seed)
         sight = SightConfig(kind="rgb", height=96, width=96)
         policy.save(setting.out / "human" / f"pusht-images-s{seed}", task="pusht/pusht", sight=sight)
         make = functools.partial(envs.make, "pusht/pusht", reward="dense", sight=sight)
