@@ -18,7 +18,7 @@ from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import RL100Config
 from realrl.collect import MakeEnv
-from realrl.policy import DiffusionPolicy
+from realrl.policy import DiffusionPolicy, load_policy
 from realrl.run import Run
 from realrl.types import Episode, RealrlError, Source
 
@@ -92,9 +92,20 @@ class Comparison:
         policy, spent, wall = dppo(self.folder.with_name(self.folder.name + "-dppo"), self.folder, self.cfg, steps, self.make)
         self._put("dppo", self._judge(policy, self.cfg.final_episodes), env_steps=spent, wall_s=round(wall, 1))
 
-    def _judge(self, policy: Any, n: int) -> dict[str, Any]:
+    def exploring(self) -> Part:
+        """The online policy with its sampling noise, as RL ran it; a part, because not every table asks."""
+        def run() -> None:
+            online = self.table.find(self.name, self.cfg.seed, "online")
+            if not online:
+                raise RealrlError("it judges the online policy, which is not finished")
+            policy = load_policy(self.folder / "policy")[0].with_head("ddim")
+            self._put("exploring", self._judge(policy, self.cfg.final_episodes, greedy=False), env_steps=online["env_steps"], wall_s=0.0)
+
+        return Part(f"{self.name} seed {self.cfg.seed}: the online policy exploring", lambda: not self.missing("exploring"), run)
+
+    def _judge(self, policy: Any, n: int, *, greedy: bool = True) -> dict[str, Any]:
         return judge(self.cfg.task, policy, n, horizon=self.cfg.horizon, collect=self.cfg.collect, dt=step_seconds(self.cfg.task),
-                     make=self.make, sight=self.cfg.sight)
+                     make=self.make, sight=self.cfg.sight, greedy=greedy)
 
     def _put(self, method: str, result: dict[str, Any], **more: Any) -> None:
         self.table.put({"task": self.name, "seed": self.cfg.seed, "method": method, **result, **more})

@@ -138,7 +138,8 @@ def main(words: list[str] | None = None) -> int:
         human = [_from_human(base, seed, args.human, out, table, extra) for seed in args.seeds]
         first += [human_part(c) for c in human]
         comparisons += human
-    return min(run_parts(in_phases(first, comparisons, baselines=args.baselines), args.budget), 1)
+    last = [c.exploring() for c in comparisons if c.make]
+    return min(run_parts([*in_phases(first, comparisons, baselines=args.baselines), *last], args.budget), 1)
 
 
 def _from_human(cfg: RL100Config, seed: int, file: Path, out: Path, table: Table, extra: dict[str, int]) -> Comparison:
