@@ -153,7 +153,8 @@ def overridden(base: RL100Config, flags: Sequence[str]) -> RL100Config:
 def judge(task: str, policy: Policy, n: int, *, horizon: int | None, collect: CollectConfig, dt: float,
           source: Source = Source.POLICY, sight: SightConfig | None = None, make: MakeEnv | None = None,
           greedy: bool = True) -> dict[str, Any]:
-    """A policy's deployed behaviour (its exploring one where not `greedy`) from the n fixed held-out starts that every method is judged on; an `Evaluation` as a dict."""
+    """A policy's deployed behaviour (its exploring one where not `greedy`) from the n fixed held-out starts that every method is judged
+    on; an `Evaluation` as a dict."""
     with Collector(task, collect, horizon=horizon, sight=sight, make=make) as collector:
         return slim(evaluate(collector, policy, n, dt=dt, source=source, greedy=greedy).to_dict())
 
