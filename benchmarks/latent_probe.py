@@ -1,10 +1,10 @@
 """How precisely does a policy's latent know where things are? The simulator's state read out of it linearly, on held-out episodes.
 
-    python benchmarks/latent_probe.py --run runs/bench/vision/peg-insert-side-v3-s0 --part hand=0:3 --part peg=4:7 --part hole=36:39
+    python benchmarks/latent_probe.py --run runs/bench/vision/peg-insert-side-v3-s0 --part hand=0:3 --part peg=4:7 \\
+        --part hole=36:39
 
 Parts of the recorded `privileged` state are regressed on the latents of the run's first rollouts (every 8th frame), 70 % of the
-episodes to fit, the others to judge. RL with a frozen encoder can only use what can be read here: an error wider than the task's tolerance is a
-ceiling that no advantage moves. Rows go to benchmarks/results/latent_probe.json.
+episodes to fit, the others to judge. An error wider than the task's tolerance is a ceiling that RL with a frozen encoder hardly moves. Rows go to benchmarks/results/latent_probe.json.
 """
 
 from __future__ import annotations

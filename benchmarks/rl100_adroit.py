@@ -16,6 +16,7 @@ import argparse
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def from_people() -> RL100Config:
     cfg = settings("door", horizon=HORIZON, chunk=DOOR.chunk)
     return replace(
         cfg, policy=DOOR, imitation=ImitationConfig(steps=10_000, batch=128), offline=replace(cfg.offline, reimitation=0),
-        online=replace(cfg.online, iterations=60, episodes=150, lam=0.3, ppo=replace(cfg.online.ppo, lr=3e-5, last=5)))
+        online=replace(cfg.online, iterations=25, episodes=150, lam=0.3, ppo=replace(cfg.online.ppo, lr=3e-5, last=5)))
 
 
 # -- the human demonstrations ---------------------------------------------------------------------------------------------------
@@ -97,11 +98,13 @@ def human_part(comparison: Comparison) -> Part:
     def run() -> None:
         assert cfg.init and comparison.demos
         episodes = comparison.demos()
+        began = time.monotonic()
         policy = imitate(cfg, episodes, Path(cfg.init))
+        wall = round(time.monotonic() - began, 1)
         result = judge(cfg.task, policy.with_head("ddim"), cfg.eval_episodes, horizon=cfg.horizon, collect=cfg.collect,
                        dt=step_seconds(cfg.task), make=comparison.make)
         table.put({"task": comparison.name, "seed": cfg.seed, "method": "imitation", **result, "env_steps": sum(map(len, episodes)),
-                   "demos_succeeded": sum(e.succeeded for e in episodes)})
+                   "demos_succeeded": sum(e.succeeded for e in episodes), "wall_s": wall})
 
     def done() -> bool:
         return not comparison.missing("imitation")

@@ -110,7 +110,8 @@ def detail(rows: Sequence[Row], tasks: Sequence[str]) -> str:
     if not known:
         return f"Per run: {NOT_RUN}."
     lines = [[r["task"], "-" if r["seed"] is None else str(r["seed"]), r["method"], percent(r["success"]), str(r["success"]["n"]),
-              f"{r['cycle_steps']:.0f}" if r.get("cycle_steps") else "-", f"{r['env_steps']:,}", f"{r['wall_s'] / 60:.1f}"] for r in known]
+              f"{r['cycle_steps']:.0f}" if r.get("cycle_steps") else "-", f"{r['env_steps']:,}",
+              f"{r['wall_s'] / 60:.1f}" if r.get("wall_s") else "-"] for r in known]
     head = ["task", "seed", "method", "success [95 %]", "n", "steps to success", "environment steps so far", "minutes"]
     return f"<details><summary>Per run</summary>\n\n{grid(head, lines)}\n\n</details>"
 
@@ -268,6 +269,17 @@ def vision_latency_table(rows: Sequence[Row]) -> str:
     return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
 
 
+def latent_probe_table(rows: Sequence[Row]) -> str:
+    """One line a run, stage and part."""
+    def axes(values: Sequence[float]) -> str:
+        return " / ".join(f"{v:.1f}" for v in values)
+
+    lines = [[f"{r['task']}, seed {r['seed']}", r["stage"], r["part"], axes(r["error_mm"]), axes(r["spread_mm"]),
+              f"{r['episodes']}, {r['frames']:,} frames"] for r in rows]
+    head = ["run", "encoder after", "what", "error x / y / z [mm]", "spread [mm]", "rollouts"]
+    return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
+
+
 def ablations_table(rows: Sequence[Row]) -> str:
     """Variants down, stages across."""
     names = list(dict.fromkeys(r["task"] for r in rows))
@@ -328,7 +340,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "samplers": samplers_table, "latency": latency_table, "collection": collection_table, "recording": recording_table,
     "loading": loading_table, "scale": scale_table, "ope": ope_table, "ope_stages": ope_stages_table,
     "human": human_table, "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
-    "vision_ablations": ablations_table,
+    "vision_ablations": ablations_table, "latent_probe": latent_probe_table,
     "vision": lambda rows: success_table(rows, VISION, "vision", ("imitation", "offline", "online", "one-step"))}
 
 
