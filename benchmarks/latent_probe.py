@@ -3,8 +3,9 @@
     python benchmarks/latent_probe.py --run runs/bench/vision/peg-insert-side-v3-s0 --part hand=0:3 --part peg=4:7 \\
         --part hole=36:39
 
-Parts of the recorded `privileged` state are regressed on the latents of the run's first rollouts (every 8th frame), 70 % of the
-episodes to fit, the others to judge. An error wider than the task's tolerance is a ceiling that RL with a frozen encoder hardly moves. Rows go to benchmarks/results/latent_probe.json.
+Parts of the recorded `privileged` state are regressed on the latents of the run's first rollouts (every 8th frame), 70 % of the episodes
+to fit, the others to judge. An error wider than the task's tolerance is a ceiling that RL with a frozen encoder hardly moves. Rows go to
+benchmarks/results/latent_probe.json.
 """
 
 from __future__ import annotations
