@@ -36,7 +36,7 @@ class EncoderConfig:
     hidden: tuple[int, ...] = (64, 64)
     """Layers of the MLP over the proprioception; the last is its features."""
     norm: bool = True
-    """LayerNorm in the PointNet's layers, as in DP3; a quarter faster without on a CPU."""
+    """LayerNorm in the PointNet's layers, as in DP3; somewhat slower with it on a CPU."""
     latent: int = 64
     """Size of the bottleneck, one frame."""
     recon: float = 0.5
