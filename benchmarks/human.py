@@ -19,8 +19,8 @@ Rows go to benchmarks/results/human.json; the same command goes on where it was 
 
 from __future__ import annotations
 
-import functools
 import itertools
+import json
 import math
 import os
 import shutil
@@ -29,12 +29,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, Part, Table, arguments, run_parts
+from common import RESULTS, Part, Table, arguments, machine, run_parts
 from door import DOOR, HINGE, OPEN, DemonstratedDoor, human_door, smooth
 
 from realrl import envs
@@ -48,9 +49,10 @@ from realrl.envs import SightConfig, pusht, robosuite
 from realrl.evaluate import held_out, wilson
 from realrl.generative.diffusion import imitation_loss
 from realrl.imitation import Imitation, ImitationConfig, generator
-from realrl.policy import DiffusionPolicy, PolicyConfig
+from realrl.nets.encoder import EncoderConfig
+from realrl.policy import DiffusionPolicy, PolicyConfig, load_policy
 from realrl.replay import player, replay
-from realrl.run import derive
+from realrl.run import derive, write_json
 from realrl.types import Array, Episode, Obs, Plan, RealrlError, State
 
 EPISODES = 100
@@ -66,6 +68,8 @@ class Setting:
     out: Path
     table: Table
     smoke: bool
+    device: str = "cpu"
+    image_steps: int = 5000
 
     def fit(self, cfg: ImitationConfig) -> ImitationConfig:
         """The budget of a fit."""
@@ -101,12 +105,14 @@ def fit(cfg: PolicyConfig, train: Sequence[Episode], check: Sequence[Episode], i
 
 
 def fit_views(cfg: PolicyConfig, view: ChunkView | ImageWindows, held: ChunkView | ImageWindows, actions: int, imitation: ImitationConfig,
-              seed: int) -> tuple[DiffusionPolicy, dict[str, float]]:
-    """`fit` on decisions, with pictures where they have any."""
+              seed: int, device: str | torch.device = "cpu") -> tuple[DiffusionPolicy, dict[str, float]]:
+    """`fit` on decisions, with pictures where they have any; a view lies on the policy's device."""
     torch.manual_seed(derive(seed, "weights"))
-    numbers = view.view if isinstance(view, ImageWindows) else view
-    senses = {key: camera.shape for key, camera in view.frames.cameras.items()} if isinstance(view, ImageWindows) else {}
-    policy = DiffusionPolicy(cfg, numbers.obs_dim, actions, senses=senses, name="imitation")
+    if isinstance(view, ImageWindows):
+        numbers, senses = view.view, {key: camera.shape for key, camera in view.frames.cameras.items()}
+    else:
+        numbers, senses = view, {key: tuple(x.shape[1:]) for key, x in view.frames.items() if key.startswith("images.")}
+    policy = DiffusionPolicy(cfg, numbers.obs_dim, actions, senses=senses, name="imitation").to(device)
     policy.fit_senses(numbers.frames)
     before, began, cpu = _loss(policy, held), time.monotonic(), time.process_time()
     trainer = Imitation(policy, view, imitation, seed=derive(seed, "imitation"))
@@ -124,8 +130,9 @@ def fit_views(cfg: PolicyConfig, view: ChunkView | ImageWindows, held: ChunkView
 @torch.no_grad()
 def _loss(policy: DiffusionPolicy, view: ChunkView | ImageWindows) -> float:
     """The denoising loss over all decisions (a thousand of them where there are pictures), the noise always the same."""
-    random = generator(0, "validation")
+    random = generator(0, "validation", device=policy.device)
     index = torch.randint(len(view), (1000,), generator=generator(0, "looked at")) if policy.encoder else torch.arange(len(view))
+    index = index.to(policy.device)
     batch = view.batch(index)
     cond = policy.encode(batch.obs)
     return float(np.mean([float(imitation_loss(policy.diffusion, policy.net, batch.action, batch.valid, cond, random))
@@ -155,11 +162,11 @@ def door_parts(setting: Setting, seed: int) -> list[Part]:
         train, check = demos[1:], demos[:1]
         policy, cost = fit(DOOR, train, check, setting.fit(ImitationConfig(steps=10_000, batch=128)), seed)
         policy.save(setting.out / "human" / f"door-s{seed}", task="adroit/door")
-        own = functools.partial(envs.make, "adroit/door", reward="dense", horizon=300)
+        own = partial(envs.make, "adroit/door", reward="dense", horizon=300)
         starts: dict[str, tuple[MakeEnv, list[int]]] = {
             "held-out": (own, held_out(setting.episodes)),
-            "held-out, demonstrated arm": (functools.partial(DemonstratedDoor, demos, False), held_out(setting.episodes)),
-            "demonstrated": (functools.partial(DemonstratedDoor, demos, True), list(range(min(len(demos), setting.episodes))))}
+            "held-out, demonstrated arm": (partial(DemonstratedDoor, demos, False), held_out(setting.episodes)),
+            "demonstrated": (partial(DemonstratedDoor, demos, True), list(range(min(len(demos), setting.episodes))))}
         for name, (make, seeds) in starts.items():
             for sampler, greedy in SAMPLERS.items():
                 episodes = run_episodes("adroit/door", make, policy, seeds, greedy)
@@ -210,7 +217,7 @@ def pusht_parts(setting: Setting, seed: int) -> list[Part]:
         train, check = [e for i, e in enumerate(demos) if i % 20], demos[::20]
         policy, cost = fit(PUSHT, train, check, setting.fit(ImitationConfig(steps=40_000, batch=128)), seed)
         policy.save(setting.out / "human" / f"pusht-s{seed}", task="pusht/keypoints")
-        make = functools.partial(envs.make, "pusht/keypoints", reward="dense")
+        make = partial(envs.make, "pusht/keypoints", reward="dense")
         for sampler, greedy in SAMPLERS.items():
             episodes = run_episodes("pusht/keypoints", make, Executing(policy, EXECUTED), held_out(setting.episodes), greedy)
             setting.table.put({"what": "pusht", "seed": seed, "starts": "held-out", "sampler": sampler, **cost, "demos": len(train),
@@ -237,15 +244,23 @@ def covered(coverages: Sequence[Array]) -> dict[str, Any]:
             "success": vars(wilson(sum(bool(c.max() >= pusht.SOLVED) for c in coverages), len(coverages)))}
 
 
+def from_images(device: str) -> PolicyConfig:
+    """The policy that sees; trained on a GPU by the denoising loss alone, as Diffusion Policy is, and with a wider net."""
+    if device == "cpu":
+        return PUSHT
+    return replace(PUSHT, hidden=512, encoder=EncoderConfig(size=128, latent=128, recon=0.0, kl=0.0))
+
+
 def images_parts(setting: Setting, seed: int) -> list[Part]:
     """The recordings with their images: imported into a dataset, and imitated from its cache of decoded frames."""
+    sight = SightConfig(kind="rgb", height=96, width=96)
     folder = setting.out / "human" / ("pusht-images-smoke" if setting.smoke else "pusht-images")
+    file = setting.data / "pusht_human" / "pusht_cchi_v7_replay.zarr.zip"
 
     def imported() -> None:
         began = time.monotonic()
         shutil.rmtree(folder, ignore_errors=True)
-        read = formats.read(_file(setting.data / "pusht_human" / "pusht_cchi_v7_replay.zarr.zip"), keys=("img", "state"),
-                            action_range=(0.0, pusht.SIZE), last="drop")
+        read = formats.read(_file(file), keys=("img", "state"), action_range=(0.0, pusht.SIZE), last="drop")
         store = Store.create(folder, task="pusht/pusht", fps=read.fps, codec="ffv1")
         error = []
         for episode in itertools.islice(read.episodes, 3 if setting.smoke else None):
@@ -258,27 +273,49 @@ def images_parts(setting: Setting, seed: int) -> list[Part]:
                            "frames": store.frames, "mean_error_of_255": float(np.mean(error)), "bytes": size,
                            "wall_s": round(time.monotonic() - began, 1)})
 
-    def run() -> None:
+    def views() -> tuple[ChunkView | ImageWindows, ChunkView | ImageWindows, int]:
+        """What is learnt from, what is held back, and how many demonstrations: from the cache on disk, or all in a GPU's memory."""
+        if setting.device == "cuda":
+            read = formats.read(_file(file), keys=("img", "state"), action_range=(0.0, pusht.SIZE), last="drop")
+            demos = [_seen(e) for e in itertools.islice(read.episodes, 3 if setting.smoke else None)]
+            held = partial(ChunkView, chunk=PUSHT.chunk, n_obs=PUSHT.n_obs, gamma=1.0, device=setting.device)
+            return held([e for i, e in enumerate(demos) if i % 20]), held(demos[::20]), len(demos)
         if not folder.exists():
             imported()
         store = Store.open(folder)
-        windows = functools.partial(ImageWindows, store, FrameCache.build(store, progress=False), chunk=PUSHT.chunk, n_obs=PUSHT.n_obs,
-                                    gamma=1.0, next_images=False)
-        view, held = (windows(episodes=[i for i in range(len(store)) if bool(i % 20) == train]) for train in (True, False))
-        policy, cost = fit_views(PUSHT, view, held, 2, setting.fit(ImitationConfig(steps=5_000, batch=64)), seed)
-        sight = SightConfig(kind="rgb", height=96, width=96)
-        policy.save(setting.out / "human" / f"pusht-images-s{seed}", task="pusht/pusht", sight=sight)
-        make = functools.partial(envs.make, "pusht/pusht", reward="dense", sight=sight)
+        windows = partial(ImageWindows, store, FrameCache.build(store, progress=False), chunk=PUSHT.chunk, n_obs=PUSHT.n_obs, gamma=1.0,
+                          next_images=False)
+        view, check = (windows(episodes=[i for i in range(len(store)) if bool(i % 20) == train]) for train in (True, False))
+        return view, check, len(store)
+
+    def fitted() -> tuple[DiffusionPolicy, dict[str, Any]]:
+        """The policy and what it cost; fitted only where no earlier run of this script has left it."""
+        place = setting.out / "human" / f"pusht-images{'-smoke' if setting.smoke else ''}-s{seed}"
+        if (place / "cost.json").exists():
+            return load_policy(place)[0].with_head("ddim"), json.loads((place / "cost.json").read_text())
+        view, held, demos = views()
+        imitation = setting.fit(ImitationConfig(steps=setting.image_steps, batch=64 if setting.device == "cpu" else 256))
+        policy, cost = fit_views(from_images(setting.device), view, held, 2, imitation, seed, setting.device)
+        policy.save(place, task="pusht/pusht", sight=sight)
+        cost |= {"demos": demos, "fitted_on": machine()["gpu" if setting.device == "cuda" else "cpu"]}
+        write_json(place / "cost.json", cost)
+        return policy.cpu(), cost
+
+    def run() -> None:
+        policy, cost = fitted()
+        make = partial(envs.make, "pusht/pusht", reward="dense", sight=sight)
         for sampler, greedy in SAMPLERS.items():
             episodes = run_episodes("pusht/pusht", make, Executing(policy, EXECUTED), held_out(setting.episodes), greedy)
-            setting.table.put({"what": "pusht images", "seed": seed, "starts": "held-out", "sampler": sampler, **cost, "demos": len(store),
+            setting.table.put({"what": "pusht images", "seed": seed, "starts": "held-out", "sampler": sampler, **cost,
                                **covered([e.reward for e in episodes])})
 
     def done(seed: int | None, starts: str, sampler: str) -> bool:
         return setting.table.find("pusht images", seed, starts, sampler) is not None
 
-    return [Part("pusht with images: import", lambda: done(None, "demonstrated", "import"), imported),
-            Part(f"pusht with images: imitation, seed {seed}", lambda: done(seed, "held-out", "exploring"), run)]
+    fit = Part(f"pusht with images: imitation, seed {seed}", lambda: done(seed, "held-out", "exploring"), run)
+    if setting.device == "cuda":  # no dataset is made
+        return [fit]
+    return [Part("pusht with images: import", lambda: done(None, "demonstrated", "import"), imported), fit]
 
 
 def _seen(episode: Episode) -> Episode:
@@ -360,7 +397,7 @@ def robosuite_parts(setting: Setting) -> list[Part]:
     def done(file: Path) -> bool:
         return setting.table.find("robosuite", None, file.parent.parent.name, "replay") is not None
 
-    return [Part(f"robosuite: {f.parent.parent.name}", functools.partial(done, f), functools.partial(run, f)) for f in files]
+    return [Part(f"robosuite: {f.parent.parent.name}", partial(done, f), partial(run, f)) for f in files]
 
 
 def _bounded(episode: Episode) -> Episode:
@@ -384,11 +421,15 @@ def main(words: list[str] | None = None) -> int:
                         "environment variable REALRL_RECORDINGS")
     kinds = ("robosuite", "reachy", "door", "pusht", "images")
     parser.add_argument("--parts", nargs="+", default=list(kinds), choices=kinds)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where PushT's images are learnt from; on a GPU by a "
+                        "larger network")
+    parser.add_argument("--image-steps", type=int, default=5000, help="gradient steps on PushT's images")
     args = parser.parse_args(words)
     if args.data is None:
         parser.error("name the folder of the recordings with --data DIR or REALRL_RECORDINGS")
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
-    setting = Setting(args.data, out, Table(results / "human.json", ("what", "seed", "starts", "sampler")), args.smoke)
+    table = Table(results / "human.json", ("what", "seed", "starts", "sampler"))
+    setting = Setting(args.data, out, table, args.smoke, args.device, args.image_steps)
     make: dict[str, Callable[[], list[Part]]] = {
         "robosuite": lambda: robosuite_parts(setting), "images": lambda: [p for s in args.seeds for p in images_parts(setting, s)],
         "reachy": lambda: [reachy_part(setting, s) for s in args.seeds],
