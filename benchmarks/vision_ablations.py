@@ -27,10 +27,10 @@ from realrl.run import read_metrics
 
 
 def base() -> RL100Config:
-    """Adroit door from 10 demonstrations with a little noise, half the usual horizon (a success takes 55 steps) and a budget of which one
+    """Adroit door from 10 noisy demonstrations, half the usual horizon (a success takes 55 steps) and a budget of which one
     core carries seven in about an hour and a half."""
     cfg = rl100_vision.settings("door")
-    return replace(cfg, demos=10, demo_noise=0.1, horizon=100, imitation=replace(cfg.imitation, steps=800, batch=64),
+    return replace(cfg, demos=10, demo_noise=0.2, horizon=100, imitation=replace(cfg.imitation, steps=800, batch=64),
                    critic=replace(cfg.critic, steps=2000), ope=replace(cfg.ope, horizon=100 // cfg.policy.chunk),
                    offline=replace(cfg.offline, rollouts=60, reimitation=200), online=replace(cfg.online, iterations=8, episodes=60),
                    eval_episodes=100, final_episodes=200)

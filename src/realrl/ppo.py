@@ -114,7 +114,7 @@ class DenoisingPPO:
                 extra = float(regulariser.detach())
             kl, epochs = kls[-1] if kls[-1] > cfg.max_kl else float(np.mean(kls)), epochs + 1
         seen = seen.clamp(min=1)
-        sigma = self.policy.diffusion.sigma[self.likely]
+        sigma = self.policy.diffusion.spread(self.likely)
         table = {"kl": kl_k / seen, "clip_fraction": clip_k / seen, "ratio": ratio_k / seen, "sigma": sigma}
         per_step = {f"{name}_{k}": float(v) for name, values in table.items() for k, v in zip(self.likely.tolist(), values, strict=True)}
         return {"kl": kl, "clip_fraction": float((clip_k / seen).mean()), "epochs": epochs,
@@ -142,7 +142,7 @@ class DenoisingPPO:
         after = chain[n, k + 1]
         ratio = (diffusion.logp(after, mean, k) - diffusion.logp(after, old, k)).exp()
         loss = -clipped_surrogate(ratio, advantage, self.cfg.clip).mean()
-        return loss, ratio.detach(), gaussian_kl(old, mean.detach(), diffusion.sigma[k])
+        return loss, ratio.detach(), gaussian_kl(old, mean.detach(), diffusion.spread(k))
 
     def _step(self, loss: Tensor) -> float:
         """One gradient step; returns the gradient's norm."""

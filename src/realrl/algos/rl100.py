@@ -82,6 +82,9 @@ class OnlineConfig:
     """Share of the episodes that repeat starts which failed before; at 98 % success a fresh start teaches almost nothing."""
     warmup: int = 2
     """Rounds that fit V only, before the policy moves."""
+    cool: float = 1.0
+    """What is left of the sampling noise in the last round; it falls evenly from all of it in the first. RL improves the chain with its
+    noise, and what is deployed is the chain without: below 1 the two become one policy while RL still runs."""
     lam: float = 0.95
     """GAE's lambda for the advantages; where the dynamics are deterministic, a small one says nearly the same with far less noise."""
     value_lam: float = 0.95
@@ -268,6 +271,7 @@ class Online:
 
     def round(self, cell: WorkCell) -> dict[str, float]:
         """Collect, learn, and return what one needs to see."""
+        self.policy.diffusion.heat = 1 - (1 - self.cfg.online.cool) * min(self.iteration / max(self.cfg.online.iterations - 1, 1), 1.0)
         fresh, again = self.starts(cell)
         episodes = cell.practise(f"online-{self.iteration}", self.policy.with_head("ddim"), fresh + again,
                                  noise_seed=derive(self.cfg.seed, "online", self.iteration) % 2**31, keep_extra=True)

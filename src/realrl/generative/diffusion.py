@@ -68,6 +68,9 @@ class Diffusion(nn.Module):
             self.register_buffer(name, value.float(), persistent=False)
         self.register_buffer("t", t, persistent=False)
         self.likely: list[int] = [k for k in range(cfg.steps) if sigma[k] > 0]
+        self.heat = 1.0
+        """Online RL may turn the sampling noise down (`OnlineConfig.cool`): sigma is multiplied by this in the noise and in the likelihood
+        alone, so that at 0 the stochastic chain is the deterministic one that is deployed (`greedy` "mean")."""
         self.abar: Tensor
         self.now: Tensor
         self.after: Tensor
@@ -94,7 +97,11 @@ class Diffusion(nn.Module):
 
     def logp(self, x_next: Tensor, mean: Tensor, k: Tensor) -> Tensor:
         """Log-probability [B] of landing on x_next [B, K, A] at step k [B], which must be one of `likely`."""
-        return gaussian_logp(x_next, mean, self.sigma[k])
+        return gaussian_logp(x_next, mean, self.spread(k))
+
+    def spread(self, k: Tensor) -> Tensor:
+        """Standard deviation of the noise at steps k [...]."""
+        return self.heat * self.sigma[k]
 
     def sample(self, net: NoiseNet, cond: Tensor, noise: Tensor, *, stochastic: bool) -> Tensor:
         """Run the whole chain. cond: [B, C]; noise: [B, S+1, K, A] (row 0 starts it, row k+1 is step k's; a deterministic chain
@@ -105,8 +112,8 @@ class Diffusion(nn.Module):
         for k in range(self.cfg.steps):
             index = torch.full((len(x),), k, device=x.device)
             x = self.mean(net, x, index, cond, stochastic=same_mean)
-            if stochastic and self.sigma[k] > 0:
-                x = x + self.sigma[k] * noise[:, k + 1]
+            if stochastic and k in self.likely:  # asking the table would make a GPU wait
+                x = x + self.heat * self.sigma[k] * noise[:, k + 1]
             chain.append(x)
         return torch.stack(chain, 1)
 
