@@ -2,8 +2,9 @@
 
     python benchmarks/rl100_locomotion.py --tasks HalfCheetah-v5 --seeds 0
 
-The data are made here: a small SAC (sac.py) is trained until its training episodes reach about the return of D4RL's "medium" sets
-(LEVELS), and 50 episodes of its stochastic policy are recorded, whatever they are worth. Then: imitation of all of them, online RL
+The data are made here: PPO with a Gaussian policy (gaussian_ppo.py) is trained until its training episodes reach about the return of
+D4RL's "medium" sets (LEVELS), or for as many steps as it is given, and 50 episodes of its stochastic policy are recorded, whatever they
+are worth. Then: imitation of all of them, online RL
 (GAE on V, the clipped objective over denoising steps), the one-step student. There is no offline stage: these tasks have no success.
 Rows go to benchmarks/results/locomotion.json; the same command goes on where it was stopped.
 """
@@ -17,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import gaussian_ppo
 import numpy as np
-import sac
 import torch
 from baselines import improve
 from common import RESULTS, Part, Table, arguments, overridden, run_parts
@@ -26,7 +27,6 @@ from comparison import KEY, toy_size
 from rl100_adroit import imitate
 from torch import Tensor, nn
 
-from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import OnlineConfig, RL100Config
 from realrl.collect import Collector
@@ -43,8 +43,7 @@ from realrl.types import Episode, Policy
 from realrl.workcell import WorkCell
 
 LEVELS = {"HalfCheetah-v5": 4500.0, "Hopper-v5": 1400.0, "Walker2d-v5": 2800.0}
-"""Return at which SAC's training stops; D4RL's medium sets average 4770, 1422 and 2852."""
-SCALE = 100.0  # of V: rewards of a few units a step at gamma 0.99 make values of hundreds
+"""Return at which the data's own training stops; D4RL's medium sets average 4770, 1422 and 2852."""
 
 
 def settings(task: str) -> RL100Config:
@@ -64,9 +63,8 @@ class Job:
     table: Table
     name: str
     level: float
-    sac_steps: int
+    data_steps: int
     online_steps: int
-    warmup: int = 5000
     episodes: int = 50
 
     def parts(self) -> list[Part]:
@@ -81,21 +79,21 @@ class Job:
     # -- medium-level data ------------------------------------------------------------------------------------------------------
 
     def medium(self) -> None:
-        """SAC up to the level, then episodes of its stochastic policy."""
-        began, env, cfg = time.monotonic(), envs.make(self.cfg.task), self.cfg
-        agent = sac.SAC(env.task.obs_dim, env.task.action_dim, capacity=self.sac_steps, seed=derive(cfg.seed, "sac"))
-        run = Run(self.folder / "sac", resume=True)
-        run.load("sac", agent=agent)
+        """PPO up to the level, then episodes of its stochastic policy."""
+        began, cfg = time.monotonic(), self.cfg
+        run = Run(self.folder / "ppo", resume=True)
         with WorkCell(Run(self.folder / "medium", resume=True), cfg.task, collect=cfg.collect, seed=cfg.seed) as cell:
-            with cell.bar("sac: steps", self.sac_steps) as advance:
+            agent = gaussian_ppo.PPO(cell.spec.obs_dim, cell.spec.action_dim, seed=derive(cfg.seed, "ppo"))
+            run.load("ppo", agent=agent)
+            with cell.bar("ppo: steps", self.data_steps) as advance:
                 advance(agent.count)
-                reached = sac.train(agent, env, level=self.level, steps=self.sac_steps, seed=derive(cfg.seed, "sac") % 2**31,
-                                    warmup=self.warmup, save=lambda: run.save("sac", agent.count, agent=agent), advance=advance)
-            run.save("sac", agent.count, agent=agent)
+                reached = gaussian_ppo.train(agent, cell.collector, level=self.level, steps=self.data_steps, seed=derive(cfg.seed, "ppo"),
+                                             save=lambda: run.save("ppo", agent.count, agent=agent), advance=advance)
+            run.save("ppo", agent.count, agent=agent)
             cell.practise("medium", agent.actor, cell.seeds(0, self.episodes), noise_seed=derive(cfg.seed, "medium") % 2**31)
             data = self._data(cell)
-        self._put("medium data", _returns(data), env_steps=agent.count, sac_level=self.level, sac_reached=reached,
-                  wall_s=round(time.monotonic() - began, 1))
+        self._put("medium data", _returns(data), env_steps=agent.count, level=self.level, reached=reached,
+                  curve=agent.returns, wall_s=round(time.monotonic() - began, 1))
 
     def _data(self, cell: WorkCell) -> list[Episode]:
         return cell.store.read(sorted(cell.recorded("medium").values()))
@@ -142,11 +140,11 @@ class Job:
 
 
 class Scaled(nn.Sequential):
-    """A value network whose output is multiplied by SCALE: [B, C] -> [B, 1]."""
+    """A value network whose output is multiplied by gaussian_ppo.SCALE: [B, C] -> [B, 1]."""
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = super().forward(x)
-        return SCALE * y
+        return gaussian_ppo.SCALE * y
 
 
 def _returns(episodes: list[Episode]) -> dict[str, Any]:
@@ -162,21 +160,22 @@ def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     parser = arguments(__doc__ or "", seeds=(0,))
     parser.add_argument("--tasks", nargs="+", default=list(LEVELS), choices=list(LEVELS))
-    parser.add_argument("--sac-steps", type=int, default=400_000, help="SAC stops here where it does not reach the level")
+    parser.add_argument("--data-steps", type=int, default=2_000_000, help="the data's own training stops here where it does not reach "
+                        "the level")
     parser.add_argument("--online-steps", type=int, default=1_000_000, help="environment steps of online RL")
     args, flags = parser.parse_known_args(words)
     small: dict[str, Any] = {}
     out, results = args.out, RESULTS
     if args.smoke:
-        out, results, small = args.out / "smoke", args.out / "smoke", {"warmup": 100, "episodes": 4}
-        args.tasks, args.seeds, args.sac_steps, args.online_steps = ["Hopper-v5"], args.seeds[:1], 300, 200
+        out, results, small = args.out / "smoke", args.out / "smoke", {"episodes": 4}
+        args.tasks, args.seeds, args.data_steps, args.online_steps = ["Hopper-v5"], args.seeds[:1], 300, 200
     table = Table(Path(results) / "locomotion.json", KEY)
     jobs = []
     for seed in args.seeds:
         for task in args.tasks:
             cfg = replace(overridden(toy_size(settings(task)) if args.smoke else settings(task), flags), seed=seed)
             folder = out / "locomotion" / f"{task}-s{seed}"
-            jobs.append(Job(cfg, folder, table, task, LEVELS[task], args.sac_steps, args.online_steps, **small))
+            jobs.append(Job(cfg, folder, table, task, LEVELS[task], args.data_steps, args.online_steps, **small))
     parts = [part for phase in zip(*(job.parts() for job in jobs), strict=True) for part in phase]
     return min(run_parts(parts, args.budget), 1)
 

@@ -123,7 +123,7 @@ def return_table(rows: Sequence[Row], tasks: Sequence[str], published: str) -> s
         return "; ".join(f"{r['return']['mean']:,.0f} [{r['return']['low']:,.0f}, {r['return']['high']:,.0f}], n = {r['return']['n']}, "
                          f"{r['env_steps']:,} steps, {r['wall_s'] / 60:.0f} min, seed {r['seed']}" for r in found) or NOT_RUN
 
-    names = {"medium data": "medium data (SAC, stochastic)", "imitation": "imitation", "online": "**online RL, 10 steps**",
+    names = {"medium data": "medium data (PPO, stochastic)", "imitation": "imitation", "online": "**online RL, 10 steps**",
              "one-step": "**online RL, one step**"}
     lines = [[name, *(cell(method, task) for task in tasks)] for method, name in names.items()]
     lines += [[name, *(figures.get(task, "-") for task in tasks)] for name, figures in PUBLISHED[published].items()]

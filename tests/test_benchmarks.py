@@ -20,9 +20,9 @@ import baselines  # noqa: E402
 import common  # noqa: E402
 import comparison  # noqa: E402
 import door  # noqa: E402
+import gaussian_ppo  # noqa: E402
 import rl100_adroit  # noqa: E402
 import rl100_locomotion  # noqa: E402
-import sac  # noqa: E402
 import tables  # noqa: E402
 
 from realrl import envs  # noqa: E402
@@ -111,29 +111,29 @@ def test_the_real_human_demonstrations(shared_data: Path) -> None:
     assert len(episodes) == 25 and sum(e.succeeded for e in episodes) == 7  # as the recording's own description says
 
 
-def test_sac_gathers_learns_and_resumes() -> None:
-    env, steps = envs.make("toy/line", reward="dense"), 60
-    agent = sac.SAC(env.task.obs_dim, env.task.action_dim, capacity=steps, seed=0)
-    saved: list[int] = []
-    sac.train(agent, env, level=1e9, steps=steps, seed=0, warmup=20, save=lambda: saved.append(agent.count), advance=lambda n: None)
-    assert agent.count == steps
-    other = sac.SAC(env.task.obs_dim, env.task.action_dim, capacity=steps, seed=1)
-    other.load_state_dict(copy.deepcopy(agent.state_dict()))
-    agent.update(torch.Generator().manual_seed(0))
-    other.update(torch.Generator().manual_seed(0))
+def test_ppo_for_the_data_learns_and_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gaussian_ppo, "ROUND", 1000)
+    collect = CollectConfig(workers=1, envs_per_worker=20)
+
+    def train(agent: gaussian_ppo.PPO, steps: int) -> float:
+        return gaussian_ppo.train(agent, collector, level=1e9, steps=steps, seed=0, save=lambda: None, advance=lambda n: None)
+
+    with Collector("toy/line", collect, reward="dense") as collector:
+        space = collector.spec()
+        agent, other = (gaussian_ppo.PPO(space.obs_dim, space.action_dim, seed=seed) for seed in (0, 1))
+        train(agent, 2000)
+        other.load_state_dict(copy.deepcopy(agent.state_dict()))
+        reached = [train(a, 6000) for a in (agent, other)]
+    assert reached[0] == reached[1]
     assert all(torch.equal(a, b) for a, b in zip(agent.actor.parameters(), other.actor.parameters(), strict=True))
+    assert agent.returns[-1] > agent.returns[0]
 
 
-def test_sac_log_probability_against_torch() -> None:
-    actor = sac.Actor(3, 2)
-    state, noise = torch.randn(5, 3), torch.randn(5, 2)
-    action, logp = actor(state, noise)
-    mean, log_std = actor.net(state).chunk(2, -1)
-    normal = torch.distributions.Normal(mean, (-5 + 3.5 * (log_std.tanh() + 1)).exp())
-    squashed = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform(cache_size=1))
-    torch.testing.assert_close(logp, squashed.log_prob(action.clamp(-0.999999, 0.999999)).sum(-1), rtol=1e-3, atol=1e-3)
-    with Collector("toy/line", CollectConfig(workers=1)) as collector:
-        assert len(list(collector.collect(sac.Actor(1, 1), [0, 1], greedy=False))) == 2
+def test_ppo_log_probability_against_torch() -> None:
+    actor = gaussian_ppo.Actor(3, 2)
+    state, raw = torch.randn(5, 3), torch.randn(5, 2)
+    normal = torch.distributions.Normal(actor(state), actor.log_std.exp().expand(5, 2))
+    torch.testing.assert_close(actor.logp(state, raw), normal.log_prob(raw).sum(-1))
 
 
 def test_locomotion_runs_from_nothing_to_one_step(tmp_path: Path) -> None:
