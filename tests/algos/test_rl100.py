@@ -21,7 +21,7 @@ from realrl.ope import Verdict, spearman
 from realrl.policy import DiffusionPolicy, load_policy
 from realrl.ppo import fit_value
 from realrl.run import Run, read_parts
-from realrl.types import Source
+from realrl.types import RealrlError, Source
 from toy_runs import metrics, small_policy, tiny
 
 ROUNDS = 2
@@ -220,6 +220,15 @@ def test_failed_starts_come_back_until_they_are_solved():
     assert stage.starts(cell)[0] == list(range(1010, 1017)), "no fresh start twice"
     stage.practice.failed = []
     assert stage.starts(cell) == (list(range(1010, 1020)), [])
+
+
+def test_the_noise_cools_evenly_and_stays_cool():
+    stage, heats = online(cool=0.2, iterations=5), []
+    for stage.iteration in range(7):
+        heats.append(stage.heat())
+    assert heats == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2]) and online().heat() == 1.0
+    with pytest.raises(RealrlError, match=r"online\.cool is 0: it must be above"):
+        OnlineConfig(cool=0)
 
 
 def test_the_value_fit_reaches_its_target():

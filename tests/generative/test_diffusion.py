@@ -91,18 +91,28 @@ def test_all_but_the_last_step_have_a_likelihood(steps):
     assert diffusion.likely == list(range(steps - 1)) and diffusion.sigma[-1] == 0
 
 
-def test_chain_is_mean_plus_sigma_times_noise_and_its_likelihood_is_normal():
+@pytest.mark.parametrize("heat", [1.0, 0.3])
+def test_chain_is_mean_plus_sigma_times_noise_and_its_likelihood_is_normal(heat):
     diffusion, net = Diffusion(DiffusionConfig(sigma_max=0.8)), random_net()
+    diffusion.heat = heat
     g = torch.Generator().manual_seed(2)
     cond, noise = torch.randn(8, C, generator=g), torch.randn(8, 11, K, A, generator=g)
     chain = diffusion.sample(net, cond, noise, stochastic=True)
     for step in range(10):
         k = torch.full((8,), step)
         mean = diffusion.mean(net, chain[:, step], k, cond)
-        assert torch.allclose(chain[:, step + 1], mean + diffusion.sigma[step] * noise[:, step + 1], atol=1e-6)
+        assert torch.allclose(chain[:, step + 1], mean + heat * diffusion.sigma[step] * noise[:, step + 1], atol=1e-6)
         if step in diffusion.likely:
-            expected = Normal(mean, diffusion.sigma[step]).log_prob(chain[:, step + 1]).sum((-2, -1))
+            expected = Normal(mean, heat * diffusion.sigma[step]).log_prob(chain[:, step + 1]).sum((-2, -1))
             assert torch.allclose(diffusion.logp(chain[:, step + 1], mean, k), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_chain_that_has_cooled_down_is_the_deployed_one():
+    diffusion, net = Diffusion(DiffusionConfig(sigma_max=0.8)), random_net()
+    diffusion.heat = 0.0
+    g = torch.Generator().manual_seed(2)
+    cond, noise = torch.randn(8, C, generator=g), torch.randn(8, 11, K, A, generator=g)
+    assert torch.equal(diffusion.sample(net, cond, noise, stochastic=True), diffusion.sample(net, cond, noise, stochastic=False))
 
 
 def test_steps_may_differ_within_a_batch():

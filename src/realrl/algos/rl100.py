@@ -83,7 +83,7 @@ class OnlineConfig:
     warmup: int = 2
     """Rounds that fit V only, before the policy moves."""
     cool: float = 1.0
-    """What is left of the sampling noise in the last round; it falls evenly from all of it in the first. RL improves the chain with its
+    """Share of the sampling noise that the last round keeps; it falls evenly from all of it in the first. RL improves the chain with its
     noise, and what is deployed is the chain without: below 1 the two become one policy while RL still runs."""
     lam: float = 0.95
     """GAE's lambda for the advantages; where the dynamics are deterministic, a small one says nearly the same with far less noise."""
@@ -99,6 +99,10 @@ class OnlineConfig:
     """Rounds between checkpoints."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """The objective's settings."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cool <= 1:
+            raise RealrlError(f"online.cool is {self.cool}: it must be above 0 (without noise nothing has a likelihood) and at most 1")
 
 
 @dataclass(frozen=True)
@@ -269,9 +273,14 @@ class Online:
         count, again = self.cfg.online.episodes, self.practice.again(self.cfg.online.episodes, self.iteration)
         return cell.seeds(5, count - len(again), self.iteration * count), again
 
+    def heat(self) -> float:
+        """What this round leaves of the sampling noise."""
+        cfg = self.cfg.online
+        return 1 - (1 - cfg.cool) * min(self.iteration / max(cfg.iterations - 1, 1), 1.0)
+
     def round(self, cell: WorkCell) -> dict[str, float]:
         """Collect, learn, and return what one needs to see."""
-        self.policy.diffusion.heat = 1 - (1 - self.cfg.online.cool) * min(self.iteration / max(self.cfg.online.iterations - 1, 1), 1.0)
+        self.policy.diffusion.heat = self.heat()
         fresh, again = self.starts(cell)
         episodes = cell.practise(f"online-{self.iteration}", self.policy.with_head("ddim"), fresh + again,
                                  noise_seed=derive(self.cfg.seed, "online", self.iteration) % 2**31, keep_extra=True)
