@@ -49,6 +49,7 @@ VARIANTS: dict[str, Callable[[RL100Config], RL100Config]] = {
     "pictures": lambda cfg: replace(cfg, sight=SightConfig(kind="rgb")),
     "no regularisers": lambda cfg: _encoder(cfg, recon=0.0, kl=0.0),
     "encoder frozen online": lambda cfg: replace(cfg, online=replace(cfg.online, learn_encoder=False)),
+    "noise cooled": lambda cfg: replace(cfg, online=replace(cfg.online, cool=0.1)),
     "sigma_max 0.1": lambda cfg: _diffusion(cfg, sigma_max=0.1),
     "sigma_max none": lambda cfg: _diffusion(cfg, sigma_max=10.0),
     "sample prediction": lambda cfg: _diffusion(cfg, predict="sample")}
