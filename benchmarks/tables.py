@@ -99,7 +99,7 @@ def success_table(rows: Sequence[Row], tasks: Sequence[str], published: str, met
 
     lines = [[name, *(cell(method, task) for task in tasks)] for method, name in METHODS.items() if method in methods]
     lines += [[name, *(figures.get(task, "-") for task in tasks)] for name, figures in PUBLISHED[published].items()]
-    return "\n\n".join([grid(["", *tasks], lines), detail(rows, tasks), commands(rows)])
+    return "\n\n".join(filter(None, [grid(["", *tasks], lines), curves(rows), detail(rows, tasks), commands(rows)]))
 
 
 def detail(rows: Sequence[Row], tasks: Sequence[str]) -> str:
@@ -114,6 +114,18 @@ def detail(rows: Sequence[Row], tasks: Sequence[str]) -> str:
               f"{r['wall_s'] / 60:.1f}" if r.get("wall_s") else "-"] for r in known]
     head = ["task", "seed", "method", "success [95 %]", "n", "steps to success", "environment steps so far", "minutes"]
     return f"<details><summary>Per run</summary>\n\n{grid(head, lines)}\n\n</details>"
+
+
+def curves(rows: Sequence[Row]) -> str:
+    """The success of the training episodes of every online round, one line a run; "" without any."""
+    found = [r for r in rows if r["method"] == "curve" and r["success_rate"]]
+    if not found:
+        return ""
+    most = max(len(r["success_rate"]) for r in found)
+    lines = [[f"{r['task']}, seed {r['seed']}", *(f"{100 * x:.0f}" for x in r["success_rate"]), *[""] * (most - len(r["success_rate"])),
+              f"{int(r['env_steps'][-1]):,}"] for r in found]
+    head = ["success of training episodes [%], round", *map(str, range(1, most + 1)), "environment steps"]
+    return grid(head, lines)
 
 
 def return_table(rows: Sequence[Row], tasks: Sequence[str], published: str) -> str:
@@ -208,7 +220,8 @@ def human_table(rows: Sequence[Row]) -> str:
         return f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
 
     def cost(r: Row) -> str:
-        return f"{r['steps']:,} steps of {r['batch']}, {r['cpu_s'] / 60:.0f} min" if "cpu_s" in r else "-"
+        where = f", {r['fitted_on']}" if "fitted_on" in r else ""
+        return f"{r['steps']:,} steps of {r['batch']}, {r['cpu_s'] / 60:.0f} min{where}" if "cpu_s" in r else "-"
 
     door = [[who(r), r["starts"], percent(r["success"]), percent(r["opened"]), spread(r["hinge"]), str(r["success"]["n"]), cost(r)]
             for r in part("door")]
@@ -281,17 +294,19 @@ def latent_probe_table(rows: Sequence[Row]) -> str:
 
 
 def ablations_table(rows: Sequence[Row]) -> str:
-    """Variants down, stages across."""
+    """Variants down, stages across, and what training looked like."""
     names = list(dict.fromkeys(r["task"] for r in rows))
-    methods = {"imitation": "imitation", "offline-1": "offline RL", "online": "online RL, 10 steps", "one-step": "online RL, one step"}
+    known = {"imitation": "imitation", "offline-1": "offline RL", "online": "online RL, 10 steps", "one-step": "online RL, one step",
+             "exploring": "online RL, exploring"}
+    methods = {m: title for m, title in known.items() if any(r["method"] == m for r in rows)} or dict(list(known.items())[:4])
 
     def cell(variant: str, method: str) -> str:
         found = [r for r in rows if r["task"] == variant and r["method"] == method]
         return "; ".join(f"{percent(r['success'])}, n = {r['success']['n']}" for r in found) or NOT_RUN
 
     lines = [[name, *(cell(name, method) for method in methods)] for name in names]
-    measured = [r for r in rows if r["method"] != "curve"]
-    return "\n\n".join([grid(["variant", *methods.values()], lines or [[NOT_RUN] * 5]), commands(measured)])
+    table = grid(["variant", *methods.values()], lines or [[NOT_RUN] * (1 + len(methods))])
+    return "\n\n".join(filter(None, [table, curves(rows), commands(rows)]))
 
 
 def ope_stages_table(rows: Sequence[Row]) -> str:
@@ -340,7 +355,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "samplers": samplers_table, "latency": latency_table, "collection": collection_table, "recording": recording_table,
     "loading": loading_table, "scale": scale_table, "ope": ope_table, "ope_stages": ope_stages_table,
     "human": human_table, "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
-    "vision_ablations": ablations_table, "latent_probe": latent_probe_table,
+    "vision_ablations": ablations_table, "cooling": ablations_table, "latent_probe": latent_probe_table,
     "vision": lambda rows: success_table(rows, VISION, "vision", ("imitation", "offline", "online", "one-step"))}
 
 
