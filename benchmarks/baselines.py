@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow.compute as pc
 import torch
@@ -22,7 +22,6 @@ from realrl.algos.rl100 import RL100Config
 from realrl.collect import MakeEnv
 from realrl.data.store import Store
 from realrl.data.views import ChunkView, continue_chunks
-from realrl.generative.diffusion import Diffusion
 from realrl.imitation import Imitation, ImitationConfig, cosine, generator
 from realrl.iql import Critics, encode_all, fit_critics
 from realrl.policy import DiffusionPolicy, GaussianPolicy, load_policy
@@ -66,13 +65,6 @@ def imitation_policy(folder: Path, cfg: RL100Config) -> DiffusionPolicy:
     _, parts = read_parts(folder / "checkpoints" / "imitation")
     policy.load_state_dict(parts["policy"])
     return policy.eval()
-
-
-def with_sampler(policy: DiffusionPolicy, greedy: Literal["mean", "ddim"]) -> DiffusionPolicy:
-    """The same weights, deployed with another deterministic chain."""
-    other = policy.with_head("ddim")
-    other.diffusion = Diffusion(replace(policy.cfg.diffusion, greedy=greedy))
-    return other
 
 
 # -- offline -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from baselines import EXTRA, OFFLINE, Offline, dppo, with_sampler
+from baselines import EXTRA, OFFLINE, Offline, dppo
 from common import Part, Table, judge, slim
 
 from realrl import envs
@@ -79,7 +79,7 @@ class Comparison:
         wall = time.monotonic() - began
         other = {}
         if isinstance(policy, DiffusionPolicy):  # a policy that was only cloned may be better under the usual chain
-            other["eta0"] = self._judge(with_sampler(policy, "ddim"), self.cfg.eval_episodes)["success"]
+            other["eta0"] = self._judge(policy.with_sampler("ddim"), self.cfg.eval_episodes)["success"]
         self._put(name, self._judge(policy, self.cfg.eval_episodes), **other, env_steps=data.steps, wall_s=round(wall, 1))
 
     def dppo(self) -> None:

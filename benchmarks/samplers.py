@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from baselines import with_sampler
 from common import RESULTS, Part, Table, arguments, run_parts
 
 from realrl import config, envs
@@ -31,7 +30,7 @@ def policy_of(run: Path, cfg: RL100Config, stage: str, sampler: str) -> Diffusio
     policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, name=f"{stage} {sampler}")
     parts = read_parts(run / "checkpoints" / stage)[1]
     policy.load_state_dict(parts["policy"] if stage == "imitation" else parts["stage"]["policy"])
-    return with_sampler(policy, "ddim" if sampler == "ddim" else "mean")
+    return policy.with_sampler("ddim" if sampler == "ddim" else "mean")
 
 
 def measure(table: Table, run: Path, stage: str, sampler: str, episodes: int) -> None:

@@ -281,6 +281,18 @@ def test_view_of_a_task_and_of_what_was_recorded(policy: Path, tmp_path: Path, m
     assert Path("demos-view/demos.html").read_text().count('class="episode"') == 1
 
 
+def test_another_sampler_on_the_same_weights(policy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    acted, collect = [], Collector.collect
+    monkeypatch.setattr(Collector, "collect", lambda self, actor, *a, **k: acted.append(actor) or collect(self, actor, *a, **k))
+    for more in ((), ("--sampler", "sampled")):
+        assert cli.main(["evaluate", "--policy", str(policy), "--episodes", "2", "--workers", "1", "--json", *more]) == 0
+    assert [a.cfg.diffusion.greedy for a in acted] == ["mean", "sampled"] and acted[1].diffusion.cfg.greedy == "sampled"
+    taught, _ = load_policy(policy)
+    taught.distilled = True
+    taught.with_head("one-step").save(policy, task="toy/obstacle")
+    assert "add --head ddim" in fails(capsys, "evaluate", "--policy", str(policy), "--sampler", "mean")
+
+
 def test_an_untrained_head_is_refused(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "its one-step head was never trained" in fails(capsys, "evaluate", "--policy", str(policy), "--head", "one-step")
 

@@ -59,6 +59,21 @@ def test_exploring_returns_the_chain_and_greedy_does_not():
     assert greedy.extra == {} and np.allclose(greedy.action, quiet[:, -1].clamp(-1, 1), atol=1e-6)
 
 
+def test_the_deployed_sampler_can_be_chosen_and_saved(tmp_path):
+    policy = make()
+    sampled, usual = policy.with_sampler("sampled"), policy.with_sampler("ddim")
+    assert np.array_equal(act(sampled, greedy=True).action, act(policy).action), "the exploring chain"
+    assert act(sampled, greedy=True).extra == {} and "chain" in act(sampled).extra
+    assert not np.array_equal(act(usual, greedy=True).action, act(policy, greedy=True).action)
+    assert np.array_equal(act(usual).action, act(policy).action), "exploring is the same for all"
+    sampled.save(tmp_path / "policy", task="toy/obstacle")
+    assert np.array_equal(act(load_policy(tmp_path / "policy")[0], greedy=True).action, act(policy).action)
+    noise = torch.randn(5, 1, 4, 2)
+    cond = torch.randn(5, sampled.cond_dim)
+    ends = [p.diffusion.sample(policy.net, cond, noise, stochastic=False) for p in (sampled, usual)]
+    assert torch.equal(*ends), "its student follows the eta = 0 chain, for which the first noise is all there is"
+
+
 def test_rows_are_independent():
     policy = make()
     whole = act(policy)

@@ -90,6 +90,8 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--episodes", type=whole(1), default=100, metavar="N", help="held-out episodes (default: 100)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="which set of held-out starts (default: 0)")
     parser.add_argument("--head", choices=("ddim", "one-step"), help="which product acts (default: the one the policy was saved with)")
+    parser.add_argument("--sampler", choices=("mean", "ddim", "sampled"), help="how the ddim head acts: its chain with the noise left out, "
+                        "with eta = 0, or with its noise (default: as it was saved)")
     parser.add_argument("--horizon", type=whole(1), metavar="STEPS", help="steps until an episode is cut off (default: the task's own)")
     parser.add_argument("--workers", type=whole(0), default=0, metavar="W", help="worker processes (default: one a CPU core)")
     parser.add_argument("--robustness", action="store_true", help="also under changed light, colours, cameras, clutter, friction and mass")
@@ -210,6 +212,10 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.head == "one-step" and not policy.distilled:
         raise mistake()(f"{args.policy}: its one-step head was never trained; use --head ddim, or run the stage one-step on it")
     policy = policy.with_head(args.head or policy.head)
+    if args.sampler:
+        if policy.head != "ddim":
+            raise mistake()(f"--sampler {args.sampler} is about the ddim head, {args.policy} acts with one step: add --head ddim")
+        policy = policy.with_sampler(args.sampler)
     out = args.out or args.policy.resolve().parent / f"failures-{policy.head}"
     if args.save_failures:
         failures.room(out)  # before anything long

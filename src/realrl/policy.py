@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from realrl import config
 from realrl.generative.consistency import Distillation, DistillConfig
-from realrl.generative.diffusion import Diffusion, DiffusionConfig
+from realrl.generative.diffusion import Diffusion, DiffusionConfig, Sampler
 from realrl.nets.encoder import WHOLE as FRAMES
 from realrl.nets.encoder import Encoder, EncoderConfig
 from realrl.nets.mlp import SkipNet, mlp
@@ -188,15 +188,16 @@ class DiffusionPolicy(nn.Module):
         seen = {k: torch.as_tensor(obs[k], device=self.device) for k in self.senses if k in obs}
         cond = self.encode({"state": torch.as_tensor(obs["state"], dtype=torch.float32, device=self.device), **seen})
         explore = not greedy and self.head == "ddim"
-        rows = self.cfg.diffusion.steps + 1 if explore else 1
+        noisy = explore or (self.head == "ddim" and self.cfg.diffusion.greedy == "sampled")
+        rows = self.cfg.diffusion.steps + 1 if noisy else 1
         shape = (rows, self.chunk, self.action_dim)
         noise = torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in rng])).to(self.device)
         if self.head == "one-step":
             return Plan(self.one_step(noise[:, 0], cond).cpu().numpy()), state
-        if explore and len(noise) % WHOLE:
+        if noisy and len(noise) % WHOLE:
             filled = torch.arange(len(noise) + -len(noise) % WHOLE, device=self.device) % len(noise)
             cond, noise = cond[filled], noise[filled]
-        chain = self.diffusion.sample(self.net, cond, noise, stochastic=explore)[: len(rng)]
+        chain = self.diffusion.sample(self.net, cond, noise, stochastic=noisy)[: len(rng)]
         action = chain[:, -1].clamp(-1.0, 1.0).cpu().numpy()
         return Plan(action, {"chain": chain.cpu().numpy()} if explore else {}), state
 
@@ -204,6 +205,13 @@ class DiffusionPolicy(nn.Module):
         """A frozen copy that acts with the given head."""
         other = copy.deepcopy(self).eval().requires_grad_(False)
         other.head, other.name = head, name or self.name
+        return other
+
+    def with_sampler(self, sampler: Sampler) -> DiffusionPolicy:
+        """A frozen copy that is deployed by another sampler, see `DiffusionConfig.greedy`; the weights are the same."""
+        other = self.with_head("ddim")
+        other.cfg = replace(self.cfg, diffusion=replace(self.cfg.diffusion, greedy=sampler))
+        other.diffusion = Diffusion(other.cfg.diffusion).to(self.device)
         return other
 
     def save(self, path: Path, *, task: str, sight: Any = None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from realrl.losses import gaussian_logp
 from realrl.types import RealrlError
 
 NoiseNet = Callable[[Tensor, Tensor, Tensor], Tensor]
+Sampler: TypeAlias = Literal["mean", "ddim", "sampled"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,10 @@ class DiffusionConfig:
     """Largest noise of a stochastic step (inside the DDIM bound). The larger, the further one update may move a policy."""
     predict: Literal["noise", "sample"] = "noise"
     """What the network says of a noisy chunk: its noise, as in the paper, or the clean chunk, which the paper finds worse for RL."""
-    greedy: Literal["mean", "ddim"] = "mean"
-    """The deterministic sampler. mean: the stochastic sampler with its noise left out, the mode of what RL improves;
-    ddim: the probability-flow chain (eta = 0), another policy, which RL with a large sigma does not improve alike."""
+    greedy: Sampler = "mean"
+    """How it is deployed. mean: the stochastic sampler with its noise left out, the mode of what RL improves; ddim: the probability-flow
+    chain (eta = 0), another policy, which RL with a large sigma does not improve alike; sampled: the stochastic sampler as it is, often
+    the best of what was cloned from people. The one-step student of a sampled chain follows the eta = 0 one."""
 
 
 class Diffusion(nn.Module):
