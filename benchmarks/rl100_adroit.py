@@ -125,7 +125,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--human", type=Path, help="door_human.npz")
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True, help="also what a sceptic would try")
     args, flags = parser.parse_known_args(words)
-    if args.experts is None:
+    if args.experts is None and args.tasks:
         parser.error("the experts are trained networks: name their folder with --experts DIR or REALRL_EXPERTS")
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
     shrink: Callable[[RL100Config], RL100Config] = toy_size if args.smoke else lambda cfg: cfg
