@@ -41,7 +41,7 @@ class DiffusionConfig:
     greedy: Sampler = "mean"
     """How it is deployed. mean: the stochastic sampler with its noise left out, the mode of what RL improves; ddim: the probability-flow
     chain (eta = 0), another policy, which RL with a large sigma does not improve alike; sampled: the stochastic sampler as it is, often
-    the best of what was cloned from people. The one-step student of a sampled chain follows the eta = 0 one."""
+    the best of what was cloned from people's recordings. The one-step student of a sampled chain follows the eta = 0 one."""
 
 
 class Diffusion(nn.Module):
