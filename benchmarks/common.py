@@ -138,6 +138,19 @@ def arguments(description: str, seeds: Sequence[int]) -> argparse.ArgumentParser
     return parser
 
 
+def experts_option(parser: argparse.ArgumentParser) -> None:
+    """Add --experts, for tasks whose demonstrator is a trained network."""
+    parser.add_argument("--experts", type=Path, default=os.environ.get("REALRL_EXPERTS"), help="folder of the Adroit experts' npz files; "
+                        "default: the environment variable REALRL_EXPERTS")
+
+
+def experts_folder(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """What --experts names; without it the script ends, saying how to name it."""
+    if args.experts is None:
+        parser.error("Adroit's experts are trained networks: name their folder with --experts DIR or REALRL_EXPERTS")
+    return str(args.experts)
+
+
 def overridden(base: RL100Config, flags: Sequence[str]) -> RL100Config:
     """A configuration with dotted command-line flags on top."""
     if not flags:

@@ -10,12 +10,11 @@ same command goes on where it was stopped.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from common import RESULTS, Table, arguments, overridden, run_parts
+from common import RESULTS, Table, arguments, experts_folder, experts_option, overridden, run_parts
 from comparison import KEY, Comparison, in_phases, toy_size
 from rl100_adroit import settings
 from vision_ablations import curve
@@ -36,15 +35,12 @@ def base() -> RL100Config:
 def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     parser = arguments(__doc__ or "", seeds=(0, 1, 2))
-    parser.add_argument("--experts", type=Path, default=os.environ.get("REALRL_EXPERTS"), help="folder of the experts' npz files; "
-                        "default: the environment variable REALRL_EXPERTS")
+    experts_option(parser)
     args, flags = parser.parse_known_args(words)
-    if args.experts is None:
-        parser.error("the expert is a trained network: name its folder with --experts DIR or REALRL_EXPERTS")
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
     table = Table(Path(results) / "cooling.json", KEY)
     start = overridden(toy_size(base()) if args.smoke else base(), flags)
-    start = replace(start, expert=str(args.experts), offline=replace(start.offline, rounds=0))
+    start = replace(start, expert=experts_folder(parser, args), offline=replace(start.offline, rounds=0))
     comparisons = [Comparison(replace(start, seed=seed, online=replace(start.online, cool=cool)), out / "cooling" / f"{name}-s{seed}",
                               table, name) for seed in args.seeds for name, cool in VARIANTS.items()]
     parts = [part for c in comparisons for part in [*in_phases([], [c], baselines=False), c.exploring(), curve(c)]]

@@ -65,12 +65,20 @@ class Actor(nn.Module):
         return Plan(raw.clamp(-1.0, 1.0)[:, None].numpy(), {"raw": raw.numpy()}), state
 
 
+class Scaled(nn.Sequential):
+    """A value network whose output is multiplied by SCALE: [B, C] -> [B, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        return SCALE * y
+
+
 class PPO:
     """Actor, V and their optimiser."""
 
     def __init__(self, obs_dim: int, action_dim: int, *, seed: int) -> None:
         torch.manual_seed(seed)
-        self.actor, self.value = Actor(obs_dim, action_dim), mlp(obs_dim, 1, HIDDEN, norm=False)
+        self.actor, self.value = Actor(obs_dim, action_dim), Scaled(mlp(obs_dim, 1, HIDDEN, norm=False))
         self.optimiser = torch.optim.Adam([*self.actor.parameters(), *self.value.parameters()], RATE)
         self.count, self.round = 0, 0  # environment steps, rounds
         self.returns: list[float] = []  # mean return of a round's episodes
@@ -99,7 +107,7 @@ class PPO:
 
     def judge(self, state: Tensor) -> Tensor:
         """V [B] at states [B, D]."""
-        value: Tensor = SCALE * self.value(self.actor.normaliser(state))[:, 0]
+        value: Tensor = self.value(self.actor.normaliser(state))[:, 0]
         return value
 
     def state_dict(self) -> dict[str, Any]:

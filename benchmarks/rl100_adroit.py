@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import RESULTS, Part, Table, arguments, judge, overridden, run_parts
+from common import RESULTS, Part, Table, arguments, experts_folder, experts_option, judge, overridden, run_parts
 from comparison import KEY, Comparison, demonstrators, in_phases, step_seconds, toy_size
 from door import DOOR, HORIZON, DemonstratedDoor, human_door, smooth
 
@@ -120,18 +119,16 @@ def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     parser = arguments(__doc__ or "", seeds=(0, 1, 2))
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--experts", type=Path, default=os.environ.get("REALRL_EXPERTS"), help="folder of the experts' npz files; "
-                        "default: the environment variable REALRL_EXPERTS")
+    experts_option(parser)
     parser.add_argument("--human", type=Path, help="door_human.npz")
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True, help="also what a sceptic would try")
     args, flags = parser.parse_known_args(words)
-    if args.experts is None and args.tasks:
-        parser.error("the experts are trained networks: name their folder with --experts DIR or REALRL_EXPERTS")
+    expert = experts_folder(parser, args) if args.tasks else None
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
     shrink: Callable[[RL100Config], RL100Config] = toy_size if args.smoke else lambda cfg: cfg
     extra = {"extra": 10} if args.smoke else {}
     table = Table(Path(results) / "adroit.json", KEY)
-    configs = [replace(overridden(shrink(settings(t)), flags), seed=s, expert=str(args.experts)) for s in args.seeds for t in args.tasks]
+    configs = [replace(overridden(shrink(settings(t)), flags), seed=s, expert=expert) for s in args.seeds for t in args.tasks]
     comparisons = [Comparison(c, out / "adroit" / f"{c.task.partition('/')[2]}-s{c.seed}", table, c.task.partition("/")[2], **extra)
                    for c in configs]
     first = [part for c in configs[:len(args.tasks)] for part in demonstrators(c, table, c.task.partition("/")[2])]

@@ -25,7 +25,6 @@ from baselines import improve
 from common import RESULTS, Part, Table, arguments, overridden, run_parts
 from comparison import KEY, toy_size
 from rl100_adroit import imitate
-from torch import Tensor, nn
 
 from realrl.algos import rl100
 from realrl.algos.rl100 import OnlineConfig, RL100Config
@@ -119,7 +118,7 @@ class Job:
         torch.manual_seed(derive(cfg.seed, "online"))
         run = Run.start(self.folder / "online", cfg, resume=True, ignore=("collect",))
         with run, WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon) as cell:
-            stage = rl100.Online(policy, Scaled(mlp(policy.n_obs * policy.obs_dim, 1, (cfg.critic.hidden,) * 2)), cfg)
+            stage = rl100.Online(policy, gaussian_ppo.Scaled(mlp(policy.n_obs * policy.obs_dim, 1, (cfg.critic.hidden,) * 2)), cfg)
             spent = improve(cell, stage, self.online_steps)
             self._distil(policy, cell)
             policy.save(self.folder / "policy", task=cfg.task)
@@ -140,14 +139,6 @@ class Job:
 
     def _put(self, method: str, result: dict[str, Any], **more: Any) -> None:
         self.table.put({"task": self.name, "seed": self.cfg.seed, "method": method, **result, **more})
-
-
-class Scaled(nn.Sequential):
-    """A value network whose output is multiplied by gaussian_ppo.SCALE: [B, C] -> [B, 1]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = super().forward(x)
-        return gaussian_ppo.SCALE * y
 
 
 def _returns(episodes: list[Episode]) -> dict[str, Any]:

@@ -10,14 +10,13 @@ Rows go to benchmarks/results/vision.json; the same command goes on where it was
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import rl100_adroit
-from common import RESULTS, Table, arguments, overridden, run_parts
+from common import RESULTS, Table, arguments, experts_folder, experts_option, overridden, run_parts
 from comparison import KEY, Comparison, in_phases, toy_size
 
 from realrl.algos.rl100 import RL100Config
@@ -49,11 +48,9 @@ def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     parser = arguments(__doc__ or "", seeds=(0, 1, 2))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--experts", type=Path, default=os.environ.get("REALRL_EXPERTS"), help="folder of the Adroit experts' npz files; "
-                        "default: the environment variable REALRL_EXPERTS")
+    experts_option(parser)
     args, flags = parser.parse_known_args(words)
-    if args.experts is None and not all(task.endswith("-v3") for task in args.tasks):
-        parser.error("Adroit's experts are trained networks: name their folder with --experts DIR or REALRL_EXPERTS")
+    experts = None if all(task.endswith("-v3") for task in args.tasks) else experts_folder(parser, args)
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
     shrink: Callable[[RL100Config], RL100Config] = toy_size if args.smoke else lambda cfg: cfg
     table = Table(Path(results) / "vision.json", KEY)
@@ -61,7 +58,7 @@ def main(words: list[str] | None = None) -> int:
     for seed in args.seeds:
         for name in args.tasks:
             cfg = overridden(shrink(settings(name)), flags)
-            expert = None if name.endswith("-v3") else str(args.experts)
+            expert = None if name.endswith("-v3") else experts
             comparisons.append(Comparison(replace(cfg, seed=seed, expert=expert), out / "vision" / f"{name}-s{seed}", table, name))
     return min(run_parts(in_phases([], comparisons, baselines=False), args.budget), 1)
 

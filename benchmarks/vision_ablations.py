@@ -10,7 +10,6 @@ stopped.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import rl100_vision
-from common import RESULTS, Part, Table, arguments, overridden, run_parts
+from common import RESULTS, Part, Table, arguments, experts_folder, experts_option, overridden, run_parts
 from comparison import KEY, Comparison, in_phases, toy_size
 
 from realrl.algos.rl100 import RL100Config
@@ -71,15 +70,13 @@ def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     parser = arguments(__doc__ or "", seeds=(0,))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--experts", type=Path, default=os.environ.get("REALRL_EXPERTS"), help="folder of the experts' npz files; "
-                        "default: the environment variable REALRL_EXPERTS")
+    experts_option(parser)
     args, flags = parser.parse_known_args(words)
-    if args.experts is None:
-        parser.error("the experts are trained networks: name their folder with --experts DIR or REALRL_EXPERTS")
+    expert = experts_folder(parser, args)
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
     table = Table(Path(results) / "vision_ablations.json", KEY)
     start = overridden(toy_size(base()) if args.smoke else base(), flags)
-    comparisons = [Comparison(replace(VARIANTS[name](start), seed=seed, expert=str(args.experts)),
+    comparisons = [Comparison(replace(VARIANTS[name](start), seed=seed, expert=expert),
                               out / "vision_ablations" / f"{name.replace(' ', '-')}-s{seed}", table, name)
                    for seed in args.seeds for name in args.variants]
     parts = [part for c in comparisons for part in [*in_phases([], [c], baselines=False), curve(c)]]

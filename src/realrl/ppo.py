@@ -81,13 +81,11 @@ class DenoisingPPO:
         spread = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         advantage = spread.clamp(-self.cfg.advantage_clip, self.cfg.advantage_clip)
         data, retries = (cond, chain, self.means(cond, chain), advantage), 0
-        before = copy.deepcopy((self.actor.state_dict(), self.optimiser.state_dict()))
+        before = self.keep()
         stats = self._passes(*data, random, look)
         while stats["kl"] > self.cfg.max_kl and stats["epochs"] == 1:
-            self.actor.load_state_dict(before[0])
-            self.optimiser.load_state_dict(copy.deepcopy(before[1]))
-            self.lr, retries = self.lr / 2, retries + 1
-            stats = self._passes(*data, random, look)
+            self.revert(before)
+            stats, retries = self._passes(*data, random, look), retries + 1
         self._adapt(stats["kl"])
         return {**stats, "lr": self.lr, "retries": retries}
 
@@ -159,6 +157,16 @@ class DenoisingPPO:
             self.lr /= 1.3
         elif kl < self.cfg.target_kl / 1.5:
             self.lr *= 1.3
+
+    def keep(self) -> dict[str, Any]:
+        """A copy of the weights that learn, with the optimiser and learning rate, for `revert`."""
+        return copy.deepcopy({"actor": self.actor.state_dict(), **self.state_dict()})
+
+    def revert(self, kept: dict[str, Any]) -> None:
+        """Back to what `keep` returned, with half the learning rate (half of that again the next time)."""
+        kept["lr"] /= 2
+        self.actor.load_state_dict(kept["actor"])
+        self.load_state_dict(copy.deepcopy(kept))
 
     def state_dict(self) -> dict[str, Any]:
         """Optimiser and learning rate; the policy's weights are its own."""

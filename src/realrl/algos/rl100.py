@@ -7,7 +7,6 @@ docs/methods/rl100.md maps equations to lines and says where and why this depart
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -188,7 +187,7 @@ class OfflineRound:
     def improve(self, advance: Any) -> None:
         """Run the round; the policy ends as the last accepted candidate."""
         offline, random = self.cfg.offline, generator(self.seed, "offline", device=self.policy.device)
-        accepted, score, refused = self._keep(), self._score(), 0
+        accepted, score, refused = self.ppo.keep(), self._score(), 0
         self._remember({"iteration": 0, "estimate": float(score[offline.measure].mean()), "accepted": 1.0}, score)
         origin = self._probe()
         for iteration in range(1, offline.iterations + 1):
@@ -205,9 +204,9 @@ class OfflineRound:
             if iteration % offline.gate_every == 0 or iteration == offline.iterations or drift > offline.max_drift:
                 candidate = self._score()
                 if self._judge(iteration, candidate, score):
-                    accepted, score, refused = self._keep(), candidate, 0
+                    accepted, score, refused = self.ppo.keep(), candidate, 0
                 else:
-                    self._revert(accepted)
+                    self.ppo.revert(accepted)
                     refused += 1
                 if drift > offline.max_drift or refused >= offline.patience:
                     break
@@ -225,7 +224,7 @@ class OfflineRound:
     def _remember(self, record: dict[str, float], score: Mapping[str, Tensor]) -> None:
         """Keep what was judged, for the audit after all training."""
         self.records.append({**record, **{f"ope_{k}": float(v.mean()) for k, v in score.items()}})
-        self.nets.append(copy.deepcopy(self.policy.net.state_dict()))
+        self.nets.append({k: v.clone() for k, v in self.policy.net.state_dict().items()})
 
     @torch.no_grad()
     def _score(self) -> dict[str, Tensor]:
@@ -242,21 +241,14 @@ class OfflineRound:
         pick = torch.randint(len(self.cond), (1000,), generator=random, device=self.cond.device)
         return self.policy.explore(self.cond[pick], random)[:, -1]
 
-    def _keep(self) -> dict[str, Any]:
-        return copy.deepcopy({"net": self.policy.net.state_dict(), "ppo": self.ppo.state_dict()})
-
-    def _revert(self, kept: dict[str, Any]) -> None:
-        self.policy.net.load_state_dict(kept["net"])
-        self.ppo.load_state_dict(copy.deepcopy(kept["ppo"]))
-        self.ppo.lr /= 2
-        kept["ppo"]["lr"] = self.ppo.lr
-
 
 # -- section 4: the online stage --------------------------------------------------------------------------------------------
 
 
 class Online:
     """Rounds of whole episodes, GAE on a V warm-started from the offline critic, and the shared objective."""
+
+    PARTS = ("policy", "value", "value_optimiser", "ppo", "student")
 
     def __init__(self, policy: DiffusionPolicy, value: nn.Module | None, cfg: RL100Config) -> None:
         self.policy, self.cfg, self.iteration = policy, cfg, 0
@@ -320,15 +312,13 @@ class Online:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to continue to the same numbers."""
-        return {"policy": self.policy.state_dict(), "value": self.value.state_dict(), "value_optimiser": self.value_optimiser.state_dict(),
-                "ppo": self.ppo.state_dict(), "student": self.student.state_dict(), "failed": self.practice.failed,
-                "iteration": self.iteration}
+        parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
+        return {**parts, "failed": self.practice.failed, "iteration": self.iteration}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
-        for name in ("policy", "value", "value_optimiser", "ppo"):
+        for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
-        self.student.load_state_dict(state["student"])
         self.practice.failed, self.iteration = list(state["failed"]), state["iteration"]
 
 
