@@ -25,7 +25,8 @@ def peer(cfg):
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", clip_sample=True, set_alpha_to_one=True,
-        prediction_type={"noise": "epsilon", "sample": "sample"}[cfg.predict], timestep_spacing="leading", steps_offset=cfg.offset)
+        prediction_type={"noise": "epsilon", "sample": "sample", "velocity": "v_prediction"}[cfg.predict], timestep_spacing="leading",
+        steps_offset=cfg.offset)
     scheduler.set_timesteps(cfg.steps)
     return scheduler
 
@@ -41,7 +42,7 @@ def test_schedule_is_diffusers(offset):
     assert torch.allclose(ours.corrupt(action, t, noise), theirs.add_noise(action, noise, t), atol=1e-5)
 
 
-@pytest.mark.parametrize("predict", ["noise", "sample"])
+@pytest.mark.parametrize("predict", ["noise", "sample", "velocity"])
 @pytest.mark.parametrize("stochastic", [False, True], ids=["eta-0", "eta-1"])
 @pytest.mark.parametrize(("steps", "offset"), [(10, 0), (10, 5), (7, 9), (1, 99)])
 def test_samplers_are_diffusers_step_by_step(steps, offset, stochastic, predict):
@@ -54,7 +55,7 @@ def test_samplers_are_diffusers_step_by_step(steps, offset, stochastic, predict)
     for k, t in enumerate(theirs.timesteps):
         eps = net(chain[:, k], t.expand(6), cond)
         after = theirs.step(eps, t, chain[:, k], eta=float(stochastic), variance_noise=noise[:, k + 1],
-                            use_clipped_model_output=predict == "sample").prev_sample
+                            use_clipped_model_output=predict != "noise").prev_sample
         assert torch.allclose(chain[:, k + 1], after, rtol=1e-4, atol=1e-5), k
 
 
@@ -180,3 +181,33 @@ def test_imitation_keeps_both_modes(stochastic):
     share = (distance < 0.2).float().mean(0)
     assert (share > 0.3).all(), share
     assert share.sum() > 0.9 and np.mean(np.abs(sample[:, 0].numpy()) < 0.3) < 0.05
+
+
+@pytest.mark.parametrize("predict", ["noise", "sample", "velocity"])
+def test_a_network_that_says_what_is_wanted_lands_on_the_action(predict):
+    ours, g = Diffusion(DiffusionConfig(predict=predict)), torch.Generator().manual_seed(2)
+    action, noise = torch.rand(4, K, A, generator=g) * 2 - 1, torch.randn(4, K, A, generator=g)
+    for k in range(9):
+        index = torch.full((4,), k)
+        t = ours.t[index]
+        x = ours.corrupt(action, t, noise)
+        said = ours.wanted(action, t, noise)
+        mean = ours.mean(lambda x, t, cond, said=said: said, x, index, torch.zeros(4, C))
+        assert torch.allclose(mean, ours.after[k].sqrt() * action + ours.direction[k] * noise, atol=2e-5), k
+
+
+@pytest.mark.parametrize("predict", ["noise", "sample", "velocity"])
+def test_leverage_is_the_derivative_of_the_mean_over_its_spread(predict):
+    ours, g = Diffusion(DiffusionConfig(predict=predict)), torch.Generator().manual_seed(3)
+    ours.heat = 0.5
+    x, said = 0.01 * torch.randn(1, K, A, generator=g), (0.001 * torch.randn(1, K, A, generator=g)).requires_grad_(True)
+    for k, leverage in zip(ours.likely, ours.leverage(), strict=True):  # small numbers: nothing is clipped
+        mean = ours.mean(lambda x, t, cond: said, x, torch.tensor([k]), torch.zeros(1, C))
+        slope, = torch.autograd.grad(mean.sum(), said)
+        assert leverage == pytest.approx(float(slope[0, 0, 0].abs() / ours.spread(torch.tensor(k))), rel=1e-4)
+
+
+def test_velocity_spreads_the_trust_region_over_the_steps_and_sample_prediction_does_not():
+    late = {p: Diffusion(DiffusionConfig(predict=p)).leverage()[-5:] for p in ("noise", "sample", "velocity")}
+    assert late["velocity"].max() < 4 * late["velocity"].min() and late["noise"].max() < 4 * late["noise"].min()
+    assert late["sample"].max() > 10 * late["sample"].min()

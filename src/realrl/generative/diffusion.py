@@ -36,8 +36,10 @@ class DiffusionConfig:
     """Smallest noise of a stochastic step (inside the DDIM bound)."""
     sigma_max: float = 0.8
     """Largest noise of a stochastic step (inside the DDIM bound). The larger, the further one update may move a policy."""
-    predict: Literal["noise", "sample"] = "noise"
-    """What the network says of a noisy chunk: its noise, as in the paper, or the clean chunk, which the paper finds worse for RL."""
+    predict: Literal["noise", "sample", "velocity"] = "noise"
+    """What the network says of a noisy chunk: its noise, as in the paper; the clean chunk, which the paper finds worse for RL; or their
+    difference sqrt(abar) eps - sqrt(1 - abar) a (arXiv 2202.00512, section 4): the clean chunk where noise is large, noise where it is
+    small. `Diffusion.leverage` says why that matters to RL."""
     greedy: Sampler = "mean"
     """How it is deployed. mean: the stochastic sampler with its noise left out, the mode of what RL improves; ddim: the probability-flow
     chain (eta = 0), another policy, which RL with a large sigma does not improve alike; sampled: the stochastic sampler as it is, often
@@ -85,6 +87,13 @@ class Diffusion(nn.Module):
         abar = self.abar[t][:, None, None]
         return abar.sqrt() * x0 + (1 - abar).sqrt() * noise
 
+    def wanted(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """What the network ought to say of `corrupt(x0, t, noise)`: noise, clean chunk or velocity, as configured. [B, K, A]."""
+        if self.cfg.predict == "velocity":
+            abar = self.abar[t][:, None, None]
+            return abar.sqrt() * noise - (1 - abar).sqrt() * x0
+        return noise if self.cfg.predict == "noise" else x0
+
     def mean(self, net: NoiseNet, x: Tensor, k: Tensor, cond: Tensor, *, stochastic: bool = True) -> Tensor:
         """Mean of the sub-policy at step k [B]: where x [B, K, A] goes next. Section 2 of the paper's method, stochastic DDIM."""
         said = net(x, self.t[k], cond)
@@ -92,7 +101,7 @@ class Diffusion(nn.Module):
         if self.cfg.predict == "noise":
             eps, clean = said, ((x - (1 - now).sqrt() * said) / now.sqrt()).clamp(-1.0, 1.0)
         else:
-            clean = said.clamp(-1.0, 1.0)
+            clean = (said if self.cfg.predict == "sample" else now.sqrt() * x - (1 - now).sqrt() * said).clamp(-1.0, 1.0)
             eps = (x - now.sqrt() * clean) / (1 - now).sqrt()
         direction = self.direction[k][:, None, None] if stochastic else (1 - after).clamp(min=0).sqrt()
         return after.sqrt() * clean + direction * eps
@@ -100,6 +109,18 @@ class Diffusion(nn.Module):
     def logp(self, x_next: Tensor, mean: Tensor, k: Tensor) -> Tensor:
         """Log-probability [B] of landing on x_next [B, K, A] at step k [B], which must be one of `likely`."""
         return gaussian_logp(x_next, mean, self.spread(k))
+
+    def leverage(self) -> Tensor:
+        """|d mean / d net| / sigma [L] at the steps of `likely`: how far, in standard deviations of its noise, the sub-policy of a step
+        moves when the network's word changes by 1. The KL of a change goes as its square, so where the steps differ much, the one with
+        the most uses up RL's trust region, and the others stand still."""
+        k = torch.tensor(self.likely, device=self.sigma.device)
+        x = torch.zeros(len(k), 1, 1, device=k.device)
+
+        def at(said: float) -> Tensor:
+            return self.mean(lambda *_: torch.full_like(x, said), x, k, x).flatten()
+
+        return (at(1e-3) - at(0.0)).abs() / 1e-3 / self.spread(k)  # the mean is linear where nothing is clipped
 
     def spread(self, k: Tensor) -> Tensor:
         """Standard deviation of the noise at steps k [...]."""
@@ -136,13 +157,13 @@ def ddpm_sigma(now: Tensor, after: Tensor) -> Tensor:
 
 def imitation_loss(diffusion: Diffusion, net: NoiseNet, action: Tensor, valid: Tensor, cond: Tensor, generator: torch.Generator,
                    weight: Tensor | None = None) -> Tensor:
-    """L_IL = E ||eps - eps_theta(a^tau, tau, c)||^2 over valid actions, or of the clean chunk where that is predicted.
+    """L_IL = E ||eps - eps_theta(a^tau, tau, c)||^2 over valid actions, or of the clean chunk or velocity where that is predicted.
 
     action: [B, K, A]; valid: [B, K]; weight: [B] or None.
     """
     t = torch.randint(diffusion.cfg.train_steps, (len(action),), generator=generator, device=action.device)
     noise = torch.randn(action.shape, generator=generator, device=action.device)
-    wanted = noise if diffusion.cfg.predict == "noise" else action
+    wanted = diffusion.wanted(action, t, noise)
     error = (net(diffusion.corrupt(action, t, noise), t, cond) - wanted).square().mean(-1) * valid
     if weight is not None:
         error = error * weight[:, None]
