@@ -19,7 +19,7 @@ from realrl.algos import rl100
 from realrl.algos.rl100 import RL100Config
 from realrl.collect import MakeEnv
 from realrl.policy import DiffusionPolicy, load_policy
-from realrl.run import Run
+from realrl.run import Run, read_metrics
 from realrl.types import Episode, RealrlError, Source
 
 KEY = ("task", "seed", "method")
@@ -103,6 +103,15 @@ class Comparison:
             self._put("exploring", self._judge(policy, self.cfg.final_episodes, greedy=False), env_steps=online["env_steps"], wall_s=0.0)
 
         return Part(f"{self.name} seed {self.cfg.seed}: the online policy exploring", lambda: not self.missing("exploring"), run)
+
+    def curve(self) -> Part:
+        """The success of the online stage's training episodes, round by round; a part, because not every table asks."""
+        def run() -> None:
+            rounds = [line for line in read_metrics(self.folder) if line["stage"] == "online"]
+            self.table.put({"task": self.name, "seed": self.cfg.seed, "method": "curve", "env_steps": [r["env_steps"] for r in rounds],
+                            "success_rate": [r["success_rate"] for r in rounds], "kl": [r.get("kl") for r in rounds]})
+
+        return Part(f"{self.name} seed {self.cfg.seed}: curve", lambda: not self.missing("curve"), run)
 
     def _judge(self, policy: Any, n: int, *, greedy: bool = True) -> dict[str, Any]:
         return judge(self.cfg.task, policy, n, horizon=self.cfg.horizon, collect=self.cfg.collect, dt=step_seconds(self.cfg.task),

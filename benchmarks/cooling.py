@@ -17,7 +17,6 @@ from pathlib import Path
 from common import RESULTS, Table, arguments, experts_folder, experts_option, overridden, run_parts
 from comparison import KEY, Comparison, in_phases, toy_size
 from rl100_adroit import settings
-from vision_ablations import curve
 
 from realrl.algos.rl100 import RL100Config
 
@@ -43,7 +42,7 @@ def main(words: list[str] | None = None) -> int:
     start = replace(start, expert=experts_folder(parser, args), offline=replace(start.offline, rounds=0))
     comparisons = [Comparison(replace(start, seed=seed, online=replace(start.online, cool=cool)), out / "cooling" / f"{name}-s{seed}",
                               table, name) for seed in args.seeds for name, cool in VARIANTS.items()]
-    parts = [part for c in comparisons for part in [*in_phases([], [c], baselines=False), c.exploring(), curve(c)]]
+    parts = [part for c in comparisons for part in [*in_phases([], [c], baselines=False), c.exploring(), c.curve()]]
     return min(run_parts(parts, args.budget), 1)
 
 

@@ -60,7 +60,7 @@ def main(words: list[str] | None = None) -> int:
             cfg = overridden(shrink(settings(name)), flags)
             expert = None if name.endswith("-v3") else experts
             comparisons.append(Comparison(replace(cfg, seed=seed, expert=expert), out / "vision" / f"{name}-s{seed}", table, name))
-    return min(run_parts(in_phases([], comparisons, baselines=False), args.budget), 1)
+    return min(run_parts([*in_phases([], comparisons, baselines=False), *(c.curve() for c in comparisons)], args.budget), 1)
 
 
 if __name__ == "__main__":

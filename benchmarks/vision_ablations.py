@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import rl100_vision
-from common import RESULTS, Part, Table, arguments, experts_folder, experts_option, overridden, run_parts
+from common import RESULTS, Table, arguments, experts_folder, experts_option, overridden, run_parts
 from comparison import KEY, Comparison, in_phases, toy_size
 
 from realrl.algos.rl100 import RL100Config
 from realrl.envs import SightConfig
-from realrl.run import read_metrics
 
 
 def base() -> RL100Config:
@@ -54,18 +53,6 @@ VARIANTS: dict[str, Callable[[RL100Config], RL100Config]] = {
     "sample prediction": lambda cfg: _diffusion(cfg, predict="sample")}
 
 
-def curve(comparison: Comparison) -> Part:
-    """The success of the training episodes, round by round, beside the other rows."""
-    seed, table = comparison.cfg.seed, comparison.table
-
-    def run() -> None:
-        rounds = [line for line in read_metrics(comparison.folder) if line["stage"] == "online"]
-        table.put({"task": comparison.name, "seed": seed, "method": "curve", "env_steps": [r["env_steps"] for r in rounds],
-                   "success_rate": [r["success_rate"] for r in rounds], "kl": [r.get("kl") for r in rounds]})
-
-    return Part(f"{comparison.name} seed {seed}: curve", lambda: not comparison.missing("curve"), run)
-
-
 def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     parser = arguments(__doc__ or "", seeds=(0,))
@@ -79,7 +66,7 @@ def main(words: list[str] | None = None) -> int:
     comparisons = [Comparison(replace(VARIANTS[name](start), seed=seed, expert=expert),
                               out / "vision_ablations" / f"{name.replace(' ', '-')}-s{seed}", table, name)
                    for seed in args.seeds for name in args.variants]
-    parts = [part for c in comparisons for part in [*in_phases([], [c], baselines=False), curve(c)]]
+    parts = [part for c in comparisons for part in [*in_phases([], [c], baselines=False), c.curve()]]
     return min(run_parts(parts, args.budget), 1)
 
 
