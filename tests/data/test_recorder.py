@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from realrl.data import recovery
+from realrl.data import journal, recovery
 from realrl.data.check import check
 from realrl.data.journal import FRAME, PACKET, START, Log, Ring, Spill, read_log
 from realrl.data.recorder import Recorder
@@ -344,7 +344,7 @@ def test_a_full_disk_refuses_frames_but_loses_none(small_disk: Path) -> None:
         for t in range(accepted, accepted + 5):  # the same episode goes on
             r.add(step(t))
         assert r.finish(observation(accepted + 5), terminated=True, truncated=False) == 1
-        r.flush()
+        r.flush(60)
     for e, steps in zip(Store.open(folder).read(), (10, accepted + 5), strict=True):
         right(e, steps)
     assert errors(folder) == []
@@ -452,3 +452,58 @@ def test_ring_and_spill_hand_records_over_in_order(tmp_path: Path) -> None:
     finally:
         ring.unlink()
     assert Ring.attach(ring.path) is None
+
+
+@pytest.fixture
+def spilling(tmp_path: Path) -> Any:
+    """(a ring, the writing end of its spill files, the reading one)."""
+    ring = Ring.create([12], room=64, budget=0, started=1, owner="test")
+    yield ring, Spill(tmp_path, ring), Spill(tmp_path, ring)
+    ring.unlink()
+
+
+PICTURE = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+
+
+def test_a_reader_may_look_at_any_moment_of_a_spill(spilling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, spill, reader = spilling
+    write, early = journal._write_at, []
+
+    def watched(fd: int, data: memoryview, at: int) -> None:
+        early.append(reader.take(seq))
+        for i in range(len(data)):  # byte by byte, as slow as can be
+            write(fd, data[i:i + 1], at + i)
+            if i + 1 < len(data):
+                early.append(reader.take(seq))
+
+    monkeypatch.setattr(journal, "_write_at", watched)
+    for seq in range(5, 8):
+        early.clear()
+        spill.write((seq, 1, seq - 5, FRAME), b"x%d" % seq, [PICTURE])
+        assert early and not any(early), "nothing is there before it is whole"
+        record = reader.take(seq)
+        assert record is not None and record.content == b"x%d" % seq and bytes(record.image(0)) == PICTURE.tobytes()
+
+
+@pytest.mark.parametrize("room", range(64 + 2 + 12 + 8))  # head, content, picture, number
+def test_a_record_that_did_not_fit_does_not_hide_the_next(spilling: Any, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    ring, spill, reader = spilling
+    write, left = journal._write_at, [room]
+
+    def full(fd: int, data: memoryview, at: int) -> None:
+        fits = data[:left[0]]
+        write(fd, fits, at)
+        left[0] -= len(fits)
+        if len(fits) < len(data):
+            raise OSError(28, "No space left on device")
+
+    spill.write((5, 1, 0, FRAME), b"x5", [PICTURE])
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(journal, "_write_at", full)
+        spill.write((6, 1, 1, FRAME), b"x6", [PICTURE])
+    assert reader.take(5) is not None and reader.take(6) is None
+    ring.write(0, (6, 1, 1, FRAME), b"x6", [PICTURE])  # a place in the ring was free by then
+    assert ring.take(6) is not None and reader.take(7) is None
+    spill.write((7, 1, 2, FRAME), b"x7", [PICTURE])
+    record = reader.take(7)
+    assert record is not None and record.content == b"x7" and bytes(record.image(0)) == PICTURE.tobytes()

@@ -28,6 +28,7 @@ from realrl.types import Array, RealrlError
 START, FRAME, END, DISCARD, COMMIT, HEADER, PACKET = range(7)  # kinds of records
 MAGIC = b"realrl ring 1\0\0\0"
 _HEAD = struct.Struct("<qqqqqI20x")  # of a slot: seq, episode, frame, kind, size, crc of the content
+_NUMBER = struct.Struct("<q")  # its beginning
 _TOP = struct.Struct("<16s16sqqqqq")  # of the ring: magic, token, started, slots, room for a record's content, stride, cameras
 _DONE, _SIZES, _SLOTS = 256, 1024, 4096  # where the counters, the cameras' frame sizes and the slots begin
 MAX_CAMERAS = 64
@@ -182,17 +183,22 @@ class Spill:
         return self.folder / f"spill-{self.ring.started:020d}-{number:06d}.raw"
 
     def write(self, head: tuple[int, int, int, int], content: bytes, images: Sequence[Array]) -> None:
-        """Append a record. Raises OSError when the disk is full; the record is then not there."""
+        """Append a record. Raises OSError when the disk is full; the record is then not there.
+
+        Its number is -1 until all the rest is written: the reader looks at any moment, and would take a hole, or what is left of a
+        record that did not fit, for one that is behind it, and never come back.
+        """
         number, index = divmod(self._written, self.per_file)
         if self._file is None or self._file[0] != number:
             self.close()
             self._file = (number, os.open(self.path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
         fd, at = self._file[1], index * self.ring.stride
+        _write_at(fd, memoryview(_HEAD.pack(-1, *head[1:], len(content), zlib.crc32(content)) + content), at)
         where = at + _HEAD.size + self.ring.room
         for image in images:
             _write_at(fd, memoryview(image.tobytes()), where)
             where += image.nbytes
-        _write_at(fd, memoryview(_HEAD.pack(*head, len(content), zlib.crc32(content)) + content), at)
+        _write_at(fd, memoryview(_NUMBER.pack(head[0])), at)
         self._written += 1
 
     def take(self, seq: int) -> Record | None:
