@@ -8,15 +8,19 @@ import resource
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from realrl.data import journal, recovery
+from realrl.data import encoder, journal, recovery
 from realrl.data.check import check
+from realrl.data.encoder import Channel
 from realrl.data.journal import FRAME, PACKET, START, Log, Ring, Spill, read_log
 from realrl.data.recorder import Recorder
 from realrl.data.store import Store
@@ -65,6 +69,13 @@ def right(e: Episode, steps: int) -> None:
         wanted = observation(t)
         assert (e.obs["depth.wrist"][t] == wanted["depth.wrist"]).all() and (e.obs["state"][t] == wanted["state"]).all()
     assert (e.action[:, 0] == (np.arange(steps) / 100).astype(np.float32)).all()
+
+
+def wait_for(true: Callable[[], object], seconds: float = 10.0) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def errors(folder: Path) -> list[str]:
@@ -306,6 +317,62 @@ def test_a_limit_on_file_sizes_stops_nothing_that_was_accepted(tmp_path: Path) -
     for e, steps in zip(Store.open(tmp_path).read(), (4, 60, 10), strict=True):
         right(e, steps)
     assert errors(tmp_path) == []
+
+
+class Line:
+    """A channel to an encoder process's threads, and what they said."""
+
+    def __init__(self) -> None:
+        self.inbox, self.wake = os.pipe()
+        self.heard, outbox = os.pipe()
+        self.channel = Channel(os.getppid(), self.inbox, outbox)
+
+    def said(self) -> list[tuple[str, str]]:
+        os.set_blocking(self.heard, False)
+        try:
+            lines = os.read(self.heard, 2**16).decode().splitlines()
+        except BlockingIOError:
+            return []
+        return [(m["kind"], m["text"]) for m in map(json.loads, lines)]
+
+
+def full_until(event: threading.Event, name: str) -> Callable[[], str]:
+    def act() -> str:
+        if not event.is_set():
+            raise OSError(f"no room for {name}")
+        return name
+
+    return act
+
+
+def test_the_recorder_hears_that_the_disk_is_full_as_long_as_any_thread_meets_it() -> None:
+    line, room = Line(), [threading.Event(), threading.Event()]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(line.channel.insist, full_until(room[0], "first"))
+        wait_for(lambda: line.channel._stuck)
+        second = pool.submit(line.channel.insist, full_until(room[1], "second"))
+        wait_for(lambda: len(line.channel._stuck) == 2)
+        room[1].set()
+        assert second.result(10) == "second"
+        time.sleep(0.3)  # the first has tried again meanwhile
+        assert line.said() == [("stuck", "no room for first")]
+        room[0].set()
+        assert first.result(10) == "first"
+    assert line.said() == [("unstuck", "")]
+
+
+def test_a_thread_does_not_wait_for_a_byte_that_another_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line()
+    monkeypatch.setattr(encoder.select, "select", lambda inbox, *rest: (inbox, [], []))  # there was one, and it is gone
+    with ThreadPoolExecutor(1) as pool:
+        waited = pool.submit(line.channel.wait, 0.0)
+        try:
+            waited.result(10)
+            assert not line.channel.gone
+        finally:
+            os.close(line.wake)
+    line.channel.wait(0.0)
+    assert line.channel.gone
 
 
 @pytest.fixture

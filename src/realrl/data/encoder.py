@@ -38,14 +38,19 @@ T = TypeVar("T")
 
 
 class Channel:
-    """To and from the recorder: a byte comes in with every record, lines of JSON go out."""
+    """To and from the recorder: a byte comes in with every record, lines of JSON go out. Any thread may use it.
 
-    def __init__(self, parent: int) -> None:
-        self.parent = parent
-        self._lock = threading.Lock()
-        self._stuck = False
+    parent: the recorder's process, 0 when there is none any more; inbox, outbox: descriptors.
+    """
+
+    def __init__(self, parent: int, inbox: int = 0, outbox: int = 1) -> None:
+        self.parent, self.inbox, self.outbox = parent, inbox, outbox
+        self._lock = threading.RLock()
+        self._stuck: set[int] = set()  # threads that the disk takes nothing from
         self._refused: set[str] = set()
         self._gone_at: float | None = None if parent else time.monotonic()
+        if parent:
+            os.set_blocking(inbox, False)  # another thread may have read what `select` saw
 
     @property
     def gone(self) -> bool:
@@ -58,9 +63,10 @@ class Channel:
         """Sleep until a record may have come."""
         if self.gone:
             return
-        ready, _, _ = select.select([0], [], [], seconds)
-        if ready and not os.read(0, 65536):
-            self._gone_at = time.monotonic()
+        ready, _, _ = select.select([self.inbox], [], [], seconds)
+        with contextlib.suppress(BlockingIOError):
+            if ready and not os.read(self.inbox, 65536):
+                self._gone_at = time.monotonic()
 
     def tell(self, kind: str, entries: dict[str, Any]) -> None:
         """Report to the recorder, if there still is one; that a folder is refused, once."""
@@ -69,7 +75,7 @@ class Channel:
                 return
             self._refused.add(entries["folder"])
         with self._lock, contextlib.suppress(OSError):
-            os.write(1, json.dumps({"kind": kind, **entries}).encode() + b"\n")
+            os.write(self.outbox, json.dumps({"kind": kind, **entries}).encode() + b"\n")
 
     def insist(self, act: Callable[[], T]) -> T:
         """Do something that writes, again and again while the disk is full. Ends the process when nobody waits for it any more."""
@@ -80,19 +86,28 @@ class Channel:
             except (OSError, RealrlError) as error:
                 if isinstance(error, RealrlError) and not isinstance(error.__cause__, OSError):
                     raise
-                if not self._stuck:
-                    self._stuck = True
-                    self.tell("stuck", {"text": str(error)})
+                self._report(str(error))
                 since = since or time.monotonic()
                 if self._gone_at is not None and time.monotonic() - max(since, self._gone_at) > PATIENCE_S:
                     os._exit(GAVE_UP)
                 time.sleep(0.1)
                 self.wait(0.0)  # whether the recorder has gone meanwhile
             else:
-                if self._stuck:
-                    self._stuck = False
-                    self.tell("unstuck", {})
+                if since is not None:
+                    self._report("")
                 return result
+
+    def _report(self, trouble: str) -> None:
+        """Tell that the disk is full when the first thread meets it, and that it has room when none does any more.
+
+        Under one lock with the telling: otherwise the news of one thread may overtake another's, and the last the recorder heard
+        is that all is well while it waits for a thread that is stuck.
+        """
+        with self._lock:
+            before = bool(self._stuck)
+            (self._stuck.add if trouble else self._stuck.discard)(threading.get_ident())
+            if before != bool(self._stuck):
+                self.tell("stuck" if trouble else "unstuck", {"text": trouble})
 
 
 def new_encoder(camera: dict[str, Any], about: dict[str, Any]) -> PacketEncoder:
