@@ -201,3 +201,8 @@ def test_every_step_is_paced(monkeypatch):
     monkeypatch.setattr(loop, "time", Clock())
     e = one(line(5), Fixed(chunk=2), pace=Pace(0.1).wait)
     assert np.diff(e.time).tolist() == pytest.approx([0.1] * 4)
+
+
+def test_a_glance_is_refused_where_a_person_may_end_a_plan():
+    with pytest.raises(ValueError, match="every step must be seen"):
+        one(line(5), Fixed(chunk=3), human=TakeOver([1], 0.5), glance=True)

@@ -223,7 +223,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         scene_changes(task, sight)
     kept = failures.FirstFailures(args.save_failures or 0)
     with Collector(task, CollectConfig(workers=args.workers), horizon=args.horizon, sight=sight) as collector:
-        episodes = collector.collect(policy, held_out(args.episodes, args.seed), greedy=True, noise_seed=args.seed)
+        episodes = collector.collect(policy, held_out(args.episodes, args.seed), greedy=True, noise_seed=args.seed,
+                                     glance=not args.save_failures)  # films need every frame
         finished = [kept.pick(episode) for episode in progress(episodes, f"evaluating on {task}", args.episodes)]
     result = summarise(finished, spec.dt).to_dict()
     other = {}

@@ -37,6 +37,8 @@ class CollectConfig:
     """Worker processes; 0 = one per CPU core, 1 = inside this process."""
     envs_per_worker: int = 25
     """Environments a worker steps in turn; more make larger policy batches."""
+    every_frame: bool = False
+    """Whether simulated eyes open at every step also where only the plans' beginnings count (online rounds, evaluations); slower."""
 
 
 class Collector:
@@ -51,7 +53,7 @@ class Collector:
         self._make: MakeEnv = make or functools.partial(envs.make, task, reward=reward, horizon=horizon, sight=sight,
                                                         randomise=randomise)
         self.workers = cfg.workers or available_cores()
-        self._size = cfg.envs_per_worker
+        self._size, self._every_frame = cfg.envs_per_worker, cfg.every_frame or make is not None  # a robot's cameras run anyway
         self._local: _Bench | None = None
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
@@ -69,21 +71,23 @@ class Collector:
         self.close()
 
     def collect(self, policy: Policy, seeds: Sequence[int], *, greedy: bool, noise_seed: int = 0,
-                source: Source = Source.POLICY) -> Iterator[Episode]:
+                source: Source = Source.POLICY, glance: bool = False) -> Iterator[Episode]:
         """Yield an episode for every seed, as they finish. The order is not fixed; sort by `episode.seed` where it matters.
 
+        glance: simulated eyes open only where a plan begins, see `rollout`; for who needs no more than the plans.
         Raises RealrlError when a worker dies, with what it said, and when the policy cannot be sent to one.
         """
+        glance = glance and not self._every_frame
         if self.workers == 1 or len(seeds) < 2 * self.workers:
             self._local = self._local or _Bench(self.task, self._size, self._make)
-            yield from self._local.run(policy, seeds, greedy, noise_seed, source)
+            yield from self._local.run(policy, seeds, greedy, noise_seed, source, glance)
             return
         blob = _pack(policy)
         self._start()
         busy = {pipe: p for pipe, p in zip(self._pipes, self._processes, strict=True)}
         try:
             for w, pipe in enumerate(self._pipes):
-                self._send(pipe, busy[pipe], (blob, list(seeds[w::self.workers]), greedy, noise_seed, int(source)))
+                self._send(pipe, busy[pipe], (blob, list(seeds[w::self.workers]), greedy, noise_seed, int(source), glance))
             while busy:
                 for ready in wait(list(busy)):
                     assert isinstance(ready, Connection)
@@ -151,11 +155,12 @@ class _Bench:
         self.task, self.size, self._make = task, size, make
         self.envs: list[Any] = []
 
-    def run(self, policy: Policy, seeds: Sequence[int], greedy: bool, noise_seed: int, source: Source) -> Iterator[Episode]:
+    def run(self, policy: Policy, seeds: Sequence[int], greedy: bool, noise_seed: int, source: Source,
+            glance: bool) -> Iterator[Episode]:
         while len(self.envs) < min(self.size, len(seeds)):
             self.envs.append(self._make())
         yield from rollout(self.envs, policy, [box_guard(e) for e in self.envs], seeds, greedy=greedy, noise_seed=noise_seed,
-                           task=self.task, source=source)
+                           task=self.task, source=source, glance=glance)
 
 
 def _pack(policy: Policy) -> bytes:
@@ -171,11 +176,11 @@ def _work(pipe: Connection, task: str, size: int, make: MakeEnv) -> None:
     bench = _Bench(task, size, make)
     while True:
         try:
-            blob, seeds, greedy, noise_seed, source = pipe.recv()
+            blob, seeds, greedy, noise_seed, source, glance = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
         try:
-            for episode in bench.run(pickle.loads(blob), seeds, greedy, noise_seed, Source(source)):
+            for episode in bench.run(pickle.loads(blob), seeds, greedy, noise_seed, Source(source), glance):
                 pipe.send(("episode", episode))
             pipe.send(("done", None))
         except (BrokenPipeError, KeyboardInterrupt):

@@ -84,7 +84,8 @@ def _histogram(lengths: Array) -> dict[str, list[float]]:
 def evaluate(collector: Collector, policy: Policy, n: int, *, seed: int = 0, dt: float, greedy: bool = True,
              source: Source = Source.POLICY) -> Evaluation:
     """Run the policy's deployed behaviour from n held-out starts."""
-    return summarise([blind(e) for e in collector.collect(policy, held_out(n, seed), greedy=greedy, noise_seed=seed, source=source)], dt)
+    episodes = collector.collect(policy, held_out(n, seed), greedy=greedy, noise_seed=seed, source=source, glance=True)
+    return summarise([blind(e) for e in episodes], dt)
 
 
 def blind(episode: Episode) -> Episode:

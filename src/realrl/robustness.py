@@ -48,5 +48,5 @@ def robustness(policy: Policy, task: str, n: int, *, sight: SightConfig, collect
     """
     for name, change in changes(sight).items():
         with Collector(task, collect, horizon=horizon, sight=sight, randomise=change) as collector:
-            episodes = collector.collect(policy, held_out(n, seed), greedy=True, noise_seed=seed)
+            episodes = collector.collect(policy, held_out(n, seed), greedy=True, noise_seed=seed, glance=True)
             yield name, summarise([blind(e) for e in watch(episodes, name, n)], dt)

@@ -24,6 +24,13 @@ class _Forgetful(Protocol):
     def reset(self) -> None: ...
 
 
+@runtime_checkable
+class _Watchful(Protocol):
+    """An environment with eyes that may be closed, see `realrl.envs.base.RobotEnv`."""
+
+    watching: bool
+
+
 @dataclass
 class _Slot:
     """One robot and the episode it is in."""
@@ -64,14 +71,23 @@ class Pace:
 
 def rollout(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: Sequence[int], *, greedy: bool, noise_seed: int = 0,
             task: str = "", source: Source = Source.POLICY, human: Intervention | None = None,
-            pace: Callable[[], None] | None = None) -> Iterator[Episode]:
+            pace: Callable[[], None] | None = None, glance: bool = False) -> Iterator[Episode]:
     """Run one whole episode for every seed and yield each as it finishes.
 
     envs, guards: one of each per slot. greedy: the policy's deployed behaviour, else its exploring one. An intervention takes
-    effect at the very step and ends the running plan. Raises ValueError when envs and guards do not pair up.
+    effect at the very step and ends the running plan. glance: simulated eyes open only for what a plan will be made from and at an
+    episode's end; in between the last sight is held (of a history at the end all but the last frame may be, too).
+
+    Raises ValueError when envs and guards do not pair up, and for a glance with a person, who may end a plan at any step.
     """
     if len(envs) != len(guards):
         raise ValueError(f"{len(envs)} envs but {len(guards)} guards: every robot needs its own")
+    if glance and human:
+        raise ValueError("glance=True with a human: the next plan may begin at any step, so every step must be seen")
+    unseen = max(policy.chunk - policy.n_obs, 0) if glance else 0
+    for env in envs:
+        if isinstance(env, _Watchful):
+            env.watching = True
     slots = [_Slot(env, guard) for env, guard in zip(envs, guards, strict=True)][:len(seeds)]
     waiting = iter(seeds[len(slots):])
     for slot, seed in zip(slots, seeds, strict=False):
@@ -82,7 +98,7 @@ def rollout(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds:
         keep = []
         for i, slot in enumerate(slots):
             slot.extras.append({k: v[i] for k, v in plan.extra.items()})
-            if not _carry_out(slot, plan.action[i, :policy.chunk], source, human, pace):
+            if not _carry_out(slot, plan.action[i, :policy.chunk], source, human, pace, unseen):
                 keep.append(i)
                 continue
             yield _finish(slot, task, policy.name)
@@ -101,10 +117,16 @@ def _stack(slots: Sequence[_Slot], length: int) -> Obs:
     return {k: np.stack([np.stack([f[k] for f in h]) for h in histories]) for k in histories[0][0]}
 
 
-def _carry_out(slot: _Slot, plan: Array, source: Source, human: Intervention | None, pace: Callable[[], None] | None) -> bool:
-    """Execute a plan [K, A] until it is used up, a person takes over, or the episode ends. Returns whether it ended."""
+def _carry_out(slot: _Slot, plan: Array, source: Source, human: Intervention | None, pace: Callable[[], None] | None,
+               unseen: int) -> bool:
+    """Execute a plan [K, A] until it is used up, a person takes over, or the episode ends. Returns whether it ended.
+
+    unseen: how many steps from the plan's beginning nobody will look at.
+    """
     for j, proposed in enumerate(plan):
         obs = slot.frames[-1]
+        if unseen and isinstance(slot.env, _Watchful):
+            slot.env.watching = j >= unseen
         taken = human.poll(obs, proposed) if human else None
         action = slot.guard(obs, proposed if taken is None else taken)
         after, reward, terminated, truncated, info = slot.env.step(action)

@@ -66,7 +66,8 @@ class WorkCell:
         """Episodes of `policy` from the given starts, recorded under `label`, in the order of the seeds.
 
         What an interrupted run already recorded is read back, not repeated, except with keep_extra (the denoising chains that
-        online learning needs are not stored): then all are run again and only the missing ones are recorded.
+        online learning needs are not stored): then all are run again and only the missing ones are recorded. Online learning looks
+        at plans alone, so between them eyes are closed and the last sight is held (`CollectConfig.every_frame`).
         """
         known = self.recorded(label)
         todo = list(seeds) if keep_extra else [s for s in seeds if s not in known]
@@ -74,7 +75,7 @@ class WorkCell:
         unsaved: list[Episode] = []
         try:
             with self.bar(f"{label}: episodes", len(todo)) as advance:
-                for episode in self.collector.collect(policy, todo, greedy=greedy, noise_seed=noise_seed, source=source):
+                for episode in self.collector.collect(policy, todo, greedy=greedy, noise_seed=noise_seed, source=source, glance=keep_extra):
                     assert episode.seed is not None
                     episode.policy = label
                     fresh[episode.seed] = episode
@@ -186,7 +187,7 @@ class WorkCell:
         """n held-out starts; the episodes are judged, not recorded, and never learned from."""
         episodes = []
         with self.bar(f"{label}: evaluation", n) as advance:
-            for episode in self.collector.collect(policy, held_out(n, seed), greedy=greedy, noise_seed=seed, source=source):
+            for episode in self.collector.collect(policy, held_out(n, seed), greedy=greedy, noise_seed=seed, source=source, glance=True):
                 episodes.append(blind(episode))
                 advance(1)
         return summarise(episodes, self.spec.dt)

@@ -52,6 +52,13 @@ def make_policy(view=None, sight=CLOUD, n_obs=1):
     return policy
 
 
+def replace_chunk(policy, chunk):
+    """The same kind of policy, untrained, with longer plans."""
+    other = DiffusionPolicy(replace(policy.cfg, chunk=chunk), policy.obs_dim, policy.action_dim, senses=policy.senses)
+    other.normaliser.load_state_dict(policy.normaliser.state_dict())
+    return other.eval()
+
+
 def view_of(found, n_obs=1):
     return ChunkView(found, chunk=2, n_obs=n_obs, gamma=0.98)
 
@@ -139,6 +146,28 @@ def test_frames_inside_a_plan_are_not_encoded():
     batch = view.batch()
     with torch.no_grad():
         assert torch.allclose(encode_all(seen, policy.encode)[1], policy.encode(batch.next_obs), atol=1e-5)
+
+
+@pytest.mark.parametrize("n_obs", [1, 2])
+def test_a_glance_shows_what_plans_are_made_from(n_obs):
+    """With eyes closed in between everything that acts and learns by plans is the same, and less is looked at."""
+    policy = replace_chunk(make_policy(view_of(episodes()), n_obs=n_obs), 4)
+    with Collector("toy/reach", CollectConfig(workers=1, envs_per_worker=2), sight=CLOUD) as collector:
+        whole, brief, after = (list(collector.collect(policy, range(5), greedy=False, glance=glance)) for glance in (False, True, False))
+    with Collector("toy/reach", CollectConfig(workers=1, envs_per_worker=2, every_frame=True), sight=CLOUD) as collector:
+        asked = list(collector.collect(policy, range(5), greedy=False, glance=True))
+    held = 0
+    for e, b, a, q in zip(*(sorted(found, key=lambda e: e.seed) for found in (whole, brief, after, asked)), strict=True):
+        assert all(np.array_equal(e.obs["pointcloud"], other.obs["pointcloud"]) for other in (a, q)), "nothing is left closed"
+        for other in (b, a, q):
+            assert np.array_equal(e.action, other.action) and np.array_equal(e.obs["state"], other.obs["state"])
+        plans = np.flatnonzero(e.starts_plan)
+        fresh = np.append(np.unique([np.maximum(plans - back, 0) for back in range(n_obs)]), len(e))
+        assert np.array_equal(e.obs["pointcloud"][fresh], b.obs["pointcloud"][fresh])
+        between = np.setdiff1d(np.arange(len(e)), fresh)
+        assert all(np.array_equal(b.obs["pointcloud"][t], b.obs["pointcloud"][t - 1]) for t in between)
+        held += sum(not np.array_equal(e.obs["pointcloud"][t], b.obs["pointcloud"][t]) for t in between)
+    assert held > 10
 
 
 @pytest.mark.parametrize("learns", [True, False])

@@ -428,7 +428,8 @@ def _one_step(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, demos: 
     """Distil the policy over the states that it and its recent predecessors visited; again if it has learned since."""
     known = cell.run.read("one-step")
     if known is None or known[0] != rounds:
-        view = ChunkView(cell.recent(400) or demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
+        view = ChunkView(cell.recent(400) or demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device,
+                         every="plan" if policy.senses else "step")  # eyes are closed between the plans of online rounds
         cond, _ = encode_all(view.seen_by(policy.latents), policy.encode)
         cell.run.rewind("one-step", 0)
         with cell.bar("one-step: distilling", cfg.distill.steps) as advance, cell.timed("one-step"):

@@ -82,6 +82,9 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
     Actions are clipped to [-1, 1] and rescaled to `native_low`..`native_high`, the bounds of the suite. Rewards:
     "sparse" pays 1 at the first success and terminates there; "dense" pays the suite's own reward and goes on.
     `info["success"]` says whether the task is solved at this very step. An episode is truncated at the horizon.
+
+    `watching` may be turned off where nobody will look at what the next steps show: their observations then hold what was seen last, as
+    behind a camera that is slower than the control. The first and the last observation of an episode are always fresh.
     """
 
     def __init__(self, task: TaskSpec, *, reward: str | None = "sparse", kinds: Sequence[str] = ("sparse", "dense"),
@@ -94,7 +97,9 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
         if eyes is not None:
             task = replace(task, obs_dim=len(eyes.own), senses=dict(eyes.senses), privileged=task.obs_dim)
         self.task = task
+        self.watching = True
         self._eyes, self._whims = eyes, whims
+        self._seen: Obs = {}
         self.observation_space = cast("gymnasium.Space[Obs]", Dict(_spaces(task)))
         self.action_space = Box(-1.0, 1.0, (task.action_dim,), np.float32)
         self._low = np.broadcast_to(np.asarray(native_low, np.float64), (task.action_dim,))
@@ -133,7 +138,7 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
         truncated = not terminated and self._t >= self.task.horizon
         if terminated or truncated:
             self._t = -1
-        return self._observe(state), float(reward), bool(terminated), truncated, {"success": bool(success)}
+        return self._observe(state, last=terminated or truncated), float(reward), bool(terminated), truncated, {"success": bool(success)}
 
     def close(self) -> None:
         """Free the eyes; a suite frees its simulator beside it."""
@@ -148,14 +153,16 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
         """Run one control step with a native action [A]: (state [D], own reward, whether the task itself ended, success)."""
 
-    def _observe(self, state: Array, *, first: bool = False) -> Obs:
-        """The observation at the simulator's full state [D]; first: the episode has just begun."""
+    def _observe(self, state: Array, *, first: bool = False, last: bool = False) -> Obs:
+        """The observation at the simulator's full state [D]; first, last: of an episode."""
         state = np.array(state, np.float32)  # a copy: simulators hand out views of buffers they write again
         size = self.task.privileged or self.task.obs_dim
         assert state.shape == (size,), f"{self.task.id}: state {state.shape}, expected ({size},)"
         if self._eyes is None:
             return {"state": state}
-        return {"state": state[list(self._eyes.own)], "privileged": state, **self._eyes.look(first=first)}
+        if self.watching or first or last:
+            self._seen = self._eyes.look(first=first)
+        return {"state": state[list(self._eyes.own)], "privileged": state, **self._seen}
 
 
 def _spaces(task: TaskSpec) -> dict[str, gymnasium.Space[Any]]:
