@@ -2,17 +2,19 @@
 
     python benchmarks/rendering.py                       # EGL where it works, else OSMesa
     MUJOCO_GL=osmesa python benchmarks/rendering.py      # rows of their own
-    python benchmarks/rendering.py --tasks metaworld/box-close-v3 --steps 30
+    python benchmarks/rendering.py --tasks metaworld/box-close-v3 --steps 30 --kinds rays
 
 A step is everything: physics, rendering or rays, sampling. Its time is the processor's, of all threads of this process together, so
 that what else runs on the machine hardly counts; the process is bound to one core and Mesa to one thread. Of several rounds the median
-is given, and the fastest beside it. Actions are random, the task does not end. Writes benchmarks/results/rendering.json.
+is given, and the fastest beside it. Actions are random, the task does not end. "at plans of K" looks at every Kth step alone, as online
+rounds and evaluations do. Writes benchmarks/results/rendering.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import sys
 import time
@@ -29,6 +31,7 @@ from realrl.envs import SightConfig, gl
 
 TASKS = ("metaworld/peg-insert-side-v3", "metaworld/box-close-v3", "adroit/door")
 TARGET = 120.0  # steps/s of Meta-World with a cloud of 512 points
+PLANS = (2, 4)
 TWO = {"metaworld": ("corner2", "corner"), "adroit": ("fixed", "vil_camera")}
 
 
@@ -65,12 +68,16 @@ def rounds(work: Callable[[], Any], count: int, times: int) -> list[float]:
     return taken
 
 
-def stepping(task: str, sight: SightConfig | None, steps: int, times: int) -> list[float]:
-    """Processor seconds of a step, for each round."""
+def stepping(task: str, sight: SightConfig | None, steps: int, times: int, plan: int = 1) -> list[float]:
+    """Processor seconds of a step, for each round; plan: steps from one look to the next."""
     env = envs.make(task, reward="dense", horizon=steps * (times + 1) + 2, sight=sight)
     env.reset(seed=0)
-    rng = np.random.default_rng(0)
-    work = lambda: env.step(rng.uniform(-1, 1, env.task.action_dim))
+    rng, count = np.random.default_rng(0), itertools.count(1)
+
+    def work() -> None:
+        env.watching = next(count) % plan == 0
+        env.step(rng.uniform(-1, 1, env.task.action_dim))
+
     rounds(work, min(steps, 10), 1)
     taken = rounds(work, steps, times)
     env.close()
@@ -92,6 +99,7 @@ def main(words: list[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--kinds", nargs="+", default=[""], help="only sights with one of these in their name")
     parser.add_argument("--steps", type=int, default=60, help="steps of a round")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args(words)
@@ -100,15 +108,20 @@ def main(words: list[str] | None = None) -> int:
     table = Table(RESULTS / "rendering.json", ("task", "sight", "gl"))
     drawn_by = gl.backend()
     for task in args.tasks:
-        for name, sight in sights(task).items():
-            taken = stepping(task, sight, args.steps, args.rounds)
+        looks = [(name, sight, 1) for name, sight in sights(task).items()]
+        looks += [(f"cloud 512 by rays, at plans of {k}", SightConfig("pointcloud"), k) for k in PLANS]
+        for name, sight, plan in looks:
+            if not any(kind in name for kind in args.kinds):
+                continue
+            taken = stepping(task, sight, args.steps, args.rounds, plan)
             rate = 1 / float(np.median(taken))
-            target = TARGET if name.startswith("cloud 512") and task.startswith("metaworld") else None
+            target = TARGET if name.startswith("cloud 512") and plan == 1 and task.startswith("metaworld") else None
             table.put({"task": task, "sight": name, "gl": drawn_by if needs_gl(sight) else None, "steps_per_s": rate,
                        "best_steps_per_s": 1 / min(taken), "ms": 1e3 / rate, "steps": args.steps, "rounds": args.rounds,
                        "target_steps_per_s": target})
             print(f"    {rate:.0f} steps/s (best {1 / min(taken):.0f}), {1e3 / rate:.2f} ms a step")
-    sampling(table, args.rounds)
+    if "" in args.kinds:
+        sampling(table, args.rounds)
     return 0
 
 

@@ -7,14 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from realrl import envs
+from realrl import doctor, envs
 from realrl.algos import bc, rl100
 from realrl.collect import CollectConfig, Collector
 from realrl.data.check import check
 from realrl.data.store import Store
+from realrl.envs import gl
 from realrl.generative.diffusion import DiffusionConfig
 from realrl.imitation import ImitationConfig
 from realrl.policy import DiffusionPolicy, load_policy
+from realrl.report.failures import room
 from realrl.run import Run
 from realrl.types import RealrlError
 from toy_runs import small_policy, tiny
@@ -184,3 +186,26 @@ def test_episodes_that_are_not_finite_are_never_recorded(data):
     episode.obs["state"][4] = np.nan
     complaint(lambda: store.append([episode]), "state")
     assert len(store) == len(Store.open(data)) == 12
+
+
+@pytest.mark.parametrize("method", [clone, improve])
+def test_a_device_that_is_not_here(method, tmp_path):
+    complaint(lambda: method(tmp_path / "run", device="quantum"), "--device quantum", "give cpu, or auto")
+    assert not len(Store.open(tmp_path / "run/dataset")), "and nothing was collected for it"
+
+
+@pytest.mark.parametrize("wrong", ["foo", "osmesa"])
+def test_a_graphics_back_end_that_is_not_here(wrong, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", wrong)
+    monkeypatch.setattr(gl, "osmesa_works", lambda: False)
+    gl.backend.cache_clear()
+    complaint(lambda: envs.make("metaworld/reach-v3"), f"MUJOCO_GL={wrong}", "unset")
+    found = next(f for f in doctor.report() if f.name == "MUJOCO_GL")
+    assert not found.ok and f"MUJOCO_GL={wrong}" in found.mend
+    gl.backend.cache_clear()
+    assert envs.make("toy/line").task.id == "toy/line"
+
+
+def test_failures_that_have_no_folder_to_go_to(tmp_path):
+    (tmp_path / "taken").write_text("")
+    complaint(lambda: room(tmp_path / "taken"), "taken is a file", "--out")

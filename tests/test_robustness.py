@@ -16,7 +16,10 @@ LOCAL = CollectConfig(workers=1)
 def test_only_changes_that_can_be_noticed_are_tried():
     assert set(changes(SightConfig())) == {"friction", "mass"}
     assert set(changes(SightConfig(kind="pointcloud"))) == set(CHANGES) - {"light", "colours"}
-    assert set(changes(SightConfig(kind="pointcloud", colour=True))) == set(changes(SightConfig(kind="rgb"))) == set(CHANGES)
+    assert set(changes(SightConfig(kind="rgb"))) == set(CHANGES)
+    assert set(changes(SightConfig(kind="pointcloud", colour=True, source="depth"))) == set(CHANGES)
+    assert set(changes(SightConfig(kind="pointcloud", colour=True))) == set(CHANGES) - {"light"}, "rays see paint, but no light"
+    assert set(changes(SightConfig(kind="depth", colour=True))) == set(CHANGES) - {"light", "colours"}
 
 
 def test_every_change_is_judged_from_the_same_starts():

@@ -336,6 +336,8 @@ def test_failures_become_a_dataset_a_page_and_a_section_of_the_report(tmp_path: 
     with pytest.raises(RealrlError, match="earlier evaluation"):
         kept.save(out, task="toy/line", dt=1 / FPS)
     assert [f.name for f in view(str(run))] == ["failures-ddim.html"]
+    Store.create(run / "dataset", task="toy/line", fps=FPS)
+    assert [f.name for f in view(str(run))] == ["failures-ddim.html"], "an empty data set hides nothing"
     (out / "failures/meta/info.json").write_text("{}")
     assert "cannot be shown" in write_report(run).read_text()
 

@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from realrl.envs.gl import egl_works
+from realrl.envs.gl import check, egl_works
+from realrl.types import RealrlError
 
 PACKAGES = ("realrl", "torch", "numpy", "scipy", "gymnasium", "gymnasium-robotics", "metaworld", "mujoco", "pyarrow", "safetensors",
             "tyro", "rich", "tensorboard", "matplotlib", "jinja2", "pyyaml")
@@ -100,6 +101,10 @@ def _rendering() -> list[Finding]:
     used = next((f.name for f in found if f.ok), "none")
     value = f"unset: {used} is used" if chosen == "unset" else chosen
     hint = "" if any_there else "install EGL or OSMesa first"
+    try:
+        check()
+    except RealrlError as error:  # then no simulator can be imported, whatever it would draw
+        return [*found, Finding("rendering", "MUJOCO_GL", False, value, str(error))]
     return [*found, Finding("rendering", "MUJOCO_GL", any_there, value, hint, required=False)]
 
 

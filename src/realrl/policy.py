@@ -122,7 +122,7 @@ class DiffusionPolicy(nn.Module):
         """(condition [B, C], regularisers by name) for imitation; without an encoder the same as `encode` and nothing to regularise."""
         if self.encoder is None or "latent" in obs:
             return self.encode(obs), {}
-        z, losses = self.encoder.look(*self._frames(obs), random)
+        z, losses = self.encoder.look(*self._frames(obs), random, stack=self.n_obs)
         return z.view(-1, self.cond_dim), losses
 
     def regularise(self, obs: Mapping[str, Tensor], random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -29,13 +29,14 @@ def scene_changes(task: str, sight: SightConfig) -> None:
 
 
 def changes(sight: SightConfig) -> dict[str, RandomiseConfig]:
-    """The changes that reach a policy: without eyes those of the physics, without colours nothing of light and paint."""
-    if sight.kind == "state":
-        names = {"friction", "mass"}
-    elif sight.kind == "rgb" or sight.colour:
-        names = set(CHANGES)
-    else:
-        names = set(CHANGES) - {"light", "colours"}
+    """The changes that reach a policy: without eyes those of the physics, without colours nothing of light and paint; rays see paint, but
+    no light."""
+    coloured = sight.kind == "pointcloud" and sight.colour
+    names = {"friction", "mass"} if sight.kind == "state" else set(CHANGES)
+    if not (sight.kind == "rgb" or (coloured and sight.source == "depth")):
+        names -= {"light"}
+    if not (sight.kind == "rgb" or coloured):
+        names -= {"colours"}
     return {name: change for name, change in CHANGES.items() if name in names}
 
 

@@ -161,8 +161,14 @@ class WorkCell:
     # -- learning -----------------------------------------------------------------------------------------------------------
 
     def device(self, wish: str) -> torch.device:
-        """ "auto" is the GPU where there is one."""
-        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wish == "auto" else wish)
+        """ "auto" is the GPU where there is one. Raises RealrlError for a device that is not here."""
+        if wish == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            torch.zeros(1, device=wish)
+            return torch.device(wish)
+        except (RuntimeError, AssertionError, NotImplementedError):
+            raise RealrlError(f"--device {wish}: torch finds no such device here; give cpu, or auto for what there is") from None
 
     def imitate(self, trainer: Imitation, stage: str) -> None:
         """Run a fit to its end, logging its loss under `stage` and saving it every 500 steps; continues an interrupted one."""

@@ -250,3 +250,15 @@ def test_the_wrong_sight_is_named():
         policy.act(obs, {}, greedy=True, rng=[np.random.default_rng(0)])
     with pytest.raises(RealrlError, match=r"'pointcloud' has shape \[1, 9, 3\]"):
         policy.act({**obs, "pointcloud": np.zeros((1, 1, 9, 3), np.float32)}, {}, greedy=True, rng=[np.random.default_rng(0)])
+
+
+def test_the_audit_sees_with_the_eyes_that_were_judged(whole):
+    """The encoder learns on after the round; a judged candidate gets the one it was judged with."""
+    folder, cfg = whole
+    with Run(folder, resume=True) as run:
+        policy, _ = load_policy(folder / "policy")
+        _, parts = run.read("offline-1")
+        candidates = [candidate for _, candidate in rl100._judged(cfg, run, policy)]
+    kept = {k.removeprefix("encoder."): v for k, v in parts["policy"].items() if k.startswith("encoder.")}
+    assert candidates and moved(policy.encoder, kept)
+    assert all(not moved(c.encoder, kept) for c in candidates)

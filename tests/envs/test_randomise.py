@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -131,3 +132,34 @@ def test_mistakes_get_one_line() -> None:
     for task in ("toy/reach", "pusht/pusht"):
         with pytest.raises(RealrlError, match="nothing can be randomised here"):
             envs.make(task, randomise=RandomiseConfig(colour=0.1))
+
+
+def test_a_touch_of_colour_leaves_materials_in_sight() -> None:
+    """The renderer takes a geom's own colour for its material's as soon as it is not the default."""
+    for task in (PUSH, "adroit/door"):
+        plain, changed = (envs.make(task, sight=CLOUD, randomise=r) for r in (None, RandomiseConfig(colour=1e-4)))
+        models: Any = [e._eyes._model for e in (plain, changed)]  # type: ignore[union-attr]
+        for env in (plain, changed):
+            env.reset(seed=1)
+        default = np.all(models[0].geom_rgba == 0.5 + 0.5 * np.eye(4)[3], axis=-1) & (models[0].geom_matid >= 0)
+        assert default.sum() > 5 and np.array_equal(models[0].geom_rgba[default], models[1].geom_rgba[default])
+        assert not np.array_equal(models[0].mat_rgba, models[1].mat_rgba) and not np.array_equal(models[0].geom_rgba, models[1].geom_rgba)
+        before, after = (e.reset(seed=1)[0]["pointcloud"] for e in (plain, changed))
+        assert np.abs(before[:, 3:] - after[:, 3:]).max() < 1e-3
+
+
+@pytest.mark.parametrize("what", [{"camera": 0.05}, {"angle": 3.0}])
+def test_a_camera_that_follows_a_body_moves_too(what: dict[str, float]) -> None:
+    places = []
+    for randomise in (None, RandomiseConfig(**what)):
+        env: Any = envs.make(CHEETAH, randomise=randomise)
+        env.reset(seed=1)
+        inner = env._inner
+        mujoco.mj_forward(inner.model, inner.data)
+        places.append(np.concatenate([inner.data.cam_xpos[0], inner.data.cam_xmat[0]]))
+    assert np.abs(places[0] - places[1]).max() > 0.001
+
+
+def test_more_distractors_than_a_scene_holds() -> None:
+    with pytest.raises(RealrlError, match="at most 100"):
+        RandomiseConfig(distractors=300)

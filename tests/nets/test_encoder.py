@@ -96,3 +96,25 @@ def test_colours_are_jittered_in_training_alone():
 def test_an_unknown_sense_is_named():
     with pytest.raises(RealrlError, match=r"'sound' is neither pointcloud, images"):
         make({"sound": (3,)})
+
+
+def test_a_history_is_augmented_as_one():
+    """Equal frames of a history stay equal, those of other decisions move otherwise; depths, which torch hardly indexes, as well."""
+    encoder = make({k: v for k, v in SENSES.items() if k != "pointcloud"}, shift=4, crop=4, colour=0.5)
+    one = {k: v for k, v in frames(5)[1].items() if k != "pointcloud"}
+    twice = {k: v.view(torch.int16).repeat_interleave(2, 0).view(torch.uint16) if v.dtype == torch.uint16 else v.repeat_interleave(2, 0)
+             for k, v in one.items()}
+    together, apart = (encoder._augment(twice, generator(), stack) for stack in (2, 1))
+    for key in one:
+        pair = together[key].to(torch.int32).unflatten(0, (5, 2))
+        assert pair.shape[2:4] == (20, 20) and torch.equal(pair[:, 0], pair[:, 1])
+        alone = apart[key].to(torch.int32).unflatten(0, (5, 2))
+        assert not torch.equal(alone[:, 0], alone[:, 1])
+
+
+@pytest.mark.parametrize(("wrong", "words"), [
+    ({"shift": -1}, "encoder.shift is -1"), ({"hidden": ()}, "at least one layer"), ({"latent": 0}, "at least 1"),
+    ({"recon": -1.0}, "encoder.recon"), ({"dropout": 1.0}, "below 1"), ({"jitter": float("nan")}, "encoder.jitter is nan")])
+def test_settings_that_cannot_be(wrong, words):
+    with pytest.raises(RealrlError, match=words):
+        EncoderConfig(**wrong)

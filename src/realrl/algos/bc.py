@@ -60,9 +60,9 @@ def train(cfg: BCConfig, run: Run, *, make: MakeEnv | None = None) -> dict[str, 
     torch.manual_seed(derive(cfg.seed, "weights"))
     with WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, sight=cfg.sight, randomise=cfg.randomise,
                   make=make) as cell:
-        episodes = cell.demonstrations(cfg.data, cfg.demos, cfg.demo_noise, cfg.expert)
         spec = cell.spec
         policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, name="bc").to(cell.device(cfg.device))
+        episodes = cell.demonstrations(cfg.data, cfg.demos, cfg.demo_noise, cfg.expert)  # the longest last: a mistake above costs nothing
         view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=1.0, device=policy.device)
         policy.fit_senses(view.frames)
         with cell.timed("imitation"):

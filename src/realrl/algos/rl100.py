@@ -400,7 +400,8 @@ def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, 
                 stage = OfflineRound(policy, look(data), sized, seed=derive(cfg.seed, "offline", m), log=cell.logger(name))
                 stage.improve(advance)
         value.load_state_dict(stage.critics.value.state_dict())
-        cell.run.save(f"{name}-candidates", 1, judged={"records": stage.records, "nets": stage.nets})
+        seen_with = policy.encoder.state_dict() if policy.encoder else {}
+        cell.run.save(f"{name}-candidates", 1, judged={"records": stage.records, "nets": stage.nets, "encoder": seen_with})
         cell.run.save(name, 1, policy=policy, value=value)
     cell.finish_stage(name, policy.with_head("ddim"), cfg.eval_episodes)
     return value
@@ -445,7 +446,10 @@ def _judged(cfg: RL100Config, run: Run, policy: DiffusionPolicy) -> Iterator[tup
     """Every candidate that a gate judged, with what it said."""
     for m in range(cfg.offline.rounds):
         found = run.read(f"offline-{m + 1}-candidates")
-        for record, net in zip(*(found[1]["judged"][k] for k in ("records", "nets")), strict=True) if found else ():
+        judged: dict[str, Any] = found[1]["judged"] if found else {"records": (), "nets": ()}
+        for record, net in zip(judged["records"], judged["nets"], strict=True):
             candidate = policy.with_head("ddim")
             candidate.net.load_state_dict(net)
+            if candidate.encoder and "encoder" in judged:  # it has learned since
+                candidate.encoder.load_state_dict(judged["encoder"])
             yield {"stage": f"offline-{m + 1}", **record}, candidate

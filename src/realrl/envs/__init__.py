@@ -11,6 +11,7 @@ from typing import Protocol
 
 from gymnasium.error import DependencyNotInstalled
 
+from realrl.envs import gl
 from realrl.envs.base import NoisyPolicy, RobotEnv, TaskSpec
 from realrl.envs.randomise import RandomiseConfig
 from realrl.envs.sight import SightConfig
@@ -50,9 +51,11 @@ def make(task: str, *, reward: str | None = None, horizon: int | None = None, si
     default: sparse for manipulation, the task's own return for locomotion. horizon: steps until truncation, None for the task's
     default. sight: what is seen beside the robot's own joints, nothing by default; randomise: what differs from episode to episode.
     Raises RealrlError on an unknown task, a reward it does not have, a horizon below 1, a kind of sight or a randomisation that the
-    suite cannot give, or a missing simulator.
+    suite cannot give, a missing simulator, or a MUJOCO_GL that does not work here.
     """
     suite, name = _find(task)
+    if suite != "toy":
+        gl.check()
     try:
         return _suite(suite).make(name, reward=reward, horizon=horizon, sight=sight, randomise=randomise)
     except (ModuleNotFoundError, DependencyNotInstalled) as error:

@@ -48,6 +48,18 @@ def osmesa_works() -> bool:
     return ctypes.util.find_library("OSMesa") is not None
 
 
+_KNOWN = ("", "egl", "osmesa", "glfw", "glx", "enable", "enabled", "on", "true", "1", "disable", "disabled", "off", "false", "0")
+
+
+def check() -> None:
+    """Raise RealrlError where MUJOCO_GL asks for what does not work here: MuJoCo would fail while it is imported, whatever is drawn."""
+    asked = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if asked not in _KNOWN:
+        raise RealrlError(f"MUJOCO_GL={asked} is no back end: set it to egl or osmesa, or unset it")
+    if asked in ("egl", "osmesa"):
+        backend()
+
+
 @functools.cache
 def backend() -> str:
     """"egl" or "osmesa": what MUJOCO_GL says, else EGL where it works, else OSMesa. Raises RealrlError where there is neither."""

@@ -43,6 +43,8 @@ class RandomiseConfig:
         for name in ("friction", "mass", "light", "colour"):
             if getattr(self, name) >= 1:
                 raise RealrlError(f"randomise.{name} is {getattr(self, name)}: it is relative and must stay below 1")
+        if self.distractors > 100:
+            raise RealrlError(f"randomise.distractors is {self.distractors}: at most 100 fit into a scene")
 
     @property
     def active(self) -> bool:
@@ -78,8 +80,11 @@ class Randomiser:
     def __init__(self, cfg: RandomiseConfig, model: Any, data: Any, sight: Sight | None, box: Box) -> None:
         """model: as it is to be restored, its cameras where `sight` wants them. box: where distractors may lie, on its floor."""
         import mujoco
+
+        from realrl.envs import render
         self._cfg, self._model, self._sight, self._box = cfg, model, sight, np.asarray(box, np.float64)
         self._scratch = mujoco.MjData(model) if cfg.mass else None
+        self._own_paint = render.own_paint(model)  # a touch of colour on the others would hide their material
         self._pristine = {name: getattr(model, name).copy() for name in _FIELDS}
         self._headlight = {name: getattr(model.vis.headlight, name).copy() for name in _HEADLIGHT}
         self._statistics = {name: np.copy(getattr(model.stat, name)) for name in _STATISTICS}
@@ -121,24 +126,31 @@ class Randomiser:
             getattr(model.vis.headlight, name)[:] *= overall
 
     def _colour(self, rng: np.random.Generator, by: float) -> None:
-        for field in (self._model.geom_rgba, self._model.mat_rgba):
-            field[:, :3] = np.clip(field[:, :3] + rng.uniform(-by, by, (len(field), 3)), 0.0, 1.0)
+        model = self._model
+        for field, drawn in ((model.geom_rgba, self._own_paint), (model.mat_rgba, np.full(model.nmat, True))):
+            change = rng.uniform(-by, by, (len(field), 3))
+            field[drawn, :3] = np.clip(field[drawn, :3] + change[drawn], 0.0, 1.0)
 
     def _camera(self, rng: np.random.Generator, by: float) -> None:
-        self._model.cam_pos[:] += rng.uniform(-by, by, self._model.cam_pos.shape)
+        model = self._model
+        move = rng.uniform(-by, by, model.cam_pos.shape)
+        for field in (model.cam_pos, model.cam_pos0, model.cam_poscom0):  # the two last are where cameras that follow a body hang
+            field[:] += move
 
     def _angle(self, rng: np.random.Generator, by: float) -> None:
         import mujoco
-        for quat in self._model.cam_quat:
-            axis, turn = rng.standard_normal(3), np.zeros(4)
+        for quat, followed in zip(self._model.cam_quat, self._model.cam_mat0, strict=True):
+            axis, turn, matrix = rng.standard_normal(3), np.zeros(4), np.zeros(9)
             mujoco.mju_axisAngle2Quat(turn, axis / np.linalg.norm(axis), math.radians(float(rng.uniform(0.0, by))))
             mujoco.mju_mulQuat(quat, quat.copy(), turn)
+            mujoco.mju_quat2Mat(matrix, turn)
+            followed[:] = (followed.reshape(3, 3) @ matrix.reshape(3, 3)).ravel()
 
     def _distract(self, rng: np.random.Generator, count: float) -> None:
         if self._sight is None:
             return
         low, high = self._box
-        floor = max(float(low[2]), 0.0)
+        floor = float(low[2]) if abs(low[2]) > 0.1 else 0.0  # a box that begins just above or below a table was cut to leave it out
         self._sight.solids = []
         for _ in range(int(count)):
             ball, size = bool(rng.integers(2)), rng.uniform(0.01, 0.03, 3)

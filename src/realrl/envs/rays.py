@@ -13,7 +13,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from realrl.envs.render import VISIBLE
+from realrl.envs.render import VISIBLE, own_paint
 from realrl.envs.sight import Mark
 from realrl.types import Array
 
@@ -31,7 +31,8 @@ class RayCaster:
         """rays: how many in all, shared by the cameras. Geoms of groups other than 0 - 2 and those without opacity are not seen."""
         self._model, self._cameras, self._box = model, tuple(cameras), box
         self._budget = max(rays // max(len(self._cameras), 1), 1)
-        opacity = np.where(model.geom_matid >= 0, model.mat_rgba[model.geom_matid, 3] if model.nmat else 1.0, model.geom_rgba[:, 3])
+        self._own_paint = own_paint(model)
+        opacity = np.where(self._own_paint, model.geom_rgba[:, 3], model.mat_rgba[model.geom_matid, 3] if model.nmat else 1.0)
         seen: Array = np.isin(model.geom_group, VISIBLE) & (opacity > 0) & (model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)
         self._geoms = np.flatnonzero(seen)
         self._hues = _hues(model)
@@ -126,7 +127,7 @@ class RayCaster:
         """The colour [R, 3] of geoms [R]."""
         model = self._model
         material = model.geom_matid[number]
-        plain = np.where(material >= 0, model.nmat and model.mat_rgba[material, :3].T, model.geom_rgba[number, :3].T).T
+        plain = np.where(self._own_paint[number], model.geom_rgba[number, :3].T, model.nmat and model.mat_rgba[material, :3].T).T
         hues: Array = plain * self._hues[number]
         return hues
 

@@ -107,6 +107,16 @@ def leave(used: Studio) -> None:
         used.close()
 
 
+_UNPAINTED = np.array([0.5, 0.5, 0.5, 1.0], np.float32)
+
+
+def own_paint(model: Any) -> Array:
+    """Which geoms [G] are drawn in their own colour: those without a material, and those whose colour is not the default, which the
+    renderer prefers to the material's."""
+    plain: Array = (model.geom_matid < 0) | np.any(model.geom_rgba != _UNPAINTED, axis=-1)
+    return plain
+
+
 def scene(model: Any, *, without_hidden: bool) -> tuple[Any, Any]:
     """An empty scene for a model, with what is slow switched off, and the options of what is drawn in it."""
     drawn = mujoco.MjvScene(model, maxgeom=model.ngeom + model.nsite + 200)

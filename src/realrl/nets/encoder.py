@@ -55,6 +55,18 @@ class EncoderConfig:
     """Noise on the points of a cloud while training, m; 0 = none."""
     dropout: float = 0.1
     """Share of a cloud's points that are left out while training."""
+    bf16: bool = False
+    """The PointNet's layers or a picture network's trunk in half the precision: for GPUs."""
+
+    def __post_init__(self) -> None:
+        least = {"size": 1, "latent": 1, "recon": 0, "kl": 0, "in_rl": 0, "crop": 0, "shift": 0, "colour": 0, "jitter": 0, "dropout": 0}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise RealrlError(f"encoder.{name} is {getattr(self, name)}: it must be at least {bound}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise RealrlError(f"encoder.hidden is {list(self.hidden)}: at least one layer, each of at least 1")
+        if self.dropout >= 1:
+            raise RealrlError(f"encoder.dropout is {self.dropout}: below 1, or no point of a cloud is left")
 
 
 class Encoder(nn.Module):
@@ -93,12 +105,14 @@ class Encoder(nn.Module):
         z: Tensor = self.mean(self._features(state, seen))
         return z
 
-    def look(self, state: Tensor, seen: Mapping[str, Tensor], random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def look(self, state: Tensor, seen: Mapping[str, Tensor], random: torch.Generator, *,
+             stack: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
         """A latent for imitation and its regularisers: (z [B, E] with the bottleneck's noise, {"recon": [], "kl": []}, both weighted).
 
-        What is rebuilt is the frame as it was; what is encoded was augmented before.
+        What is rebuilt is the frame as it was; what is encoded was augmented before. stack: so many frames in a row are one decision's
+        history, and their pictures are shifted and coloured alike, or a thing at rest would seem to move.
         """
-        features = self._features(state, self._augment(seen, random))
+        features = self._features(state, self._augment(seen, random, stack))
         mean = self.mean(features)
         if self.cfg.kl == 0:
             return mean, self._rebuild(mean, state, seen)
@@ -130,7 +144,7 @@ class Encoder(nn.Module):
         half, rest = self.cfg.crop // 2, self.cfg.crop - self.cfg.crop // 2
         return x[:, half:shape[0] - rest, half:shape[1] - rest]
 
-    def _augment(self, seen: Mapping[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
+    def _augment(self, seen: Mapping[str, Tensor], random: torch.Generator, stack: int = 1) -> dict[str, Tensor]:
         cfg, out = self.cfg, dict(seen)
         for key, shape in self.senses.items():
             x = out[key]
@@ -138,10 +152,14 @@ class Encoder(nn.Module):
                 x = point_jitter(x, cfg.jitter, 4 * cfg.jitter, random) if cfg.jitter else x
                 x = point_dropout(x, cfg.dropout, random) if cfg.dropout else x
             else:
+                x = x.view(-1, stack, *x.shape[1:]).movedim(1, 3)  # [B, H, W, stack, ...]: a history moves as one
                 x = random_crop(x, shape[0] - cfg.crop, shape[1] - cfg.crop, random) if cfg.crop else x
                 x = random_shift(x, cfg.shift, random) if cfg.shift else x
-                if cfg.colour and key.startswith("images."):
-                    x = colour_jitter(x, random, brightness=cfg.colour, contrast=cfg.colour, saturation=cfg.colour)
+                x = x.movedim(3, 1)
+                if cfg.colour and key.startswith("images."):  # one tall picture a history
+                    tall = x.flatten(1, 2)
+                    x = colour_jitter(tall, random, brightness=cfg.colour, contrast=cfg.colour, saturation=cfg.colour).view(x.shape)
+                x = x.flatten(0, 1)
             out[key] = x
         return out
 
@@ -163,10 +181,10 @@ class Encoder(nn.Module):
 
 def _eye(cfg: EncoderConfig, key: str, shape: tuple[int, ...]) -> nn.Module:
     if key == CLOUD:
-        return PointNet(shape[-1], cfg.size, norm=cfg.norm)
+        return PointNet(shape[-1], cfg.size, norm=cfg.norm, bf16=cfg.bf16)
     if key.startswith(("images.", "depth.")):
         height, width = shape[0] - cfg.crop, shape[1] - cfg.crop
-        return image_net(cfg.image, height, width, cfg.size, depth=key.startswith("depth."))
+        return image_net(cfg.image, height, width, cfg.size, depth=key.startswith("depth."), bf16=cfg.bf16)
     raise RealrlError(f"observation {key!r} is neither pointcloud, images.<camera> nor depth.<camera>: no encoder knows it")
 
 

@@ -28,6 +28,8 @@ GROUP = 20  # episodes an append
 def room(out: Path) -> Path:
     """The folder for a dataset of failures inside `out`. Raises RealrlError when one is there: nothing recorded is overwritten."""
     folder = out / FOLDER
+    if out.exists() and not out.is_dir():
+        raise RealrlError(f"{out} is a file: name a folder for the failures with --out")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RealrlError(f"{folder} holds the failures of an earlier evaluation: choose another folder with --out, or move it away")
     return folder

@@ -139,9 +139,10 @@ def worst_of(store: Store | Legacy, count: int) -> list[int]:
 def of_run(run: Path, *, numbers: Sequence[int] | None = None, worst: int | None = None) -> list[EpisodeSet]:
     """What a run recorded, and the failures that its evaluations kept. Raises RealrlError when it holds neither."""
     sets = []
-    if (run / "dataset/meta/info.json").is_file():
+    failures = kept_failures(run)
+    if (run / "dataset/meta/info.json").is_file() and (len(open_dataset(run / "dataset")) or not failures):
         sets.append(recorded(run / "dataset", numbers=numbers, worst=worst))
-    for folder in kept_failures(run):
+    for folder in failures:
         count = min(len(open_dataset(folder)), worst or MOST_FAILURES)
         sets += [recorded(folder, name=folder.parent.name, numbers=range(count))] if count else []
     if not sets:
