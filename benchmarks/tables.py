@@ -309,6 +309,16 @@ def ablations_table(rows: Sequence[Row]) -> str:
     return "\n\n".join(filter(None, [table, curves(rows), commands(rows)]))
 
 
+def generalise_table(rows: Sequence[Row]) -> str:
+    """What an update gained where it was fitted and elsewhere, one line a run and update."""
+    lines = [[r["run"], f"{r['lam']:g}", r["update"], f"{100 * r['exploring']:.0f} %", f"{r['explained_other']:.2f}",
+              f"{r['gain_fitted']:.4f}", f"{r['gain_other']:+.4f} ± {1.96 * r['error_other']:.4f}", f"{r['kl_other']:.4f}",
+              str(r["episodes"])] for r in rows]
+    head = ["run", "lambda", "update", "success exploring", "V explains", "gain, fitted half", "gain, other half [95 %]", "KL there",
+            "episodes"]
+    return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
+
+
 def ope_stages_table(rows: Sequence[Row]) -> str:
     """The correlations, then every policy: what was estimated and what was true."""
     totals = [r for r in rows if r["stage"] == "all"]
@@ -356,6 +366,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "loading": loading_table, "scale": scale_table, "ope": ope_table, "ope_stages": ope_stages_table,
     "human": human_table, "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
     "vision_ablations": ablations_table, "cooling": ablations_table, "latent_probe": latent_probe_table,
+    "generalise": generalise_table,
     "vision": lambda rows: success_table(rows, VISION, "vision", ("imitation", "offline", "online", "one-step"))}
 
 
