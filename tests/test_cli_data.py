@@ -16,6 +16,7 @@ from realrl import cli
 from realrl.data import video
 from realrl.data.check import check
 from realrl.data.store import Store
+from realrl.envs import gl
 from realrl.types import Episode
 
 SOURCE = Path(cli.__file__).resolve().parent.parent
@@ -287,3 +288,15 @@ def test_an_import_that_breaks_off_leaves_nothing(recorded: Path, tmp_path: Path
     monkeypatch.setattr("realrl.cli_data.GROUP", 2)
     assert cli.main(["data", "import", str(recorded), "--out", str(tmp_path / "out")]) == 130
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kind", "key", "shape"), [("pointcloud", "pointcloud", (40, 6)), ("rgb", "images.top", (24, 32, 3))])
+def test_demonstrations_with_eyes(tmp_path: Path, kind: str, key: str, shape: tuple[int, ...]) -> None:
+    options = ["--task", "toy/reach", "--episodes", "2", "--workers", "1", "--sight", kind, "--size", "24", "32", "--points", "40"]
+    if kind == "rgb" and not (gl.egl_works() or gl.osmesa_works()):
+        pytest.skip(f"needs OpenGL: apt-get install {gl.PACKAGES}")
+    assert cli.main(["data", "demos", *options, "--colour", "--out", str(tmp_path / "seen")]) == 0
+    seen = Store.open(tmp_path / "seen").read(images=True)
+    assert len(seen) == 2 and all(e.succeeded and e.obs[key].shape[1:] == shape and e.obs["state"].shape[1:] == (2,) for e in seen)
+    assert cli.main(["data", "demos", *options, "--cameras", "nope", "--out", str(tmp_path / "other")]) == 2
+    assert not (tmp_path / "other").exists()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from realrl.data.edit import Edited
     from realrl.data.formats import Imported
     from realrl.data.store import Store
+    from realrl.envs import SightConfig
     from realrl.types import Episode, Policy
 
 T = TypeVar("T")
@@ -44,6 +45,12 @@ def _add_recording(actions: Any) -> None:
     demos.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the dataset, new or to be continued")
     demos.add_argument("--noise", type=float, default=0.0, metavar="STD", help="noise on the expert's actions, of [-1, 1] (default: 0)")
     demos.add_argument("--expert", metavar="PATH", help="the expert's weights, for suites whose expert is a network (adroit)")
+    demos.add_argument("--sight", choices=("rgb", "depth", "pointcloud"), help="what is seen beside the robot's own joints (default: "
+                       "nothing, the state is recorded)")
+    demos.add_argument("--cameras", nargs="+", metavar="CAMERA", help="cameras to look through (default: the task's choice)")
+    demos.add_argument("--size", type=whole(1), nargs=2, default=(84, 84), metavar=("HEIGHT", "WIDTH"), help="of pictures (default: 84 84)")
+    demos.add_argument("--points", type=whole(1), default=512, metavar="N", help="of a cloud (default: 512)")
+    demos.add_argument("--colour", action="store_true", help="points of a cloud carry their colour")
     demos.add_argument("--seed", type=whole(0), default=0, metavar="S", help="which set of starts (default: 0)")
     demos.add_argument("--workers", type=whole(0), default=0, metavar="W", help="worker processes (default: one a CPU core)")
 
@@ -130,16 +137,23 @@ def _demos(args: argparse.Namespace) -> int:
     from realrl import envs
     from realrl.collect import CollectConfig, Collector
     from realrl.data.store import Store
-    expert = envs.expert(args.task, args.expert, noise=args.noise)
+    expert, sight = envs.expert(args.task, args.expert, noise=args.noise), _sight(args)
+    envs.make(args.task, sight=sight).close()  # a wrong camera is named before a folder is made
     store = Store.open_or_create(args.out, task=args.task, fps=_rate(args.task))
     try:
-        with Collector(args.task, CollectConfig(workers=args.workers)) as collector:
+        with Collector(args.task, CollectConfig(workers=args.workers), sight=sight) as collector:
             good, tried = _record(store, collector, expert, args)
     except KeyboardInterrupt:
         return interrupted(f"; {len(store)} episodes are safe in {args.out}, the same command continues")
     print(f"{args.out}: {good} demonstrations of {args.task} and {tried - good} failed attempts "
           f"(look at them: {shlex.join(['realrl', 'data', 'info', str(args.out)])})")
     return 0
+
+
+def _sight(args: argparse.Namespace) -> SightConfig:
+    from realrl.envs import SightConfig
+    return SightConfig(kind=args.sight or "state", cameras=tuple(args.cameras) if args.cameras else None, height=args.size[0],
+                       width=args.size[1], points=args.points, colour=args.colour)
 
 
 def _rate(task: str) -> int:

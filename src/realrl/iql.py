@@ -6,10 +6,11 @@ Decisions are chunks: Q(s, a_1..K). The update never asks what the policy would 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,10 @@ from realrl.data.views import ChunkView, continue_chunks
 from realrl.losses import expectile, explained_variance, td_target
 from realrl.nets.mlp import EnsembleMLP, mlp
 from realrl.run import derive
+from realrl.types import Array, Episode
+
+if TYPE_CHECKING:
+    from realrl.policy import DiffusionPolicy
 
 Encode = Callable[[dict[str, Tensor]], Tensor]
 
@@ -112,3 +117,12 @@ def calibration(critics: Critics, cond: Tensor, returns: Tensor) -> dict[str, An
     with torch.no_grad():
         value = critics.v(cond)
     return {"value_explained": explained_variance(value, returns), "value_mean": float(value.mean()), "return_mean": float(returns.mean())}
+
+
+@torch.no_grad()
+def value_traces(episodes: Sequence[Episode], value: nn.Module, policy: DiffusionPolicy, gamma: float) -> list[Array]:
+    """What V [N, C] -> [N, 1] says along every episode, [T] each, held from plan to plan: eyes may be closed in between."""
+    view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=gamma, every="plan", device=policy.device)
+    cond, _ = encode_all(view.seen_by(policy.latents), policy.encode)
+    traces = np.split(value(cond)[:, 0].cpu().numpy(), np.flatnonzero(view.first.cpu().numpy())[1:])
+    return [trace[np.cumsum(e.starts_plan) - 1] for trace, e in zip(traces, episodes, strict=True)]

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from realrl import envs
 from realrl.collect import CollectConfig, Collector, MakeEnv
+from realrl.data import side
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.data.store import Store, open_dataset
 from realrl.envs import RandomiseConfig, SightConfig, TaskSpec
@@ -27,7 +28,7 @@ from realrl.imitation import Imitation
 from realrl.ope import spearman
 from realrl.policy import DiffusionPolicy
 from realrl.run import Run, commit, write_json
-from realrl.types import Episode, Obs, Policy, RealrlError, Source
+from realrl.types import Array, Episode, Obs, Policy, RealrlError, Source
 
 GROUP = 20  # episodes per append: a kill costs at most these, which are collected again, identically
 
@@ -108,6 +109,16 @@ class WorkCell:
         rows.sort(key=lambda r: (age[r["policy"]], r["seed"]))
         return self.store.read([r["episode_index"] for r in rows[-count:]])
 
+    def annotate(self, name: str, values: Mapping[int, Array]) -> None:
+        """A derived column of the run's data set, [T] for each of the given episodes and NaN elsewhere, once: `realrl view` draws it."""
+        if name in side.names(self.store.dir):
+            return
+        ends = np.cumsum(self.store.rows.column("length").to_numpy())
+        column = np.full(int(ends[-1]), np.nan, np.float32)
+        for index, value in values.items():
+            column[ends[index] - len(value):ends[index]] = value
+        side.write(self.store.dir, name, {name: column})
+
     def _steps_until(self, index: int) -> int:
         """Control steps in the recorded episodes up to this one: what a resumed run repeats is not counted twice."""
         return int(pc.sum(self.store.rows.column("length")[: index + 1]).as_py()) if index >= 0 else 0
@@ -144,7 +155,8 @@ class WorkCell:
         for key, shape in self.spec.senses.items():
             if key not in episodes[0].obs or episodes[0].obs[key].shape[1:] != shape:
                 seen = f"has shape {list(episodes[0].obs[key].shape[1:])}" if key in episodes[0].obs else "is not in it"
-                raise RealrlError(f"{data}: observation.{key} {seen}, the run looks at {list(shape)}: record it with the run's --sight")
+                raise RealrlError(f"{data}: observation.{key} {seen}, the run looks at {list(shape)}: record it with the run's sight "
+                                  "(realrl data demos --sight ...)")
         if have != want:
             raise RealrlError(f"{data}: {have[0]} observed numbers and {have[1]} actions, {self.task} has {want[0]} and {want[1]}: "
                               "name the task it was recorded on")

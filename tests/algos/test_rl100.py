@@ -12,6 +12,7 @@ from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import OfflineConfig, OfflineRound, Online, OnlineConfig
 from realrl.collect import CollectConfig, Collector
+from realrl.data import side
 from realrl.data.check import check
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
@@ -279,3 +280,15 @@ def test_checkpoints_hold_the_judged_candidates(whole):
         assert all(torch.equal(after[f"net.{k}"], v) for k, v in accepted[-1].items())
     else:
         assert not any(all(torch.equal(after[f"net.{k}"], v) for k, v in n.items()) for n in nets)
+
+
+def test_the_value_of_the_last_round_lies_beside_the_recordings(whole):
+    folder, _ = whole
+    store, value = Store.open(folder / "dataset"), side.read(folder / "dataset", "value").columns["value"]
+    ends, labels = np.cumsum([len(e) for e in store.read()]), store.rows.column("policy").to_pylist()
+    last = max((name for name in labels if name.startswith("online-")), key=lambda name: int(name.removeprefix("online-")))
+    for episode, label, end in zip(store.read(), labels, ends, strict=True):
+        mine = value[end - len(episode):end]
+        assert np.isfinite(mine).all() if label == last else np.isnan(mine).all()
+        if label == last:
+            assert not (np.diff(mine)[~episode.starts_plan[1:]]).any() and len(np.unique(mine)) > 1

@@ -24,7 +24,7 @@ from realrl.envs.sight import SightConfig
 from realrl.generative.consistency import DistillConfig, start_from_teacher
 from realrl.generative.diffusion import DiffusionConfig
 from realrl.imitation import Imitation, ImitationConfig, generator
-from realrl.iql import CriticConfig, Critics, calibration, encode_all, fit_critics
+from realrl.iql import CriticConfig, Critics, calibration, encode_all, fit_critics, value_traces
 from realrl.losses import explained_variance, gae, monte_carlo
 from realrl.nets.mlp import mlp
 from realrl.ope import OPEConfig, TransitionModel, evaluate_policies, gate, start_conditions
@@ -422,6 +422,9 @@ def _online(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, value: nn
                     cell.run.save("online", stage.iteration, stage=stage)
     if stage.iteration == cfg.online.iterations:
         cell.finish_stage("online", policy.with_head("ddim"), cfg.final_episodes)
+        rows = list(cell.recorded(f"online-{stage.iteration - 1}").values())
+        traces = value_traces(cell.store.read(rows), stage.value, policy, cfg.gamma) if rows else []
+        cell.annotate("value", dict(zip(rows, traces, strict=True)))
     return stage.iteration
 
 
