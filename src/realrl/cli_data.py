@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from realrl.data.edit import Edited
     from realrl.data.formats import Imported
     from realrl.data.store import Store
-    from realrl.envs import SightConfig
     from realrl.types import Episode, Policy
 
 T = TypeVar("T")
@@ -137,7 +136,9 @@ def _demos(args: argparse.Namespace) -> int:
     from realrl import envs
     from realrl.collect import CollectConfig, Collector
     from realrl.data.store import Store
-    expert, sight = envs.expert(args.task, args.expert, noise=args.noise), _sight(args)
+    expert = envs.expert(args.task, args.expert, noise=args.noise)
+    sight = envs.SightConfig(kind=args.sight or "state", cameras=tuple(args.cameras) if args.cameras else None, height=args.size[0],
+                             width=args.size[1], points=args.points, colour=args.colour)
     envs.make(args.task, sight=sight).close()  # a wrong camera is named before a folder is made
     store = Store.open_or_create(args.out, task=args.task, fps=_rate(args.task))
     try:
@@ -148,12 +149,6 @@ def _demos(args: argparse.Namespace) -> int:
     print(f"{args.out}: {good} demonstrations of {args.task} and {tried - good} failed attempts "
           f"(look at them: {shlex.join(['realrl', 'data', 'info', str(args.out)])})")
     return 0
-
-
-def _sight(args: argparse.Namespace) -> SightConfig:
-    from realrl.envs import SightConfig
-    return SightConfig(kind=args.sight or "state", cameras=tuple(args.cameras) if args.cameras else None, height=args.size[0],
-                       width=args.size[1], points=args.points, colour=args.colour)
 
 
 def _rate(task: str) -> int:

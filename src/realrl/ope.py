@@ -11,8 +11,9 @@ Letters: M members, E elites, P policies, N start states, B rows, C size of a co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from scipy import stats
@@ -21,8 +22,11 @@ from torch.nn import functional as F
 
 from realrl.data.views import ChunkView, continue_chunks
 from realrl.nets.mlp import EnsembleMLP
-from realrl.run import derive
+from realrl.run import Run, derive
 from realrl.types import RealrlError
+
+if TYPE_CHECKING:
+    from realrl.policy import DiffusionPolicy
 
 Encode = Callable[[dict[str, Tensor]], Tensor]
 """Observations [B, H, D...] -> conditions [B, C]."""
@@ -343,3 +347,16 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     if len(set(x)) == 1 or len(set(y)) == 1:
         return 0.0
     return float(stats.spearmanr(x, y).statistic)
+
+
+def judged(run: Run, rounds: int, policy: DiffusionPolicy) -> Iterator[tuple[dict[str, Any], DiffusionPolicy]]:
+    """Every candidate that a gate judged in a run's offline rounds, with what it said; policy: as the run ended."""
+    for name in (f"offline-{m + 1}" for m in range(rounds)):
+        found = run.read(f"{name}-candidates")
+        kept: dict[str, Any] = found[1]["judged"] if found else {"records": (), "nets": ()}
+        for record, net in zip(kept["records"], kept["nets"], strict=True):
+            candidate = policy.with_head("ddim")
+            candidate.net.load_state_dict(net)
+            if candidate.encoder and "encoder" in kept:  # it has learned since
+                candidate.encoder.load_state_dict(kept["encoder"])
+            yield {"stage": name, **record}, candidate

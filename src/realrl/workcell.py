@@ -109,13 +109,14 @@ class WorkCell:
         rows.sort(key=lambda r: (age[r["policy"]], r["seed"]))
         return self.store.read([r["episode_index"] for r in rows[-count:]])
 
-    def annotate(self, name: str, values: Mapping[int, Array]) -> None:
-        """A derived column of the run's data set, [T] for each of the given episodes and NaN elsewhere, once: `realrl view` draws it."""
-        if name in side.names(self.store.dir):
+    def annotate(self, name: str, label: str, values: Callable[[list[Episode]], list[Array]]) -> None:
+        """A derived column of the run's data set, once: [T] for each episode recorded under a label, NaN elsewhere; for `realrl view`."""
+        rows = list(self.recorded(label).values())
+        if not rows or name in side.names(self.store.dir):
             return
         ends = np.cumsum(self.store.rows.column("length").to_numpy())
         column = np.full(int(ends[-1]), np.nan, np.float32)
-        for index, value in values.items():
+        for index, value in zip(rows, values(self.store.read(rows)), strict=True):
             column[ends[index] - len(value):ends[index]] = value
         side.write(self.store.dir, name, {name: column})
 

@@ -19,6 +19,7 @@ from realrl.evaluate import evaluate
 from realrl.imitation import Imitation, ImitationConfig
 from realrl.iql import encode_all
 from realrl.nets.encoder import EncoderConfig
+from realrl.ope import judged
 from realrl.policy import DiffusionPolicy, load_policy
 from realrl.ppo import DenoisingPPO, PPOConfig
 from realrl.run import Run
@@ -258,7 +259,7 @@ def test_the_audit_sees_with_the_eyes_that_were_judged(whole):
     with Run(folder, resume=True) as run:
         policy, _ = load_policy(folder / "policy")
         _, parts = run.read("offline-1")
-        candidates = [candidate for _, candidate in rl100._judged(cfg, run, policy)]
+        candidates = [candidate for _, candidate in judged(run, cfg.offline.rounds, policy)]
     kept = {k.removeprefix("encoder."): v for k, v in parts["policy"].items() if k.startswith("encoder.")}
     assert candidates and moved(policy.encoder, kept)
     assert all(not moved(c.encoder, kept) for c in candidates)

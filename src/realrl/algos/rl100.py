@@ -8,7 +8,7 @@ docs/methods/rl100.md maps equations to lines and says where and why this depart
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from realrl.imitation import Imitation, ImitationConfig, generator
 from realrl.iql import CriticConfig, Critics, calibration, encode_all, fit_critics, value_traces
 from realrl.losses import explained_variance, gae, monte_carlo
 from realrl.nets.mlp import mlp
-from realrl.ope import OPEConfig, TransitionModel, evaluate_policies, gate, start_conditions
+from realrl.ope import OPEConfig, TransitionModel, evaluate_policies, gate, judged, start_conditions
 from realrl.policy import DiffusionPolicy, PolicyConfig, load_policy
 from realrl.ppo import DenoisingPPO, PPOConfig, fit_value
 from realrl.practice import Practice
@@ -345,7 +345,7 @@ def train(cfg: RL100Config, run: Run, *, make: MakeEnv | None = None) -> dict[st
             _one_step(cfg, cell, policy, demos, rounds)
         policy.save(run.dir / "policy", task=cfg.task, sight=cfg.sight)
         if cfg.audit_episodes and "offline" in cfg.stages and make is None:
-            cell.audit(_judged(cfg, run, policy), cfg.audit_episodes)
+            cell.audit(judged(run, cfg.offline.rounds, policy), cfg.audit_episodes)
         return cell.summary
 
 
@@ -422,9 +422,7 @@ def _online(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, value: nn
                     cell.run.save("online", stage.iteration, stage=stage)
     if stage.iteration == cfg.online.iterations:
         cell.finish_stage("online", policy.with_head("ddim"), cfg.final_episodes)
-        rows = list(cell.recorded(f"online-{stage.iteration - 1}").values())
-        traces = value_traces(cell.store.read(rows), stage.value, policy, cfg.gamma) if rows else []
-        cell.annotate("value", dict(zip(rows, traces, strict=True)))
+        cell.annotate("value", f"online-{stage.iteration - 1}", lambda found: value_traces(found, stage.value, policy, cfg.gamma))
     return stage.iteration
 
 
@@ -443,16 +441,3 @@ def _one_step(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, demos: 
         cell.run.load("one-step", policy=policy)
     policy.head, policy.distilled = "one-step", True
     cell.finish_stage("one-step", policy.with_head("one-step"), cfg.final_episodes, version=rounds)
-
-
-def _judged(cfg: RL100Config, run: Run, policy: DiffusionPolicy) -> Iterator[tuple[dict[str, Any], DiffusionPolicy]]:
-    """Every candidate that a gate judged, with what it said."""
-    for m in range(cfg.offline.rounds):
-        found = run.read(f"offline-{m + 1}-candidates")
-        judged: dict[str, Any] = found[1]["judged"] if found else {"records": (), "nets": ()}
-        for record, net in zip(judged["records"], judged["nets"], strict=True):
-            candidate = policy.with_head("ddim")
-            candidate.net.load_state_dict(net)
-            if candidate.encoder and "encoder" in judged:  # it has learned since
-                candidate.encoder.load_state_dict(judged["encoder"])
-            yield {"stage": f"offline-{m + 1}", **record}, candidate
