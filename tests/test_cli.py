@@ -335,6 +335,7 @@ def test_train_bc_then_resume_evaluate_and_report(tmp_path: Path, monkeypatch: p
 
 def test_ctrl_c_says_how_to_resume(tmp_path: Path) -> None:
     run = tmp_path / "a run"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores interrupts, and so would its child
     process = python("-m", "realrl", "train", "bc", "--task", "toy/line", "--run", str(run), *TINY, "--imitation.steps", "1000000")
     deadline = time.monotonic() + 60
     while not list(run.glob("tb/*/events*")):  # imports are over, the fit is under way
@@ -344,7 +345,7 @@ def test_ctrl_c_says_how_to_resume(tmp_path: Path) -> None:
     try:
         _, err = process.communicate(timeout=60)
     finally:
-        process.kill()  # where interrupts are ignored (a job in the background) it would run for ever
+        process.kill()
     assert process.returncode in (130, -signal.SIGINT)  # the same to a shell; Python chooses
     last = err.splitlines()[-1]
     assert last.startswith(f"interrupted; continue with: realrl train bc --run '{run}' --resume --task toy/line")
