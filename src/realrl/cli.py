@@ -110,7 +110,7 @@ def _add_view(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: beside the dataset, in the run, view-TASK)")
     parser.add_argument("--policy", type=Path, metavar="DIR", help="who acts on a task (default: its scripted expert, else chance)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="start of a task's episode (default: 0)")
-    parser.add_argument("--sight", default="rgb", metavar="KINDS", help="what to look at a task with: state, or some of "
+    parser.add_argument("--sight", metavar="KINDS", help="what to look at a task with: state, or some of "
                         "rgb,depth,pointcloud; the episode is played again for each (default: rgb)")
     parser.add_argument("--mp4", action="store_true", help="also a film of every episode")
     parser.add_argument("--rerun", action="store_true", help="also a recording for the Rerun viewer, which opens where there is a display")
@@ -192,8 +192,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     if seeds := result["failures"]:
         more = f" and {len(seeds) - SHOWN} more (--json lists all)" if len(seeds) > SHOWN else ""
         print(f"failed starts: {', '.join(map(str, seeds[:SHOWN]))}{more}")
-    if result.get("failures_page"):
-        print(f"failures: {result['failures_page']}")
+    for what in ("failures_page", "report"):
+        if what in result:
+            print(f"{what.partition('_')[0]}: {result[what]}")
     return 0
 
 
@@ -202,7 +203,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from realrl.collect import CollectConfig, Collector
     from realrl.evaluate import held_out, summarise
     from realrl.policy import load_policy
-    from realrl.report import failures
+    from realrl.report import failures, write_report
     from realrl.robustness import robustness, scene_changes
     from realrl.workcell import check_fit, latency
     policy, trained_on = load_policy(args.policy)
@@ -227,15 +228,17 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
                                      glance=not args.save_failures)  # films need every frame
         finished = [kept.pick(episode) for episode in progress(episodes, f"evaluating on {task}", args.episodes)]
     result = summarise(finished, spec.dt).to_dict()
-    other = {}
+    other: dict[str, Any] = {}
     if args.robustness:
         under = robustness(policy, task, args.episodes, sight=sight, collect=CollectConfig(workers=args.workers), dt=spec.dt,
                            horizon=args.horizon, seed=args.seed, watch=progress)
         other = {"robustness": {change: {k: found.to_dict()[k] for k in ("success", "cycle_steps")} for change, found in under}}
-    page = kept.save(out, task=task, dt=spec.dt, each=progress)
+    if page := kept.save(out, task=task, dt=spec.dt, each=progress):
+        other["failures_page"] = str(page)
+        if (run := page.parent.parent).joinpath("metrics.jsonl").is_file():
+            other["report"] = str(write_report(run))  # it shows them
     told = ("success", "cycle_steps", "cycle_s", "successes_per_hour", "episode_return", "failures")
-    return {**{name: result[name] for name in told}, **other, **({"failures_page": str(page)} if page else {}),
-            "latency_ms": latency(policy, spec), "task": task,
+    return {**{name: result[name] for name in told}, **other, "latency_ms": latency(policy, spec), "task": task,
             "policy": str(args.policy), "head": policy.head, "seed": args.seed, "episodes": args.episodes}
 
 
@@ -263,7 +266,8 @@ def _view(args: argparse.Namespace) -> int:
     from realrl.report.view import recording, view
     numbers = None if args.episodes is None else episode_numbers(args.episodes)
     files = view(args.what, episodes=numbers, worst=args.worst, out=args.out, policy=args.policy, seed=args.seed,
-                 sights=args.sight.split(","), mp4=args.mp4, rerun=args.rerun, each=progress)
+                 sights=args.sight and args.sight.split(","), mp4=args.mp4, rerun=args.rerun, each=progress,
+                 tell=lambda note: print(note, file=sys.stderr))
     for file in files:
         print(f"{file}  ({file.stat().st_size / 1e6:.1f} MB)")
     if (recordings := [file for file in files if file.suffix == ".rrd"]) and not recording.show(recordings):

@@ -68,11 +68,12 @@ class DiffusionPolicy(nn.Module):
 
     senses: key -> shape of one frame of every observation beside the state that it looks at (`TaskSpec.senses`); with none, the condition
     is the normalised state itself and there is no encoder. `head` picks the product: "ddim" runs the S-step chain (stochastic while
-    exploring, deterministic when greedy), "one-step" the consistency student C(x, tau_S), one network call.
+    exploring, deterministic when greedy), "one-step" the consistency student C(x, tau_S), one network call. fetch: False leaves
+    a pretrained image network's weights to whoever loads them.
     """
 
     def __init__(self, cfg: PolicyConfig, obs_dim: int, action_dim: int, *, senses: Mapping[str, tuple[int, ...]] | None = None,
-                 name: str = "policy") -> None:
+                 name: str = "policy", fetch: bool = True) -> None:
         super().__init__()
         self.cfg, self.obs_dim, self.action_dim, self.name = cfg, obs_dim, action_dim, name
         self.chunk, self.n_obs, self.senses = cfg.chunk, cfg.n_obs, {k: tuple(v) for k, v in (senses or {}).items()}
@@ -80,7 +81,7 @@ class DiffusionPolicy(nn.Module):
         self.distilled = False  # whether the one-step head was ever taught
         self.normaliser = Normaliser(obs_dim)
         self.diffusion = Diffusion(cfg.diffusion)
-        self.encoder = Encoder(cfg.encoder, obs_dim, self.senses) if self.senses else None
+        self.encoder = Encoder(cfg.encoder, obs_dim, self.senses, fetch=fetch) if self.senses else None
         self.net = make_net(cfg, action_dim, self.cond_dim)
         self.student = make_net(cfg, action_dim, self.cond_dim)
 
@@ -269,7 +270,8 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[D
     path = Path(path)
     about: dict[str, Any] = read_policy_json(path)
     cfg = config.from_dict(PolicyConfig, about["config"], source=str(path / "policy.json"))
-    policy = DiffusionPolicy(cfg, about["obs_dim"], about["action_dim"], senses=about.get("senses"), name=about["name"])
+    policy = DiffusionPolicy(cfg, about["obs_dim"], about["action_dim"], senses=about.get("senses"), name=about["name"],
+                             fetch=False)
     policy.head, policy.distilled = about["head"], bool(about.get("distilled", False))
     _, parts = read_parts(path)
     try:

@@ -215,6 +215,20 @@ def test_a_policy_that_sees_learns_where_the_state_alone_cannot():
         assert evaluate(collector, policy, 60, dt=0.1).success.rate > 0.75
 
 
+def test_a_frozen_trunk_stays_as_it_came():
+    sight = SightConfig(kind="rgb", height=24, width=24)
+    view = view_of(episodes(4, sight))
+    policy = DiffusionPolicy(small_policy(encoder=replace(EYES, frozen=True)), 2, 2, senses={"images.top": (24, 24, 3)})
+    policy.fit_senses(view.frames)
+    trunk, head = (getattr(policy.encoder.eyes["images-top"], part) for part in ("trunk", "head"))
+    before = snapshot(trunk), snapshot(head)
+    trainer = Imitation(policy, view, ImitationConfig(steps=3, batch=8, warmup=1), seed=0)
+    for _ in range(3):
+        trainer.update()
+    trainer.finish()
+    assert not moved(trunk, before[0]) and moved(head, before[1])
+
+
 @pytest.mark.parametrize("kind", ["rgb", "depth"])
 def test_pictures_take_the_same_road(kind):
     sight = SightConfig(kind=kind, height=24, width=24)

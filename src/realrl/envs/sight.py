@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from realrl.types import Array, RealrlError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # it imports the simulator
     from realrl.envs.eyes import Sight
 
 Kind = Literal["state", "rgb", "depth", "pointcloud"]
+Source = Literal["rays", "depth"]
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Low and high corner, m."""
 KINDS: tuple[Kind, ...] = ("rgb", "depth", "pointcloud")
@@ -42,15 +43,18 @@ class SightConfig:
     """Points of a cloud."""
     colour: bool = False
     """Whether the points of a cloud carry their colour: six columns instead of three."""
-    source: Literal["rays", "depth"] = "rays"
+    source: Source = "rays"
     """How a simulated cloud is made: by casting rays (no OpenGL), or from rendered depth as a real depth camera would."""
 
     def __post_init__(self) -> None:
+        for name, hint in (("kind", Kind), ("source", Source)):
+            if getattr(self, name) not in get_args(hint):
+                raise RealrlError(f"sight.{name} is {getattr(self, name)!r}: it is one of {', '.join(get_args(hint))}")
         for name in ("height", "width", "points"):
-            if getattr(self, name) < 1:
-                raise RealrlError(f"sight.{name} is {getattr(self, name)}: it must be at least 1")
-        if self.cameras is not None and not self.cameras:
-            raise RealrlError("sight.cameras is empty: name a camera, or leave it out for the task's own choice")
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise RealrlError(f"sight.{name} is {value!r}: it must be a whole number of at least 1")
+        if self.cameras is not None and (isinstance(self.cameras, str) or not self.cameras):
+            raise RealrlError(f"sight.cameras is {self.cameras!r}: give a tuple of names, or leave it out for the task's own choice")
 
 
 def sees(task: str, cfg: SightConfig | None, kinds: Sequence[Kind], instead: str = "") -> bool:

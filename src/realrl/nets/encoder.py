@@ -31,6 +31,10 @@ class EncoderConfig:
 
     image: ImageNet = "cnn"
     """Network for pictures and depth: cnn, resnet18, resnet18-small, efficientnet-lite0, torchvision/NAME or timm/NAME."""
+    pretrained: bool = True
+    """Whether networks of torchvision and timm begin with ImageNet's weights, which may be downloaded, once: policies hold them."""
+    frozen: bool = False
+    """Whether the image network stays as it came, and only its projection learns."""
     size: int = 64
     """Features of every camera or cloud."""
     hidden: tuple[int, ...] = (64, 64)
@@ -73,15 +77,15 @@ class Encoder(nn.Module):
     """Senses [B, ...] and normalised proprioception [B, D] -> latent z [B, E], frame by frame.
 
     senses: key -> shape of one frame, as `TaskSpec.senses`: "pointcloud" [N, 3 or 6], "images.<cam>" uint8 [H, W, 3], "depth.<cam>"
-    uint16 [H, W] in mm. Raises RealrlError on any other key.
+    uint16 [H, W] in mm. fetch: False leaves a pretrained image network's weights to whoever loads them. Raises RealrlError on another key.
     """
 
-    def __init__(self, cfg: EncoderConfig, obs_dim: int, senses: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, cfg: EncoderConfig, obs_dim: int, senses: Mapping[str, tuple[int, ...]], *, fetch: bool = True) -> None:
         super().__init__()
         self.cfg, self.senses = cfg, dict(senses)
         self.eyes, self.decoders = nn.ModuleDict(), nn.ModuleDict()
         for key, shape in self.senses.items():
-            self.eyes[_slot(key)] = _eye(cfg, key, shape)
+            self.eyes[_slot(key)] = _eye(cfg, key, shape, fetch)
             if cfg.recon > 0:
                 self.decoders[_slot(key)] = _decoder(cfg, key, shape)
         self.body = mlp(obs_dim, cfg.hidden[-1], cfg.hidden[:-1])
@@ -179,12 +183,13 @@ class Encoder(nn.Module):
         return {"recon": self.cfg.recon * total}
 
 
-def _eye(cfg: EncoderConfig, key: str, shape: tuple[int, ...]) -> nn.Module:
+def _eye(cfg: EncoderConfig, key: str, shape: tuple[int, ...], fetch: bool) -> nn.Module:
     if key == CLOUD:
         return PointNet(shape[-1], cfg.size, norm=cfg.norm, bf16=cfg.bf16)
     if key.startswith(("images.", "depth.")):
         height, width = shape[0] - cfg.crop, shape[1] - cfg.crop
-        return image_net(cfg.image, height, width, cfg.size, depth=key.startswith("depth."), bf16=cfg.bf16)
+        return image_net(cfg.image, height, width, cfg.size, depth=key.startswith("depth."), pretrained=cfg.pretrained, frozen=cfg.frozen,
+                         bf16=cfg.bf16, fetch=fetch)
     raise RealrlError(f"observation {key!r} is neither pointcloud, images.<camera> nor depth.<camera>: no encoder knows it")
 
 

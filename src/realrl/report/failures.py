@@ -73,7 +73,7 @@ class FirstFailures:
 
 
 def failure_parts(run: Path) -> list[dict[str, Any]]:
-    """What the report shows of the failures that a run kept, an entry a folder `failures-<head>`: title, page, note, cards."""
+    """What the report shows of the failures that a run kept, an entry an evaluation: title, page, note, cards."""
     parts = []
     for folder in kept_failures(run):
         page = folder.parent / f"{FOLDER}.html"

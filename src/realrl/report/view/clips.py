@@ -152,8 +152,8 @@ def of_run(run: Path, *, numbers: Sequence[int] | None = None, worst: int | None
 
 
 def kept_failures(run: Path) -> list[Path]:
-    """The datasets of failures in a run's folder, as `realrl evaluate --save-failures` leaves them."""
-    return sorted(p.parent.parent for p in run.glob(f"failures-*/{FOLDER}/meta/info.json"))
+    """The datasets of failures in a run's folder, as `realrl evaluate --save-failures` leaves them, there by default or by --out."""
+    return sorted(p.parent.parent for p in run.glob(f"*/{FOLDER}/meta/info.json"))
 
 
 def is_dataset(path: Path) -> bool:

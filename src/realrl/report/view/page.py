@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ from realrl.types import RealrlError
 
 
 def view(what: str, *, episodes: Sequence[int] | None = None, worst: int | None = None, out: Path | None = None, policy: Path | None = None,
-         seed: int = 0, sights: Sequence[str] = ("rgb",), mp4: bool = False, rerun: bool = False,
-         each: Each[Any] = lambda items, what, total: items) -> list[Path]:
+         seed: int = 0, sights: Sequence[str] | None = None, mp4: bool = False, rerun: bool = False,
+         each: Each[Any] = lambda items, what, total: items, tell: Callable[[str], None] = lambda note: None) -> list[Path]:
     """Write what there is to see of a task, a dataset or a run, and return the files: a page a set of episodes, and what else was asked.
 
     episodes: their numbers; of a task, added to `seed`, the start. worst: so many, failures first. out: folder, by default beside what
-    is viewed. policy: who acts on a task. sights: what to look at a task with. mp4, rerun: also a film, a recording an episode.
-    each: wraps what takes long in a progress bar (items, what, how many). Raises RealrlError on what is none of the three, on options
-    that do not fit it, and where a file cannot be written or Rerun is not installed.
+    is viewed. policy: who acts on a task. sights: what to look at a task with, by default its pictures. mp4, rerun: also a film, a
+    recording an episode.
+    each: wraps what takes long in a progress bar (items, what, how many). tell: gets what a page says it lacks. Raises RealrlError on
+    what is none of the three, on options that do not fit it, and where a file cannot be written or Rerun is not installed.
     """
     if episodes is not None and worst is not None:
         raise RealrlError("which episodes? give --episodes or --worst, not both")
@@ -36,16 +37,17 @@ def view(what: str, *, episodes: Sequence[int] | None = None, worst: int | None 
     folder = out or beside
     files: list[Path] = []
     for found in sets:
-        files += write_set(found, folder, mp4=mp4, rerun=rerun, each=each)
+        files += write_set(found, folder, mp4=mp4, rerun=rerun, each=each, tell=tell)
     return files
 
 
 def _opened(path: Path, what: str, episodes: Sequence[int] | None, worst: int | None, policy: Path | None, seed: int,
-            sights: Sequence[str]) -> tuple[list[EpisodeSet], Path]:
+            sights: Sequence[str] | None) -> tuple[list[EpisodeSet], Path]:
     """(the sets of episodes, the folder their pages go to by default)."""
     if is_dataset(path) or is_run(path):
-        if policy is not None:
-            raise RealrlError(f"{path} was recorded already, --policy is for a task: leave it out")
+        for option, value in (("--policy", policy), ("--sight", sights)):
+            if value is not None:
+                raise RealrlError(f"{path} was recorded already, {option} is for a task: leave it out")
         if is_run(path) and not is_dataset(path):
             return of_run(path, numbers=episodes, worst=worst), path / "view"
         return [recorded(path, numbers=episodes, worst=worst)], path.resolve().with_name(path.resolve().name + "-view")
@@ -55,13 +57,15 @@ def _opened(path: Path, what: str, episodes: Sequence[int] | None, worst: int | 
     if worst is not None:
         raise RealrlError("--worst is for recorded episodes: run many with `realrl evaluate --save-failures N`, or give --episodes")
     starts = [seed + i for i in (episodes if episodes is not None else [0])]
-    return [rolled(what, policy=policy, seeds=starts, sights=sights)], Path(f"view-{what.replace('/', '-')}")
+    seen = rolled(what, policy=policy, seeds=starts, sights=("rgb",) if sights is None else sights)
+    return [seen], Path(f"view-{what.replace('/', '-')}")
 
 
 def write_set(found: EpisodeSet, folder: Path, *, mp4: bool = False, rerun: bool = False,
-              each: Each[Any] = lambda items, what, total: items) -> list[Path]:
+              each: Each[Any] = lambda items, what, total: items, tell: Callable[[str], None] = lambda note: None) -> list[Path]:
     """Write a set's page into a folder, and its films and recordings; gives the files, the page first. Raises as `view`."""
     files: list[Path] = []
+    notes: dict[str, None] = {}  # in order, each once
 
     def clips() -> Iterator[Clip]:
         for clip in each(found.clips(), f"drawing {found.title}", len(found.numbers)):
@@ -71,12 +75,16 @@ def write_set(found: EpisodeSet, folder: Path, *, mp4: bool = False, rerun: bool
                 files.append(film.write(clip, stem.with_name(stem.name + ".mp4")))
             if rerun:
                 files.append(recording.write(clip, stem.with_name(stem.name + ".rrd")))
+            notes.update(dict.fromkeys(clip.notes))
             yield clip
 
     try:
-        return [write_page(found, folder / f"{found.name}.html", clips()), *files]
+        written = [write_page(found, folder / f"{found.name}.html", clips()), *files]
     except OSError as error:
         raise RealrlError(f"{folder} could not be written ({error.strerror or error}); free space or choose another folder") from error
+    for note in notes:
+        tell(note)
+    return written
 
 
 def write_page(found: EpisodeSet, file: Path, clips: Iterable[Clip]) -> Path:
