@@ -128,6 +128,17 @@ def test_crop_keeps_the_faces() -> None:
     assert clouds.crop(points, BOX)[:, 3].tolist() == [7, 9]
 
 
+def test_a_cloud_about_the_hand() -> None:
+    points = np.array([[1.0, 2.0, 3.0, 0.5], [0.0, 0.0, 0.0, 0.25]], np.float32)
+    assert np.array_equal(clouds.about(points, [1, 1, 1]), [[0, 1, 2, 0.5], [-1, -1, -1, 0.25]])
+    assert points[0, 0] == 1, "the other stays as it was"
+    nothing = np.zeros((3, 3), np.float32)
+    assert np.array_equal(clouds.about(nothing, [1, 1, 1]), nothing)
+    for bad in ([1, 1], [np.nan, 0, 0]):
+        with pytest.raises(RealrlError, match=r"origin .*three finite numbers"):
+            clouds.about(points, bad)
+
+
 def test_a_matrix_of_a_calibration() -> None:
     camera = Camera.of([[600, 0, 320], [0, 610, 240], [0, 0, 1]], np.eye(4))
     assert (camera.fx, camera.fy, camera.cx, camera.cy) == (600, 610, 320, 240)

@@ -91,6 +91,18 @@ def crop(points: Array, box: ArrayLike) -> Array:
     return kept
 
 
+def about(points: Array, place: ArrayLike) -> Array:
+    """A cloud [N, 3 or more] with its origin moved to a place [3], m: the hand's, say, from the robot's forward kinematics. A cloud that
+    saw nothing, zeros, stays as it is. Raises RealrlError on another shape or numbers that are not finite."""
+    origin = np.asarray(place, np.float64)
+    if origin.shape != (3,) or not np.isfinite(origin).all():
+        raise RealrlError(f"a cloud's origin {origin.tolist()}: expected three finite numbers, x, y, z in metres")
+    moved = points.copy()
+    if points[:, :3].any():
+        moved[:, :3] -= origin.astype(points.dtype)
+    return moved
+
+
 def check_box(box: ArrayLike) -> Array:
     """A box as float64 [2, 3]. Raises RealrlError unless its low corner is below its high one."""
     corners = np.asarray(box, np.float64)

@@ -80,7 +80,8 @@ class AdroitEnv(RobotEnv):
         task = TaskSpec("adroit", name, *_SIZES[name], horizon, float(inner.dt), _TEXT[name])
         self._inner = inner
         box = _BOXES[name]
-        stage = Stage(task.id, _VIEWS[name], tuple(range(_JOINTS[name])), box, _AWAY, self._goals)
+        stage = Stage(task.id, _VIEWS[name], tuple(range(_JOINTS[name])), box, _AWAY, self._goals,
+                      hand=lambda: inner.data.site("S_grasp").xpos)
         if name == "relocate":
             inner.model.site("target").rgba[3] = 0.5  # its ball is drawn so faint that a small picture loses it
         seen = eyes(sight, stage, inner.model, inner.data)

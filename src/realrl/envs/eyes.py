@@ -22,8 +22,12 @@ class Sight:
     """The eyes of a MuJoCo environment, see `realrl.envs.base.Eyes`."""
 
     def __init__(self, cfg: SightConfig, stage: Stage, model: Any, data: Any) -> None:
-        """Moves the model's cameras to the stage's views. Raises RealrlError on an unknown camera and where OpenGL is missing."""
+        """Moves the model's cameras to the stage's views. Raises RealrlError on an unknown camera, without a hand to look from, and where
+        OpenGL is missing."""
+        if cfg.kind == "pointcloud" and cfg.frame == "hand" and stage.hand is None:
+            raise RealrlError(f"{stage.task}: it has no hand for a cloud to be seen from, take sight.frame world")
         self._cfg, self._stage, self._model, self._data = cfg, stage, model, data
+        self._hand = stage.hand if cfg.frame == "hand" else None
         self.own: Sequence[int] = stage.own
         self.solids: list[Mark] = []
         """What is drawn into the scene without physics; `realrl.envs.randomise` puts distractors here."""
@@ -63,7 +67,8 @@ class Sight:
         if self._cfg.kind == "depth":
             return {f"depth.{name}": _millimetres(_there(self._shoot(camera, colour=False, depth=True)[1]))
                     for name, camera in self._cameras.items()}
-        return {"pointcloud": self._by_rays() if self._caster else self._by_depth()}
+        cloud = self._by_rays() if self._caster else self._by_depth()
+        return {"pointcloud": cloud if self._hand is None else clouds.about(cloud, self._hand())}
 
     def close(self) -> None:
         """Give the renderer back."""

@@ -79,7 +79,8 @@ class MetaWorldEnv(RobotEnv):
         text = name.removesuffix("-v3").replace("-", " ")
         dt = sim.model.opt.timestep * sim.frame_skip
         task = TaskSpec("metaworld", name, 39, 4, horizon, dt, text)
-        stage = Stage(task.id, _VIEWS, (*range(4), *range(18, 22)), _BOX, _AWAY, self._goals, self._settle)
+        stage = Stage(task.id, _VIEWS, (*range(4), *range(18, 22)), _BOX, _AWAY, self._goals, self._settle,
+                      hand=lambda: sim.data.body("hand").xpos)
         seen = eyes(sight, stage, sim.model, sim.data)
         super().__init__(task, reward=reward, eyes=seen, whims=randomiser(randomise, sim.model, sim.data, seen, _BOX))
         sim._partially_observable = False

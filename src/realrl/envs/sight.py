@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # it imports the simulator
 
 Kind = Literal["state", "rgb", "depth", "pointcloud"]
 Source = Literal["rays", "depth"]
+Frame = Literal["world", "hand"]
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Low and high corner, m."""
 KINDS: tuple[Kind, ...] = ("rgb", "depth", "pointcloud")
@@ -45,9 +46,12 @@ class SightConfig:
     """Whether the points of a cloud carry their colour: six columns instead of three."""
     source: Source = "rays"
     """How a simulated cloud is made: by casting rays (no OpenGL), or from rendered depth as a real depth camera would."""
+    frame: Frame = "world"
+    """Where a cloud's origin is: world, the world's; hand, the robot's hand, with the world's axes, so that what is to be grasped is where
+    the hand has yet to go."""
 
     def __post_init__(self) -> None:
-        for name, hint in (("kind", Kind), ("source", Source)):
+        for name, hint in (("kind", Kind), ("source", Source), ("frame", Frame)):
             if getattr(self, name) not in get_args(hint):
                 raise RealrlError(f"sight.{name} is {getattr(self, name)!r}: it is one of {', '.join(get_args(hint))}")
         for name in ("height", "width", "points"):
@@ -115,6 +119,8 @@ class Stage:
     """Where the goals' balls are now. Pictures and rendered depth have them from the model's sites."""
     settle: Callable[[], None] = lambda: None
     """Puts drawn goals where they belong after kinematics were computed anew."""
+    hand: Callable[[], Array] | None = None
+    """Where the robot's hand is now, [3] m in the world; None: it has none."""
 
 
 def eyes(cfg: SightConfig | None, stage: Stage, model: Any, data: Any, kinds: Sequence[Kind] = KINDS, instead: str = "") -> Sight | None:

@@ -237,7 +237,8 @@ class ReachEyes:
         """The picture [H, W, 3], the depth [H, W] in mm, or the cloud [N, 3 or 6]."""
         places = (self._env.target, self._env.hand)
         if self._cfg.kind == "pointcloud":
-            flat = np.stack(places)[self._which] + self._spots
+            origin = self._env.hand if self._cfg.frame == "hand" else 0.0  # its table has no depth: the height stays
+            flat = np.stack(places)[self._which] + self._spots - origin
             parts = [flat, np.array(self.HEIGHTS)[self._which, None]]
             if self._cfg.colour:
                 parts.append(np.array(self.COLOURS)[self._which])
