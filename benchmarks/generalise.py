@@ -25,9 +25,8 @@ from realrl import config
 from realrl.algos.rl100 import RL100Config
 from realrl.collect import Collector
 from realrl.data.views import ChunkView
-from realrl.iql import encode_all
+from realrl.iql import encode_all, value_net
 from realrl.losses import explained_variance, gae, gaussian_kl, monte_carlo
-from realrl.nets.mlp import mlp
 from realrl.policy import DiffusionPolicy
 from realrl.ppo import DenoisingPPO, PPOConfig, fit_value
 from realrl.run import Run
@@ -77,7 +76,7 @@ class Half:
 
 def begin(folder: Path, cfg: RL100Config, policy: DiffusionPolicy) -> nn.Module:
     """Load the policy as its online stage found it; returns V. Raises RealrlError for a run without an offline stage."""
-    value = mlp(policy.cond_dim, 1, (cfg.critic.hidden, cfg.critic.hidden))
+    value = value_net(policy.cond_dim, cfg.critic, eyes=policy.encoder is not None)
     with Run(folder, resume=True) as run:
         if not cfg.offline.rounds or run.load(f"offline-{cfg.offline.rounds}", policy=policy, value=value) is None:
             raise RealrlError(f"{folder}: no finished offline stage in it: run it first, or name another run")

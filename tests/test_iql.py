@@ -10,7 +10,8 @@ from realrl import envs
 from realrl.collect import CollectConfig, Collector
 from realrl.data.views import ChunkView
 from realrl.envs.toy import LineEnv, line_value
-from realrl.iql import CriticConfig, Critics, calibration, encode_all, fit_critics
+from realrl.iql import CriticConfig, Critics, calibration, encode_all, fit_critics, fit_whitener
+from realrl.losses import explained_variance
 from realrl.types import Plan
 
 GAMMA = 0.8
@@ -133,3 +134,25 @@ def test_fits_repeat_from_their_seed():
     assert logged == []  # 30 steps: too short for a line
     fit_critics(Critics(1, 1, 1, CriticConfig(steps=500, hidden=8)), data, encode, seed=1, log=lambda s, told: logged.append((s, *told)))
     assert logged == [(n, "critic_loss_v", "critic_loss_q") for n in (250, 500)]
+
+
+def test_critics_of_eyes_find_what_is_faint_in_a_latent():
+    """The reward hangs on a direction a thirtieth as strong as the others: whitened critics see it in a few steps."""
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(2000, 8, generator=generator) * 3
+    latent[:, 0] = torch.randn(2000, generator=generator) * 0.1
+    latent = latent @ torch.linalg.qr(torch.randn(8, 8, generator=generator)).Q
+    faint = torch.linalg.svd(latent, full_matrices=False).U[:, -1]
+    reward = (faint > 0).float()
+    action, nothing = torch.zeros(2000, 1, 1), torch.zeros(2000)
+    explained = {}
+    for whiten in (True, False):
+        torch.manual_seed(0)
+        critics = Critics(8, 1, 1, CriticConfig(hidden=32, lr=3e-3, whiten=whiten), eyes=True)
+        fit_whitener(critics.value, latent)
+        for _ in range(300):
+            rows = torch.randint(2000, (256,), generator=generator)
+            critics.update(latent[rows], action[rows], reward[rows], nothing[rows], latent[rows])
+        explained[whiten] = explained_variance(critics.v(latent).detach(), reward)
+    assert explained[True] > 0.6 and explained[True] > explained[False] + 0.3
+    assert len(Critics(8, 1, 1, CriticConfig(hidden=32)).value) == len(critics.value), "the state needs none"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from realrl.data.views import ChunkView, continue_chunks
 from realrl.losses import expectile, explained_variance, td_target
 from realrl.nets.mlp import EnsembleMLP, mlp
+from realrl.nets.normalise import Whitener
 from realrl.run import derive
 from realrl.types import Array, Episode
 
@@ -44,18 +45,20 @@ class CriticConfig:
     """tau of V's regression: 0.5 = mean of the data's actions, 1 = their best."""
     target_rate: float = 0.005
     """Polyak rate of the target Q."""
+    whiten: bool = True
+    """Whether critics of a policy with eyes see its latents along their principal axes, each scaled to about unit variance."""
 
 
 class Critics(nn.Module):
-    """Twin Q(s, a), its slow copy, and V(s). cond: [B, C] encoded observation; action: [B, K, A]."""
+    """Twin Q(s, a), its slow copy, and V(s). cond: [B, C] encoded observation; action: [B, K, A]. eyes: the condition is a latent."""
 
-    def __init__(self, cond: int, chunk: int, action: int, cfg: CriticConfig) -> None:
+    def __init__(self, cond: int, chunk: int, action: int, cfg: CriticConfig, *, eyes: bool = False) -> None:
         super().__init__()
         self.cfg = cfg
-        hidden = (cfg.hidden, cfg.hidden)
-        self.twin = EnsembleMLP(2, cond + chunk * action, 1, hidden)
+        self.twin = EnsembleMLP(2, cond + chunk * action, 1, (cfg.hidden, cfg.hidden))
         self.target = copy.deepcopy(self.twin).requires_grad_(False)
-        self.value = mlp(cond, 1, hidden)
+        self.value = value_net(cond, cfg, eyes=eyes)
+        self.white = self.value[0] if isinstance(self.value[0], Whitener) else nn.Identity()
         self.optimiser = torch.optim.AdamW([*self.twin.parameters(), *self.value.parameters()], lr=cfg.lr,
                                            weight_decay=cfg.weight_decay)
 
@@ -66,7 +69,7 @@ class Critics(nn.Module):
 
     def q(self, cond: Tensor, action: Tensor) -> Tensor:
         """min(Q1, Q2) of the slow copy [B]."""
-        out: Tensor = self.target(torch.cat([cond, action.flatten(1)], -1))
+        out: Tensor = self.target(self._pair(cond, action))
         return out[..., 0].amin(0)
 
     @torch.no_grad()
@@ -74,9 +77,12 @@ class Critics(nn.Module):
         """A = min(Q1, Q2) - V [B] (RL-100, section 4)."""
         return self.q(cond, action) - self.v(cond)
 
+    def _pair(self, cond: Tensor, action: Tensor) -> Tensor:
+        return torch.cat([self.white(cond), action.flatten(1)], -1)
+
     def update(self, cond: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_cond: Tensor) -> dict[str, Tensor]:
         """One step of L_V = E|tau - 1(u<0)| u^2 and L_Q = E (r + discount V(s') - Q)^2; returns both."""
-        pair = torch.cat([cond, action.flatten(1)], -1)
+        pair = self._pair(cond, action)
         with torch.no_grad():
             best = self.target(pair)[..., 0].amin(0)
             target = td_target(reward, discount, self.v(next_cond))
@@ -91,11 +97,24 @@ class Critics(nn.Module):
         return {"loss_v": loss_v.detach(), "loss_q": loss_q.detach()}
 
 
+def value_net(cond: int, cfg: CriticConfig, *, eyes: bool) -> nn.Sequential:
+    """V: [B, cond] -> [B, 1]; eyes: the condition is a policy's latent."""
+    net = mlp(cond, 1, (cfg.hidden, cfg.hidden))
+    return nn.Sequential(Whitener(cond), *net) if eyes and cfg.whiten else net
+
+
+def fit_whitener(value: nn.Module, cond: Tensor) -> None:
+    """Fit the whitener of a `value_net`, where it has one, to conditions [N, C]; the first time only."""
+    if isinstance(value, nn.Sequential) and isinstance(value[0], Whitener):
+        value[0].fit(cond)
+
+
 def fit_critics(critics: Critics, view: ChunkView, encode: Encode, *, seed: int,
                 log: Callable[[int, Mapping[str, float]], None] | None = None) -> None:
     """Train for `cfg.steps` on every decision of the view; the observations are encoded once (the encoder is frozen offline)."""
     random = torch.Generator(view.reward.device).manual_seed(derive(seed, "critics"))
     cond, next_cond = encode_all(view, encode)
+    fit_whitener(critics.value, cond)
     batch = view.batch()
     action = continue_chunks(batch.action, batch.valid, random)
     for step in range(critics.cfg.steps):

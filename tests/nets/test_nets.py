@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from realrl.nets.mlp import EnsembleMLP, EnsembleNorm, SkipNet, mlp, time_table
-from realrl.nets.normalise import Normaliser
+from realrl.nets.normalise import Normaliser, Whitener
 from realrl.nets.unet1d import UNet1d
 
 
@@ -118,3 +118,20 @@ def test_normaliser_fits_floors_and_clips():
     other.load_state_dict(norm.state_dict())
     assert torch.equal(other(x), y)
     assert norm(x.view(50, 10, 2)).shape == (50, 10, 2)
+
+
+def test_whitened_latents_are_uncorrelated_and_of_unit_size_but_for_the_faintest():
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([10.0, 1.0, 0.3, 1e-5])
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
+    x = (torch.randn(5000, 4, generator=generator) * spread) @ turn + 3
+    white = Whitener(4)
+    assert torch.equal(white(x), x), "nothing before it is fitted"
+    white.fit(x)
+    found = torch.cov(white(x).T)
+    assert torch.allclose(found - found.diag().diag(), torch.zeros(4, 4), atol=1e-3)
+    expected = (spread / (spread + 0.02 * 10)).square().flip(0)  # eigenvalues ascend
+    assert torch.allclose(found.diag(), expected, rtol=0.1, atol=1e-6)
+    before = white.axes.clone()
+    white.fit(2 * x + 1)
+    assert torch.equal(white.axes, before), "once"

@@ -24,9 +24,8 @@ from realrl.envs.sight import SightConfig
 from realrl.generative.consistency import DistillConfig, start_from_teacher
 from realrl.generative.diffusion import DiffusionConfig
 from realrl.imitation import Imitation, ImitationConfig, generator
-from realrl.iql import CriticConfig, Critics, calibration, encode_all, fit_critics, value_traces
+from realrl.iql import CriticConfig, Critics, calibration, encode_all, fit_critics, fit_whitener, value_net, value_traces
 from realrl.losses import explained_variance, gae, monte_carlo
-from realrl.nets.mlp import mlp
 from realrl.ope import OPEConfig, TransitionModel, evaluate_policies, gate, judged, start_conditions
 from realrl.policy import DiffusionPolicy, PolicyConfig, load_policy
 from realrl.ppo import DenoisingPPO, PPOConfig, fit_value
@@ -174,7 +173,8 @@ class OfflineRound:
         view = view.seen_by(policy.latents)  # the encoder is frozen offline, and shared by policy, critics and model
         self.cond, _ = encode_all(view, policy.encode)
         torch.manual_seed(derive(seed, "weights"))  # the same critics whatever this process did before, or a resumed run would differ
-        self.critics = Critics(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.critic).to(policy.device)
+        self.critics = Critics(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.critic, eyes=policy.encoder is not None)
+        self.critics.to(policy.device)
         fit_critics(self.critics, view, policy.encode, seed=seed, log=log)
         self.model = TransitionModel(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.ope, seed=seed).to(policy.device)
         quality = self.model.fit(view, policy.encode, log)
@@ -252,9 +252,8 @@ class Online:
 
     def __init__(self, policy: DiffusionPolicy, value: nn.Module | None, cfg: RL100Config) -> None:
         self.policy, self.cfg, self.iteration = policy, cfg, 0
-        size = (cfg.critic.hidden, cfg.critic.hidden)
         torch.manual_seed(derive(cfg.seed, "online"))
-        self.value = value or mlp(policy.cond_dim, 1, size).to(policy.device)
+        self.value = value or value_net(policy.cond_dim, cfg.critic, eyes=policy.encoder is not None).to(policy.device)
         self.value_optimiser = torch.optim.AdamW(self.value.parameters(), lr=cfg.online.value_lr)
         self.eyes = policy.encoder is not None and cfg.online.learn_encoder
         self.ppo, self.student = DenoisingPPO(policy, cfg.online.ppo, encoder=self.eyes), policy.distillation(cfg.distill)
@@ -291,6 +290,7 @@ class Online:
         random = generator(cfg.seed, "online-update", self.iteration, device=policy.device)
         view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, every="plan", device=policy.device)
         cond, next_cond = encode_all(view.seen_by(policy.latents), policy.encode)
+        fit_whitener(self.value, cond)
         with torch.no_grad():
             value, next_value = self.value(cond)[:, 0], self.value(next_cond)[:, 0]
         advantage, _ = gae(view.reward, view.discount, value, next_value, view.last, cfg.online.lam)
@@ -381,7 +381,7 @@ def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, 
     round profits too, and that a round ends with the policy it judged.
     """
     name, offline = f"offline-{m + 1}", cfg.offline
-    value = mlp(policy.cond_dim, 1, (cfg.critic.hidden, cfg.critic.hidden)).to(policy.device)
+    value = value_net(policy.cond_dim, cfg.critic, eyes=policy.encoder is not None).to(policy.device)
     if cell.run.load(name, policy=policy, value=value) is None:
         with cell.timed(name):
             data = list(demos)

@@ -1,4 +1,4 @@
-"""Observation normalisation, fitted once on the demonstrations and then part of the policy for good."""
+"""Normalisation of what networks see: of observations for a policy, of latents for the critics. Each is fitted once and then stays."""
 
 from __future__ import annotations
 
@@ -29,3 +29,35 @@ class Normaliser(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ((x - self.mean) / self.std).clamp(-self.limit, self.limit)
+
+
+class Whitener(nn.Module):
+    """Latents along their principal axes, each of about unit variance: x [..., D] -> [..., D]; nothing is done to it before `fit`.
+
+    An encoder's latents crowd along a few directions, and what tells a grasp from a miss is among the faint ones, which a critic is slow
+    to find. Directions fainter than `floor` of the strongest are not raised further, or noise would be.
+    """
+
+    def __init__(self, size: int, *, floor: float = 0.02) -> None:
+        super().__init__()
+        self.floor = floor
+        self.mean: Tensor
+        self.axes: Tensor
+        self.fitted: Tensor
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("axes", torch.eye(size))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """x: [N, D]; the first time only: what was learned behind it would no longer hold."""
+        if self.fitted:
+            return
+        values, axes = torch.linalg.eigh(torch.cov(x.double().T))
+        spread = values.clamp(min=0).sqrt()
+        self.mean.copy_(x.mean(0))
+        self.axes.copy_(axes / (spread + self.floor * spread[-1]).clamp(min=1e-12))
+        self.fitted.fill_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) @ self.axes
