@@ -319,6 +319,14 @@ def generalise_table(rows: Sequence[Row]) -> str:
     return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
 
 
+def critic_fit_table(rows: Sequence[Row]) -> str:
+    """What critics explain of the returns, one line a run, input and number of steps."""
+    lines = [[r["run"], r["seen"], f"{r['steps']:,}", *(f"{r[k]:.2f}" for k in ("v_fitted", "v_other", "q_other")), str(r["episodes"])]
+             for r in rows]
+    head = ["run", "critics see", "steps", "V explains, fitted episodes", "V, other episodes", "Q, other episodes", "episodes"]
+    return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
+
+
 def ope_stages_table(rows: Sequence[Row]) -> str:
     """The correlations, then every policy: what was estimated and what was true."""
     totals = [r for r in rows if r["stage"] == "all"]
@@ -366,7 +374,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "loading": loading_table, "scale": scale_table, "ope": ope_table, "ope_stages": ope_stages_table,
     "human": human_table, "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
     "vision_ablations": ablations_table, "cooling": ablations_table, "latent_probe": latent_probe_table,
-    "generalise": generalise_table,
+    "generalise": generalise_table, "critic_fit": critic_fit_table,
     "vision": lambda rows: success_table(rows, VISION, "vision", ("imitation", "offline", "online", "one-step"))}
 
 
