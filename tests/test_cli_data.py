@@ -300,3 +300,12 @@ def test_demonstrations_with_eyes(tmp_path: Path, kind: str, key: str, shape: tu
     assert len(seen) == 2 and all(e.succeeded and e.obs[key].shape[1:] == shape and e.obs["state"].shape[1:] == (2,) for e in seen)
     assert cli.main(["data", "demos", *options, "--cameras", "nope", "--out", str(tmp_path / "other")]) == 2
     assert not (tmp_path / "other").exists()
+
+
+def test_demonstrations_from_the_hand(tmp_path: Path) -> None:
+    options = ["--task", "toy/reach", "--episodes", "1", "--workers", "1", "--sight", "pointcloud", "--points", "8"]
+    for frame in ("world", "hand"):
+        assert cli.main(["data", "demos", *options, "--frame", frame, "--out", str(tmp_path / frame)]) == 0
+    (world,), (hand,) = (Store.open(tmp_path / frame).read() for frame in ("world", "hand"))
+    moved = world.obs["pointcloud"][..., :2] - hand.obs["pointcloud"][..., :2]
+    assert np.allclose(moved, world.obs["state"][:, None], atol=1e-6)

@@ -50,6 +50,8 @@ def _add_recording(actions: Any) -> None:
     demos.add_argument("--size", type=whole(1), nargs=2, default=(84, 84), metavar=("HEIGHT", "WIDTH"), help="of pictures (default: 84 84)")
     demos.add_argument("--points", type=whole(1), default=512, metavar="N", help="of a cloud (default: 512)")
     demos.add_argument("--colour", action="store_true", help="points of a cloud carry their colour")
+    demos.add_argument("--frame", choices=("world", "hand"), default="world", help="where a cloud's origin is; the same as in the run that "
+                       "learns from it (default: world)")
     demos.add_argument("--seed", type=whole(0), default=0, metavar="S", help="which set of starts (default: 0)")
     demos.add_argument("--workers", type=whole(0), default=0, metavar="W", help="worker processes (default: one a CPU core)")
 
@@ -138,7 +140,7 @@ def _demos(args: argparse.Namespace) -> int:
     from realrl.data.store import Store
     expert = envs.expert(args.task, args.expert, noise=args.noise)
     sight = envs.SightConfig(kind=args.sight or "state", cameras=tuple(args.cameras) if args.cameras else None, height=args.size[0],
-                             width=args.size[1], points=args.points, colour=args.colour)
+                             width=args.size[1], points=args.points, colour=args.colour, frame=args.frame)
     envs.make(args.task, sight=sight).close()  # a wrong camera is named before a folder is made
     store = Store.open_or_create(args.out, task=args.task, fps=_rate(args.task))
     try:
