@@ -44,14 +44,12 @@ def _add_recording(actions: Any) -> None:
     demos.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the dataset, new or to be continued")
     demos.add_argument("--noise", type=float, default=0.0, metavar="STD", help="noise on the expert's actions, of [-1, 1] (default: 0)")
     demos.add_argument("--expert", metavar="PATH", help="the expert's weights, for suites whose expert is a network (adroit)")
-    demos.add_argument("--sight", choices=("rgb", "depth", "pointcloud"), help="what is seen beside the robot's own joints (default: "
-                       "nothing, the state is recorded)")
+    demos.add_argument("--sight", choices=("rgb", "depth", "pointcloud"), help="what is seen beside the robot's joints (default: state)")
     demos.add_argument("--cameras", nargs="+", metavar="CAMERA", help="cameras to look through (default: the task's choice)")
     demos.add_argument("--size", type=whole(1), nargs=2, default=(84, 84), metavar=("HEIGHT", "WIDTH"), help="of pictures (default: 84 84)")
     demos.add_argument("--points", type=whole(1), default=512, metavar="N", help="of a cloud (default: 512)")
     demos.add_argument("--colour", action="store_true", help="points of a cloud carry their colour")
-    demos.add_argument("--frame", choices=("world", "hand"), default="world", help="where a cloud's origin is; the same as in the run that "
-                       "learns from it (default: world)")
+    demos.add_argument("--frame", choices=("world", "hand"), default="world", help="a cloud's origin, as in the run to come (world)")
     demos.add_argument("--seed", type=whole(0), default=0, metavar="S", help="which set of starts (default: 0)")
     demos.add_argument("--workers", type=whole(0), default=0, metavar="W", help="worker processes (default: one a CPU core)")
 
