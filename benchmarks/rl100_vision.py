@@ -33,7 +33,7 @@ def settings(name: str) -> RL100Config:
     On Meta-World everything hangs on where the encoder believes things to be: learnt from 25 episodes a peg's place is off by 15 mm in
     new ones, from 50 by 7 mm (15 mm of play). So there are twice the demonstrations and longer fits, the second on 300 rollouts more. The
     cloud's origin is the hand, which is told how far to move; the network predicts the velocity, which clones better; and the critics
-    get the steps that they need on latents (docs/benchmarks.md has all three measured).
+    take more steps, after which they explain more of the returns (docs/benchmarks.md has all three measured).
     """
     task, rgb = name.removesuffix("-rgb"), name.endswith("-rgb")
     cfg = rl100_adroit.settings(task) if task in rl100_adroit.TASKS else RL100Config(task=f"metaworld/{task}", demos=50)
