@@ -34,7 +34,8 @@ class Normaliser(nn.Module):
 class Whitener(nn.Module):
     """Latents along their principal axes, each of about unit variance: x [..., D] -> [..., D]; nothing is done to it before `fit`.
 
-    An encoder's latents crowd along a few directions, and a critic is slow to find what the faint ones say. Directions fainter than `floor` of the strongest are not raised further, or noise would be.
+    An encoder's latents crowd along a few directions, and a critic is slow to find what the faint ones say. Directions fainter
+    than `floor` of the strongest are not raised further, or noise would be.
     """
 
     def __init__(self, size: int, *, floor: float = 0.02) -> None:
