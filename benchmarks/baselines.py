@@ -19,16 +19,19 @@ from torch import Tensor
 from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import RL100Config
-from realrl.collect import MakeEnv
+from realrl.cell.cell import WorkCell
+from realrl.cell.collect import MakeEnv
 from realrl.data.store import Store
 from realrl.data.views import ChunkView, continue_chunks
-from realrl.imitation import Imitation, ImitationConfig, cosine, generator
-from realrl.iql import Critics, encode_all, fit_critics
-from realrl.policy import DiffusionPolicy, GaussianPolicy, load_policy
-from realrl.ppo import PPOConfig
-from realrl.run import Run, derive, read_parts
+from realrl.files import derive
+from realrl.learn.imitation import Imitation, ImitationConfig, cosine, generator
+from realrl.learn.iql import Critics, encode_all, fit_critics
+from realrl.learn.ppo import PPOConfig
+from realrl.policies.diffusion import DiffusionPolicy
+from realrl.policies.folder import load_policy, save_policy
+from realrl.policies.gaussian import GaussianPolicy
+from realrl.run import Run, read_parts
 from realrl.types import Episode, Policy, RealrlError
-from realrl.workcell import WorkCell
 
 EXTRA = 2000
 """Gradient steps that every offline baseline gets on top of the imitation's."""
@@ -220,5 +223,5 @@ def dppo(folder: Path, source: Path, cfg: RL100Config, steps: int, make: MakeEnv
     with run, WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon, make=make) as cell:
         stage = rl100.Online(policy, None, cfg)
         spent = improve(cell, stage, steps, fixed_rate=cfg.online.ppo.lr)
-        policy.save(folder / "policy", task=cfg.task)
+        save_policy(policy, folder / "policy", task=cfg.task)
     return policy.with_head("ddim", "dppo"), spent, float(cell.summary["wall_s"])

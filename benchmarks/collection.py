@@ -22,8 +22,10 @@ from common import RESULTS, Table
 from gymnasium.vector import AsyncVectorEnv
 
 from realrl import envs
-from realrl.collect import CollectConfig, Collector
-from realrl.policy import DiffusionPolicy, PolicyConfig, load_policy
+from realrl.cell.collect import Collector
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
+from realrl.policies.folder import load_policy
+from realrl.scene import CollectConfig
 from realrl.types import Policy
 
 

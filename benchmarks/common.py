@@ -23,10 +23,11 @@ import torch
 
 from realrl import config
 from realrl.algos.rl100 import RL100Config
-from realrl.collect import CollectConfig, Collector, MakeEnv
-from realrl.envs import SightConfig
-from realrl.evaluate import evaluate
-from realrl.run import commit, write_json
+from realrl.cell.collect import Collector, MakeEnv
+from realrl.cell.evaluate import evaluate
+from realrl.files import write_json
+from realrl.run import commit
+from realrl.scene import CollectConfig, SightConfig
 from realrl.types import Policy, RealrlError, Source
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,8 +17,9 @@ from common import Part, Table, judge, slim
 from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import RL100Config
-from realrl.collect import MakeEnv
-from realrl.policy import DiffusionPolicy, load_policy
+from realrl.cell.collect import MakeEnv
+from realrl.policies.diffusion import DiffusionPolicy
+from realrl.policies.folder import load_policy
 from realrl.run import Run, read_metrics
 from realrl.types import Episode, RealrlError, Source
 

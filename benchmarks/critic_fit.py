@@ -23,10 +23,10 @@ from realrl import config, envs
 from realrl.algos.rl100 import RL100Config
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
-from realrl.iql import Critics, encode_all, fit_whitener
+from realrl.learn.iql import Critics, encode_all, fit_whitener
 from realrl.losses import explained_variance
 from realrl.nets.normalise import Normaliser
-from realrl.policy import DiffusionPolicy
+from realrl.policies.diffusion import DiffusionPolicy
 from realrl.run import Run
 from realrl.types import Episode, RealrlError
 

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from realrl.envs import adroit
-from realrl.policy import PolicyConfig
+from realrl.policies.diffusion import PolicyConfig
 from realrl.types import Array, Episode, RealrlError, Source
 
 HINGE, OPEN = 28, 1.35  # where the door's angle [rad] stands in an observation, and the environment's threshold of success

@@ -74,7 +74,7 @@ def _own_seeds(target: str, root: Path) -> list[bytes]:
     """Each file as it is, and what a checksum or a parquet file hides from changes: a side file's header, a log's records."""
     import pyarrow.parquet as pq
 
-    from realrl.data.journal import read_log
+    from realrl.data.record.journal import read_log
 
     found = []
     for i, path in enumerate(parts(target, root)):
@@ -91,7 +91,8 @@ def own_reader(target: str, folder: Path) -> Callable[[bytes], None]:
     """What reads one input of these. One recording in eight is brought to its end, in a folder made anew for it; others are only read."""
     import fuzzing  # `sample` made it known
 
-    from realrl.data import recovery, side
+    from realrl.data import side
+    from realrl.data.record import recovery
     from realrl.types import RealrlError
 
     whole, work = sample(target, folder / "whole"), folder / "work"
@@ -127,7 +128,7 @@ def _damage(target: str, path: Path, data: bytes) -> None:
     """Write an input over the file it stands for."""
     import pyarrow.parquet as pq
 
-    from realrl.data.journal import Log
+    from realrl.data.record.journal import Log
 
     first, rest = data[0] if data else 0, data[1:]
     if first < 128 or target == "legacy":
@@ -191,7 +192,7 @@ def search(target: str, seconds: int, keep: Path) -> None:
     with atheris.instrument_imports(include=[f"realrl.data.{name}" for name in MODULES.get(target, FORMATS)]):
         import realrl.data.formats
         import realrl.data.legacy
-        import realrl.data.recovery
+        import realrl.data.record.recovery
         import realrl.data.side  # noqa: F401
 
     with tempfile.TemporaryDirectory() as name:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from realrl.collect import Collector
+from realrl.cell.collect import Collector
 from realrl.data.views import ChunkView
+from realrl.files import derive
 from realrl.losses import clipped_surrogate, gae
 from realrl.nets.mlp import mlp
 from realrl.nets.normalise import Normaliser
-from realrl.run import derive
 from realrl.types import Episode, Obs, Plan, State
 
 HIDDEN = (64, 64)

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from realrl import config
 from realrl.algos.rl100 import RL100Config
-from realrl.collect import Collector
+from realrl.cell.collect import Collector
 from realrl.data.views import ChunkView
-from realrl.iql import encode_all, value_net
+from realrl.learn.iql import encode_all, value_net
+from realrl.learn.ppo import DenoisingPPO, PPOConfig, fit_value
 from realrl.losses import explained_variance, gae, gaussian_kl, monte_carlo
-from realrl.policy import DiffusionPolicy
-from realrl.ppo import DenoisingPPO, PPOConfig, fit_value
+from realrl.policies.diffusion import DiffusionPolicy
 from realrl.run import Run
 from realrl.types import Episode, RealrlError
 

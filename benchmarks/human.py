@@ -39,20 +39,22 @@ from common import RESULTS, Part, Table, arguments, machine, run_parts
 from door import DOOR, HINGE, OPEN, DemonstratedDoor, human_door, smooth
 
 from realrl import envs
-from realrl.collect import CollectConfig, Collector, MakeEnv
+from realrl.cell.collect import Collector, MakeEnv
+from realrl.cell.evaluate import held_out, wilson
+from realrl.cell.playback import player, replay
 from realrl.data import formats
 from realrl.data.cache import FrameCache
 from realrl.data.store import Store, open_dataset
 from realrl.data.views import ChunkView
 from realrl.data.windows import ImageWindows
-from realrl.envs import SightConfig, pusht, robosuite
-from realrl.evaluate import held_out, wilson
+from realrl.envs import pusht, robosuite
+from realrl.files import derive, write_json
 from realrl.generative.diffusion import imitation_loss
-from realrl.imitation import Imitation, ImitationConfig, generator
+from realrl.learn.imitation import Imitation, ImitationConfig, generator
 from realrl.nets.encoder import EncoderConfig
-from realrl.policy import DiffusionPolicy, PolicyConfig, load_policy
-from realrl.replay import player, replay
-from realrl.run import derive, write_json
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
+from realrl.policies.folder import load_policy, save_policy
+from realrl.scene import CollectConfig, SightConfig
 from realrl.types import Array, Episode, Obs, Plan, RealrlError, State
 
 EPISODES = 100
@@ -161,7 +163,7 @@ def door_parts(setting: Setting, seed: int) -> list[Part]:
         demos = [smooth(e) for e in human_door(_file(setting.data / "adroit_hand_dapg" / "door_human.npz"))]
         train, check = demos[1:], demos[:1]
         policy, cost = fit(DOOR, train, check, setting.fit(ImitationConfig(steps=10_000, batch=128)), seed)
-        policy.save(setting.out / "human" / f"door-s{seed}", task="adroit/door")
+        save_policy(policy, setting.out / "human" / f"door-s{seed}", task="adroit/door")
         own = partial(envs.make, "adroit/door", reward="dense", horizon=300)
         starts: dict[str, tuple[MakeEnv, list[int]]] = {
             "held-out": (own, held_out(setting.episodes)),
@@ -216,7 +218,7 @@ def pusht_parts(setting: Setting, seed: int) -> list[Part]:
         demos = [as_keypoints(e) for e in pusht_demos(setting)]
         train, check = [e for i, e in enumerate(demos) if i % 20], demos[::20]
         policy, cost = fit(PUSHT, train, check, setting.fit(ImitationConfig(steps=40_000, batch=128)), seed)
-        policy.save(setting.out / "human" / f"pusht-s{seed}", task="pusht/keypoints")
+        save_policy(policy, setting.out / "human" / f"pusht-s{seed}", task="pusht/keypoints")
         make = partial(envs.make, "pusht/keypoints", reward="dense")
         for sampler, greedy in SAMPLERS.items():
             episodes = run_episodes("pusht/keypoints", make, Executing(policy, EXECUTED), held_out(setting.episodes), greedy)
@@ -296,7 +298,7 @@ def images_parts(setting: Setting, seed: int) -> list[Part]:
         view, held, demos = views()
         imitation = setting.fit(ImitationConfig(steps=setting.image_steps, batch=64 if setting.device == "cpu" else 256))
         policy, cost = fit_views(from_images(setting.device), view, held, 2, imitation, seed, setting.device)
-        policy.save(place, task="pusht/pusht", sight=sight)
+        save_policy(policy, place, task="pusht/pusht", sight=sight)
         cost |= {"demos": demos, "fitted_on": machine()["gpu" if setting.device == "cuda" else "cpu"]}
         write_json(place / "cost.json", cost)
         return policy.cpu(), cost

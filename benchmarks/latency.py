@@ -21,7 +21,7 @@ from common import RESULTS, Table
 from diffusers import DDIMScheduler
 
 from realrl.generative.diffusion import DiffusionConfig
-from realrl.policy import DiffusionPolicy, PolicyConfig
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 
 OBS, ACTION, TARGET_MS = 39, 4, 0.3
 NETS = {"skip": PolicyConfig(chunk=4), "unet": PolicyConfig(chunk=16, net="unet", hidden=64),

@@ -22,7 +22,7 @@ from common import RESULTS, Table
 from realrl import config, envs
 from realrl.algos.rl100 import RL100Config
 from realrl.data.store import Store
-from realrl.policy import DiffusionPolicy
+from realrl.policies.diffusion import DiffusionPolicy
 from realrl.run import read_parts
 from realrl.types import Array, Episode, RealrlError
 

@@ -96,8 +96,8 @@ def difference(name: str, ours: np.ndarray, theirs: np.ndarray, limit: float = 0
 
 def compare(lerobot: str, folder: Path) -> bool:
     """Both directions; whether all is as it should be."""
-    from realrl.data.check import check
     from realrl.data.store import Store
+    from realrl.data.tools.check import check
 
     record(folder / "ours")
     subprocess.run([lerobot, __file__, "--read", folder / "ours", folder / "read.npz"], check=True)

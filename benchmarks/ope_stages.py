@@ -22,10 +22,11 @@ from ope import interval, pooled
 
 from realrl import config, envs
 from realrl.algos.rl100 import RL100Config
-from realrl.iql import Critics, encode_all, fit_critics
-from realrl.ope import TransitionModel, evaluate_policies, start_conditions
-from realrl.policy import DiffusionPolicy
-from realrl.run import derive, read_parts
+from realrl.files import derive
+from realrl.learn.iql import Critics, encode_all, fit_critics
+from realrl.learn.ope import TransitionModel, evaluate_policies, start_conditions
+from realrl.policies.diffusion import DiffusionPolicy
+from realrl.run import read_parts
 
 MEASURES = ("amq", "returns", "success")
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from common import RESULTS, Table
 
-from realrl.data.recorder import Recorder
+from realrl.data.record.recorder import Recorder
 from realrl.types import Array, Obs, Source, Step
 
 HEIGHT, WIDTH = 480, 640

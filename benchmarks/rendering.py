@@ -26,8 +26,10 @@ os.environ["LP_NUM_THREADS"] = "1"  # Mesa's, read when it starts
 import numpy as np
 from common import RESULTS, Table
 
-from realrl import clouds, envs
-from realrl.envs import SightConfig, gl
+from realrl import envs
+from realrl.envs import clouds
+from realrl.envs.mujoco import gl
+from realrl.scene import SightConfig
 
 TASKS = ("metaworld/peg-insert-side-v3", "metaworld/box-close-v3", "adroit/door")
 TARGET = 120.0  # steps/s of Meta-World with a cloud of 512 points

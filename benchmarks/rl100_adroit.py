@@ -28,12 +28,12 @@ from door import DOOR, HORIZON, DemonstratedDoor, human_door, smooth
 from realrl import envs
 from realrl.algos.rl100 import RL100Config
 from realrl.data.views import ChunkView
-from realrl.generative.consistency import start_from_teacher
-from realrl.generative.diffusion import DiffusionConfig
-from realrl.imitation import Imitation, ImitationConfig
-from realrl.ope import OPEConfig
-from realrl.policy import DiffusionPolicy, PolicyConfig
-from realrl.run import derive
+from realrl.files import derive
+from realrl.generative.diffusion import DiffusionConfig, start_from_teacher
+from realrl.learn.imitation import Imitation, ImitationConfig
+from realrl.learn.ope import OPEConfig
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
+from realrl.policies.folder import save_policy
 from realrl.types import Episode
 
 TASKS = ("door", "hammer", "pen")
@@ -89,7 +89,7 @@ def imitate(cfg: RL100Config, episodes: list[Episode], folder: Path) -> Diffusio
         trainer.update()
     trainer.finish()
     start_from_teacher(policy.student, policy.net)
-    policy.save(folder, task=cfg.task)
+    save_policy(policy, folder, task=cfg.task)
     return policy
 
 

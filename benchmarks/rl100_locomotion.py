@@ -28,18 +28,20 @@ from rl100_adroit import imitate
 
 from realrl.algos import rl100
 from realrl.algos.rl100 import OnlineConfig, RL100Config
-from realrl.collect import Collector
+from realrl.cell.cell import WorkCell
+from realrl.cell.collect import Collector
+from realrl.cell.evaluate import held_out
 from realrl.data.views import ChunkView
-from realrl.evaluate import held_out
+from realrl.files import derive
 from realrl.generative.diffusion import DiffusionConfig
-from realrl.imitation import ImitationConfig
-from realrl.iql import encode_all
+from realrl.learn.imitation import ImitationConfig
+from realrl.learn.iql import encode_all
+from realrl.learn.ppo import PPOConfig
 from realrl.nets.mlp import mlp
-from realrl.policy import DiffusionPolicy, PolicyConfig, load_policy
-from realrl.ppo import PPOConfig
-from realrl.run import Run, derive
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
+from realrl.policies.folder import load_policy, save_policy
+from realrl.run import Run
 from realrl.types import Episode, Policy
-from realrl.workcell import WorkCell
 
 LEVELS = {"HalfCheetah-v5": 4500.0, "Hopper-v5": 1400.0, "Walker2d-v5": 2800.0}
 """Return at which the data's own training stops; D4RL's medium sets average 4770, 1422 and 2852."""
@@ -121,7 +123,7 @@ class Job:
             stage = rl100.Online(policy, gaussian_ppo.Scaled(mlp(policy.n_obs * policy.obs_dim, 1, (cfg.critic.hidden,) * 2)), cfg)
             spent = improve(cell, stage, self.online_steps)
             self._distil(policy, cell)
-            policy.save(self.folder / "policy", task=cfg.task)
+            save_policy(policy, self.folder / "policy", task=cfg.task)
         wall = float(cell.summary["wall_s"])
         for method, head in (("one-step", "one-step"), ("online", "ddim")):
             self._put(method, self._judge(policy.with_head(head), cfg.final_episodes), env_steps=spent, wall_s=wall)

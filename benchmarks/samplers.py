@@ -15,10 +15,11 @@ from common import RESULTS, Part, Table, arguments, run_parts
 
 from realrl import config, envs
 from realrl.algos.rl100 import RL100Config
-from realrl.collect import CollectConfig, Collector
-from realrl.evaluate import evaluate
-from realrl.policy import DiffusionPolicy
+from realrl.cell.collect import Collector
+from realrl.cell.evaluate import evaluate
+from realrl.policies.diffusion import DiffusionPolicy
 from realrl.run import read_parts
+from realrl.scene import CollectConfig
 
 STAGES = ("imitation", "online")
 SAMPLERS = ("mean", "ddim", "exploring")

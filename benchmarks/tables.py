@@ -15,8 +15,8 @@ from typing import Any
 
 from common import RESULTS, ROOT, read_rows
 
-from realrl.evaluate import wilson
-from realrl.run import write_text
+from realrl.cell.evaluate import wilson
+from realrl.files import write_text
 from realrl.types import RealrlError
 
 PAGE = ROOT / "docs" / "benchmarks.md"

@@ -21,7 +21,7 @@ from common import RESULTS, Table, arguments, experts_folder, experts_option, ov
 from comparison import KEY, Comparison, in_phases, toy_size
 
 from realrl.algos.rl100 import RL100Config
-from realrl.envs import SightConfig
+from realrl.scene import SightConfig
 
 
 def base() -> RL100Config:

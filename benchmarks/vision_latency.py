@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from common import RESULTS, Table
 
-from realrl.clouds import Camera, cloud
+from realrl.envs.clouds import Camera, cloud
 from realrl.nets.encoder import EncoderConfig
-from realrl.policy import DiffusionPolicy, Head, PolicyConfig
+from realrl.policies.diffusion import DiffusionPolicy, Head, PolicyConfig
 from realrl.types import Array
 
 POINTS, OWN, ACTION = 1024, 8, 4

@@ -7,17 +7,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from realrl import doctor, envs
+from realrl import envs
 from realrl.algos import bc, rl100
-from realrl.collect import CollectConfig, Collector
-from realrl.data.check import check
+from realrl.cell.collect import Collector
+from realrl.cli import doctor
 from realrl.data.store import Store
-from realrl.envs import gl
+from realrl.data.tools.check import check
+from realrl.envs.mujoco import gl
 from realrl.generative.diffusion import DiffusionConfig
-from realrl.imitation import ImitationConfig
-from realrl.policy import DiffusionPolicy, load_policy
+from realrl.learn.imitation import ImitationConfig
+from realrl.policies.diffusion import DiffusionPolicy
+from realrl.policies.folder import load_policy, save_policy
 from realrl.report.failures import room
 from realrl.run import Run
+from realrl.scene import CollectConfig
 from realrl.types import RealrlError
 from toy_runs import small_policy, tiny
 
@@ -115,7 +118,7 @@ def test_nothing_to_start_from(tmp_path):
 
 
 def test_an_observation_of_another_shape_than_the_checkpoints(tmp_path):
-    DiffusionPolicy(small_policy(), 5, 2).save(tmp_path / "policy", task="toy/other")
+    save_policy(DiffusionPolicy(small_policy(), 5, 2), tmp_path / "policy", task="toy/other")
     complaint(lambda: improve(tmp_path / "run", init=str(tmp_path / "policy")), "trained on toy/other", "with 5 observation",
               "toy/obstacle has 2 and 2")
     policy, _ = load_policy(tmp_path / "policy")
@@ -128,7 +131,7 @@ def test_an_observation_of_another_shape_than_the_checkpoints(tmp_path):
 
 def test_a_damaged_checkpoint(tmp_path):
     policy = DiffusionPolicy(small_policy(), 2, 2)
-    policy.save(tmp_path / "policy", task="toy/obstacle")
+    save_policy(policy, tmp_path / "policy", task="toy/obstacle")
     file = next((tmp_path / "policy").glob("tensors-*"))
     file.write_bytes(file.read_bytes()[:-100])
     complaint(lambda: improve(tmp_path / "run", init=str(tmp_path / "policy")), file.name, "damaged or truncated")

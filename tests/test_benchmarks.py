@@ -27,7 +27,8 @@ import tables  # noqa: E402
 
 from realrl import envs  # noqa: E402
 from realrl.algos.rl100 import RL100Config  # noqa: E402
-from realrl.collect import CollectConfig, Collector  # noqa: E402
+from realrl.cell.collect import Collector  # noqa: E402
+from realrl.scene import CollectConfig  # noqa: E402
 from realrl.types import RealrlError  # noqa: E402
 
 TOY = comparison.toy_size(RL100Config(task="toy/line", demo_noise=0.1))

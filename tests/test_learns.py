@@ -6,14 +6,15 @@ import torch
 
 from realrl import envs
 from realrl.algos.rl100 import OfflineConfig, OfflineRound, Online
-from realrl.collect import CollectConfig, Collector
+from realrl.cell.cell import WorkCell
+from realrl.cell.collect import Collector
 from realrl.data.views import ChunkView
-from realrl.imitation import Imitation, ImitationConfig
-from realrl.iql import CriticConfig
-from realrl.ope import OPEConfig
-from realrl.policy import DiffusionPolicy
+from realrl.learn.imitation import Imitation, ImitationConfig
+from realrl.learn.iql import CriticConfig
+from realrl.learn.ope import OPEConfig
+from realrl.policies.diffusion import DiffusionPolicy
 from realrl.run import Run
-from realrl.workcell import WorkCell
+from realrl.scene import CollectConfig
 from toy_runs import small, small_policy
 
 LOCAL = CollectConfig(workers=1, envs_per_worker=100)

@@ -14,10 +14,10 @@ import torch
 
 from realrl import config
 from realrl.algos.rl100 import train
-from realrl.collect import CollectConfig
-from realrl.data.check import check
 from realrl.data.store import Store
+from realrl.data.tools.check import check
 from realrl.run import Run
+from realrl.scene import CollectConfig
 from toy_runs import metrics, results, tiny, weights
 
 CONFIG = tiny(collect=CollectConfig(workers=2, envs_per_worker=6))

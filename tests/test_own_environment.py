@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from realrl.algos import bc
-from realrl.collect import CollectConfig
+from realrl.cell.rollout import rollout
 from realrl.data.store import Store
-from realrl.envs.base import RobotEnv, ScriptedPolicy, TaskSpec
-from realrl.imitation import ImitationConfig
-from realrl.policy import PolicyConfig
+from realrl.envs.base import RobotEnv, ScriptedPolicy
+from realrl.learn.imitation import ImitationConfig
+from realrl.policies.diffusion import PolicyConfig
 from realrl.robots.guard import box_guard
-from realrl.rollout import rollout
 from realrl.run import Run
-from realrl.types import Array, RealrlError, Source
+from realrl.scene import CollectConfig
+from realrl.types import Array, RealrlError, Source, TaskSpec
 
 
 class Slide(RobotEnv):

@@ -7,14 +7,14 @@ import torch
 
 from realrl.algos import bc, rl100
 from realrl.algos.rl100 import OfflineRound, Online
-from realrl.collect import CollectConfig
-from realrl.data.check import check
+from realrl.cell.cell import WorkCell
 from realrl.data.store import Store
-from realrl.imitation import Imitation, ImitationConfig
-from realrl.policy import DiffusionPolicy
+from realrl.data.tools.check import check
+from realrl.learn.imitation import Imitation, ImitationConfig
+from realrl.policies.diffusion import DiffusionPolicy
 from realrl.run import Run
+from realrl.scene import CollectConfig
 from realrl.types import RealrlError
-from realrl.workcell import WorkCell
 from toy_runs import metrics, results, tiny, weights
 
 

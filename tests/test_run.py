@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from realrl.run import Run, decode, derive, encode, read_metrics, read_parts, restore, save_parts, write_json
+from realrl.files import derive, write_json
+from realrl.run import Run, decode, encode, read_metrics, read_parts, restore, save_parts
 from realrl.types import RealrlError
 
 

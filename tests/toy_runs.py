@@ -8,14 +8,14 @@ from typing import Any
 
 from realrl import config
 from realrl.algos.rl100 import OfflineConfig, OnlineConfig, RL100Config, train
-from realrl.collect import CollectConfig
-from realrl.generative.consistency import DistillConfig
-from realrl.generative.diffusion import DiffusionConfig
-from realrl.imitation import ImitationConfig
-from realrl.iql import CriticConfig
-from realrl.ope import OPEConfig
-from realrl.policy import PolicyConfig, load_policy
+from realrl.generative.diffusion import DiffusionConfig, DistillConfig
+from realrl.learn.imitation import ImitationConfig
+from realrl.learn.iql import CriticConfig
+from realrl.learn.ope import OPEConfig
+from realrl.policies.diffusion import PolicyConfig
+from realrl.policies.folder import load_policy
 from realrl.run import Run, read_metrics
+from realrl.scene import CollectConfig
 
 
 def small_policy(chunk: int = 2, **changes: Any) -> PolicyConfig:

@@ -2,7 +2,7 @@
 
 import sys
 
-from realrl.cli import main
+from realrl.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,36 +19,10 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import tyro
 import yaml
 
+from realrl.files import write_text
 from realrl.types import RealrlError
 
 T = TypeVar("T")
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file so that, whatever dies when, `path` holds either the old text or the new one (temporary file, fsync, rename)."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """`write_text` for bytes. The temporary file is hidden and carries the process id."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames inside a folder survive a power failure."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -34,8 +34,7 @@ import torch
 from torch import Tensor
 
 from realrl import config
-from realrl.config import sync_folder, write_bytes, write_text
-from realrl.seeding import derive
+from realrl.files import derive, sync_folder, write_bytes, write_json, write_text
 from realrl.types import RealrlError, Stateful
 
 if TYPE_CHECKING:
@@ -47,11 +46,6 @@ __all__ = ["FORMAT", "Part", "Run", "decode", "derive", "encode", "read_metrics"
 Part = Stateful | Mapping[str, Any]
 FORMAT: Final = 1  # of checkpoints; raise it when old ones can no longer be read
 PACKAGES: Final = ("realrl", "torch", "numpy", "mujoco", "gymnasium", "metaworld")
-
-
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Write JSON atomically. Raises ValueError on NaN and infinities, which JSON does not have."""
-    write_text(path, json.dumps(obj, indent=1, allow_nan=False) + "\n")
 
 
 # ---- trees: state dicts as JSON and named tensors -----------------------------------------------------------------------------

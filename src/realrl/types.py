@@ -29,6 +29,30 @@ class RealrlError(Exception):
     """A mistake the user can mend: one line that says what, where and how. The command line prints it without a traceback."""
 
 
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a task is. dt: seconds of a control step; horizon: steps after which an episode is truncated; text: in words.
+
+    obs_dim: numbers of `state` as a policy sees it; senses: the shape of every observation beside `state` and `privileged`, e.g.
+    {"pointcloud": (512, 3)}; privileged: numbers of the simulator's full state, 0 where `state` is all of it (no eyes).
+    """
+
+    suite: str
+    name: str
+    obs_dim: int
+    action_dim: int
+    horizon: int
+    dt: float
+    text: str
+    senses: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    privileged: int = 0
+
+    @property
+    def id(self) -> str:
+        """The name that `realrl.envs.make` takes, "suite/name"."""
+        return f"{self.suite}/{self.name}"
+
+
 class Source(IntEnum):
     """Who chose an action."""
 
@@ -193,4 +217,3 @@ class Stateful(Protocol):
     def state_dict(self) -> Mapping[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> Any: ...
-

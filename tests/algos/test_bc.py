@@ -7,11 +7,13 @@ import torch
 
 from realrl import envs
 from realrl.algos.bc import BCConfig, train
-from realrl.collect import CollectConfig, Collector
+from realrl.cell.collect import Collector
 from realrl.data.store import Store
-from realrl.imitation import ImitationConfig
-from realrl.policy import PolicyConfig, load_policy
+from realrl.learn.imitation import ImitationConfig
+from realrl.policies.diffusion import PolicyConfig
+from realrl.policies.folder import load_policy
 from realrl.run import Run
+from realrl.scene import CollectConfig
 from toy_runs import metrics
 
 

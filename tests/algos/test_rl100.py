@@ -11,17 +11,19 @@ import torch
 from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import OfflineConfig, OfflineRound, Online, OnlineConfig
-from realrl.collect import CollectConfig, Collector
+from realrl.cell.collect import Collector
+from realrl.cell.evaluate import HELD_OUT, evaluate
 from realrl.data import side
-from realrl.data.check import check
 from realrl.data.store import Store
+from realrl.data.tools.check import check
 from realrl.data.views import ChunkView
-from realrl.evaluate import HELD_OUT, evaluate
-from realrl.imitation import generator
-from realrl.ope import Verdict, spearman
-from realrl.policy import DiffusionPolicy, load_policy
-from realrl.ppo import fit_value
+from realrl.learn.imitation import generator
+from realrl.learn.ope import Verdict, spearman
+from realrl.learn.ppo import fit_value
+from realrl.policies.diffusion import DiffusionPolicy
+from realrl.policies.folder import load_policy
 from realrl.run import Run, read_parts
+from realrl.scene import CollectConfig
 from realrl.types import RealrlError, Source
 from toy_runs import metrics, small_policy, tiny
 

@@ -9,22 +9,22 @@ import torch
 from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import OfflineConfig, OfflineRound, Online, OnlineConfig
-from realrl.collect import CollectConfig, Collector
+from realrl.cell.collect import Collector
+from realrl.cell.evaluate import evaluate
 from realrl.data.cache import FrameCache
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
 from realrl.data.windows import ImageWindows
-from realrl.envs import SightConfig
-from realrl.evaluate import evaluate
-from realrl.imitation import Imitation, ImitationConfig
-from realrl.iql import encode_all
+from realrl.learn.imitation import Imitation, ImitationConfig
+from realrl.learn.iql import encode_all
+from realrl.learn.ope import judged
+from realrl.learn.ppo import DenoisingPPO, PPOConfig
 from realrl.nets.encoder import EncoderConfig
-from realrl.ope import judged
-from realrl.policy import DiffusionPolicy, load_policy
-from realrl.ppo import DenoisingPPO, PPOConfig
+from realrl.policies.diffusion import DiffusionPolicy
+from realrl.policies.folder import check_fit, load_policy
 from realrl.run import Run
+from realrl.scene import CollectConfig, SightConfig
 from realrl.types import RealrlError, Source
-from realrl.workcell import check_fit
 from toy_runs import metrics, results, small_policy, tiny, weights
 
 CLOUD = SightConfig(kind="pointcloud", points=16)

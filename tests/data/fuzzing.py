@@ -155,7 +155,7 @@ def side(root: Path) -> Path:
 
 def recording(root: Path) -> Path:
     """A dataset whose recorder died: an episode that was finished but not committed, and one that was under way."""
-    from realrl.data.journal import folder_name
+    from realrl.data.record.journal import folder_name
 
     dataset(root)
     for number, episode in enumerate(episodes(steps=6)):
@@ -166,7 +166,7 @@ def recording(root: Path) -> Path:
 
 def log_episode(folder: Path, e: Any, seed: int, *, finished: bool) -> None:
     """The logs of an episode as the encoder process writes them. seed: by which the episode is known afterwards."""
-    from realrl.data import journal, recovery
+    from realrl.data.record import journal, recovery
     from realrl.data.video import PacketEncoder
 
     folder.mkdir(parents=True)
@@ -194,8 +194,8 @@ def log_episode(folder: Path, e: Any, seed: int, *, finished: bool) -> None:
 
 def read_dataset(path: Path) -> None:
     """Open, read, check and describe; when the data cannot be read, `check` must still say so without raising."""
-    from realrl.data.check import check, describe
     from realrl.data.store import open_dataset
+    from realrl.data.tools.check import check, describe
     from realrl.types import RealrlError
 
     check(path, decode=True)
@@ -253,7 +253,7 @@ def read_side(path: Path) -> None:
 def read_recording(path: Path) -> None:
     """What opening a dataset for recording does: bring what was left to its end. Nothing may vanish without a word, what the dataset
     had must be there afterwards, and doing it again must add nothing."""
-    from realrl.data import recovery
+    from realrl.data.record import recovery
     from realrl.data.store import Store
 
     store = Store.open(path)
@@ -278,7 +278,7 @@ def read_recording(path: Path) -> None:
 
 def _settled(store: Any, told: dict[str, str]) -> set[str]:
     """Settle, and put what was told of each folder into `told`; gives those that were thrown away by whoever recorded them."""
-    from realrl.data import recovery
+    from realrl.data.record import recovery
     from realrl.types import RealrlError
 
     thrown: set[str] = set()

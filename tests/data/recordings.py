@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.check import check
 from realrl.data.store import Store
+from realrl.data.tools.check import check
 from realrl.types import Episode
 
 FPS = 20

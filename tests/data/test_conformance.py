@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from test_store import episode
 
-from realrl.data.check import check
 from realrl.data.store import Store
+from realrl.data.tools.check import check
 from realrl.types import Array, Episode, RealrlError, Source
 
 FPS = 50

@@ -16,9 +16,9 @@ import pytest
 from test_store import PROCESSES, die_at, digest, episode, errors, one_camera, pictures
 
 from realrl.data import video
-from realrl.data.check import check, describe
 from realrl.data.stats import image_stats, sampled_frames
 from realrl.data.store import Store
+from realrl.data.tools.check import check, describe
 from realrl.types import Array, Episode, RealrlError
 
 FILMS = ("images.top", "images.wrist", "depth.top")

@@ -26,7 +26,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from realrl.data.journal import END, FRAME, PACKET, Log, read_log
+from realrl.data.record.journal import END, FRAME, PACKET, Log, read_log
 from realrl.data.store import Store
 
 MORE = os.environ.get("REALRL_FUZZ")

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import test_legacy
 
-from realrl.data import recovery, side
-from realrl.data.journal import END, FRAME, HEADER, START, Log, damaged, read_log
+from realrl.data import side
 from realrl.data.legacy import Legacy
-from realrl.data.recorder import Recorder
+from realrl.data.record import recovery
+from realrl.data.record.journal import END, FRAME, HEADER, START, Log, damaged, read_log
+from realrl.data.record.recorder import Recorder
 from realrl.data.store import Store
 from realrl.types import RealrlError, Source, Step
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from realrl.data import video
-from realrl.data.check import check
 from realrl.data.legacy import Legacy
 from realrl.data.store import Store, open_dataset
+from realrl.data.tools.check import check
 from realrl.types import RealrlError, Source
 
 FPS, LENGTHS = 20, (6, 4, 5)

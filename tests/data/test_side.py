@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from recordings import episode, record, tree
 
-from realrl.data import edit, side
+from realrl.data import side
 from realrl.data.store import Store
+from realrl.data.tools import edit
 from realrl.types import RealrlError
 
 

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from realrl.data import compaction
-from realrl.data.check import check, describe
 from realrl.data.store import Store
+from realrl.data.tools.check import check, describe
 from realrl.types import Array, Episode, RealrlError, Source
 
 # Children begin from a clean server process that has imported this file already: a start costs milliseconds.

@@ -5,8 +5,8 @@ import pytest
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
 from realrl import envs
+from realrl.cell.rollout import rollout
 from realrl.envs import metaworld
-from realrl.rollout import rollout
 from realrl.types import Policy, RealrlError
 
 STEPS = 100

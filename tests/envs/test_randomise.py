@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from realrl import envs
-from realrl.envs import RandomiseConfig, SightConfig, gl
+from realrl.envs.mujoco import gl
+from realrl.scene import RandomiseConfig, SightConfig
 from realrl.types import Array, RealrlError
 
 needs_gl = pytest.mark.skipif(not (gl.egl_works() or gl.osmesa_works()), reason=f"needs OpenGL: apt-get install {gl.PACKAGES}")

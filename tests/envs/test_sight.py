@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 import realrl
-from realrl import clouds, envs
-from realrl.envs import SightConfig, gl
-from realrl.rollout import rollout
+from realrl import envs
+from realrl.cell.rollout import rollout
+from realrl.envs import clouds
+from realrl.envs.mujoco import gl
+from realrl.scene import SightConfig
 from realrl.types import Array, RealrlError
 
 needs_gl = pytest.mark.skipif(not (gl.egl_works() or gl.osmesa_works()), reason=f"needs OpenGL: apt-get install {gl.PACKAGES}")
@@ -191,7 +193,7 @@ def test_clouds_hold_the_workspace_alone() -> None:
 
 @needs_gl
 def test_environments_share_a_studio_until_the_last_has_gone() -> None:
-    from realrl.envs import render
+    from realrl.envs.mujoco import render
     sight = SightConfig("rgb", height=20, width=20)
     one, two = (envs.make("gym/HalfCheetah-v5", sight=sight) for _ in range(2))
     first = one.reset(seed=0)[0]["images.track"]

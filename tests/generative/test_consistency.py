@@ -3,8 +3,15 @@
 import pytest
 import torch
 
-from realrl.generative.consistency import Distillation, DistillConfig, start_from_teacher, teacher_chain
-from realrl.generative.diffusion import Diffusion, DiffusionConfig, imitation_loss
+from realrl.generative.diffusion import (
+    Diffusion,
+    DiffusionConfig,
+    Distillation,
+    DistillConfig,
+    imitation_loss,
+    start_from_teacher,
+    teacher_chain,
+)
 from realrl.nets.mlp import SkipNet
 from realrl.nets.unet1d import UNet1d
 from realrl.run import read_parts, save_parts

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from realrl.collect import CollectConfig, MakeEnv
+from realrl.cell.cell import WorkCell
+from realrl.cell.collect import MakeEnv
 from realrl.data.views import ChunkView
-from realrl.envs.randomise import RandomiseConfig
-from realrl.envs.sight import SightConfig
-from realrl.imitation import Imitation, ImitationConfig
-from realrl.policy import DiffusionPolicy, PolicyConfig
-from realrl.run import Run, derive
-from realrl.workcell import WorkCell
+from realrl.files import derive
+from realrl.learn.imitation import Imitation, ImitationConfig
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
+from realrl.policies.folder import save_policy
+from realrl.run import Run
+from realrl.scene import CollectConfig, RandomiseConfig, SightConfig
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def train(cfg: BCConfig, run: Run, *, make: MakeEnv | None = None) -> dict[str, 
         policy.fit_senses(view.frames)
         with cell.timed("imitation"):
             cell.imitate(Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
-        policy.save(run.dir / "policy", task=cfg.task, sight=cfg.sight)
+        save_policy(policy, run.dir / "policy", task=cfg.task, sight=cfg.sight)
         if cfg.data is None:
             cell.judge_demonstrator(cfg.eval_episodes, cfg.demo_noise, cfg.expert)
         cell.finish_stage("imitation", policy.with_head("ddim"), cfg.eval_episodes)

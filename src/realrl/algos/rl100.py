@@ -17,22 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from realrl.collect import CollectConfig, MakeEnv
+from realrl.cell.cell import WorkCell
+from realrl.cell.collect import MakeEnv
+from realrl.cell.curriculum import Practice
 from realrl.data.views import ChunkView
-from realrl.envs.randomise import RandomiseConfig
-from realrl.envs.sight import SightConfig
-from realrl.generative.consistency import DistillConfig, start_from_teacher
-from realrl.generative.diffusion import DiffusionConfig
-from realrl.imitation import Imitation, ImitationConfig, generator
-from realrl.iql import CriticConfig, Critics, calibration, encode_all, fit_critics, fit_whitener, value_net, value_traces
+from realrl.files import derive
+from realrl.generative.diffusion import DiffusionConfig, DistillConfig, start_from_teacher
+from realrl.learn.imitation import Imitation, ImitationConfig, generator, worthy
+from realrl.learn.iql import CriticConfig, Critics, calibration, encode_all, fit_critics, fit_whitener, value_net, value_traces
+from realrl.learn.ope import OPEConfig, TransitionModel, evaluate_policies, gate, judged, start_conditions
+from realrl.learn.ppo import DenoisingPPO, PPOConfig, fit_value
 from realrl.losses import explained_variance, gae, monte_carlo
-from realrl.ope import OPEConfig, TransitionModel, evaluate_policies, gate, judged, start_conditions
-from realrl.policy import DiffusionPolicy, PolicyConfig, load_policy
-from realrl.ppo import DenoisingPPO, PPOConfig, fit_value
-from realrl.practice import Practice
-from realrl.run import Run, derive
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
+from realrl.policies.folder import check_fit, load_policy, save_policy
+from realrl.run import Run
+from realrl.scene import CollectConfig, RandomiseConfig, SightConfig
 from realrl.types import Episode, RealrlError
-from realrl.workcell import WorkCell, check_fit, worthy
 
 Stage = Literal["imitation", "offline", "online", "one-step"]
 
@@ -343,7 +343,7 @@ def train(cfg: RL100Config, run: Run, *, make: MakeEnv | None = None) -> dict[st
         rounds = _online(cfg, cell, policy, value) if "online" in cfg.stages or run.read("online") else 0
         if "one-step" in cfg.stages or run.read("one-step"):
             _one_step(cfg, cell, policy, demos, rounds)
-        policy.save(run.dir / "policy", task=cfg.task, sight=cfg.sight)
+        save_policy(policy, run.dir / "policy", task=cfg.task, sight=cfg.sight)
         if cfg.audit_episodes and "offline" in cfg.stages and make is None:
             cell.audit(judged(run, cfg.offline.rounds, policy), cfg.audit_episodes)
         return cell.summary

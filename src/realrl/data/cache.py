@@ -33,10 +33,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from realrl.data import video
-from realrl.data.files import lock, sync
 from realrl.data.legacy import Legacy
 from realrl.data.schema import camera_shape
 from realrl.data.store import Store
+from realrl.files import lock, sync
 from realrl.types import Array, RealrlError
 
 Recordings = Store | Legacy

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realrl.data import footage, tables, video
-from realrl.data.files import inside, publish, publish_json, set_aside, sync
 from realrl.data.schema import EPISODES_PATH, Info, data_file, video_file
 from realrl.data.tables import FileKey
+from realrl.files import inside, publish, publish_json, set_aside, sync
 from realrl.types import Array, RealrlError
 
 JOURNAL = "meta/compaction.json"  # what an unfinished compaction was about to delete

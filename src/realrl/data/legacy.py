@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from realrl.data import footage, schema, tables
-from realrl.data.files import inside, within
 from realrl.data.footage import Place
 from realrl.data.schema import Info
+from realrl.files import inside, within
 from realrl.types import Array, Episode, RealrlError
 
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from realrl.data import tables
-from realrl.data.files import inside, within
 from realrl.data.stats import STATS, Stats
 from realrl.data.tables import ROW_INDICES, FileKey
+from realrl.files import inside, within
 from realrl.types import Array, Episode, RealrlError, Source
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"

@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realrl.data import tables
-from realrl.data.files import publish, within
 from realrl.data.schema import data_file, read_info
+from realrl.files import publish, within
 from realrl.types import Array, RealrlError
 
 Per = Literal["frame", "episode"]

@@ -26,12 +26,12 @@ import pyarrow.parquet as pq
 
 from realrl.data import compaction, footage, legacy, schema, tables, video
 from realrl.data.compaction import JOURNAL
-from realrl.data.files import lock, publish, publish_json, set_aside
 from realrl.data.footage import Encoded, Place
 from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, image_stats, merge_stats, sampled_frames, stored_stats
 from realrl.data.tables import FileKey
 from realrl.data.video import Codec
+from realrl.files import lock, publish, publish_json, set_aside
 from realrl.types import Array, Episode, RealrlError
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from realrl.data.files import within
+from realrl.files import within
 from realrl.types import Array, RealrlError
 
 Features = dict[str, Any]

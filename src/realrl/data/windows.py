@@ -24,7 +24,7 @@ from torch import Tensor
 from realrl.data.cache import TOLERANCE_S, Camera, Recordings, Size, cameras, cores, resize
 from realrl.data.video import Reader
 from realrl.data.views import ChunkView
-from realrl.seeding import derive
+from realrl.files import derive
 from realrl.types import Array, Batch, RealrlError
 
 

@@ -11,11 +11,10 @@ from typing import Protocol
 
 from gymnasium.error import DependencyNotInstalled
 
-from realrl.envs import gl
-from realrl.envs.base import NoisyPolicy, RobotEnv, TaskSpec
-from realrl.envs.randomise import RandomiseConfig
-from realrl.envs.sight import SightConfig
-from realrl.types import Policy, RealrlError
+from realrl.envs.base import NoisyPolicy, RobotEnv
+from realrl.envs.mujoco import gl
+from realrl.scene import RandomiseConfig, SightConfig
+from realrl.types import Policy, RealrlError, TaskSpec
 
 __all__ = ["SUITES", "RandomiseConfig", "RobotEnv", "SightConfig", "TaskSpec", "expert", "make", "tasks"]
 

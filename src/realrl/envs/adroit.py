@@ -25,10 +25,11 @@ import gymnasium
 import numpy as np
 from numpy.linalg import norm
 
-from realrl.envs.base import RobotEnv, ScriptedPolicy, TaskSpec
-from realrl.envs.randomise import RandomiseConfig, randomiser
-from realrl.envs.sight import Box, Mark, SightConfig, Stage, View, eyes
-from realrl.types import Array, Episode, Obs, Policy, RealrlError
+from realrl.envs.base import RobotEnv, ScriptedPolicy
+from realrl.envs.mujoco.randomise import randomiser
+from realrl.envs.mujoco.sight import Box, Mark, Stage, View, eyes
+from realrl.scene import RandomiseConfig, SightConfig
+from realrl.types import Array, Episode, Obs, Policy, RealrlError, TaskSpec
 
 HORIZON = 200
 _SIZES = {"door": (39, 28), "hammer": (46, 26), "pen": (45, 24), "relocate": (39, 30)}  # observation, action
@@ -93,7 +94,7 @@ class AdroitEnv(RobotEnv):
         return state
 
     def restore(self, episode: Episode) -> Obs:
-        """Start where a recorded door episode started, hand and door at rest; see `realrl.replay`.
+        """Start where a recorded door episode started, hand and door at rest; see `realrl.cell.playback`.
 
         All of it is read off the first observation: the arm's slide from where the palm is, the frame's place from where the
         handle is. (The initial state that the human demonstrations carry lacks the arm.) Raises RealrlError for the other tasks,

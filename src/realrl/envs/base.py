@@ -10,42 +10,18 @@ from __future__ import annotations
 import operator
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol, SupportsIndex, cast
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
-from realrl.types import Array, Obs, Plan, Policy, RealrlError, State
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """What a task is. dt: seconds of a control step; horizon: steps after which an episode is truncated; text: in words.
-
-    obs_dim: numbers of `state` as a policy sees it; senses: the shape of every observation beside `state` and `privileged`, e.g.
-    {"pointcloud": (512, 3)}; privileged: numbers of the simulator's full state, 0 where `state` is all of it (no eyes).
-    """
-
-    suite: str
-    name: str
-    obs_dim: int
-    action_dim: int
-    horizon: int
-    dt: float
-    text: str
-    senses: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
-    privileged: int = 0
-
-    @property
-    def id(self) -> str:
-        """The name that `realrl.envs.make` takes, "suite/name"."""
-        return f"{self.suite}/{self.name}"
+from realrl.types import Array, Obs, Plan, Policy, RealrlError, State, TaskSpec
 
 
 class Eyes(Protocol):
-    """What an environment sees beside its state: `realrl.envs.sight.Sight` for MuJoCo, a drawing for a toy."""
+    """What an environment sees beside its state: `realrl.envs.mujoco.sight.Sight` for MuJoCo, a drawing for a toy."""
 
     senses: Mapping[str, tuple[int, ...]]
     """The shape of every key that `look` returns."""
@@ -62,7 +38,7 @@ class Eyes(Protocol):
 
 
 class Whims(Protocol):
-    """What differs from episode to episode: `realrl.envs.randomise.Randomiser`."""
+    """What differs from episode to episode: `realrl.envs.mujoco.randomise.Randomiser`."""
 
     def restore(self) -> None:
         """Undo what the episode before had."""

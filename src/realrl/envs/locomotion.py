@@ -11,10 +11,11 @@ from typing import Any
 
 import gymnasium
 
-from realrl.envs.base import RobotEnv, TaskSpec, pick_reward
-from realrl.envs.randomise import RandomiseConfig, randomiser
-from realrl.envs.sight import Box, Kind, SightConfig, Stage, View, eyes
-from realrl.types import Array, Policy, RealrlError
+from realrl.envs.base import RobotEnv, pick_reward
+from realrl.envs.mujoco.randomise import randomiser
+from realrl.envs.mujoco.sight import Box, Stage, View, eyes
+from realrl.scene import Kind, RandomiseConfig, SightConfig
+from realrl.types import Array, Policy, RealrlError, TaskSpec
 
 _TASKS: dict[str, tuple[int, str]] = {  # name -> (horizon, text); horizons are gymnasium's own
     "HalfCheetah-v5": (1000, "run forward as fast as possible"),

@@ -20,10 +20,11 @@ import mujoco
 import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-from realrl.envs.base import RobotEnv, ScriptedPolicy, TaskSpec
-from realrl.envs.randomise import RandomiseConfig, randomiser
-from realrl.envs.sight import Mark, SightConfig, Stage, View, eyes
-from realrl.types import Array, Policy, RealrlError
+from realrl.envs.base import RobotEnv, ScriptedPolicy
+from realrl.envs.mujoco.randomise import randomiser
+from realrl.envs.mujoco.sight import Mark, Stage, View, eyes
+from realrl.scene import RandomiseConfig, SightConfig
+from realrl.types import Array, Policy, RealrlError, TaskSpec
 
 HORIZON = 200
 _MODEL_FIELDS = ("body_pos", "body_quat", "site_pos", "site_quat", "geom_pos", "geom_quat", "geom_size", "geom_rgba")

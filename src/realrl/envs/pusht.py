@@ -24,11 +24,11 @@ import gymnasium
 import numpy as np
 from numpy.typing import ArrayLike
 
-from realrl.envs import randomise as whims
-from realrl.envs.base import RobotEnv, TaskSpec
-from realrl.envs.randomise import RandomiseConfig
-from realrl.envs.sight import SightConfig, choose, sees
-from realrl.types import Array, Episode, Obs, Policy, RealrlError
+from realrl.envs.base import RobotEnv
+from realrl.envs.mujoco import randomise as whims
+from realrl.envs.mujoco.sight import choose, sees
+from realrl.scene import RandomiseConfig, SightConfig
+from realrl.types import Array, Episode, Obs, Policy, RealrlError, TaskSpec
 
 HORIZON = 300
 SIZE = 512.0
@@ -102,7 +102,7 @@ class PushTEnv(RobotEnv):
         return self._observe(self._see(inner.get_obs()), first=True), {"success": False, "coverage": self._coverage}
 
     def restore(self, episode: Episode) -> Obs:
-        """Start where a recorded episode started; see `realrl.replay`. Raises RealrlError when its observation is another one."""
+        """Start where a recorded episode started; see `realrl.cell.playback`. Raises RealrlError when its observation is another one."""
         first = np.asarray(episode.obs["state"][0], np.float64)
         size = self.task.privileged or self.task.obs_dim
         if first.shape != (size,):

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from realrl.envs.base import RobotEnv, TaskSpec
-from realrl.types import Array, Episode, Obs, RealrlError
+from realrl.envs.base import RobotEnv
+from realrl.types import Array, Episode, Obs, RealrlError, TaskSpec
 
 OLD = "robosuite-1.0"
 SUITES = ("robosuite", OLD)
@@ -51,7 +51,7 @@ class RobosuiteEnv(RobotEnv):
             self._sign[3:6] = -1.0
 
     def restore(self, episode: Episode) -> Obs:
-        """Start at the first recorded state, `extra["sim_state"]` [T, 1 + D] or else the first observation; see `realrl.replay`."""
+        """Start at the first recorded state, `extra["sim_state"]` [T, 1 + D] or else the first observation; see `realrl.cell.playback`."""
         if "sim_state" in episode.extra:
             first = np.asarray(episode.extra["sim_state"][0], np.float64)
         else:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from realrl.envs import randomise as whims
-from realrl.envs.base import RobotEnv, ScriptedPolicy, TaskSpec
-from realrl.envs.randomise import RandomiseConfig
-from realrl.envs.sight import SightConfig, choose, sees
-from realrl.types import Array, Obs, Plan, Policy, RealrlError, State
+from realrl.envs.base import RobotEnv, ScriptedPolicy
+from realrl.envs.mujoco import randomise as whims
+from realrl.envs.mujoco.sight import choose, sees
+from realrl.scene import RandomiseConfig, SightConfig
+from realrl.types import Array, Obs, Plan, Policy, RealrlError, State, TaskSpec
 
 
 def names() -> tuple[str, ...]:

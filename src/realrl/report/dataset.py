@@ -15,10 +15,10 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
-from realrl.config import write_text
 from realrl.data import schema, tables
-from realrl.data.check import check, describe
 from realrl.data.store import Store
+from realrl.data.tools.check import check, describe
+from realrl.files import write_text
 from realrl.report.figures import BLUE, GREY, ORANGE, PALETTE, STYLE, Drawing, Panel, small_multiples
 from realrl.report.pictures import film_strip, short
 from realrl.report.reading import wilson_bounds

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 from scipy.stats import spearmanr
 
-from realrl.config import write_text
+from realrl.files import write_text
 from realrl.report.curves import curves
 from realrl.report.failures import failure_parts
 from realrl.report.figures import STYLE, cycle_figures, ope_figure, success_figure

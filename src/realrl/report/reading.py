@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from realrl.evaluate import wilson
+from realrl.cell.evaluate import wilson
 from realrl.run import read_metrics
 from realrl.types import RealrlError
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from realrl.data.files import sync
+from realrl.files import sync
 from realrl.types import Array, Episode, Obs, RealrlError, Source
 
 MAX_BYTES = 4 * 2**30  # of one array of one episode: more is taken for damage or malice, and refused before memory is asked for

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from realrl.data.files import within
 from realrl.data.formats import common, hdf5
+from realrl.files import within
 from realrl.types import Array, RealrlError
 
 MAIN = "main_data.hdf5"

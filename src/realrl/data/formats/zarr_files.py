@@ -23,8 +23,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from realrl.data.files import within
 from realrl.data.formats.common import MAX_BYTES, line
+from realrl.files import within
 from realrl.types import Array, RealrlError
 
 EXPANSION = 2000  # zstd reaches this on rows of equal frames

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
-from realrl.config import write_bytes
 from realrl.data import video
+from realrl.files import write_bytes
 from realrl.report.pictures import cameras_of, clouds_of, depth_range, even, grey
 from realrl.report.view.clips import Clip, ending
 from realrl.types import Array, Source

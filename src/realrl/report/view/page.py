@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from realrl.config import write_text
+from realrl.files import write_text
 from realrl.report.template import render
 from realrl.report.view import film, recording
 from realrl.report.view.clips import Clip, Each, EpisodeSet, is_dataset, is_run, of_run, recorded

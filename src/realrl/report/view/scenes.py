@@ -14,15 +14,14 @@ from typing import Any, get_args
 import numpy as np
 
 from realrl import config, envs
+from realrl.cell.playback import LONG, TOLERANCE, Restores
+from realrl.cell.rollout import rollout
 from realrl.envs.base import RobotEnv
-from realrl.envs.sight import Kind, SightConfig
-from realrl.policy import load_policy, read_policy_json
-from realrl.replay import LONG, TOLERANCE, Restores
+from realrl.policies.folder import check_fit, load_policy, read_policy_json
 from realrl.report.view.clips import Clip, Each, EpisodeSet
 from realrl.robots.guard import box_guard
-from realrl.rollout import rollout
+from realrl.scene import Kind, SightConfig
 from realrl.types import Array, Episode, Obs, Plan, Policy, RealrlError, Source, State
-from realrl.workcell import check_fit
 
 SIDE = 240  # pixels of a picture's side
 POINTS = 1024

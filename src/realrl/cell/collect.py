@@ -1,0 +1,183 @@
+"""Many episodes fast: worker processes that each hold a policy copy and a handful of environments, behind one call.
+
+Seeds are dealt to the workers in a fixed order and every episode has its own noise, so the result does not depend on timing.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import multiprocessing as mp
+import os
+import pickle
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from realrl import envs
+from realrl.cell.rollout import rollout
+from realrl.envs.base import RobotEnv
+from realrl.robots.guard import box_guard
+from realrl.scene import CollectConfig, RandomiseConfig, SightConfig
+from realrl.types import Episode, Policy, RealrlError, Source, TaskSpec
+
+MakeEnv = Callable[[], RobotEnv]
+
+
+class Collector:
+    """Runs episodes of one task. Use it as a context manager, or call `close`."""
+
+    def __init__(self, task: str, cfg: CollectConfig | None = None, *, reward: str | None = None, horizon: int | None = None,
+                 sight: SightConfig | None = None, randomise: RandomiseConfig | None = None, make: MakeEnv | None = None) -> None:
+        """make: builds an environment of your own for a task that `realrl.envs` does not know; a function of a module, because the
+        workers are sent its name."""
+        cfg = cfg or CollectConfig()
+        self.task = task
+        self._make: MakeEnv = make or functools.partial(envs.make, task, reward=reward, horizon=horizon, sight=sight,
+                                                        randomise=randomise)
+        self.workers = cfg.workers or available_cores()
+        self._size, self._every_frame = cfg.envs_per_worker, cfg.every_frame or make is not None  # a robot's cameras run anyway
+        self._local: _Bench | None = None
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+
+    def spec(self) -> TaskSpec:
+        """What the task is; makes an environment to ask, and closes it."""
+        env = self._make()
+        env.close()
+        return env.task
+
+    def __enter__(self) -> Collector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def collect(self, policy: Policy, seeds: Sequence[int], *, greedy: bool, noise_seed: int = 0,
+                source: Source = Source.POLICY, glance: bool = False) -> Iterator[Episode]:
+        """Yield an episode for every seed, as they finish. The order is not fixed; sort by `episode.seed` where it matters.
+
+        glance: simulated eyes open only where a plan begins, see `rollout`; for who needs no more than the plans.
+        Raises RealrlError when a worker dies, with what it said, and when the policy cannot be sent to one.
+        """
+        glance = glance and not self._every_frame
+        if self.workers == 1 or len(seeds) < 2 * self.workers:
+            self._local = self._local or _Bench(self.task, self._size, self._make)
+            yield from self._local.run(policy, seeds, greedy, noise_seed, source, glance)
+            return
+        blob = _pack(policy)
+        self._start()
+        busy = {pipe: p for pipe, p in zip(self._pipes, self._processes, strict=True)}
+        try:
+            for w, pipe in enumerate(self._pipes):
+                self._send(pipe, busy[pipe], (blob, list(seeds[w::self.workers]), greedy, noise_seed, int(source), glance))
+            while busy:
+                for ready in wait(list(busy)):
+                    assert isinstance(ready, Connection)
+                    answer = self._receive(ready, busy[ready])
+                    if answer is None:
+                        del busy[ready]
+                    else:
+                        yield answer
+        finally:
+            if busy:  # the caller stopped early or a worker died: nothing half-read may reach the next call
+                self.close()
+
+    def _receive(self, pipe: Connection, process: Any) -> Episode | None:
+        try:
+            kind, value = pipe.recv()
+        except (EOFError, OSError):  # OSError: it died in the middle of an episode's bytes
+            raise self._died(process) from None
+        if kind == "error":
+            raise RealrlError(f"{self.task}: collection failed in a worker: {value}")
+        episode: Episode | None = value
+        return episode
+
+    def _send(self, pipe: Connection, process: Any, order: tuple[Any, ...]) -> None:
+        try:
+            pipe.send(order)
+        except OSError:
+            raise self._died(process) from None
+
+    def _died(self, process: Any) -> RealrlError:
+        process.join(5)
+        return RealrlError(f"{self.task}: a collection worker died (exit code {process.exitcode}): run again with --resume; "
+                           "if it repeats, use --collect.workers 1 to see why")
+
+    def _start(self) -> None:
+        if self._processes:
+            return
+        context = mp.get_context("spawn")  # fork is unsafe beside torch's threads and GL contexts
+        for _ in range(self.workers):
+            here, there = context.Pipe()
+            process = context.Process(target=_work, args=(there, self.task, self._size, self._make), daemon=True)
+            process.start()
+            there.close()
+            self._pipes.append(here)
+            self._processes.append(process)
+
+    def close(self) -> None:
+        """Stop the workers and close this process's environments (a robot's port and brakes)."""
+        if self._local:
+            for env in self._local.envs:
+                env.close()
+            self._local = None
+            gc.collect()  # simulators sit in reference cycles, and Python does not see how many megabytes hang on each
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.terminate()
+            process.join(10)
+        self._pipes, self._processes = [], []
+
+
+class _Bench:
+    """Environments of one task with their guards, made as they are needed."""
+
+    def __init__(self, task: str, size: int, make: MakeEnv) -> None:
+        self.task, self.size, self._make = task, size, make
+        self.envs: list[Any] = []
+
+    def run(self, policy: Policy, seeds: Sequence[int], greedy: bool, noise_seed: int, source: Source,
+            glance: bool) -> Iterator[Episode]:
+        while len(self.envs) < min(self.size, len(seeds)):
+            self.envs.append(self._make())
+        yield from rollout(self.envs, policy, [box_guard(e) for e in self.envs], seeds, greedy=greedy, noise_seed=noise_seed,
+                           task=self.task, source=source, glance=glance)
+
+
+def _pack(policy: Policy) -> bytes:
+    try:
+        return pickle.dumps(policy)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise RealrlError(f"policy {policy.name!r} cannot be sent to worker processes ({error}): build it from functions and classes "
+                          "of a module, or use --collect.workers 1") from None
+
+
+def _work(pipe: Connection, task: str, size: int, make: MakeEnv) -> None:
+    torch.set_num_threads(1)
+    bench = _Bench(task, size, make)
+    while True:
+        try:
+            blob, seeds, greedy, noise_seed, source, glance = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            for episode in bench.run(pickle.loads(blob), seeds, greedy, noise_seed, Source(source), glance):
+                pipe.send(("episode", episode))
+            pipe.send(("done", None))
+        except (BrokenPipeError, KeyboardInterrupt):
+            return
+        except RealrlError as error:
+            pipe.send(("error", str(error)))
+        except BaseException:  # the traceback would be lost with the process: hand it to the parent, then die
+            pipe.send(("error", traceback.format_exc()))
+            raise
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,93 @@
+"""Is it good? Fixed held-out starts, success with a Wilson interval, cycle time, throughput."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from realrl.cell.collect import Collector
+from realrl.types import Array, Episode, Policy, Source
+
+HELD_OUT = 1_000_000_000
+"""Evaluation starts have seeds from here upward; training and demonstrations draw theirs from below."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A success rate over n episodes with its 95 % Wilson interval."""
+
+    rate: float
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What n episodes said. cycle_steps, cycle_s: mean over successes (None without one); failures: seeds of the failed starts."""
+
+    success: Rate
+    cycle_steps: float | None
+    cycle_s: float | None
+    successes_per_hour: float
+    episode_return: float
+    steps: int
+    cycle_histogram: dict[str, list[float]] = field(default_factory=dict)
+    failures: list[int] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def wilson(successes: int, n: int, z: float = 1.959964) -> Rate:
+    """Wilson score interval for a proportion (E. B. Wilson 1927). Raises ValueError for n < 1."""
+    if n < 1:
+        raise ValueError("an interval needs at least one episode")
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Rate(p, n, max(centre - half, 0.0) if successes else 0.0, min(centre + half, 1.0) if successes < n else 1.0)
+
+
+def held_out(n: int, seed: int = 0) -> list[int]:
+    """The n evaluation starts of evaluation seed `seed`: fixed, disjoint between seeds, never used in training."""
+    return [HELD_OUT + 1_000_000 * seed + i for i in range(n)]
+
+
+def summarise(episodes: Sequence[Episode], dt: float) -> Evaluation:
+    """Statistics of finished episodes; dt: seconds of a control step."""
+    good = np.array([len(e) for e in episodes if e.succeeded])
+    steps = sum(len(e) for e in episodes)
+    return Evaluation(
+        success=wilson(len(good), len(episodes)),
+        cycle_steps=float(good.mean()) if len(good) else None,
+        cycle_s=float(good.mean() * dt) if len(good) else None,
+        successes_per_hour=len(good) / (steps * dt) * 3600,
+        episode_return=float(np.mean([e.reward.sum() for e in episodes])),
+        steps=steps,
+        cycle_histogram=_histogram(good),
+        failures=sorted(e.seed for e in episodes if not e.succeeded and e.seed is not None))
+
+
+def _histogram(lengths: Array) -> dict[str, list[float]]:
+    if not len(lengths):
+        return {}
+    counts, edges = np.histogram(lengths, bins=24)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def evaluate(collector: Collector, policy: Policy, n: int, *, seed: int = 0, dt: float, greedy: bool = True,
+             source: Source = Source.POLICY) -> Evaluation:
+    """Run the policy's deployed behaviour from n held-out starts."""
+    episodes = collector.collect(policy, held_out(n, seed), greedy=greedy, noise_seed=seed, source=source, glance=True)
+    return summarise([blind(e) for e in episodes], dt)
+
+
+def blind(episode: Episode) -> Episode:
+    """The episode without its observations: hundreds with pictures would fill the memory, and nobody judges by them."""
+    return replace(episode, obs={}, extra={})

@@ -1,0 +1,172 @@
+"""The examination of a dataset: everything that is wrong as a list; nothing is written.
+
+`check` reads every number and looks into every video file; decoding all pictures, which takes long, is an option.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from realrl.data import compaction, schema, tables
+from realrl.data.schema import Info
+from realrl.data.stats import Stats
+from realrl.data.tables import DAMAGED, FileKey
+from realrl.data.tools.faults import Problem, check_data, check_drift, check_video, from_error
+from realrl.types import RealrlError
+
+__all__ = ["Problem", "check", "describe"]
+
+
+def check(directory: str | Path, *, decode: bool = False, limits: tuple[float, float] = (-1.0, 1.0)) -> list[Problem]:
+    """Everything wrong with a dataset: tables, counts, holes, values, clocks, videos, statistics, leftovers.
+
+    Reads every number and the index of every video, writes nothing. decode: also decode all pictures, to find damage inside videos
+    and cameras that froze; limits: what actions must stay within.
+    """
+    root = Path(directory)
+    try:
+        info = schema.read_info(root)
+    except RealrlError as error:
+        return [from_error(error)]
+    problems: list[Problem] = []
+    found = []
+    for path in tables.episode_files(root):
+        try:
+            found.append(tables.read_rows(path))
+        except RealrlError as error:
+            problems.append(from_error(error))
+    try:
+        rows = tables.newest(found)
+    except RealrlError as error:
+        return [*problems, from_error(error)]
+    problems += _check_rows(root, rows)
+    problems += _check_summaries(root, info, rows)
+    problems += _check_leftovers(root, info, rows, sum(len(t) for t in found))
+    stats: Stats = {}
+    for key in _keys(rows, "data"):
+        problems += check_data(root, info, rows, key, limits, stats)
+    problems += check_drift(root, stats, int(rows["length"].to_numpy().sum()))
+    for camera in tables.cameras(info["features"]):
+        problems += _check_camera(root, info, rows, camera, decode)
+    return problems
+
+
+def _check_rows(root: Path, rows: pa.Table) -> Iterator[Problem]:
+    where = f"{root}/meta/episodes"
+    index, length, start, stop = (rows[c].to_numpy() for c in ("episode_index", "length", "dataset_from_index", "dataset_to_index"))
+    holes = int(index[-1]) + 1 - len(index) if len(index) else 0
+    if holes:
+        before = np.flatnonzero(np.diff(index, prepend=-1) > 1)[0]
+        first = int(index[before - 1]) + 1 if before else 0
+        missing = list(range(first, min(int(index[before]), first + 5)))
+        yield Problem("error", where, f"episodes {missing} have no row ({holes} in all)", "restore the episodes file that held them")
+    if len(bad := np.flatnonzero(stop - start != length)):
+        yield Problem("error", where, f"episode {index[bad[0]]}: length {length[bad[0]]} is not its span", "restore the file from a copy")
+    if len(bad := np.flatnonzero(length < 1)):
+        yield Problem("error", where, f"episode {index[bad[0]]} has no frames", "restore the file from a copy")
+    if len(bad := np.flatnonzero(start != np.concatenate([[0], stop[:-1]]))) and not holes:
+        yield Problem("error", where, f"episode {index[bad[0]]} begins at frame {start[bad[0]]}, not where the one before it ends",
+                      "restore the file from a copy")
+
+
+def _check_summaries(root: Path, info: Info, rows: pa.Table) -> Iterator[Problem]:
+    frames = int(rows["length"].to_numpy().sum())
+    for name, true in {"total_episodes": len(rows), "total_frames": frames}.items():
+        if info.get(name) != true:
+            yield Problem("warning", f"{root}/meta/info.json", f"{name} is {info.get(name)}, the episodes tables hold {true}",
+                          "opening the dataset for use corrects it")
+    try:
+        tasks = tables.read_tasks(root)
+        named = {t for texts in rows["tasks"].to_pylist() for t in texts or []} if "tasks" in rows.column_names else set()
+        if lost := sorted(map(str, named - set(tasks))):
+            yield Problem("error", f"{root}/meta/tasks.parquet", f"task {lost[0]!r} is used but not listed", "restore it from a copy")
+    except RealrlError as error:
+        yield from_error(error)
+    except DAMAGED as error:
+        yield Problem("error", f"{root}/meta/episodes", f"tasks are no lists of texts ({tables.line(error)})", "restore it from a copy")
+    path = root / "meta/stats.json"
+    try:
+        count = json.loads(path.read_text())["action"]["count"][0] if path.exists() else 0
+        if count != frames:
+            yield Problem("warning", str(path), f"counts {count} frames of {frames}", "the next append rebuilds it")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        yield Problem("warning", str(path), f"is not readable ({tables.line(error)})", "the next append rebuilds it")
+
+
+def _check_leftovers(root: Path, info: Info, rows: pa.Table, n_rows: int) -> Iterator[Problem]:
+    known = set()
+    for prefix in ("data", *(f"videos/{camera}" for camera in tables.cameras(info["features"]))):
+        for key in _keys(rows, prefix):
+            try:
+                known.add(_file(root, info, prefix, key))
+            except RealrlError as error:
+                yield from_error(error)
+    for path in sorted([*root.glob("data/chunk-*/*.parquet"), *root.glob("videos/**/*.mp4")]):
+        if path not in known:
+            yield Problem("warning", str(path), "no episode refers to it (a writer died)", "ignored; delete it if not needed")
+    for path in sorted(root.rglob(".*.tmp")):
+        yield Problem("warning", str(path), "unfinished temporary file", "the next append deletes it")
+    for path in sorted([*root.glob("data/chunk-*/*.orphan*"), *root.glob("videos/**/*.orphan*")]):
+        yield Problem("warning", str(path), "unfinished recording, set aside", "ignored; delete it if not needed")
+    if (root / compaction.JOURNAL).exists():
+        yield Problem("warning", str(root / compaction.JOURNAL), "a compaction was interrupted", "opening the dataset for use finishes it")
+    elif n_rows != len(rows):
+        yield Problem("warning", f"{root}/meta/episodes", f"{n_rows - len(rows)} episodes have two rows; the newer counts", "compact it")
+
+
+def _check_camera(root: Path, info: Info, rows: pa.Table, camera: str, decode: bool) -> list[Problem]:
+    prefix = f"videos/{camera}"
+    columns = [f"{prefix}/{name}" for name in tables.VIDEO_FIELDS if name != "last_timestamp"]
+    if len(rows) and (missing := [c for c in columns if c not in rows.column_names]):
+        return [Problem("error", f"{root}/meta/episodes", f"no column {missing[0]}", "restore it from a copy")]
+    extra = [c for c in (f"{prefix}/last_timestamp",) if c in rows.column_names]
+    by_file: dict[FileKey, list[dict[str, Any]]] = {}
+    if len(rows):
+        for row in rows.select(["episode_index", "length", "data/chunk_index", "data/file_index", *columns, *extra]
+                               ).to_pylist():
+            by_file.setdefault((row[columns[0]], row[columns[1]]), []).append(row)
+    problems = []
+    for key, members in by_file.items():
+        if None in key:
+            problems.append(Problem("error", f"{root}/meta/episodes", f"episode {members[0]['episode_index']} has no video of {camera}",
+                                    "restore it from a copy, or read with images=False"))
+        else:
+            problems += check_video(root, info, camera, key, members, decode)
+    return problems
+
+
+def _keys(rows: pa.Table, prefix: str) -> list[FileKey]:
+    if f"{prefix}/chunk_index" not in rows.column_names or f"{prefix}/file_index" not in rows.column_names:
+        return []
+    return [key for key in dict.fromkeys(compaction.file_keys(rows, prefix)) if None not in key]
+
+
+def _file(root: Path, info: Info, prefix: str, key: FileKey) -> Path:
+    if prefix == "data":
+        return schema.data_file(root, info, key)
+    return schema.video_file(root, info, prefix.removeprefix("videos/"), key)
+
+
+def describe(directory: str | Path) -> dict[str, Any]:
+    """What a dataset holds, without reading frames: counts, success rate (None if unknown), mean length, features, bytes on disk."""
+    root = Path(directory)
+    info = schema.read_info(root)
+    rows = tables.newest([tables.read_rows(p) for p in tables.episode_files(root)])
+    known = {name: [v for v in rows[name].to_pylist() if v is not None] for name in ("success", "policy") if name in rows.column_names}
+    success = known.get("success")
+    length = rows["length"].to_numpy()
+    films = tables.cameras(info["features"])
+    return {
+        "path": str(root), "robot_type": info.get("robot_type"), "fps": info["fps"], "tasks": tables.read_tasks(root),
+        "episodes": len(rows), "frames": int(length.sum()), "mean_length": float(length.mean()) if len(rows) else 0.0,
+        "success_rate": sum(success) / len(success) if success else None, "policies": dict(Counter(known.get("policy", []))),
+        "features": {name: f"{f['dtype']}{list(f['shape'])}" for name, f in info["features"].items()},
+        "data_files": len(_keys(rows, "data")), "video_files": sum(len(_keys(rows, f"videos/{camera}")) for camera in films),
+        "bytes": sum(p.stat().st_size for p in root.rglob("*") if p.is_file())}

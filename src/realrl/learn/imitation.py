@@ -1,0 +1,131 @@
+"""Imitation: fit a diffusion policy to recorded actions.
+
+Every batch is a function of (seed, stage, step), so a run that is resumed from a checkpoint continues to the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from realrl.files import derive
+from realrl.generative.diffusion import imitation_loss
+from realrl.policies.diffusion import DiffusionPolicy
+from realrl.types import Batch, Episode
+
+
+class Decisions(Protocol):
+    """What is imitated: `ChunkView`, or `ImageWindows` where pictures stay on disk."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class ImitationConfig:
+    """Behaviour cloning with the denoising loss."""
+
+    steps: int = 1500
+    """Gradient steps."""
+    batch: int = 256
+    """Chunks per step."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW (cosine decay after the warm-up)."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 1e-6
+    """AdamW's."""
+    ema: float = 0.75
+    """Power of the weight average: decay = min(1 - (1 + step)^-power, 0.9999)."""
+
+
+def cosine(step: int, steps: int, warmup: int) -> float:
+    """Learning-rate factor at `step` of `steps`: linear warm-up, then half a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def averaged(module: torch.nn.Module, power: float) -> AveragedModel:
+    """torch's weight average with Diffusion Policy's warming decay."""
+    @torch.no_grad()
+    def update(average: Sequence[Tensor], value: Sequence[Tensor], count: Tensor | int) -> None:
+        decay = min(1 - (1 + int(count)) ** -power, 0.9999)
+        torch._foreach_lerp_(list(average), list(value), 1 - decay)  # one call for all: a GPU waits for the launches, not for the sums
+
+    return AveragedModel(module, multi_avg_fn=update)
+
+
+def generator(seed: int, *tags: int | str, device: str | torch.device = "cpu") -> torch.Generator:
+    """A fresh generator for one purpose, see `run.derive`."""
+    return torch.Generator(device).manual_seed(derive(seed, *tags))
+
+
+class Imitation:
+    """L_IL of RL-100, section 2: noise prediction on recorded chunks; the averaged weights become the policy's.
+
+    Where the policy has an encoder it is trained too, with its regularisers: L_IL + L_recon + L_KL (section 3), unless the view holds
+    its latents already (`ChunkView.seen_by`). Call `update` cfg.steps times, then `finish`; `state_dict` holds all that continuing
+    needs. weight: [N] per decision, None for plain cloning.
+    """
+
+    def __init__(self, policy: DiffusionPolicy, view: Decisions, cfg: ImitationConfig, *, seed: int, weight: Tensor | None = None) -> None:
+        self.policy, self.view, self.cfg, self.seed, self.weight = policy, view, cfg, seed, weight
+        self.actor = policy.actor.requires_grad_(True).train()
+        self.average = averaged(self.actor, cfg.ema)
+        self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, betas=(0.95, 0.999), weight_decay=cfg.weight_decay)
+        self.step = 0
+
+    def update(self) -> dict[str, float]:
+        """One gradient step; returns the losses: "loss" of the denoising, and the encoder's regularisers."""
+        random = generator(self.seed, "imitation", self.step, device=self.policy.device)
+        torch.manual_seed(derive(self.seed, "dropout", self.step))
+        index = torch.randint(len(self.view), (self.cfg.batch,), generator=random, device=self.policy.device)
+        batch = self.view.batch(index)
+        self.optimiser.param_groups[0]["lr"] = self.cfg.lr * cosine(self.step, self.cfg.steps, self.cfg.warmup)
+        cond, regularisers = self.policy.look(batch.obs, random)
+        loss = imitation_loss(self.policy.diffusion, self.policy.net, batch.action, batch.valid, cond, random,
+                              None if self.weight is None else self.weight[index])
+        self.optimiser.zero_grad()
+        torch.stack([loss, *regularisers.values()]).sum().backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.actor.parameters(), 1.0)
+        self.optimiser.step()
+        self.average.update_parameters(self.actor)
+        self.step += 1
+        return {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in regularisers.items()}}
+
+    def finish(self) -> None:
+        """Give the policy the averaged weights."""
+        self.actor.load_state_dict(self.average.module.state_dict())
+        self.actor.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, average, optimiser and step."""
+        return {"actor": self.actor.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
+                "step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.actor.load_state_dict(state["actor"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step = state["step"]
+
+
+def worthy(episodes: Sequence[Episode]) -> list[Episode]:
+    """What is worth imitating: the successes; where the task knows none (locomotion), the better half by return; else nothing."""
+    if any(e.succeeded for e in episodes):
+        return [e for e in episodes if e.succeeded]
+    returns = [float(e.reward.sum()) for e in episodes]
+    if not returns or max(returns) <= min(returns):
+        return []
+    middle = float(np.median(returns))
+    return [e for e, value in zip(episodes, returns, strict=True) if value >= middle]

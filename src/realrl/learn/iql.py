@@ -1,0 +1,147 @@
+"""Critics from recorded data alone: implicit Q-learning (arXiv 2110.06169), the critics of RL-100's offline stage.
+
+Decisions are chunks: Q(s, a_1..K). The update never asks what the policy would do, so nothing outside the data is queried.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from realrl.data.views import ChunkView, continue_chunks
+from realrl.files import derive
+from realrl.losses import expectile, explained_variance, td_target
+from realrl.nets.mlp import EnsembleMLP, mlp
+from realrl.nets.normalise import Whitener
+from realrl.types import Array, Episode
+
+if TYPE_CHECKING:
+    from realrl.policies.diffusion import DiffusionPolicy
+
+Encode = Callable[[dict[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """IQL's twin Q and V."""
+
+    steps: int = 3000
+    """Gradient steps per fit."""
+    batch: int = 256
+    """Decisions per step."""
+    lr: float = 3e-4
+    """AdamW's learning rate."""
+    weight_decay: float = 1e-4
+    """AdamW's."""
+    hidden: int = 256
+    """Width of both hidden layers (LayerNorm, SiLU)."""
+    expectile: float = 0.8
+    """tau of V's regression: 0.5 = mean of the data's actions, 1 = their best."""
+    target_rate: float = 0.005
+    """Polyak rate of the target Q."""
+    whiten: bool = True
+    """Whether critics of a policy with eyes see its latents along their principal axes, each scaled to about unit variance."""
+
+
+class Critics(nn.Module):
+    """Twin Q(s, a), its slow copy, and V(s). cond: [B, C] encoded observation; action: [B, K, A]. eyes: the condition is a latent."""
+
+    def __init__(self, cond: int, chunk: int, action: int, cfg: CriticConfig, *, eyes: bool = False) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.twin = EnsembleMLP(2, cond + chunk * action, 1, (cfg.hidden, cfg.hidden))
+        self.target = copy.deepcopy(self.twin).requires_grad_(False)
+        self.value = value_net(cond, cfg, eyes=eyes)
+        self.white = self.value[0] if isinstance(self.value[0], Whitener) else nn.Identity()
+        self.optimiser = torch.optim.AdamW([*self.twin.parameters(), *self.value.parameters()], lr=cfg.lr,
+                                           weight_decay=cfg.weight_decay)
+
+    def v(self, cond: Tensor) -> Tensor:
+        """V(s) [B]."""
+        out: Tensor = self.value(cond)
+        return out[:, 0]
+
+    def q(self, cond: Tensor, action: Tensor) -> Tensor:
+        """min(Q1, Q2) of the slow copy [B]."""
+        out: Tensor = self.target(self._pair(cond, action))
+        return out[..., 0].amin(0)
+
+    @torch.no_grad()
+    def advantage(self, cond: Tensor, action: Tensor) -> Tensor:
+        """A = min(Q1, Q2) - V [B] (RL-100, section 4)."""
+        return self.q(cond, action) - self.v(cond)
+
+    def _pair(self, cond: Tensor, action: Tensor) -> Tensor:
+        return torch.cat([self.white(cond), action.flatten(1)], -1)
+
+    def update(self, cond: Tensor, action: Tensor, reward: Tensor, discount: Tensor, next_cond: Tensor) -> dict[str, Tensor]:
+        """One step of L_V = E|tau - 1(u<0)| u^2 and L_Q = E (r + discount V(s') - Q)^2; returns both."""
+        pair = self._pair(cond, action)
+        with torch.no_grad():
+            best = self.target(pair)[..., 0].amin(0)
+            target = td_target(reward, discount, self.v(next_cond))
+        loss_v = expectile(best - self.v(cond), self.cfg.expectile)
+        loss_q = (self.twin(pair)[..., 0] - target).square().mean(-1).sum()
+        self.optimiser.zero_grad()
+        (loss_v + loss_q).backward()
+        self.optimiser.step()
+        with torch.no_grad():
+            for slow, fast in zip(self.target.parameters(), self.twin.parameters(), strict=True):
+                slow.lerp_(fast, self.cfg.target_rate)
+        return {"loss_v": loss_v.detach(), "loss_q": loss_q.detach()}
+
+
+def value_net(cond: int, cfg: CriticConfig, *, eyes: bool) -> nn.Sequential:
+    """V: [B, cond] -> [B, 1]; eyes: the condition is a policy's latent."""
+    net = mlp(cond, 1, (cfg.hidden, cfg.hidden))
+    return nn.Sequential(Whitener(cond), *net) if eyes and cfg.whiten else net
+
+
+def fit_whitener(value: nn.Module, cond: Tensor) -> None:
+    """Fit the whitener of a `value_net`, where it has one, to conditions [N, C]; the first time only."""
+    if isinstance(value, nn.Sequential) and isinstance(value[0], Whitener):
+        value[0].fit(cond)
+
+
+def fit_critics(critics: Critics, view: ChunkView, encode: Encode, *, seed: int,
+                log: Callable[[int, Mapping[str, float]], None] | None = None) -> None:
+    """Train for `cfg.steps` on every decision of the view; the observations are encoded once (the encoder is frozen offline)."""
+    random = torch.Generator(view.reward.device).manual_seed(derive(seed, "critics"))
+    cond, next_cond = encode_all(view, encode)
+    fit_whitener(critics.value, cond)
+    batch = view.batch()
+    action = continue_chunks(batch.action, batch.valid, random)
+    for step in range(critics.cfg.steps):
+        index = torch.randint(len(view), (critics.cfg.batch,), generator=random, device=cond.device)
+        losses = critics.update(cond[index], action[index], view.reward[index], view.discount[index], next_cond[index])
+        if log is not None and step % 250 == 249:
+            log(step + 1, {f"critic_{k}": float(v) for k, v in losses.items()})
+
+
+@torch.no_grad()
+def encode_all(view: ChunkView, encode: Encode) -> tuple[Tensor, Tensor]:
+    """Latents of every decision's observation and next observation, each [N, C], computed once."""
+    batch = view.batch()
+    return encode(batch.obs), encode(batch.next_obs)
+
+
+def calibration(critics: Critics, cond: Tensor, returns: Tensor) -> dict[str, Any]:
+    """Does V mean anything: explained variance against Monte-Carlo returns [N] of the data, and both means."""
+    with torch.no_grad():
+        value = critics.v(cond)
+    return {"value_explained": explained_variance(value, returns), "value_mean": float(value.mean()), "return_mean": float(returns.mean())}
+
+
+@torch.no_grad()
+def value_traces(episodes: Sequence[Episode], value: nn.Module, policy: DiffusionPolicy, gamma: float) -> list[Array]:
+    """What V [N, C] -> [N, 1] says along every episode, [T] each, held from plan to plan: eyes may be closed in between."""
+    view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=gamma, every="plan", device=policy.device)
+    cond, _ = encode_all(view.seen_by(policy.latents), policy.encode)
+    traces = np.split(value(cond)[:, 0].cpu().numpy(), np.flatnonzero(view.first.cpu().numpy())[1:])
+    return [trace[np.cumsum(e.starts_plan) - 1] for trace, e in zip(traces, episodes, strict=True)]

@@ -1,0 +1,363 @@
+"""Off-policy evaluation: which of two policies is better, judged from recorded data alone (RL-100, section 5, AM-Q).
+
+An ensemble of transition models is fitted to the recordings and policies are tried in it, from the same start states with the same
+noise, so that two policies differ only where they act differently. Two habits of learned models ruin such a judgement, and both are
+met here: the model is exploited where it knows nothing (a rollout whose members disagree, or which leaves the range of the data, is
+stopped and keeps only the worst reward), and a random batch is mistaken for progress (`gate` asks for a paired lower confidence bound).
+
+Letters: M members, E elites, P policies, N start states, B rows, C size of a condition (an encoded observation), K chunk, A action.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from realrl.data.views import ChunkView, continue_chunks
+from realrl.files import derive
+from realrl.nets.mlp import EnsembleMLP
+from realrl.run import Run
+from realrl.types import RealrlError
+
+if TYPE_CHECKING:
+    from realrl.policies.diffusion import DiffusionPolicy
+
+Encode = Callable[[dict[str, Tensor]], Tensor]
+"""Observations [B, H, D...] -> conditions [B, C]."""
+Act = Callable[[Tensor, Tensor], Tensor]
+"""(condition [B, C], noise [B, S+1, K, A]) -> chunks [B, K, A] in [-1, 1]."""
+Value = Callable[[Tensor, Tensor], Tensor]
+"""(condition [B, C], chunk [B, K, A]) -> values [B], the smaller of the twin critics'."""
+Log = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class OPEConfig:
+    """The transition model, its rollouts and the gate."""
+
+    members: int = 7
+    """M, networks fitted, each on its own bootstrap of the decisions."""
+    elites: int = 5
+    """E, the members that predict held-out episodes best; only they are rolled out."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Hidden layers of a member."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW (cosine decay)."""
+    weight_decay: float = 1e-4
+    """AdamW's."""
+    batch: int = 256
+    """Decisions per member and gradient step."""
+    steps: int = 800
+    """Gradient steps of a fit."""
+    holdout: float = 0.15
+    """Share of the episodes that is held out, to choose the elites and to learn how much they disagree on genuine data."""
+    starts: int = 256
+    """N, start states of a comparison, dealt evenly from the first observations of the recorded episodes."""
+    horizon: int | None = None
+    """Decisions of a rollout; None = the task's whole horizon, short of which a sparse reward is never seen."""
+    doubt: float = 0.01
+    """Share of a rollout's remaining weight lost per decision when the elites disagree at the limit (less, in proportion, below)."""
+    limit: float = 0.95
+    """A rollout is stopped where the elites disagree more than at the worst moment of this share of the held-out episodes."""
+    slack: float = 0.25
+    """How far a rollout may leave the data's range in any feature, as a share of that range, before it is stopped."""
+    margin: float = 0.05
+    """What a candidate must gain, see `gate`."""
+    confidence: float = 1.645
+    """Standard errors between the mean gain and the bound that must reach the margin: 1.645 = 95 %, one-sided."""
+
+
+@dataclass
+class _Table:
+    """Decisions as the model sees them: x [N, C + K*A], change [N, C] in units of `scale`, reward [N], done and whole [N] bool."""
+
+    x: Tensor
+    change: Tensor
+    reward: Tensor
+    done: Tensor
+    whole: Tensor
+    episode: Tensor
+
+
+@dataclass
+class Prediction:
+    """One decision ahead. cond: [B, C]; p_done: [B], probability that the task ends inside it; reward_done, reward_on: [B], the
+    decision's reward if it does and if it does not; trust: [B] in [0, 1], 0 where the model is outside its data."""
+
+    cond: Tensor
+    p_done: Tensor
+    reward_done: Tensor
+    reward_on: Tensor
+    trust: Tensor
+
+
+class TransitionModel(nn.Module):
+    """An ensemble of MLPs: (condition, chunk) -> the condition's change, whether the task ends, and the reward either way.
+
+    It shares no parameter and no target with the critics, so a policy that learned to please them has not learned to please it.
+    A saved `state_dict` holds the elites and all that a rollout needs.
+    """
+
+    def __init__(self, cond: int, chunk: int, action: int, cfg: OPEConfig, *, seed: int) -> None:
+        super().__init__()
+        if not 1 < cfg.elites <= cfg.members:
+            raise RealrlError(f"ope.elites: {cfg.elites} must lie in 2..{cfg.members} (members): one network cannot disagree with itself")
+        self.cfg, self.seed, self.size = cfg, seed, cond
+        self.inputs, self.outputs = cond + chunk * action, cond + 3
+        self.elites = EnsembleMLP(cfg.elites, self.inputs, self.outputs, cfg.hidden).requires_grad_(False)
+        shapes = {"scale": cond, "lowest": cond, "highest": cond, "drop": cond, "rise": cond, "poorest": 2, "richest": 2}
+        for name, length in shapes.items():
+            self.register_buffer(name, torch.zeros(length))
+        for name in ("limit", "discount"):
+            self.register_buffer(name, torch.zeros(()))
+        self.scale: Tensor  # standard deviation of a feature's change, 0 where it never moves
+        self.lowest: Tensor  # range of the features in the data ...
+        self.highest: Tensor
+        self.drop: Tensor  # ... and of their change in one decision, in units of scale
+        self.rise: Tensor
+        self.poorest: Tensor  # range of a decision's reward, where the task ends inside it and where it goes on
+        self.richest: Tensor
+        self.limit: Tensor  # disagreement at which a rollout is stopped
+        self.discount: Tensor  # gamma^K
+
+    def fit(self, view: ChunkView, encode: Encode, log: Log | None = None) -> dict[str, float]:
+        """Fit all members afresh to a view with `every="step"` and keep the elites.
+
+        Returns `r2` (one-step, of the change, held-out episodes, mean of the elites), `done_ratio` (predicted over true number of
+        endings there), `limit` and the losses. Raises RealrlError with fewer than 2 episodes.
+        """
+        self.to(view.reward.device)
+        cfg, table = self.cfg, self._table(view, encode)
+        random = torch.Generator(table.x.device).manual_seed(derive(self.seed, "ope-fit"))
+        train, held = _split(table, cfg.holdout, random)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(self.seed, "ope-init"))
+            net = EnsembleMLP(cfg.members, self.inputs, self.outputs, cfg.hidden).to(table.x.device)
+        optimiser = torch.optim.AdamW(net.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
+        order = train[torch.randint(len(train), (cfg.members, len(train)), generator=random, device=train.device)]
+        for step in range(cfg.steps):
+            optimiser.param_groups[0]["lr"] = cfg.lr * 0.5 * (1 + math.cos(math.pi * step / cfg.steps))
+            rows = order.gather(1, torch.randint(len(train), (cfg.members, cfg.batch), generator=random, device=train.device))
+            losses = self._losses(net(table.x[rows]), table, rows)
+            loss = sum(v.sum() for v in losses.values())
+            assert isinstance(loss, Tensor)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            if log is not None and (step % 100 == 0 or step == cfg.steps - 1):
+                log(step, {f"ope/{k}": float(v.detach().mean()) for k, v in losses.items()})
+        return self._choose(net, table, held)
+
+    @torch.no_grad()
+    def _table(self, view: ChunkView, encode: Encode) -> _Table:
+        """Learn the data's scales and lay the decisions out."""
+        batch = view.batch()
+        cond, after = encode(batch.obs), encode(batch.next_obs)
+        whole, done = batch.valid.all(1), batch.discount == 0
+        if not whole.any():
+            raise RealrlError(f"no recorded decision ran its {view.chunk} actions to the end: episodes are too short for this chunk")
+        change = after - cond
+        std = change[whole].std(0, unbiased=False)
+        self.scale.copy_(torch.where(std > 1e-5, std, 0.0))
+        change = torch.where(self.scale > 0, change / self.scale.clamp(min=1e-5), 0.0)
+        seen = torch.cat([cond, after])
+        self.lowest.copy_(seen.amin(0))
+        self.highest.copy_(seen.amax(0))
+        self.drop.copy_(change[whole].amin(0))
+        self.rise.copy_(change[whole].amax(0))
+        self.discount.fill_(view.gamma**view.chunk)
+        for i, kind in enumerate((done, whole & ~done)):
+            reward = batch.reward[kind] if kind.any() else batch.reward.new_zeros(1)
+            self.poorest[i], self.richest[i] = reward.min(), reward.max()
+        action = continue_chunks(batch.action, batch.valid, torch.Generator(cond.device).manual_seed(derive(self.seed, "ope-continue")))
+        return _Table(torch.cat([cond, action.flatten(1)], -1), change, batch.reward, done, whole, view.episode)
+
+    def _losses(self, y: Tensor, table: _Table, rows: Tensor) -> dict[str, Tensor]:
+        """Each [M]. y: [M, B, C + 3]; rows: [M, B]. A decision cut by a time limit says nothing, one cut by the task's end no change."""
+        done, whole, c = table.done[rows], table.whole[rows], self.size
+        error = F.huber_loss(y[..., :c], table.change[rows], reduction="none") * (self.scale > 0)
+        change = (error.mean(-1) * whole).mean(-1)
+        ended = F.binary_cross_entropy_with_logits(y[..., c], done.float(), reduction="none")
+        reward = torch.where(done, y[..., c + 1], y[..., c + 2]) - table.reward[rows]
+        known = whole | done
+        return {"change": change, "done": (ended * known).mean(-1), "reward": (reward.square() * known).mean(-1)}
+
+    @torch.no_grad()
+    def _choose(self, net: EnsembleMLP, table: _Table, held: Tensor) -> dict[str, float]:
+        """Keep the elites, set the limit of disagreement, and measure."""
+        losses = self._losses(net(table.x[held]), table, held.expand(net.members, -1))
+        best = torch.stack(list(losses.values())).sum(0).argsort()[: self.cfg.elites]
+        self.elites.load_state_dict({k: v[best] for k, v in net.state_dict().items()})
+        y, c = self.elites(table.x[held]), self.size
+        y[..., :c] *= self.scale > 0
+        known, whole = table.whole[held] | table.done[held], table.whole[held]
+        error = (y[..., :c] - table.change[held])[:, whole].square().sum()
+        total = table.change[held][whole].square().sum() * len(y)
+        apart = self._disagreement(y)
+        groups = table.episode[held]
+        worst = apart.new_zeros(len(table.x)).scatter_reduce(0, groups, apart, "amax")[groups.bincount(minlength=len(table.x)) > 0]
+        self.limit.copy_(worst.quantile(self.cfg.limit))
+        expected = float(y[..., c].sigmoid().mean(0)[known].sum())
+        return {"r2": float(1 - error / total.clamp(min=1e-12)), "done_ratio": expected / max(float(table.done[held].sum()), 1.0),
+                "limit": float(self.limit), **{k: float(v[best].mean()) for k, v in losses.items()}}
+
+    def _disagreement(self, y: Tensor) -> Tensor:
+        """Root mean square, over the features that move, of the elites' standard deviation. y: [E, B, C + 3] -> [B]."""
+        if not (self.scale > 0).any():  # a task of one decision
+            return y.new_zeros(y.shape[1])
+        return y[..., : self.size][..., self.scale > 0].var(0, unbiased=False).mean(-1).sqrt()
+
+    @torch.no_grad()
+    def step(self, cond: Tensor, action: Tensor, member: Tensor) -> Prediction:
+        """Advance conditions [B, C] by chunks [B, K, A], each row in the world of its own elite, member [B] in 0..E-1.
+
+        A row keeps its elite for a whole rollout. The elites' mean predicts one step slightly better, but every row then shares one
+        model's errors, which a policy can exploit; in a small trial (one fit, six policies of push-wall) the mean overrated an
+        offline-optimised policy against an online-trained one, rollouts by elite much less.
+        """
+        y, c = self.elites(torch.cat([cond, action.flatten(1)], -1)), self.size
+        own = y[member, torch.arange(len(cond), device=cond.device)]
+        after = cond + torch.maximum(torch.minimum(own[:, :c], self.rise), self.drop) * self.scale
+        room = self.cfg.slack * (self.highest - self.lowest) + 1e-3
+        inside = ((after >= self.lowest - room) & (after <= self.highest + room)).all(-1)
+        apart = self._disagreement(y) / self.limit.clamp(min=1e-6)
+        trust = (1 - self.cfg.doubt * apart) * (inside & (apart <= 1))
+        reward = torch.maximum(torch.minimum(own[:, c + 1:], self.richest), self.poorest)
+        return Prediction(after, own[:, c].sigmoid(), reward[:, 0], reward[:, 1], trust)
+
+
+def _split(table: _Table, share: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(training, held-out) rows, by episode: the decisions of one episode overlap."""
+    episodes = int(table.episode.max()) + 1
+    if episodes < 2:
+        raise RealrlError("off-policy evaluation needs at least 2 episodes, one of them to hold out: record more")
+    count = min(max(round(share * episodes), 1), episodes - 1)
+    chosen = torch.randperm(episodes, generator=random, device=table.x.device)[:count]
+    held = torch.isin(table.episode, chosen)
+    return (~held).nonzero().squeeze(-1), held.nonzero().squeeze(-1)
+
+
+@dataclass
+class Estimates:
+    """What P policies would do from N start states; each [P, N].
+
+    amq: AM-Q, the sum over the decisions of Q. success: probability of ending the task with a reward, for sparse rewards of 0 and 1.
+    returns: discounted sum of the rewards; for sparse rewards the discounted success.
+    stopped: share of the rollout's weight that was lost because the model could not be trusted.
+    """
+
+    amq: Tensor
+    returns: Tensor
+    success: Tensor
+    stopped: Tensor
+
+
+def start_conditions(view: ChunkView, encode: Encode, cfg: OPEConfig) -> Tensor:
+    """[N, C]: the first observations of the recorded episodes, spread evenly over them, repeated where there are fewer."""
+    first = view.first.nonzero().squeeze(-1)
+    i = torch.arange(cfg.starts, device=first.device)
+    pick = i * len(first) // cfg.starts if cfg.starts < len(first) else i % len(first)
+    return encode(view.batch(first[pick]).obs)
+
+
+@torch.no_grad()
+def evaluate_policies(model: TransitionModel, q: Value, policies: Sequence[Act], start: Tensor, noise: Sequence[int], *,
+                      seed: int) -> Estimates:
+    """Roll every policy out in the model from `start` [N, C], `cfg.horizon` decisions, start i in the world of elite i mod E.
+
+    noise: the shape (S+1, K, A) of a decision's noise; it depends on seed, decision and start only, so equal policies get exactly
+    equal estimates. The end of the task is absorbing.
+    """
+    rows = [_rollout(model, q, act, start, tuple(noise), seed) for act in policies]
+    return Estimates(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _rollout(model: TransitionModel, q: Value, act: Act, start: Tensor, noise: tuple[int, ...], seed: int) -> tuple[Tensor, ...]:
+    """(amq, returns, success, stopped), each [N], of one policy. `alive` is the probability that the task still runs (and the model
+    is still trusted). A finished task keeps its reward as the Q of all later decisions, or the sum of Q would punish speed; weight
+    that is lost earns the data's worst reward for ever."""
+    n, cond = len(start), start.clone()
+    member = torch.arange(n, device=start.device) % model.cfg.elites
+    amq, returns, success, stopped, kept = torch.zeros(5, n, device=start.device).unbind()
+    alive = torch.ones(n, device=start.device)
+    worst = float(model.poorest.min() / (1 - model.discount).clamp(min=1e-3))
+    discount, horizon = 1.0, model.cfg.horizon
+    if horizon is None:
+        raise ValueError("OPEConfig.horizon must be a number here: the caller knows how many decisions the task has")
+    for t in range(horizon):
+        rows = (alive > 1e-3).nonzero().squeeze(-1)
+        amq += kept + stopped * worst
+        if len(rows):
+            random = torch.Generator(start.device).manual_seed(derive(seed, "ope-noise", t))
+            action = act(cond[rows], torch.randn((n, *noise), generator=random, device=start.device)[rows])
+            after = model.step(cond[rows], action, member[rows])
+            weight, lost = alive[rows] * after.trust, alive[rows] * (1 - after.trust)
+            ended = weight * after.p_done
+            amq[rows] += weight * q(cond[rows], action) + lost * worst
+            returns[rows] += discount * (ended * after.reward_done + (weight - ended) * after.reward_on + lost * worst)
+            success[rows] += ended * after.reward_done.clamp(0.0, 1.0)
+            kept[rows] += ended * after.reward_done
+            stopped[rows] += lost
+            alive[rows], cond[rows] = weight - ended, after.cond
+        discount *= float(model.discount)
+    return amq, returns, success, stopped
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The gate's answer. gain: mean paired difference; low: its lower confidence bound; delta: what `low` had to reach."""
+
+    accepted: bool
+    candidate: float
+    incumbent: float
+    gain: float
+    low: float
+    delta: float
+
+
+def gate(candidate: Tensor, incumbent: Tensor, *, margin: float, confidence: float, ceiling: float | None = None) -> Verdict:
+    """Whether the candidate replaces the incumbent: the lower confidence bound of the mean paired difference is positive and at
+    least delta. candidate, incumbent: [N], estimates from the same starts with the same noise.
+
+    Without a ceiling, `margin` is a share of the incumbent's estimate, delta = margin |J| (RL-100, section 5; for AM-Q). With one
+    (1 for a success probability), it is a share of what is left to gain, delta = margin (ceiling - J): a policy at 0.97 can never
+    be improved by 5 % of itself, but by 5 % of its failures it can. The bound covers the draw of start states, not the model's
+    error, so N should not exceed the distinct starts by much. Pure: no state, no randomness.
+    """
+    if candidate.shape != incumbent.shape or candidate.ndim != 1 or len(candidate) < 2:
+        raise ValueError(f"the gate compares two vectors of equal length >= 2, got {list(candidate.shape)} and {list(incumbent.shape)}")
+    difference = (candidate - incumbent).double()
+    gain = float(difference.mean())
+    low = gain - confidence * float(difference.std()) / math.sqrt(len(difference))
+    now = float(incumbent.double().mean())
+    delta = margin * (abs(now) if ceiling is None else max(ceiling - now, 0.0))
+    return Verdict(low > 0 and low >= delta, float(candidate.double().mean()), now, gain, low, delta)
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Rank correlation of two equally long lists, e.g. estimates and true success over checkpoints; 0 when either is constant."""
+    if len(x) != len(y) or len(x) < 2:
+        raise ValueError(f"rank correlation needs two lists of equal length >= 2, got {len(x)} and {len(y)}")
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        return 0.0
+    return float(stats.spearmanr(x, y).statistic)
+
+
+def judged(run: Run, rounds: int, policy: DiffusionPolicy) -> Iterator[tuple[dict[str, Any], DiffusionPolicy]]:
+    """Every candidate that a gate judged in a run's offline rounds, with what it said; policy: as the run ended."""
+    for name in (f"offline-{m + 1}" for m in range(rounds)):
+        found = run.read(f"{name}-candidates")
+        kept: dict[str, Any] = found[1]["judged"] if found else {"records": (), "nets": ()}
+        for record, net in zip(kept["records"], kept["nets"], strict=True):
+            candidate = policy.with_head("ddim")
+            candidate.net.load_state_dict(net)
+            if candidate.encoder and "encoder" in kept:  # it has learned since
+                candidate.encoder.load_state_dict(kept["encoder"])
+            yield {"stage": name, **record}, candidate

@@ -1,0 +1,95 @@
+"""What a scene is: the task, what is seen of it, what varies in it, and how its episodes are produced. Plain values, no simulator."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from realrl.types import RealrlError
+
+Kind = Literal["state", "rgb", "depth", "pointcloud"]
+Source = Literal["rays", "depth"]
+Frame = Literal["world", "hand"]
+
+
+@dataclass(frozen=True)
+class SightConfig:
+    """What is seen beside the robot's own joints."""
+
+    kind: Kind = "state"
+    """state: the simulator's numbers, no eyes; rgb: pictures; depth: distances in millimetres; pointcloud: points in metres."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras to look through; the task's own choice by default."""
+    height: int = 84
+    """Pixels of a picture from top to bottom."""
+    width: int = 84
+    """Pixels of a picture from left to right."""
+    points: int = 512
+    """Points of a cloud."""
+    colour: bool = False
+    """Whether the points of a cloud carry their colour: six columns instead of three."""
+    source: Source = "rays"
+    """How a simulated cloud is made: by casting rays (no OpenGL), or from rendered depth as a real depth camera would."""
+    frame: Frame = "world"
+    """Where a cloud's origin is: world, the world's; hand, the robot's hand, with the world's axes, so that what is to be grasped is where
+    the hand has yet to go."""
+
+    def __post_init__(self) -> None:
+        for name, hint in (("kind", Kind), ("source", Source), ("frame", Frame)):
+            if getattr(self, name) not in get_args(hint):
+                raise RealrlError(f"sight.{name} is {getattr(self, name)!r}: it is one of {', '.join(get_args(hint))}")
+        for name in ("height", "width", "points"):
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise RealrlError(f"sight.{name} is {value!r}: it must be a whole number of at least 1")
+        if self.cameras is not None and (isinstance(self.cameras, str) or not self.cameras):
+            raise RealrlError(f"sight.cameras is {self.cameras!r}: give a tuple of names, or leave it out for the task's own choice")
+
+
+@dataclass(frozen=True)
+class RandomiseConfig:
+    """What is drawn anew at every reset, from the episode's seed; all off by default."""
+
+    light: float = 0.0
+    """Lights: intensity times 1 +- this, position +- this in metres."""
+    colour: float = 0.0
+    """Colours of everything: each channel +- this, of 1."""
+    camera: float = 0.0
+    """Cameras: position +- this in metres, in each direction."""
+    angle: float = 0.0
+    """Cameras: turned by up to this, in degrees, about an axis drawn at random."""
+    distractors: int = 0
+    """Coloured balls and boxes lying about, which are seen but cannot be touched."""
+    friction: float = 0.0
+    """Sliding friction of everything, times 1 +- this."""
+    mass: float = 0.0
+    """Mass of every body, times 1 +- this."""
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise RealrlError(f"randomise.{entry.name} is {value}: a magnitude is 0 (off) or more")
+        for name in ("friction", "mass", "light", "colour"):
+            if getattr(self, name) >= 1:
+                raise RealrlError(f"randomise.{name} is {getattr(self, name)}: it is relative and must stay below 1")
+        if self.distractors > 100:
+            raise RealrlError(f"randomise.distractors is {self.distractors}: at most 100 fit into a scene")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is randomised at all."""
+        return any(getattr(self, entry.name) for entry in dataclasses.fields(self))
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """How episodes are produced."""
+
+    workers: int = 0
+    """Worker processes; 0 = one per CPU core, 1 = inside this process."""
+    envs_per_worker: int = 25
+    """Environments a worker steps in turn; more make larger policy batches."""
+    every_frame: bool = False
+    """Whether simulated eyes open at every step also where only the plans' beginnings count (online rounds, evaluations); slower."""

