@@ -94,7 +94,7 @@ def test_every_config_field_is_read() -> None:
 
 def test_the_checks_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A check of the checks: a house with every fault is refused."""
-    files = {"types.py": "from realrl.cli.main import main", "algos/one.py": "from realrl.algos import two", "algos/two.py": "import mujoco",
+    files = {"types.py": "from realrl.cli import main", "algos/one.py": "from realrl.algos import two", "algos/two.py": "import mujoco",
              "attic.py": "", "run.py": "from . import cli",
              "nets/mlp.py": "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass NetConfig:\n    width: int = 1"}
     for name, text in files.items():

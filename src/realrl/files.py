@@ -10,6 +10,7 @@ import json
 import operator
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,9 +81,44 @@ def sync(folder: Path) -> None:
         os.close(fd)
 
 
-def publish_json(path: Path, value: Any) -> None:
-    """`publish` of a JSON document."""
-    publish(path, lambda f: f.write(json.dumps(value, indent=1).encode()))
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """`publish` of bytes."""
+    publish(Path(path), lambda file: file.write(data))
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """`publish` of a text."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike[str], value: Any, *, nan: bool = False) -> None:
+    """`publish` of a JSON document. nan: whether it may hold NaN and infinities, which JSON does not have but its readers take; else
+    they raise ValueError."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=nan) + "\n")
+
+
+def read_plain(path: str | os.PathLike[str], most: int = 2**30) -> bytes:
+    """The bytes of a plain file. What could be waited for or read for ever is refused at once.
+
+    Raises RealrlError for a pipe, a socket, a device or a folder, and above `most` bytes; OSError as `open` does.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer opens at once
+    with open(fd, "rb") as file:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode):
+            raise RealrlError(f"{path} is no plain file; put a copy of the file there")
+        if about.st_size > most:
+            raise RealrlError(f"{path} has {about.st_size:,} bytes, at most {most:,} make sense here; check what it is")
+        return file.read()
+
+
+HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What a terminal obeys instead of showing: control characters, ESC, and marks that turn the direction of writing."""
+
+
+def printable(text: str) -> str:
+    """A name as it may be shown: what a terminal would obey is spelt out, ESC as \\x1b."""
+    return HIDDEN.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
 
 
 def set_aside(path: Path) -> None:
@@ -110,8 +146,7 @@ def lock(path: Path, wait: float) -> Iterator[None]:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)  # a link could lead to anybody's file
     except OSError as error:
-        raise RealrlError(f"{path} could not be opened ({error.strerror}); the dataset is not writable here, or its lock is a link"
-                          ) from error
+        raise RealrlError(f"{path} could not be opened ({error.strerror}); the folder is not writable, or the lock is a link") from error
     try:
         if not taken(fd, wait):
             holder = os.pread(fd, 20, 0).decode() or "unknown"
@@ -121,38 +156,6 @@ def lock(path: Path, wait: float) -> Iterator[None]:
         yield
     finally:
         os.close(fd)  # also gives the lock back
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file so that, whatever dies when, `path` holds either the old text or the new one (temporary file, fsync, rename)."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """`write_text` for bytes. The temporary file is hidden and carries the process id."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames inside a folder survive a power failure."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Write JSON atomically. Raises ValueError on NaN and infinities, which JSON does not have."""
-    write_text(path, json.dumps(obj, indent=1, allow_nan=False) + "\n")
 
 
 def derive(seed: int, *tags: int | str) -> int:

@@ -34,14 +34,11 @@ import torch
 from torch import Tensor
 
 from realrl import config
-from realrl.files import derive, sync_folder, write_bytes, write_json, write_text
+from realrl.files import sync, write_bytes, write_json, write_text
 from realrl.types import RealrlError, Stateful
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-__all__ = ["FORMAT", "Part", "Run", "decode", "derive", "encode", "read_metrics", "read_parts", "restore", "save_parts",
-           "write_bytes", "write_json", "write_text"]
 
 Part = Stateful | Mapping[str, Any]
 FORMAT: Final = 1  # of checkpoints; raise it when old ones can no longer be read
@@ -147,7 +144,7 @@ def _prune(folder: Path, keep: set[int]) -> None:
             number = file.stem.partition("-")[2]
             if not (number.isdecimal() and int(number) in keep):
                 file.unlink(missing_ok=True)
-    sync_folder(folder)
+    sync(folder)
 
 
 def read_parts(path: str | os.PathLike[str]) -> tuple[int, dict[str, Any]]:

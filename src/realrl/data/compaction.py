@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from realrl.data import footage, tables, video
 from realrl.data.schema import EPISODES_PATH, Info, data_file, video_file
 from realrl.data.tables import FileKey
-from realrl.files import inside, publish, publish_json, set_aside, sync
+from realrl.files import inside, publish, set_aside, sync, write_json
 from realrl.types import Array, RealrlError
 
 JOURNAL = "meta/compaction.json"  # what an unfinished compaction was about to delete
@@ -212,7 +212,7 @@ def _merge_films(root: Path, info: Info, table: pa.Table, camera: str, group: Se
 def _journal(root: Path, old: Sequence[Path], new: Sequence[Path], commit: Path) -> None:
     sides: Mapping[str, Any] = {side: [p.relative_to(root).as_posix() for p in paths]
                                 for side, paths in {"old": old, "new": new, "commit": [commit]}.items()}
-    publish_json(root / JOURNAL, sides)
+    write_json(root / JOURNAL, sides)
 
 
 def finish(root: Path) -> bool:

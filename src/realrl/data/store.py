@@ -31,7 +31,7 @@ from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, image_stats, merge_stats, sampled_frames, stored_stats
 from realrl.data.tables import FileKey
 from realrl.data.video import Codec
-from realrl.files import lock, publish, publish_json, set_aside
+from realrl.files import lock, publish, set_aside, write_json
 from realrl.types import Array, Episode, RealrlError
 
 
@@ -102,7 +102,7 @@ class Store:
             "codebase_version": "v3.0", "robot_type": robot_type, "total_episodes": 0, "total_frames": 0, "total_tasks": 1,
             "chunks_size": 1000, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200, "fps": int(fps),
             "splits": {"train": "0:0"}, "data_path": schema.DATA_PATH, "video_path": None, "features": {}}
-        publish_json(root / "meta/info.json", info)
+        write_json(root / "meta/info.json", info)
         return cls(root, codec)
 
     @classmethod
@@ -407,11 +407,11 @@ class Store:
 
     def _write_info(self) -> None:
         self._info |= self._true_totals()
-        publish_json(self.dir / "meta/info.json", self._info)
+        write_json(self.dir / "meta/info.json", self._info)
 
     def _write_stats(self) -> None:
         stats = {name: {k: v.tolist() for k, v in s.items()} for name, s in (self._stats or {}).items()}
-        publish_json(self.dir / "meta/stats.json", stats)
+        write_json(self.dir / "meta/stats.json", stats, nan=True)
 
     def _next_key(self, last: FileKey | None) -> FileKey:
         return (0, 0) if last is None else compaction.after(self._info, last)

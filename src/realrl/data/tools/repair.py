@@ -29,7 +29,7 @@ from realrl.data.stats import stored_stats
 from realrl.data.store import Store
 from realrl.data.tools.pieces import Each, assemble
 from realrl.data.tools.remains import Remains, Take, what
-from realrl.files import lock, publish, publish_json, sync
+from realrl.files import lock, publish, sync, write_json
 from realrl.types import Array, RealrlError
 
 SLACK = 1e-3  # seconds between where a picture should be and where it is
@@ -124,7 +124,7 @@ def _stale(remains: Remains) -> dict[str, Callable[[], object]]:
         true["splits"] = {"train": f"0:{len(remains.takes)}"}
     stale: dict[str, Callable[[], object]] = {}
     if any(info.get(name) != value for name, value in true.items()) or not _read(root / "meta/info.json"):
-        stale["info.json"] = partial(publish_json, root / "meta/info.json", info | true)
+        stale["info.json"] = partial(write_json, root / "meta/info.json", info | true)
     told = _read(root / "meta/stats.json")
     counts = [told.get(name, {}).get("count") if isinstance(told.get(name), dict) else None for name in tables.stored(info["features"])]
     if frames and any(count != [frames] for count in counts) and not remains.rewrite:
@@ -141,7 +141,7 @@ def _stale(remains: Remains) -> dict[str, Callable[[], object]]:
 def _write_stats(root: Path, info: Mapping[str, Any], frames: int) -> None:
     (root / "meta/stats.json").unlink(missing_ok=True)  # a copy is in the backup
     stats = stored_stats(root, info["features"], frames)
-    publish_json(root / "meta/stats.json", {name: {k: v.tolist() for k, v in s.items()} for name, s in stats.items()})
+    write_json(root / "meta/stats.json", {name: {k: v.tolist() for k, v in s.items()} for name, s in stats.items()}, nan=True)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _rewrite(root: Path, remains: Remains, backup: Path, each: Each) -> list[str
             sync(path)
     _set_aside(remains.strays(), root, backup)
     swap = {name: {"had": (root / name).exists(), "gets": (new / name).exists()} for name in FOLDERS}
-    publish_json(backup / "swap.json", swap)
+    write_json(backup / "swap.json", swap)
     _swap(root, backup)
     return notes
 
