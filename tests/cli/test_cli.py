@@ -246,7 +246,7 @@ def test_evaluate_prints_json_alone(policy: Path, capsys: pytest.CaptureFixture[
 
 def test_evaluate_keeps_stdout_clean_from_everybody(policy: Path) -> None:
     """Also from what workers and C libraries write to the file behind it."""
-    code = ("import os, sys; from realrl import cli, cli_data, envs; make = envs.make\n"
+    code = ("import os, sys; from realrl import envs; from realrl.cli import main as cli; make = envs.make\n"
             "def loud(*args, **more): os.write(1, b'noise'); print('more noise'); return make(*args, **more)\n"
             "envs.make = loud; sys.exit(cli.main(sys.argv[1:]))")
     command = ["evaluate", "--json", "--policy", str(policy), "--episodes", "2", "--workers", "1"]

