@@ -25,7 +25,7 @@ from realrl.data.store import Store
 from realrl.data.views import ChunkView, continue_chunks
 from realrl.files import derive
 from realrl.learn.imitation import Imitation, ImitationConfig, cosine, generator
-from realrl.learn.iql import Critics, encode_all, fit_critics
+from realrl.learn.iql import Critics, fit_critics
 from realrl.learn.ppo import PPOConfig
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.folder import load_policy, save_policy
@@ -126,7 +126,7 @@ def iql_gaussian(data: Offline, extra: int) -> Policy:
     policy = GaussianPolicy(data.cfg.policy, data.start.obs_dim, data.start.action_dim)
     policy.normaliser.load_state_dict(data.start.normaliser.state_dict())
     optimiser = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
-    cond, _ = encode_all(view, policy.encode)
+    cond = policy.encode(view.batch().obs).detach()
     batch = view.batch()
     for step in range(cfg.steps):
         random = generator(data.cfg.seed, "iql-gaussian", step)
@@ -148,9 +148,10 @@ OFFLINE: dict[str, Callable[[Offline, int], Policy]] = {
 def advantage_weights(data: Offline, view: ChunkView) -> Tensor:
     """exp(beta A / std(A)) of the recorded chunks, A = Q(s, a) - V(s), clipped, with mean 1: [N]. Critics as in the offline stage."""
     torch.manual_seed(derive(data.cfg.seed, "baseline-critics"))
-    cond, _ = encode_all(view, data.start.encode)
+    table = view.encoded(data.start.features)
+    cond = table.cond
     critics = Critics(cond.shape[1], data.start.chunk, data.start.action_dim, data.cfg.critic)
-    fit_critics(critics, view, data.start.encode, seed=derive(data.cfg.seed, "offline", 0))
+    fit_critics(critics, table, seed=derive(data.cfg.seed, "offline", 0))
     batch, random = view.batch(), generator(data.cfg.seed, "baseline-tails")
     advantage = critics.advantage(cond, continue_chunks(batch.action, batch.valid, random))  # as the critics saw chunks that were cut
     weight = (BETA * advantage / (advantage.std() + 1e-8)).exp().clamp(max=CEILING)

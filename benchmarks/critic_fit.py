@@ -23,7 +23,7 @@ from realrl import config, envs
 from realrl.algos.rl100 import RL100Config
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
-from realrl.learn.iql import Critics, encode_all, fit_whitener
+from realrl.learn.iql import Critics, fit_whitener
 from realrl.losses import explained_variance
 from realrl.nets.normalise import Normaliser
 from realrl.policies.diffusion import DiffusionPolicy
@@ -57,7 +57,8 @@ def encoder_of(folder: Path, cfg: RL100Config) -> DiffusionPolicy:
 def conditions(view: ChunkView, policy: DiffusionPolicy, scale: Normaliser | None) -> tuple[Tensor, Tensor]:
     """What critics see before and after every decision, each [N, C]: latents, or with `scale` the full state."""
     if scale is None:
-        return encode_all(view.seen_by(policy.latents), policy.encode)
+        table = view.encoded(policy.features)
+        return table.cond, table.next_cond
     now, after = view.rows()
     state: Mapping[str, Tensor] = view.frames
     return scale(state["privileged"][now[:, -1]]), scale(state["privileged"][after[:, -1]])

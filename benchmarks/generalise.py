@@ -25,7 +25,7 @@ from realrl import config
 from realrl.algos.rl100 import RL100Config
 from realrl.cell.collect import Collector
 from realrl.data.views import ChunkView
-from realrl.learn.iql import encode_all, value_net
+from realrl.learn.iql import value_net
 from realrl.learn.ppo import DenoisingPPO, PPOConfig, fit_value
 from realrl.losses import explained_variance, gae, gaussian_kl, monte_carlo
 from realrl.policies.diffusion import DiffusionPolicy
@@ -46,7 +46,8 @@ class Half:
 
     def __init__(self, episodes: list[Episode], policy: DiffusionPolicy, cfg: RL100Config) -> None:
         self.view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, every="plan", device=policy.device)
-        self.cond, self.after = encode_all(self.view.seen_by(policy.latents), policy.encode)
+        table = self.view.encoded(policy.features)
+        self.cond, self.after = table.cond, table.next_cond
         self.chain = torch.from_numpy(np.concatenate([e.extra["chain"] for e in episodes])).to(policy.device)
 
     @torch.no_grad()
@@ -60,7 +61,7 @@ class Half:
     @torch.no_grad()
     def gain(self, ppo: DenoisingPPO, old: Tensor, advantage: Tensor) -> tuple[float, float, float]:
         """(gain, its standard error over episodes, KL) after an update; old: means [N, L, K, A] before it."""
-        cond, _ = encode_all(self.view.seen_by(ppo.policy.latents), ppo.policy.encode)
+        cond = self.view.encoded(ppo.policy.features).cond
         new, diffusion = ppo.means(cond, self.chain), ppo.policy.diffusion
         worth = ((advantage - advantage.mean()) / advantage.std()).clamp(-ppo.cfg.advantage_clip, ppo.cfg.advantage_clip)
         each, kl = torch.zeros_like(worth), 0.0

@@ -41,7 +41,7 @@ def policy_of(run: Path, cfg: RL100Config, stage: str) -> DiffusionPolicy:
 def latents(policy: DiffusionPolicy, episode: Episode) -> Array:
     """Latents [F, E] of every EVERY-th frame."""
     seen = {key: torch.from_numpy(episode.obs[key][::EVERY]) for key in ("state", *policy.senses)}
-    return policy.latents(seen)["latent"].numpy()
+    return policy.features(seen).numpy()
 
 
 def probe(x: Array, y: Array, train: Array) -> tuple[Array, Array]:

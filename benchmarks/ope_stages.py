@@ -23,7 +23,7 @@ from ope import interval, pooled
 from realrl import config, envs
 from realrl.algos.rl100 import RL100Config
 from realrl.files import derive
-from realrl.learn.iql import Critics, encode_all, fit_critics
+from realrl.learn.iql import Critics, fit_critics
 from realrl.learn.ope import TransitionModel, evaluate_policies, start_conditions
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.run import read_parts
@@ -44,12 +44,13 @@ def judge_run(table: Table, truth: Table, run: Path, cfg: RL100Config) -> None:
     start, task = data.start, cfg.task.partition("/")[2]
     horizon = cfg.ope.horizon or math.ceil(envs.make(cfg.task).task.horizon / start.chunk)
     view, seed = data.view([*data.demos, *data.rollouts]), derive(cfg.seed, "ope-stages")
-    cond, _ = encode_all(view, start.encode)
+    seen = view.encoded(start.features)
+    cond = seen.cond
     torch.manual_seed(seed)
     critics = Critics(cond.shape[1], start.chunk, start.action_dim, cfg.critic)
-    fit_critics(critics, view, start.encode, seed=seed)
+    fit_critics(critics, seen, seed=seed)
     model = TransitionModel(cond.shape[1], start.chunk, start.action_dim, replace(cfg.ope, horizon=horizon), seed=seed)
-    model.fit(view, start.encode)
+    model.fit(seen)
     for name, weights in stages(run):
         policy = DiffusionPolicy(cfg.policy, start.obs_dim, start.action_dim)
         policy.load_state_dict(weights)
@@ -58,7 +59,7 @@ def judge_run(table: Table, truth: Table, run: Path, cfg: RL100Config) -> None:
         def act(cond: torch.Tensor, noise: torch.Tensor, policy: DiffusionPolicy = policy) -> torch.Tensor:
             return policy.diffusion.sample(policy.net, cond, noise, stochastic=False)[:, -1].clamp(-1.0, 1.0)
 
-        found = evaluate_policies(model, critics.q, [act], start_conditions(view, start.encode, cfg.ope),
+        found = evaluate_policies(model, critics.q, [act], start_conditions(seen, cfg.ope),
                                   (1, start.chunk, start.action_dim), seed=seed)
         row = truth.find(task, cfg.seed, name)
         if row is not None:

@@ -35,7 +35,6 @@ from realrl.data.views import ChunkView
 from realrl.files import derive
 from realrl.generative.diffusion import DiffusionConfig
 from realrl.learn.imitation import ImitationConfig
-from realrl.learn.iql import encode_all
 from realrl.learn.ppo import PPOConfig
 from realrl.nets.mlp import mlp
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
@@ -130,7 +129,7 @@ class Job:
 
     def _distil(self, policy: DiffusionPolicy, cell: WorkCell) -> None:
         view = ChunkView(cell.recent(40), chunk=policy.chunk, n_obs=policy.n_obs, gamma=self.cfg.gamma)
-        cond, _ = encode_all(view, policy.encode)
+        cond = view.encoded(policy.features).cond
         cell.run.rewind("one-step", 0)
         with cell.bar("one-step: distilling", self.cfg.distill.steps) as advance:
             policy.distillation(self.cfg.distill).finish(cond, derive(self.cfg.seed, "one-step"), cell.logger("one-step"), advance)

@@ -16,7 +16,6 @@ from realrl.data.store import Store
 from realrl.data.views import ChunkView
 from realrl.data.windows import ImageWindows
 from realrl.learn.imitation import Imitation, ImitationConfig
-from realrl.learn.iql import encode_all
 from realrl.learn.ope import judged
 from realrl.learn.ppo import DenoisingPPO, PPOConfig
 from realrl.nets.encoder import EncoderConfig
@@ -133,7 +132,8 @@ def test_latents_of_all_frames_are_those_of_the_decisions(n_obs):
     batch = view.batch()
     with torch.no_grad():
         now, after = policy.encode(batch.obs), policy.encode(batch.next_obs)
-    mine = encode_all(view.seen_by(policy.latents), policy.encode)
+    table = view.encoded(policy.features)
+    mine = table.cond, table.next_cond
     assert torch.allclose(mine[0], now, atol=1e-5) and torch.allclose(mine[1], after, atol=1e-5)
 
 
@@ -142,11 +142,12 @@ def test_frames_inside_a_plan_are_not_encoded():
     with Collector("toy/reach", CollectConfig(workers=1), sight=CLOUD) as collector:
         found = list(collector.collect(policy, range(100, 106), greedy=False))
     view = ChunkView(found, chunk=2, n_obs=1, gamma=0.98, every="plan")
-    seen = view.seen_by(policy.latents)
-    assert len(seen.frames["latent"]) == sum(len(e.extra["chain"]) + 1 for e in found) < sum(len(e) + 1 for e in found)
+    asked = []
+    table = view.encoded(lambda frames: asked.append(len(frames["state"])) or policy.features(frames))
+    assert asked[0] == sum(len(e.extra["chain"]) + 1 for e in found) < sum(len(e) + 1 for e in found)
     batch = view.batch()
     with torch.no_grad():
-        assert torch.allclose(encode_all(seen, policy.encode)[1], policy.encode(batch.next_obs), atol=1e-5)
+        assert torch.allclose(table.next_cond, policy.encode(batch.next_obs), atol=1e-5)
 
 
 @pytest.mark.parametrize("n_obs", [1, 2])
@@ -186,7 +187,7 @@ def test_online_the_encoder_learns_unless_told_not_to(learns):
 def test_a_fit_through_the_encoder_begins_at_a_ratio_of_one():
     view = view_of(episodes())
     policy = make_policy(view)
-    cond, _ = encode_all(view.seen_by(policy.latents), policy.encode)
+    cond = view.encoded(policy.features).cond
     random = torch.Generator().manual_seed(0)
     chain = policy.explore(cond, random)
     ppo = DenoisingPPO(policy, PPOConfig(lr=0.0, clip=1e-3, minibatch=40), encoder=True)

@@ -10,7 +10,7 @@ from realrl import envs
 from realrl.cell.collect import Collector
 from realrl.data.views import ChunkView
 from realrl.envs.toy import LineEnv, line_value
-from realrl.learn.iql import CriticConfig, Critics, calibration, encode_all, fit_critics, fit_whitener
+from realrl.learn.iql import CriticConfig, Critics, calibration, fit_critics, fit_whitener
 from realrl.losses import explained_variance
 from realrl.scene import CollectConfig
 from realrl.types import Plan
@@ -41,14 +41,14 @@ def view(policy, count=60, horizon=20, chunk=1):
     return ChunkView(episodes, chunk=chunk, n_obs=1, gamma=GAMMA)
 
 
-def encode(obs):
-    return obs["state"].flatten(1)
+def state(frames):
+    return frames["state"]
 
 
 def fitted(data, **changes):
     torch.manual_seed(0)
     critics = Critics(1, data.chunk, 1, CriticConfig(**{**vars(CONFIG), **changes}))
-    fit_critics(critics, data, encode, seed=0, log=lambda step, told: None)
+    fit_critics(critics, data.encoded(state), seed=0, log=lambda step, told: None)
     return critics
 
 
@@ -66,7 +66,7 @@ def test_values_of_the_best_policy_from_its_own_data():
         q = critics.q(PLACES, torch.ones(5, 1, 1)).numpy()
     assert np.abs(values(critics) - truth).max() < 0.05 and np.abs(q - truth).max() < 0.05
     assert np.allclose(truth, GAMMA ** np.arange(5))
-    cond, _ = encode_all(data, encode)
+    cond = data.encoded(state).cond
     told = calibration(critics, cond, data.returns)
     assert told["value_explained"] > 0.98 and told["value_mean"] == pytest.approx(told["return_mean"], abs=0.03)
 
@@ -131,9 +131,10 @@ def test_fits_repeat_from_their_seed():
     data, logged = view(envs.expert("toy/line"), 10), []
     a, b, c = fitted(data, steps=30), fitted(data, steps=30), fitted(data, steps=20)
     assert np.array_equal(values(a), values(b)) and not np.array_equal(values(a), values(c))
-    fit_critics(a, data, encode, seed=1, log=lambda step, told: logged.append((step, *told)))
+    fit_critics(a, data.encoded(state), seed=1, log=lambda step, told: logged.append((step, *told)))
     assert logged == []  # 30 steps: too short for a line
-    fit_critics(Critics(1, 1, 1, CriticConfig(steps=500, hidden=8)), data, encode, seed=1, log=lambda s, told: logged.append((s, *told)))
+    fit_critics(Critics(1, 1, 1, CriticConfig(steps=500, hidden=8)), data.encoded(state), seed=1,
+                log=lambda s, told: logged.append((s, *told)))
     assert logged == [(n, "critic_loss_v", "critic_loss_q") for n in (250, 500)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -39,8 +40,8 @@ def walk(seed: int) -> Episode:
                    terminated=won, truncated=not won, task="walk", policy="test", seed=seed)
 
 
-def encode(obs: dict[str, Tensor]) -> Tensor:
-    return obs["state"].flatten(1)
+def state(frames: Mapping[str, Tensor]) -> Tensor:
+    return frames["state"]
 
 
 def towards(cond: Tensor, noise: Tensor) -> Tensor:
@@ -72,12 +73,12 @@ def view() -> ChunkView:
 @pytest.fixture(scope="module")
 def fitted(view: ChunkView) -> tuple[TransitionModel, dict[str, float]]:
     model = TransitionModel(2, 2, 2, CFG, seed=0)
-    return model, model.fit(view, encode)
+    return model, model.fit(view.encoded(state))
 
 
 @pytest.fixture(scope="module")
 def judged(view: ChunkView, fitted: tuple[TransitionModel, dict[str, float]]) -> Estimates:
-    start = start_conditions(view, encode, CFG)
+    start = start_conditions(view.encoded(state), CFG)
     return evaluate_policies(fitted[0], nothing, [towards, slowly, idle, towards], start, NOISE, seed=3)
 
 
@@ -101,7 +102,7 @@ def test_the_model_predicts(fitted: tuple[TransitionModel, dict[str, float]]) ->
 
 
 def test_estimates_are_close_to_the_truth_and_in_its_order(view: ChunkView, judged: Estimates) -> None:
-    start = start_conditions(view, encode, CFG)
+    start = start_conditions(view.encoded(state), CFG)
     truth = torch.stack([true_returns(a, start) for a in (towards, slowly, idle)]).mean(1)
     estimate = judged.returns[:3].mean(1)
     assert truth.tolist() == sorted(truth.tolist(), reverse=True)
@@ -129,7 +130,7 @@ def test_equal_policies_differ_by_exactly_nothing(judged: Estimates) -> None:
 
 def test_noise_belongs_to_the_start_not_to_who_else_still_runs(fitted: tuple[TransitionModel, dict[str, float]], view: ChunkView,
                                                                judged: Estimates) -> None:
-    start = start_conditions(view, encode, CFG)
+    start = start_conditions(view.encoded(state), CFG)
     alone = evaluate_policies(fitted[0], nothing, [towards], start, NOISE, seed=3)
     assert torch.equal(alone.returns[0], judged.returns[0])
     other = evaluate_policies(fitted[0], nothing, [towards], start, NOISE, seed=4)
@@ -138,7 +139,7 @@ def test_noise_belongs_to_the_start_not_to_who_else_still_runs(fitted: tuple[Tra
 
 def test_what_leaves_the_data_is_stopped_and_not_believed(fitted: tuple[TransitionModel, dict[str, float]], view: ChunkView) -> None:
     """Critics that are wildly wrong where no data is: believed without the stop, not with it."""
-    model, start = fitted[0], start_conditions(view, encode, CFG)
+    model, start = fitted[0], start_conditions(view.encoded(state), CFG)
     wrong = lambda cond, action: 100.0 * (cond[:, 1] > 1.2) + 0.1
     safe = evaluate_policies(model, wrong, [towards, upwards], start, NOISE, seed=0)
     assert safe.stopped[1].mean() > 0.9 > 0.5 > safe.stopped[0].mean()
@@ -159,7 +160,7 @@ def test_disagreement_grows_away_from_the_data(fitted: tuple[TransitionModel, di
 
 
 def test_amq_sums_q_and_a_finished_task_keeps_its_reward(fitted: tuple[TransitionModel, dict[str, float]], view: ChunkView) -> None:
-    start = start_conditions(view, encode, replace(CFG, starts=12))
+    start = start_conditions(view.encoded(state), replace(CFG, starts=12))
     out = evaluate_policies(fitted[0], lambda cond, action: torch.full((len(cond),), 0.5), [towards, idle], start, NOISE, seed=0)
     fast, still = out.amq.mean(1)
     assert still == pytest.approx(0.5 * CFG.horizon, rel=0.25)
@@ -171,9 +172,9 @@ def test_a_fit_is_repeatable_and_its_state_restores_it(view: ChunkView, fitted: 
     torch.manual_seed(1)
     one, two = TransitionModel(2, 2, 2, cfg, seed=5), TransitionModel(2, 2, 2, cfg, seed=5)
     seen: list[int] = []
-    first = one.fit(view, encode, lambda step, metrics: seen.append(step))
+    first = one.fit(view.encoded(state), lambda step, metrics: seen.append(step))
     torch.manual_seed(2)
-    assert two.fit(view, encode) == first
+    assert two.fit(view.encoded(state)) == first
     assert seen == [0, 4]
     copy = TransitionModel(2, 2, 2, CFG, seed=9)
     copy.load_state_dict(fitted[0].state_dict())
@@ -182,9 +183,9 @@ def test_a_fit_is_repeatable_and_its_state_restores_it(view: ChunkView, fitted: 
 
 
 def test_start_conditions_spread_over_the_episodes(view: ChunkView) -> None:
-    first = encode(view.batch(view.first.nonzero().squeeze(-1)).obs)
-    assert torch.equal(start_conditions(view, encode, replace(CFG, starts=20)), first[::4])
-    assert torch.equal(start_conditions(view, encode, replace(CFG, starts=100)), torch.cat([first, first[:20]]))
+    first = view.batch(view.first.nonzero().squeeze(-1)).obs["state"].flatten(1)
+    assert torch.equal(start_conditions(view.encoded(state), replace(CFG, starts=20)), first[::4])
+    assert torch.equal(start_conditions(view.encoded(state), replace(CFG, starts=100)), torch.cat([first, first[:20]]))
 
 
 def test_gate_by_hand() -> None:
@@ -221,6 +222,6 @@ def test_bad_input_gets_one_line(view: ChunkView) -> None:
     with pytest.raises(RealrlError, match=r"ope\.elites"):
         TransitionModel(2, 2, 2, replace(CFG, elites=9), seed=0)
     with pytest.raises(RealrlError, match="at least 2 episodes"):
-        TransitionModel(2, 2, 2, CFG, seed=0).fit(ChunkView([walk(0)], chunk=2, n_obs=1, gamma=0.98), encode)
+        TransitionModel(2, 2, 2, CFG, seed=0).fit(ChunkView([walk(0)], chunk=2, n_obs=1, gamma=0.98).encoded(state))
     with pytest.raises(ValueError, match="equal length"):
         gate(torch.zeros(3), torch.zeros(4), margin=0.05, confidence=1.0)

@@ -39,7 +39,7 @@ def test_every_sense_reaches_the_latent():
 
 def test_the_regularisers_are_the_papers():
     encoder, (state, seen) = make(jitter=0.0, dropout=0.0, shift=0, kl=0.3, recon=0.5), frames()
-    z, losses = encoder.look(state, seen, generator())
+    z, losses = encoder.embed(state, seen, generator())
     mean = encoder(state, seen)
     log_std = encoder.log_std(encoder._features(state, seen)).clamp(-6, 2)
     noise = torch.randn(mean.shape, generator=generator())
@@ -54,7 +54,7 @@ def test_the_regularisers_are_the_papers():
 
 def test_they_can_be_left_out():
     encoder, (state, seen) = make(kl=0.0, recon=0.0, jitter=0.0, dropout=0.0, shift=0), frames()
-    z, losses = encoder.look(state, seen, generator())
+    z, losses = encoder.embed(state, seen, generator())
     assert not losses and torch.equal(z, encoder(state, seen)) and not len(encoder.decoders)
     assert encoder.regularise(state, seen, generator())[1] == 0
 
@@ -64,7 +64,7 @@ def test_what_was_seen_can_be_rebuilt_from_the_latent():
     encoder.fit(seen)
     optimiser, losses = torch.optim.AdamW(encoder.parameters(), lr=3e-3), []
     for _ in range(150):
-        loss = encoder.look(state, seen, generator())[1]["recon"]
+        loss = encoder.embed(state, seen, generator())[1]["recon"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -74,9 +74,9 @@ def test_what_was_seen_can_be_rebuilt_from_the_latent():
 
 def test_augmentation_is_for_training_alone():
     encoder, (state, seen) = make(kl=0.0, jitter=0.05, dropout=0.5), frames()
-    looked = encoder.look(state, seen, generator())[0]
+    looked = encoder.embed(state, seen, generator())[0]
     assert not torch.allclose(looked, encoder(state, seen))
-    assert torch.equal(looked, encoder.look(state, seen, generator())[0]), "and its noise is the generator's"
+    assert torch.equal(looked, encoder.embed(state, seen, generator())[0]), "and its noise is the generator's"
 
 
 def test_pictures_are_cropped_anywhere_in_training_and_in_the_middle_when_acting():
@@ -85,12 +85,12 @@ def test_pictures_are_cropped_anywhere_in_training_and_in_the_middle_when_acting
     edge = {key: x.clone() for key, x in seen.items()}
     edge["images.top"][:, :2] = 0  # two of the four rows that go are above the window
     assert torch.equal(z, encoder(state, edge))
-    assert not torch.allclose(z, encoder.look(state, seen, generator())[0]), "the window is elsewhere"
+    assert not torch.allclose(z, encoder.embed(state, seen, generator())[0]), "the window is elsewhere"
 
 
 def test_colours_are_jittered_in_training_alone():
     encoder, (state, seen) = make({"images.top": (24, 24, 3)}, colour=0.5, shift=0, kl=0.0, recon=0.0), frames()
-    assert not torch.allclose(encoder(state, seen), encoder.look(state, seen, generator())[0])
+    assert not torch.allclose(encoder(state, seen), encoder.embed(state, seen, generator())[0])
 
 
 def test_an_unknown_sense_is_named():

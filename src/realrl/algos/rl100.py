@@ -24,7 +24,7 @@ from realrl.data.views import ChunkView
 from realrl.files import derive
 from realrl.generative.diffusion import DiffusionConfig, DistillConfig, start_from_teacher
 from realrl.learn.imitation import Imitation, ImitationConfig, generator, worthy
-from realrl.learn.iql import CriticConfig, Critics, calibration, encode_all, fit_critics, fit_whitener, value_net, value_traces
+from realrl.learn.iql import CriticConfig, Critics, calibration, fit_critics, fit_whitener, value_net, value_traces
 from realrl.learn.ope import OPEConfig, TransitionModel, evaluate_policies, gate, judged, start_conditions
 from realrl.learn.ppo import DenoisingPPO, PPOConfig, fit_value
 from realrl.losses import explained_variance, gae, monte_carlo
@@ -170,16 +170,16 @@ class OfflineRound:
 
     def __init__(self, policy: DiffusionPolicy, view: ChunkView, cfg: RL100Config, *, seed: int, log: Any) -> None:
         self.policy, self.cfg, self.seed, self.log = policy, cfg, seed, log
-        view = view.seen_by(policy.latents)  # the encoder is frozen offline, and shared by policy, critics and model
-        self.cond, _ = encode_all(view, policy.encode)
+        table = view.encoded(policy.features)  # the encoder is frozen offline, and shared by policy, critics and model
+        self.cond = table.cond
         torch.manual_seed(derive(seed, "weights"))  # the same critics whatever this process did before, or a resumed run would differ
         self.critics = Critics(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.critic, eyes=policy.encoder is not None)
         self.critics.to(policy.device)
-        fit_critics(self.critics, view, policy.encode, seed=seed, log=log)
+        fit_critics(self.critics, table, seed=seed, log=log)
         self.model = TransitionModel(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.ope, seed=seed).to(policy.device)
-        quality = self.model.fit(view, policy.encode, log)
-        log(0, {**calibration(self.critics, self.cond, view.returns), **{f"model_{k}": v for k, v in quality.items()}})
-        self.starts = start_conditions(view, policy.encode, cfg.ope)
+        quality = self.model.fit(table, log)
+        log(0, {**calibration(self.critics, self.cond, table.returns), **{f"model_{k}": v for k, v in quality.items()}})
+        self.starts = start_conditions(table, cfg.ope)
         self.ppo, self.student = DenoisingPPO(policy, cfg.offline.ppo), policy.distillation(cfg.distill)
         self.records: list[dict[str, float]] = []  # what the gate judged ...
         self.nets: list[dict[str, Tensor]] = []  # ... and the weights it judged, for the audit
@@ -289,7 +289,8 @@ class Online:
         cfg, policy = self.cfg, self.policy
         random = generator(cfg.seed, "online-update", self.iteration, device=policy.device)
         view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, every="plan", device=policy.device)
-        cond, next_cond = encode_all(view.seen_by(policy.latents), policy.encode)
+        table = view.encoded(policy.features)
+        cond, next_cond = table.cond, table.next_cond
         fit_whitener(self.value, cond)
         with torch.no_grad():
             value, next_value = self.value(cond)[:, 0], self.value(next_cond)[:, 0]
@@ -301,10 +302,10 @@ class Online:
         warming = self.iteration < cfg.online.warmup
         if not warming:
             chain = torch.from_numpy(np.concatenate([e.extra["chain"] for e in episodes])).to(policy.device)
-            look = (lambda rows: policy.regularise(view.batch(rows).obs, random)) if self.eyes else None
-            stats |= self.ppo.fit(cond, chain, advantage, random, look)
-            if look:  # the latents have moved
-                cond, _ = encode_all(view.seen_by(policy.latents), policy.encode)
+            again = (lambda rows: policy.regularise(view.batch(rows).obs, random)) if self.eyes else None
+            stats |= self.ppo.fit(cond, chain, advantage, random, again)
+            if again:  # the latents have moved
+                cond = view.encoded(policy.features).cond
         epochs = cfg.online.value_epochs * (3 if warming else 1)
         stats["loss_v"] = fit_value(self.value, self.value_optimiser, cond, target, epochs, random)
         stats["student_gap"] = self.student.follow(cond, random)
@@ -388,16 +389,17 @@ def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, 
             for r in range(m + 1):
                 starts, noise = cell.seeds(1, offline.rollouts, r * offline.rollouts), derive(cfg.seed, "rollout", r) % 2**31
                 data += cell.practise(f"rollout-{r + 1}", policy.with_head("ddim"), starts, noise_seed=noise)
-            look = partial(ChunkView, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
+            decisions = partial(ChunkView, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
             if offline.reimitation and (good := worthy(data)):
                 again = replace(cfg.imitation, steps=offline.reimitation)
-                seen = look(good) if offline.reimitate_encoder else look(good).seen_by(policy.latents)
-                cell.imitate(Imitation(policy, seen, again, seed=derive(cfg.seed, "imitation", m + 1)), f"{name}-imitation")
+                seen = decisions(good)
+                cond = None if offline.reimitate_encoder else seen.encoded(policy.features).cond
+                cell.imitate(Imitation(policy, seen, again, seed=derive(cfg.seed, "imitation", m + 1), cond=cond), f"{name}-imitation")
             cell.run.rewind(name, -1)
             horizon = cfg.ope.horizon or math.ceil((cfg.horizon or cell.spec.horizon) / policy.chunk)
             sized = replace(cfg, ope=replace(cfg.ope, horizon=horizon))
             with cell.bar(f"{name}: improving", offline.iterations) as advance:
-                stage = OfflineRound(policy, look(data), sized, seed=derive(cfg.seed, "offline", m), log=cell.logger(name))
+                stage = OfflineRound(policy, decisions(data), sized, seed=derive(cfg.seed, "offline", m), log=cell.logger(name))
                 stage.improve(advance)
         value.load_state_dict(stage.critics.value.state_dict())
         seen_with = policy.encoder.state_dict() if policy.encoder else {}
@@ -432,7 +434,7 @@ def _one_step(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, demos: 
     if known is None or known[0] != rounds:
         view = ChunkView(cell.recent(400) or demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device,
                          every="plan" if policy.senses else "step")  # eyes are closed between the plans of online rounds
-        cond, _ = encode_all(view.seen_by(policy.latents), policy.encode)
+        cond = view.encoded(policy.features).cond
         cell.run.rewind("one-step", 0)
         with cell.bar("one-step: distilling", cfg.distill.steps) as advance, cell.timed("one-step"):
             policy.distillation(cfg.distill).finish(cond, derive(cfg.seed, "one-step"), cell.logger("one-step"), advance)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +11,30 @@ from scipy.signal import lfilter
 from torch import Tensor
 
 from realrl.types import Array, Batch, Episode, RealrlError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Decisions whose observations were encoded once: what critics, model, gate and student share while the encoder stands still.
+
+    cond, next_cond: [N, C] encoded observations before and after; action: [N, K, A]; valid: [N, K] bool; reward, discount, returns: [N]
+    as in `Batch`, returns to the end of the recording; episode: [N] which one; first, last: [N] bool, of its episode.
+    """
+
+    cond: Tensor
+    next_cond: Tensor
+    action: Tensor
+    valid: Tensor
+    reward: Tensor
+    discount: Tensor
+    returns: Tensor
+    episode: Tensor
+    first: Tensor
+    last: Tensor
+    gamma: float
+
+    def __len__(self) -> int:
+        return len(self.reward)
 
 
 class ChunkView:
@@ -67,14 +91,15 @@ class ChunkView:
         """Features of obs["state"]."""
         return int(self.frames["state"].shape[-1])
 
-    def seen_by(self, latents: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> ChunkView:
-        """The same decisions with other frames: what `latents` makes of frames [F, ...], computed once for every frame that a decision
-        looks at (a frozen encoder's latents)."""
-        other = copy.copy(self)
+    @torch.no_grad()
+    def encoded(self, features: Callable[[Mapping[str, Tensor]], Tensor]) -> Encoded:
+        """The decisions as `features` sees their frames: [F, ...] -> [F, E], asked once for every frame that a decision looks at; a
+        condition [C] is H of them in a row."""
         used, place = torch.unique(torch.cat([self._obs, self._next]), return_inverse=True)
-        other.frames = latents({key: frames[used] for key, frames in self.frames.items()})
-        other._obs, other._next = place.tensor_split(2)
-        return other
+        seen = features({key: frames[used] for key, frames in self.frames.items()})
+        now, after = place.tensor_split(2)
+        return Encoded(seen[now].flatten(1), seen[after].flatten(1), self.actions[self._act], self.valid, self.reward, self.discount,
+                       self.returns, self.episode, self.first, self.last, self.gamma)
 
     def rows(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Rows [B, H] of `frames` before and after the decisions at `index`; episodes lie one after the other, T + 1 rows each."""

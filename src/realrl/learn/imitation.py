@@ -72,13 +72,15 @@ def generator(seed: int, *tags: int | str, device: str | torch.device = "cpu") -
 class Imitation:
     """L_IL of RL-100, section 2: noise prediction on recorded chunks; the averaged weights become the policy's.
 
-    Where the policy has an encoder it is trained too, with its regularisers: L_IL + L_recon + L_KL (section 3), unless the view holds
-    its latents already (`ChunkView.seen_by`). Call `update` cfg.steps times, then `finish`; `state_dict` holds all that continuing
-    needs. weight: [N] per decision, None for plain cloning.
+    Where the policy has an encoder it is trained too, with its regularisers: L_IL + L_recon + L_KL (section 3), unless cond [N, C] holds
+    the decisions' conditions already (`ChunkView.encoded`). Call `update` cfg.steps times, then `finish`; `state_dict` holds all that
+    continuing needs. weight: [N] per decision, None for plain cloning.
     """
 
-    def __init__(self, policy: DiffusionPolicy, view: Decisions, cfg: ImitationConfig, *, seed: int, weight: Tensor | None = None) -> None:
-        self.policy, self.view, self.cfg, self.seed, self.weight = policy, view, cfg, seed, weight
+    def __init__(self, policy: DiffusionPolicy, view: Decisions, cfg: ImitationConfig, *, seed: int, weight: Tensor | None = None,
+                 cond: Tensor | None = None) -> None:
+        self.policy, self.view, self.cfg, self.seed = policy, view, cfg, seed
+        self.weight, self.cond = weight, cond
         self.actor = policy.actor.requires_grad_(True).train()
         self.average = averaged(self.actor, cfg.ema)
         self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, betas=(0.95, 0.999), weight_decay=cfg.weight_decay)
@@ -91,7 +93,7 @@ class Imitation:
         index = torch.randint(len(self.view), (self.cfg.batch,), generator=random, device=self.policy.device)
         batch = self.view.batch(index)
         self.optimiser.param_groups[0]["lr"] = self.cfg.lr * cosine(self.step, self.cfg.steps, self.cfg.warmup)
-        cond, regularisers = self.policy.look(batch.obs, random)
+        cond, regularisers = self.policy.embed(batch.obs, random) if self.cond is None else (self.cond[index], {})
         loss = imitation_loss(self.policy.diffusion, self.policy.net, batch.action, batch.valid, cond, random,
                               None if self.weight is None else self.weight[index])
         self.optimiser.zero_grad()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from realrl.data.views import ChunkView, continue_chunks
+from realrl.data.views import ChunkView, Encoded, continue_chunks
 from realrl.files import derive
 from realrl.losses import expectile, explained_variance, td_target
 from realrl.nets.mlp import EnsembleMLP, mlp
@@ -23,8 +23,6 @@ from realrl.types import Array, Episode
 
 if TYPE_CHECKING:
     from realrl.policies.diffusion import DiffusionPolicy
-
-Encode = Callable[[dict[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -109,26 +107,16 @@ def fit_whitener(value: nn.Module, cond: Tensor) -> None:
         value[0].fit(cond)
 
 
-def fit_critics(critics: Critics, view: ChunkView, encode: Encode, *, seed: int,
-                log: Callable[[int, Mapping[str, float]], None] | None = None) -> None:
-    """Train for `cfg.steps` on every decision of the view; the observations are encoded once (the encoder is frozen offline)."""
-    random = torch.Generator(view.reward.device).manual_seed(derive(seed, "critics"))
-    cond, next_cond = encode_all(view, encode)
-    fit_whitener(critics.value, cond)
-    batch = view.batch()
-    action = continue_chunks(batch.action, batch.valid, random)
+def fit_critics(critics: Critics, table: Encoded, *, seed: int, log: Callable[[int, Mapping[str, float]], None] | None = None) -> None:
+    """Train for `cfg.steps` on every decision of the table."""
+    random = torch.Generator(table.cond.device).manual_seed(derive(seed, "critics"))
+    fit_whitener(critics.value, table.cond)
+    action = continue_chunks(table.action, table.valid, random)
     for step in range(critics.cfg.steps):
-        index = torch.randint(len(view), (critics.cfg.batch,), generator=random, device=cond.device)
-        losses = critics.update(cond[index], action[index], view.reward[index], view.discount[index], next_cond[index])
+        i = torch.randint(len(table), (critics.cfg.batch,), generator=random, device=action.device)
+        losses = critics.update(table.cond[i], action[i], table.reward[i], table.discount[i], table.next_cond[i])
         if log is not None and step % 250 == 249:
             log(step + 1, {f"critic_{k}": float(v) for k, v in losses.items()})
-
-
-@torch.no_grad()
-def encode_all(view: ChunkView, encode: Encode) -> tuple[Tensor, Tensor]:
-    """Latents of every decision's observation and next observation, each [N, C], computed once."""
-    batch = view.batch()
-    return encode(batch.obs), encode(batch.next_obs)
 
 
 def calibration(critics: Critics, cond: Tensor, returns: Tensor) -> dict[str, Any]:
@@ -142,6 +130,6 @@ def calibration(critics: Critics, cond: Tensor, returns: Tensor) -> dict[str, An
 def value_traces(episodes: Sequence[Episode], value: nn.Module, policy: DiffusionPolicy, gamma: float) -> list[Array]:
     """What V [N, C] -> [N, 1] says along every episode, [T] each, held from plan to plan: eyes may be closed in between."""
     view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=gamma, every="plan", device=policy.device)
-    cond, _ = encode_all(view.seen_by(policy.latents), policy.encode)
+    cond = view.encoded(policy.features).cond
     traces = np.split(value(cond)[:, 0].cpu().numpy(), np.flatnonzero(view.first.cpu().numpy())[1:])
     return [trace[np.cumsum(e.starts_plan) - 1] for trace, e in zip(traces, episodes, strict=True)]

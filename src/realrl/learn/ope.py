@@ -20,7 +20,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from realrl.data.views import ChunkView, continue_chunks
+from realrl.data.views import Encoded, continue_chunks
 from realrl.files import derive
 from realrl.nets.mlp import EnsembleMLP
 from realrl.run import Run
@@ -29,8 +29,6 @@ from realrl.types import RealrlError
 if TYPE_CHECKING:
     from realrl.policies.diffusion import DiffusionPolicy
 
-Encode = Callable[[dict[str, Tensor]], Tensor]
-"""Observations [B, H, D...] -> conditions [B, C]."""
 Act = Callable[[Tensor, Tensor], Tensor]
 """(condition [B, C], noise [B, S+1, K, A]) -> chunks [B, K, A] in [-1, 1]."""
 Value = Callable[[Tensor, Tensor], Tensor]
@@ -127,14 +125,14 @@ class TransitionModel(nn.Module):
         self.limit: Tensor  # disagreement at which a rollout is stopped
         self.discount: Tensor  # gamma^K
 
-    def fit(self, view: ChunkView, encode: Encode, log: Log | None = None) -> dict[str, float]:
-        """Fit all members afresh to a view with `every="step"` and keep the elites.
+    def fit(self, data: Encoded, log: Log | None = None) -> dict[str, float]:
+        """Fit all members afresh to the decisions of a view with `every="step"` and keep the elites.
 
         Returns `r2` (one-step, of the change, held-out episodes, mean of the elites), `done_ratio` (predicted over true number of
         endings there), `limit` and the losses. Raises RealrlError with fewer than 2 episodes.
         """
-        self.to(view.reward.device)
-        cfg, table = self.cfg, self._table(view, encode)
+        self.to(data.cond.device)
+        cfg, table = self.cfg, self._table(data)
         random = torch.Generator(table.x.device).manual_seed(derive(self.seed, "ope-fit"))
         train, held = _split(table, cfg.holdout, random)
         with torch.random.fork_rng(devices=[]):
@@ -156,13 +154,12 @@ class TransitionModel(nn.Module):
         return self._choose(net, table, held)
 
     @torch.no_grad()
-    def _table(self, view: ChunkView, encode: Encode) -> _Table:
+    def _table(self, data: Encoded) -> _Table:
         """Learn the data's scales and lay the decisions out."""
-        batch = view.batch()
-        cond, after = encode(batch.obs), encode(batch.next_obs)
-        whole, done = batch.valid.all(1), batch.discount == 0
+        cond, after, chunk = data.cond, data.next_cond, data.action.shape[1]
+        whole, done = data.valid.all(1), data.discount == 0
         if not whole.any():
-            raise RealrlError(f"no recorded decision ran its {view.chunk} actions to the end: episodes are too short for this chunk")
+            raise RealrlError(f"no recorded decision ran its {chunk} actions to the end: episodes are too short for this chunk")
         change = after - cond
         std = change[whole].std(0, unbiased=False)
         self.scale.copy_(torch.where(std > 1e-5, std, 0.0))
@@ -172,12 +169,12 @@ class TransitionModel(nn.Module):
         self.highest.copy_(seen.amax(0))
         self.drop.copy_(change[whole].amin(0))
         self.rise.copy_(change[whole].amax(0))
-        self.discount.fill_(view.gamma**view.chunk)
+        self.discount.fill_(data.gamma**chunk)
         for i, kind in enumerate((done, whole & ~done)):
-            reward = batch.reward[kind] if kind.any() else batch.reward.new_zeros(1)
+            reward = data.reward[kind] if kind.any() else data.reward.new_zeros(1)
             self.poorest[i], self.richest[i] = reward.min(), reward.max()
-        action = continue_chunks(batch.action, batch.valid, torch.Generator(cond.device).manual_seed(derive(self.seed, "ope-continue")))
-        return _Table(torch.cat([cond, action.flatten(1)], -1), change, batch.reward, done, whole, view.episode)
+        action = continue_chunks(data.action, data.valid, torch.Generator(cond.device).manual_seed(derive(self.seed, "ope-continue")))
+        return _Table(torch.cat([cond, action.flatten(1)], -1), change, data.reward, done, whole, data.episode)
 
     def _losses(self, y: Tensor, table: _Table, rows: Tensor) -> dict[str, Tensor]:
         """Each [M]. y: [M, B, C + 3]; rows: [M, B]. A decision cut by a time limit says nothing, one cut by the task's end no change."""
@@ -259,12 +256,12 @@ class Estimates:
     stopped: Tensor
 
 
-def start_conditions(view: ChunkView, encode: Encode, cfg: OPEConfig) -> Tensor:
+def start_conditions(data: Encoded, cfg: OPEConfig) -> Tensor:
     """[N, C]: the first observations of the recorded episodes, spread evenly over them, repeated where there are fewer."""
-    first = view.first.nonzero().squeeze(-1)
+    first = data.first.nonzero().squeeze(-1)
     i = torch.arange(cfg.starts, device=first.device)
     pick = i * len(first) // cfg.starts if cfg.starts < len(first) else i % len(first)
-    return encode(view.batch(first[pick]).obs)
+    return data.cond[first[pick]]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from realrl.losses import clipped_surrogate, gaussian_kl
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.types import RealrlError
 
-Look = Callable[[Tensor], tuple[Tensor, Tensor]]
+Embed = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Decisions [B] -> (their conditions [B, C] with gradients to the encoder, its regularisers [])."""
 
 
@@ -53,7 +53,7 @@ class DenoisingPPO:
     """Improves a diffusion policy by the clipped objective over its denoising steps.
 
     Every step k of every decision's chain is an action of a Gaussian sub-policy; all steps share the decision's advantage.
-    encoder: whether the policy's encoder learns too (section 3, online); then `fit` needs `look`.
+    encoder: whether the policy's encoder learns too (section 3, online); then `fit` needs `embed`.
     """
 
     def __init__(self, policy: DiffusionPolicy, cfg: PPOConfig, *, encoder: bool = False) -> None:
@@ -70,7 +70,7 @@ class DenoisingPPO:
         steps = [self.policy.diffusion.mean(self.policy.net, chain[:, k], k.expand(len(cond)), cond) for k in self.likely]
         return torch.stack(steps, 1)
 
-    def fit(self, cond: Tensor, chain: Tensor, advantage: Tensor, random: torch.Generator, look: Look | None = None) -> dict[str, float]:
+    def fit(self, cond: Tensor, chain: Tensor, advantage: Tensor, random: torch.Generator, embed: Embed | None = None) -> dict[str, float]:
         """Improve on N decisions with their chains and advantages [N] under the policy as it is now; returns statistics.
 
         The reference means are recomputed here, so the ratio is exactly 1 at the start whatever machine drew the chains. A fit that
@@ -82,24 +82,24 @@ class DenoisingPPO:
         advantage = spread.clamp(-self.cfg.advantage_clip, self.cfg.advantage_clip)
         data, retries = (cond, chain, self.means(cond, chain), advantage), 0
         before = self.keep()
-        stats = self._passes(*data, random, look)
+        stats = self._passes(*data, random, embed)
         while stats["kl"] > self.cfg.max_kl and stats["epochs"] == 1:
             self.revert(before)
-            stats, retries = self._passes(*data, random, look), retries + 1
+            stats, retries = self._passes(*data, random, embed), retries + 1
         self._adapt(stats["kl"])
         return {**stats, "lr": self.lr, "retries": retries}
 
     def _passes(self, cond: Tensor, chain: Tensor, old: Tensor, advantage: Tensor, random: torch.Generator,
-                look: Look | None) -> dict[str, float]:
+                embed: Embed | None) -> dict[str, float]:
         """Up to `epochs` passes over random pairs, until the KL is past `max_kl`. old: [N, L, K, A], from `means`."""
         cfg, count = self.cfg, len(self.likely)
         kl_k, clip_k, ratio_k, seen = (torch.zeros(count, device=cond.device) for _ in range(4))
         kl, epochs, norms, extra = 0.0, 0, [0.0], 0.0
         while epochs < cfg.epochs and kl <= cfg.max_kl:
             kls = []
-            for pairs in self._minibatches(len(cond), random, whole=look is not None):
+            for pairs in self._minibatches(len(cond), random, whole=embed is not None):
                 n, step = pairs // count, pairs % count
-                seen_as, regulariser = (cond[n], cond.new_zeros(())) if look is None else _look(look, n)
+                seen_as, regulariser = (cond[n], cond.new_zeros(())) if embed is None else _embed_rows(embed, n)
                 loss, ratio, divergence = self._objective(seen_as, chain, old[n, step], advantage[n], n, self.likely[step])
                 kls.append(float(divergence.mean()))
                 kl_k.index_add_(0, step, divergence)
@@ -116,7 +116,7 @@ class DenoisingPPO:
         table = {"kl": kl_k / seen, "clip_fraction": clip_k / seen, "ratio": ratio_k / seen, "sigma": sigma}
         per_step = {f"{name}_{k}": float(v) for name, values in table.items() for k, v in zip(self.likely.tolist(), values, strict=True)}
         return {"kl": kl, "clip_fraction": float((clip_k / seen).mean()), "epochs": epochs,
-                "gradient_norm": float(np.mean(norms[1:] or norms)), **({"regularisers": extra} if look else {}), **per_step}
+                "gradient_norm": float(np.mean(norms[1:] or norms)), **({"regularisers": extra} if embed else {}), **per_step}
 
     def _minibatches(self, decisions: int, random: torch.Generator, *, whole: bool) -> tuple[Tensor, ...]:
         """A pass over a random share of the pairs, `n * L + step` each. whole: a minibatch holds all chosen steps of its decisions,
@@ -191,8 +191,8 @@ def fit_value(value: torch.nn.Module, optimiser: torch.optim.Optimizer, cond: Te
     return float(loss.detach())
 
 
-def _look(look: Look, n: Tensor) -> tuple[Tensor, Tensor]:
+def _embed_rows(embed: Embed, n: Tensor) -> tuple[Tensor, Tensor]:
     """The conditions of pairs' decisions n [B], each decision encoded once, and the regularisers."""
     rows, back = torch.unique(n, return_inverse=True)
-    cond, loss = look(rows)
+    cond, loss = embed(rows)
     return cond[back], loss

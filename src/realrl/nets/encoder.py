@@ -2,7 +2,7 @@
 
 RL-100 (arXiv 2510.14830), section 3: DP3's PointNet or an image network beside a small MLP for the proprioception, a variational
 information bottleneck over both (`L_KL`), and decoders that rebuild what was seen (`L_recon`). The bottleneck's noise is on only
-where its losses are asked for (`look`); acting and RL see its mean, so that an encoder at rest is a function.
+where its losses are asked for (`embed`); acting and RL see its mean, so that an encoder at rest is a function.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Encoder(nn.Module):
         z: Tensor = self.mean(self._features(state, seen))
         return z
 
-    def look(self, state: Tensor, seen: Mapping[str, Tensor], random: torch.Generator, *,
+    def embed(self, state: Tensor, seen: Mapping[str, Tensor], random: torch.Generator, *,
              stack: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
         """A latent for imitation and its regularisers: (z [B, E] with the bottleneck's noise, {"recon": [], "kl": []}, both weighted).
 

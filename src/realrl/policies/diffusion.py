@@ -105,23 +105,18 @@ class DiffusionPolicy(nn.Module):
             self.encoder.fit(frames)
 
     def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """The condition c_t [B, C]: normalised, encoded, concatenated observations. obs["state"]: [B, H, D], senses [B, H, ...].
-
-        Observations that were encoded before ("latent" [B, H, E], see `latents`) are only concatenated.
-        """
-        if "latent" in obs:
-            return obs["latent"].flatten(1)
+        """The condition c_t [B, C]: normalised, encoded, concatenated observations. obs["state"]: [B, H, D], senses [B, H, ...]."""
         if self.encoder is None:
             return self._state(obs).flatten(1)
         frames = self._frames(obs)
         z: Tensor = self.encoder(*frames)
         return z.view(-1, self.cond_dim)
 
-    def look(self, obs: Mapping[str, Tensor], random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def embed(self, obs: Mapping[str, Tensor], random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """(condition [B, C], regularisers by name) for imitation; without an encoder the same as `encode` and nothing to regularise."""
-        if self.encoder is None or "latent" in obs:
+        if self.encoder is None:
             return self.encode(obs), {}
-        z, losses = self.encoder.look(*self._frames(obs), random, stack=self.n_obs)
+        z, losses = self.encoder.embed(*self._frames(obs), random, stack=self.n_obs)
         return z.view(-1, self.cond_dim), losses
 
     def regularise(self, obs: Mapping[str, Tensor], random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -131,13 +126,14 @@ class DiffusionPolicy(nn.Module):
         return mean.view(-1, self.cond_dim), loss
 
     @torch.no_grad()
-    def latents(self, frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Frames [F, ...] encoded once, {"latent": [F, E]}: what RL with a frozen encoder looks at. Without one, the frames themselves."""
+    def features(self, frames: Mapping[str, Tensor]) -> Tensor:
+        """What the condition holds of each frame [F, ...]: the encoder's latent [F, E], or the normalised state [F, D] without one."""
         if self.encoder is None:
-            return dict(frames)
+            state: Tensor = self.normaliser(frames["state"])
+            return state
         pieces = [self.encoder(self.normaliser(frames["state"][i:i + FRAMES]), {k: frames[k][i:i + FRAMES] for k in self.senses})
                   for i in range(0, len(frames["state"]), FRAMES)]
-        return {"latent": torch.cat(pieces)}
+        return torch.cat(pieces)
 
     def _state(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Normalised state [B, H, D], checked."""
