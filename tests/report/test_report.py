@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
+from realrl.data.tools.faults import Problem
 from realrl.report import markdown_table, stage_table, write_report
-from realrl.report.curves import _panels
+from realrl.report.curves import _panels, curves
+from realrl.report.dataset import _alike
+from realrl.report.pictures import tell_once
 from realrl.report.reading import _join_numbered
 from realrl.types import RealrlError
 
@@ -73,7 +77,7 @@ def test_the_report_contains_the_numbers(run: Path) -> None:
     assert path == run / "report.html"
     html = path.read_text(encoding="utf-8")
     for text in ("metaworld/peg-insert-side-v3", "seed 3", "commit 0123456789", "497 of 500", "99.4 %", "98.4 – 100.0 %", "0.243 ms",
-                 "30 % faster than the demonstrator", "612 k", "18 min of wall time", "3,900", "520,000", "2.91", "4.40", "62.0 %",
+                 "30\xa0% faster than the demonstrator", "612 k", "18 min of wall time", "3,900", "520,000", "2.91", "4.40", "62.0 %",
                  "+1.00 over 4 checkpoints", "2.13.0", "resumed.1.commit", "clip: 0.15  # &lt;half&gt;"):
         assert text in html, text
     assert "OPE gate: 3 of 8 candidates accepted" in html
@@ -86,10 +90,13 @@ def test_the_report_contains_the_numbers(run: Path) -> None:
 def test_every_figure_is_there_and_whole(run: Path) -> None:
     html = write_report(run).read_text(encoding="utf-8")
     figures = drawings(html)
-    # success; curves of imitation (known, others), offline, online; cycle time (main, every stage has only one); OPE
-    assert len(figures) == 1 + 4 + 1 + 1
+    # success; curves of imitation (one known, one other), offline (gate, advantage, clipping and two heat maps of it), online;
+    # cycle time (main, every stage has only one); OPE
+    assert len(figures) == 1 + 2 + 5 + 2 + 1 + 1
     assert all(svg.lstrip().startswith("<?xml") and svg.rstrip().endswith("</svg>") for svg in figures)
-    assert sum("<image" in svg for svg in figures) == 2  # heat maps: numbered scalars offline, lists online
+    assert sum("<image" in svg for svg in figures) == 3  # heat maps: numbered scalars offline in two rounds, lists online
+    for title in ("OPE gate", "Clip fraction, offline-1", "Clip fraction, offline-2"):  # the page's text, which wraps where it is long
+        assert f'<div class="title">{title}</div>' in html
 
 
 def test_it_is_self_contained_and_repeatable(run: Path) -> None:
@@ -113,10 +120,12 @@ def test_a_missing_file_leaves_its_section_out(run: Path, name: str, note: str) 
 
 
 def test_a_young_run_has_a_report(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"stage": "imitation", "step": 0, "loss": 1.0}\n{"stage": "imi')
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "imitation", "step": 0, "loss": 1.25}\n{"stage": "imi')
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert "No stage of this run has a measured success rate yet." in html
-    assert len(drawings(html)) == 1
+    assert not drawings(html) and "<td>Loss</td><td>1.25</td>" in html  # one number is no curve
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"stage": "imitation", "step": {i}, "loss": 1.0}}\n' for i in range(2)))
+    assert len(drawings(write_report(tmp_path).read_text(encoding="utf-8"))) == 1
 
 
 def test_a_summary_with_bare_stages_has_a_report(tmp_path: Path) -> None:
@@ -142,6 +151,60 @@ def test_metrics_of_a_denoising_step_stand_beside_their_mean() -> None:
     assert [p.title for p in main] == ["KL to the behaviour policy", "KL to the behaviour policy", "Explained variance of V",
                                        "Student-teacher gap"]
     assert [p.ylabel for p in main[:2]] == ["KL (nats)", "denoising step"] and not rest
+
+
+def test_what_was_measured_once_a_stage_is_a_table() -> None:
+    rows = [{"stage": f"offline-{i}", "step": 0, "value_explained": .4 + i / 10, "clip_fraction": .05, "model_r2": .001234}
+            for i in (1, 2)]
+    (part,) = curves([*rows, {"stage": "offline-2", "step": 1, "clip_fraction": .06}])
+    assert part["title"] == "Offline" and [title for title, _ in part["main"].pictures] == ["Clip fraction"]
+    assert part["once"].headers == ["Measured once", "offline-1", "offline-2"]
+    assert part["once"].rows == [["Explained variance of V (1 = all)", "0.5", "0.6"]]
+    assert (part["rest"], part["rest_once"].rows, part["count"]) == (None, [["model_r2", "0.00123", "0.00123"]], 1)
+    (part,) = curves(rows[:1])
+    assert part["main"] is None and [row[1:] for row in part["once"].rows] == [["5"], ["0.5"]]
+
+
+def test_one_round_over_the_denoising_steps_is_a_line() -> None:
+    main, _ = _panels([{"stage": "online", "step": 3, "kl": [.1, .2, .3]}])
+    assert [(p.ylabel, p.xlabel) for p in main] == [("KL (nats)", "denoising step")]
+    main[0].draw(axes := Figure().add_subplot())
+    assert axes.lines[0].get_xydata().tolist() == [[1, .1], [2, .2], [3, .3]]
+
+
+def test_rounds_of_one_kind_share_a_figure() -> None:
+    rows = [{"stage": f"offline-{i}-imitation", "step": s, "loss": .5} for i in (1, 2) for s in range(3)]
+    (part,) = curves(rows)
+    assert part["title"] == "Offline imitation" and len(part["main"].pictures) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_candidates_of_the_gate_have_whole_numbers(count: int) -> None:
+    rows = [{"stage": "offline-1", "ope_gain": .1, "ope_low": .05, "accepted": True}] * count
+    main, _ = _panels(rows)
+    main[0].draw(axes := Figure().add_subplot())
+    low, high = axes.get_xlim()
+    assert [t for t in axes.get_xticks() if low <= t <= high] == list(range(1, count + 1))
+
+
+def test_heat_is_where_it_was_measured() -> None:
+    main, _ = _panels([{"stage": "online", "step": s, "kl": [.1, .2, .3]} for s in (10, 20, 30)])
+    main[0].draw(axes := Figure().add_subplot())
+    assert axes.images[0].get_extent() == [5, 35, .5, 3.5]
+
+
+def test_a_fault_of_every_episode_is_told_once() -> None:
+    films = [{"camera": camera, "pictures": [], "error": error}
+             for camera, error in (("a", "a.mp4 is damaged"), ("b", "b.mp4 is damaged"), ("a", "a.mp4 is damaged"), ("c", ""))]
+    tell_once([{"films": films[:2]}, {"films": films[2:]}])
+    assert [f["error"] for f in films] == ["a.mp4 is damaged", "b.mp4 is damaged", "as above", ""]
+
+
+def test_problems_that_differ_in_numbers_alone_are_one() -> None:
+    problems = [Problem("error", f"/d/file-{i}.parquet", f"episode {i} has {1.5 * i} frames too many", f"delete episode {i}")
+                for i in range(40)]
+    other = Problem("warning", "/d", "action leaves [-1, 1]", "clip")
+    assert _alike([problems[0], other, *problems[1:]]) == [(problems[0], 40), (other, 1)]
 
 
 def test_errors_say_where(run: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from realrl.report.figures import BLUE, ORANGE, Panel, small_multiples
 from realrl.report.reading import EACH_STEP, family_of, values_of
+from realrl.report.tables import MISSING, Grid
 from realrl.types import Array
 
 # What a reader looks for first, in this order: (panel title, axis label, factor, names it is logged under).
@@ -45,7 +47,8 @@ class Series:
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The curves of every family of stages, as the template wants them: title, main and further figure, how many further ones."""
+    """The curves of every family of stages, as the template wants them: title, main and further figure, tables of what was measured
+    once a stage, and how many further metrics there are."""
     parts = []
     for family in dict.fromkeys(family_of(str(r.get("stage") or "run")) for r in rows):
         own = [r for r in rows if family_of(str(r.get("stage") or "run")) == family]
@@ -53,9 +56,14 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         gate = [r for r in own if values_of(r.get("accepted")) and values_of(r.get("ope_gain"))]
         caption = f"OPE gate: {sum(bool(r['accepted']) for r in gate)} of {len(gate)} candidates accepted; " \
                   "the line under a dot ends at the lower confidence bound." if gate else ""
-        if main:
-            parts.append({"title": family[:1].upper() + family[1:], "main": small_multiples(main, f"curves of {family}", caption),
-                          "rest": small_multiples(rest, f"further curves of {family}"), "count": len(rest)})
+        once, rest_once = _measured_once(own)
+        if not main and not once:
+            main, once, rest, rest_once = rest, rest_once, [], None
+        if main or once:
+            parts.append({"title": family[:1].upper() + family[1:].replace("-", " "),
+                          "main": small_multiples(main, f"curves of {family}", caption), "once": once,
+                          "rest": small_multiples(rest, f"further curves of {family}"), "rest_once": rest_once,
+                          "count": len(rest) + (len(rest_once.rows) if rest_once else 0)})
     return parts
 
 
@@ -80,24 +88,54 @@ def _known(key: str) -> int:
     return next((i for i, known in enumerate(WELL_KNOWN) if last in known[3]), len(WELL_KNOWN))
 
 
+def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of what was logged, the well-known ones first."""
+    return sorted(dict.fromkeys(k for r in rows for k, v in r.items() if k not in BOOKKEEPING and values_of(v)), key=_known)
+
+
+def _only_dots(series: Sequence[Series]) -> bool:
+    """Whether no stage has two numbers that a line could join."""
+    return all(len(s.x) == 1 and s.y.ndim == 1 for s in series)
+
+
 def _panels(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Panel], list[Panel]]:
-    """(well-known, other) panels of one family of stages; all count as well-known where none is."""
+    """(well-known, other) panels of one family of stages."""
     main: list[Panel] = []
     rest: list[Panel] = []
     if gate := [r for r in rows if values_of(r.get("ope_gain"))]:
         main.append(Panel("OPE gate", "gain over behaviour policy", "candidate, in order", partial(_draw_gate, rows=gate)))
-    for key in sorted(dict.fromkeys(k for r in rows for k, v in r.items() if k not in BOOKKEEPING and values_of(v)), key=_known):
+    for key in _metrics(rows):
         title, ylabel, factor, _ = WELL_KNOWN[_known(key)] if _known(key) < len(WELL_KNOWN) else (key, "", 1.0, ())
         xlabel, series = _series(rows, key, factor)
         group = main if _known(key) < len(WELL_KNOWN) else rest
-        if lines := [s for s in series if s.y.ndim == 1]:
+        if (lines := [s for s in series if s.y.ndim == 1]) and not _only_dots(series):
             group.append(Panel(title, ylabel, xlabel, partial(_draw_lines, series=lines)))
         tables = [s for s in series if s.y.ndim == 2]
         span = (min(np.nanmin(s.y) for s in tables), max(np.nanmax(s.y) for s in tables)) if tables else (0.0, 1.0)
         for one in tables:
             where = f", {one.stage}" if len(series) > 1 else ""
-            group.append(Panel(title + where, "denoising step", xlabel, partial(_draw_heat, series=one, label=ylabel, span=span)))
-    return (main, rest) if main else (rest, [])
+            if len(one.x) == 1:
+                line = Series(one.stage, np.arange(1.0, one.y.shape[1] + 1), one.y[0])
+                group.append(Panel(title + where, ylabel, "denoising step", partial(_draw_lines, series=[line])))
+            else:
+                group.append(Panel(title + where, "denoising step", xlabel, partial(_draw_heat, series=one, label=ylabel, span=span)))
+    return main, rest
+
+
+def _measured_once(rows: Sequence[Mapping[str, Any]]) -> tuple[Grid | None, Grid | None]:
+    """(well-known, other) metrics of which every stage has one number at most: a table says more than a panel of one dot."""
+    stages = list(dict.fromkeys(str(r.get("stage") or "run") for r in rows))
+    known: list[list[str]] = []
+    other: list[list[str]] = []
+    for key in _metrics(rows):
+        title, ylabel, factor, _ = WELL_KNOWN[_known(key)] if _known(key) < len(WELL_KNOWN) else (key, "", 1.0, ())
+        _, series = _series(rows, key, factor)
+        if _only_dots(series):
+            found = {s.stage: f"{s.y[0]:.3g}" for s in series}
+            name = title + "".join(f" {unit}" for unit in re.findall(r"\(.*\)", ylabel))
+            (known if ylabel else other).append([name, *(found.get(stage, MISSING) for stage in stages)])
+    headers = ["Measured once", *stages]
+    return Grid(headers, known) if known else None, Grid(headers, other) if other else None
 
 
 def _blocks(values: Array, count: int, reduce: Callable[..., Any]) -> Array:
@@ -115,7 +153,7 @@ def _draw_lines(axes: Axes, series: Sequence[Series]) -> None:
             axes.fill_between(x, low, high, color=colour, alpha=.16, lw=0)
         axes.plot(x, y, color=colour, lw=1.6, marker="o" if len(x) < 25 else "", ms=3, label=one.stage)
     if len(series) > 1:
-        axes.legend(handlelength=1.2)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, handlelength=1.2, columnspacing=1, borderpad=0)
     axes.margins(x=.02)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(_short_steps))
@@ -129,8 +167,9 @@ def _draw_heat(axes: Axes, series: Series, label: str, span: tuple[float, float]
     values = _blocks(series.y, 80, np.mean)
     left, right = float(series.x.min()), float(series.x.max())
     steps = values.shape[1]
+    half = (right - left) / (2 * max(len(values) - 1, 1)) or .5  # a cell's middle is where it was measured
     image = axes.imshow(values.T, aspect="auto", origin="lower", cmap="cividis", interpolation="nearest", vmin=span[0], vmax=span[1],
-                        extent=(left, right if right > left else left + 1, .5, steps + .5))
+                        extent=(left - half, right + half, .5, steps + .5))
     axes.grid(visible=False)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -154,4 +193,5 @@ def _draw_gate(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.plot([], [], "o", color=ORANGE, mfc="white", ms=5, label="sent back")
     axes.legend(loc="lower center", ncols=2, handletextpad=.2, columnspacing=1)
     axes.margins(y=.25)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.set_xlim(.5, len(rows) + .5)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))

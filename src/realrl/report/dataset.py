@@ -5,6 +5,7 @@ Rates and lengths are of all episodes; the curves of columns are of a sample of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +19,10 @@ from matplotlib.axes import Axes
 from realrl.data import schema, tables
 from realrl.data.store import Store
 from realrl.data.tools.check import check, describe
+from realrl.data.tools.faults import Problem
 from realrl.files import write_text
 from realrl.report.figures import BLUE, GREY, ORANGE, PALETTE, STYLE, Drawing, Panel, small_multiples
-from realrl.report.pictures import film_strip, short
+from realrl.report.pictures import film_strip, short, tell_once
 from realrl.report.reading import wilson_bounds
 from realrl.report.tables import MISSING, Grid, count, duration, figure3, percent
 from realrl.report.template import render
@@ -53,7 +55,7 @@ def write_page(directory: str | Path, file: str | Path, *, pictured: int = 24, e
     root, target = Path(directory), Path(file)
     store = Store.open(root)
     about, sample = describe(root), _sample(store, each)
-    problems = check(root)
+    problems = _alike(check(root))
     success = _success(store, sample)
     length = store.rows["length"].to_numpy()
     with matplotlib.rc_context(STYLE):
@@ -62,9 +64,9 @@ def write_page(directory: str | Path, file: str | Path, *, pictured: int = 24, e
             "kicker": " · ".join([f"LeRobot dataset {store.info['codebase_version']}", short(str(about["robot_type"] or "unknown robot")),
                                   f"{about['fps']:g} steps/s"]),
             "counts": _counts(store, length, success, sample.human), "columns": _columns(store),
-            "problems": [{"severity": p.severity, "text": short(f"{_inside(root, p.where)}: {p.what}"), "mend": p.mend}
-                         for p in problems[:MOST_PROBLEMS]],
-            "more_problems": max(0, len(problems) - MOST_PROBLEMS), "episodes": _episode_figure(length, success, sample.human),
+            "problems": [{"severity": p.severity, "text": short(f"{_inside(root, p.where)}: {p.what}"), "mend": p.mend, "more": n - 1}
+                         for p, n in problems[:MOST_PROBLEMS]],
+            "more_problems": sum(n for _, n in problems[MOST_PROBLEMS:]), "episodes": _episode_figure(length, success, sample.human),
             "features": _feature_figures(sample, float(about["fps"])), "sampled": len(sample.episodes), "total": len(store),
             "cards": _cards(store, success, sample.human, pictured, each), "cameras": bool(store.cameras)})
     try:
@@ -72,6 +74,14 @@ def write_page(directory: str | Path, file: str | Path, *, pictured: int = 24, e
     except OSError as error:
         raise RealrlError(f"{target} could not be written ({error.strerror or error}); free space or choose another file") from error
     return target
+
+
+def _alike(problems: Iterable[Problem]) -> list[tuple[Problem, int]]:
+    """The first of every kind of problem and how many there are of it; of a kind is what differs in file and numbers alone."""
+    kinds: dict[tuple[str, ...], list[Problem]] = {}
+    for p in problems:
+        kinds.setdefault((p.severity, *(re.sub(r"\d[\d.e+-]*", "#", text) for text in (p.what, p.mend))), []).append(p)
+    return [(of_kind[0], len(of_kind)) for of_kind in kinds.values()]
 
 
 def _inside(root: Path, where: str) -> str:
@@ -317,4 +327,5 @@ def _cards(store: Store, success: Array | None, human: Array | None, pictured: i
             facts.append(f"{percent(float(human[e]))} by a person")
         outcome = "" if success is None or np.isnan(success[e]) else "success" if success[e] else "failed"
         cards.append({"number": e, "facts": facts, "outcome": outcome, "films": [film_strip(store, e, camera) for camera in store.cameras]})
+    tell_once(cards)
     return cards

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from realrl.data.legacy import Legacy
 from realrl.data.store import Store, open_dataset
 from realrl.report.figures import BLUE, PALETTE, Drawing, Panel, small_multiples
-from realrl.report.pictures import film_strip
+from realrl.report.pictures import film_strip, tell_once
 from realrl.report.view.clips import FOLDER, LINES, Clip, Each, EpisodeSet, ending, kept_failures
 from realrl.report.view.page import write_set
 from realrl.report.view.scenes import pictured
@@ -85,6 +85,7 @@ def failure_parts(run: Path) -> list[dict[str, Any]]:
                      "note": "" if len(store) else "None were kept: the evaluation was interrupted."}
         except (RealrlError, OSError) as error:
             part["note"] = f"The failures in {os.path.relpath(folder, run)} cannot be shown: {error}"
+        tell_once(part["cards"])
         parts.append(part)
     return parts
 

@@ -1,10 +1,9 @@
-"""The page's figures as SVG: success and failures, cycle time, the offline estimate against truth."""
+"""The pages' figures as SVG: panels side by side, success and failures, cycle time, the offline estimate against truth."""
 
 from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,15 +27,16 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e6eaee", "grid.linewidth": .7, "xtick.color": "#3c4650",
     "ytick.color": "#3c4650", "xtick.major.size": 0, "ytick.major.size": 0, "legend.frameon": False, "legend.fontsize": 8,
     "svg.fonttype": "path", "svg.hashsalt": "realrl", "text.parse_math": False,
-    "figure.constrained_layout.w_pad": .08, "figure.constrained_layout.h_pad": .08,
+    "figure.constrained_layout.w_pad": .06, "figure.constrained_layout.h_pad": .06,
 }
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure as the page embeds it. uri: SVG as a data address; width: pixels at most, 0 for the page's width."""
+    """A figure as a page embeds it. pictures: (title, SVG as a data address), several side by side as far as the page is wide;
+    width: pixels at most, 0 for the page's width."""
 
-    uri: str
+    pictures: list[tuple[str, str]]
     alt: str
     caption: str = ""
     width: int = 0
@@ -52,23 +52,22 @@ class Panel:
     draw: Callable[[Axes], None]
 
 
-def _svg(figure: Figure, alt: str, caption: str = "", width: int = 0) -> Drawing:
+def _svg(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return Drawing("data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), alt, caption, width)
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def small_multiples(panels: Sequence[Panel], alt: str, caption: str = "") -> Drawing | None:
-    """Panels side by side, three a row; None without any."""
-    if not panels:
-        return None
-    rows = math.ceil(len(panels) / 3)
-    figure = Figure(figsize=(10, 2.45 * rows), layout="constrained")
-    for i, panel in enumerate(panels):
-        axes = figure.add_subplot(rows, 3, i + 1)
+    """Panels side by side, each a picture of its own so that a narrow page has fewer a row; None without any."""
+    pictures = []
+    for panel in panels:
+        figure = Figure(figsize=(3.4, 2.3), layout="constrained")
+        axes = figure.add_subplot()
         panel.draw(axes)
-        axes.set(title=panel.title, ylabel=panel.ylabel, xlabel=panel.xlabel)
-    return _svg(figure, alt, caption)
+        axes.set(ylabel=panel.ylabel, xlabel=panel.xlabel)
+        pictures.append((panel.title, _svg(figure)))  # the page sets the title: it may be of any length
+    return Drawing(pictures, alt, caption) if pictures else None
 
 
 def _colours(stages: Sequence[Stage]) -> list[str]:
@@ -106,7 +105,8 @@ def success_figure(stages: Sequence[Stage]) -> Drawing | None:
     for axes in (left, right):
         axes.grid(axis="y", visible=False)
     arrows = " Open arrow: no failure seen, so only the interval's upper end is drawn." if any(s.rate == 1 for s in stages) else ""
-    return _svg(figure, "success and failure rate of every stage with 95 % intervals", "Dots: measured. Lines: 95 % interval." + arrows)
+    return Drawing([("", _svg(figure))], "success and failure rate of every stage with 95 % intervals",
+                   "Dots: measured. Lines: 95 % interval." + arrows)
 
 
 def _failure_point(axes: Axes, y: int, rate: float, low: float, high: float, colour: str) -> None:
@@ -150,7 +150,8 @@ def cycle_figures(stages: Sequence[Stage]) -> tuple[Drawing | None, Drawing | No
     axes = figure.add_subplot()
     draw(axes, others[-1] if others else None)
     axes.legend(loc="upper right")
-    main = _svg(figure, "cycle time, demonstrator against final stage", "Dashed lines: means. Further left is faster.", 760)
+    main = Drawing([("", _svg(figure))], "cycle time, demonstrator against final stage", "Dashed lines: means. Further left is faster.",
+                   760)
     panels = [Panel(s.name, labels["ylabel"], labels["xlabel"], partial(draw, stage=s)) for s in others]
     return main, small_multiples(panels, "cycle time of every stage", "Filled grey: demonstrator.") if len(others) > 1 else None
 
@@ -173,4 +174,4 @@ def ope_figure(points: Sequence[Mapping[str, Any]], where: str) -> Drawing:
     axes.set(xlabel="true success, measured afterwards (%)", ylabel="offline estimate of the policy's value")
     if len(names) > 1:
         axes.legend(loc="best", handletextpad=.2)
-    return _svg(figure, "offline estimate against true success", "One mark a checkpoint; lines are 95 % intervals.", 640)
+    return Drawing([("", _svg(figure))], "offline estimate against true success", "One mark a checkpoint; lines are 95 % intervals.", 640)

@@ -46,7 +46,7 @@ def _lead(stages: Sequence[Stage]) -> list[str]:
     base = next((s for s in stages if s.name == "demonstrator"), None)
     if base and (pace := faster(final, base)):
         lines[0] += f" A successful episode is {pace}."
-    return lines
+    return [line.replace(" %", "\xa0%") for line in lines]
 
 
 def _tiles(summary: Mapping[str, Any], stages: Sequence[Stage], where: str) -> list[dict[str, str]]:

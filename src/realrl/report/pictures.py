@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,15 @@ def film_strip(store: Store | Legacy, episode: int, camera: str, at: Sequence[fl
     except (RealrlError, OSError) as error:
         return {"camera": short(camera), "pictures": [], "error": short(str(error).removeprefix(f"{store.dir}/"))}
     return {"camera": short(camera), "pictures": [jpeg(x) for x in coloured(found)], "error": ""}
+
+
+def tell_once(cards: Sequence[Mapping[str, Any]]) -> None:
+    """Of film strips that cannot be shown for one reason, only the first says it at length: a broken video would fill a page."""
+    told: set[str] = set()
+    for film in (film for card in cards for film in card["films"] if film["error"]):
+        why = film["error"]
+        film["error"] = "as above" if why in told else why
+        told.add(why)
 
 
 def cameras_of(obs: dict[str, Array]) -> Iterator[tuple[str, Array]]:

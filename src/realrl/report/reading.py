@@ -156,5 +156,5 @@ def final_stage(stages: Sequence[Stage]) -> Stage | None:
 
 
 def family_of(stage: str) -> str:
-    """`offline-2` -> `offline`: rounds of one kind share a figure."""
-    return re.sub(r"-\d+$", "", stage)
+    """`offline-2` -> `offline`, `offline-2-imitation` -> `offline-imitation`: rounds of one kind share a figure."""
+    return re.sub(r"-\d+(?=-|$)", "", stage)

@@ -90,10 +90,13 @@ def write_set(found: EpisodeSet, folder: Path, *, mp4: bool = False, rerun: bool
 def write_page(found: EpisodeSet, file: Path, clips: Iterable[Clip]) -> Path:
     """Write one page of these clips and return its path."""
     sections = [section(clip) for clip in clips]
+    shared = [note for note in sections[0]["notes"] if all(note in s["notes"] for s in sections)] if len(sections) > 1 else []
+    for s in sections:
+        s["notes"] = [note for note in s["notes"] if note not in shared]  # said once, at the top
     own = resources.files("realrl.report").joinpath("view")
     script, style = (Markup(own.joinpath(name).read_text(encoding="utf-8")) for name in ("player.html", "view.css"))
     html = render("view/view.html", {"title": found.title, "kicker": found.kicker, "sections": sections, "script": script, "own": style,
-                                     "mixed": len({s["outcome"] for s in sections}) > 1, "lead": _lead(sections)})
+                                     "mixed": len({s["outcome"] for s in sections}) > 1, "lead": _lead(sections), "notes": shared})
     write_text(file, html)
     return file
 
