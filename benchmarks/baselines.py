@@ -200,7 +200,7 @@ def improve(cell: WorkCell, stage: Any, steps: int, *, fixed_rate: float | None 
     run.load("online", stage=stage, done=done)
     run.rewind("online", stage.iteration)
     spent = int(done.get("steps", 0))
-    with cell.bar("online: environment steps", steps) as advance:
+    with cell.run.bar("online: environment steps", steps) as advance:
         advance(spent)
         while spent < steps:
             stats = stage.round(cell)
@@ -221,8 +221,8 @@ def dppo(folder: Path, source: Path, cfg: RL100Config, steps: int, make: MakeEnv
     cfg = dppo_settings(cfg)
     torch.manual_seed(derive(cfg.seed, "dppo"))
     run = Run.start(folder, cfg, resume=True, ignore=("collect", "stages"))
-    with run, WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon, make=make) as cell:
-        stage = rl100.Online(policy, None, cfg)
+    with run, WorkCell(run, cfg, make=make) as cell:
+        stage = rl100.Online(policy, None, cfg, cell.curriculum(cfg.online.practice))
         spent = improve(cell, stage, steps, fixed_rate=cfg.online.ppo.lr)
         save_policy(policy, folder / "policy", task=cfg.task)
     return policy.with_head("ddim", "dppo"), spent, float(cell.summary["wall_s"])

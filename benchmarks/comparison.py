@@ -17,6 +17,7 @@ from common import Part, Table, judge, slim
 from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import RL100Config
+from realrl.cell.cell import WorkCell
 from realrl.cell.collect import MakeEnv
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.folder import load_policy
@@ -66,8 +67,9 @@ class Comparison:
 
     def _train(self, cfg: RL100Config, stages: Any) -> None:
         cfg = replace(cfg, stages=stages)
-        with Run.start(self.folder, cfg, resume=True, ignore=("stages", "collect", "audit_episodes")) as run:
-            summary = rl100.train(cfg, run, make=self.make)
+        with (Run.start(self.folder, cfg, resume=True, ignore=("stages", "collect", "audit_episodes")) as run,
+              WorkCell(run, cfg, make=self.make) as cell):
+            summary = rl100.train(cfg, cell)
         for stage in summary["stages"]:
             if self.missing(stage["name"]):
                 self._put(stage["name"], slim(stage), env_steps=stage["env_steps"], wall_s=stage["wall_s"], run_wall_s=summary["wall_s"])

@@ -85,10 +85,10 @@ class Job:
         """PPO up to the level, then episodes of its stochastic policy."""
         began, cfg = time.monotonic(), self.cfg
         run = Run(self.folder / "ppo", resume=True)
-        with WorkCell(Run(self.folder / "medium", resume=True), cfg.task, collect=cfg.collect, seed=cfg.seed) as cell:
+        with WorkCell(Run(self.folder / "medium", resume=True), replace(cfg, horizon=None)) as cell:
             agent = gaussian_ppo.PPO(cell.spec.obs_dim, cell.spec.action_dim, seed=derive(cfg.seed, "ppo"))
             run.load("ppo", agent=agent)
-            with cell.bar("ppo: steps", self.data_steps) as advance:
+            with cell.run.bar("ppo: steps", self.data_steps) as advance:
                 advance(agent.count)
                 reached = gaussian_ppo.train(agent, cell.collector, level=self.level, steps=self.data_steps, seed=derive(cfg.seed, "ppo"),
                                              save=lambda: run.save("ppo", agent.count, agent=agent), advance=advance)
@@ -99,14 +99,14 @@ class Job:
                   curve=agent.returns, wall_s=round(time.monotonic() - began, 1))
 
     def _data(self, cell: WorkCell) -> list[Episode]:
-        return cell.store.read(sorted(cell.recorded("medium").values()))
+        return cell.book.store.read(sorted(cell.book.recorded("medium").values()))
 
     # -- the method ---------------------------------------------------------------------------------------------------------------
 
     def imitation(self) -> None:
         """All episodes, good or bad."""
         began = time.monotonic()
-        with WorkCell(Run(self.folder / "medium", resume=True), self.cfg.task, collect=self.cfg.collect, seed=self.cfg.seed) as cell:
+        with WorkCell(Run(self.folder / "medium", resume=True), replace(self.cfg, horizon=None)) as cell:
             data = self._data(cell)
         policy = imitate(self.cfg, data, self.folder / "imitation")
         wall = round(time.monotonic() - began, 1)
@@ -118,8 +118,9 @@ class Job:
         policy.requires_grad_(True)
         torch.manual_seed(derive(cfg.seed, "online"))
         run = Run.start(self.folder / "online", cfg, resume=True, ignore=("collect",))
-        with run, WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon) as cell:
-            stage = rl100.Online(policy, gaussian_ppo.Scaled(mlp(policy.n_obs * policy.obs_dim, 1, (cfg.critic.hidden,) * 2)), cfg)
+        with run, WorkCell(run, cfg) as cell:
+            stage = rl100.Online(policy, gaussian_ppo.Scaled(mlp(policy.n_obs * policy.obs_dim, 1, (cfg.critic.hidden,) * 2)), cfg,
+                                 cell.curriculum(cfg.online.practice))
             spent = improve(cell, stage, self.online_steps)
             self._distil(policy, cell)
             save_policy(policy, self.folder / "policy", task=cfg.task)
@@ -131,8 +132,8 @@ class Job:
         view = ChunkView(cell.recent(40), chunk=policy.chunk, n_obs=policy.n_obs, gamma=self.cfg.gamma)
         cond = view.encoded(policy.features).cond
         cell.run.rewind("one-step", 0)
-        with cell.bar("one-step: distilling", self.cfg.distill.steps) as advance:
-            policy.distillation(self.cfg.distill).finish(cond, derive(self.cfg.seed, "one-step"), cell.logger("one-step"), advance)
+        with cell.run.bar("one-step: distilling", self.cfg.distill.steps) as advance:
+            policy.distillation(self.cfg.distill).finish(cond, derive(self.cfg.seed, "one-step"), cell.run.logger("one-step"), advance)
 
     def _judge(self, policy: Policy, n: int) -> dict[str, Any]:
         with Collector(self.cfg.task, self.cfg.collect, horizon=self.cfg.horizon) as collector:

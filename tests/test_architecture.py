@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ SRC = Path(__file__).resolve().parent.parent / "src" / "realrl"
 # `data` has rooms of its own: the core below its recorder, tools and formats.
 FLOORS = {
     "types": 0, "losses": 0, "files": 1, "config": 2, "run": 3, "scene": 3, "nets": 3,
-    "generative": 4, "data": 4, "envs": 4, "robots": 4, "policies": 5, "data.record": 5, "data.tools": 6, "data.formats": 5,
+    "generative": 4, "data": 4, "envs": 4, "robots": 4, "policies": 5, "data.record": 5, "data.formats": 5, "data.tools": 6,
     "learn": 7, "cell": 8, "algos": 8, "report": 9, "cli": 10,
 }
 SIDEWAYS: dict[str, set[str]] = {"losses": {"types"}, "__main__": {"cli"}}  # top-level modules that use another of their own floor
@@ -25,10 +25,15 @@ def modules() -> list[Path]:
     return sorted(p for p in SRC.rglob("*.py"))
 
 
+def room(parts: Sequence[str]) -> str:
+    """The entry of the floor table that a dotted name below the package belongs to: its longest prefix there, "" for none."""
+    return next((name for n in (2, 1) if (name := ".".join(parts[:n])) in FLOORS), "")
+
+
 def unit(path: Path) -> str:
-    """The entry of the floor table a file belongs to: its top-level folder, or its own name; "" for the package itself."""
-    first = path.relative_to(SRC).parts[0].removesuffix(".py")
-    return "" if first == "__init__" else first
+    """The entry of the floor table that a file belongs to; its own name where it has none, "" for the package itself."""
+    parts = [p.removesuffix(".py") for p in path.relative_to(SRC).parts if p != "__init__.py"]
+    return room(parts) or ".".join(parts[:1])
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
@@ -52,15 +57,76 @@ def test_every_module_has_a_floor() -> None:
 def test_imports_go_down(path: Path) -> None:
     here, wrong = unit(path), []
     for name, line in imports(path):
-        parts = name.split(".")
-        if parts[0] != "realrl" or len(parts) < 2 or parts[1] not in FLOORS:
+        there = room(name.split(".")[1:]) if name.split(".")[0] == "realrl" else ""
+        if not there:
             continue
-        there = parts[1]
         within = there == here and here != "algos"  # methods never import each other
-        lower = FLOORS[there] < FLOORS.get(here, 6)
+        lower = FLOORS[there] < FLOORS.get(here, 11)
         if not (within or lower or there in SIDEWAYS.get(here, ())):
-            wrong.append(f"line {line}: {name} (floor {FLOORS[there]}) from {here or 'the package'} (floor {FLOORS.get(here, 6)})")
+            wrong.append(f"line {line}: {name} (floor {FLOORS[there]}) from {here or 'the package'} (floor {FLOORS.get(here, 11)})")
     assert not wrong, "\n".join(wrong)
+
+
+def at_module_level(path: Path) -> set[Path]:
+    """The files of the house that importing this one reads at once: not what functions and type-checking blocks import later."""
+    later = (ast.FunctionDef, ast.AsyncFunctionDef)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        for name, block in ast.iter_fields(node):
+            if isinstance(block, list):
+                setattr(node, name, [x for x in block if not isinstance(x, later) and not (isinstance(x, ast.If) and is_type_checking(x))])
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("realrl"):
+            for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                found |= {file for file in (file_of(name) or file_of(str(node.module)),) if file}
+        elif isinstance(node, ast.Import):
+            found |= {file for alias in node.names if (file := file_of(alias.name))}
+    return found - {path}
+
+
+def is_type_checking(node: ast.If) -> bool:
+    return "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def file_of(name: str) -> Path | None:
+    """The file of a dotted module name in the house, None for anything else."""
+    if name.split(".")[0] != "realrl":
+        return None
+    base = SRC.joinpath(*name.split(".")[1:])
+    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if base != SRC and p.is_file()), None)
+
+
+def closure(path: Path) -> set[Path]:
+    """A file and all that it reaches through module-level imports."""
+    seen: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        file = waiting.pop()
+        if file not in seen:
+            seen.add(file)
+            waiting += at_module_level(file)
+    return seen
+
+
+@pytest.mark.parametrize("path", sorted((SRC / "algos").glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_a_method_is_read_with_little_beside_it(path: Path) -> None:
+    """One paper, one file, over a small library: what one has to read to understand a method stays small."""
+    files = closure(path)
+    lines = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in files}
+    longest = ", ".join(f"{p.relative_to(SRC)} {n}" for p, n in sorted(lines.items(), key=lambda item: -item[1])[:8])
+    assert len(files) <= 24 and sum(lines.values()) <= 4500, f"{len(files)} files, {sum(lines.values())} lines: {longest}"
+    assert lines[path] <= 450, f"{path.name} has {lines[path]} lines"
+
+
+def test_no_circles() -> None:
+    """Nothing reaches itself, also through what functions import later within one room."""
+    graph = {path: at_module_level(path) for path in modules()}
+    ready: set[Path] = set()
+    while fresh := {p for p, needs in graph.items() if p not in ready and needs <= ready}:
+        ready |= fresh
+    left = sorted(str(p.relative_to(SRC)) for p in graph.keys() - ready)
+    assert not left, f"these import one another in a circle, or from one: {left}"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))

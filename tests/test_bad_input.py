@@ -9,6 +9,7 @@ import pytest
 
 from realrl import envs
 from realrl.algos import bc, rl100
+from realrl.cell.cell import WorkCell
 from realrl.cell.collect import Collector
 from realrl.cli import doctor
 from realrl.data.store import Store
@@ -39,15 +40,15 @@ def complaint(call, *words):
 
 def improve(folder, **changes):
     cfg = tiny(**changes)
-    with Run.start(folder, cfg, resume=True) as run:
-        return rl100.train(cfg, run)
+    with Run.start(folder, cfg, resume=True) as run, WorkCell(run, cfg) as cell:
+        return rl100.train(cfg, cell)
 
 
 def clone(folder, **changes):
     cfg = bc.BCConfig(**{"task": "toy/obstacle", "policy": small_policy(), "imitation": ImitationConfig(steps=4, batch=8), "collect": LOCAL,
                          "eval_episodes": 2, **changes})
-    with Run.start(folder, cfg, resume=True) as run:
-        return bc.train(cfg, run)
+    with Run.start(folder, cfg, resume=True) as run, WorkCell(run, cfg) as cell:
+        return bc.train(cfg, cell)
 
 
 @pytest.fixture

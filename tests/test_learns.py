@@ -8,6 +8,7 @@ from realrl import envs
 from realrl.algos.rl100 import OfflineConfig, OfflineRound, Online
 from realrl.cell.cell import WorkCell
 from realrl.cell.collect import Collector
+from realrl.cell.curriculum import Practice
 from realrl.data.views import ChunkView
 from realrl.learn.imitation import Imitation, ImitationConfig
 from realrl.learn.iql import CriticConfig
@@ -83,8 +84,8 @@ def test_online_rl_and_the_one_step_student(tmp_path):
     cfg = small(imitation=ImitationConfig(steps=400, batch=128, lr=2e-3, warmup=30))
     policy, _ = cloned(cfg, 0, 0.3, 20, small_policy())
     before = success(cfg.task, policy)
-    stage = Online(policy, None, cfg)
-    with Run(tmp_path) as run, WorkCell(run, cfg.task, collect=LOCAL, seed=0) as cell:
+    stage = Online(policy, None, cfg, Practice(cfg.online.practice, cfg.seed))
+    with Run(tmp_path) as run, WorkCell(run, cfg) as cell:
         told = [stage.round(cell) for _ in range(cfg.online.iterations)]
         chain = success(cfg.task, policy, 400)
         assert before < 0.8 and chain >= 0.95, (before, chain)

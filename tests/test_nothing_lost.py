@@ -14,6 +14,7 @@ import torch
 
 from realrl import config
 from realrl.algos.rl100 import train
+from realrl.cell.cell import WorkCell
 from realrl.data.store import Store
 from realrl.data.tools.check import check
 from realrl.run import Run
@@ -101,8 +102,8 @@ def kill_at(folder, file, moment, luck):
 
 @linux
 def test_killed_again_and_again_it_ends_where_it_would_have(tmp_path):
-    with Run.start(tmp_path / "whole", CONFIG) as run:
-        train(CONFIG, run)
+    with Run.start(tmp_path / "whole", CONFIG) as run, WorkCell(run, CONFIG) as cell:
+        train(CONFIG, cell)
     luck, kept, kills = random.Random(0), set(), 0
     file, folder, scratch = tmp_path / "config.yaml", tmp_path / "run", tmp_path / "copy"
     config.save(CONFIG, file)

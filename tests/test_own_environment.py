@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from realrl.algos import bc
+from realrl.cell.cell import WorkCell
 from realrl.cell.rollout import rollout
 from realrl.data.store import Store
 from realrl.envs.base import RobotEnv, ScriptedPolicy
@@ -51,14 +52,15 @@ def demonstrations(tmp_path: Path) -> Path:
 def test_an_own_environment_is_learned_from_recorded_demonstrations(demonstrations: Path, tmp_path: Path) -> None:
     cfg = bc.BCConfig(task="lab/slide", data=str(demonstrations), policy=PolicyConfig(chunk=2, hidden=64, blocks=1),
                       imitation=ImitationConfig(steps=400), collect=CollectConfig(workers=1), eval_episodes=40)
-    with Run.start(tmp_path / "run", cfg) as run:
-        summary = bc.train(cfg, run, make=Slide)
+    with Run.start(tmp_path / "run", cfg) as run, WorkCell(run, cfg, make=Slide) as cell:
+        summary = bc.train(cfg, cell)
     assert summary["stages"][0]["success"]["rate"] >= 0.9
     assert (tmp_path / "run" / "policy" / "policy.json").exists()
 
 
 def test_demonstrations_of_another_shape_are_refused_in_one_line(demonstrations: Path, tmp_path: Path) -> None:
     cfg = replace(bc.BCConfig(), task="toy/obstacle", data=str(demonstrations), collect=CollectConfig(workers=1))
-    with Run.start(tmp_path / "run", cfg) as run, pytest.raises(RealrlError, match="name the task it was recorded on") as caught:
-        bc.train(cfg, run)
+    with (Run.start(tmp_path / "run", cfg) as run, WorkCell(run, cfg) as cell,
+          pytest.raises(RealrlError, match="name the task it was recorded on") as caught):
+        bc.train(cfg, cell)
     assert "\n" not in str(caught.value)

@@ -8,6 +8,7 @@ import torch
 from realrl.algos import bc, rl100
 from realrl.algos.rl100 import OfflineRound, Online
 from realrl.cell.cell import WorkCell
+from realrl.cell.judge import Judge
 from realrl.data.store import Store
 from realrl.data.tools.check import check
 from realrl.learn.imitation import Imitation, ImitationConfig
@@ -38,19 +39,19 @@ POINTS = {  # moments in the order they come, each counted from the resumption t
     "demonstrations, just recorded": (Store, "append", 1, True),
     "imitation, past a checkpoint": (Imitation, "update", 560, False),
     "a checkpoint, before it is written": (Run, "save", 1, False),
-    "evaluation of the demonstrator": (WorkCell, "evaluate", 1, True),
-    "evaluation of the imitation": (WorkCell, "evaluate", 2, False),
-    "rollouts, the first twenty recorded": (Store, "append", 3, False),
+    "evaluation of the demonstrator": (Judge, "evaluate", 1, True),
+    "evaluation of the imitation": (Judge, "evaluate", 2, False),
+    "rollouts, the first twenty recorded": (Store, "append", 2, False),
     "re-imitation": (Imitation, "update", 30, False),
     "the first line of an offline round": (Run, "log", 2, True),
     "inside the offline round": (DiffusionPolicy, "explore", 5, False),
-    "evaluation of the offline round": (WorkCell, "evaluate", 1, True),
+    "evaluation of the offline round": (Judge, "evaluate", 1, True),
     "the first online round": (Online, "_learn", 1, True),
     "online, past a checkpoint": (Online, "_learn", 4, False),
     "online again, logged but not saved": (Run, "log", 1, True),
     "distillation": (Run, "log", 4, True),
-    "evaluation of the student": (WorkCell, "evaluate", 1, True),
-    "the audit": (WorkCell, "evaluate", 2, False),
+    "evaluation of the student": (Judge, "evaluate", 1, True),
+    "the audit": (Judge, "evaluate", 2, False),
 }
 
 
@@ -58,8 +59,8 @@ POINTS = {  # moments in the order they come, each counted from the resumption t
 def straight(tmp_path_factory):
     """A run that nothing happened to."""
     folder = tmp_path_factory.mktemp("straight")
-    with Run.start(folder, tiny()) as run:
-        rl100.train(tiny(), run)
+    with Run.start(folder, tiny()) as run, WorkCell(run, tiny()) as cell:
+        rl100.train(tiny(), cell)
     return folder
 
 
@@ -67,15 +68,15 @@ def test_interrupted_everywhere_equals_uninterrupted(straight, tmp_path, monkeyp
     left = []
     for where, (cls, name, nth, after) in POINTS.items():
         torch.manual_seed(len(left))  # every process has another past
-        with monkeypatch.context() as patch, Run.start(tmp_path, tiny(), resume=True) as run:
+        with monkeypatch.context() as patch, Run.start(tmp_path, tiny(), resume=True) as run, WorkCell(run, tiny()) as cell:
             interrupt(patch, cls, name, nth, after=after)
             try:
-                rl100.train(tiny(), run)
+                rl100.train(tiny(), cell)
             except KeyboardInterrupt:
                 left.append(where)
     assert left == list(POINTS), "the table names moments that no longer come"
-    with Run.start(tmp_path, tiny(), resume=True) as run:
-        rl100.train(tiny(), run)
+    with Run.start(tmp_path, tiny(), resume=True) as run, WorkCell(run, tiny()) as cell:
+        rl100.train(tiny(), cell)
     same(straight, tmp_path)
 
 
@@ -100,8 +101,8 @@ def test_a_finished_run_is_not_repeated(straight, monkeypatch):
     before, lines = weights(straight), metrics(straight)
     for cls, name in ((Imitation, "update"), (Online, "round"), (OfflineRound, "improve")):
         interrupt(monkeypatch, cls, name, 1)
-    with Run.start(straight, tiny(), resume=True) as run:
-        rl100.train(tiny(), run)
+    with Run.start(straight, tiny(), resume=True) as run, WorkCell(run, tiny()) as cell:
+        rl100.train(tiny(), cell)
     after = weights(straight)
     assert all(torch.equal(before[k], after[k]) for k in before) and metrics(straight) == lines
 
@@ -110,15 +111,15 @@ def test_stage_by_stage_equals_all_at_once(straight, tmp_path):
     """Each command loads what the ones before it left, though it does not name their stages."""
     for stages in (("imitation", "offline"), ("online",), ("one-step", "offline")):
         cfg = tiny(stages=stages)
-        with Run.start(tmp_path, cfg, resume=True, ignore=("stages",)) as run:
-            rl100.train(cfg, run)
+        with Run.start(tmp_path, cfg, resume=True, ignore=("stages",)) as run, WorkCell(run, cfg) as cell:
+            rl100.train(cfg, cell)
     same(straight, tmp_path)
 
 
 def test_workers_change_nothing_and_other_settings_are_refused(straight, tmp_path):
     cfg = tiny(collect=CollectConfig(workers=1, envs_per_worker=7))
-    with Run.start(tmp_path, cfg) as run:
-        rl100.train(cfg, run)
+    with Run.start(tmp_path, cfg) as run, WorkCell(run, cfg) as cell:
+        rl100.train(cfg, cell)
     assert all(torch.equal(v, weights(straight)[k]) for k, v in weights(tmp_path).items())
     with pytest.raises(RealrlError, match=r"differs in .*gamma") as caught:
         Run.start(straight, tiny(gamma=0.5), resume=True)
@@ -128,15 +129,15 @@ def test_workers_change_nothing_and_other_settings_are_refused(straight, tmp_pat
 def test_behaviour_cloning_resumes(tmp_path, monkeypatch):
     cfg = bc.BCConfig(task="toy/obstacle", demos=6, policy=tiny().policy, imitation=ImitationConfig(steps=540, batch=16),
                       collect=CollectConfig(workers=1), eval_episodes=10)
-    with Run.start(tmp_path / "whole", cfg) as run:
-        bc.train(cfg, run)
+    with Run.start(tmp_path / "whole", cfg) as run, WorkCell(run, cfg) as cell:
+        bc.train(cfg, cell)
     for nth in (520, 530):  # past the checkpoint at 500: it goes on from there, twice
-        with monkeypatch.context() as patch, Run.start(tmp_path / "parts", cfg, resume=True) as run:
+        with monkeypatch.context() as patch, Run.start(tmp_path / "parts", cfg, resume=True) as run, WorkCell(run, cfg) as cell:
             interrupt(patch, Imitation, "update", nth if nth == 520 else nth - 500)
             with pytest.raises(KeyboardInterrupt):
-                bc.train(cfg, run)
-    with Run.start(tmp_path / "parts", cfg, resume=True) as run:
-        bc.train(cfg, run)
+                bc.train(cfg, cell)
+    with Run.start(tmp_path / "parts", cfg, resume=True) as run, WorkCell(run, cfg) as cell:
+        bc.train(cfg, cell)
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts") and results(tmp_path / "whole") == results(tmp_path / "parts")

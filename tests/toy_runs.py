@@ -8,6 +8,7 @@ from typing import Any
 
 from realrl import config
 from realrl.algos.rl100 import OfflineConfig, OnlineConfig, RL100Config, train
+from realrl.cell.cell import WorkCell
 from realrl.generative.diffusion import DiffusionConfig, DistillConfig
 from realrl.learn.imitation import ImitationConfig
 from realrl.learn.iql import CriticConfig
@@ -69,5 +70,5 @@ def results(folder: Path) -> list[dict[str, Any]]:
 def main(folder: str, file: str) -> None:
     """Run or resume RL-100 in `folder` with the configuration in `file`: for the tests that kill the process."""
     cfg = config.from_dict(RL100Config, config.read(Path(file)), source=file)
-    with Run.start(folder, cfg, resume=True) as run:
-        train(cfg, run)
+    with Run.start(folder, cfg, resume=True) as run, WorkCell(run, cfg) as cell:
+        train(cfg, cell)

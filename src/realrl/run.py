@@ -12,6 +12,7 @@ run draws what the uninterrupted one would have drawn.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -23,7 +24,8 @@ import sys
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, SupportsFloat
 
@@ -292,6 +294,14 @@ class Run:
             self._boards[stage] = SummaryWriter(str(self.dir / "tb" / stage), purge_step=purge, flush_secs=5)
         return self._boards[stage]
 
+    def logger(self, stage: str) -> Callable[[int, Mapping[str, float]], None]:
+        """A function (step, metrics) that logs under a stage."""
+        return lambda step, metrics: self.log(step, metrics, stage)
+
+    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Progress with a time estimate; the body calls what it is given with the number of things done."""
+        return progress_bar(title, total)
+
     def rewind(self, stage: str, step: int) -> None:
         """Forget what `stage` logged after `step`: call it after loading a checkpoint of that step, or curves would double."""
         lines = read_metrics(self.dir)
@@ -334,6 +344,49 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; in a file or a pipe a line at the beginning, every half minute and at the end. Yields a function that is told
+    how many more things are done."""
+    if not sys.stdout.isatty():
+        with _lines(title, total) as advance:
+            yield advance
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda n: progress.advance(task, n)
+
+
+@contextlib.contextmanager
+def _lines(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    began = said = time.monotonic()
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done, said
+        done, now = done + n, time.monotonic()
+        if now - said >= 30 and done:
+            said = now
+            print(f"{title}: {done} of {total}, about {(now - began) / done * max(total - done, 0):.0f} s to go", flush=True)
+
+    yield advance
+    if total:
+        print(f"{title}: {done} of {total} in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def device(wish: str) -> torch.device:
+    """ "auto" is the GPU where there is one. Raises RealrlError for a device that is not here."""
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=wish)
+        return torch.device(wish)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise RealrlError(f"--device {wish}: torch finds no such device here; give cpu, or auto for what there is") from None
 
 
 def read_metrics(dir: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from realrl.types import RealrlError
@@ -93,3 +93,50 @@ class CollectConfig:
     """Environments a worker steps in turn; more make larger policy batches."""
     every_frame: bool = False
     """Whether simulated eyes open at every step also where only the plans' beginnings count (online rounds, evaluations); slower."""
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What the guard allows beside the environment's own limits."""
+
+    max_delta: float | None = None
+    """Largest change of an action from one step to the next, in the environment's units, of every dimension; None = no limit."""
+    hold: Literal["auto", "last", "zeros"] = "auto"
+    """Sent in place of an action that is not finite: the last one sent (right for positions), zeros (for velocities and deltas), or what
+    the task's control asks for."""
+
+    def __post_init__(self) -> None:
+        if self.max_delta is not None and not 0 < self.max_delta < math.inf:
+            raise RealrlError(f"guard.max_delta is {self.max_delta}: it must be above 0 and finite, or left out for no limit")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What every method's configuration says of its task and its robots."""
+
+    task: str = "toy/obstacle"
+    """Environment, see `realrl tasks`."""
+    seed: int = 0
+    """Seeds everything: networks, starts, noise."""
+    data: str | None = None
+    """A recorded data set (folder) whose successes are the demonstrations; None = ask the task's scripted expert."""
+    demos: int = 20
+    """Successful demonstrations to ask the expert for."""
+    demo_noise: float = 0.3
+    """Standard deviation of the noise on the scripted expert's actions (a hurried teleoperator)."""
+    expert: str | None = None
+    """File or folder with the expert's weights, for suites whose expert is a network."""
+    horizon: int | None = None
+    """Steps until an episode is truncated; None = the task's own."""
+    sight: SightConfig = field(default_factory=SightConfig)
+    """What the policy sees: the state, pictures, depth or a point cloud."""
+    randomise: RandomiseConfig = field(default_factory=RandomiseConfig)
+    """How the simulated scene varies from episode to episode."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """What the guard allows beside the environment's own limits."""
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    """Workers for episodes."""
+    eval_episodes: int = 200
+    """Held-out episodes after a stage."""
+    device: str = "auto"
+    """auto, cpu or cuda."""

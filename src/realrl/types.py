@@ -7,10 +7,12 @@ beyond the type.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat, TypeAlias, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -35,6 +37,8 @@ class TaskSpec:
 
     obs_dim: numbers of `state` as a policy sees it; senses: the shape of every observation beside `state` and `privileged`, e.g.
     {"pointcloud": (512, 3)}; privileged: numbers of the simulator's full state, 0 where `state` is all of it (no eyes).
+    control: what keeps the robot still: "relative", zeros do (velocities and deltas); "absolute", the last action does (positions).
+    live: there is one such robot, and every step of it is on disk before anyone learns from it.
     """
 
     suite: str
@@ -46,6 +50,8 @@ class TaskSpec:
     text: str
     senses: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
     privileged: int = 0
+    control: Literal["relative", "absolute"] = "relative"
+    live: bool = False
 
     @property
     def id(self) -> str:
@@ -84,7 +90,7 @@ class Episode:
     obs: each [T+1, ...]; action, proposed: [T, A]; source: [T] uint8 (`Source`); reward: [T] float32; success: [T] bool;
     time: [T] float64 seconds; starts_plan: [T] bool, true where a new plan (decision) began.
     terminated: the task itself ended (never bootstrap); truncated: a clock or a person ended it (bootstrap).
-    extra: one row a decision, e.g. `chain` [N, S+1, K, A] and `logp` [N, S]; lives in memory only.
+    extra: one row a decision, e.g. `chain` [N, S+1, K, A]; kept in a side file where learning asks for it.
     """
 
     obs: Obs
@@ -159,6 +165,20 @@ class Batch:
 
 
 @dataclass
+class Segment:
+    """Stretches of episodes for world models, time-major. obs: each [T, B, ...]; action: [T, B, A], what was sent at that observation;
+    reward, terminated: [T, B], what followed; first: [T, B] bool, where an episode begins and memory is forgotten; valid: [T, B] bool.
+    """
+
+    obs: dict[str, Tensor]
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    first: Tensor
+    valid: Tensor
+
+
+@dataclass
 class Plan:
     """What a policy wants to do next. action: [B, K, A] in [-1, 1]; extra: per row, e.g. the denoising chain."""
 
@@ -185,6 +205,20 @@ class Policy(Protocol):
     def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
         """Plan from the last H observations (each [B, H, ...], oldest first; an episode's first one is repeated)."""
         ...
+
+
+class Agent(Protocol):
+    """Nets, targets and optimisers of one method. "Not updated" means "not stepped"."""
+
+    policy: Policy
+
+    def update(self, batch: Any) -> Mapping[str, float]:
+        """One learning step on a `Batch` or `Segment`; what one needs to see of it."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> Any: ...
 
 
 class Intervention(Protocol):
@@ -217,3 +251,124 @@ class Stateful(Protocol):
     def state_dict(self) -> Mapping[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> Any: ...
+
+
+class Logbook(Protocol):
+    """A run's directory as a method sees it, see `realrl.run.Run`: numbers, checkpoints, progress."""
+
+    @property
+    def dir(self) -> Path:
+        """Where everything lies."""
+        ...
+
+    def log(self, step: int, metrics: Mapping[str, SupportsFloat | None], stage: str = "") -> None:
+        """Note numbers of a stage."""
+        ...
+
+    def logger(self, stage: str) -> Callable[[int, Mapping[str, float]], None]:
+        """A function (step, metrics) that notes them under a stage."""
+        ...
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forget what a stage noted after `step`."""
+        ...
+
+    def save(self, name: str, step: int, /, **parts: Any) -> None:
+        """Write a checkpoint: whole, or not at all."""
+        ...
+
+    def load(self, name: str, /, **parts: Any) -> int | None:
+        """Load a checkpoint into objects; its step, or None where there is none."""
+        ...
+
+    def read(self, name: str) -> tuple[int, dict[str, Any]] | None:
+        """(step, states) of a checkpoint, or None where there is none."""
+        ...
+
+    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Shows progress; the body calls what it is given with the number of things done."""
+        ...
+
+
+class Curriculum(Protocol):
+    """Which starts to practise. failed: the starts to come back to; a checkpoint holds it."""
+
+    failed: list[int]
+
+    def again(self, episodes: int, iteration: int) -> list[int]:
+        """The starts to repeat in a round of so many episodes."""
+        ...
+
+    def remember(self, episodes: Sequence[Episode]) -> None:
+        """Learn from how episodes ended."""
+        ...
+
+
+class Cell(Protocol):
+    """What a method is given, see `realrl.cell.cell.WorkCell`: one task, its robots, its recordings and its run.
+
+    Every episode is on disk before anyone learns from it. All of it continues after a kill: what is recorded is not collected again,
+    stages with a result are not repeated.
+    """
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The task."""
+        ...
+
+    @property
+    def run(self) -> Logbook:
+        """The run's directory."""
+        ...
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What will stand in summary.json."""
+        ...
+
+    @property
+    def simulated(self) -> bool:
+        """Whether episodes can be run at will: what a gate refused is never tried on a robot."""
+        ...
+
+    def seeds(self, stage: int, count: int, first: int = 0) -> list[int]:
+        """Training starts of a stage (0..9), disjoint from every other's and from the evaluation's."""
+        ...
+
+    def demonstrations(self) -> list[Episode]:
+        """What to imitate: the worthy episodes of a data set, or of the task's scripted expert."""
+        ...
+
+    def practise(self, label: str, policy: Policy, seeds: Sequence[int], *, greedy: bool = False, noise_seed: int = 0,
+                 plans_only: bool = False, chains: bool = False) -> list[Episode]:
+        """Whole episodes, recorded under a label, in the order of the seeds. plans_only: nobody looks at what is seen between plans;
+        chains: what plans carry in `extra` is kept, too."""
+        ...
+
+    def recent(self, count: int) -> list[Episode]:
+        """The newest recorded episodes, oldest first."""
+        ...
+
+    def curriculum(self, share: float) -> Curriculum:
+        """Which starts to practise; share: of a round's episodes that repeats failed ones."""
+        ...
+
+    def timed(self, name: str) -> AbstractContextManager[None]:
+        """Adds the seconds its body takes to a stage's account."""
+        ...
+
+    def finish_stage(self, name: str, policy: Policy, n: int, *, version: int = 0) -> None:
+        """Evaluate a stage's product from n held-out starts and add it to the summary, once a version."""
+        ...
+
+    def judge_demonstrator(self, n: int) -> None:
+        """What the demonstrations' expert achieves: the bar for success and cycle time."""
+        ...
+
+    def audit(self, judged: Iterable[tuple[dict[str, Any], Policy]], n: int) -> None:
+        """What policies that off-policy evaluation judged are truly worth, beside what it said of them."""
+        ...
+
+    def annotate(self, name: str, label: str, values: Callable[[list[Episode]], list[Array]]) -> None:
+        """A derived column [T] of the episodes recorded under a label, for the viewer."""
+        ...

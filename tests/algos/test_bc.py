@@ -7,6 +7,7 @@ import torch
 
 from realrl import envs
 from realrl.algos.bc import BCConfig, train
+from realrl.cell.cell import WorkCell
 from realrl.cell.collect import Collector
 from realrl.data.store import Store
 from realrl.learn.imitation import ImitationConfig
@@ -32,8 +33,8 @@ def record(folder, noise, count=30):
 
 
 def test_from_the_expert_to_a_policy(tmp_path):
-    with Run.start(tmp_path, config()) as run:
-        summary = train(config(), run)
+    with Run.start(tmp_path, config()) as run, WorkCell(run, config()) as cell:
+        summary = train(config(), cell)
     (stage,) = summary["stages"]
     assert stage["name"] == "imitation" and stage["success"]["n"] == 100 and stage["success"]["rate"] > 0.7
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
@@ -50,8 +51,8 @@ def test_from_a_recorded_data_set(tmp_path):
     data, episodes = record(tmp_path / "data", 1.0)
     assert 5 < sum(e.succeeded for e in episodes) < 30
     cfg = config(data=data, imitation=ImitationConfig(steps=10, batch=16), eval_episodes=4)
-    with Run.start(tmp_path / "run", cfg) as run:
-        train(cfg, run)
+    with Run.start(tmp_path / "run", cfg) as run, WorkCell(run, cfg) as cell:
+        train(cfg, cell)
     policy, _ = load_policy(tmp_path / "run" / "policy")
     seen = torch.cat([torch.from_numpy(e.obs["state"]) for e in episodes if e.succeeded])
     assert torch.allclose(policy.normaliser.mean, seen.mean(0), atol=1e-4)
@@ -64,7 +65,7 @@ def test_a_seed_repeats(tmp_path, seed):
     for name in ("a", "b"):
         cfg = config(seed=seed, demos=4, imitation=ImitationConfig(steps=20, batch=16), eval_episodes=2)
         torch.manual_seed(len(weights))
-        with Run.start(tmp_path / name, cfg) as run:
-            train(cfg, run)
+        with Run.start(tmp_path / name, cfg) as run, WorkCell(run, cfg) as cell:
+            train(cfg, cell)
         weights.append(load_policy(tmp_path / name / "policy")[0].state_dict())
     assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())

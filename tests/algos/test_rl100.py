@@ -11,7 +11,9 @@ import torch
 from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import OfflineConfig, OfflineRound, Online, OnlineConfig
+from realrl.cell.cell import WorkCell
 from realrl.cell.collect import Collector
+from realrl.cell.curriculum import Practice
 from realrl.cell.evaluate import HELD_OUT, evaluate
 from realrl.data import side
 from realrl.data.store import Store
@@ -39,8 +41,8 @@ def offline(**changes):
 def whole(tmp_path_factory):
     """(folder, summary) of one run through all four stages."""
     folder, cfg = tmp_path_factory.mktemp("whole"), tiny(offline=offline())
-    with Run.start(folder, cfg) as run:
-        summary = rl100.train(cfg, run)
+    with Run.start(folder, cfg) as run, WorkCell(run, cfg) as cell:
+        summary = rl100.train(cfg, cell)
     return folder, summary
 
 
@@ -205,23 +207,23 @@ def data_of():
 def online(**options):
     torch.manual_seed(0)
     cfg = tiny(online=OnlineConfig(**{"episodes": 10, "practice": 0.3, **options}))
-    return Online(DiffusionPolicy(small_policy(), 2, 2).eval(), None, cfg)
+    return Online(DiffusionPolicy(small_policy(), 2, 2).eval(), None, cfg, Practice(cfg.online.practice, cfg.seed))
 
 
 def test_failed_starts_come_back_until_they_are_solved():
     stage = online()
     trial = lambda seed, won: SimpleNamespace(seed=seed, succeeded=won)
-    stage.practice.remember([trial(1, False), trial(2, True), trial(3, False), trial(4, False), trial(5, False)])
-    assert stage.practice.failed == [1, 3, 4, 5]
+    stage.curriculum.remember([trial(1, False), trial(2, True), trial(3, False), trial(4, False), trial(5, False)])
+    assert stage.curriculum.failed == [1, 3, 4, 5]
     cell = SimpleNamespace(seeds=lambda stage, count, first: list(range(1000 + first, 1000 + first + count)))
     fresh, again = stage.starts(cell)
     assert len(fresh) == 7 and len(again) == 3 and set(again) <= {1, 3, 4, 5}, "0.3 of 10 episodes practise"
     assert stage.starts(cell) == (fresh, again), "a resumed round has the same starts"
-    stage.practice.remember([trial(3, True), trial(5, False), trial(6, False)])
-    assert stage.practice.failed == [1, 4, 5, 6]
+    stage.curriculum.remember([trial(3, True), trial(5, False), trial(6, False)])
+    assert stage.curriculum.failed == [1, 4, 5, 6]
     stage.iteration = 1
     assert stage.starts(cell)[0] == list(range(1010, 1017)), "no fresh start twice"
-    stage.practice.failed = []
+    stage.curriculum.failed = []
     assert stage.starts(cell) == (list(range(1010, 1020)), [])
 
 
@@ -247,11 +249,11 @@ def test_online_state_survives_a_checkpoint(tmp_path):
     with torch.no_grad():
         for p in (*stage.policy.parameters(), *stage.value.parameters()):
             p.add_(torch.randn(p.shape, generator=generator(1)))
-    stage.practice.failed, stage.iteration, stage.ppo.lr = [7, 9], 3, 0.5
+    stage.curriculum.failed, stage.iteration, stage.ppo.lr = [7, 9], 3, 0.5
     with Run(tmp_path) as run:
         run.save("online", 3, stage=stage)
         assert run.load("online", stage=other) == 3
-    assert (other.practice.failed, other.iteration, other.ppo.lr) == ([7, 9], 3, 0.5)
+    assert (other.curriculum.failed, other.iteration, other.ppo.lr) == ([7, 9], 3, 0.5)
     for mine, theirs in ((stage.policy, other.policy), (stage.value, other.value)):
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
 
@@ -262,8 +264,8 @@ def test_online_state_survives_a_checkpoint(tmp_path):
 def test_one_step_alone_from_a_saved_policy(whole, tmp_path):
     """No demonstration is asked for; the teacher stays as it is, only the student moves."""
     cfg = tiny(init=str(whole[0] / "policy"), stages=("online", "one-step"), online=OnlineConfig(iterations=1, episodes=16, warmup=1))
-    with Run.start(tmp_path, cfg) as run:
-        summary = rl100.train(cfg, run)
+    with Run.start(tmp_path, cfg) as run, WorkCell(run, cfg) as cell:
+        summary = rl100.train(cfg, cell)
     assert [s["name"] for s in summary["stages"]] == ["online", "one-step"]
     before, after = (load_policy(folder / "policy")[0] for folder in (whole[0], tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(before.net.parameters(), after.net.parameters(), strict=True))

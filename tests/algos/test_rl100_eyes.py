@@ -9,7 +9,9 @@ import torch
 from realrl import envs
 from realrl.algos import rl100
 from realrl.algos.rl100 import OfflineConfig, OfflineRound, Online, OnlineConfig
+from realrl.cell.cell import WorkCell
 from realrl.cell.collect import Collector
+from realrl.cell.curriculum import Practice
 from realrl.cell.evaluate import evaluate
 from realrl.data.cache import FrameCache
 from realrl.data.store import Store
@@ -75,8 +77,8 @@ def moved(module, before):
 def whole(tmp_path_factory):
     """(folder, configuration) of a run through all stages that nothing happened to."""
     folder, cfg = tmp_path_factory.mktemp("eyes"), config()
-    with Run.start(folder, cfg) as run:
-        rl100.train(cfg, run)
+    with Run.start(folder, cfg) as run, WorkCell(run, cfg) as cell:
+        rl100.train(cfg, cell)
     return folder, cfg
 
 
@@ -102,10 +104,10 @@ def test_an_interrupted_run_continues_to_the_same_numbers(whole, tmp_path, monke
         return learn(self, found)
 
     monkeypatch.setattr(Online, "_learn", interrupted)
-    with pytest.raises(KeyboardInterrupt), Run.start(tmp_path, cfg) as run:
-        rl100.train(cfg, run)
-    with Run.start(tmp_path, cfg, resume=True) as run:
-        rl100.train(cfg, run)
+    with pytest.raises(KeyboardInterrupt), Run.start(tmp_path, cfg) as run, WorkCell(run, cfg) as cell:
+        rl100.train(cfg, cell)
+    with Run.start(tmp_path, cfg, resume=True) as run, WorkCell(run, cfg) as cell:
+        rl100.train(cfg, cell)
     mine, its = weights(tmp_path), weights(straight)
     assert mine.keys() == its.keys() and all(torch.equal(v, its[k]) for k, v in mine.items())
     assert results(tmp_path) == results(straight)
@@ -176,7 +178,7 @@ def test_a_glance_shows_what_plans_are_made_from(n_obs):
 def test_online_the_encoder_learns_unless_told_not_to(learns):
     cfg = config(online=OnlineConfig(episodes=8, warmup=0, learn_encoder=learns))
     policy = make_policy(view_of(episodes()))
-    stage = Online(policy, None, cfg)
+    stage = Online(policy, None, cfg, Practice(0.0, 0))
     with Collector("toy/reach", CollectConfig(workers=1), sight=CLOUD) as collector:
         found = list(collector.collect(policy, range(100, 108), greedy=False))
     before, net = snapshot(policy.encoder), snapshot(policy.net)

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from realrl import envs
-from realrl.cell.cell import WorkCell, latency
+from realrl.cell.cell import WorkCell, recorded_demonstrations
 from realrl.cell.evaluate import HELD_OUT
+from realrl.cell.judge import latency
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
-from realrl.learn.imitation import Imitation, ImitationConfig, worthy
+from realrl.learn.imitation import Imitation, ImitationConfig, imitate, worthy
 from realrl.policies.diffusion import DiffusionPolicy
-from realrl.run import Run, read_metrics
-from realrl.scene import CollectConfig
+from realrl.run import Run, device, read_metrics
+from realrl.scene import CollectConfig, Scene
 from realrl.types import RealrlError, Source, TaskSpec
 from toy_runs import small_policy
 
@@ -30,8 +31,8 @@ def cell(tmp_path):
         yield made
 
 
-def open_cell(folder, task="toy/obstacle", seed=0, **options):
-    return WorkCell(Run(folder, resume=True), task, collect=LOCAL, seed=seed, **options)
+def open_cell(folder, task="toy/obstacle", **scene):
+    return WorkCell(Run(folder, resume=True), Scene(task=task, **{"collect": LOCAL, "demo_noise": 1.0, **scene}))
 
 
 def policy(seed=0):
@@ -66,12 +67,12 @@ def test_episodes_come_in_the_order_of_their_starts_and_are_recorded(cell):
     seeds = [9, 2, 30, 4, 17, 8, 1]
     out = cell.practise("trial", policy(), seeds, noise_seed=3)
     assert [e.seed for e in out] == seeds and {e.policy for e in out} == {"trial"}
-    stored = cell.store.read(list(cell.recorded("trial").values()))
-    assert sorted(bits(stored)) == sorted(bits(out)) and set(cell.recorded("trial")) == set(seeds)
-    assert cell.recorded("other") == {} and all(set(e.source) == {Source.POLICY} for e in out)
+    stored = cell.book.store.read(list(cell.book.recorded("trial").values()))
+    assert sorted(bits(stored)) == sorted(bits(out)) and set(cell.book.recorded("trial")) == set(seeds)
+    assert cell.book.recorded("other") == {} and all(set(e.source) == {Source.POLICY} for e in out)
     scripted = cell.practise("shown", envs.expert("toy/obstacle"), [1], source=Source.SCRIPT)
     assert set(scripted[0].source) == {Source.SCRIPT}, "the same start under another label is another episode"
-    assert cell.summary["env_steps"] == cell.store.frames == sum(map(len, out + scripted))
+    assert cell.summary["env_steps"] == cell.book.store.frames == sum(map(len, out + scripted))
 
 
 def test_an_interruption_keeps_what_is_finished_and_the_rest_is_added(tmp_path):
@@ -86,17 +87,22 @@ def test_an_interruption_keeps_what_is_finished_and_the_rest_is_added(tmp_path):
         out = cell.practise("trial", policy(), range(30), noise_seed=3)
         assert len(asked[0]) == 7 and bits(out) == bits(expected)
         assert cell.practise("trial", policy(), range(30), noise_seed=3)[0].seed == 0 and asked[1] == []
-        assert cell.summary["env_steps"] == cell.store.frames == sum(map(len, expected))
+        assert cell.summary["env_steps"] == cell.book.store.frames == sum(map(len, expected))
 
 
-def test_episodes_that_need_their_chains_run_again_but_are_not_recorded_again(tmp_path):
+def test_chains_are_kept_beside_the_recording_and_read_back(tmp_path):
     with open_cell(tmp_path) as cell:
-        first = cell.practise("online", policy(), range(12), keep_extra=True)
-        again = cell.practise("online", policy(), range(15), keep_extra=True)
-        assert bits(again[:12]) == bits(first) and len(cell.store) == 15
-        assert all(np.array_equal(a.extra["chain"], b.extra["chain"]) for a, b in zip(first, again, strict=False))
-        assert again[0].extra["chain"].shape[1:] == (6, 2, 2)
-        assert "chain" not in cell.practise("online", policy(), range(12))[0].extra
+        first = cell.practise("online", policy(), range(12), chains=True)
+    with open_cell(tmp_path) as cell:
+        asked = broken_after(cell, 99)
+        again = cell.practise("online", policy(), range(15), chains=True)
+        assert asked == [[12, 13, 14]] and bits(again[:12]) == bits(first) and len(cell.book.store) == 15
+        assert all(np.array_equal(a.extra["chain"], b.extra["chain"]) for a, b in zip(again, first, strict=False))
+        assert all(len(e.extra["chain"]) == e.starts_plan.sum() for e in again) and again[0].extra["chain"].shape[1:] == (6, 2, 2)
+        assert not cell.practise("online", policy(), range(12))[0].extra, "only who asks for them gets them"
+        (cell.book.dir / "derived/chains/online/000001.safetensors").unlink()
+        with pytest.raises(RealrlError, match="start 0 carried is not there; restore the folder"):
+            cell.practise("online", policy(), range(12), chains=True)
 
 
 def test_steps_are_counted_as_if_nothing_had_been_interrupted(tmp_path):
@@ -104,13 +110,13 @@ def test_steps_are_counted_as_if_nothing_had_been_interrupted(tmp_path):
     with open_cell(tmp_path) as cell:
         steps = []
         for label in ("a", "b", "c"):
-            cell.practise(label, policy(), range(6), keep_extra=True)
+            cell.practise(label, policy(), range(6), chains=True)
             steps.append(cell.summary["env_steps"])
     with open_cell(tmp_path) as cell:
         assert cell.summary["env_steps"] == steps[2]
-        cell.practise("b", policy(), range(6), keep_extra=True)
+        cell.practise("b", policy(), range(6), chains=True)
         assert cell.summary["env_steps"] == steps[1]
-        cell.practise("b", policy(), [], keep_extra=True)
+        cell.practise("b", policy(), [], chains=True)
     assert json.loads((tmp_path / "summary.json").read_text())["env_steps"] == steps[2]
 
 
@@ -123,7 +129,7 @@ def test_recent_episodes_do_not_depend_on_who_came_first(tmp_path):
             for label, episodes in (("old", old), ("new", new)):
                 for e in episodes:
                     e.policy = label
-                cell.store.append([sorted(episodes, key=lambda e: e.seed)[i] for i in order])
+                cell.book.store.append([sorted(episodes, key=lambda e: e.seed)[i] for i in order])
             found.append(cell.recent(6))
     assert [(e.policy, e.seed) for e in found[0]] == [("old", 502), ("old", 503), *(("new", 100 + i) for i in range(4))]
     assert bits(found[0]) == bits(found[1])
@@ -144,25 +150,32 @@ def test_starts_never_meet(tmp_path):
 # -- demonstrations ---------------------------------------------------------------------------------------------------------------
 
 
-def test_demonstrations_are_successes_and_failures_are_kept(cell):
-    good = cell.demonstrations(None, 8, 1.0, None)
-    stored = cell.store.read()
+def test_demonstrations_are_successes_and_failures_are_kept(tmp_path):
+    with open_cell(tmp_path, demos=8) as cell:
+        _demonstrate(cell)
+
+
+def _demonstrate(cell):
+    good = cell.demonstrations()
+    stored = cell.book.store.read()
     assert len(good) == 8 and all(e.succeeded for e in good)
     assert len(stored) > 8 and not all(e.succeeded for e in stored) and len(stored) % 8 == 0
-    assert bits(cell.demonstrations(None, 8, 1.0, None)) == bits(good) and len(cell.store) == len(stored), "not asked for twice"
+    assert bits(cell.demonstrations()) == bits(good) and len(cell.book.store) == len(stored), "not asked for twice"
 
 
-def test_demonstrations_from_a_data_set(cell, tmp_path):
-    good = cell.demonstrations(None, 5, 1.0, None)
-    other, none = tmp_path / "other", tmp_path / "none"
+def test_demonstrations_from_a_data_set(tmp_path):
+    with open_cell(tmp_path, demos=5) as cell:
+        good, recorded = cell.demonstrations(), cell.book.store.read()
+    spec, other, none = cell.spec, tmp_path / "other", tmp_path / "none"
     for path, task, match in ((other, "toy/line", "name the task it was recorded on"), (none, None, "empty data set")):
         store = Store.create(path, task="x", fps=10)
         if task:
             with open_cell(tmp_path / "cell", task) as another:
                 store.append(another.practise("x", envs.expert(task), [1, 2]))
         with pytest.raises(RealrlError, match=match):
-            cell.demonstrations(str(path), 5, 0.0, None)
-    assert bits(cell.demonstrations(str(tmp_path / "dataset"), 99, 0.0, None)) == bits([e for e in cell.store.read() if e.succeeded])
+            recorded_demonstrations(str(path), spec)
+    with open_cell(tmp_path / "again", data=str(tmp_path / "dataset")) as cell:
+        assert bits(cell.demonstrations()) == bits([e for e in recorded if e.succeeded])
     assert len(good) == 5
 
 
@@ -170,14 +183,14 @@ def test_demonstrations_from_a_data_set(cell, tmp_path):
 
 
 def test_imitation_logs_saves_and_hands_over(tmp_path):
-    with open_cell(tmp_path) as cell:
-        view = ChunkView(cell.demonstrations(None, 3, 0.0, None), chunk=2, n_obs=1, gamma=1.0)
+    with open_cell(tmp_path, demos=3, demo_noise=0.0) as cell:
+        view = ChunkView(cell.demonstrations(), chunk=2, n_obs=1, gamma=1.0)
         trainer = Imitation(policy(), view, ImitationConfig(steps=510, batch=8), seed=0)
-        cell.imitate(trainer, "imitation")
+        imitate(cell.run, trainer, "imitation")
         assert [line["step"] for line in read_metrics(tmp_path)] == list(range(50, 501, 50))
         assert cell.run.read("imitation-fit")[0] == 500
         other = Imitation(policy(5), view, ImitationConfig(steps=510, batch=8), seed=0)
-        cell.imitate(other, "imitation")
+        imitate(cell.run, other, "imitation")
     assert other.step == 510 and len(read_metrics(tmp_path)) == 10
     assert all(torch.equal(a, b) for a, b in zip(trainer.policy.net.parameters(), other.policy.net.parameters(), strict=True))
 
@@ -186,17 +199,17 @@ def test_stages_are_kept_replaced_and_read_back(tmp_path):
     expert = envs.expert("toy/obstacle")
     with open_cell(tmp_path) as cell:
         cell.finish_stage("first", expert, 12)
-        assert len(cell.store) == 0, "held-out episodes are never recorded"
-        first = cell.stage("first")
-        assert first["success"]["rate"] == 1.0 and first["success"]["n"] == 12 and cell.stage("second") is None
+        assert len(cell.book.store) == 0, "held-out episodes are never recorded"
+        first = cell.judge.stage("first")
+        assert first["success"]["rate"] == 1.0 and first["success"]["n"] == 12 and cell.judge.stage("second") is None
         cell.finish_stage("second", policy(), 5)
         cell.finish_stage("first", expert, 6)
-        assert cell.stage("first") == first, "what is there is not measured again"
+        assert cell.judge.stage("first") == first, "what is there is not measured again"
         cell.finish_stage("first", expert, 6, version=1)
     with open_cell(tmp_path) as cell:
         assert [s["name"] for s in cell.summary["stages"]] == ["second", "first"]
-        assert cell.stage("first")["success"]["n"] == 6
-        first, second = (cell.evaluate(policy(), 20, seed=s).failures for s in (0, 1))
+        assert cell.judge.stage("first")["success"]["n"] == 6
+        first, second = (cell.judge.evaluate(policy(), 20, seed=s).failures for s in (0, 1))
         assert min(first) >= HELD_OUT and not set(first) & set(second)
     (tmp_path / "summary.json").write_text('{"stages": [')
     with pytest.raises(RealrlError, match=r"summary\.json: not valid JSON .*delete it") as caught:
@@ -205,13 +218,13 @@ def test_stages_are_kept_replaced_and_read_back(tmp_path):
 
 
 def test_the_demonstrator_is_judged_once(tmp_path):
-    with open_cell(tmp_path) as cell:
-        cell.judge_demonstrator(20, 1.5, None)
+    with open_cell(tmp_path, demo_noise=1.5) as cell:
+        cell.judge_demonstrator(20)
         first = cell.summary["demonstrator"]
         assert first["success"]["n"] == 20 and 0 < first["success"]["rate"] < 1 and min(first["failures"]) >= HELD_OUT
-        assert len(cell.store) == 0 and cell.summary["stages"] == []
+        assert len(cell.book.store) == 0 and cell.summary["stages"] == []
     with open_cell(tmp_path) as cell:
-        cell.judge_demonstrator(99, 0.0, None)
+        cell.judge_demonstrator(99)
         assert cell.summary["demonstrator"] == first
 
 
@@ -222,12 +235,12 @@ def test_the_steps_of_a_stage_are_counted_on_disk(tmp_path):
     (tmp_path / "summary.json").unlink()
     with open_cell(tmp_path) as cell:
         cell.finish_stage("stage", policy(), 2)
-        assert cell.stage("stage")["env_steps"] == cell.store.frames > 0
+        assert cell.judge.stage("stage")["env_steps"] == cell.book.store.frames > 0
 
 
 def test_time_goes_on_where_it_stopped(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("realrl.cell.cell.time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0]))
+    monkeypatch.setattr("realrl.cell.judge.time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0]))
     for expected in (7.0, 14.0):
         with open_cell(tmp_path):
             now[0] += 7.0
@@ -237,7 +250,7 @@ def test_time_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 def test_time_of_a_stage_adds_up_over_interruptions(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("realrl.cell.cell.time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0]))
+    monkeypatch.setattr("realrl.cell.judge.time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0]))
     for seconds in (3.0, 4.0):
         with pytest.raises(KeyboardInterrupt), open_cell(tmp_path) as cell, cell.timed("stage"):
             now[0] += seconds
@@ -245,7 +258,7 @@ def test_time_of_a_stage_adds_up_over_interruptions(tmp_path, monkeypatch):
         now[0] += 100.0
     with open_cell(tmp_path) as cell:
         cell.finish_stage("stage", policy(), 2)
-        assert cell.stage("stage")["wall_s"] == 7.0
+        assert cell.judge.stage("stage")["wall_s"] == 7.0
 
 
 def test_what_is_worth_imitating():
@@ -273,8 +286,8 @@ def test_the_audit_goes_on_and_ranks_within_rounds(tmp_path):
     assert told["spearman"] == first["spearman"] == pytest.approx(0.866, abs=1e-3)  # ranks 3, 1, 2 against 3, 1.5, 1.5
 
 
-def test_devices(cell):
-    assert cell.device("cpu").type == "cpu" and cell.device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+def test_devices():
+    assert device("cpu").type == "cpu" and device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_latency_is_of_one_robot_on_one_thread():
@@ -301,7 +314,7 @@ def test_latency_is_of_one_robot_on_one_thread():
 def test_demonstrations_whose_videos_are_gone_still_teach_a_state_policy(cell, tmp_path):
     shown = [e for e in cell.practise("shown", envs.expert("toy/obstacle"), [1, 2], greedy=True, source=Source.SCRIPT) if e.succeeded]
     filmed = [replace(e, obs=e.obs | {"images.top": np.zeros((len(e) + 1, 16, 16, 3), np.uint8)}) for e in shown]
-    Store.create(tmp_path / "filmed", task="toy/obstacle", fps=cell.store.fps, codec="h264").append(filmed)
+    Store.create(tmp_path / "filmed", task="toy/obstacle", fps=cell.book.store.fps, codec="h264").append(filmed)
     shutil.rmtree(tmp_path / "filmed" / "videos")
-    found = cell.demonstrations(str(tmp_path / "filmed"), 2, 0.0, None)
+    found = recorded_demonstrations(str(tmp_path / "filmed"), cell.spec)
     assert bits(found) == bits(shown) and all(set(e.obs) == {"state"} for e in found)

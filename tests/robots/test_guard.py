@@ -1,6 +1,7 @@
 """The guard: nothing outside the limits, and nothing that is not a number, ever reaches the robot."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,7 +167,11 @@ def test_box_guard():
     env = envs.make("toy/obstacle")
     guard = box_guard(env)
     assert guard(OBS, np.array([3.0, -0.5])) == pytest.approx([1.0, -0.5])
-    assert guard(OBS, NAN) == pytest.approx([1.0, -0.5])
+    assert guard(OBS, NAN) == pytest.approx([0.0, 0.0]), "under relative control zeros let it stand"
+    env.task = replace(env.task, control="absolute")
+    guard = box_guard(env)
+    guard(OBS, np.array([3.0, -0.5]))
+    assert guard(OBS, NAN) == pytest.approx([1.0, -0.5]), "under absolute control the last command does"
     slow = box_guard(env, GuardConfig(max_delta=0.1, hold="zeros"))
     slow(OBS, np.array([1.0, -0.5]))
     assert slow(OBS, NAN) == pytest.approx([0.9, -0.4])

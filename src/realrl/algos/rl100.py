@@ -17,22 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from realrl.cell.cell import WorkCell
-from realrl.cell.collect import MakeEnv
-from realrl.cell.curriculum import Practice
 from realrl.data.views import ChunkView
 from realrl.files import derive
 from realrl.generative.diffusion import DiffusionConfig, DistillConfig, start_from_teacher
-from realrl.learn.imitation import Imitation, ImitationConfig, generator, worthy
+from realrl.learn.imitation import Imitation, ImitationConfig, generator, imitate, worthy
 from realrl.learn.iql import CriticConfig, Critics, calibration, fit_critics, fit_whitener, value_net, value_traces
 from realrl.learn.ope import OPEConfig, TransitionModel, evaluate_policies, gate, judged, start_conditions
 from realrl.learn.ppo import DenoisingPPO, PPOConfig, fit_value
 from realrl.losses import explained_variance, gae, monte_carlo
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.policies.folder import check_fit, load_policy, save_policy
-from realrl.run import Run
-from realrl.scene import CollectConfig, RandomiseConfig, SightConfig
-from realrl.types import Episode, RealrlError
+from realrl.run import device
+from realrl.scene import Scene
+from realrl.types import Cell, Curriculum, Episode, RealrlError
 
 Stage = Literal["imitation", "offline", "online", "one-step"]
 
@@ -104,31 +101,15 @@ class OnlineConfig:
 
 
 @dataclass(frozen=True)
-class RL100Config:
+class RL100Config(Scene):
     """RL-100 on one task."""
 
     task: str = "metaworld/peg-insert-side-v3"
     """Environment, see `realrl tasks`."""
-    seed: int = 0
-    """Seeds everything: networks, starts, noise."""
     stages: tuple[Stage, ...] = ("imitation", "offline", "online", "one-step")
     """Which stages to run, in the paper's order."""
     init: str | None = None
     """Folder of a policy to start from instead of imitation; its own settings then replace `policy`."""
-    data: str | None = None
-    """A recorded data set (folder) whose successes are the demonstrations; None = ask the task's scripted expert."""
-    demos: int = 20
-    """Successful demonstrations D_0 to ask the expert for."""
-    demo_noise: float = 0.3
-    """Standard deviation of the noise on the scripted expert's actions (a hurried teleoperator)."""
-    expert: str | None = None
-    """File or folder with the expert's weights, for suites whose expert is a network."""
-    horizon: int | None = None
-    """Steps until an episode is truncated; None = the task's own."""
-    sight: SightConfig = field(default_factory=SightConfig)
-    """What the policy sees: the state, pictures, depth or a point cloud."""
-    randomise: RandomiseConfig = field(default_factory=RandomiseConfig)
-    """How the simulated scene varies from episode to episode."""
     gamma: float = 0.99
     """Discount per control step."""
     policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(diffusion=DiffusionConfig(sigma_max=0.8)))
@@ -145,16 +126,10 @@ class RL100Config:
     """Online RL."""
     distill: DistillConfig = field(default_factory=DistillConfig)
     """One-step student."""
-    collect: CollectConfig = field(default_factory=CollectConfig)
-    """Workers."""
-    eval_episodes: int = 200
-    """Held-out episodes after imitation and each offline round."""
     final_episodes: int = 500
-    """Held-out episodes for the online and the one-step policy."""
+    """Held-out episodes for the online and the one-step policy; eval_episodes are those of the stages before."""
     audit_episodes: int = 50
     """Held-out episodes, after all training, for every checkpoint that the gate judged: does the estimate rank them rightly? 0 = skip."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
 
 
 # -- sections 4 and 5: the offline stage ------------------------------------------------------------------------------------
@@ -250,18 +225,18 @@ class Online:
 
     PARTS = ("policy", "value", "value_optimiser", "ppo", "student")
 
-    def __init__(self, policy: DiffusionPolicy, value: nn.Module | None, cfg: RL100Config) -> None:
+    def __init__(self, policy: DiffusionPolicy, value: nn.Module | None, cfg: RL100Config, curriculum: Curriculum) -> None:
         self.policy, self.cfg, self.iteration = policy, cfg, 0
         torch.manual_seed(derive(cfg.seed, "online"))
         self.value = value or value_net(policy.cond_dim, cfg.critic, eyes=policy.encoder is not None).to(policy.device)
         self.value_optimiser = torch.optim.AdamW(self.value.parameters(), lr=cfg.online.value_lr)
         self.eyes = policy.encoder is not None and cfg.online.learn_encoder
         self.ppo, self.student = DenoisingPPO(policy, cfg.online.ppo, encoder=self.eyes), policy.distillation(cfg.distill)
-        self.practice = Practice(cfg.online.practice, cfg.seed)
+        self.curriculum = curriculum
 
-    def starts(self, cell: WorkCell) -> tuple[list[int], list[int]]:
+    def starts(self, cell: Cell) -> tuple[list[int], list[int]]:
         """(fresh starts, starts to practise because they failed before) of this round."""
-        count, again = self.cfg.online.episodes, self.practice.again(self.cfg.online.episodes, self.iteration)
+        count, again = self.cfg.online.episodes, self.curriculum.again(self.cfg.online.episodes, self.iteration)
         return cell.seeds(5, count - len(again), self.iteration * count), again
 
     def heat(self) -> float:
@@ -269,16 +244,16 @@ class Online:
         cfg = self.cfg.online
         return 1 - (1 - cfg.cool) * min(self.iteration / max(cfg.iterations - 1, 1), 1.0)
 
-    def round(self, cell: WorkCell) -> dict[str, float]:
+    def round(self, cell: Cell) -> dict[str, float]:
         """Collect, learn, and return what one needs to see."""
         self.policy.diffusion.heat = self.heat()
         fresh, again = self.starts(cell)
         episodes = cell.practise(f"online-{self.iteration}", self.policy.with_head("ddim"), fresh + again,
-                                 noise_seed=derive(self.cfg.seed, "online", self.iteration) % 2**31, keep_extra=True)
-        self.practice.remember(episodes)
+                                 noise_seed=derive(self.cfg.seed, "online", self.iteration) % 2**31, plans_only=True, chains=True)
+        self.curriculum.remember(episodes)
         won = [e.succeeded for e in episodes]
         stats = {"success_rate": float(np.mean(won[: len(fresh)])), "practice_rate": float(np.mean(won[len(fresh):])) if again else None,
-                 "failed_starts": len(self.practice.failed), "episode_steps": float(np.mean([len(e) for e in episodes])),
+                 "failed_starts": len(self.curriculum.failed), "episode_steps": float(np.mean([len(e) for e in episodes])),
                  "episode_return": float(np.mean([e.reward.sum() for e in episodes])), "env_steps": cell.summary["env_steps"],
                  "round_steps": sum(map(len, episodes))}
         stats |= self._learn(episodes)
@@ -314,68 +289,65 @@ class Online:
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to continue to the same numbers."""
         parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
-        return {**parts, "failed": self.practice.failed, "iteration": self.iteration}
+        return {**parts, "failed": self.curriculum.failed, "iteration": self.iteration}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
-        self.practice.failed, self.iteration = list(state["failed"]), state["iteration"]
+        self.curriculum.failed, self.iteration = list(state["failed"]), state["iteration"]
 
 
 # -- section 6: the algorithm -----------------------------------------------------------------------------------------------
 
 
-def train(cfg: RL100Config, run: Run, *, make: MakeEnv | None = None) -> dict[str, Any]:
+def train(cfg: RL100Config, cell: Cell) -> dict[str, Any]:
     """Run the stages in the paper's order and return the summary, which also lies in the run's summary.json.
 
     A run that was killed continues: recorded episodes are read back, finished stages are loaded whether asked for or not, an
-    unfinished imitation or online stage goes on from its last checkpoint to the same numbers. make: builds an environment of your
-    own; cfg.task is then just its name, and cfg.data holds its demonstrations. Raises RealrlError for a stage without its input.
+    unfinished imitation or online stage goes on from its last checkpoint to the same numbers. Raises RealrlError for a stage without
+    its input.
     """
     torch.manual_seed(derive(cfg.seed, "weights"))
-    with WorkCell(run, cfg.task, collect=cfg.collect, seed=cfg.seed, horizon=cfg.horizon, sight=cfg.sight, randomise=cfg.randomise,
-                  make=make) as cell:
-        policy, demos = _start(cfg, cell)
-        value: nn.Module | None = None
-        for m in range(cfg.offline.rounds):
-            if "offline" in cfg.stages or run.read(f"offline-{m + 1}"):
-                value = _offline(cfg, cell, policy, m, demos)
-        rounds = _online(cfg, cell, policy, value) if "online" in cfg.stages or run.read("online") else 0
-        if "one-step" in cfg.stages or run.read("one-step"):
-            _one_step(cfg, cell, policy, demos, rounds)
-        save_policy(policy, run.dir / "policy", task=cfg.task, sight=cfg.sight)
-        if cfg.audit_episodes and "offline" in cfg.stages and make is None:
-            cell.audit(judged(run, cfg.offline.rounds, policy), cfg.audit_episodes)
-        return cell.summary
+    policy, demos = _start(cfg, cell)
+    value: nn.Module | None = None
+    for m in range(cfg.offline.rounds):
+        if "offline" in cfg.stages or cell.run.read(f"offline-{m + 1}"):
+            value = _offline(cfg, cell, policy, m, demos)
+    rounds = _online(cfg, cell, policy, value) if "online" in cfg.stages or cell.run.read("online") else 0
+    if "one-step" in cfg.stages or cell.run.read("one-step"):
+        _one_step(cfg, cell, policy, demos, rounds)
+    save_policy(policy, cell.run.dir / "policy", task=cfg.task, sight=cfg.sight)
+    if "offline" in cfg.stages:
+        cell.audit(judged(cell.run, cfg.offline.rounds, policy), cfg.audit_episodes)
+    return cell.summary
 
 
-def _start(cfg: RL100Config, cell: WorkCell) -> tuple[DiffusionPolicy, list[Episode]]:
+def _start(cfg: RL100Config, cell: Cell) -> tuple[DiffusionPolicy, list[Episode]]:
     """(pi_0 <- IL(D_0) or a given policy, D_0)."""
-    device, spec = cell.device(cfg.device), cell.spec
+    place, spec = device(cfg.device), cell.spec
     if not cfg.init and "imitation" not in cfg.stages and cell.run.read("imitation") is None:
         raise RealrlError("no policy to start from: add imitation to --stages or name one with --init FOLDER")
-    policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, name="rl100").to(device).eval()
-    demos = cell.demonstrations(cfg.data, cfg.demos, cfg.demo_noise, cfg.expert) if cfg.data or not cfg.init else []
+    policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, name="rl100").to(place).eval()
+    demos = cell.demonstrations() if cfg.data or not cfg.init else []
     if cfg.init:
-        policy, task = load_policy(cfg.init, device)
+        policy, task = load_policy(cfg.init, place)
         check_fit(policy, spec, cfg.init, task)
         policy.head = "ddim"
         return policy, demos
-    view = ChunkView(demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=device)
+    view = ChunkView(demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=place)
     policy.fit_senses(view.frames)
     if cell.run.load("imitation", policy=policy) is None:
         with cell.timed("imitation"):
-            cell.imitate(Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
+            imitate(cell.run, Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
             start_from_teacher(policy.student, policy.net)
         cell.run.save("imitation", 1, policy=policy)
-    if cfg.data is None:
-        cell.judge_demonstrator(cfg.eval_episodes, cfg.demo_noise, cfg.expert)
+    cell.judge_demonstrator(cfg.eval_episodes)
     cell.finish_stage("imitation", policy.with_head("ddim"), cfg.eval_episodes)
     return policy, demos
 
 
-def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, demos: Sequence[Episode]) -> nn.Module:
+def _offline(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, demos: Sequence[Episode]) -> nn.Module:
     """Round m: rollouts of pi_m join the data, pi_m <- IL(D_m) on the successes, critics and model are fitted, the policy improves.
 
     Returns V. The paper re-imitates at the end of a round; doing it at the beginning is the same loop, except that the first
@@ -394,12 +366,13 @@ def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, 
                 again = replace(cfg.imitation, steps=offline.reimitation)
                 seen = decisions(good)
                 cond = None if offline.reimitate_encoder else seen.encoded(policy.features).cond
-                cell.imitate(Imitation(policy, seen, again, seed=derive(cfg.seed, "imitation", m + 1), cond=cond), f"{name}-imitation")
+                trainer = Imitation(policy, seen, again, seed=derive(cfg.seed, "imitation", m + 1), cond=cond)
+                imitate(cell.run, trainer, f"{name}-imitation")
             cell.run.rewind(name, -1)
             horizon = cfg.ope.horizon or math.ceil((cfg.horizon or cell.spec.horizon) / policy.chunk)
             sized = replace(cfg, ope=replace(cfg.ope, horizon=horizon))
-            with cell.bar(f"{name}: improving", offline.iterations) as advance:
-                stage = OfflineRound(policy, decisions(data), sized, seed=derive(cfg.seed, "offline", m), log=cell.logger(name))
+            with cell.run.bar(f"{name}: improving", offline.iterations) as advance:
+                stage = OfflineRound(policy, decisions(data), sized, seed=derive(cfg.seed, "offline", m), log=cell.run.logger(name))
                 stage.improve(advance)
         value.load_state_dict(stage.critics.value.state_dict())
         seen_with = policy.encoder.state_dict() if policy.encoder else {}
@@ -409,13 +382,13 @@ def _offline(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, m: int, 
     return value
 
 
-def _online(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, value: nn.Module | None) -> int:
+def _online(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, value: nn.Module | None) -> int:
     """Returns how many rounds the policy has had."""
-    stage = Online(policy, value, cfg)
+    stage = Online(policy, value, cfg, cell.curriculum(cfg.online.practice))
     cell.run.load("online", stage=stage)
     if "online" in cfg.stages and stage.iteration < cfg.online.iterations:
         cell.run.rewind("online", stage.iteration)
-        with cell.bar("online: rounds", cfg.online.iterations) as advance, cell.timed("online"):
+        with cell.run.bar("online: rounds", cfg.online.iterations) as advance, cell.timed("online"):
             advance(stage.iteration)
             while stage.iteration < cfg.online.iterations:
                 cell.run.log(stage.iteration + 1, stage.round(cell), "online")
@@ -428,7 +401,7 @@ def _online(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, value: nn
     return stage.iteration
 
 
-def _one_step(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, demos: Sequence[Episode], rounds: int) -> None:
+def _one_step(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, demos: Sequence[Episode], rounds: int) -> None:
     """Distil the policy over the states that it and its recent predecessors visited; again if it has learned since."""
     known = cell.run.read("one-step")
     if known is None or known[0] != rounds:
@@ -436,8 +409,8 @@ def _one_step(cfg: RL100Config, cell: WorkCell, policy: DiffusionPolicy, demos: 
                          every="plan" if policy.senses else "step")  # eyes are closed between the plans of online rounds
         cond = view.encoded(policy.features).cond
         cell.run.rewind("one-step", 0)
-        with cell.bar("one-step: distilling", cfg.distill.steps) as advance, cell.timed("one-step"):
-            policy.distillation(cfg.distill).finish(cond, derive(cfg.seed, "one-step"), cell.logger("one-step"), advance)
+        with cell.run.bar("one-step: distilling", cfg.distill.steps) as advance, cell.timed("one-step"):
+            policy.distillation(cfg.distill).finish(cond, derive(cfg.seed, "one-step"), cell.run.logger("one-step"), advance)
         cell.run.save("one-step", rounds, policy=policy)
     else:
         cell.run.load("one-step", policy=policy)

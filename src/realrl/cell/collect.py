@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from realrl import envs
-from realrl.cell.rollout import rollout
+from realrl.cell.rollout import Recording, rollout
 from realrl.envs.base import RobotEnv
 from realrl.robots.guard import box_guard
-from realrl.scene import CollectConfig, RandomiseConfig, SightConfig
+from realrl.scene import CollectConfig, GuardConfig, RandomiseConfig, SightConfig
 from realrl.types import Episode, Policy, RealrlError, Source, TaskSpec
 
 MakeEnv = Callable[[], RobotEnv]
@@ -31,15 +31,17 @@ class Collector:
     """Runs episodes of one task. Use it as a context manager, or call `close`."""
 
     def __init__(self, task: str, cfg: CollectConfig | None = None, *, reward: str | None = None, horizon: int | None = None,
-                 sight: SightConfig | None = None, randomise: RandomiseConfig | None = None, make: MakeEnv | None = None) -> None:
+                 sight: SightConfig | None = None, randomise: RandomiseConfig | None = None, guard: GuardConfig | None = None,
+                 make: MakeEnv | None = None) -> None:
         """make: builds an environment of your own for a task that `realrl.envs` does not know; a function of a module, because the
         workers are sent its name."""
         cfg = cfg or CollectConfig()
         self.task = task
         self._make: MakeEnv = make or functools.partial(envs.make, task, reward=reward, horizon=horizon, sight=sight,
                                                         randomise=randomise)
-        self.workers = cfg.workers or available_cores()
-        self._size, self._every_frame = cfg.envs_per_worker, cfg.every_frame or make is not None  # a robot's cameras run anyway
+        self._guard = guard or GuardConfig()
+        self.workers, self.size = cfg.workers or available_cores(), cfg.envs_per_worker
+        self._every_frame = cfg.every_frame or make is not None  # a robot's cameras run anyway
         self._local: _Bench | None = None
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
@@ -57,16 +59,17 @@ class Collector:
         self.close()
 
     def collect(self, policy: Policy, seeds: Sequence[int], *, greedy: bool, noise_seed: int = 0,
-                source: Source = Source.POLICY, glance: bool = False) -> Iterator[Episode]:
+                source: Source = Source.POLICY, glance: bool = False, recording: Recording | None = None) -> Iterator[Episode]:
         """Yield an episode for every seed, as they finish. The order is not fixed; sort by `episode.seed` where it matters.
 
-        glance: simulated eyes open only where a plan begins, see `rollout`; for who needs no more than the plans.
+        glance: simulated eyes open only where a plan begins, see `rollout`; for who needs no more than the plans. recording: takes
+        down every step of one robot, in this process.
         Raises RealrlError when a worker dies, with what it said, and when the policy cannot be sent to one.
         """
         glance = glance and not self._every_frame
-        if self.workers == 1 or len(seeds) < 2 * self.workers:
-            self._local = self._local or _Bench(self.task, self._size, self._make)
-            yield from self._local.run(policy, seeds, greedy, noise_seed, source, glance)
+        if recording or self.workers == 1 or len(seeds) < 2 * self.workers:
+            self._local = self._local or self._bench()
+            yield from self._local.run(policy, seeds, greedy, noise_seed, source, glance, recording)
             return
         blob = _pack(policy)
         self._start()
@@ -85,6 +88,9 @@ class Collector:
         finally:
             if busy:  # the caller stopped early or a worker died: nothing half-read may reach the next call
                 self.close()
+
+    def _bench(self) -> _Bench:
+        return _Bench(self.task, self.size, self._make, self._guard)
 
     def _receive(self, pipe: Connection, process: Any) -> Episode | None:
         try:
@@ -113,7 +119,7 @@ class Collector:
         context = mp.get_context("spawn")  # fork is unsafe beside torch's threads and GL contexts
         for _ in range(self.workers):
             here, there = context.Pipe()
-            process = context.Process(target=_work, args=(there, self.task, self._size, self._make), daemon=True)
+            process = context.Process(target=_work, args=(there, self._bench()), daemon=True)
             process.start()
             there.close()
             self._pipes.append(here)
@@ -137,16 +143,16 @@ class Collector:
 class _Bench:
     """Environments of one task with their guards, made as they are needed."""
 
-    def __init__(self, task: str, size: int, make: MakeEnv) -> None:
-        self.task, self.size, self._make = task, size, make
+    def __init__(self, task: str, size: int, make: MakeEnv, guard: GuardConfig) -> None:
+        self.task, self.size, self._make, self._guard = task, size, make, guard
         self.envs: list[Any] = []
 
     def run(self, policy: Policy, seeds: Sequence[int], greedy: bool, noise_seed: int, source: Source,
-            glance: bool) -> Iterator[Episode]:
+            glance: bool, recording: Recording | None = None) -> Iterator[Episode]:
         while len(self.envs) < min(self.size, len(seeds)):
             self.envs.append(self._make())
-        yield from rollout(self.envs, policy, [box_guard(e) for e in self.envs], seeds, greedy=greedy, noise_seed=noise_seed,
-                           task=self.task, source=source, glance=glance)
+        yield from rollout(self.envs, policy, [box_guard(e, self._guard) for e in self.envs], seeds, greedy=greedy, noise_seed=noise_seed,
+                           task=self.task, source=source, glance=glance, recording=recording)
 
 
 def _pack(policy: Policy) -> bytes:
@@ -157,9 +163,8 @@ def _pack(policy: Policy) -> bytes:
                           "of a module, or use --collect.workers 1") from None
 
 
-def _work(pipe: Connection, task: str, size: int, make: MakeEnv) -> None:
+def _work(pipe: Connection, bench: _Bench) -> None:
     torch.set_num_threads(1)
-    bench = _Bench(task, size, make)
     while True:
         try:
             blob, seeds, greedy, noise_seed, source, glance = pipe.recv()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,9 @@ from realrl.types import Array, Episode, Policy, Source
 
 HELD_OUT = 1_000_000_000
 """Evaluation starts have seeds from here upward; training and demonstrations draw theirs from below."""
+
+
+Watch = Callable[[Iterable[Episode]], Iterable[Episode]]
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,22 @@ def _histogram(lengths: Array) -> dict[str, list[float]]:
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
+def trials(collector: Collector, policy: Policy, n: int, *, seed: int = 0, greedy: bool = True, source: Source = Source.POLICY,
+           plans_only: bool = True, keep: Callable[[Episode], Episode] | None = None, watch: Watch | None = None) -> list[Episode]:
+    """Episodes of the policy's deployed behaviour from n held-out starts, as they finish.
+
+    plans_only: simulated eyes open for the plans alone; keep: what is kept of an episode, `blind` by default; watch: wraps the episodes,
+    e.g. in a progress bar.
+    """
+    episodes: Iterable[Episode] = collector.collect(policy, held_out(n, seed), greedy=greedy, noise_seed=seed, source=source,
+                                                    glance=plans_only)
+    return [(keep or blind)(episode) for episode in (watch(episodes) if watch else episodes)]
+
+
 def evaluate(collector: Collector, policy: Policy, n: int, *, seed: int = 0, dt: float, greedy: bool = True,
              source: Source = Source.POLICY) -> Evaluation:
-    """Run the policy's deployed behaviour from n held-out starts."""
-    episodes = collector.collect(policy, held_out(n, seed), greedy=greedy, noise_seed=seed, source=source, glance=True)
-    return summarise([blind(e) for e in episodes], dt)
+    """What n held-out starts say of the policy's deployed behaviour; dt: seconds of a control step."""
+    return summarise(trials(collector, policy, n, seed=seed, greedy=greedy, source=source), dt)
 
 
 def blind(episode: Episode) -> Episode:

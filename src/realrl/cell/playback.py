@@ -113,9 +113,9 @@ def _play(env: RobotEnv, episode: Episode, number: int, tolerance: float) -> Rep
     seen = [_begin(env, episode, number)["state"]]
     success = False
     for action in episode.action:
-        obs, _, terminated, truncated, info = env.step(action)
+        obs, _, terminated, truncated, _ = env.step(action)
         seen.append(obs["state"])
-        success = bool(info["success"])
+        success = env.succeeded
         if terminated or truncated:
             break
     observed = np.stack(seen)

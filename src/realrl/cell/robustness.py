@@ -6,11 +6,13 @@ The changes are drawn anew for every episode, from its seed, so two policies mee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Protocol
 
 from realrl import envs
 from realrl.cell.collect import Collector
-from realrl.cell.evaluate import Evaluation, blind, held_out, summarise
+from realrl.cell.evaluate import Evaluation, summarise, trials
 from realrl.scene import CollectConfig, RandomiseConfig, SightConfig
 from realrl.types import Episode, Policy
 
@@ -20,7 +22,12 @@ CHANGES = {
     "all of them": RandomiseConfig(light=0.5, colour=0.15, camera=0.02, angle=2.0, distractors=4, friction=0.3, mass=0.3)}
 """One row each. Magnitudes of a work cell that was moved, repainted and worn, see `RandomiseConfig` for their units."""
 
-Watch = Callable[[Iterable[Episode], str, int], Iterable[Episode]]
+
+
+class Watch(Protocol):
+    """Wraps episodes, e.g. in a progress bar."""
+
+    def __call__(self, episodes: Iterable[Episode], /, title: str, total: int) -> Iterable[Episode]: ...
 
 
 def scene_changes(task: str, sight: SightConfig) -> None:
@@ -49,5 +56,5 @@ def robustness(policy: Policy, task: str, n: int, *, sight: SightConfig, collect
     """
     for name, change in changes(sight).items():
         with Collector(task, collect, horizon=horizon, sight=sight, randomise=change) as collector:
-            episodes = collector.collect(policy, held_out(n, seed), greedy=True, noise_seed=seed, glance=True)
-            yield name, summarise([blind(e) for e in watch(episodes, name, n)], dt)
+            found = trials(collector, policy, n, seed=seed, watch=partial(watch, title=name, total=n))
+            yield name, summarise(found, dt)

@@ -14,14 +14,44 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from realrl.types import Array, Env, Episode, Guard, Intervention, Obs, Policy, Source, State, Step
+from realrl.types import Array, Env, Episode, Guard, Intervention, Obs, Policy, RealrlError, Source, State, Step
+
+
+class Recording(Protocol):
+    """Takes an episode down step by step, see `realrl.cell.book`."""
+
+    def begin(self, seed: int) -> None:
+        """An episode begins."""
+        ...
+
+    def step(self, step: Step) -> None:
+        """One step: when this returns, a kill can no longer lose it. Raises RealrlError where it cannot be recorded."""
+        ...
+
+    def end(self, episode: Episode) -> None:
+        """The episode as a whole, with the observation that followed its last step."""
+        ...
 
 
 @runtime_checkable
 class _Forgetful(Protocol):
     """A guard that remembers its last action."""
 
-    def reset(self) -> None: ...
+    def reset(self, last: Array | None = None) -> None: ...
+
+
+@runtime_checkable
+class _Poised(Protocol):
+    """An environment that knows which action keeps its robot where it is, see `realrl.envs.base.RobotEnv`."""
+
+    def still(self) -> Array | None: ...
+
+
+@runtime_checkable
+class _Knowing(Protocol):
+    """An environment that knows whether its task is solved at this very step."""
+
+    succeeded: bool
 
 
 @runtime_checkable
@@ -37,18 +67,29 @@ class _Slot:
 
     env: Env
     guard: Guard
+    recording: Recording | None = None
     seed: int = -1
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     frames: list[Obs] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     extras: list[dict[str, Array]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.knows = isinstance(self.env, _Knowing)  # asked once: it costs as much as a step
+
+    def solved(self, reward: float, terminated: bool) -> bool:
+        """Whether the task is solved now: the environment's word, or a reward that ends the episode."""
+        return bool(self.env.succeeded) if self.knows else terminated and reward > 0  # type: ignore[attr-defined]
+
     def begin(self, seed: int, noise_seed: int) -> None:
         obs, _ = self.env.reset(seed=seed)
         self.seed, self.frames, self.steps, self.extras = seed, [obs], [], []
         self.rng = np.random.default_rng([noise_seed, seed])
         if isinstance(self.guard, _Forgetful):
-            self.guard.reset()  # a limit on change must not reach over from the episode before
+            self.guard.reset(self.env.still() if isinstance(self.env, _Poised) else None)  # not from the episode before
+        if self.recording:
+            _check_readings(self, obs)
+            self.recording.begin(seed)
 
     def history(self, length: int) -> list[Obs]:
         """The last `length` observations, an episode's first one repeated."""
@@ -71,24 +112,29 @@ class Pace:
 
 def rollout(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: Sequence[int], *, greedy: bool, noise_seed: int = 0,
             task: str = "", source: Source = Source.POLICY, human: Intervention | None = None,
-            pace: Callable[[], None] | None = None, glance: bool = False) -> Iterator[Episode]:
+            pace: Callable[[], None] | None = None, glance: bool = False, recording: Recording | None = None) -> Iterator[Episode]:
     """Run one whole episode for every seed and yield each as it finishes.
+
+    recording: takes down every step of one robot, before anybody can learn from it; it wants one environment.
 
     envs, guards: one of each per slot. greedy: the policy's deployed behaviour, else its exploring one. An intervention takes
     effect at the very step and ends the running plan. glance: simulated eyes open only for what a plan will be made from and at an
     episode's end; in between the last sight is held (of a history at the end all but the last frame may be, too).
 
-    Raises ValueError when envs and guards do not pair up, and for a glance with a person, who may end a plan at any step.
+    Raises ValueError when envs and guards do not pair up, for a glance with a person, who may end a plan at any step, and for a
+    recording of several robots at once; RealrlError where a recorded robot's reading is not finite.
     """
     if len(envs) != len(guards):
         raise ValueError(f"{len(envs)} envs but {len(guards)} guards: every robot needs its own")
     if glance and human:
         raise ValueError("glance=True with a human: the next plan may begin at any step, so every step must be seen")
+    if recording and len(envs) > 1:
+        raise ValueError(f"a recording of {len(envs)} robots at once: one recorder takes down one robot")
     unseen = max(policy.chunk - policy.n_obs, 0) if glance else 0
     for env in envs:
         if isinstance(env, _Watchful):
             env.watching = True
-    slots = [_Slot(env, guard) for env, guard in zip(envs, guards, strict=True)][:len(seeds)]
+    slots = [_Slot(env, guard, recording) for env, guard in zip(envs, guards, strict=True)][:len(seeds)]
     waiting = iter(seeds[len(slots):])
     for slot, seed in zip(slots, seeds, strict=False):
         slot.begin(seed, noise_seed)
@@ -101,7 +147,10 @@ def rollout(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds:
             if not _carry_out(slot, plan.action[i, :policy.chunk], source, human, pace, unseen):
                 keep.append(i)
                 continue
-            yield _finish(slot, task, policy.name)
+            episode = _finish(slot, task, policy.name)
+            if recording:
+                recording.end(episode)
+            yield episode
             following = next(waiting, None)
             if following is not None:
                 slot.begin(following, noise_seed)
@@ -129,11 +178,14 @@ def _carry_out(slot: _Slot, plan: Array, source: Source, human: Intervention | N
             slot.env.watching = j >= unseen
         taken = human.poll(obs, proposed) if human else None
         action = slot.guard(obs, proposed if taken is None else taken)
-        after, reward, terminated, truncated, info = slot.env.step(action)
+        after, reward, terminated, truncated, _ = slot.env.step(action)
         who = source if taken is None else Source.HUMAN
-        slot.steps.append(Step(obs, proposed, action, who, float(reward), terminated, truncated, bool(info["success"]),
-                               time.monotonic(), j == 0))
+        solved = slot.solved(float(reward), terminated)
+        slot.steps.append(Step(obs, proposed, action, who, float(reward), terminated, truncated, solved, time.monotonic(), j == 0))
         slot.frames.append(after)
+        if slot.recording:
+            slot.recording.step(slot.steps[-1])
+            _check_readings(slot, after)
         if pace:
             pace()
         if terminated or truncated:
@@ -147,6 +199,14 @@ def _finish(slot: _Slot, task: str, policy: str) -> Episode:
     keys = slot.extras[0].keys() if slot.extras else ()
     extra = {k: np.stack([e[k] for e in slot.extras]) for k in keys}
     return Episode.from_steps(slot.steps, slot.frames[-1], task=task, policy=policy, seed=slot.seed, extra=extra)
+
+
+def _check_readings(slot: _Slot, obs: Obs) -> None:
+    """Nobody may act on a dead sensor: what was recorded so far is kept, and the robot stops here."""
+    for key, values in obs.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise RealrlError(f"start {slot.seed}: the reading {key!r} is NaN or infinite after {len(slot.steps)} steps; the episodes "
+                              "before are recorded: mend the sensor, then go on with --resume")
 
 
 def _forget(state: State, policy: Policy, row: int) -> None:

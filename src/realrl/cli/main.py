@@ -24,9 +24,8 @@ from realrl.cli import data as cli_data
 from realrl.cli.parser import Command, Parser, add, group, interrupted, mistake, progress, screen, stdout_kept_clean, whole
 
 if TYPE_CHECKING:
-    from realrl.run import Run
     from realrl.scene import SightConfig
-    from realrl.types import TaskSpec
+    from realrl.types import Cell, TaskSpec
 
 SHOWN = 20  # failed starts that `evaluate` lists; --json has them all
 
@@ -139,7 +138,7 @@ Every flag below is a field of the configuration. Beside them:
 example: realrl train {method} --task toy/obstacle --seed 1 --run runs/first"""
 
 
-def _method(name: str) -> tuple[type[Any], Callable[[Any, Run], dict[str, Any]]]:
+def _method(name: str) -> tuple[type[Any], Callable[[Any, Cell], dict[str, Any]]]:
     """The configuration and the training function of a method."""
     if name == "rl100":
         from realrl.algos import rl100
@@ -150,6 +149,7 @@ def _method(name: str) -> tuple[type[Any], Callable[[Any, Run], dict[str, Any]]]
 
 def _train(args: argparse.Namespace) -> int:
     from realrl import config, envs
+    from realrl.cell.cell import WorkCell
     from realrl.report import stage_table, write_report
     from realrl.run import Run
     flags: list[str] = args.flags
@@ -164,8 +164,8 @@ def _train(args: argparse.Namespace) -> int:
     folder = args.run or Path("runs", f"{args.method}-{cfg.task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
     again = shlex.join(["realrl", "train", args.method, "--run", str(folder), "--resume", *flags])
     try:
-        with Run.start(folder, cfg, args.resume, ignore=("stages", "collect", "device")) as run:
-            summary = train(cfg, run)
+        with Run.start(folder, cfg, args.resume, ignore=("stages", "collect", "device")) as run, WorkCell(run, cfg) as cell:
+            summary = train(cfg, cell)
     except KeyboardInterrupt:
         return interrupted(f"; continue with: {again}")
     screen().print(stage_table(summary))
@@ -202,9 +202,9 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
     """What `evaluate --json` prints."""
-    from realrl.cell.cell import latency
     from realrl.cell.collect import Collector
-    from realrl.cell.evaluate import held_out, summarise
+    from realrl.cell.evaluate import summarise, trials
+    from realrl.cell.judge import latency
     from realrl.cell.robustness import robustness, scene_changes
     from realrl.policies.folder import check_fit, load_policy
     from realrl.report import failures, write_report
@@ -227,9 +227,9 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         scene_changes(task, sight)
     kept = failures.FirstFailures(args.save_failures or 0)
     with Collector(task, CollectConfig(workers=args.workers), horizon=args.horizon, sight=sight) as collector:
-        episodes = collector.collect(policy, held_out(args.episodes, args.seed), greedy=True, noise_seed=args.seed,
-                                     glance=not args.save_failures)  # films need every frame
-        finished = [kept.pick(episode) for episode in progress(episodes, f"evaluating on {task}", args.episodes)]
+        watch = lambda episodes: progress(episodes, f"evaluating on {task}", args.episodes)
+        finished = trials(collector, policy, args.episodes, seed=args.seed, plans_only=not args.save_failures,  # films need every frame
+                          keep=kept.pick, watch=watch)
     result = summarise(finished, spec.dt).to_dict()
     other: dict[str, Any] = {}
     if args.robustness:

@@ -57,7 +57,8 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
 
     Actions are clipped to [-1, 1] and rescaled to `native_low`..`native_high`, the bounds of the suite. Rewards:
     "sparse" pays 1 at the first success and terminates there; "dense" pays the suite's own reward and goes on.
-    `info["success"]` says whether the task is solved at this very step. An episode is truncated at the horizon.
+    `succeeded` says whether the task is solved at this very step (`info["success"]` repeats it for people). An episode is truncated at
+    the horizon.
 
     `watching` may be turned off where nobody will look at what the next steps show: their observations then hold what was seen last, as
     behind a camera that is slower than the control. The first and the last observation of an episode are always fresh.
@@ -74,6 +75,7 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
             task = replace(task, obs_dim=len(eyes.own), senses=dict(eyes.senses), privileged=task.obs_dim)
         self.task = task
         self.watching = True
+        self.succeeded = False
         self._eyes, self._whims = eyes, whims
         self._seen: Obs = {}
         self.observation_space = cast("gymnasium.Space[Obs]", Dict(_spaces(task)))
@@ -91,7 +93,7 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
             raise RealrlError(f"{self.task.id}: reset needs a seed >= 0, e.g. reset(seed=0), so that the episode can be repeated")
         seed = operator.index(seed)  # numpy's integers are welcome, gymnasium wants Python's
         super().reset(seed=seed)
-        self._t = 0
+        self._t, self.succeeded = 0, False
         if self._whims is None:
             return self._observe(self._begin(seed), first=True), {"success": False}
         self._whims.restore()
@@ -111,10 +113,16 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
         if self.reward_kind == "sparse":
             reward, terminated = float(success), terminated or success
         self._t += 1
+        self.succeeded = bool(success)
         truncated = not terminated and self._t >= self.task.horizon
         if terminated or truncated:
             self._t = -1
-        return self._observe(state, last=terminated or truncated), float(reward), bool(terminated), truncated, {"success": bool(success)}
+        return self._observe(state, last=terminated or truncated), float(reward), bool(terminated), truncated, {"success": self.succeeded}
+
+    def still(self) -> Array | None:
+        """The action [A] that keeps the robot where it is now, None where nobody knows: the first action of an episode may differ from
+        it by no more than the guard allows. Zeros under relative control; an environment under absolute control says its own."""
+        return np.zeros(self.task.action_dim, np.float32) if self.task.control == "relative" else None
 
     def close(self) -> None:
         """Free the eyes; a suite frees its simulator beside it."""

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from realrl.files import derive
 from realrl.generative.diffusion import imitation_loss
 from realrl.policies.diffusion import DiffusionPolicy
-from realrl.types import Batch, Episode
+from realrl.types import Batch, Episode, Logbook
 
 
 class Decisions(Protocol):
@@ -131,3 +131,20 @@ def worthy(episodes: Sequence[Episode]) -> list[Episode]:
         return []
     middle = float(np.median(returns))
     return [e for e, value in zip(episodes, returns, strict=True) if value >= middle]
+
+
+def imitate(run: Logbook, trainer: Imitation, stage: str) -> None:
+    """Run a fit to its end, logging its loss under `stage` and saving it every 500 steps; continues an interrupted one."""
+    name, steps = f"{stage}-fit", trainer.cfg.steps
+    run.load(name, trainer=trainer)
+    run.rewind(stage, trainer.step)
+    with run.bar(f"{stage}: cloning", steps) as advance:
+        advance(trainer.step)
+        while trainer.step < steps:
+            losses = trainer.update()
+            advance(1)
+            if trainer.step % 50 == 0:
+                run.log(trainer.step, losses, stage)
+            if trainer.step % 500 == 0:
+                run.save(name, trainer.step, trainer=trainer)
+    trainer.finish()

@@ -23,8 +23,7 @@ from torch.nn import functional as F
 from realrl.data.views import Encoded, continue_chunks
 from realrl.files import derive
 from realrl.nets.mlp import EnsembleMLP
-from realrl.run import Run
-from realrl.types import RealrlError
+from realrl.types import Logbook, RealrlError
 
 if TYPE_CHECKING:
     from realrl.policies.diffusion import DiffusionPolicy
@@ -347,7 +346,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     return float(stats.spearmanr(x, y).statistic)
 
 
-def judged(run: Run, rounds: int, policy: DiffusionPolicy) -> Iterator[tuple[dict[str, Any], DiffusionPolicy]]:
+def judged(run: Logbook, rounds: int, policy: DiffusionPolicy) -> Iterator[tuple[dict[str, Any], DiffusionPolicy]]:
     """Every candidate that a gate judged in a run's offline rounds, with what it said; policy: as the run ended."""
     for name in (f"offline-{m + 1}" for m in range(rounds)):
         found = run.read(f"{name}-candidates")

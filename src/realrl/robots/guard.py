@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
-
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import ArrayLike
 
+from realrl.scene import GuardConfig
 from realrl.types import Array, Obs, RealrlError
-
-
-@dataclass(frozen=True)
-class GuardConfig:
-    """What the guard allows beside the environment's own limits."""
-
-    max_delta: float | None = None
-    """Largest change of an action from one step to the next, in the environment's units, of every dimension; None = no limit."""
-    hold: Literal["last", "zeros"] = "last"
-    """Sent in place of an action that is not finite: the last one sent (right for positions), or zeros (for velocities and deltas)."""
-
-    def __post_init__(self) -> None:
-        if self.max_delta is not None and not 0 < self.max_delta < math.inf:
-            raise RealrlError(f"guard.max_delta is {self.max_delta}: it must be above 0 and finite, or left out for no limit")
 
 
 class LimitGuard:
@@ -130,6 +113,8 @@ def _numbers(values: ArrayLike, what: str) -> Array:
 def box_guard(env: gymnasium.Env[Obs, Array], cfg: GuardConfig | None = None) -> LimitGuard:
     """A guard with the bounds of an environment's action space. Raises RealrlError when that is not a bounded [A] box."""
     cfg, space = cfg or GuardConfig(), env.action_space
+    absolute = getattr(getattr(env, "task", None), "control", "relative") == "absolute"
     if not isinstance(space, Box):
         raise RealrlError(f"guard: needs a box of actions, the environment has {space}")
-    return LimitGuard(space.low, space.high, cfg.max_delta, cfg.hold)
+    hold = cfg.hold if cfg.hold != "auto" else "last" if absolute else "zeros"
+    return LimitGuard(space.low, space.high, cfg.max_delta, hold)
