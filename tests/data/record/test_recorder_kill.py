@@ -197,7 +197,8 @@ def main(folder: str, seed: int, kills: int) -> None:
 def test_killed_again_and_again_nothing_finished_is_lost(tmp_path: Path, seed: int, long: bool) -> None:
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else tmp_path  # a kill spares the page cache, so the disk would only take time
     with tempfile.TemporaryDirectory(dir=memory) as folder:
-        done = subprocess.run([sys.executable, __file__, f"{folder}/set", str(seed), str(MANY if long else FEW)], capture_output=True, text=True,
+        done = subprocess.run([sys.executable, __file__, f"{folder}/set", str(seed), str(MANY if long else FEW)],
+                              capture_output=True, text=True,
                               env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, timeout=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "none lost" in done.stdout
