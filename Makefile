@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: run test lint types docs clean
+.PHONY: run test quick test-long lint types docs clean
 .DEFAULT_GOAL := run
 
 $(STAMP): pyproject.toml constraints.txt
@@ -18,8 +18,19 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)
 	$(BIN)/realrl train rl100 --run runs/main --resume
 
+# Two processes, a file of tests to each at a time.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Architecture, maths and contracts: the ring for the hand.
+quick: $(STAMP)
+	$(PYTEST) --quick
+
+# As many kills and hostile files as it takes to trust a release.
+test-long: $(STAMP)
+	REALRL_FUZZ=200 $(PYTEST) --long --timeout 3600
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

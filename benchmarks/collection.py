@@ -1,9 +1,9 @@
 """Environment steps a second: our collector beside gymnasium's AsyncVectorEnv and a plain loop, same policy, same task.
 
-    python benchmarks/collection.py --task metaworld/push-wall-v3 --episodes 100
+    python -m benchmarks.collection --task metaworld/push-wall-v3 --episodes 100
 
 Every way runs whole episodes of one untrained policy (or --policy DIR) and counts the steps that were really taken; start-up, the
-processes' and the environments', is outside the timed part. Writes benchmarks/results/collection.json.
+processes' and the environments', is outside the timed part. Writes benchmarks/results/collection.jsonl.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from common import RESULTS, Table
 from gymnasium.vector import AsyncVectorEnv
 
+from benchmarks.lib.common import RESULTS, Table
 from realrl import envs
 from realrl.cell.collect import Collector
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
@@ -111,7 +111,7 @@ def main(words: list[str] | None = None) -> int:
         "AsyncVectorEnv, 2 processes": lambda: with_async(args.task, policy, args.episodes, 2),
         "collector, 1 process": lambda: with_collector(args.task, policy, args.episodes, 1),
         "collector, 2 workers": lambda: with_collector(args.task, policy, args.episodes, 2)}
-    table, base = Table(RESULTS / "collection.json", ("task", "method")), 0.0
+    table, base = Table(RESULTS / "collection.jsonl", ("task", "method")), 0.0
     for method, way in ways.items():
         steps, seconds = way()
         base = base or steps / seconds

@@ -1,12 +1,12 @@
 """Encoders of pictures and point clouds, the Chamfer distance and the augmentations: ours beside the plain form of each.
 
-    python benchmarks/encoders.py                      # everything, one thread
-    python benchmarks/encoders.py --parts clouds chamfer --threads 2
+    python -m benchmarks.encoders                      # everything, one thread
+    python -m benchmarks.encoders --parts clouds chamfer --threads 2
 
 "forward" is without gradients; "step" is forward, backward and Adam's step. The plain form is what one writes first: torch operations
 in order, gradients through everything, pictures channels first in memory, BatchNorms where the weights have them. The forms of one
 case have the same weights and take turns, so that whatever else the machine does meets all of them; medians. Before they are timed,
-each must give what the first one gives. Writes benchmarks/results/encoders.json.
+each must give what the first one gives. Writes benchmarks/results/encoders.jsonl.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, Table
 from torch import Tensor, nn
 
+from benchmarks.lib.common import RESULTS, Table
 from realrl.losses import chamfer
 from realrl.nets.augment import colour_jitter, random_shift
 from realrl.nets.image import ImageEncoder, image_net
@@ -220,10 +220,10 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="time for the forms of one case to take turns in")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of encoders.json")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of encoders.jsonl")
     args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
-    table = Table(args.out / "encoders.json", KEY)
+    table = Table(args.out / "encoders.jsonl", KEY)
     for part in args.parts:
         for batch in args.batches:
             for case, times in PARTS[part](batch, args.seconds).items():

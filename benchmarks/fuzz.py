@@ -5,7 +5,7 @@ and what becomes of them), so that the search sees which changes lead to new cod
 keeps the input; run a kept input again with `--replay FILE`. What the C libraries below do with damaged files is looked at by
 tests/data/test_fuzz.py instead.
 
-    python benchmarks/fuzz.py --minutes 10 --keep fuzz_findings
+    python -m benchmarks.fuzz --minutes 10 --keep fuzz_findings
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Recordings of people and of a real robot, made by others: imported, imitated, replayed.
 
-    python benchmarks/human.py --data ../shared/data
+    python -m benchmarks.human --data ../shared/data
 
 - door: 25 human demonstrations of Adroit door, imitated from state; success under the environment's threshold (hinge at 1.35 rad, which
   most demonstrations do not reach) and the door open (more than 1 rad at any time), from 100 held-out starts of the environment, from
@@ -14,7 +14,7 @@
 Each takes what it finds below --data: adroit_hand_dapg/door_human.npz (https://github.com/aravindr93/hand_dapg),
 pusht_human/pusht_cchi_v7_replay.zarr.zip (https://diffusion-policy.cs.columbia.edu/data), reachy2_apple_storage (a LeRobot v3 folder's
 info.json, tasks.parquet, episodes_file-000.parquet, file-000.parquet), robosuite_human/*/panda/demo.hdf5 (robosuite's own examples).
-Rows go to benchmarks/results/human.json; the same command goes on where it was stopped.
+Rows go to benchmarks/results/human.jsonl; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, Part, Table, arguments, machine, run_parts
-from door import DOOR, HINGE, OPEN, DemonstratedDoor, human_door, smooth
 
+from benchmarks.lib.common import RESULTS, Part, Table, arguments, machine, run_parts
+from benchmarks.lib.door import DOOR, HINGE, OPEN, DemonstratedDoor, human_door, smooth
 from realrl import envs
 from realrl.cell.collect import Collector, MakeEnv
 from realrl.cell.evaluate import held_out, wilson
@@ -430,7 +430,7 @@ def main(words: list[str] | None = None) -> int:
     if args.data is None:
         parser.error("name the folder of the recordings with --data DIR or REALRL_RECORDINGS")
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
-    table = Table(results / "human.json", ("what", "seed", "starts", "sampler"))
+    table = Table(results / "human.jsonl", ("what", "seed", "starts", "sampler"))
     setting = Setting(args.data, out, table, args.smoke, args.device, args.image_steps)
     make: dict[str, Callable[[], list[Part]]] = {
         "robosuite": lambda: robosuite_parts(setting), "images": lambda: [p for s in args.seeds for p in images_parts(setting, s)],

@@ -1,11 +1,11 @@
 """From observation to plan at batch 1 on one thread: our one-step and 10-step policies beside diffusers' DDIM with the same network.
 
-    python benchmarks/latency.py                 # skip-net, and a U-Net of 4.4 M parameters
-    python benchmarks/latency.py --nets skip --calls 3000
+    python -m benchmarks.latency                 # skip-net, and a U-Net of 4.4 M parameters
+    python -m benchmarks.latency --nets skip --calls 3000
 
 All contestants share one set of weights, one normaliser and the same work around the network (array in, array out), take turns
 call by call, and run eagerly under inference mode. diffusers' time steps are set once, outside the timed part, which favours it.
-Writes benchmarks/results/latency.json.
+Writes benchmarks/results/latency.jsonl.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from common import RESULTS, Table
 from diffusers import DDIMScheduler
 
+from benchmarks.lib.common import RESULTS, Table
 from realrl.generative.diffusion import DiffusionConfig
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 
@@ -90,7 +90,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--calls", type=int, default=1000, help="timed calls of each")
     args = parser.parse_args(words)
     torch.set_num_threads(1)
-    table = Table(RESULTS / "latency.json", ("net", "method"))
+    table = Table(RESULTS / "latency.jsonl", ("net", "method"))
     for net in args.nets:
         calls = contestants(NETS[net])
         gap = agree(calls)

@@ -1,6 +1,6 @@
 """What we record opens in the public lerobot with equal numbers, and what it records opens here.
 
-    python benchmarks/lerobot_conformance.py --lerobot ~/lerobot-venv/bin/python
+    python -m benchmarks.lerobot_conformance --lerobot ~/lerobot-venv/bin/python
 
 lerobot pins its own torch, so it lives in an environment of its own (pip install lerobot) and this file is run in both: numbers and
 pictures cross over as .npz. Prints the largest difference of every feature and exits with 1 when one is not as expected: numbers

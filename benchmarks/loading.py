@@ -1,10 +1,10 @@
 """Training samples a second from video: the frame cache and direct decoding beside a plain PyAV loader and LeRobot's own.
 
-    LEROBOT_PYTHON=/path/to/venv/bin/python python benchmarks/loading.py
+    LEROBOT_PYTHON=/path/to/venv/bin/python python -m benchmarks.loading
 
 A sample is a window of 2 observations (2 cameras of 96x96 and a state) and 8 actions, a batch 64 of them, drawn at random from 50
 episodes of 200 frames in AV1. All read the same folder, one after the other, with as many workers as there are cores (or, where it says so,
-none). The second part samples low-dimensional windows, 256 at a time. Writes benchmarks/results/loading.json.
+none). The second part samples low-dimensional windows, 256 at a time. Writes benchmarks/results/loading.jsonl.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from common import RESULTS, Table
 
+from benchmarks.lib.common import RESULTS, Table
 from realrl.data.cache import FrameCache, cameras, cores
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
@@ -200,7 +200,7 @@ def main(words: list[str] | None = None) -> int:
         args.episodes, args.frames, args.seconds = 3, 30, 0.3
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="loading-") as home:
-        table = Table((Path(home) if args.smoke else RESULTS) / "loading.json", ("kind", "method"))
+        table = Table((Path(home) if args.smoke else RESULTS) / "loading.jsonl", ("kind", "method"))
         images(record(Path(home) / "dataset", args.episodes, args.frames), args, table)
         numbers(20_000 if args.smoke else 500_000, 30 if args.smoke else 1000, table)
     return 0

@@ -5,7 +5,7 @@ rate that was reached, what `add` took, how late the loop's ticks were, how many
 the encoder when the episode ended, how long they then took, and the processors used. A rising backlog means that the rate does not
 hold: then `limit_hz` says what the encoder can sustain, from frames encoded in the time it had.
 
-    python benchmarks/recording.py --seconds 20
+    python -m benchmarks.recording --seconds 20
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, Table
 
+from benchmarks.lib.common import RESULTS, Table
 from realrl.data.record.recorder import Recorder
 from realrl.types import Array, Obs, Source, Step
 
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--cameras", type=int, default=3)
     parser.add_argument("--codecs", nargs="+", default=["h264", "av1"])
     parser.add_argument("--ring-mb", type=int, default=128, help="memory for frames that wait for the encoder")
-    parser.add_argument("--out", type=Path, default=RESULTS / "recording.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "recording.jsonl")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     films, table = scenes(args.cameras), Table(args.out, ["codec", "cameras", "hz"])

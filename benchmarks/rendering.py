@@ -1,13 +1,13 @@
 """Environment steps per second with every kind of eyes, on one core, and what farthest point sampling costs.
 
-    python benchmarks/rendering.py                       # EGL where it works, else OSMesa
-    MUJOCO_GL=osmesa python benchmarks/rendering.py      # rows of their own
-    python benchmarks/rendering.py --tasks metaworld/box-close-v3 --steps 30 --kinds rays
+    python -m benchmarks.rendering                       # EGL where it works, else OSMesa
+    MUJOCO_GL=osmesa python -m benchmarks.rendering      # rows of their own
+    python -m benchmarks.rendering --tasks metaworld/box-close-v3 --steps 30 --kinds rays
 
 A step is everything: physics, rendering or rays, sampling. Its time is the processor's, of all threads of this process together, so
 that what else runs on the machine hardly counts; the process is bound to one core and Mesa to one thread. Of several rounds the median
 is given, and the fastest beside it. Actions are random, the task does not end. "at plans of K" looks at every Kth step alone, as online
-rounds and evaluations do. Writes benchmarks/results/rendering.json.
+rounds and evaluations do. Writes benchmarks/results/rendering.jsonl.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 os.environ["LP_NUM_THREADS"] = "1"  # Mesa's, read when it starts
 
 import numpy as np
-from common import RESULTS, Table
 
+from benchmarks.lib.common import RESULTS, Table
 from realrl import envs
 from realrl.envs import clouds
 from realrl.envs.mujoco import gl
@@ -107,7 +107,7 @@ def main(words: list[str] | None = None) -> int:
     args = parser.parse_args(words)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    table = Table(RESULTS / "rendering.json", ("task", "sight", "gl"))
+    table = Table(RESULTS / "rendering.jsonl", ("task", "sight", "gl"))
     drawn_by = gl.backend()
     for task in args.tasks:
         looks = [(name, sight, 1) for name, sight in sights(task).items()]

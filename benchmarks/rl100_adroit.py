@@ -1,13 +1,13 @@
 """RL-100 on Adroit door, hammer and pen from 25 demonstrations each of the published experts, and door from 25 human ones.
 
-    python benchmarks/rl100_adroit.py --experts ../shared/data/adroit_hand_dapg/policies_npz \\
+    python -m benchmarks.rl100_adroit --experts ../shared/data/adroit_hand_dapg/policies_npz \\
         --human ../shared/data/adroit_hand_dapg/door_human.npz
 
 The experts' weights (door.npz, hammer.npz, pen.npz) and the human demonstrations are those of https://github.com/aravindr93/hand_dapg.
 Without the human file its part is left out; --tasks with nothing after it leaves out the experts'. The human part starts from the
 demonstrations' arm poses before new doors (door.py), because nobody demonstrated anything from the simulator's own.
 
-Rows go to benchmarks/results/adroit.json; the same command goes on where it was stopped.
+Rows go to benchmarks/results/adroit.jsonl; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import RESULTS, Part, Table, arguments, experts_folder, experts_option, judge, overridden, run_parts
-from comparison import KEY, Comparison, demonstrators, in_phases, step_seconds, toy_size
-from door import DOOR, HORIZON, DemonstratedDoor, human_door, smooth
 
+from benchmarks.lib.common import RESULTS, Part, Table, arguments, experts_folder, experts_option, judge, overridden, run_parts
+from benchmarks.lib.comparison import KEY, Comparison, demonstrators, in_phases, step_seconds, toy_size
+from benchmarks.lib.door import DOOR, HORIZON, DemonstratedDoor, human_door, smooth
 from realrl import envs
 from realrl.algos.rl100 import RL100Config
 from realrl.data.views import ChunkView
@@ -129,7 +129,7 @@ def main(words: list[str] | None = None) -> int:
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
     shrink: Callable[[RL100Config], RL100Config] = toy_size if args.smoke else lambda cfg: cfg
     extra = {"extra": 10} if args.smoke else {}
-    table = Table(Path(results) / "adroit.json", KEY)
+    table = Table(Path(results) / "adroit.jsonl", KEY)
     configs = [replace(overridden(shrink(settings(t)), flags), seed=s, expert=expert) for s in args.seeds for t in args.tasks]
     comparisons = [Comparison(c, out / "adroit" / f"{c.task.partition('/')[2]}-s{c.seed}", table, c.task.partition("/")[2], **extra)
                    for c in configs]

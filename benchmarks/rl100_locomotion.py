@@ -1,12 +1,12 @@
 """RL-100 on HalfCheetah, Hopper and Walker2d from medium-level data, measured by the return of an episode.
 
-    python benchmarks/rl100_locomotion.py --tasks HalfCheetah-v5 --seeds 0
+    python -m benchmarks.rl100_locomotion --tasks HalfCheetah-v5 --seeds 0
 
 The data are made here: PPO with a Gaussian policy (gaussian_ppo.py) is trained until its training episodes reach about the return of
 D4RL's "medium" sets (LEVELS), or for as many steps as it is given, and 50 episodes of its stochastic policy are recorded, whatever they
 are worth. Then: imitation of all of them, online RL
 (GAE on V, the clipped objective over denoising steps), the one-step student. There is no offline stage: these tasks have no success.
-Rows go to benchmarks/results/locomotion.json; the same command goes on where it was stopped.
+Rows go to benchmarks/results/locomotion.jsonl; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gaussian_ppo
 import numpy as np
 import torch
-from baselines import improve
-from common import RESULTS, Part, Table, arguments, overridden, run_parts
-from comparison import KEY, toy_size
-from rl100_adroit import imitate
 
+from benchmarks.lib import gaussian_ppo
+from benchmarks.lib.baselines import improve
+from benchmarks.lib.common import RESULTS, Part, Table, arguments, overridden, run_parts
+from benchmarks.lib.comparison import KEY, toy_size
+from benchmarks.rl100_adroit import imitate
 from realrl.algos import rl100
 from realrl.algos.rl100 import OnlineConfig, RL100Config
 from realrl.cell.cell import WorkCell
@@ -165,7 +165,7 @@ def main(words: list[str] | None = None) -> int:
     if args.smoke:
         out, results, small = args.out / "smoke", args.out / "smoke", {"episodes": 4}
         args.tasks, args.seeds, args.data_steps, args.online_steps = ["Hopper-v5"], args.seeds[:1], 300, 200
-    table = Table(Path(results) / "locomotion.json", KEY)
+    table = Table(Path(results) / "locomotion.jsonl", KEY)
     jobs = []
     for seed in args.seeds:
         for task in args.tasks:

@@ -1,11 +1,11 @@
 """RL-100 from point clouds and pictures: Adroit door, hammer and pen, Meta-World box-close and peg-insert-side.
 
-    python benchmarks/rl100_vision.py --experts ../shared/data/adroit_hand_dapg/policies_npz --tasks box-close-v3 --seeds 0
+    python -m benchmarks.rl100_vision --experts ../shared/data/adroit_hand_dapg/policies_npz --tasks box-close-v3 --seeds 0
 
 Demonstrations, imitation, offline RL, online RL and the one-step student, as in rl100_metaworld.py and rl100_adroit.py; only what the
 policy sees differs. "door-rgb" sees pictures, all others a cloud of 512 points; both feel the robot's own joints and nothing of the
 objects. The same script runs on a GPU, where there is one (`--device`). Human PushT from its images is a part of human.py.
-Rows go to benchmarks/results/vision.json; the same command goes on where it was stopped.
+Rows go to benchmarks/results/vision.jsonl; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import rl100_adroit
-from common import RESULTS, Table, arguments, experts_folder, experts_option, overridden, run_parts
-from comparison import KEY, Comparison, in_phases, toy_size
-
+from benchmarks import rl100_adroit
+from benchmarks.lib.common import RESULTS, Table, arguments, experts_folder, experts_option, overridden, run_parts
+from benchmarks.lib.comparison import KEY, Comparison, in_phases, toy_size
 from realrl.algos.rl100 import RL100Config
 from realrl.scene import SightConfig
 
@@ -58,7 +57,7 @@ def main(words: list[str] | None = None) -> int:
     experts = None if all(task.endswith("-v3") for task in args.tasks) else experts_folder(parser, args)
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
     shrink: Callable[[RL100Config], RL100Config] = toy_size if args.smoke else lambda cfg: cfg
-    table = Table(Path(results) / "vision.json", KEY)
+    table = Table(Path(results) / "vision.jsonl", KEY)
     comparisons = []
     for seed in args.seeds:
         for name in args.tasks:

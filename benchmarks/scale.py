@@ -1,10 +1,10 @@
 """A dataset of 10,000 episodes and 5 million frames: what it costs to open it and to add an episode.
 
-    python benchmarks/scale.py
+    python -m benchmarks.scale
 
 Episodes are appended in large groups, the last of them (--singles) one by one, as a robot does. Whenever the dataset reaches 100, 1,000
 and 10,000 episodes, one-by-one appends are timed. Opening is timed in fresh processes, and so is their memory. Everything happens in
-a temporary folder of about 1 GB (--folder to choose where). Linux only. Writes benchmarks/results/scale.json.
+a temporary folder of about 1 GB (--folder to choose where). Linux only. Writes benchmarks/results/scale.jsonl.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, Table
 
+from benchmarks.lib.common import RESULTS, Table
 from realrl.data.store import Store
 from realrl.types import Episode, Source
 
@@ -120,7 +120,7 @@ def main(words: list[str] | None = None) -> int:
         args.episodes, args.frames, args.singles, args.timed, args.opens = 120, 20, 5, 5, 1
     home = Path(tempfile.mkdtemp(prefix="scale-", dir=args.folder))
     try:
-        measure(home / "dataset", args, Table((home if args.smoke else RESULTS) / "scale.json", ("measure",)))
+        measure(home / "dataset", args, Table((home if args.smoke else RESULTS) / "scale.jsonl", ("measure",)))
     finally:
         shutil.rmtree(home)
     return 0

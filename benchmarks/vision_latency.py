@@ -1,12 +1,12 @@
 """From what the cameras deliver to a plan, batch 1, one thread, stage by stage: sampling the cloud, encoder, action head.
 
-    python benchmarks/vision_latency.py
+    python -m benchmarks.vision_latency
 
 - cloud: a depth picture of 84 x 84 (as in simulation) and one of 480 x 640 (a real depth camera) become 1024 points; PointNet; head;
 - pictures: two of 96 x 96; the small CNN, ResNet-18 and EfficientNet-lite0; head.
 
 The depth shows a tilted plane with a bump, of which the crop box keeps about two thirds. One-step and 10-step heads take turns.
-Writes benchmarks/results/vision_latency.json.
+Writes benchmarks/results/vision_latency.jsonl.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, Table
 
+from benchmarks.lib.common import RESULTS, Table
 from realrl.envs.clouds import Camera, cloud
 from realrl.nets.encoder import EncoderConfig
 from realrl.policies.diffusion import DiffusionPolicy, Head, PolicyConfig
@@ -88,7 +88,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--calls", type=int, default=500, help="timed calls of each")
     args = parser.parse_args(words)
     torch.set_num_threads(1)
-    table = Table(RESULTS / "vision_latency.json", ("case", "head"))
+    table = Table(RESULTS / "vision_latency.jsonl", ("case", "head"))
     heads: tuple[Head, ...] = ("one-step", "ddim")
     for case in args.cases:
         senses, encoder, draw = CASES[case]

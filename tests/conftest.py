@@ -1,7 +1,9 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, the ring of quick ones, and the order in which files are handed out."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,42 @@ import torch
 
 torch.set_num_threads(1)  # results do not depend on the machine's cores, and small nets run faster so
 
+# The children of multiprocessing's forkserver begin from a clean process that has imported this already: a start costs milliseconds.
+multiprocessing.get_context("forkserver").set_forkserver_preload(
+    ["pytest", "realrl.run", "realrl.data.store", "realrl.data.tools.check", "realrl.data.tools.edit", "realrl.data.tools.repair"])
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+TESTS = ROOT / "tests"
+# `--quick`: architecture, maths and contracts; a folder stands for all that is in it. Tests marked `slow` stay out.
+QUICK = ("test_architecture.py", "test_losses.py", "test_config.py", "test_docs.py", "nets", "generative", "learn", "policies", "robots",
+         "data/test_views.py", "data/test_side.py", "cell/test_rollout.py", "cell/test_evaluate.py", "envs/test_toy.py")
+# The longest first, so that no process is left alone with one at the end; `--dist loadfile` hands out whole files in this order.
+LONG = ("data/record/test_recorder_kill.py", "test_nothing_lost.py", "algos/test_rl100_eyes.py", "cli/test_cli.py", "test_resume.py",
+        "test_benchmarks.py", "algos/test_rl100.py", "test_learns.py", "data/test_fuzz.py", "cell/test_collect.py", "cell/test_cell.py",
+        "learn/test_iql.py", "cli/test_cli_data.py", "data/test_store.py")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--quick` and `--long`."""
+    parser.addoption("--quick", action="store_true", help="only architecture, maths and contracts: the ring for the hand")
+    parser.addoption("--long", action="store_true", help="as many kills as it takes to trust a release")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `--quick`, files outside the ring are not even imported."""
+    if not config.getoption("--quick") or collection_path.is_dir():
+        return None
+    there = collection_path.relative_to(TESTS)
+    return None if any(there.is_relative_to(place) for place in QUICK) else True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long files first; with `--quick`, slow tests not at all."""
+    rank = {TESTS / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path, len(LONG)))
+    if config.getoption("--quick"):
+        items[:] = [item for item in items if item.get_closest_marker("slow") is None]
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +55,25 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs recorded demonstrations in {SHARED}, which is absent")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether to kill two hundred times rather than thirty."""
+    return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `toy_runs.tiny()` that nothing happened to, made once for all processes: read it, copy it to change it."""
+    from realrl import files
+    from toy_runs import through, tiny
+
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # what the processes have in common
+    with files.lock(base / "tiny-run.lock", wait=500):
+        if not (base / "tiny-run-made").exists():
+            through(base / "tiny-run", tiny())
+            (base / "tiny-run-made").touch()
+    return base / "tiny-run"

@@ -6,6 +6,7 @@ import copy
 import json
 import sys
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import baselines  # noqa: E402
-import common  # noqa: E402
-import comparison  # noqa: E402
-import door  # noqa: E402
-import gaussian_ppo  # noqa: E402
-import rl100_adroit  # noqa: E402
-import rl100_locomotion  # noqa: E402
-import tables  # noqa: E402
-
-from realrl import envs  # noqa: E402
-from realrl.algos.rl100 import RL100Config  # noqa: E402
-from realrl.cell.collect import Collector  # noqa: E402
-from realrl.scene import CollectConfig  # noqa: E402
-from realrl.types import RealrlError  # noqa: E402
+from benchmarks import rl100_adroit, rl100_locomotion
+from benchmarks.lib import baselines, common, comparison, door, gaussian_ppo, tables
+from realrl import envs
+from realrl.algos.rl100 import RL100Config
+from realrl.cell.collect import Collector
+from realrl.scene import CollectConfig
+from realrl.types import RealrlError
 
 TOY = comparison.toy_size(RL100Config(task="toy/line", demo_noise=0.1))
 TOY = replace(TOY, imitation=replace(TOY.imitation, steps=20))
 
 
 def table(tmp_path: Path) -> common.Table:
-    return common.Table(tmp_path / "rows.json", comparison.KEY)
+    return common.Table(tmp_path / "rows.jsonl", comparison.KEY)
 
 
 def test_a_row_replaces_its_like_and_survives(tmp_path: Path) -> None:
@@ -48,9 +39,16 @@ def test_a_row_replaces_its_like_and_survives(tmp_path: Path) -> None:
     assert len(again.rows) == 2
     found = again.find("a", 0, "m")
     assert found and found["success"]["rate"] == 0.2 and {"command", "commit", "machine"} <= found.keys()
-    (tmp_path / "rows.json").write_text("[{")
-    with pytest.raises(RealrlError, match="not valid JSON"):
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == again.rows, "a row a line"
+    (tmp_path / "rows.jsonl").write_text('{"task": "a"}\n{"ta')
+    with pytest.raises(RealrlError, match="line 2: not valid JSON"):
         table(tmp_path)
+
+
+def test_a_row_names_the_command_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("benchmarks.studies.ope", None), raising=False)
+    monkeypatch.setattr(sys, "argv", ["ope.py", "--runs", str(common.ROOT / "runs")])
+    assert common.command() == "python -m benchmarks.studies.ope --runs runs"
 
 
 def test_parts_skip_what_is_done_go_on_after_a_mistake_and_keep_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +137,7 @@ def test_ppo_log_probability_against_torch() -> None:
 
 def test_locomotion_runs_from_nothing_to_one_step(tmp_path: Path) -> None:
     assert rl100_locomotion.main(["--smoke", "--out", str(tmp_path), "--collect.workers", "1"]) == 0
-    rows = json.loads((tmp_path / "smoke" / "locomotion.json").read_text())
+    rows = common.read_rows(tmp_path / "smoke" / "locomotion.jsonl")
     assert {r["method"] for r in rows} == {"medium data", "imitation", "online", "one-step"}
 
 
@@ -151,7 +149,8 @@ def test_locomotion_reports_an_interval() -> None:
 
 
 def test_ope_ranks_within_runs() -> None:
-    ope = load("ope")
+    from benchmarks.studies import ope
+
     right, wrong = [(0.1, 0.5), (0.2, 0.6), (0.3, 0.9)], [(0.3, 0.5), (0.2, 0.6), (0.1, 0.9)]
     assert ope.pooled([right]) == pytest.approx(1.0) and ope.pooled([wrong]) == pytest.approx(-1.0)
     assert ope.pooled([right, wrong]) == pytest.approx(0.0)
@@ -162,14 +161,11 @@ def test_ope_ranks_within_runs() -> None:
 
 def test_our_sampler_is_diffusers(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
-    latency = load("latency")
+    from benchmarks import latency
+
     calls = latency.contestants(latency.NETS["skip"])
     assert latency.agree(calls) < 1e-4
     assert {name: len(ms) for name, ms in latency.measure(calls, 3, warmup=1).items()} == dict.fromkeys(calls, 3)
-
-
-def load(name: str) -> Any:
-    return __import__(name)
 
 
 # -- tables -------------------------------------------------------------------------------------------------------------------
@@ -183,7 +179,7 @@ def row(method: str, rate: float, seed: int | None = 0, n: int = 100) -> dict[st
 
 def test_tables_pool_seeds_name_the_worst_and_mark_what_is_missing(tmp_path: Path) -> None:
     rows = [row("online", 1.0), row("online", 0.9, seed=1), row("offline-1", 0.5), row("offline-2", 0.6)]
-    (tmp_path / "adroit.json").write_text(json.dumps(rows))
+    (tmp_path / "adroit.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     page = tables.fill(tables.PAGE.read_text(), tmp_path)
     line = next(text for text in page.splitlines() if text.startswith("| **online RL, 10 steps** | 95.0 %"))
     assert "n = 200, worst of 2 seeds 90.0 %" in line and line.count(tables.NOT_RUN) == 3
@@ -195,4 +191,4 @@ def test_tables_pool_seeds_name_the_worst_and_mark_what_is_missing(tmp_path: Pat
 
 
 def test_the_page_says_what_the_results_hold() -> None:
-    assert tables.main(["--check"]) == 0, "run python benchmarks/tables.py"
+    assert tables.main(["--check"]) == 0, "run python -m benchmarks.lib.tables"

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import human  # noqa: E402
-import tables  # noqa: E402
+from benchmarks import human
+from benchmarks.lib import common, tables
 
 
 def test_the_parts_run_once_and_fill_the_table(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gym_pusht")
     words = ["--smoke", "--data", str(shared_data), "--out", str(tmp_path), "--seeds", "0", "--parts", "images", "reachy", "pusht"]
     assert human.main(words) == 0
-    rows = json.loads((tmp_path / "smoke" / "human.json").read_text())
+    rows = common.read_rows(tmp_path / "smoke" / "human.jsonl")
     assert [r["what"] for r in rows] == ["pusht images"] * 3 + ["reachy"] + ["pusht"] * 3
     people = rows[4]
     assert 0.7 < people["coverage"]["mean"] < 0.95 and people["replay_px"]["largest"] < 0.01

@@ -13,11 +13,8 @@ import pytest
 import torch
 
 from realrl import config
-from realrl.algos.rl100 import train
-from realrl.cell.cell import WorkCell
 from realrl.data.store import Store
 from realrl.data.tools.check import check
-from realrl.run import Run
 from realrl.scene import CollectConfig
 from toy_runs import metrics, results, tiny, weights
 
@@ -28,6 +25,7 @@ toy_runs.main(*sys.argv[1:])"""
 # When to kill: a pattern, and how many new files of it must have appeared since the process began. Then a random moment is waited for.
 MOMENTS = [("dataset/data/**/*", 1), ("checkpoints/imitation-fit/*", 1), ("dataset/data/**/*", 1), ("checkpoints/offline-1*/*", 1),
            ("checkpoints/online/*", 1), ("checkpoints/online/*", 2)]
+FEW = (0, 3, 5)  # of these, without --long
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 
@@ -101,25 +99,24 @@ def kill_at(folder, file, moment, luck):
 
 
 @linux
-def test_killed_again_and_again_it_ends_where_it_would_have(tmp_path):
-    with Run.start(tmp_path / "whole", CONFIG) as run, WorkCell(run, CONFIG) as cell:
-        train(CONFIG, cell)
+def test_killed_again_and_again_it_ends_where_it_would_have(tiny_run, tmp_path, long):
     luck, kept, kills = random.Random(0), set(), 0
     file, folder, scratch = tmp_path / "config.yaml", tmp_path / "run", tmp_path / "copy"
     config.save(CONFIG, file)
-    for moment in MOMENTS:
+    moments = MOMENTS if long else [MOMENTS[n] for n in FEW]
+    for moment in moments:
         kills += kill_at(folder, file, moment, luck)
         now = recorded(folder, scratch)
         assert kept <= now, "an episode was there before and is gone"
         kept = now
-    assert kills == len(MOMENTS), "every moment comes before the end"
+    assert kills == len(moments), "every moment comes before the end"
     process = start(folder, file)
     error = process.communicate(timeout=300)[1].decode()
     assert process.returncode == 0, error
     assert not [p for p in check(folder / "dataset") if p.severity == "error"]
-    assert kept <= recorded(folder, scratch) == recorded(tmp_path / "whole", tmp_path / "copy of whole")
-    a, b = weights(tmp_path / "whole"), weights(folder)
+    assert kept <= recorded(folder, scratch) == recorded(tiny_run, tmp_path / "copy of whole")
+    a, b = weights(tiny_run), weights(folder)
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    assert sorted(metrics(folder), key=repr) == sorted(metrics(tmp_path / "whole"), key=repr)
-    assert results(folder) == results(tmp_path / "whole")
+    assert sorted(metrics(folder), key=repr) == sorted(metrics(tiny_run), key=repr)
+    assert results(folder) == results(tiny_run)
     assert not list((folder / "checkpoints").rglob(".*.tmp")), "what a killed checkpoint left is swept away"

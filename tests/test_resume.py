@@ -1,6 +1,7 @@
 """A run that is interrupted, wherever, continues to the same numbers, bit for bit."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -55,16 +56,7 @@ POINTS = {  # moments in the order they come, each counted from the resumption t
 }
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """A run that nothing happened to."""
-    folder = tmp_path_factory.mktemp("straight")
-    with Run.start(folder, tiny()) as run, WorkCell(run, tiny()) as cell:
-        rl100.train(tiny(), cell)
-    return folder
-
-
-def test_interrupted_everywhere_equals_uninterrupted(straight, tmp_path, monkeypatch):
+def test_interrupted_everywhere_equals_uninterrupted(tiny_run, tmp_path, monkeypatch):
     left = []
     for where, (cls, name, nth, after) in POINTS.items():
         torch.manual_seed(len(left))  # every process has another past
@@ -77,7 +69,7 @@ def test_interrupted_everywhere_equals_uninterrupted(straight, tmp_path, monkeyp
     assert left == list(POINTS), "the table names moments that no longer come"
     with Run.start(tmp_path, tiny(), resume=True) as run, WorkCell(run, tiny()) as cell:
         rl100.train(tiny(), cell)
-    same(straight, tmp_path)
+    same(tiny_run, tmp_path)
 
 
 def same(straight, folder):
@@ -97,7 +89,8 @@ def recorded(folder):
     return sorted((e.policy, e.seed, e.action.tobytes(), e.obs["state"].tobytes()) for e in Store.open(folder / "dataset").read())
 
 
-def test_a_finished_run_is_not_repeated(straight, monkeypatch):
+def test_a_finished_run_is_not_repeated(tiny_run, tmp_path, monkeypatch):
+    straight = shutil.copytree(tiny_run, tmp_path / "run")
     before, lines = weights(straight), metrics(straight)
     for cls, name in ((Imitation, "update"), (Online, "round"), (OfflineRound, "improve")):
         interrupt(monkeypatch, cls, name, 1)
@@ -107,22 +100,22 @@ def test_a_finished_run_is_not_repeated(straight, monkeypatch):
     assert all(torch.equal(before[k], after[k]) for k in before) and metrics(straight) == lines
 
 
-def test_stage_by_stage_equals_all_at_once(straight, tmp_path):
+def test_stage_by_stage_equals_all_at_once(tiny_run, tmp_path):
     """Each command loads what the ones before it left, though it does not name their stages."""
     for stages in (("imitation", "offline"), ("online",), ("one-step", "offline")):
         cfg = tiny(stages=stages)
         with Run.start(tmp_path, cfg, resume=True, ignore=("stages",)) as run, WorkCell(run, cfg) as cell:
             rl100.train(cfg, cell)
-    same(straight, tmp_path)
+    same(tiny_run, tmp_path)
 
 
-def test_workers_change_nothing_and_other_settings_are_refused(straight, tmp_path):
+def test_workers_change_nothing_and_other_settings_are_refused(tiny_run, tmp_path):
     cfg = tiny(collect=CollectConfig(workers=1, envs_per_worker=7))
     with Run.start(tmp_path, cfg) as run, WorkCell(run, cfg) as cell:
         rl100.train(cfg, cell)
-    assert all(torch.equal(v, weights(straight)[k]) for k, v in weights(tmp_path).items())
+    assert all(torch.equal(v, weights(tiny_run)[k]) for k, v in weights(tmp_path).items())
     with pytest.raises(RealrlError, match=r"differs in .*gamma") as caught:
-        Run.start(straight, tiny(gamma=0.5), resume=True)
+        Run.start(tiny_run, tiny(gamma=0.5), resume=True)
     assert "\n" not in str(caught.value)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
-import subprocess
-import sys
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from realrl.files import derive, write_json
 from realrl.run import Run, decode, encode, read_metrics, read_parts, restore, save_parts
 from realrl.types import RealrlError
+
+PROCESSES = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -163,30 +165,30 @@ def test_keep_and_fall_back(tmp_path: Path) -> None:
     assert int(value["value"]) == 3
 
 
-SAVER = """
-import sys, torch
-from realrl.run import Run
-run = Run(sys.argv[1], resume=True)
-part = {"x": torch.zeros(20_000), "count": 0}
-start = run.load("loop", part=part) or 0
-assert part["count"] == start and (part["x"] == start).all()
-print("ready", flush=True)
-for step in range(start + 1, start + 100_000):
-    run.save("loop", step, part={"x": torch.full((20_000,), float(step)), "count": step})
-    run._file.write(b'{"stage": "", "step": %d, "time": 0}\\n' % step); run._file.flush()
-"""
+def save_until_killed(folder: Path, ready: Connection) -> None:
+    """Check what was loaded, say so, and save for ever."""
+    torch.set_num_threads(1)
+    run = Run(folder, resume=True)
+    part: dict[str, Any] = {"x": torch.zeros(20_000), "count": 0}
+    start = run.load("loop", part=part) or 0
+    ready.send(part["count"] == start and bool((part["x"] == start).all()))
+    for step in range(start + 1, start + 100_000):
+        run.save("loop", step, part={"x": torch.full((20_000,), float(step)), "count": step})
+        run._file.write(b'{"stage": "", "step": %d, "time": 0}\n' % step)
+        run._file.flush()
 
 
 def test_kill_in_the_middle_of_a_save(tmp_path: Path) -> None:
     rng, reached = random.Random(0), 0
     for _ in range(15):
-        job = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        assert job.stdout is not None
-        assert job.stdout.readline() == "ready\n"  # the child itself has checked what it loaded
+        ours, theirs = PROCESSES.Pipe()
+        job = PROCESSES.Process(target=save_until_killed, args=(tmp_path, theirs))
+        job.start()
+        theirs.close()
+        assert ours.recv(), "the child has another start than was saved"
         time.sleep(rng.uniform(0.0, 0.08))
         job.kill()
-        job.wait()
-        job.stdout.close()
+        job.join()
         folder = tmp_path / "checkpoints" / "loop"
         if not list(folder.glob("state-*.json")):
             continue

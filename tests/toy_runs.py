@@ -51,6 +51,12 @@ def tiny(**changes: Any) -> RL100Config:
         "eval_episodes": 12, "final_episodes": 12, "audit_episodes": 6, **changes})
 
 
+def through(folder: Path, cfg: RL100Config) -> dict[str, Any]:
+    """Run or resume RL-100 in `folder` to its end; the summary."""
+    with Run.start(folder, cfg, resume=True) as run, WorkCell(run, cfg) as cell:
+        return train(cfg, cell)
+
+
 def weights(folder: Path) -> dict[str, Any]:
     """Every weight of a saved policy."""
     return dict(load_policy(folder / "policy")[0].state_dict())
@@ -69,6 +75,4 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 def main(folder: str, file: str) -> None:
     """Run or resume RL-100 in `folder` with the configuration in `file`: for the tests that kill the process."""
-    cfg = config.from_dict(RL100Config, config.read(Path(file)), source=file)
-    with Run.start(folder, cfg, resume=True) as run, WorkCell(run, cfg) as cell:
-        train(cfg, cell)
+    through(Path(folder), config.from_dict(RL100Config, config.read(Path(file)), source=file))

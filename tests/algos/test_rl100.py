@@ -137,14 +137,15 @@ def test_the_policy_folder_acts_as_the_summary_says(whole):
 # -- the offline round ------------------------------------------------------------------------------------------------------------
 
 
-def round_of(monkeypatch, verdicts, **options):
-    """An offline round whose gate answers as it is told."""
+def round_of(monkeypatch, verdicts, started=None, **options):
+    """An offline round whose gate answers as it is told. started: what the policy was before re-imitation."""
     cfg = tiny(offline=offline(**options))
     with Collector(cfg.task, cfg.collect) as collector:
         data = list(collector.collect(envs.expert(cfg.task, noise=0.5), range(20), greedy=True))
     torch.manual_seed(0)
     policy = DiffusionPolicy(small_policy(), 2, 2).eval()
-    stage = OfflineRound(policy, ChunkView(data, chunk=2, n_obs=1, gamma=cfg.gamma), cfg, seed=0, log=lambda step, told: None)
+    stage = OfflineRound(policy, ChunkView(data, chunk=2, n_obs=1, gamma=cfg.gamma), cfg, seed=0, log=lambda step, told: None,
+                         started=started)
     answers = iter(verdicts)
     monkeypatch.setattr(rl100, "gate", lambda c, i, **_: Verdict(next(answers), float(c.mean()), float(i.mean()), 0.0, 0.0, 0.0))
     return stage
@@ -170,6 +171,20 @@ def test_an_accepted_candidate_stays_and_a_later_refusal_goes_back_to_it(monkeyp
     assert torch.equal(net(stage), accepted) and torch.equal(first, before) and not torch.equal(accepted, before)
     assert [r["accepted"] for r in stage.records] == [1.0, 1.0, 0.0, 0.0] and sum(seen) == 5
     assert len(refused) == 2 and not any(torch.equal(r, accepted) for r in refused), "the audit keeps the refused ones too"
+
+
+def test_a_round_whose_candidates_are_all_refused_gives_back_what_it_started_from(monkeypatch):
+    """Re-imitation is a candidate, too: without the gate's word it would be the round's product."""
+    torch.manual_seed(7)
+    started = DiffusionPolicy(small_policy(), 2, 2).net.state_dict()
+    stage = round_of(monkeypatch, [False] * 3, started=started, iterations=4)
+    cloned = net(stage)
+    stage.improve(lambda n: None)
+    assert torch.equal(net(stage), torch.cat([p.flatten() for p in started.values()])) and not torch.equal(net(stage), cloned)
+    assert [(r["iteration"], r["accepted"]) for r in stage.records] == [(-1, 1.0), (0, 0.0), (2, 0.0), (4, 0.0)]
+    stage = round_of(monkeypatch, [True, False, False], started=started, iterations=4)
+    stage.improve(lambda n: None)
+    assert torch.equal(net(stage), cloned), "one that passes is what the round goes on from"
 
 
 def test_a_round_ends_where_it_drifts_out_of_the_data(monkeypatch):
@@ -277,7 +292,7 @@ def test_one_step_alone_from_a_saved_policy(whole, tmp_path):
 def test_checkpoints_hold_the_judged_candidates(whole):
     _, parts = read_parts(whole[0] / "checkpoints" / "offline-1-candidates")
     records, nets = parts["judged"]["records"], parts["judged"]["nets"]
-    assert len(records) == len(nets) == 4 and np.isfinite([r["estimate"] for r in records]).all()
+    assert len(records) == len(nets) == 5 and np.isfinite([r["estimate"] for r in records]).all()
     accepted = [n for r, n in zip(records, nets, strict=True) if r["accepted"]]
     after = read_parts(whole[0] / "checkpoints" / "offline-1")[1]["policy"]
     if accepted:

@@ -361,10 +361,10 @@ def test_ctrl_c_says_how_to_resume(tmp_path: Path) -> None:
 def test_train_rl100_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All stages on a toy with budgets that only prove that the parts fit; tests/algos has the ones that learn."""
     run = tmp_path / "run"
-    small = {"policy.diffusion.steps": 4, "offline.rollouts": 8, "offline.iterations": 2, "offline.gate-every": 1, "offline.states": 64,
-             "critic.steps": 20, "critic.hidden": 16, "ope.members": 3, "ope.elites": 2, "ope.steps": 20, "ope.starts": 8,
-             "online.iterations": 2, "online.episodes": 6, "online.warmup": 1, "distill.steps": 20, "distill.chains": 32,
-             "distill.batch": 32, "eval-episodes": 4, "final-episodes": 5, "audit-episodes": 3}
+    small = {"policy.diffusion.steps": 4, "offline.rollouts": 8, "offline.iterations": 2, "offline.reimitation": 20,
+             "offline.gate-every": 1, "offline.states": 64, "critic.steps": 20, "critic.hidden": 16, "ope.members": 3, "ope.elites": 2,
+             "ope.steps": 20, "ope.starts": 8, "online.iterations": 2, "online.episodes": 6, "online.warmup": 1, "distill.steps": 20,
+             "distill.chains": 32, "distill.batch": 32, "eval-episodes": 4, "final-episodes": 5, "audit-episodes": 3}
     flags = [word for name, value in small.items() for word in (f"--{name}", str(value))]
     assert cli.main(["train", "rl100", "--task", "toy/line", "--run", str(run), *TINY, *flags]) == 0
     out = capsys.readouterr().out

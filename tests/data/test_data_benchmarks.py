@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import loading  # noqa: E402
-import scale  # noqa: E402
-import tables  # noqa: E402
-
-from realrl.data.cache import FrameCache  # noqa: E402
+from benchmarks import loading, scale
+from benchmarks.lib import common, tables
+from realrl.data.cache import FrameCache
 
 
 def rows_of(module: Any, monkeypatch: pytest.MonkeyPatch, folder: Path, words: list[str]) -> list[dict[str, Any]]:
     """What a benchmark writes, away from the results."""
     monkeypatch.setattr(module, "RESULTS", folder)
     assert module.main(words) == 0
-    found: list[dict[str, Any]] = json.loads((folder / f"{module.__name__}.json").read_text())
-    return found
+    return common.read_rows(next(folder.glob("*.jsonl")))
 
 
 def test_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +50,7 @@ def test_loading_says_why_lerobot_does_not_run(tmp_path: Path) -> None:
 
 
 def test_low_dimensional_loading(tmp_path: Path) -> None:
-    table = loading.Table(tmp_path / "loading.json", ("kind", "method"))
+    table = loading.Table(tmp_path / "loading.jsonl", ("kind", "method"))
     loading.numbers(12_000, 3, table)
     assert [r["method"] for r in table.rows] == ["10,000 frames", "12,000 frames"]
     assert "| 10,000 frames |" in tables.loading_table(table.rows)
@@ -70,4 +63,4 @@ def test_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["append at 120 episodes"]["n"] == 5 and found["open"]["frames"] == 2400 and found["size on disk"]["value"] > 0
     assert found["peak memory of the process that opens"]["value"] > found["peak memory of the process that opens"]["imports_mb"]
     assert "< 500 MB" in tables.scale_table(list(found.values()))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["scale.json"], "the dataset is gone"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scale.jsonl"], "the dataset is gone"

@@ -25,9 +25,7 @@ from realrl.data.store import Store
 from realrl.data.tools.check import check, describe
 from realrl.types import Array, Episode, RealrlError, Source
 
-# Children begin from a clean server process that has imported this file already: a start costs milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["__main__", __name__])
 
 
 def episode(seed: int, frames: int | None = None, *, dtype: type = np.float32, film: bool = False, **changes: Any) -> Episode:

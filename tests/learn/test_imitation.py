@@ -38,6 +38,7 @@ def train(training, steps):
     return [training.update()["loss"] for _ in range(steps)]
 
 
+@pytest.mark.slow
 def test_learns_the_task_and_keeps_both_ways(demos):
     view = view_of(demos)
     policy = policy_for(view, hidden=128)

@@ -71,6 +71,7 @@ def test_values_of_the_best_policy_from_its_own_data():
     assert told["value_explained"] > 0.98 and told["value_mean"] == pytest.approx(told["return_mean"], abs=0.03)
 
 
+@pytest.mark.slow
 def test_a_high_expectile_finds_the_best_policy_in_data_of_a_poor_one():
     """60 % forward, 40 % backward: expectile 0.5 gives this policy's own value, 0.97 nearly the best one's, and Q ranks actions."""
     truth, data = line_value(PLACES[:, 0].numpy(), GAMMA), view(Coin(0.6), 150, horizon=50)
@@ -83,6 +84,7 @@ def test_a_high_expectile_finds_the_best_policy_in_data_of_a_poor_one():
     assert (ahead[:4] > back[:4] + 0.05).all(), "one step back costs gamma^2 of what lies ahead"
 
 
+@pytest.mark.slow
 def test_what_follows_a_time_limit_is_bootstrapped_and_what_follows_an_end_is_not():
     """Episodes of two steps at most never show the way from 5/5 to the goal in one piece: V is sewn together across them."""
     data, expert = view(envs.expert("toy/line"), horizon=2), envs.expert("toy/line")

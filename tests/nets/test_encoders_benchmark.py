@@ -1,16 +1,11 @@
 """benchmarks/encoders.py: the forms it compares agree, take turns, and leave rows."""
 
-import json
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import encoders
+from benchmarks import encoders
+from benchmarks.lib.common import read_rows
 
 
 def test_rows_of_every_form(tmp_path, capsys):
@@ -20,7 +15,7 @@ def test_rows_of_every_form(tmp_path, capsys):
         assert encoders.main(words) == 0
     finally:
         torch.set_num_threads(threads)
-    rows = json.loads((tmp_path / "encoders.json").read_text())
+    rows = read_rows(tmp_path / "encoders.jsonl")
     assert {(r["part"], r["form"]) for r in rows} >= {(p, form) for p in ("clouds", "chamfer", "augment") for form in ("plain", "ours")}
     assert "ours bf16" in {r["form"] for r in rows}
     assert len({tuple(r[k] for k in encoders.KEY) for r in rows}) == len(rows) and all(r["forward_ms"] > 0 for r in rows)

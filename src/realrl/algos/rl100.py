@@ -8,7 +8,7 @@ docs/methods/rl100.md maps equations to lines and says where and why this depart
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -141,9 +141,13 @@ class OfflineRound:
     The behaviour policy draws fresh chains at recorded states, the critics score them, the objective improves the policy. Every
     `gate_every` iterations off-policy evaluation compares the candidate with the last accepted policy, from the same starts with
     the same noise; one that does not pass is undone, weights and optimiser, and the next starts with half the step size.
+
+    started: the noise network as it was before re-imitation, which is then the first candidate to pass the gate; a round whose
+    candidates are all refused gives back what it started from. None where the encoder has moved since: it cannot be tried any more.
     """
 
-    def __init__(self, policy: DiffusionPolicy, view: ChunkView, cfg: RL100Config, *, seed: int, log: Any) -> None:
+    def __init__(self, policy: DiffusionPolicy, view: ChunkView, cfg: RL100Config, *, seed: int, log: Any,
+                 started: dict[str, Tensor] | None = None) -> None:
         self.policy, self.cfg, self.seed, self.log = policy, cfg, seed, log
         table = view.encoded(policy.features)  # the encoder is frozen offline, and shared by policy, critics and model
         self.cond = table.cond
@@ -158,12 +162,12 @@ class OfflineRound:
         self.ppo, self.student = DenoisingPPO(policy, cfg.offline.ppo), policy.distillation(cfg.distill)
         self.records: list[dict[str, float]] = []  # what the gate judged ...
         self.nets: list[dict[str, Tensor]] = []  # ... and the weights it judged, for the audit
+        self.started = started
 
     def improve(self, advance: Any) -> None:
         """Run the round; the policy ends as the last accepted candidate."""
         offline, random = self.cfg.offline, generator(self.seed, "offline", device=self.policy.device)
-        accepted, score, refused = self.ppo.keep(), self._score(), 0
-        self._remember({"iteration": 0, "estimate": float(score[offline.measure].mean()), "accepted": 1.0}, score)
+        accepted, score, refused = *self._begin(), 0
         origin = self._probe()
         for iteration in range(1, offline.iterations + 1):
             pick = torch.randint(len(self.cond), (offline.states,), generator=random, device=self.cond.device)
@@ -185,6 +189,24 @@ class OfflineRound:
                     refused += 1
                 if drift > offline.max_drift or refused >= offline.patience:
                     break
+
+    def _begin(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(the policy that the round goes on from, its score): the re-imitated one, if it passes, else what the round started from."""
+        measure, now = self.cfg.offline.measure, {"iteration": 0, "accepted": 1.0}
+        if self.started is None:
+            score = self._score()
+            self._remember({**now, "estimate": float(score[measure].mean())}, score)
+            return self.ppo.keep(), score
+        cloned = {k: v.clone() for k, v in self.policy.net.state_dict().items()}
+        self.policy.net.load_state_dict(self.started)
+        before = self._score()
+        self._remember({**now, "iteration": -1, "estimate": float(before[measure].mean())}, before)
+        self.policy.net.load_state_dict(cloned)
+        score = self._score()
+        if not self._judge(0, score, before):
+            self.policy.net.load_state_dict(self.started)
+            score = before
+        return self.ppo.keep(), score
 
     def _judge(self, iteration: int, candidate: Mapping[str, Tensor], incumbent: Mapping[str, Tensor]) -> bool:
         """The paired gate of section 5 on the configured measure; every measure is logged for the audit."""
@@ -362,17 +384,13 @@ def _offline(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, demo
                 starts, noise = cell.seeds(1, offline.rollouts, r * offline.rollouts), derive(cfg.seed, "rollout", r) % 2**31
                 data += cell.practise(f"rollout-{r + 1}", policy.with_head("ddim"), starts, noise_seed=noise)
             decisions = partial(ChunkView, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
-            if offline.reimitation and (good := worthy(data)):
-                again = replace(cfg.imitation, steps=offline.reimitation)
-                seen = decisions(good)
-                cond = None if offline.reimitate_encoder else seen.encoded(policy.features).cond
-                trainer = Imitation(policy, seen, again, seed=derive(cfg.seed, "imitation", m + 1), cond=cond)
-                imitate(cell.run, trainer, f"{name}-imitation")
+            started = _reimitate(cfg, cell, policy, m, decisions, data)
             cell.run.rewind(name, -1)
             horizon = cfg.ope.horizon or math.ceil((cfg.horizon or cell.spec.horizon) / policy.chunk)
             sized = replace(cfg, ope=replace(cfg.ope, horizon=horizon))
             with cell.run.bar(f"{name}: improving", offline.iterations) as advance:
-                stage = OfflineRound(policy, decisions(data), sized, seed=derive(cfg.seed, "offline", m), log=cell.run.logger(name))
+                stage = OfflineRound(policy, decisions(data), sized, seed=derive(cfg.seed, "offline", m), log=cell.run.logger(name),
+                                     started=started)
                 stage.improve(advance)
         value.load_state_dict(stage.critics.value.state_dict())
         seen_with = policy.encoder.state_dict() if policy.encoder else {}
@@ -380,6 +398,19 @@ def _offline(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, demo
         cell.run.save(name, 1, policy=policy, value=value)
     cell.finish_stage(name, policy.with_head("ddim"), cfg.eval_episodes)
     return value
+
+
+def _reimitate(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, decisions: Callable[[Sequence[Episode]], ChunkView],
+               data: Sequence[Episode]) -> dict[str, Tensor] | None:
+    """pi_m <- IL(D_m) on the successes so far. Returns the noise network as it was; None where there is nothing to go back to."""
+    offline, good = cfg.offline, worthy(data)
+    if not (offline.reimitation and good):
+        return None
+    before = {k: v.clone() for k, v in policy.net.state_dict().items()}
+    seen, again = decisions(good), replace(cfg.imitation, steps=offline.reimitation)
+    cond = None if offline.reimitate_encoder else seen.encoded(policy.features).cond
+    imitate(cell.run, Imitation(policy, seen, again, seed=derive(cfg.seed, "imitation", m + 1), cond=cond), f"offline-{m + 1}-imitation")
+    return None if policy.encoder and offline.reimitate_encoder else before
 
 
 def _online(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, value: nn.Module | None) -> int:

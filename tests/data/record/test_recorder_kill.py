@@ -1,4 +1,4 @@
-"""A recorder, its encoder process, or both are killed two hundred times at random moments; nothing that was finished may be lost.
+"""A recorder, its encoder process, or both are killed at random moments, two hundred times with `--long`; nothing finished may be lost.
 
 The rounds run in a small process of their own (this file as a script), which forks recorders, because starting Python two hundred
 times would be what takes the time. The recorders and encoder processes are real ones.
@@ -30,7 +30,7 @@ from realrl.data.tools.check import check
 from realrl.types import Episode, Obs, Source, Step
 
 SIZE = (16, 24)
-KILLS = 101  # a run; there are two
+FEW, MANY = 15, 101  # kills a run, without and with --long; there are two runs
 
 
 def observation(seed: int, t: int) -> Obs:
@@ -194,10 +194,11 @@ def main(folder: str, seed: int, kills: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_killed_a_hundred_times_nothing_finished_is_lost(tmp_path: Path, seed: int) -> None:
+def test_killed_again_and_again_nothing_finished_is_lost(tmp_path: Path, seed: int, long: bool) -> None:
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else tmp_path  # a kill spares the page cache, so the disk would only take time
     with tempfile.TemporaryDirectory(dir=memory) as folder:
-        done = subprocess.run([sys.executable, __file__, f"{folder}/set", str(seed), str(KILLS)], capture_output=True, text=True,
+        done = subprocess.run([sys.executable, __file__, f"{folder}/set", str(seed), str(MANY if long else FEW)],
+                              capture_output=True, text=True,
                               env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, timeout=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "none lost" in done.stdout

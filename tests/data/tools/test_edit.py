@@ -22,7 +22,6 @@ from realrl.data.tools.check import check
 from realrl.types import Episode, RealrlError
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["realrl.data.tools.edit", "realrl.data.store", "realrl.data.tools.check", "pytest"])
 
 
 def complaint(call, *words: str) -> None:

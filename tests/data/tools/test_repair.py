@@ -27,7 +27,6 @@ from realrl.data.tools.repair import repair
 from realrl.types import RealrlError, Source, Step
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["realrl.data.tools.repair", "realrl.data.tools.check", "pytest"])
 CAMERA = "images.front"
 FILM = "observation.images.front"
 

@@ -1,0 +1,1 @@
+"""What benchmarks share: rows, budgets, comparisons, baselines, and the tables of docs/benchmarks.md."""
