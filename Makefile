@@ -4,6 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS := .venv/.docs
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: run test quick test-long lint types docs clean
@@ -38,8 +39,14 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-docs: $(STAMP)
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[docs]"
+	touch $@
+
+# The site in build/site: open its index.html; the search wants `python -m http.server -d build/site`.
+docs: $(DOCS)
 	$(BIN)/python docs/check_links.py README.md CONTRIBUTING.md docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist src/*.egg-info
