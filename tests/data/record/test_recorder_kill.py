@@ -199,7 +199,7 @@ def test_killed_again_and_again_nothing_finished_is_lost(tmp_path: Path, seed: i
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         done = subprocess.run([sys.executable, __file__, f"{folder}/set", str(seed), str(MANY if long else FEW)],
                               capture_output=True, text=True,
-                              env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, timeout=400)
+                              env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, timeout=3000 if long else 400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "none lost" in done.stdout
 
