@@ -44,7 +44,8 @@ from realrl.cell.evaluate import held_out, wilson
 from realrl.cell.playback import player, replay
 from realrl.data import formats
 from realrl.data.cache import FrameCache
-from realrl.data.store import Store, open_dataset
+from realrl.data.formats import open_dataset
+from realrl.data.store import Store
 from realrl.data.views import ChunkView
 from realrl.data.windows import ImageWindows
 from realrl.envs import pusht, robosuite

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,14 @@ MEMORY = 3 * 2**30  # bytes of address space beyond what the imports took
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "socket.getaddrinfo",
              "pickle.find_class", "shutil.rmtree")
 CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
-OWN_PROGRAM = "hdf5_probe.py"  # the process of ours that looks at HDF5 files first, because their library crashes
+WATCHED = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+import fuzzing
+from realrl.data import formats
+fuzzing.watch_readers()
+formats.sandbox.serve(formats.FORMATS, int(sys.argv[2]))
+"""  # the process of ours that opens foreign files, watched like the child
 
 
 # ---- samples
@@ -122,9 +130,10 @@ def legacy(root: Path) -> Path:
     import av
     import pyarrow as pa
     import pyarrow.parquet as pq
-    import test_legacy
+    sys.path.insert(0, str(FOLDER / "formats"))
+    import test_lerobot_v2
 
-    test_legacy.old(root)
+    test_lerobot_v2.old(root)
     encoder: Any = av.CodecContext.create("png", "w")
     encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 8, 8, "rgb24", Fraction(1, 10)
     cell = {"bytes": bytes(encoder.encode(av.VideoFrame.from_ndarray(np.full((8, 8, 3), 90, np.uint8), format="rgb24"))[0]), "path": ""}
@@ -194,7 +203,7 @@ def log_episode(folder: Path, e: Any, seed: int, *, finished: bool) -> None:
 
 def read_dataset(path: Path) -> None:
     """Open, read, check and describe; when the data cannot be read, `check` must still say so without raising."""
-    from realrl.data.store import open_dataset
+    from realrl.data.formats import open_dataset
     from realrl.data.tools.check import check, describe
     from realrl.types import RealrlError
 
@@ -222,8 +231,8 @@ def read_video(path: Path) -> None:
 
 def read_legacy(path: Path) -> None:
     """Open, read with and without pictures, and ask where pictures lie, which does not read the tables."""
-    from realrl.data.legacy import Legacy
-    from realrl.data.store import open_dataset
+    from realrl.data.formats import open_dataset
+    from realrl.data.formats.lerobot_v2 import Legacy
     from realrl.types import RealrlError
 
     data = open_dataset(path)
@@ -338,11 +347,16 @@ class Child:
             self.process = None
 
 
-class _Watch:
-    """Notes every file that Python opens outside `inside`, and every forbidden event."""
+class Escape(BaseException):
+    """Nothing that reads files catches it."""
 
-    def __init__(self) -> None:
+
+class _Watch:
+    """Notes every file that Python opens outside `inside`, and every forbidden event. raising: raise `Escape` at once, too."""
+
+    def __init__(self, raising: bool = False) -> None:
         self.inside: Path | None = None
+        self.raising = raising
         self.seen: list[str] = []
         # libraries load lazily: their own files may be read, never written
         places = {sys.prefix, sys.base_prefix, *sys.path, "/usr", "/lib", "/proc", "/sys", "/dev"}
@@ -352,7 +366,7 @@ class _Watch:
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         if self.inside is None:
             return
-        ours = (event == "subprocess.Popen" and OWN_PROGRAM in str(args[1]),
+        ours = (event == "subprocess.Popen" and WATCHED in args[1],
                 event == "shutil.rmtree" and Path(args[0]).name.startswith("done-") and self._within(args[0]))  # a settled recording
         changed = [x for x in args[:2] if isinstance(x, (str, bytes, os.PathLike))] if event in CHANGES else []
         if event in ("os.remove", "os.rmdir") and args[1] != -1:  # a name in a folder that is open, as rmtree does
@@ -366,6 +380,9 @@ class _Watch:
                 return
             if name != os.devnull and not name.startswith(str(self.inside)) and (writes or not name.startswith(self.libraries)):
                 self.seen.append(f"open {name} {args[1]}")
+        if self.seen and self.raising:
+            self.inside = None
+            raise Escape(self.seen[-1])
 
     def _within(self, path: Any) -> bool:
         """Whether what would be changed lies inside; its folder's links are followed, its own is what is renamed or removed."""
@@ -373,11 +390,27 @@ class _Watch:
         return self.inside is not None and Path(os.path.realpath(folder), name).is_relative_to(self.inside)
 
 
+def watch_readers() -> None:
+    """In the process that forks the readers of foreign files: what escapes from one of them is told like a bug of it."""
+    from realrl.data import formats
+
+    watch, plain = _Watch(raising=True), formats.sandbox._read
+    formats.FORMATS["escape"] = SimpleNamespace(read=lambda path: Path("/etc/hostname").read_text())  # type: ignore[assignment]
+
+    def read(module: Any, line: Any, asked: dict[str, Any]) -> None:
+        watch.inside = Path(asked["path"]).resolve().parent
+        plain(module, line, asked)
+    formats.sandbox._read = read
+
+
 def _serve() -> None:
+    from realrl.data.formats import sandbox
     from realrl.types import RealrlError
 
-    ours = (f"realrl.data.{name}" for name in ("check", "store", "formats", "video", "legacy", "side", "recovery"))
-    for name in ("h5py", "zarr", "minari", "PIL.Image", *ours):
+    sandbox.SERVER = sandbox.Server(WATCHED)
+
+    ours = (f"realrl.data.{name}" for name in ("tools.check", "store", "formats", "video", "side", "record.recovery"))
+    for name in ("PIL.Image", *ours):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)  # libraries look around while they load; that is not what is watched
     platform.processor()

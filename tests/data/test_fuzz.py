@@ -189,7 +189,7 @@ def test_the_harness_notices_what_it_should(tmp_path: Path) -> None:
         assert run(kind, kind, "*", 0, lambda file: None) == "read", kind
     child = Faulty()
     for fault, told in (("raise", "exception"), ("open", "escape"), ("write", "escape"), ("abort", "crash"), ("unpickle", "escape"),
-                        ("memory", "exception")):
+                        ("memory", "exception"), ("reader", "exception: ")):
         assert child.read(fault, tmp_path / "x", tmp_path / "in").startswith(told), fault
     child.close()
 
@@ -201,9 +201,10 @@ class Faulty(fuzzing.Child):
 import os, pickle, sys
 sys.path.insert(0, {folder!r})
 import fuzzing
+from realrl.data.formats import sandbox
 fuzzing.READERS.update({{"raise": lambda p: 1 / 0, "abort": lambda p: os.abort(), "memory": lambda p: bytes(2**36),
                          "open": lambda p: open(str(p) + "y", "a"), "write": lambda p: os.open(str(p), os.O_CREAT),
-                         "unpickle": lambda p: pickle.loads(pickle.dumps(p))}})
+                         "unpickle": lambda p: pickle.loads(pickle.dumps(p)), "reader": lambda p: sandbox.read("escape", p, {{}})}})
 fuzzing._serve()
 """
 

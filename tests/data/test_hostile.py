@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import test_legacy
+import test_lerobot_v2
 
 from realrl.data import side
-from realrl.data.legacy import Legacy
+from realrl.data.formats.lerobot_v2 import Legacy
 from realrl.data.record import recovery
 from realrl.data.record.journal import END, FRAME, HEADER, START, Log, damaged, read_log
 from realrl.data.record.recorder import Recorder
@@ -40,13 +40,13 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def test_lines_are_cut_at_line_feeds_only(tmp_path: Path) -> None:
-    path = test_legacy.old(tmp_path / "d") / "meta/tasks.jsonl"
+    path = test_lerobot_v2.old(tmp_path / "d") / "meta/tasks.jsonl"
     path.write_text('{"task_index": 0, "task": "a\u2028b"}\n{"task_index": 1, "task": "c\u0085d"}\n')
     assert Legacy(tmp_path / "d").tasks == ["a\u2028b", "c\u0085d"]
 
 
 def test_a_length_that_no_video_can_have_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
-    root = test_legacy.old(tmp_path / "d")
+    root = test_lerobot_v2.old(tmp_path / "d")
     lines = [json.loads(text) for text in (root / "meta/episodes.jsonl").read_text().splitlines()]
     for length in (2**45, 10**400):
         lines[0]["length"] = length
@@ -58,14 +58,14 @@ def test_a_length_that_no_video_can_have_is_refused_before_it_takes_memory(tmp_p
 
 @pytest.mark.parametrize("dtype", ["f4,(", "(1,f4", "\ud800"])
 def test_a_dtype_that_numpy_does_not_parse(dtype: str, tmp_path: Path) -> None:
-    root = test_legacy.old(tmp_path / "d")
+    root = test_lerobot_v2.old(tmp_path / "d")
     features = json.loads((root / "meta/info.json").read_text())["features"]
     edit(root / "meta/info.json", features=features | {"next.reward": {"dtype": dtype, "shape": [1]}})
     complaint(lambda: Legacy(root), "info.json", "dtype")
 
 
 def test_pipes_long_names_and_line_feeds_in_paths(tmp_path: Path) -> None:
-    root = test_legacy.old(tmp_path / "d")
+    root = test_lerobot_v2.old(tmp_path / "d")
     for template in ("x" * 3000 + "{episode_index}", "a\nb{episode_index}"):
         edit(root / "meta/info.json", video_path=template)
         complaint(lambda: Legacy(root).read())

@@ -20,7 +20,6 @@ from realrl.cell.collect import Collector, MakeEnv
 from realrl.cell.curriculum import Practice
 from realrl.cell.judge import Judge
 from realrl.data.schema import CAMERA_PREFIXES
-from realrl.data.store import open_dataset
 from realrl.learn.imitation import worthy
 from realrl.run import Run
 from realrl.scene import Scene
@@ -149,6 +148,7 @@ def _without_extra(episode: Episode) -> Episode:
 
 def recorded_demonstrations(data: str, spec: TaskSpec) -> list[Episode]:
     """The worthy episodes of a recorded data set. Raises RealrlError where it does not fit the task, naming what differs and the mend."""
+    from realrl.data.formats import open_dataset  # all formats, which few runs need
     store = open_dataset(data)
     episodes = store.read(images=any(key.startswith(CAMERA_PREFIXES) for key in spec.senses))
     if not episodes or "state" not in episodes[0].obs:

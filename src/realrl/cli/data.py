@@ -355,7 +355,7 @@ def _edited(*made: Edited) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     from realrl.data import formats
-    from realrl.data.store import open_dataset
+    from realrl.data.formats import open_dataset
     count, pairs = _recorded(args.dir, args.episodes)
     episodes = (episode for _, episode in _bar(pairs, f"writing {args.format}", count))
     formats.write(args.format, episodes, args.out, fps=open_dataset(args.dir).fps, **_options(args))
@@ -404,12 +404,12 @@ def _opened(args: argparse.Namespace) -> Imported:
     """The source of an import. LeRobot's own layouts, of version 2 say, are copied into a new dataset."""
     from realrl.data import formats
     options = _options(args) | {name: value for name in ("task", "fps") if (value := getattr(args, name)) is not None}
-    if not _is_lerobot(args.source):
+    if not _is_lerobot(args.source) or (not options and formats.lerobot_v2.detect(args.source)):
         return formats.read(args.source, args.format, **options)
     if args.format or options:
         raise mistake()(f"{args.source} is a LeRobot dataset, it says all that --format, --task, --fps and options could: "
                         "leave them out")
-    from realrl.data.store import open_dataset
+    from realrl.data.formats import open_dataset
     store = open_dataset(args.source)
     episodes = (store.read([i])[0] for i in range(len(store)))
     return formats.Imported((store.tasks or [""])[0], store.fps, store.info.get("robot_type") or "unknown", episodes, count=len(store))
@@ -418,7 +418,7 @@ def _opened(args: argparse.Namespace) -> Imported:
 def _recorded(path: Path, chosen: str | None) -> tuple[int | None, Iterator[tuple[int, Episode]]]:
     """(how many, number and episode of each, read one by one) of a dataset or of a file in another format."""
     from realrl.data import formats
-    from realrl.data.store import open_dataset
+    from realrl.data.formats import open_dataset
     from realrl.data.tools import edit
     wanted = None if chosen is None else edit.episode_numbers(chosen)
     if path.is_file() or (not _is_lerobot(path) and any(module.detect(path) for module in formats.FORMATS.values())):

@@ -33,13 +33,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from realrl.data import video
-from realrl.data.legacy import Legacy
 from realrl.data.schema import camera_shape
-from realrl.data.store import Store
+from realrl.data.store import Recordings as Recordings
 from realrl.files import lock, sync
 from realrl.types import Array, RealrlError
 
-Recordings = Store | Legacy
 Size = tuple[int, int]  # height, width
 VERSION = 1
 TOLERANCE_S = 1e-4  # between a frame's own time and the table's, as LeRobot allows

@@ -52,7 +52,7 @@ def read_info(root: Path) -> Info:
     version = str(info.get("codebase_version"))
     if version.startswith("v2."):
         raise RealrlError(f"{path}: codebase_version is {version!r}, which is read but not written here; open it with "
-                          "realrl.data.store.open_dataset, or copy it into a new dataset")
+                          "realrl.data.formats.open_dataset, or copy it into a new dataset")
     if not version.startswith("v3."):
         raise RealrlError(f"{path}: codebase_version is {version!r}, only v3.x and v2.x are read; convert the dataset first")
     kinds: dict[str, tuple[type, ...]] = {"data_path": (str,), "chunks_size": (int,)}

@@ -18,13 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from realrl.data import compaction, footage, legacy, schema, tables, video
+from realrl.data import compaction, footage, schema, tables, video
 from realrl.data.compaction import JOURNAL
 from realrl.data.footage import Encoded, Place
 from realrl.data.schema import Info
@@ -46,14 +46,31 @@ class _Take:
     stats: Stats = field(default_factory=dict)
 
 
-def open_dataset(directory: str | Path) -> Store | legacy.Legacy:
-    """A dataset of LeRobot's version 3 (a Store), or of version 2.x to read only. Both have len, frames, fps, tasks, info and read.
+class Recordings(Protocol):
+    """What can be read of a dataset, whatever its layout: a `Store`, or one that `realrl.data.formats` reads where it lies."""
 
-    Raises RealrlError for any other version and for folders that hold no dataset.
-    """
-    if str(schema.read_json(Path(directory)).get("codebase_version")).startswith("v2."):
-        return legacy.Legacy(directory)
-    return Store.open(directory)
+    dir: Path
+
+    def __len__(self) -> int: ...
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def fps(self) -> int: ...
+
+    @property
+    def tasks(self) -> list[str]: ...
+
+    @property
+    def info(self) -> Info: ...
+
+    @property
+    def cameras(self) -> list[str]: ...
+
+    def read(self, indices: Sequence[int] | None = None, images: bool = True) -> list[Episode]: ...
+
+    def pictures(self, episode: int, camera: str) -> tuple[Path, Array]: ...
 
 
 class Store:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from realrl.data.legacy import Legacy
-from realrl.data.store import Store, open_dataset
+from realrl.data.formats import open_dataset
+from realrl.data.store import Recordings, Store
 from realrl.report.figures import BLUE, PALETTE, Drawing, Panel, small_multiples
 from realrl.report.pictures import film_strip, tell_once
 from realrl.report.view.clips import FOLDER, LINES, Clip, Each, EpisodeSet, ending, kept_failures
@@ -90,7 +90,7 @@ def failure_parts(run: Path) -> list[dict[str, Any]]:
     return parts
 
 
-def _card(store: Store | Legacy, i: int) -> dict[str, Any]:
+def _card(store: Recordings, i: int) -> dict[str, Any]:
     """One failure: how it ended, and a strip of every camera, or its traces."""
     (episode,) = store.read([i], images=False)
     facts = [ending(episode), f"{len(episode) / store.fps:.2f} s", f"return {float(episode.reward.sum()):.3g}"]

@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image  # comes with matplotlib
 
 from realrl.data import video
-from realrl.data.legacy import Legacy
-from realrl.data.store import Store
+from realrl.data.store import Recordings
 from realrl.types import Array, RealrlError
 
 THUMB = 128  # pixels of a thumbnail's longer side, at most
@@ -82,7 +81,7 @@ def mp4(pictures: Iterable[Array], fps: float, crf: int = 22) -> bytes:
     return buffer.getvalue()
 
 
-def film_strip(store: Store | Legacy, episode: int, camera: str, at: Sequence[float] = (0, .5, 1)) -> dict[str, Any]:
+def film_strip(store: Recordings, episode: int, camera: str, at: Sequence[float] = (0, .5, 1)) -> dict[str, Any]:
     """A recorded camera as thumbnails. at: where in the episode, 0 its start, 1 its end; a text where they cannot be read."""
     try:
         path, times = store.pictures(episode, camera)

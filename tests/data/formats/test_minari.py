@@ -188,7 +188,7 @@ def test_wrong_options_are_answered_with_what_there_is(tmp_path: Path, options: 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     with small_disk(50_000), pytest.raises(RealrlError, match="free space"):
-        ours.write([sample()], tmp_path / "x-v0", fps=10)
+        formats.write("minari", [sample()], tmp_path / "x-v0", fps=10)
     assert not list(tmp_path.iterdir())
 
 

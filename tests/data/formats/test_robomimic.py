@@ -13,7 +13,7 @@ import pytest
 from format_samples import assert_same, sample, small_disk
 
 from realrl.data import formats
-from realrl.data.formats import hdf5_probe, robomimic
+from realrl.data.formats import robomimic
 from realrl.data.store import Store
 from realrl.types import Episode, RealrlError, Source
 
@@ -273,9 +273,9 @@ def test_writing_never_overwrites_and_leaves_nothing_half_done(tmp_path: Path) -
 
 @pytest.mark.parametrize("size", [100, 3_000, 20_000, 150_000])
 def test_a_full_disk_is_one_line(tmp_path: Path, size: int) -> None:
-    """The library alone would end the interpreter."""
+    """The library would end the interpreter it runs in."""
     with small_disk(size), pytest.raises(RealrlError, match="free space"):
-        robomimic.write([sample(i, 20) for i in range(2)], tmp_path / "x.hdf5", fps=10)
+        formats.write("robomimic", [sample(i, 20) for i in range(2)], tmp_path / "x.hdf5", fps=10)
     assert not list(tmp_path.iterdir())
 
 
@@ -292,17 +292,6 @@ def test_bytes_changed_anywhere_are_one_line_or_harmless(tmp_path: Path) -> None
             assert "\n" not in str(error)
             refused += 1
     assert refused > 20
-
-
-def test_a_file_on_which_the_library_fails_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With no time to look, every file seems one that is never finished; the next file is looked at by a new process."""
-    path = documented(tmp_path / "x.hdf5")
-    with monkeypatch.context() as context:
-        context.setattr(hdf5_probe, "SECONDS", 1e-6)
-        context.setattr(hdf5_probe, "SECONDS_PER_BYTE", 0.0)
-        with pytest.raises(RealrlError, match="fails on it"):
-            formats.read(path)
-    assert len(list(formats.read(path).episodes)) == 3
 
 
 def test_reading_is_lazy(tmp_path: Path) -> None:

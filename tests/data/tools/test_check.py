@@ -15,7 +15,8 @@ import pytest
 from test_store import digest, episode, errors, new
 
 from realrl.data import video
-from realrl.data.store import Store, open_dataset
+from realrl.data.formats import open_dataset
+from realrl.data.store import Store
 from realrl.data.tools.check import check
 from realrl.types import Episode, RealrlError, Source
 

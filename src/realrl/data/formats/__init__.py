@@ -3,7 +3,10 @@
 - `NAME`, what a user calls it;
 - `detect(path) -> bool`, cheap, never raises;
 - `read(path, *, option=...) -> Imported`, options are explicit keyword arguments; raises RealrlError;
-- `write(episodes, path, *, fps, ...)` where the format can be written.
+- `write(episodes, path, *, fps, ...)` where the format can be written;
+- `library()`, where it needs one that is slow to load: loads it.
+
+`detect` runs here; `read` and `write` run in a process of their own (`sandbox`), so their options and `Imported.meta` are plain values.
 """
 
 from __future__ import annotations
@@ -14,13 +17,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from realrl.data.formats import arrow, diffusion_policy, minari, pickles, rlds, robomimic
+from realrl.data.formats import arrow, diffusion_policy, lerobot_v2, minari, pickles, rlds, robomimic, sandbox
 from realrl.data.formats.common import Imported
+from realrl.data.formats.lerobot_v2 import open_dataset
 from realrl.types import Episode, RealrlError
 
-__all__ = ["FORMATS", "Imported", "detect", "read", "write"]
+__all__ = ["FORMATS", "Imported", "detect", "open_dataset", "read", "write"]
 
-FORMATS: dict[str, ModuleType] = {module.NAME: module for module in (robomimic, diffusion_policy, minari, rlds, arrow, pickles)}
+FORMATS: dict[str, ModuleType] = {
+    module.NAME: module for module in (robomimic, diffusion_policy, minari, rlds, lerobot_v2, arrow, pickles)}
 
 
 def detect(path: str | Path) -> str:
@@ -40,15 +45,12 @@ def read(path: str | Path, format: str | None = None, **options: Any) -> Importe
     if not path.exists():
         raise RealrlError(f"{path} does not exist")
     name = detect(path) if format is None else format
-    function = _function(name, "read")
-    imported: Imported = function(path, **_known(name, function, options))
-    return imported
+    return sandbox.read(name, path, _known(name, _function(name, "read"), options))
 
 
 def write(format: str, episodes: Iterable[Episode], path: str | Path, *, fps: int, **options: Any) -> None:
     """Write episodes in a foreign format; `options` are those of its `write`. Raises RealrlError when `path` exists already."""
-    function = _function(format, "write")
-    function(episodes, Path(path), fps=fps, **_known(format, function, options))
+    sandbox.write(format, episodes, Path(path), {"fps": fps} | _known(format, _function(format, "write"), options))
 
 
 def _function(name: str, what: str) -> Callable[..., Any]:

@@ -21,7 +21,6 @@ from realrl.types import Array, Episode, RealrlError, Source
 NAME = "lerobot-arrow"
 BOOKKEEPING = {"episode_index", "frame_index", "timestamp", "index", "action", "next.reward", "next.done", "next.success",
                "episode_data_index_from", "episode_data_index_to", "task_index"}
-DAMAGED = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 
 
 def detect(path: Path) -> bool:
@@ -87,7 +86,7 @@ def _tables(path: Path) -> list[Path]:
 
 def _read_table(path: Path) -> pa.Table:
     """A whole arrow stream or file, its offsets verified before anything follows them."""
-    try:
+    with common.damage(path):
         with pa.OSFile(str(path)) as file:
             head = file.read(6)
             file.seek(0)
@@ -96,14 +95,12 @@ def _read_table(path: Path) -> pa.Table:
         if len(set(table.column_names)) != len(table.column_names):
             raise ValueError("it has two columns of one name")
         return table
-    except DAMAGED as error:
-        raise RealrlError(f"{path} is truncated or damaged ({common.line(error)}); restore it from a copy") from error
 
 
 def _numbers(column: pa.ChunkedArray, name: str, root: Path) -> Array:
     """A column of numbers as [T] or [T, D]; text columns as [T] text."""
     kind, rows = column.type, len(column)
-    try:
+    with common.damage(f"{root}: column {ascii(name)[:60]}"):
         values = column.combine_chunks()
         width: int | None = None
         if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -117,9 +114,6 @@ def _numbers(column: pa.ChunkedArray, name: str, root: Path) -> Array:
             raise ValueError(f"it is {kind}, not numbers in every cell")
         out: Array = values.to_numpy(zero_copy_only=False)
         return out if width is None else out.reshape(rows, width)
-    except DAMAGED as error:
-        said = f"column {ascii(name)[:60]} is not readable ({common.line(error)})"
-        raise RealrlError(f"{root}: {said}; restore the table from a copy") from error
 
 
 def _spans(index: Array, root: Path) -> list[tuple[int, int]]:

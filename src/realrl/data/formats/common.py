@@ -51,6 +51,17 @@ def line(error: BaseException) -> str:
     return text.encode("ascii", "backslashreplace").decode()[:160]
 
 
+@contextlib.contextmanager
+def damage(where: object) -> Iterator[None]:
+    """Whatever a library raises while it reads a file means that the file is damaged: one RealrlError, which names it."""
+    try:
+        yield
+    except RealrlError:
+        raise
+    except Exception as error:
+        raise RealrlError(f"{where}: truncated or damaged ({line(error)}); restore the file from a copy") from error
+
+
 def key_name(name: str, where: Path) -> str:
     """The name itself. Raises RealrlError for one that would not do as the name of a feature or a folder."""
     if not _KEY.fullmatch(name) or ".." in name:

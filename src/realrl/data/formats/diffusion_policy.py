@@ -28,7 +28,8 @@ import numpy as np
 
 from realrl.data.formats import common, zarr_files
 from realrl.data.formats.common import Imported
-from realrl.data.formats.zarr_files import ZarrArray
+from realrl.data.formats.zarr_files import Buffer, Rows
+from realrl.data.formats.zarr_files import library as library
 from realrl.types import Array, Episode, RealrlError, Source
 
 NAME = "diffusion_policy"
@@ -48,7 +49,7 @@ def detect(path: Path) -> bool:
             return False
         with zipfile.ZipFile(path) as file:
             return any(name.endswith(tuple(f"meta/episode_ends/{s}" for s in zarr_files.SUFFIX)) for name in file.namelist())
-    except zarr_files.DAMAGED:
+    except Exception:  # whatever zipfile makes of a hostile file
         return False
 
 
@@ -63,20 +64,20 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, keys: S
     episode as ended in success; last: "repeat" or "drop", see the module. Raises RealrlError.
     """
     who, span, ending = common.source_of(source), common.check_range(action_range), common.check_last(last)
-    files = zarr_files.open_files(path)
-    ends, attrs = _ends(files), zarr_files.attributes(files, "meta")
-    there = zarr_files.array_names(files, "data")
-    arrays = {n: a for n in there if (a := zarr_files.open_array(files, f"data/{n}")) is not None}
+    files = Buffer(path)
+    ends, attrs = _ends(files), files.attributes("meta")
+    there = files.arrays("data")
+    arrays = {n: a for n in there if (a := files.array(f"data/{n}")) is not None}
     acts = arrays[common.only([action], there, "action", path)[0]]
     if acts.shape[0] < (steps := int(ends[-1])):
         raise RealrlError(f"{path}: meta/episode_ends counts {steps} steps, data/{action} has {acts.shape[0]}; restore it from a copy")
     rows = acts.read(0, steps)
     others = [n for n in there if n not in (action, "reward") and not n.startswith(OURS)]
-    ours = {n: _our_name(path, arrays[n]) for n in common.only(keys, others, "observation", path)}
+    ours = {n: _our_name(path, n, arrays[n]) for n in common.only(keys, others, "observation", path)}
     if not ours:
         raise RealrlError(f"{path} holds no observation beside data/{action}; it can not be imported")
     picked = common.state_keys(state, USUAL_STATE, [n for n in ours.values() if not n.startswith("images.")], path)
-    after = {o: a for n, o in ours.items() if (a := zarr_files.open_array(files, f"meta/{LAST}{n}")) is not None}
+    after = {o: a for n, o in ours.items() if (a := files.array(f"meta/{LAST}{n}")) is not None}
     told = attrs.get("episodes")
     told = told if isinstance(told, list) and len(told) == len(ends) and all(isinstance(t, dict) for t in told) else [{}] * len(ends)
     plan = _Plan(path, ends, rows, arrays, ours, after if len(after) == len(ours) else {}, picked,
@@ -97,9 +98,9 @@ class _Plan:
     path: Path
     ends: Array
     actions: Array
-    arrays: dict[str, ZarrArray]
+    arrays: dict[str, Rows]
     ours: dict[str, str]
-    after: dict[str, ZarrArray]
+    after: dict[str, Rows]
     state: list[str]
     told: list[dict[str, Any]]
     task: str
@@ -111,8 +112,8 @@ class _Plan:
     last: common.Last
 
 
-def _ends(files: zarr_files.Files) -> Array:
-    found = zarr_files.open_array(files, "meta/episode_ends")
+def _ends(files: Buffer) -> Array:
+    found = files.array("meta/episode_ends")
     if found is None:
         raise RealrlError(f"{files.where} has no meta/episode_ends as diffusion_policy's buffers do; give the .zarr folder or its zip")
     if len(found.shape) != 1 or found.dtype.kind not in "iu":
@@ -125,9 +126,8 @@ def _ends(files: zarr_files.Files) -> Array:
     return ends
 
 
-def _our_name(path: Path, array: ZarrArray) -> str:
-    name = common.key_name(array.name.removeprefix("data/"), path)
-    return f"images.{name}" if common.is_image(array.shape) else name
+def _our_name(path: Path, name: str, array: Rows) -> str:
+    return f"images.{common.key_name(name, path)}" if common.is_image(array.shape) else common.key_name(name, path)
 
 
 def _notes(plan: _Plan, guessed: bool) -> list[str]:
@@ -199,11 +199,7 @@ def write(episodes: Iterable[Episode], path: Path, *, fps: int, action_range: tu
 
 
 def _write_folder(folder: Path, episodes: Iterable[Episode], path: Path, fps: int | None, span: tuple[float, float] | None) -> None:
-    try:
-        import zarr
-    except ImportError as error:
-        raise RealrlError("zarr folders need zarr: pip install 'realrl[data]'") from error
-    root = zarr.create_group(str(folder), zarr_format=2)
+    root = library().create_group(str(folder), zarr_format=2)
     data, meta = root.create_group("data"), root.create_group("meta")
     ends: list[int] = []
     told: list[dict[str, Any]] = []

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from realrl.data.formats.common import MAX_BYTES, line
-from realrl.data.formats.hdf5_probe import prober
+from realrl.data.formats.common import MAX_BYTES, damage, line
 from realrl.types import Array, RealrlError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 EXPANSION = 1100  # deflate reaches 1032
 MAX_ROWS = 10**5  # of strings, or of compressed pictures in one episode
 SMALL = 2**20  # bytes that may be declared without storing any, e.g. rewards that are all the fill value
-DAMAGED = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError)  # what h5py raises on a damaged file
 
 
 def library() -> Any:
@@ -45,35 +45,40 @@ def open_file(path: Path) -> Any:
     h5py = library()
     if not is_hdf5(path):
         raise RealrlError(f"{path} is not an HDF5 file; give the .hdf5 file itself")
-    try:
-        if not prober.safe(path):
-            raise RealrlError(f"{path} is so damaged that the HDF5 library fails on it; restore the file from a copy")
+    with damage(path):
         return h5py.File(path, "r")
-    except DAMAGED as error:
-        raise _damaged(path, error) from error
+
+
+@contextlib.contextmanager
+def create(path: Path) -> Iterator[Any]:
+    """A new h5py.File. Raises OSError when the disk is full."""
+    try:
+        with library().File(path, "w") as file:
+            yield file
+            file.flush()
+    except RuntimeError as error:  # what h5py makes of it while it closes
+        raise OSError(str(error)) from error
 
 
 def names(group: Any) -> list[str]:
     """Names of a group's members, sorted."""
-    try:
-        found = sorted(str(name) for name in group)
-    except DAMAGED as error:
-        raise _damaged(where(group), error) from error
-    return found
+    with damage(where(group)):
+        return sorted(str(name) for name in group)
 
 
 def member(group: Any, name: str) -> Any | None:
-    """A group or dataset, None when there is none. Raises RealrlError for a link: it may lead to another file."""
+    """A group or dataset, None when there is none. Raises RealrlError for a link, or data outside: it may lead to another file."""
     h5py = library()
-    try:
+    with damage(where(group)):
         link = group.get(name, getlink=True)
         if link is None:
             return None
         if not isinstance(link, h5py.HardLink):
             raise RealrlError(f"{where(group)}: {shown(name)} is a link; make a file without links (h5copy -f soft,ext)")
-        return group[name]
-    except DAMAGED as error:
-        raise _damaged(where(group), error) from error
+        found = group[name]
+        if isinstance(found, h5py.Dataset) and (found.is_virtual or found.external is not None):
+            raise RealrlError(f"{where(group)}/{shown(name)} keeps its data in another file; make a copy that holds everything (h5repack)")
+        return found
 
 
 def subgroup(group: Any, name: str) -> Any | None:
@@ -86,45 +91,17 @@ def subgroup(group: Any, name: str) -> Any | None:
 
 def dataset(group: Any, name: str) -> Any | None:
     """A dataset of numbers that lies wholly in this file, None when there is none. Raises RealrlError for any other."""
-    found = _here(group, name)
+    found, place = member(group, name), f"{where(group)}/{shown(name)}"
     if found is None:
         return None
-    dtype, shape, stored, place = found.dtype, found.shape, int(found.id.get_storage_size()), f"{where(group)}/{shown(name)}"
+    if not isinstance(found, library().Dataset):
+        raise RealrlError(f"{place} is no dataset; restore the file from a copy")
+    with damage(place):
+        dtype, shape, stored = found.dtype, found.shape, int(found.id.get_storage_size())
     if dtype.kind not in "biuf" or dtype.itemsize > 8 or shape is None:
         raise RealrlError(f"{place} holds {dtype}, not plain numbers; leave it out")
     if math.prod(shape) * dtype.itemsize > min(MAX_BYTES, EXPANSION * stored + SMALL):
         raise RealrlError(f"{place} declares shape {list(shape)} but only {stored} bytes are stored; restore the file from a copy")
-    return found
-
-
-def blobs(group: Any, name: str) -> list[bytes] | None:
-    """The rows of a dataset whose rows are bytes of any length, None when it is no such dataset. Raises RealrlError for damage."""
-    found = _here(group, name)
-    if found is None or library().check_vlen_dtype(found.dtype) != np.uint8 or found.ndim != 1:
-        return None
-    if len(found) > MAX_ROWS:
-        raise RealrlError(f"{where(group)}/{shown(name)} has {len(found)} rows, at most {MAX_ROWS} are read; restore the file from a copy")
-    try:
-        return [row.tobytes() for row in found[()]]
-    except DAMAGED as error:
-        raise _damaged(f"{where(group)}/{shown(name)}", error) from error
-
-
-def _here(group: Any, name: str) -> Any | None:
-    """A dataset that lies wholly in this file, None when there is none. Raises RealrlError for any other member."""
-    found = member(group, name)
-    if found is None:
-        return None
-    place = f"{where(group)}/{shown(name)}"
-    if not isinstance(found, library().Dataset):
-        raise RealrlError(f"{place} is no dataset; restore the file from a copy")
-    try:
-        outside = found.is_virtual or found.external is not None
-        _ = found.dtype, found.shape, found.id.get_storage_size()  # damage shows here
-    except DAMAGED as error:
-        raise _damaged(place, error) from error
-    if outside:
-        raise RealrlError(f"{place} keeps its data in another file; make a copy that holds everything (h5repack)")
     return found
 
 
@@ -133,31 +110,36 @@ def array(group: Any, name: str) -> Array | None:
     found = dataset(group, name)
     if found is None:
         return None
-    try:
+    with damage(f"{where(group)}/{shown(name)}"):
         values: Array = np.asarray(found[()])
-    except DAMAGED as error:
-        raise _damaged(f"{where(group)}/{shown(name)}", error) from error
     return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def blobs(found: Any) -> list[bytes] | None:
+    """The rows of a dataset whose rows are bytes of any length, None when it is no such dataset. Raises RealrlError for damage."""
+    with damage(where(found)):
+        if library().check_vlen_dtype(found.dtype) != np.uint8 or found.ndim != 1:
+            return None
+        if len(found) > MAX_ROWS:
+            raise RealrlError(f"{where(found)} has {len(found)} rows, at most {MAX_ROWS} are read; restore the file from a copy")
+        return [row.tobytes() for row in found[()]]
 
 
 def texts(group: Any, name: str) -> list[str]:
     """A dataset of strings. Raises RealrlError when it is something else, or larger than a list of names would be."""
-    found, place = _here(group, name), f"{where(group)}/{shown(name)}"
-    try:
-        plain = found is not None and found.dtype.kind == "S" and found.dtype.itemsize < 1024
-        if found is None or not (plain or library().check_string_dtype(found.dtype)) or found.size > MAX_ROWS:
+    found, place = member(group, name), f"{where(group)}/{shown(name)}"
+    with damage(place):
+        plain = isinstance(found, library().Dataset) and ((found.dtype.kind == "S" and found.dtype.itemsize < 1024)
+                                                          or library().check_string_dtype(found.dtype))
+        if found is None or not plain or found.size > MAX_ROWS:
             raise RealrlError(f"{place} is no list of names; leave it out")
         return [t.decode("utf-8", "replace") for t in found[()].reshape(-1).tolist()]
-    except (*DAMAGED, AttributeError) as error:
-        raise _damaged(place, error) from error
 
 
 def attribute(group: Any, name: str) -> Any | None:
     """An attribute as plain Python: a string, a number, a list of numbers; None when there is none or it is something else."""
-    try:
+    with damage(where(group)):
         value = group.attrs.get(name)
-    except DAMAGED as error:
-        raise _damaged(where(group), error) from error
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, (np.ndarray, np.generic)):
@@ -186,13 +168,8 @@ def shown(name: str) -> str:
     return ascii(name)[1:-1][:80]
 
 
-def where(group: Any) -> str:
-    """File and group, for an error."""
-    try:
-        return f"{group.file.filename}: {ascii(group.name)[1:-1][:120]}".removesuffix(": /")
-    except DAMAGED:
-        return "an HDF5 file"
-
-
-def _damaged(place: object, error: BaseException) -> RealrlError:
-    return RealrlError(f"{place}: truncated or damaged ({line(error)}); restore the file from a copy")
+def where(found: Any) -> str:
+    """File and group or dataset, for an error."""
+    with contextlib.suppress(Exception):
+        return f"{found.file.filename}: {ascii(found.name)[1:-1][:120]}".removesuffix(": /")
+    return "an HDF5 file"

@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats import common, hdf5_write
+from realrl.data.formats import common, hdf5
 from realrl.data.formats.common import Imported
+from realrl.data.formats.hdf5 import library as library
 from realrl.data.formats.minari_files import MAIN, Hdf5Episodes, TableEpisodes, read_json
 from realrl.types import Array, Episode, Obs, RealrlError, Source
 
@@ -205,7 +206,7 @@ def write(episodes: Iterable[Episode], path: Path, *, fps: int, dataset_id: str 
     with common.published(path) as temporary:
         data = temporary / "data"
         data.mkdir(parents=True)
-        with hdf5_write.create(data / MAIN) as (file, disk):
+        with hdf5.create(data / MAIN) as file:
             for one in episodes:
                 mine = {k: (list(x.shape[1:]), str(x.dtype)) for k, x in one.obs.items()} | {
                     "": (list(one.action.shape[1:]), "float32")}
@@ -213,7 +214,6 @@ def write(episodes: Iterable[Episode], path: Path, *, fps: int, dataset_id: str 
                     raise RealrlError(f"{path}: episode {count} has other observations or actions than the first; write them apart")
                 reach, shapes = max(reach, float(np.abs(common.unscale_actions(one.action, span)).max(initial=0))), mine
                 _write_episode(file.create_group(f"episode_{count}"), one, count, span)
-                disk.check()
                 count, steps = count + 1, steps + len(one)
         if not count:
             raise RealrlError(f"{path}: there are no episodes to write")

@@ -14,24 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realrl.data.formats import common, hdf5
-from realrl.files import within
+from realrl.files import read_plain, within
 from realrl.types import Array, RealrlError
 
 MAIN = "main_data.hdf5"
 MAX_PIXELS = 2**24
 JPEG = b"\xff\xd8\xff"
-DAMAGED = (pa.ArrowException, *hdf5.DAMAGED)
 
 
 def read_json(root: Path, path: Path) -> dict[str, Any]:
     """A JSON object. Raises RealrlError when it is damaged or lies outside of `root`."""
     within(root, path)
-    try:
-        if path.stat().st_size > 2**28:
-            raise RealrlError(f"{path} is larger than any description of a dataset; restore it from a copy")
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise RealrlError(f"{path} is not readable JSON ({common.line(error)}); restore it from a copy") from error
+    with common.damage(path):
+        value = json.loads(read_plain(path, 2**28))
     if not isinstance(value, dict):
         raise RealrlError(f"{path} is no JSON object; restore it from a copy")
     return value
@@ -97,7 +92,7 @@ def _arrays(group: Any, name: str, path: list[str]) -> tuple[dict[str, Array], l
             more, less = _arrays(found, inner, [*path, inner.removeprefix("_index_")])
             arrays, left_out = arrays | more, left_out + less
         return arrays, left_out
-    pictures = hdf5.blobs(group, name)
+    pictures = hdf5.blobs(found)
     if pictures is None:
         values = _numbers(group, name)
         if values is None:
@@ -116,10 +111,8 @@ class TableEpisodes:
 
     def numbers(self) -> list[int]:
         """Which episodes there are."""
-        try:
+        with common.damage(self.root):
             return sorted(int(p.name) for p in self.root.iterdir() if re.fullmatch(r"\d{1,9}", p.name))
-        except OSError as error:
-            raise RealrlError(f"{self.root} can not be read ({common.line(error)}); mend the disk or the permissions") from error
 
     def reach(self, numbers: list[int]) -> tuple[float, float]:
         """The least and the greatest action."""
@@ -137,7 +130,8 @@ class TableEpisodes:
         actions, _ = self._leaves(table, "actions", "action_space", where)
         infos = self._leaves(table, "infos", "", where)[0] if "infos" in table.column_names else {}
         told = read_json(self.root, self.root / str(number) / "metadata.json")
-        flat = {n: _column(table, n, where) for n in ("rewards", "terminations", "truncations")}
+        with common.damage(where):
+            flat: dict[str, Array] = {n: table[n].to_numpy() for n in ("rewards", "terminations", "truncations")}
         won = [infos[n] for n in ("success", "is_success") if n in infos]
         return {"observations": observations, "actions": {k: x[:-1] for k, x in actions.items()}, "left_out": left_out,
                 "success": won[0] if won else None, **{n: x[:-1] for n, x in flat.items()}, "ours": {},
@@ -149,7 +143,7 @@ class TableEpisodes:
         if len(paths) != 1:
             raise RealrlError(f"{folder} holds {len(paths)} .{self.form} files, must be one; restore it from a copy")
         within(self.root, paths[0])
-        try:
+        with common.damage(paths[0]):
             if self.form == "parquet":
                 with pq.ParquetFile(paths[0]) as file:
                     rows = file.metadata.num_rows
@@ -163,26 +157,12 @@ class TableEpisodes:
                 raise RealrlError(f"{paths[0]} declares {rows} rows, at most {hdf5.MAX_ROWS} are read; restore it from a copy")
             table.validate(full=True)
             return table, str(paths[0])
-        except DAMAGED as error:
-            raise RealrlError(f"{paths[0]} is truncated or damaged ({common.line(error)}); restore it from a copy") from error
 
     def _leaves(self, table: pa.Table, name: str, space: str, where: str) -> tuple[dict[str, Array], list[str]]:
-        try:
-            if name not in table.column_names:
-                raise ValueError(f"no column {name}")
+        with common.damage(f"{where}: {name}"):
             column = table[name].combine_chunks()
             column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
             return _unpacked(column, self.spaces.get(space, {}), [], where)
-        except DAMAGED as error:
-            raise RealrlError(f"{where}: {name} is damaged ({common.line(error)}); restore it from a copy") from error
-
-
-def _column(table: pa.Table, name: str, where: str) -> Array:
-    try:
-        values: Array = table[name].to_numpy()
-        return values
-    except DAMAGED as error:
-        raise RealrlError(f"{where}: {name} is damaged ({common.line(error)}); restore it from a copy") from error
 
 
 def _unpacked(column: Any, space: Any, path: list[str], where: str) -> tuple[dict[str, Array], list[str]]:
@@ -217,13 +197,10 @@ def _pictures(blobs: Sequence[bytes | None], where: str) -> Array:
     from PIL import Image
     frames: list[Array] = []
     for blob in blobs:
-        try:
-            with Image.open(io.BytesIO(blob or b""), formats=["JPEG"]) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise ValueError(f"picture of {picture.width} x {picture.height}")
-                frames.append(np.asarray(picture, np.uint8))
-        except (*hdf5.DAMAGED, SyntaxError, Image.DecompressionBombError) as error:
-            raise RealrlError(f"{where}: picture {len(frames)} is damaged ({common.line(error)}); restore it from a copy") from error
+        with common.damage(f"{where}: picture {len(frames)}"), Image.open(io.BytesIO(blob or b""), formats=["JPEG"]) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"picture of {picture.width} x {picture.height}")
+            frames.append(np.asarray(picture, np.uint8))
         if frames[-1].shape != frames[0].shape or len(frames) * frames[0].nbytes > common.MAX_BYTES:
             raise RealrlError(f"{where}: picture {len(frames) - 1} has another size than the first; restore it from a copy")
     return np.stack(frames) if frames else np.zeros((0, 1, 1, 3), np.uint8)

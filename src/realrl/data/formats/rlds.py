@@ -21,6 +21,7 @@ import numpy as np
 from realrl.data.formats import common
 from realrl.data.formats.common import Imported
 from realrl.data.formats.tfrecord import example, records
+from realrl.data.formats.tfrecord import library as library
 from realrl.types import Array, Episode, Obs, RealrlError, Source
 
 NAME = "rlds"

@@ -29,8 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats import common, hdf5, hdf5_write
+from realrl.data.formats import common, hdf5
 from realrl.data.formats.common import Imported
+from realrl.data.formats.hdf5 import library as library
 from realrl.types import Array, Episode, Obs, RealrlError, Source
 
 NAME = "robomimic"
@@ -300,12 +301,11 @@ def write(episodes: Iterable[Episode], path: Path, *, fps: int, env_args: dict[s
     full disk.
     """
     span, rate, total, task = common.check_range(action_range), common.whole_fps(fps, path), 0, ""
-    with common.published(path) as temporary, hdf5_write.create(temporary) as (file, disk):
+    with common.published(path) as temporary, hdf5.create(temporary) as file:
         data = file.create_group("data")
         for number, one in enumerate(episodes):
             demo = data.create_group(f"demo_{number}")
             _write_demo(demo, one, span)
-            disk.check()
             total, task = total + len(one), task or one.task
         if not total:
             raise RealrlError(f"{path}: there are no episodes to write")

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from realrl.types import Array, RealrlError
-
-LANES = 1024  # parts of a record whose checksums are made side by side; a power of two
 
 
 def records(path: Path) -> Iterator[bytes]:
@@ -47,69 +44,19 @@ def _record(file: BinaryIO, left: int, where: str) -> bytes:
     return record
 
 
-# ---- checksums
+def library() -> Any:
+    """google_crc32c. Raises RealrlError with the install hint where it is missing."""
+    try:
+        import google_crc32c
+    except ImportError as error:
+        raise RealrlError("record files need google-crc32c: pip install 'realrl[data]'") from error
+    return google_crc32c
 
 
 def masked_crc(data: bytes) -> int:
-    """The checksum as TFRecord stores it."""
-    crc = crc32c(data)
+    """The checksum (CRC-32C) as TFRecord stores it."""
+    crc = int(library().value(data))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli). The checksum is linear over bits, so parts of long data run side by side and are then moved into place."""
-    table = _table()
-    if len(data) < LANES:
-        crc = 0xFFFFFFFF
-        for byte in data:
-            crc = int(table[(crc ^ byte) & 255]) ^ (crc >> 8)
-        return crc ^ 0xFFFFFFFF
-    width = -(-len(data) // LANES)
-    padded = np.zeros(width * LANES, np.uint8)
-    padded[-len(data):] = np.frombuffer(data, np.uint8)  # zeros in front change nothing while the register is zero
-    lanes = np.zeros(LANES, np.uint32)
-    for column in np.ascontiguousarray(padded.reshape(LANES, width).T):
-        lanes = table[(lanes ^ column) & 255] ^ (lanes >> 8)
-    move = _after_zeros(width)
-    while len(lanes) > 1:
-        lanes = _mapped(lanes[0::2], move) ^ lanes[1::2]
-        move = _mapped(move, move)
-    start = _mapped(np.array([0xFFFFFFFF], np.uint32), _after_zeros(len(data)))
-    return int(lanes[0] ^ start[0]) ^ 0xFFFFFFFF
-
-
-@lru_cache(maxsize=1)
-def _table() -> Array:
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1)
-    return table
-
-
-def _mapped(crc: Array, matrix: Array) -> Array:
-    """A linear map over bits applied to each of crc [N]; matrix [32] holds the images of the single bits."""
-    bits = (crc[:, None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)
-    out: Array = np.bitwise_xor.reduce(bits * matrix, axis=1)
-    return out
-
-
-@lru_cache(maxsize=64)
-def _zeros(k: int) -> Array:
-    """What 2**k zero bytes do to the register, as a map."""
-    if k:
-        return _mapped(_zeros(k - 1), _zeros(k - 1))
-    bit = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    out: Array = _table()[bit & 255] ^ (bit >> np.uint32(8))
-    return out
-
-
-def _after_zeros(n: int) -> Array:
-    """What n zero bytes do to the register, as a map."""
-    out = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    for k in range(n.bit_length()):
-        if n >> k & 1:
-            out = _mapped(out, _zeros(k))
-    return out
 
 
 # ---- protocol buffers

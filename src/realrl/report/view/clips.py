@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from realrl.data import side
-from realrl.data.legacy import Legacy
-from realrl.data.store import Store, open_dataset
+from realrl.data.formats import open_dataset
+from realrl.data.store import Recordings, Store
 from realrl.types import Array, Episode, RealrlError
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def recorded(directory: Path, *, name: str = "", numbers: Sequence[int] | None =
     return EpisodeSet(name or title, title, kicker, list(numbers), lambda: _clips(store, numbers))
 
 
-def _clips(store: Store | Legacy, numbers: Sequence[int]) -> Iterator[Clip]:
+def _clips(store: Recordings, numbers: Sequence[int]) -> Iterator[Clip]:
     curves, notes = derived(store)
     names = {column.removeprefix("observation."): found for column in ("observation.state", "action")
              if (found := names_of(store.info["features"].get(column) or {}))}
@@ -91,7 +91,7 @@ def _clips(store: Store | Legacy, numbers: Sequence[int]) -> Iterator[Clip]:
         yield Clip(i, episode, 1 / store.fps, {name: x for name, x in own.items() if np.isfinite(x).any()}, names, notes)
 
 
-def _rows_of(store: Store | Legacy, episode: int, x: Array) -> Array:
+def _rows_of(store: Recordings, episode: int, x: Array) -> Array:
     """The rows of one episode in a derived column [frames]."""
     assert isinstance(store, Store)  # datasets of version 2 have no derived columns
     length = np.asarray(store.rows["length"].to_numpy())
@@ -107,7 +107,7 @@ def names_of(feature: Mapping[str, Any]) -> list[str]:
     return [str(x) for x in found] if len(found) == int(np.prod(feature.get("shape") or [0])) else []
 
 
-def derived(store: Store | Legacy) -> tuple[dict[str, Array], list[str]]:
+def derived(store: Recordings) -> tuple[dict[str, Array], list[str]]:
     """(derived columns of one number a frame, name -> [frames]; what could not be read)."""
     curves: dict[str, Array] = {}
     notes: list[str] = []
@@ -123,7 +123,7 @@ def derived(store: Store | Legacy) -> tuple[dict[str, Array], list[str]]:
     return curves, notes
 
 
-def worst_of(store: Store | Legacy, count: int) -> list[int]:
+def worst_of(store: Recordings, count: int) -> list[int]:
     """Episodes from the worst up: failures first, then by return, the longer one first."""
     order = []
     for start in range(0, len(store), 200):

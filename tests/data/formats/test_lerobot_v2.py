@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from realrl.data import video
-from realrl.data.legacy import Legacy
-from realrl.data.store import Store, open_dataset
+from realrl.data.formats import open_dataset
+from realrl.data.formats.lerobot_v2 import Legacy
+from realrl.data.store import Store
 from realrl.data.tools.check import check
 from realrl.types import RealrlError, Source
 

@@ -1,4 +1,7 @@
-"""Reading LeRobot's dataset layout 2.x: one parquet and one mp4 a camera for every episode, descriptions in JSON lines. Never written."""
+"""LeRobot's dataset layout 2.x: one parquet and one mp4 a camera for every episode, descriptions in JSON lines. Never written.
+
+Not only imported: `open_dataset` opens it to read episodes and pictures by their number, as a `Store` does.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,42 @@ from typing import Any
 
 from realrl.data import footage, schema, tables
 from realrl.data.footage import Place
+from realrl.data.formats.common import Imported
 from realrl.data.schema import Info
+from realrl.data.store import Recordings, Store
 from realrl.files import inside, within
 from realrl.types import Array, Episode, RealrlError
 
+NAME = "lerobot-v2"
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+
+
+def open_dataset(directory: str | Path) -> Recordings:
+    """A dataset of LeRobot's version 3 (a Store), or of version 2.x to read only.
+
+    Raises RealrlError for any other version and for folders that hold no dataset.
+    """
+    return Legacy(directory) if _version(Path(directory)).startswith("v2.") else Store.open(directory)
+
+
+def detect(path: Path) -> bool:
+    """Whether it is the folder of such a dataset."""
+    try:
+        return path.is_dir() and _version(path).startswith("v2.")
+    except (RealrlError, OSError):
+        return False
+
+
+def read(path: Path, *, images: bool = True) -> Imported:
+    """The episodes of a dataset of version 2.x. images: false skips the cameras. Raises RealrlError."""
+    found = Legacy(path)
+    return Imported((found.tasks or [""])[0], found.fps, str(found.info.get("robot_type") or "unknown"),
+                    (found.read([i], images)[0] for i in range(len(found))), count=len(found))
+
+
+def _version(directory: Path) -> str:
+    return str(schema.read_json(directory).get("codebase_version"))
 
 
 class Legacy:
@@ -31,7 +64,7 @@ class Legacy:
         path = self.dir / "meta/info.json"
         if not str(self._info.get("codebase_version")).startswith("v2."):
             raise RealrlError(f"{path}: codebase_version is {self._info.get('codebase_version')!r}, wanted v2.x; open it with "
-                              "realrl.data.store.open_dataset")
+                              "realrl.data.formats.open_dataset")
         schema.check_info(path, self._info, {})
         self._chunks = self._info.get("chunks_size", 1000)
         if not (isinstance(self._chunks, int) and self._chunks > 0):
