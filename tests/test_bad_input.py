@@ -17,6 +17,7 @@ from realrl.data.tools.check import check
 from realrl.envs.mujoco import gl
 from realrl.generative.diffusion import DiffusionConfig
 from realrl.learn.imitation import ImitationConfig
+from realrl.learn.ope import OPEConfig
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.folder import load_policy, save_policy
 from realrl.report.failures import room
@@ -99,15 +100,15 @@ def test_demonstrations_that_never_succeed(tmp_path):
 
 
 @pytest.mark.parametrize(("wrong", "words"), [
-    ({"sigma_min": 0.5, "sigma_max": 0.1}, ("sigma_min", "0.5", "0.1")), ({"sigma_min": 0.0}, ("sigma_min", "positive")),
-    ({"steps": 0}, ("steps", "1..100")), ({"steps": 101}, ("steps", "101")), ({"offset": 50}, ("offset", "0..9"))])
+    ({"sigma_min": 0.5, "sigma_max": 0.1}, ("sigma_min", "0.5", "0.1")), ({"sigma_min": 0.0}, ("sigma_min", "above 0")),
+    ({"steps": 0}, ("steps", "at least 1")), ({"steps": 101}, ("steps", "101")), ({"offset": 50}, ("offset", "0..9"))])
 def test_a_sampler_that_cannot_be(wrong, words, tmp_path):
     complaint(lambda: improve(tmp_path, policy=small_policy(diffusion=DiffusionConfig(**wrong))), "diffusion.", *words)
 
 
 def test_a_single_model_cannot_disagree_with_itself(tmp_path):
-    ope = tiny().ope.__class__(members=1, elites=1)
-    complaint(lambda: improve(tmp_path, ope=ope), "ope.elites", "members")
+    complaint(lambda: improve(tmp_path, ope=OPEConfig(members=1, elites=1)), "ope.members", "at least 2", "got 1")
+    complaint(lambda: improve(tmp_path, ope=OPEConfig(members=3, elites=4)), "ope.elites", "2..3 (members)")
 
 
 def test_nothing_to_start_from(tmp_path):
@@ -194,7 +195,9 @@ def test_episodes_that_are_not_finite_are_never_recorded(data):
 
 @pytest.mark.parametrize("method", [clone, improve])
 def test_a_device_that_is_not_here(method, tmp_path):
-    complaint(lambda: method(tmp_path / "run", device="quantum"), "--device quantum", "give cpu, or auto")
+    complaint(lambda: method(tmp_path / "other", device="quantum"), "device must be auto, cpu", "'quantum'")
+    assert not (tmp_path / "other").exists()
+    complaint(lambda: method(tmp_path / "run", device="cuda:99"), "--device cuda:99", "give cpu, or auto")
     assert not len(Store.open(tmp_path / "run/dataset")), "and nothing was collected for it"
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+import gc
+import importlib
+import math
+import os
+import re
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import pytest
 
@@ -130,3 +135,88 @@ def test_differences() -> None:
     found = config.differences(old, new, ignore=("imitation", "tags", "betas", "sampler"))
     assert found == ["clip: None -> 0.5", "task: 'toy/identity' -> 'metaworld/box-close-v3'"]
     assert config.differences({"a": {}}, {"a": {"b": 1}}) == ["a: {} -> (absent)", "a.b: (absent) -> 1"]
+
+
+# ---- what values make sense -----------------------------------------------------------------------------------------------------
+
+
+def every_config() -> list[type]:
+    """The configurations of the package, those that are parts of others included."""
+    for path in Path(config.__file__).parent.rglob("*.py"):
+        if re.search(r"^class (\w+Config|Scene)\b", path.read_text(), re.M):
+            importlib.import_module(".".join(path.relative_to(Path(config.__file__).parents[1]).with_suffix("").parts))
+    found = {e for e in gc.get_objects() if isinstance(e, type) and str(e.__module__).startswith("realrl.") and is_dataclass(e)}
+    return sorted((c for c in found if c.__name__.endswith("Config") or c.__name__ == "Scene"), key=lambda c: c.__name__)
+
+
+SIGNED = {"OPEConfig.margin"}  # a candidate may be let through that loses this much
+
+
+def test_every_number_of_every_configuration_has_its_bounds() -> None:
+    """Whoever adds a field adds its interval to the class's `check`: NaN, infinities and absurd sizes get one line, not a traceback."""
+    configs = every_config()
+    assert {"RL100Config", "BCConfig", "Scene", "ImitationConfig", "GuardConfig", "SightConfig"} <= {c.__name__ for c in configs}
+    for cls in configs:
+        base = cls()
+        for entry in fields(cls):
+            kinds = set(config._leaves(get_type_hints(cls)[entry.name]))
+            if not kinds & {int, float}:
+                continue
+            several = isinstance(getattr(base, entry.name), tuple)
+            signed = f"{cls.__name__}.{entry.name}" in SIGNED
+            for value in (math.nan, math.inf, -math.inf, 1e300, 2**70, -2**70, True, "1", *([] if signed else [-1])):
+                with pytest.raises(RealrlError, match=rf"{entry.name} must be ") as caught:
+                    replace(base, **{entry.name: (value,) if several else value})
+                assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(("flags", "line"), [
+    (["--imitation.lr", "nan"], "imitation.lr must be above 0 and at most 1, got nan"),
+    (["--imitation.lr", "inf"], "imitation.lr must be"), (["--imitation.lr", "0"], "imitation.lr must be"),
+    (["--eval-episodes", "0"], "eval_episodes must be a whole number of at least 1"), (["--demos", "-1"], "demos must be"),
+    (["--policy.chunk", "0"], "policy.chunk must be"), (["--policy.n-obs=0"], "policy.n_obs must be"),
+    (["--policy.dropout", "2"], "policy.dropout must be"), (["--imitation.batch", "-1"], "imitation.batch must be"),
+    (["--collect.workers", "-1"], "collect.workers must be"), (["--collect.envs-per-worker", "0"], "collect.envs_per_worker must be"),
+    (["--offline.gate-every", "0"], "offline.gate_every must be"), (["--online.save-every", "0"], "online.save_every must be"),
+    (["--online.ppo.clip", "nan"], "online.ppo.clip must be"), (["--offline.ppo.clip", "nan"], "offline.ppo.clip must be"),
+    (["--gamma", "0"], "gamma must be"), (["--gamma", "2"], "gamma must be"), (["--demo-noise", "nan"], "demo_noise must be"),
+    (["--critic.expectile", "1"], "critic.expectile must be above 0 and below 1"), (["--policy.hidden", "1099511627776"], "policy.hidden"),
+    (["--ope.members", "3"], "ope.elites must lie in 2..3"),
+    (["--policy.diffusion.steps", "200"], "policy.diffusion.steps must lie in 1..100"),
+    (["--policy.net", "unet", "--policy.hidden", "20"], "policy.hidden must be a multiple of 8"), (["--device", "meta"], "device must be"),
+    (["--sight.height", "0"], "sight.height must be"), (["--seed", "-1"], "seed must be"), (["--config"], "expected one argument")])
+def test_a_flag_out_of_bounds_is_named_as_it_was_typed(flags: list[str], line: str) -> None:
+    from realrl.algos.rl100 import RL100Config
+    with pytest.raises(RealrlError) as caught:
+        config.parse(RL100Config, flags, prog="realrl train rl100", description="")
+    assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_out_of_bounds_is_named_with_its_field() -> None:
+    from realrl.algos.rl100 import RL100Config
+    with pytest.raises(RealrlError, match=r"^c\.yaml: online\.ppo\.clip must be above 0 and below 1, got 7\.0$"):
+        config.from_dict(RL100Config, {"online": {"ppo": {"clip": 7}}}, source="c.yaml")
+
+
+BOMBS = {
+    "laughs": "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "deep": "seed: " + "[" * 30_000, "deeper": "seed: " + "{a: " * 30_000,
+    "digits": "steps: " + "9" * 20_000, "hex": "clip: 0x" + "9" * 20_000, "power": "clip: 1" + "0" * 400,
+    "tag": "steps: !!python/object:x.y {}", "bool": "steps: !!bool x", "keys": "1: 2", "list": "? [a]\n: 1",
+    "twice": "steps: 1\nsteps: 2", "merge": "<<: {steps: 3}", "day": "steps: 2026-13-45", "null": "\0", "long": "steps: 1 #" + "x" * 70_000,
+    "text": "steps: " + "x" * 60_000, "documents": "steps: 1\n---\nsteps: 2", "latin": "task: \udcff"}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_yaml_that_is_a_trap_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(BOMBS[kind].encode(errors="surrogateescape"))
+    with pytest.raises(RealrlError, match=r"c\.yaml") as caught:
+        config.load(Job, file)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_what_is_no_plain_file_is_no_configuration(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(RealrlError, match=r"no plain file|Is a directory"):
+            config.load(Job, name)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
+import re
+import subprocess
+import sys
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -18,8 +22,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from realrl.checkpoint import decode, encode, read_parts, restore, save_parts
 from realrl.files import derive, write_json
-from realrl.run import Run, decode, encode, read_metrics, read_parts, restore, save_parts
+from realrl.run import Run, read_metrics
 from realrl.types import RealrlError
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -138,7 +143,8 @@ def test_broken_checkpoints_are_named(tmp_path: Path) -> None:
     tensors.write_bytes(whole_tensors)
     for text, words in ((whole_state[:-9], "is damaged"), ("[]", "is damaged"),
                         (whole_state.replace('"format": 1', '"format": 99'), "format 99, this realrl reads 1"),
-                        (whole_state.replace("net/weight", "net/wait"), "does not hold what state-000001.json names")):
+                        (whole_state.replace("net/weight", "net/wait"), "state-000001.json is damaged"),
+                        (whole_state.replace("net/weight", "net/wait").replace('"check"', '"old"'), "does not hold what state-")):
         state.write_text(text)
         with pytest.raises(RealrlError, match=words):
             run.load("bc", net=net)
@@ -277,3 +283,142 @@ def test_write_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 0.1}
+
+
+# ---- one writer, its own files, a full disk -------------------------------------------------------------------------------------
+
+
+HOLDER = "import sys; from realrl.run import Run; run = Run(sys.argv[1], resume=True); print('ready', flush=True); sys.stdin.read()"
+
+
+def test_a_run_has_one_writer_and_any_number_of_readers(tmp_path: Path) -> None:
+    Run.start(tmp_path, Job()).close()
+    job = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None and job.stdin is not None and job.stdout.readline() == "ready\n"
+    before = {p: p.read_bytes() for p in tmp_path.glob("[a-z]*") if p.is_file()}
+    with pytest.raises(RealrlError, match=rf"is being written by process {job.pid}; wait for it or end it$"):
+        Run.start(tmp_path, Job(), resume=True)
+    assert {p: p.read_bytes() for p in before} == before and read_metrics(tmp_path) == []
+    job.kill()
+    job.wait()
+    job.stdout.close()
+    job.stdin.close()
+    with Run.start(tmp_path, Job(), resume=True), pytest.raises(RealrlError, match="being written by process"):
+        Run(tmp_path, resume=True)
+    Run.start(tmp_path, Job(), resume=True).close()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "meta.json", "summary.json", "ope.json", "tb", "tb/bc", "checkpoints",
+                                  "checkpoints/bc", "checkpoints/bc/state-000001.json", "policy", ".lock"])
+def test_a_run_follows_no_link(name: str, tmp_path: Path) -> None:
+    """What a link leads to is neither cut nor appended to nor pruned."""
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    with Run.start(run, Job()) as started:
+        started.log(1, {"loss": 1.0}, "bc")
+        started.save("bc", 1, part={"x": 1})
+        save_parts(run / "policy", 0, {"weights": {"x": 1}})
+        write_json(run / "summary.json", {})
+        write_json(run / "ope.json", {"points": []})
+    victim = run / name
+    victim.rename(outside)
+    if outside.is_file():
+        outside.write_text(outside.read_text() + "my precious key, no line feed")
+    victim.symlink_to(outside)
+    before = {p: p.read_bytes() for p in (outside, *outside.rglob("*")) if p.is_file()}
+    with pytest.raises(RealrlError, match="link"):
+        Run.start(run, Job(), resume=True)
+    assert {p: p.read_bytes() for p in (outside, *outside.rglob("*")) if p.is_file()} == before
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("meta.json", "[]"), ("meta.json", "{"), ("meta.json", '{"resumed": 5}'), ("summary.json", "5"), ("summary.json", '{"stages": {}}'),
+    ("summary.json", '{"stages": [5]}'), ("summary.json", '{"stages": [{"name": 5}]}'), ("summary.json", '{"wall_s": "x"}'),
+    ("summary.json", '{"wall_s": NaN}'), ("summary.json", '{"spent_s": {"imitation": []}}'), ("summary.json", "[" * 100_000),
+    ("ope.json", "{}"), ("ope.json", '{"points": [{"stage": "x"}]}'), ("metrics.jsonl", "5\n"), ("metrics.jsonl", '{"stage": "x"}\n'),
+    ("metrics.jsonl", '{"stage": "x", "step": true}\n'), ("metrics.jsonl", '{"stage": "\\ud800", "step": 1}\n'),
+    ("metrics.jsonl", "\xff\n"),
+    ("metrics.jsonl", '{"step": ' + "9" * 400 + "}\n"), ("config.yaml", "a: &a [1]\nb: *a"), ("config.yaml", "5")])
+def test_files_of_a_run_that_do_not_hold_what_it_writes(name: str, text: str, tmp_path: Path) -> None:
+    Run.start(tmp_path, Job()).close()
+    (tmp_path / name).write_text(text, encoding="latin-1")
+    with pytest.raises(RealrlError, match=re.escape(name)) as caught:
+        Run.start(tmp_path, Job(), resume=True)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "meta.json", "summary.json", "ope.json", ".lock"])
+def test_a_pipe_in_a_run_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    Run.start(tmp_path, Job()).close()
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(RealrlError, match=r"plain file|could not be"):
+        Run.start(tmp_path, Job(), resume=True)
+
+
+def test_temporary_files_of_the_dead_are_swept(tmp_path: Path) -> None:
+    with Run.start(tmp_path, Job()) as run:
+        run.save("bc", 1, part={"x": 1})
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [tmp_path / f".meta.json.{dead.pid}.tmp", tmp_path / f"checkpoints/bc/.state-000002.json.{dead.pid}.tmp",
+            tmp_path / f".summary.json.{os.getpid()}.tmp"]
+    kept = [tmp_path / f".report.html.{os.getppid()}.tmp", tmp_path / ".notes.tmp", tmp_path / ".x.abc.tmp"]
+    for file in (*left, *kept):
+        file.touch()
+    Run.start(tmp_path, Job(), resume=True).close()
+    assert [p.name for p in left if p.exists()] == [] and all(p.exists() for p in kept)
+
+
+def test_a_network_that_diverged_is_neither_saved_nor_loaded(tmp_path: Path) -> None:
+    net = nn.Linear(3, 2)
+    with Run.start(tmp_path, Job()) as run:
+        run.save("bc", 1, net=net)
+        with torch.no_grad():
+            net.weight[0, 0] = float("inf")
+        with pytest.raises(RealrlError, match=r"the network 'net' holds weight with NaN or infinite values; its training diverged"):
+            run.save("bc", 2, net=net)
+        assert run.read("bc")[0] == 1  # type: ignore[index]
+        save_parts(tmp_path / "checkpoints/bc", 2, {"net": net})
+        with pytest.raises(RealrlError, match=r"part 'net' holds weight with NaN"):
+            run.load("bc", net=nn.Linear(3, 2))
+
+
+def test_a_state_file_that_was_edited_is_noticed(tmp_path: Path) -> None:
+    save_parts(tmp_path, 7, {"x": {"count": 3, "rate": 0.1, "names": ["a"]}})
+    file = tmp_path / "state-000001.json"
+    whole = file.read_text()
+    file.write_text(json.dumps(json.loads(whole), indent=3))  # the same, in other words
+    assert read_parts(tmp_path)[0] == 7
+    for old, new in (('"step": 7', '"step": 8'), ('"count": 3', '"count": "3"'), ("0.1", "0.2"), ('["a"]', "[]")):
+        file.write_text(whole.replace(old, new))
+        with pytest.raises(RealrlError, match=r"state-000001\.json is damaged"):
+            read_parts(tmp_path)
+
+
+class Full:
+    """A disk that takes so many more bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def write(self, data: bytes) -> int:
+        taken = min(self.room, len(data))
+        if not taken:
+            raise OSError(28, "No space left on device")
+        self.room -= taken
+        return taken
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_full_disk_is_one_line_from_metrics_and_boards(tmp_path: Path) -> None:
+    run = Run.start(tmp_path, Job())
+    run.log(1, {"loss": 1.0}, "bc")
+    run._boards["bc"]._file = Full(10)  # type: ignore[assignment]
+    with pytest.raises(RealrlError, match=r"events\.out.* could not be written \(No space left on device\); free space$"):
+        run.log(2, {"loss": 1.0}, "bc")
+    run._file = Full(10)  # type: ignore[assignment]
+    with pytest.raises(RealrlError, match=r"metrics\.jsonl could not be written \(No space left on device\); free space$"):
+        run.log(3, {"loss": 1.0}, "bc")
+    run.close()

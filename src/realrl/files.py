@@ -4,6 +4,7 @@ that is a function of what it is for, never of a generator's running state."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -57,7 +58,8 @@ def publish(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         new = [p for p in path.parents if not p.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -68,8 +70,45 @@ def publish(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise RealrlError(f"{path} could not be written ({error.strerror or error}); free space or mend the permissions") from error
+            raise unwritable(path, error) from error
         raise
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def unwritable(path: object, error: OSError) -> RealrlError:
+    """What a full or read-only disk is answered with; raise it from `error`."""
+    mend = "free space" if error.errno in FULL else "mend the permissions"
+    return RealrlError(f"{path} could not be written ({error.strerror or error}); {mend}")
+
+
+def disk(error: BaseException | None) -> bool:
+    """Whether an error is the disk's, full, read-only or broken, or comes from one that is: whoever mends it can go on."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.errno in (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+        error = error.__cause__
+    return False
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that `publish` left in a folder when its process was killed."""
+    for file in folder.glob(".*.tmp"):
+        owner = re.fullmatch(r"\..+\.(\d{1,9})\.tmp", file.name)
+        if owner and (int(owner[1]) == os.getpid() or not alive(int(owner[1]))):  # our number, when it was another's
+            file.unlink(missing_ok=True)
+
+
+def alive(process: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def sync(folder: Path) -> None:
@@ -112,6 +151,78 @@ def read_plain(path: str | os.PathLike[str], most: int = 2**30) -> bytes:
         return file.read()
 
 
+DEEPEST = 100  # levels of a JSON document: whoever walks over it may recurse
+
+
+def read_json(path: str | os.PathLike[str], *, nan: bool = False, most: int = 2**28) -> Any:
+    """The JSON document in a plain file. Raises RealrlError, naming the file, on whatever `parse_json` and `read_plain` refuse; OSError."""
+    return parse_json(read_plain(path, most), str(path), nan=nan)
+
+
+def parse_json(data: bytes, where: str, *, nan: bool = False) -> Any:
+    """A JSON document as plain values: UTF-8, no name twice in an object, at most `DEEPEST` levels, whole numbers that a
+    float can hold, text that can be written again.
+
+    nan: whether NaN and infinities, which are no JSON, may stand in it. Raises RealrlError; where: what its line begins with.
+    """
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique, parse_int=_whole, parse_constant=None if nan else _refuse)
+        level = [value]
+        for _ in range(DEEPEST):
+            level = [v for one in level for v in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())]
+        if level:
+            raise ValueError(f"nested deeper than {DEEPEST} levels")
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half a character cannot be printed or saved
+    except RecursionError:
+        raise RealrlError(f"{where} is not valid JSON (nested too deep); restore or delete it") from None
+    except ValueError as error:
+        raise RealrlError(f"{where} is not valid JSON ({str(error)[:200]}); restore or delete it") from error
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 300:  # more than a float can hold, and it would be asked to
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"it holds {constant}")
+
+
+def open_append(path: Path) -> BinaryIO:
+    """A plain file to append to, unbuffered, made where there is none. Raises RealrlError for a link, which would lead the writer to
+    another file, a pipe or a device, and where the disk does not let it be written."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if path.is_symlink() or error.errno in (errno.ENXIO, errno.EISDIR):
+            raise RealrlError(f"{path} is a link or no plain file; put a copy of the file there") from error
+        raise unwritable(path, error) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise RealrlError(f"{path} is no plain file; put a copy of the file there")
+    return open(fd, "ab", buffering=0)
+
+
+def append(file: BinaryIO, data: bytes, path: Path) -> None:
+    """Write all of `data` to an unbuffered file. Raises RealrlError where the disk does not take it."""
+    try:
+        while data:
+            data = data[file.write(data):]  # a disk that fills up takes a part first
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """What a terminal obeys instead of showing: control characters, ESC, and marks that turn the direction of writing."""
 
@@ -149,10 +260,13 @@ def lock(path: Path, wait: float) -> Iterator[None]:
         raise RealrlError(f"{path} could not be opened ({error.strerror}); the folder is not writable, or the lock is a link") from error
     try:
         if not taken(fd, wait):
-            holder = os.pread(fd, 20, 0).decode() or "unknown"
+            holder = re.sub(r"\D", "", os.pread(fd, 20, 0).decode("latin-1")) or "unknown"
             raise RealrlError(f"{path.parent} is being written by process {holder}; wait for it or end it")
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+        except OSError as error:  # a full disk, a pipe
+            raise unwritable(path, error) from error
         yield
     finally:
         os.close(fd)  # also gives the lock back

@@ -23,201 +23,27 @@ import subprocess
 import sys
 import time
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, SupportsFloat
+from typing import Any, BinaryIO, Final, SupportsFloat
 
-import numpy as np
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor
+from torch import nn
 
 from realrl import config
-from realrl.files import sync, write_bytes, write_json, write_text
-from realrl.types import RealrlError, Stateful
+from realrl.checkpoint import Part, finite, read_parts, restore, save_parts, versions
+from realrl.events import Board
+from realrl.files import append, lock, open_append, parse_json, read_json, read_plain, sweep, unwritable, write_json, write_text
+from realrl.types import RealrlError
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-Part = Stateful | Mapping[str, Any]
-FORMAT: Final = 1  # of checkpoints; raise it when old ones can no longer be read
+OWN: Final = ("config.yaml", "meta.json", "metrics.jsonl", "summary.json", "ope.json", "tb", "checkpoints", "policy")  # of a run's folder
 PACKAGES: Final = ("realrl", "torch", "numpy", "mujoco", "gymnasium", "metaworld")
 
 
-# ---- trees: state dicts as JSON and named tensors -----------------------------------------------------------------------------
-
-
-def encode(tree: Any, tensors: MutableMapping[str, Tensor], name: str = "") -> Any:
-    """`tree` as plain JSON; tensors and arrays go into `tensors` under their path ("policy/net/0/weight") as copies on the CPU.
-
-    What JSON lacks is tagged: tuples, dicts with other than plain string keys, infinities and NaN. Floats keep every bit and ints may
-    have any size. Raises RealrlError, naming the path, on anything else (no pickle).
-    """
-    if tree is None or isinstance(tree, bool | str):
-        return tree
-    if isinstance(tree, np.generic):
-        return {"$scalar": _put(torch.from_numpy(np.array(tree)), tensors, name)}
-    if isinstance(tree, int):
-        return int(tree)
-    if isinstance(tree, float):
-        return tree if math.isfinite(tree) else {"$float": str(tree)}
-    if isinstance(tree, Tensor):
-        return {"$tensor": _put(tree, tensors, name)}
-    if isinstance(tree, np.ndarray) and tree.dtype.kind in "biufc":
-        return {"$array": _put(torch.from_numpy(np.array(tree, tree.dtype.newbyteorder("="), order="C")), tensors, name)}
-    if isinstance(tree, list | tuple):
-        items = [encode(v, tensors, f"{name}/{i}") for i, v in enumerate(tree)]
-        return items if isinstance(tree, list) else {"$tuple": items}
-    if isinstance(tree, Mapping):
-        pairs = [(k, encode(v, tensors, f"{name}/{k}" if name else str(k))) for k, v in tree.items()]
-        if all(isinstance(k, str) and not k.startswith("$") for k, _ in pairs):
-            return dict(pairs)
-        return {"$dict": [[encode(k, tensors, f"{name}/key"), v] for k, v in pairs]}
-    raise RealrlError(f"a checkpoint cannot hold a {type(tree).__name__} (at '{name}'); give numbers, strings, lists, dicts or arrays")
-
-
-def _put(tensor: Tensor, tensors: MutableMapping[str, Tensor], name: str) -> str:
-    """Store a copy (shared storage and device aside) under `name`, or under a name near it if that is taken; the name used."""
-    unique, n = name, 1
-    while unique in tensors:
-        unique, n = f"{name}~{n}", n + 1
-    tensors[unique] = tensor.detach().to("cpu", copy=True).contiguous()
-    return unique
-
-
-def decode(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `encode`. Raises KeyError when a tensor is absent."""
-    if isinstance(tree, list):
-        return [decode(v, tensors) for v in tree]
-    if not isinstance(tree, dict):
-        return tree
-    if len(tree) == 1:
-        tag, value = next(iter(tree.items()))
-        if tag in _DECODERS:
-            return _DECODERS[tag](value, tensors)
-    return {k: decode(v, tensors) for k, v in tree.items()}
-
-
-_DECODERS: Final[dict[str, Callable[[Any, Mapping[str, Tensor]], Any]]] = {
-    "$tensor": lambda value, tensors: tensors[value],
-    "$array": lambda value, tensors: tensors[value].numpy(),
-    "$scalar": lambda value, tensors: tensors[value].numpy()[()],
-    "$float": lambda value, tensors: float(value),
-    "$tuple": lambda value, tensors: tuple(decode(v, tensors) for v in value),
-    "$dict": lambda value, tensors: {decode(k, tensors): decode(v, tensors) for k, v in value},
-}
-
-
-# ---- checkpoint folders ---------------------------------------------------------------------------------------------------------
-
-
-def save_parts(path: str | os.PathLike[str], step: int, parts: Mapping[str, Part], *, keep: int = 1) -> None:
-    """Write a new version of the checkpoint in the folder `path`, then remove all but the last `keep`.
-
-    The tensors come first and state-<version>.json last, each by temporary file, fsync and rename: a version exists from the moment
-    its JSON does, so at every moment either the old version or the new one is whole. Other files in the folder are left alone.
-    """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
-    trees = {name: encode(part if isinstance(part, Mapping) else part.state_dict(), tensors, name) for name, part in parts.items()}
-    data = safetensors.torch.save(tensors)
-    old = _versions(folder)
-    version = max(old, default=0) + 1
-    state = {"format": FORMAT, "step": operator.index(step), "crc32": zlib.crc32(data), "parts": trees}
-    write_bytes(folder / f"tensors-{version:06d}.safetensors", data)
-    write_text(folder / f"state-{version:06d}.json", json.dumps(state, allow_nan=False))
-    _prune(folder, set(([*old, version])[-max(keep, 1):]))
-
-
-def _versions(folder: Path) -> list[int]:
-    """The versions a checkpoint folder holds, oldest first."""
-    names = [p.stem.removeprefix("state-") for p in folder.glob("state-*.json")]
-    return sorted(int(n) for n in names if n.isdecimal())
-
-
-def _prune(folder: Path, keep: set[int]) -> None:
-    """Remove old versions, each JSON before its tensors, and what killed processes left behind."""
-    for pattern in (".state-*.tmp", ".tensors-*.tmp", "state-*.json", "tensors-*.safetensors"):
-        for file in folder.glob(pattern):
-            number = file.stem.partition("-")[2]
-            if not (number.isdecimal() and int(number) in keep):
-                file.unlink(missing_ok=True)
-    sync(folder)
-
-
-def read_parts(path: str | os.PathLike[str]) -> tuple[int, dict[str, Any]]:
-    """(step, the state of every part) of the newest version in a checkpoint folder; tensors on the CPU.
-
-    Raises:
-        RealrlError: no checkpoint there, a damaged or missing file, or one of another format; names the file and the mend.
-    """
-    folder = Path(path)
-    while True:
-        versions = _versions(folder)
-        if not versions:
-            raise RealrlError(f"no checkpoint in {folder}; give a folder that holds state-*.json and tensors-*.safetensors")
-        try:
-            return _read_version(folder, versions[-1])
-        except FileNotFoundError as error:  # either gone for good, or a running job has just written the next version
-            if _versions(folder)[-1:] == versions[-1:]:
-                raise RealrlError(f"{error.filename} is missing{_mend(folder, versions[-1])}") from error
-
-
-def _read_version(folder: Path, version: int) -> tuple[int, dict[str, Any]]:
-    state_file, tensor_file = folder / f"state-{version:06d}.json", folder / f"tensors-{version:06d}.safetensors"
-    try:
-        state = json.loads(state_file.read_text(encoding="utf-8"))
-        layout, step, crc, trees = state["format"], state["step"], state.get("crc32"), state["parts"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RealrlError(f"{state_file} is damaged{_mend(folder, version)}") from error
-    if layout != FORMAT:
-        raise RealrlError(f"{state_file} has checkpoint format {layout}, this realrl reads {FORMAT}; load it with the realrl that wrote it")
-    data = tensor_file.read_bytes()
-    if zlib.crc32(data) != crc:
-        raise RealrlError(f"{tensor_file} is damaged or truncated{_mend(folder, version)}")
-    try:
-        tensors = safetensors.torch.load(data)
-        return step, {name: decode(tree, tensors) for name, tree in trees.items()}
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise RealrlError(f"{tensor_file} does not hold what {state_file.name} names{_mend(folder, version)}") from error
-
-
-def _mend(folder: Path, version: int) -> str:
-    others = _versions(folder)[:-1]
-    if others:
-        return f"; delete the two files numbered {version:06d} to fall back on version {others[-1]:06d}"
-    return f"; restore it from a backup, or delete the folder {folder} to redo that stage"
-
-
-def restore(states: Mapping[str, Any], parts: Mapping[str, Any], source: str | os.PathLike[str]) -> None:
-    """Load `states`, as `read_parts` gives them, into objects; plain dicts are replaced in place. `source` names the file in errors.
-
-    Raises:
-        RealrlError: a part the checkpoint does not hold, or whose shapes or names do not fit.
-    """
-    for name, part in parts.items():
-        if name not in states:
-            raise RealrlError(f"{source}: the checkpoint has no part '{name}'{config.nearest(name, states)}")
-        if isinstance(part, MutableMapping):
-            part.clear()
-            part.update(states[name])
-            continue
-        try:
-            part.load_state_dict(states[name])
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            why = " ".join(str(error).split())[:400]
-            raise RealrlError(f"{source}: part '{name}' does not fit ({why}); build it with the config.yaml it was saved with") from error
-
-
-# ---- the run --------------------------------------------------------------------------------------------------------------------
-
-
 class Run:
-    """A run's directory, open for writing. Use `Run.start` for a job; `Run(dir, resume=True)` to append to an existing one.
+    """A run's directory, open for writing, by one process at a time. Use `Run.start` for a job; `Run(dir, resume=True)` to append to an
+    existing one. Raises RealrlError where another process writes it, where its files are links or not what a run writes, on a full disk.
 
     keep: how many versions of each checkpoint stay on disk.
     """
@@ -227,11 +53,20 @@ class Run:
         self._metrics = self.dir / "metrics.jsonl"
         if not resume and _occupied(self.dir):
             raise RealrlError(f"the run directory {self.dir} is not empty; continue it with --resume or name another one")
-        self.dir.mkdir(parents=True, exist_ok=True)
-        _cut_half_line(self._metrics)
-        self._file: BinaryIO = open(self._metrics, "ab")  # noqa: SIM115  # open as long as the run is
-        self._boards: dict[str, SummaryWriter] = {}
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.dir, error) from error
+        self._boards: dict[str, Board] = {}
         self._warned: set[str] = set()
+        with contextlib.ExitStack() as held:
+            held.enter_context(lock(self.dir / ".lock", 0.0))
+            _inspect(self.dir)
+            for folder in (self.dir, self.dir / "policy", *(self.dir / "checkpoints").glob("*")):
+                sweep(folder)
+            self._file: BinaryIO = held.enter_context(open_append(self._metrics))
+            _cut_half_line(self._file)
+            self._held = held.pop_all()
 
     @classmethod
     def start(cls, dir: str | os.PathLike[str], cfg: Any, resume: bool = False, *, ignore: Sequence[str] = (), keep: int = 1) -> Run:
@@ -244,23 +79,25 @@ class Run:
         """
         folder, saved = Path(dir), Path(dir) / "config.yaml"
         again = _occupied(folder)
-        if again and resume:
-            if not saved.exists():
-                raise RealrlError(f"{folder} holds files but no config.yaml, so it is not a run to resume; name another directory")
-            changed = config.differences(config.read(saved), config.to_dict(cfg), ignore=ignore)
-            if changed:
+        if again and resume and not saved.exists():
+            raise RealrlError(f"{folder} holds files but no config.yaml, so it is not a run to resume; name another directory")
+        run = cls(folder, resume=resume, keep=keep)
+        try:
+            if not again:
+                config.save(cfg, saved)
+            elif changed := config.differences(config.read(saved), config.to_dict(cfg), ignore=ignore):
                 raise RealrlError(f"cannot resume {folder}: its config.yaml differs in {'; '.join(changed)}."
                                   " Repeat the original options, or name another directory")
-        run = cls(folder, resume=resume, keep=keep)
-        if not again:
-            config.save(cfg, saved)
-        run._record_start()
+            run._record_start()
+        except BaseException:
+            run.close()
+            raise
         return run
 
     def _record_start(self) -> None:
         file, entry = self.dir / "meta.json", _circumstances()
         if file.exists():
-            first = json.loads(file.read_text(encoding="utf-8"))
+            first = read_json(file)
             entry = {**first, "resumed": [*first.get("resumed", []), entry]}
         write_json(file, entry)
 
@@ -271,12 +108,8 @@ class Run:
             raise ValueError(f"metrics may not be called {sorted(clash)}: the line has fields of these names")
         values = {name: self._finite(name, value, stage, step) for name, value in metrics.items()}
         line = {"stage": stage, "step": operator.index(step), "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        board = self._board(stage)
-        for name, value in values.items():
-            if value is not None:
-                board.add_scalar(f"{stage}/{name}" if stage else name, value, step)
+        append(self._file, json.dumps(line, allow_nan=False).encode() + b"\n", self._metrics)
+        self._board(stage).add(step, {f"{stage}/{name}" if stage else name: v for name, v in values.items() if v is not None})
 
     def _finite(self, name: str, value: SupportsFloat | None, stage: str, step: int) -> float | None:
         number = None if value is None else float(value)
@@ -287,11 +120,10 @@ class Run:
             warnings.warn(f"metric '{name}' is {number} at step {step} of stage '{stage}'; logged as null", RuntimeWarning, stacklevel=3)
         return None
 
-    def _board(self, stage: str, purge: int | None = None) -> SummaryWriter:
+    def _board(self, stage: str, purge: int | None = None) -> Board:
         """One TensorBoard folder a stage, so that a rewind can purge its own steps only."""
         if stage not in self._boards:
-            from torch.utils.tensorboard import SummaryWriter  # a second to import
-            self._boards[stage] = SummaryWriter(str(self.dir / "tb" / stage), purge_step=purge, flush_secs=5)
+            self._boards[stage] = Board(self.dir / "tb" / stage, purge)
         return self._boards[stage]
 
     def logger(self, stage: str) -> Callable[[int, Mapping[str, float]], None]:
@@ -310,19 +142,25 @@ class Run:
             return
         self._file.close()
         write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(self._metrics, "ab")  # noqa: SIM115
+        self._file = self._held.enter_context(open_append(self._metrics))
         if stage in self._boards:
             self._boards.pop(stage).close()
         self._board(stage, purge=step + 1)
 
     def save(self, name: str, step: int, /, **parts: Part) -> None:
-        """Write the checkpoint `name` (see `save_parts`). Parts: anything with a state_dict, or plain mappings."""
+        """Write the checkpoint `name` (see `save_parts`). Parts: anything with a state_dict, or plain mappings.
+
+        Raises RealrlError for a network whose weights are no longer finite, and where the disk is full.
+        """
+        for part, network in parts.items():
+            if isinstance(network, nn.Module):
+                finite(network.state_dict(), f"{self.dir}: {name}: the network '{part}'", "its training diverged: lower the learning rate")
         save_parts(self.dir / "checkpoints" / name, step, parts, keep=self.keep)
 
     def load(self, name: str, /, **parts: Any) -> int | None:
         """Load the checkpoint `name` into objects (or dicts, in place); its step, or None if there is none. Raises RealrlError."""
         folder = self.dir / "checkpoints" / name
-        if not _versions(folder):
+        if not versions(folder):
             return None
         step, states = read_parts(folder)
         restore(states, parts, folder)
@@ -331,11 +169,11 @@ class Run:
     def read(self, name: str) -> tuple[int, dict[str, Any]] | None:
         """(step, states) of the checkpoint `name` without loading it into anything, or None if there is none. Raises RealrlError."""
         folder = self.dir / "checkpoints" / name
-        return read_parts(folder) if _versions(folder) else None
+        return read_parts(folder) if versions(folder) else None
 
     def close(self) -> None:
-        """Flush and close the metrics. Not needed for safety: every line is already with the operating system."""
-        self._file.close()
+        """Close the metrics and let others write here. Not needed for safety: every line is already with the operating system."""
+        self._held.close()
         while self._boards:
             self._boards.popitem()[1].close()
 
@@ -378,35 +216,58 @@ def _lines(title: str, total: int) -> Iterator[Callable[[int], None]]:
         print(f"{title}: {done} of {total} in {time.monotonic() - began:.0f} s", flush=True)
 
 
-def device(wish: str) -> torch.device:
-    """ "auto" is the GPU where there is one. Raises RealrlError for a device that is not here."""
-    if wish == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=wish)
-        return torch.device(wish)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise RealrlError(f"--device {wish}: torch finds no such device here; give cpu, or auto for what there is") from None
-
-
 def read_metrics(dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """All whole lines of a run's metrics.jsonl in order; [] when there is none. Raises RealrlError on a line that is no JSON."""
     file = Path(dir) / "metrics.jsonl"
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    lines = text[:text.rfind("\n") + 1].splitlines()  # a killed process may leave half a line at the end
+    lines = read_plain(file).split(b"\n")[:-1] if file.exists() else []  # a killed process may leave half a line at the end
     out = []
     for number, line in enumerate(lines, 1):
         try:
-            out.append(json.loads(line))
-        except ValueError as error:
-            raise RealrlError(f"{file}, line {number} is not JSON; remove that line") from error
+            out.append(parse_json(line, "it", nan=True))
+        except RealrlError as error:
+            raise RealrlError(f"{file}, line {number} is not JSON in UTF-8; remove that line") from error
     return out
 
 
-def _cut_half_line(file: Path) -> None:
-    if file.exists() and (data := file.read_bytes()) and not data.endswith(b"\n"):
-        with open(file, "r+b") as f:
-            f.truncate(data.rfind(b"\n") + 1)
+def _cut_half_line(file: BinaryIO) -> None:
+    data = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
+    if not data.endswith(b"\n"):
+        os.ftruncate(file.fileno(), data.rfind(b"\n") + 1)
+
+
+def _inspect(folder: Path) -> None:
+    """Raise RealrlError where a run's files are links, which would lead its writer elsewhere, or do not hold what a run writes there."""
+    for name in OWN:
+        for path in (folder / name, *(folder / name).rglob("*")):
+            if path.is_symlink():
+                raise RealrlError(f"{path} is a link; a run keeps its files inside its folder, put a copy there (cp -rL)")
+    for name, shape in SHAPES.items():
+        if (folder / name).exists() and not _fits(read_json(folder / name), shape):
+            raise RealrlError(f"{folder / name} does not hold what a run writes there; restore it, or delete it to find anew what it says")
+    for number, line in enumerate(read_metrics(folder), 1):
+        if not _fits(line, {"stage": str, "step": int}):
+            raise RealrlError(f"{folder / 'metrics.jsonl'}, line {number} has no stage and step; remove that line")
+
+
+SHAPES: Final[dict[str, Any]] = {
+    "meta.json": {"resumed?": list},
+    "summary.json": {"stages?": [{"name": str, "version?": int}], "wall_s?": float, "spent_s?": {"*": float}, "demonstrator?": dict},
+    "ope.json": {"points": [{"stage": str, "iteration": int, "estimate": float, "true_success": float}]}}
+"""What a resumed run relies on: field -> its kind, float for any number, [kind] for a list of it; "?" ends what may be absent, "*"
+stands for every field."""
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(v, shape[0]) for v in value)
+    if isinstance(shape, dict):
+        if not isinstance(value, dict) or "*" in shape:
+            return isinstance(value, dict) and all(_fits(v, shape["*"]) for v in value.values())
+        known = {name.removesuffix("?"): (kind, name.endswith("?")) for name, kind in shape.items()}
+        return all(_fits(value[n], kind) if n in value else free for n, (kind, free) in known.items())
+    if shape in (int, float):
+        return isinstance(value, (int, float) if shape is float else int) and not isinstance(value, bool) and abs(value) < 2**62
+    return isinstance(value, shape)
 
 
 def _occupied(folder: Path) -> bool:

@@ -1,12 +1,15 @@
-"""What a scene is: the task, what is seen of it, what varies in it, and how its episodes are produced. Plain values, no simulator."""
+"""What a scene is: the task, what is seen of it, what varies in it, how its episodes are produced and where is learned. Plain values."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import re
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
+import torch
+
+from realrl.config import OutOfBounds, check, shown
 from realrl.types import RealrlError
 
 Kind = Literal["state", "rgb", "depth", "pointcloud"]
@@ -37,14 +40,9 @@ class SightConfig:
     the hand has yet to go."""
 
     def __post_init__(self) -> None:
-        for name, hint in (("kind", Kind), ("source", Source), ("frame", Frame)):
-            if getattr(self, name) not in get_args(hint):
-                raise RealrlError(f"sight.{name} is {getattr(self, name)!r}: it is one of {', '.join(get_args(hint))}")
-        for name in ("height", "width", "points"):
-            if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise RealrlError(f"sight.{name} is {value!r}: it must be a whole number of at least 1")
+        check(self, height="[1, 2048]", width="[1, 2048]", points="[1, 1e6]")
         if self.cameras is not None and (isinstance(self.cameras, str) or not self.cameras):
-            raise RealrlError(f"sight.cameras is {self.cameras!r}: give a tuple of names, or leave it out for the task's own choice")
+            raise OutOfBounds(SightConfig, "cameras", f"must be a tuple of names, or None for the task's own, got {shown(self.cameras)}")
 
 
 @dataclass(frozen=True)
@@ -67,15 +65,8 @@ class RandomiseConfig:
     """Mass of every body, times 1 +- this."""
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            if not (math.isfinite(value) and value >= 0):
-                raise RealrlError(f"randomise.{entry.name} is {value}: a magnitude is 0 (off) or more")
-        for name in ("friction", "mass", "light", "colour"):
-            if getattr(self, name) >= 1:
-                raise RealrlError(f"randomise.{name} is {getattr(self, name)}: it is relative and must stay below 1")
-        if self.distractors > 100:
-            raise RealrlError(f"randomise.distractors is {self.distractors}: at most 100 fit into a scene")
+        check(self, light="[0, 1)", colour="[0, 1)", camera="[0, 100]", angle="[0, 180]", distractors="[0, 100]", friction="[0, 1)",
+              mass="[0, 1)")
 
     @property
     def active(self) -> bool:
@@ -94,6 +85,9 @@ class CollectConfig:
     every_frame: bool = False
     """Whether simulated eyes open at every step also where only the plans' beginnings count (online rounds, evaluations); slower."""
 
+    def __post_init__(self) -> None:
+        check(self, workers="[0, 1024]", envs_per_worker="[1, 10000]")
+
 
 @dataclass(frozen=True)
 class GuardConfig:
@@ -106,8 +100,7 @@ class GuardConfig:
     the task's control asks for."""
 
     def __post_init__(self) -> None:
-        if self.max_delta is not None and not 0 < self.max_delta < math.inf:
-            raise RealrlError(f"guard.max_delta is {self.max_delta}: it must be above 0 and finite, or left out for no limit")
+        check(self, max_delta="(0, 1e9]")
 
 
 @dataclass(frozen=True)
@@ -140,3 +133,19 @@ class Scene:
     """Held-out episodes after a stage."""
     device: str = "auto"
     """auto, cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        check(self, seed="[0, 2e18]", demos="[1, 50000]", demo_noise="[0, 10]", horizon="[1, 1e6]", eval_episodes="[1, 1000000]")
+        if not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d{1,3})?", self.device):
+            raise OutOfBounds(type(self), "device", f"must be auto, cpu, cuda or cuda:N, got {shown(self.device)}")
+
+
+def device(wish: str) -> torch.device:
+    """ "auto" is the GPU where there is one. Raises RealrlError for a device that is not here."""
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=wish)
+        return torch.device(wish)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise RealrlError(f"--device {wish}: torch finds no such device here; give cpu, or auto for what there is") from None

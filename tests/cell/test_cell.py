@@ -1,5 +1,6 @@
 """The work cell: nothing is collected twice, nothing finished is lost, and the summary says what was done."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import replace
@@ -17,8 +18,8 @@ from realrl.data.store import Store
 from realrl.data.views import ChunkView
 from realrl.learn.imitation import Imitation, ImitationConfig, imitate, worthy
 from realrl.policies.diffusion import DiffusionPolicy
-from realrl.run import Run, device, read_metrics
-from realrl.scene import CollectConfig, Scene
+from realrl.run import Run, read_metrics
+from realrl.scene import CollectConfig, Scene, device
 from realrl.types import RealrlError, Source, TaskSpec
 from toy_runs import small_policy
 
@@ -31,8 +32,10 @@ def cell(tmp_path):
         yield made
 
 
+@contextlib.contextmanager
 def open_cell(folder, task="toy/obstacle", **scene):
-    return WorkCell(Run(folder, resume=True), Scene(task=task, **{"collect": LOCAL, "demo_noise": 1.0, **scene}))
+    with Run(folder, resume=True) as run, WorkCell(run, Scene(task=task, **{"collect": LOCAL, "demo_noise": 1.0, **scene})) as made:
+        yield made
 
 
 def policy(seed=0):
@@ -212,8 +215,8 @@ def test_stages_are_kept_replaced_and_read_back(tmp_path):
         first, second = (cell.judge.evaluate(policy(), 20, seed=s).failures for s in (0, 1))
         assert min(first) >= HELD_OUT and not set(first) & set(second)
     (tmp_path / "summary.json").write_text('{"stages": [')
-    with pytest.raises(RealrlError, match=r"summary\.json: not valid JSON .*delete it") as caught:
-        open_cell(tmp_path)
+    with pytest.raises(RealrlError, match=r"summary\.json is not valid JSON .*delete it") as caught, open_cell(tmp_path):
+        pass
     assert "\n" not in str(caught.value)
 
 

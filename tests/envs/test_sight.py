@@ -252,9 +252,9 @@ def test_mistakes_get_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("wrong", "words"), [
-    ({"kind": "lidar"}, "one of state, rgb, depth, pointcloud"), ({"source": "lidar"}, "one of rays, depth"),
+    ({"kind": "lidar"}, "one of 'state', 'rgb', 'depth', 'pointcloud'"), ({"source": "lidar"}, "one of 'rays', 'depth'"),
     ({"cameras": "corner"}, "tuple of names"), ({"cameras": ()}, "tuple of names"), ({"height": 84.0}, "whole number"),
-    ({"points": 0}, "at least 1"), ({"height": 0}, "at least 1"), ({"frame": "camera"}, "one of world, hand")])
+    ({"points": 0}, "at least 1"), ({"height": 0}, "at least 1"), ({"frame": "camera"}, "one of 'world', 'hand'")])
 def test_a_sight_that_cannot_be_is_named(wrong: dict[str, Any], words: str) -> None:
-    with pytest.raises(RealrlError, match=f"sight.{next(iter(wrong))} is .*{words}"):
+    with pytest.raises(RealrlError, match=f"sight.{next(iter(wrong))} must be .*{words}"):
         SightConfig(**wrong)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from realrl.checkpoint import read_parts, save_parts
 from realrl.generative.diffusion import (
     Diffusion,
     DiffusionConfig,
@@ -14,7 +15,6 @@ from realrl.generative.diffusion import (
 )
 from realrl.nets.mlp import SkipNet
 from realrl.nets.unet1d import UNet1d
-from realrl.run import read_parts, save_parts
 
 
 def skip_net(seed=0):

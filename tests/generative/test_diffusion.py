@@ -95,7 +95,7 @@ def test_all_but_the_last_step_have_a_likelihood(steps):
 @pytest.mark.parametrize("heat", [1.0, 0.3])
 def test_chain_is_mean_plus_sigma_times_noise_and_its_likelihood_is_normal(heat):
     diffusion, net = Diffusion(DiffusionConfig(sigma_max=0.8)), random_net()
-    diffusion.heat = heat
+    diffusion.heat.fill_(heat)
     g = torch.Generator().manual_seed(2)
     cond, noise = torch.randn(8, C, generator=g), torch.randn(8, 11, K, A, generator=g)
     chain = diffusion.sample(net, cond, noise, stochastic=True)
@@ -110,7 +110,7 @@ def test_chain_is_mean_plus_sigma_times_noise_and_its_likelihood_is_normal(heat)
 
 def test_a_chain_that_has_cooled_down_is_the_deployed_one():
     diffusion, net = Diffusion(DiffusionConfig(sigma_max=0.8)), random_net()
-    diffusion.heat = 0.0
+    diffusion.heat.fill_(0.0)
     g = torch.Generator().manual_seed(2)
     cond, noise = torch.randn(8, C, generator=g), torch.randn(8, 11, K, A, generator=g)
     assert torch.equal(diffusion.sample(net, cond, noise, stochastic=True), diffusion.sample(net, cond, noise, stochastic=False))
@@ -199,7 +199,7 @@ def test_a_network_that_says_what_is_wanted_lands_on_the_action(predict):
 @pytest.mark.parametrize("predict", ["noise", "sample", "velocity"])
 def test_leverage_is_the_derivative_of_the_mean_over_its_spread(predict):
     ours, g = Diffusion(DiffusionConfig(predict=predict)), torch.Generator().manual_seed(3)
-    ours.heat = 0.5
+    ours.heat.fill_(0.5)
     x, said = 0.01 * torch.randn(1, K, A, generator=g), (0.001 * torch.randn(1, K, A, generator=g)).requires_grad_(True)
     for k, leverage in zip(ours.likely, ours.leverage(), strict=True):  # small numbers: nothing is clipped
         mean = ours.mean(lambda x, t, cond: said, x, torch.tensor([k]), torch.zeros(1, C))

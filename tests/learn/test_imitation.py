@@ -8,10 +8,10 @@ import torch
 
 from realrl import envs
 from realrl.cell.collect import Collector
+from realrl.checkpoint import read_parts, save_parts
 from realrl.data.views import ChunkView
 from realrl.learn.imitation import Imitation, ImitationConfig, averaged, cosine, generator
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
-from realrl.run import read_parts, save_parts
 from realrl.scene import CollectConfig
 
 SMALL = ImitationConfig(steps=4, batch=16, warmup=1)

@@ -48,7 +48,9 @@ def test_before_any_step_the_ratio_is_one_and_the_divergence_nothing():
     policy.train()
     cond, chain, advantage = decisions(make_policy(dropout=0.5))
     before = {k: v.clone() for k, v in policy.state_dict().items()}
-    stats = DenoisingPPO(policy, PPOConfig(lr=0.0, clip=1e-4, epochs=2, minibatch=64)).fit(cond, chain, advantage, generator())
+    ppo = DenoisingPPO(policy, PPOConfig(clip=1e-4, epochs=2, minibatch=64))
+    ppo.lr = 0.0
+    stats = ppo.fit(cond, chain, advantage, generator())
     assert stats["clip_fraction"] == 0.0 and 0 <= stats["kl"] < 1e-9  # no ratio is further than 1e-4 from 1
     assert all(stats[f"ratio_{k}"] == pytest.approx(1.0, abs=1e-5) for k in policy.diffusion.likely)
     assert all(torch.equal(v, before[k]) for k, v in policy.state_dict().items())
@@ -140,7 +142,7 @@ def test_the_objective_can_leave_out_the_early_steps():
     stats = ppo.fit(*data, generator())
     assert ppo.likely.tolist() == [2] and "kl_2" in stats and "kl_1" not in stats
     assert DenoisingPPO(policy, LOOSE).likely.tolist() == [0, 1, 2]
-    with pytest.raises(RealrlError, match=r"ppo\.last: 0"):
+    with pytest.raises(RealrlError, match=r"ppo\.last must be .* at least 1 .*, got 0"):
         DenoisingPPO(policy, dataclasses.replace(LOOSE, last=0))
 
 

@@ -113,8 +113,8 @@ def test_a_history_is_augmented_as_one():
 
 
 @pytest.mark.parametrize(("wrong", "words"), [
-    ({"shift": -1}, "encoder.shift is -1"), ({"hidden": ()}, "at least one layer"), ({"latent": 0}, "at least 1"),
-    ({"recon": -1.0}, "encoder.recon"), ({"dropout": 1.0}, "below 1"), ({"jitter": float("nan")}, "encoder.jitter is nan")])
+    ({"shift": -1}, "encoder.shift must be .* at least 0"), ({"hidden": ()}, "at least one layer"), ({"latent": 0}, "at least 1"),
+    ({"recon": -1.0}, "encoder.recon"), ({"dropout": 1.0}, "below 1"), ({"jitter": float("nan")}, "encoder.jitter must be .* got nan")])
 def test_settings_that_cannot_be(wrong, words):
     with pytest.raises(RealrlError, match=words):
         EncoderConfig(**wrong)

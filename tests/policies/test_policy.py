@@ -1,6 +1,7 @@
 """Policies: a saved one acts bit for bit the same, each head does what it says, and bad files get one clear line."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from realrl.checkpoint import read_parts, save_parts
 from realrl.generative.diffusion import DiffusionConfig
 from realrl.nets.encoder import EncoderConfig
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
@@ -184,3 +186,114 @@ def test_a_policy_with_a_pretrained_trunk_loads_without_fetching_it_again(tmp_pa
     loaded, _ = load_policy(tmp_path)
     obs = {"state": torch.zeros(1, 1, 3), "images.top": torch.randint(0, 256, (1, 1, 24, 24, 3), dtype=torch.uint8)}
     assert torch.equal(loaded.encode(obs), made.encode(obs))
+
+
+def edited(change):
+    """A mend for `error`: policy.json with its tree changed."""
+    def mend(folder):
+        about = json.loads((folder / "policy.json").read_text())
+        change(about)
+        (folder / "policy.json").write_text(json.dumps(about))
+    return mend
+
+
+def weights_become(change):
+    """A mend for `error`: the saved weights changed, with true checksums."""
+    def mend(folder):
+        state = dict(read_parts(folder)[1]["weights"])
+        change(state)
+        save_parts(folder, 0, {"weights": state})
+    return mend
+
+
+def state_says(change):
+    """A mend for `error`: what state-*.json says changed, without a checksum to tell."""
+    def mend(folder):
+        file = next(folder.glob("state-*.json"))
+        state = json.loads(file.read_text())
+        del state["check"]
+        change(state)
+        file.write_text(json.dumps(state))
+    return mend
+
+
+FILES = ("policy.json", "state-000001.json", "tensors-000001.safetensors")
+WRONG = ["x", -1, 0, 1.5, None, True, [4], {}, 2**40, 10**200, float("nan")]
+
+
+@pytest.mark.parametrize("mend", [
+    *[edited(lambda a, k=k, v=v: a.update({k: v})) for k in ("obs_dim", "action_dim") for v in WRONG],
+    *[edited(lambda a, k=k, v=v: a["config"].update({k: v})) for k in ("hidden", "chunk", "n_obs", "blocks")
+      for v in (-1, 10**5, 2**40, "x", None)],
+    *[edited(lambda a, v=v: a["config"]["diffusion"].update(train_steps=v)) for v in (0, 10**9, 2**63, "x")],
+    *[edited(lambda a, v=v: a.update(senses=v)) for v in (5, "x", {"x": None}, {"images.a": []}, {"images.a": [10**6, 10**6, 3]},
+                                                        {"pointcloud": [8, 2]}, {"smell": [3]}, {"depth.a": [-1, 4]})],
+    *[edited(lambda a, k=k, v=v: a.update({k: v})) for k in ("head", "task", "name", "config", "kind", "format", "distilled")
+      for v in (5, [1], {}, None)],
+    edited(lambda a: a.update(head="x")), edited(lambda a: a.update(task="\ud800")), edited(lambda a: a["config"].update(net="x")),
+    *[weights_become(lambda w, v=v: w.update({"net.head.bias": v})) for v in (torch.full((8,), float("nan")),
+      torch.full((8,), float("inf")), torch.zeros(9), torch.zeros(8, dtype=torch.float64), torch.zeros(8, dtype=torch.int64),
+      torch.zeros(2, 4), 5, "x", [1.0] * 8)],
+    weights_become(lambda w: w.pop("net.head.bias")), weights_become(lambda w: w.update(extra=torch.zeros(1))),
+    weights_become(lambda w: w.update({3: torch.zeros(1)})), weights_become(lambda w: w["normaliser.std"].zero_()),
+    *[state_says(lambda s, v=v: s["parts"].update(weights=v)) for v in (5, {"$dict": 5}, {"$dict": [[[1], 2]]}, {"$tuple": 5},
+      {"x": {"$float": "abc"}}, {"a": {"$tensor": ["x"]}}, {"a": {"$tensor": "no"}}, {"a": {"$array": None}}, {"a": {"$scalar": {}}})],
+    *[state_says(lambda s, v=v: s.update(parts=v)) for v in (5, [], None, "x")],
+    *[state_says(lambda s, v=v: s.update(step=v)) for v in ("x", None, -1, 10**200, 1.5)],
+    *[lambda f, n=n, t=t: (f / n).write_text(t) for n in ("policy.json", "state-000001.json")
+      for t in ("", "[" * 100_000, '{"a": ' * 100_000, "1" * 10_000, '{"format": 1, "format": 1}', "NaN", '"x"', "\0")],
+    *[lambda f, n=n: ((f / n).unlink(), os.mkfifo(f / n)) for n in FILES],
+    *[lambda f, n=n: ((f / n).unlink(), (f / n).symlink_to("/dev/zero")) for n in FILES],
+    *[lambda f, n=n: ((f / n).unlink(), (f / n).symlink_to(f / n)) for n in FILES],
+    lambda f: os.truncate(f / "tensors-000001.safetensors", 2**40)])
+def test_whatever_a_policys_files_say_it_is_one_line(tmp_path, mend):
+    save_policy(make(), tmp_path / "bad", task="toy/obstacle")
+    mend(tmp_path / "bad")
+    with pytest.raises(RealrlError) as caught:
+        load_policy(tmp_path / "bad")
+    assert "\n" not in str(caught.value) and "bad" in str(caught.value) and len(str(caught.value)) < 900
+
+
+def test_a_description_costs_no_memory_before_its_weights_bear_it_out(tmp_path, monkeypatch):
+    """80 GB of network, well within the bounds, described beside weights of some kilobytes."""
+    save_policy(make(), tmp_path, task="toy/obstacle")
+    edited(lambda a: a["config"].update(hidden=8192, blocks=150))(tmp_path)
+    rebuild, where = DiffusionPolicy.rebuild, []
+    monkeypatch.setattr(DiffusionPolicy, "rebuild", lambda *given: (where.append(torch.empty(0).device.type), rebuild(*given))[1])
+    with pytest.raises(RealrlError, match=r"do not fit policy\.json"):
+        load_policy(tmp_path)
+    assert where == ["meta"]
+
+
+def test_a_sketch_leaves_the_random_numbers_alone(tmp_path):
+    """A run that starts from a saved policy draws the same numbers as before there was a sketch."""
+    save_policy(make(), tmp_path, task="toy/obstacle")
+    cfg = make().cfg
+    torch.manual_seed(3)
+    DiffusionPolicy(cfg, 3, 2)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    load_policy(tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    policy = make()
+    with torch.no_grad():
+        policy.net.head.bias[0] = float("nan")
+    with pytest.raises(RealrlError, match=r"'mine' holds net.head.bias with NaN .*diverged"):
+        save_policy(policy, tmp_path / "policy", task="toy/obstacle")
+    assert not (tmp_path / "policy").exists()
+
+
+def test_the_noise_it_learned_with_is_saved_with_it(tmp_path):
+    """With `online.cool` below 1 what explores is cooler than the configuration says: a saved policy is the same, sampler and all."""
+    policy = make()
+    policy.diffusion.heat.fill_(0.3)
+    save_policy(policy, tmp_path / "policy", task="toy/obstacle")
+    loaded, _ = load_policy(tmp_path / "policy")
+    assert np.array_equal(act(loaded).action, act(policy).action) and not np.array_equal(act(loaded).action, act(make()).action)
+    sampled = loaded.with_sampler("sampled")
+    assert np.array_equal(act(sampled, greedy=True).action, act(policy).action)
+    weights_become(lambda w: w.pop("diffusion.heat"))(tmp_path / "policy")  # as checkpoints once were
+    assert float(load_policy(tmp_path / "policy")[0].diffusion.heat) == 1.0

@@ -15,8 +15,7 @@ from realrl.files import derive
 from realrl.learn.imitation import Imitation, ImitationConfig, imitate
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.policies.folder import save_policy
-from realrl.run import device
-from realrl.scene import Scene
+from realrl.scene import Scene, device
 from realrl.types import Cell
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from realrl.config import check
 from realrl.data.views import ChunkView
 from realrl.files import derive
 from realrl.generative.diffusion import DiffusionConfig, DistillConfig, start_from_teacher
@@ -27,15 +28,13 @@ from realrl.learn.ppo import DenoisingPPO, PPOConfig, fit_value
 from realrl.losses import explained_variance, gae, monte_carlo
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.policies.folder import check_fit, load_policy, save_policy
-from realrl.run import device
-from realrl.scene import Scene
+from realrl.scene import Scene, device
 from realrl.types import Cell, Curriculum, Episode, RealrlError
 
 Stage = Literal["imitation", "offline", "online", "one-step"]
 
 
 # -- configuration ----------------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class OfflineConfig:
@@ -63,6 +62,9 @@ class OfflineConfig:
     """Whether that trains the encoder, too (policies with eyes); False = it stays as the demonstrations made it, which is far quicker."""
     ppo: PPOConfig = field(default_factory=lambda: PPOConfig(lr=3e-5, epochs=2, pairs=1.0, target_kl=0.005))
     """The objective's settings."""
+    def __post_init__(self) -> None:
+        check(self, rounds="[0, 100]", rollouts="[1, 1e5]", iterations="[1, 1e6]", states="[1, 1e6]", gate_every="[1, 1e6]",
+              patience="[1, 1e6]", max_drift="(0, 1e3]", reimitation="[0, 1e9]")
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ class OnlineConfig:
     """The objective's settings."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.cool <= 1:
-            raise RealrlError(f"online.cool is {self.cool}: it must be above 0 (without noise nothing has a likelihood) and at most 1")
+        check(self, iterations="[0, 1e6]", episodes="[1, 1e5]", practice="[0, 1]", warmup="[0, 1e6]", cool="(0, 1]",  # 0: no likelihood
+              lam="[0, 1]", value_lam="[0, 1]", value_lr="(0, 1]", value_epochs="[1, 1e6]", save_every="[1, 1e6]")
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,12 @@ class RL100Config(Scene):
     """Held-out episodes for the online and the one-step policy; eval_episodes are those of the stages before."""
     audit_episodes: int = 50
     """Held-out episodes, after all training, for every checkpoint that the gate judged: does the estimate rank them rightly? 0 = skip."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, gamma="(0, 1]", final_episodes="[1, 1000000]", audit_episodes="[0, 1000000]")
 
 
 # -- sections 4 and 5: the offline stage ------------------------------------------------------------------------------------
-
 
 class OfflineRound:
     """One round of improvement from recorded data alone; it touches no environment.
@@ -241,7 +245,6 @@ class OfflineRound:
 
 # -- section 4: the online stage --------------------------------------------------------------------------------------------
 
-
 class Online:
     """Rounds of whole episodes, GAE on a V warm-started from the offline critic, and the shared objective."""
 
@@ -268,7 +271,7 @@ class Online:
 
     def round(self, cell: Cell) -> dict[str, float]:
         """Collect, learn, and return what one needs to see."""
-        self.policy.diffusion.heat = self.heat()
+        self.policy.diffusion.heat.fill_(self.heat())
         fresh, again = self.starts(cell)
         episodes = cell.practise(f"online-{self.iteration}", self.policy.with_head("ddim"), fresh + again,
                                  noise_seed=derive(self.cfg.seed, "online", self.iteration) % 2**31, plans_only=True, chains=True)
@@ -322,13 +325,11 @@ class Online:
 
 # -- section 6: the algorithm -----------------------------------------------------------------------------------------------
 
-
 def train(cfg: RL100Config, cell: Cell) -> dict[str, Any]:
     """Run the stages in the paper's order and return the summary, which also lies in the run's summary.json.
 
     A run that was killed continues: recorded episodes are read back, finished stages are loaded whether asked for or not, an
-    unfinished imitation or online stage goes on from its last checkpoint to the same numbers. Raises RealrlError for a stage without
-    its input.
+    unfinished stage goes on from its last checkpoint to the same numbers. Raises RealrlError for a stage without its input.
     """
     torch.manual_seed(derive(cfg.seed, "weights"))
     policy, demos = _start(cfg, cell)

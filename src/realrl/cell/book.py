@@ -22,7 +22,7 @@ from rich.console import Console
 from realrl.data import side
 from realrl.data.record.recorder import Recorder
 from realrl.data.store import Store
-from realrl.files import read_plain, write_bytes
+from realrl.files import disk, read_plain, write_bytes
 from realrl.types import Array, Episode, RealrlError, Step, TaskSpec
 
 GROUP = 20  # a simulator's episodes per append: a kill costs at most these, which are made again, identically
@@ -78,7 +78,9 @@ class Book:
         refused = ""
         try:
             self.store.append(episodes)
-        except RealrlError:
+        except RealrlError as first:
+            if disk(first):  # nothing is wrong with the episodes
+                raise
             for episode in episodes:
                 try:
                     self.store.append([episode])

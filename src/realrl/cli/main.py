@@ -43,14 +43,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return interrupted()
     except BrokenPipeError:  # `realrl tasks | head`: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return 0
-    except mistake() as error:
+    except (mistake(), OSError) as error:  # OSError: a full or read-only disk, a name that is too long
         if os.environ.get("REALRL_DEBUG", "0") != "0":
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        from realrl.files import printable
+        lines = "\n".join(map(printable, str(_told(error)).splitlines()))
+        print(f"error: {lines}", file=sys.stderr)
+        if isinstance(error, OSError):
+            _silence()  # it may be standard output that is full
         return 2
     return code
+
+
+def _silence() -> None:
+    """Nothing more goes to standard output: what Python still holds for it would fail when it leaves."""
+    with contextlib.suppress(OSError, ValueError):  # a test's standard output has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _told(error: Exception) -> Exception:
+    """An error as a line that a user can act on."""
+    from realrl.files import disk, unwritable
+    if not isinstance(error, OSError):
+        return error
+    what = error.filename or "a file"
+    return unwritable(what, error) if disk(error) else mistake()(f"{what}: {error.strerror or error}; check the path")
 
 
 # -- the parser -----------------------------------------------------------------------------------------------------------------
@@ -150,6 +169,7 @@ def _method(name: str) -> tuple[type[Any], Callable[[Any, Cell], dict[str, Any]]
 def _train(args: argparse.Namespace) -> int:
     from realrl import config, envs
     from realrl.cell.cell import WorkCell
+    from realrl.files import disk
     from realrl.report import stage_table, write_report
     from realrl.run import Run
     flags: list[str] = args.flags
@@ -166,10 +186,15 @@ def _train(args: argparse.Namespace) -> int:
     try:
         with Run.start(folder, cfg, args.resume, ignore=("stages", "collect", "device")) as run, WorkCell(run, cfg) as cell:
             summary = train(cfg, cell)
+        page = write_report(folder)
     except KeyboardInterrupt:
         return interrupted(f"; continue with: {again}")
+    except (mistake(), OSError) as error:
+        if disk(error):
+            raise mistake()(f"{_told(error)}, then continue with: {again}") from error
+        raise
     screen().print(stage_table(summary))
-    print(f"report: {write_report(folder)}")
+    print(f"report: {page}")
     if (folder / "policy" / "policy.json").is_file():
         print(f"policy: {folder / 'policy'}  (try it: {shlex.join(['realrl', 'evaluate', '--policy', str(folder / 'policy')])})")
     return 0

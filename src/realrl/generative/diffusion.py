@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from realrl.config import OutOfBounds, check
 from realrl.files import derive
 from realrl.losses import gaussian_logp
-from realrl.types import RealrlError
 
 NoiseNet = Callable[[Tensor, Tensor, Tensor], Tensor]
 Sampler: TypeAlias = Literal["mean", "ddim", "sampled"]
@@ -46,26 +46,46 @@ class DiffusionConfig:
     chain (eta = 0), another policy, which RL with a large sigma does not improve alike; sampled: the stochastic sampler as it is, often
     the best of what was cloned from people's recordings. The one-step student of a sampled chain follows the eta = 0 one."""
 
+    def __post_init__(self) -> None:
+        check(self, train_steps="[1, 10000]", steps="[1, 10000]", offset="[0, 10000]", sigma_min="(0, 1e3]", sigma_max="(0, 1e3]")
+        if self.sigma_min > self.sigma_max:
+            raise OutOfBounds(DiffusionConfig, "sigma_min", f"must be at most sigma_max ({self.sigma_max}), got {self.sigma_min}")
+        if self.steps > self.train_steps:
+            raise OutOfBounds(DiffusionConfig, "steps", f"must lie in 1..{self.train_steps} (train_steps), got {self.steps}")
+        if self.offset >= self.stride + self.train_steps % self.steps:
+            raise OutOfBounds(DiffusionConfig, "offset", f"must lie in 0..{self.stride - 1} (train_steps / steps - 1), got {self.offset}")
+
+    @property
+    def stride(self) -> int:
+        """Noise levels from one denoising step to the next."""
+        return self.train_steps // self.steps
+
 
 class Diffusion(nn.Module):
     """Schedule and sampler; no learned weights. Chunks are [B, K, A] in [-1, 1]; step k counts from 0 (pure noise) to S-1 (last).
 
     The final step lands on the clean action, where the DDIM bound leaves no room for noise (sigma = 0); it is deterministic and
-    does not enter a likelihood. `likely` lists the steps that do.
+    does not enter a likelihood. `likely` lists the steps that do. `heat` []: online RL may turn the sampling noise down
+    (`OnlineConfig.cool`): sigma is multiplied by this in the noise and in the likelihood alone, so that at 0 the stochastic chain is the
+    deterministic one that is deployed (`greedy` "mean").
     """
 
     def __init__(self, cfg: DiffusionConfig) -> None:
         super().__init__()
-        if not 1 <= cfg.steps <= cfg.train_steps:
-            raise RealrlError(f"diffusion.steps: {cfg.steps} must lie in 1..{cfg.train_steps} (train_steps)")
-        if not 0 < cfg.sigma_min <= cfg.sigma_max:
-            raise RealrlError(f"diffusion.sigma_min: {cfg.sigma_min} must be positive and at most sigma_max ({cfg.sigma_max})")
         self.cfg = cfg
-        stride = cfg.train_steps // cfg.steps
-        if not 0 <= cfg.offset < stride + cfg.train_steps % cfg.steps:
-            raise RealrlError(f"diffusion.offset: {cfg.offset} must lie in 0..{stride - 1} (train_steps / steps - 1)")
+        with torch.device("cpu"):  # also where a policy is only sketched, on the meta device: `likely` needs numbers
+            self._make_tables(cfg)
+        self.abar: Tensor
+        self.now: Tensor
+        self.after: Tensor
+        self.sigma: Tensor
+        self.direction: Tensor
+        self.t: Tensor
+        self.heat: Tensor
+
+    def _make_tables(self, cfg: DiffusionConfig) -> None:
         abar = squared_cosine(cfg.train_steps)
-        t = torch.arange(cfg.steps - 1, -1, -1) * stride + cfg.offset
+        t = torch.arange(cfg.steps - 1, -1, -1) * cfg.stride + cfg.offset
         now, after = abar[t], torch.cat([abar[t[1:]], abar.new_ones(1)])
         sigma = ddpm_sigma(now, after).clamp(cfg.sigma_min, cfg.sigma_max).minimum((1 - after).sqrt())
         tables = {"abar": abar, "now": now, "after": after, "sigma": sigma, "direction": (1 - after - sigma**2).clamp(min=0).sqrt()}
@@ -73,15 +93,11 @@ class Diffusion(nn.Module):
             self.register_buffer(name, value.float(), persistent=False)
         self.register_buffer("t", t, persistent=False)
         self.likely: list[int] = [k for k in range(cfg.steps) if sigma[k] > 0]
-        self.heat = 1.0
-        """Online RL may turn the sampling noise down (`OnlineConfig.cool`): sigma is multiplied by this in the noise and in the likelihood
-        alone, so that at 0 the stochastic chain is the deterministic one that is deployed (`greedy` "mean")."""
-        self.abar: Tensor
-        self.now: Tensor
-        self.after: Tensor
-        self.sigma: Tensor
-        self.direction: Tensor
-        self.t: Tensor
+        self.register_buffer("heat", torch.ones(()))  # the one buffer that is saved: it is learned with
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        state_dict.setdefault(f"{prefix}heat", torch.ones_like(self.heat))  # checkpoints did not always hold it
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. x0, noise: [B, K, A]; t: [B] in 0..T-1."""
@@ -188,6 +204,9 @@ class DistillConfig:
     """Student steps beside each online update (lambda_CD of the joint loss: the networks are separate, so only the rate matters)."""
     steps: int = 1500
     """Student steps of the final stage."""
+
+    def __post_init__(self) -> None:
+        check(self, batch="[1, 1e6]", lr="(0, 1]", chains="[1, 1e7]", beside_rl="[0, 1e6]", steps="[1, 1e9]")
 
 
 def start_from_teacher(student: nn.Module, teacher: nn.Module) -> None:

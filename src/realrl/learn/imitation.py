@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from realrl.config import check
 from realrl.files import derive
 from realrl.generative.diffusion import imitation_loss
 from realrl.policies.diffusion import DiffusionPolicy
@@ -45,6 +46,9 @@ class ImitationConfig:
     """AdamW's."""
     ema: float = 0.75
     """Power of the weight average: decay = min(1 - (1 + step)^-power, 0.9999)."""
+
+    def __post_init__(self) -> None:
+        check(self, steps="[1, 1e9]", batch="[1, 1e6]", lr="(0, 1]", warmup="[0, 1e9]", weight_decay="[0, 1]", ema="(0, 10]")
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:

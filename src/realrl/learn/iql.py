@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from realrl.config import check
 from realrl.data.views import ChunkView, Encoded, continue_chunks
 from realrl.files import derive
 from realrl.losses import expectile, explained_variance, td_target
@@ -45,6 +46,10 @@ class CriticConfig:
     """Polyak rate of the target Q."""
     whiten: bool = True
     """Whether critics of a policy with eyes see its latents along their principal axes, each scaled to about unit variance."""
+
+    def __post_init__(self) -> None:
+        check(self, steps="[1, 1e9]", batch="[1, 1e6]", lr="(0, 1]", weight_decay="[0, 1]", hidden="[1, 16384]", expectile="(0, 1)",
+              target_rate="(0, 1]")
 
 
 class Critics(nn.Module):

@@ -20,6 +20,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from realrl.config import OutOfBounds, check
 from realrl.data.views import Encoded, continue_chunks
 from realrl.files import derive
 from realrl.nets.mlp import EnsembleMLP
@@ -69,6 +70,13 @@ class OPEConfig:
     """What a candidate must gain, see `gate`."""
     confidence: float = 1.645
     """Standard errors between the mean gain and the bound that must reach the margin: 1.645 = 95 %, one-sided."""
+
+    def __post_init__(self) -> None:
+        check(self, members="[2, 1000]", elites="[2, 1000]", hidden="[1, 16384]", lr="(0, 1]", weight_decay="[0, 1]", batch="[1, 1e6]",
+              steps="[1, 1e9]", holdout="(0, 1)", starts="[1, 1e6]", horizon="[1, 1e6]", doubt="[0, 1]", limit="(0, 1]", slack="[0, 1e6]",
+              margin="[-1e6, 1e6]", confidence="[0, 100]")
+        if self.elites > self.members:
+            raise OutOfBounds(OPEConfig, "elites", f"must lie in 2..{self.members} (members), got {self.elites}")
 
 
 @dataclass

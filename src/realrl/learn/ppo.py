@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from realrl.config import check
 from realrl.losses import clipped_surrogate, gaussian_kl
 from realrl.policies.diffusion import DiffusionPolicy
-from realrl.types import RealrlError
 
 Embed = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Decisions [B] -> (their conditions [B, C] with gradients to the encoder, its regularisers [])."""
@@ -48,6 +48,10 @@ class PPOConfig:
     last: int | None = None
     """Only this many of the last stochastic steps enter the objective; None = all. See docs/methods/rl100.md before using it."""
 
+    def __post_init__(self) -> None:
+        check(self, lr="(0, 1]", clip="(0, 1)", epochs="[1, 1e6]", pairs="(0, 1]", minibatch="[1, 1e9]", target_kl="(0, 1e3]",
+              max_kl="(0, 1e3]", grad_clip="(0, 1e9]", advantage_clip="(0, 1e9]", last="[1, 1e6]")
+
 
 class DenoisingPPO:
     """Improves a diffusion policy by the clipped objective over its denoising steps.
@@ -60,8 +64,6 @@ class DenoisingPPO:
         self.policy, self.cfg, self.lr = policy, cfg, cfg.lr
         self.actor = policy.actor if encoder else torch.nn.ModuleDict({"net": policy.net})
         self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, weight_decay=0.0)
-        if cfg.last is not None and cfg.last < 1:
-            raise RealrlError(f"ppo.last: {cfg.last} must be at least 1, or None for all stochastic steps")
         self.likely = torch.tensor(policy.diffusion.likely[-(cfg.last or 0):], device=policy.device)
 
     @torch.no_grad()

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from realrl.config import OutOfBounds, check
 from realrl.losses import chamfer, kl_to_standard
 from realrl.nets.augment import colour_jitter, point_dropout, point_jitter, random_crop, random_shift
-from realrl.nets.image import ImageDecoder, ImageNet, image_net, reconstruction_loss
 from realrl.nets.mlp import mlp
 from realrl.nets.pointcloud import CloudDecoder, PointNet
 from realrl.types import RealrlError
@@ -29,7 +29,7 @@ WHOLE = 256
 class EncoderConfig:
     """How a policy sees, where its task has senses beyond the state; without any, nothing here is used."""
 
-    image: ImageNet = "cnn"
+    image: str = "cnn"
     """Network for pictures and depth: cnn, resnet18, resnet18-small, efficientnet-lite0, torchvision/NAME or timm/NAME."""
     pretrained: bool = True
     """Whether networks of torchvision and timm begin with ImageNet's weights, which may be downloaded, once: policies hold them."""
@@ -63,14 +63,10 @@ class EncoderConfig:
     """The PointNet's layers or a picture network's trunk in half the precision: for GPUs."""
 
     def __post_init__(self) -> None:
-        least = {"size": 1, "latent": 1, "recon": 0, "kl": 0, "in_rl": 0, "crop": 0, "shift": 0, "colour": 0, "jitter": 0, "dropout": 0}
-        for name, bound in least.items():
-            if not getattr(self, name) >= bound:
-                raise RealrlError(f"encoder.{name} is {getattr(self, name)}: it must be at least {bound}")
-        if not self.hidden or min(self.hidden) < 1:
-            raise RealrlError(f"encoder.hidden is {list(self.hidden)}: at least one layer, each of at least 1")
-        if self.dropout >= 1:
-            raise RealrlError(f"encoder.dropout is {self.dropout}: below 1, or no point of a cloud is left")
+        check(self, size="[1, 8192]", latent="[1, 8192]", hidden="[1, 8192]", recon="[0, 1e6]", kl="[0, 1e6]", in_rl="[0, 1e6]",
+              crop="[0, 4096]", shift="[0, 4096]", colour="[0, 10]", jitter="[0, 10]", dropout="[0, 1)")
+        if not 1 <= len(self.hidden) <= 20:
+            raise OutOfBounds(EncoderConfig, "hidden", f"must have at least one layer and at most 20, got {len(self.hidden)}")
 
 
 class Encoder(nn.Module):
@@ -179,6 +175,7 @@ class Encoder(nn.Module):
                 assert isinstance(eye, PointNet)
                 total = total + chamfer(decoded, eye.normalise(seen[key])[..., :3]).mean()
             else:
+                from realrl.nets.image import reconstruction_loss
                 total = total + reconstruction_loss(decoded, seen[key]).mean()
         return {"recon": self.cfg.recon * total}
 
@@ -187,6 +184,7 @@ def _eye(cfg: EncoderConfig, key: str, shape: tuple[int, ...], fetch: bool) -> n
     if key == CLOUD:
         return PointNet(shape[-1], cfg.size, norm=cfg.norm, bf16=cfg.bf16)
     if key.startswith(("images.", "depth.")):
+        from realrl.nets.image import image_net  # who has no cameras need not read it
         height, width = shape[0] - cfg.crop, shape[1] - cfg.crop
         return image_net(cfg.image, height, width, cfg.size, depth=key.startswith("depth."), pretrained=cfg.pretrained, frozen=cfg.frozen,
                          bf16=cfg.bf16, fetch=fetch)
@@ -197,6 +195,7 @@ def _decoder(cfg: EncoderConfig, key: str, shape: tuple[int, ...]) -> nn.Module:
     """Rebuilds a cloud, or the whole picture whatever was cropped."""
     if key == CLOUD:
         return CloudDecoder(cfg.latent)
+    from realrl.nets.image import ImageDecoder
     return ImageDecoder(cfg.latent, shape[0], shape[1], 1 if key.startswith("depth.") else 3)
 
 

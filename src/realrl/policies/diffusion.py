@@ -50,6 +50,32 @@ class PolicyConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     """What it makes of pictures or a point cloud, where the task has them."""
 
+    def __post_init__(self) -> None:
+        config.check(self, chunk="[1, 1000]", n_obs="[1, 1000]", hidden="[1, 16384]", blocks="[0, 200]", dropout="[0, 1]")
+        if self.net == "unet" and self.hidden % 8:
+            raise config.OutOfBounds(PolicyConfig, "hidden", f"must be a multiple of 8 in a U-Net, got {self.hidden}")
+
+
+@dataclass(frozen=True)
+class _About:
+    """What `DiffusionPolicy.describe` says, with its types and bounds, so that a file is believed only where it makes sense."""
+
+    head: Head
+    name: str
+    obs_dim: int
+    action_dim: int
+    config: PolicyConfig
+    senses: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    distilled: bool = False
+
+    def __post_init__(self) -> None:
+        config.check(self, obs_dim="[1, 1e6]", action_dim="[1, 1e4]")
+        for key, shape in self.senses.items():
+            sides, most = {"pointcloud": (2, 10**6), "images": (3, 2048), "depth": (2, 2048)}.get(key.partition(".")[0], (0, 0))
+            if len(shape) != sides or not all(0 < side <= most for side in shape):
+                raise config.OutOfBounds(_About, "senses", f"has {config.shown(key)} of shape {config.shown(shape)}: there are pointcloud "
+                                         "[points, 3 or 6], images.<camera> [height, width, 3] and depth.<camera> [height, width]")
+
 
 def make_net(cfg: PolicyConfig, action_dim: int, cond: int) -> nn.Module:
     """The noise (or clean-action) network: (x [B, K, A], t [B], cond [B, C]) -> [B, K, A]."""
@@ -207,6 +233,7 @@ class DiffusionPolicy(nn.Module):
         other = self.with_head("ddim")
         other.cfg = replace(self.cfg, diffusion=replace(self.cfg.diffusion, greedy=sampler))
         other.diffusion = Diffusion(other.cfg.diffusion).to(self.device)
+        other.diffusion.load_state_dict(self.diffusion.state_dict())
         return other
 
     def describe(self) -> dict[str, Any]:
@@ -217,7 +244,7 @@ class DiffusionPolicy(nn.Module):
     @classmethod
     def rebuild(cls, about: Mapping[str, Any], source: str) -> DiffusionPolicy:
         """A policy as described, without its weights. source: the file's name, for errors. Raises RealrlError."""
-        cfg = config.from_dict(PolicyConfig, about["config"], source=source)
-        policy = cls(cfg, about["obs_dim"], about["action_dim"], senses=about.get("senses"), name=about["name"], fetch=False)
-        policy.head, policy.distilled = about["head"], bool(about.get("distilled", False))
+        told = config.from_dict(_About, {k: v for k, v in about.items() if k in _About.__dataclass_fields__}, source=source)
+        policy = cls(told.config, told.obs_dim, told.action_dim, senses=told.senses, name=told.name, fetch=False)
+        policy.head, policy.distilled = told.head, told.distilled
         return policy

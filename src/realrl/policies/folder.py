@@ -6,16 +6,18 @@ gets a line in `_kind`.
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import Tensor
 
 from realrl import config
-from realrl.files import write_json
-from realrl.run import read_parts, save_parts
+from realrl.checkpoint import finite, read_parts, save_parts
+from realrl.config import shown
+from realrl.files import read_json, write_json
 from realrl.types import RealrlError, Stateful, TaskSpec
 
 if TYPE_CHECKING:
@@ -28,18 +30,18 @@ class Storable(Stateful, Protocol):
     """A policy that a folder can hold."""
 
     KIND: str
+    name: str
 
     def describe(self) -> dict[str, Any]:
         """What `rebuild` needs, as plain JSON values."""
         ...
 
 
-
 def save_policy(policy: Storable, path: Path, *, task: str, sight: Any = None) -> None:
     """Write a folder that `load_policy` reads. sight: the configuration of what it saw in training, so that an evaluation can show it
-    the same."""
-    path.mkdir(parents=True, exist_ok=True)
-    save_parts(path, 0, {"weights": policy})
+    the same. Raises RealrlError for weights that are not finite, and where the disk is full."""
+    finite(policy.state_dict(), f"{path}: the policy {policy.name!r}", "its training diverged: lower the learning rate")
+    save_parts(path, 0, {"weights": policy.state_dict()})
     about = policy.describe()
     seen = {"sight": config.to_dict(sight)} if about.get("senses") and sight else {}
     write_json(path / "policy.json", {"kind": policy.KIND, "format": FORMAT, "task": task, **about, **seen})
@@ -51,14 +53,38 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[D
     Raises RealrlError when the folder is no policy, is damaged, or was written by a newer format.
     """
     path = Path(path)
-    about = read_policy_json(path)
-    policy = _kind(about["kind"]).rebuild(about, str(path / "policy.json"))
+    about, file = read_policy_json(path), str(path / "policy.json")
+    kind = _kind(about["kind"])
     _, parts = read_parts(path)
     try:
-        policy.load_state_dict(parts["weights"])
-    except (RuntimeError, KeyError) as error:
-        raise RealrlError(f"{path}: the weights do not fit policy.json ({str(error).splitlines()[0]}): save the policy again") from None
+        with torch.device("meta"):  # a sketch without memory, so that a description is believed as far as the weights bear it out
+            sketch = kind.rebuild(about, file)
+    except RealrlError as error:
+        raise (error if file in str(error) else RealrlError(f"{file}: {error}")) from None
+    _check_weights(sketch, parts.get("weights"), path)
+    policy = kind.rebuild(about, file)
+    policy.load_state_dict(parts["weights"])
     return policy.to(device).eval().requires_grad_(False), about["task"]
+
+
+def _check_weights(sketch: torch.nn.Module, weights: Any, path: Path) -> None:
+    """Raise RealrlError unless the weights in a folder are those of the policy it describes, and all of them numbers."""
+    if not isinstance(weights, Mapping) or not all(isinstance(name, str) and isinstance(w, Tensor) for name, w in weights.items()):
+        raise RealrlError(f"{path}: what it holds as weights is no table of tensors: save the policy again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "copying into a meta tensor does nothing"
+            sketch.load_state_dict(weights)
+    except RuntimeError as error:
+        why = " ".join(str(error).split("\n")[1].split()) if "\n" in str(error) else str(error)
+        raise RealrlError(f"{path}: the weights do not fit policy.json ({why[:300]}): save the policy again") from None
+    for name, wanted in sketch.state_dict().items():
+        if name in weights and weights[name].dtype != wanted.dtype:
+            raise RealrlError(f"{path}: the weights do not fit policy.json ({name} is {weights[name].dtype}, must be {wanted.dtype}): "
+                              "save the policy again")
+        if name.endswith("normaliser.std") and not bool((weights[name] > 0).all()):
+            raise RealrlError(f"{path}: {name} is not positive everywhere: save the policy again")
+    finite(weights, str(path), "its training diverged, or the file is damaged: take an earlier policy")
 
 
 def _kind(name: str) -> type[DiffusionPolicy]:
@@ -71,20 +97,22 @@ def read_policy_json(path: Path) -> dict[str, Any]:
     """The description of a saved policy, checked. Raises RealrlError."""
     file = path / "policy.json"
     try:
-        about = json.loads(file.read_text())
+        about = read_json(file, most=2**20)
     except (FileNotFoundError, NotADirectoryError):
         raise RealrlError(f"{path}: no policy here (policy.json is missing): give the folder a run wrote, e.g. runs/main/policy") from None
-    except ValueError as error:
-        raise RealrlError(f"{file}: not valid JSON ({error}): the file is damaged, export the policy again") from None
+    except OSError as error:
+        raise RealrlError(f"{file} cannot be read ({error.strerror or error}): put a copy of the file there") from None
     if not isinstance(about, dict):
         raise RealrlError(f"{file}: holds no object but a {type(about).__name__}: the file is damaged, export the policy again")
-    if about.get("format") != FORMAT or about.get("kind") != "diffusion":
-        raise RealrlError(f"{file}: kind {about.get('kind')!r}, format {about.get('format')!r}; this version reads diffusion, format 1")
+    kind, layout = about.get("kind"), about.get("format")
+    if kind != "diffusion" or layout != FORMAT:
+        raise RealrlError(f"{file}: kind {shown(kind)}, format {shown(layout)}; this version reads diffusion, format {FORMAT}")
     missing = [key for key in ("task", "head", "name", "obs_dim", "action_dim", "config") if key not in about]
     if missing:
         raise RealrlError(f"{file}: {', '.join(missing)} is missing: the file is damaged, export the policy again")
-    out: dict[str, Any] = about
-    return out
+    if not isinstance(about["task"], str):
+        raise RealrlError(f"{file}: 'task' must be a text, got {shown(about['task'])}: the file is damaged, export the policy again")
+    return about
 
 
 def check_fit(policy: DiffusionPolicy, spec: TaskSpec, name: object, trained_on: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from realrl import files
 from realrl.cell.evaluate import wilson
+from realrl.files import read_plain
 from realrl.run import read_metrics
 from realrl.types import RealrlError
 
@@ -38,29 +39,20 @@ class Stage:
 
 
 def read_text(path: Path) -> str | None:
-    """The file's text, None where there is no file. Raises RealrlError on other than UTF-8."""
-    if not path.is_file():
+    """The file's text, None where there is no file. Raises RealrlError on other than a plain file of UTF-8."""
+    if not path.exists():
         return None
     try:
-        return path.read_text(encoding="utf-8")
+        return read_plain(path).decode("utf-8")
     except UnicodeDecodeError as e:
         raise RealrlError(f"{path}: not UTF-8 text (byte {e.start}); restore or delete the file and make the report again") from e
 
 
-def _parse(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as e:
-        raise RealrlError(f"{path}, line {line + e.lineno - 1}: not valid JSON ({e.msg}); "
-                          "mend or delete it and make the report again") from e
-
-
 def read_json(path: Path, kind: type) -> Any:
     """The file's content, None where there is no file. Raises RealrlError that names file and line."""
-    text = read_text(path)
-    if text is None:
+    if not path.exists():
         return None
-    value = _parse(text, path, 1)
+    value = files.read_json(path, nan=True)
     if not isinstance(value, kind):
         raise RealrlError(f"{path}: expected a JSON {'object' if kind is dict else 'list'} at the top, found {type(value).__name__}")
     return value
@@ -68,10 +60,7 @@ def read_json(path: Path, kind: type) -> Any:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of `metrics.jsonl`, numbered scalars (`ratio_0`, `ratio_1` ...) joined to one list. Raises RealrlError on damage."""
-    try:
-        rows = read_metrics(path.parent)
-    except UnicodeDecodeError as e:
-        raise RealrlError(f"{path}: not UTF-8 text (byte {e.start}); restore or delete the file and make the report again") from e
+    rows = read_metrics(path.parent)
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise RealrlError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
