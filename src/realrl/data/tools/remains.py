@@ -114,11 +114,11 @@ class Remains(Source):
             except (RealrlError, OSError) as error:
                 self._is_unreadable(path, error)
         try:
-            self._all_rows = tables.newest(found)
+            self._all_rows = tables.newest(found, self.dir)
         except RealrlError as error:  # they do not fit together: the columns that all need are enough
             self.lines.append(f"the episodes tables do not fit together, what only some of them say is left out ({what(error)})")
             common = set.intersection(*({(f.name, f.type) for f in t.schema} for t in found))
-            self._all_rows = tables.newest([t.select(sorted(name for name, _ in common)) for t in found])
+            self._all_rows = tables.newest([t.select(sorted(name for name, _ in common)) for t in found], self.dir)
         self._row_of = {int(e): i for i, e in enumerate(self._all_rows["episode_index"].to_numpy())}
 
     def _is_unreadable(self, path: Path, error: Exception) -> None:
@@ -150,7 +150,7 @@ class Remains(Source):
 
     def _read_tasks(self) -> list[str]:
         try:
-            found = tables.read_tasks(self.dir)
+            found = tables.read_tasks(self.dir, int(np.abs(self._all_rows["length"].to_numpy()).sum()) or 2**40)  # no row: no limit
         except (RealrlError, OSError) as error:
             found = []
             self.lines.append(f"the tasks are taken from the episodes table ({what(error)})")
@@ -327,7 +327,7 @@ class Remains(Source):
         """Files in the dataset's folders that nothing refers to."""
         used = {t.path for t in self.takes} | {self.film(t, c) for t in self.takes for c in cameras(self.info["features"])}
         files = [p for folder in ("data", "videos") for p in (self.dir / folder).rglob("*") if p.is_file() and p not in used]
-        return sorted({*files, *(self.dir / "meta").rglob(".*.tmp"), *self.unreadable})
+        return sorted({*files, *schema.unfinished(self.dir), *self.unreadable})
 
     # ---- rows
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realrl.data import tables, video
+from realrl.data.errors import read_json
 from realrl.data.schema import DATA_PATH, VIDEO_PATH, Info
 from realrl.types import RealrlError
 
@@ -108,9 +108,11 @@ def _made_footer(features: Info) -> Struct | None:
 
 def refuse_old(root: Path) -> None:
     """Raise RealrlError for a dataset of version 2, which is only read here."""
-    with contextlib.suppress(ValueError, OSError, AttributeError, RecursionError):
-        if str(json.loads((root / "meta/info.json").read_text()).get("codebase_version")).startswith("v2."):
-            raise RealrlError(f"{root} is of LeRobot's version 2, which is only read here; mend it with the tools that made it")
+    info: Any = None
+    with contextlib.suppress(OSError, RealrlError):
+        info = read_json(root / "meta/info.json")
+    if isinstance(info, dict) and str(info.get("codebase_version")).startswith("v2."):
+        raise RealrlError(f"{root} is of LeRobot's version 2, which is only read here; mend it with the tools that made it")
 
 
 def guessed_info(root: Path, files: Sequence[Path]) -> Info:
