@@ -23,7 +23,6 @@ from realrl.types import Array, Episode, RealrlError, Source
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-VIDEO_FIELDS = tables.VIDEO_FIELDS
 CAMERA_PREFIXES = ("images.", "depth.")  # observation keys that are recorded as video
 Info = dict[str, Any]
 # Our name of a column, and what others call it: LeRobot, HIL-SERL and its forks, gymnasium's words. The first one present counts.
@@ -180,7 +179,7 @@ def row_schema(features: Info) -> pa.Schema:
     films = tables.cameras(features)
     fields = [*((name, pa.int64()) for name in ROW_INDICES), ("tasks", pa.list_(pa.string())), ("terminated", pa.bool_()),
               ("truncated", pa.bool_()), ("success", pa.bool_()), ("policy", pa.string()), ("seed", pa.int64())]
-    fields += [(f"videos/{name}/{field}", kind) for name in films for field, kind in VIDEO_FIELDS.items()]
+    fields += [(f"videos/{name}/{field}", kind) for name in films for field, kind in tables.VIDEO_FIELDS.items()]
     fields += [(f"last/{name}", pa.list_(pa.from_numpy_dtype(f["dtype"]))) for name, f in tables.stored(features).items()
                if name.startswith("observation.")]
     for name in features:

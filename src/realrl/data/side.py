@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realrl.data import tables
+from realrl.data.errors import DAMAGED, line
 from realrl.data.schema import data_file, read_info
 from realrl.files import publish, within
 from realrl.types import Array, RealrlError
@@ -102,8 +103,8 @@ def read(directory: str | Path, name: str, version: int | None = None, *, missin
     table = tables.read_parquet(path)  # only now: a small file may unfold into as many rows as it likes to say
     try:
         columns = {c: _padded(_from_arrow(table[c]), total) for c in table.column_names}
-    except tables.DAMAGED as error:
-        raise RealrlError(f"{path} is damaged ({tables.line(error)}); compute it anew") from error
+    except DAMAGED as error:
+        raise RealrlError(f"{path} is damaged ({line(error)}); compute it anew") from error
     return Derived(name, version, about["per"], columns, about["meta"], behind)
 
 
@@ -114,8 +115,8 @@ def fingerprint(rows: pa.Table) -> str:
     for name in sorted(known):
         try:
             digest.update(json.dumps([name, rows[name].to_pylist()], default=str).encode())
-        except tables.DAMAGED as error:
-            raise RealrlError(f"meta/episodes: {name} is damaged ({tables.line(error)}); run 'realrl data repair'") from error
+        except DAMAGED as error:
+            raise RealrlError(f"meta/episodes: {name} is damaged ({line(error)}); run 'realrl data repair'") from error
     return digest.hexdigest()
 
 
@@ -197,7 +198,7 @@ def _publish(root: Path, name: str, columns: Mapping[str, Array], per: Per, meta
         table = pa.table({c: _to_arrow(x) for c, x in columns.items()})
         table = table.replace_schema_metadata({"realrl": json.dumps(about, allow_nan=False)})
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise RealrlError(f"{folder}: the columns or their meta cannot be stored ({tables.line(error)})") from error
+        raise RealrlError(f"{folder}: the columns or their meta cannot be stored ({line(error)})") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
@@ -228,8 +229,8 @@ def _about(path: Path) -> dict[str, Any]:
         episodes, frames = about["episodes"], about["frames"]
         whole = type(episodes) is type(frames) is int and n == {"frame": frames, "episode": episodes}[about["per"]] and episodes >= 0
         whole = whole and isinstance(about["meta"], dict) and isinstance(about["fingerprint"], str)
-    except (*tables.DAMAGED, RecursionError) as error:
-        raise RealrlError(f"{path} is no file of derived columns ({type(error).__name__}: {tables.line(error)}); set it aside") from error
+    except (*DAMAGED, RecursionError) as error:
+        raise RealrlError(f"{path} is no file of derived columns ({type(error).__name__}: {line(error)}); set it aside") from error
     if not whole:
         raise RealrlError(f"{path} is damaged: its {n} rows are not what its header says; compute it anew")
     return about
@@ -243,8 +244,8 @@ def _frames_on_disk(root: Path, rows: pa.Table) -> int:
         try:
             with tables.Parquet(path) as file:
                 total += file.rows
-        except tables.DAMAGED as error:
-            raise RealrlError(f"{path} is missing or damaged ({tables.line(error)}); run `realrl data check {root}`") from error
+        except DAMAGED as error:
+            raise RealrlError(f"{path} is missing or damaged ({line(error)}); run `realrl data check {root}`") from error
     return total
 
 

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Literal
 import av
 import numpy as np
 
-from realrl.data.errors import line, mend
+from realrl.data.errors import DAMAGED, line, mend
 from realrl.files import plain
 from realrl.types import Array, RealrlError
 
@@ -34,8 +34,6 @@ OPTIONS = {
     "h264": {"preset": "ultrafast", "tune": "zerolatency", "crf": "30", "bf": "0"},
     "ffv1": {"level": "3", "slices": "4", "slicecrc": "1"}}
 MAX_PIXELS = 2**26  # a damaged file must not ask for more memory than a frame of 8192 x 8192 needs
-DAMAGED = (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError)  # what a damaged file may raise in PyAV
-Span = tuple[float, float]  # seconds, [start, stop)
 VideoFile = str | Path | BinaryIO
 
 os.environ.setdefault("SVT_LOG", "1")  # the encoder prints its banner for every episode otherwise
@@ -196,44 +194,6 @@ def mux(file: VideoFile, header: Header, packets: Iterable[Packet]) -> None:
     with _writing(file, header) as put:
         for packet in packets:
             put(packet)
-
-
-def concat(file: VideoFile, sources: Sequence[str | Path], spans: Sequence[Span | None] | None = None) -> list[Span]:
-    """Write several mp4 one after the other into one, without encoding anything; gives where each came to lie.
-
-    spans: the part [start, stop) seconds of each source; it must begin at a key frame (an episode does). Raises RealrlError when
-    sources differ in size, codec, rate or settings, or a part begins elsewhere.
-    """
-    if not sources:
-        raise RealrlError(f"{_name(file)}: there is nothing to join; give at least one video")
-    first = header(sources[0])
-    placed: list[Span] = []
-    end = 0
-    with _writing(file, first) as put:
-        for path, span in zip(sources, spans or [None] * len(sources), strict=True):
-            own = header(path)
-            if own != first:
-                raise RealrlError(f"{path} and {sources[0]} were encoded with different settings; they cannot share a file")
-            begin = end
-            for packet in _shifted(path, own, span, begin):
-                put(packet)
-                end = max(end, packet.pts + 1)
-            placed.append((float(begin / first.fps), float(end / first.fps)))
-    return placed
-
-
-def _shifted(path: str | Path, own: Header, span: Span | None, begin: int) -> Iterator[Packet]:
-    """The packets of a part of a file, in decoding order, its first frame at `begin`."""
-    start, stop = (0, None) if span is None else (round(Fraction(span[0]) * own.fps), round(Fraction(span[1]) * own.fps))
-    fresh = True
-    for packet in packets(path):
-        if packet.pts < start or (stop is not None and packet.pts >= stop):
-            continue
-        if fresh and not packet.key:
-            raise RealrlError(f"{path}: the part from {float(start / own.fps):.3f} s does not begin at a key frame; "
-                              "encode it again instead of copying it")
-        fresh = False
-        yield Packet(packet.data, packet.pts - start + begin, packet.dts - start + begin, packet.key)
 
 
 def header(path: str | Path) -> Header:
@@ -433,7 +393,7 @@ def _named(file: VideoFile, inside: bool = True) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise RealrlError(f"{_name(file)} is missing; {mend(_name(file))}") from error
-    except DAMAGED as error:
+    except (*DAMAGED, ArithmeticError) as error:
         raise RealrlError(f"{_name(file)} is truncated or damaged ({line(error)}); "
                           f"{_mend(_name(file)) if inside else mend(_name(file))}") from error
 

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from realrl.data.errors import line
 from realrl.data.record.journal import COMMIT, DISCARD, END, FRAME, HEADER, PACKET, START, Layout, Log, damaged, read_log, to_json
 from realrl.data.store import Store
-from realrl.data.tables import line
 from realrl.data.video import ENCODERS, MAX_PIXELS, Header, Packet
 from realrl.files import publish, taken
 from realrl.types import Array, Episode, RealrlError

@@ -24,12 +24,12 @@ import pyarrow.parquet as pq
 
 from realrl.data import footage, tables
 from realrl.data.compaction import file_keys
+from realrl.data.errors import DAMAGED, line
 from realrl.data.footage import Place
 from realrl.data.schema import (
     ALIASES,
     DATA_PATH,
     EPISODES_PATH,
-    VIDEO_FIELDS,
     VIDEO_PATH,
     Info,
     data_file,
@@ -38,7 +38,7 @@ from realrl.data.schema import (
     video_file,
 )
 from realrl.data.stats import column_stats, stored_stats
-from realrl.data.tables import FileKey, cameras, line, stored
+from realrl.data.tables import VIDEO_FIELDS, FileKey, cameras, stored
 from realrl.data.tools import cuts
 from realrl.types import Array, RealrlError
 
@@ -99,7 +99,7 @@ class Source:
             begin, table = self._groups(path, key, episode)
         except FileNotFoundError as error:
             raise RealrlError(f"{path} is missing; {mend}") from error
-        except tables.DAMAGED as error:
+        except DAMAGED as error:
             raise RealrlError(f"{path} is truncated or damaged ({line(error)}); {mend}") from error
         rows = table.slice(int(self.begin[episode]) - begin, int(self.length[episode]))
         if len(rows) != self.length[episode] or (rows["episode_index"].to_numpy() != episode).any():

@@ -365,6 +365,6 @@ class _Films:
             for take in members:
                 last = take.length / self.fps if len(members) == 1 and len(self._shown(film)) > total else None
                 cells = (*key, start / self.fps, (start + take.length) / self.fps, last)
-                take.cells |= {f"videos/{camera}/{name}": cell for name, cell in zip(schema.VIDEO_FIELDS, cells, strict=True)}
+                take.cells |= {f"videos/{camera}/{name}": cell for name, cell in zip(tables.VIDEO_FIELDS, cells, strict=True)}
                 start += take.length
             self.remains.lines.append(f"{self.remains.name(path)} and {self.remains.name(film)} belong together, by their lengths")
