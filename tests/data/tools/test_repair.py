@@ -129,7 +129,8 @@ def test_lost_data_drops_its_episodes_alone(plain: Path, tmp_path: Path) -> None
 
 def test_one_damaged_byte_costs_one_episode(plain: Path, tmp_path: Path) -> None:
     content = parquet(plain, 0).read_bytes()
-    for at in (200, len(content) // 3, len(content) // 2):
+    contents = len(content) - 8 - int.from_bytes(content[-8:-4], "little")  # where the table of contents begins
+    for at in (200, contents // 3, contents // 2, contents - 100):
         folder = Path(shutil.copytree(plain, tmp_path / f"{at}"))
         data = bytearray(content)
         data[at] ^= 0x10
@@ -137,6 +138,18 @@ def test_one_damaged_byte_costs_one_episode(plain: Path, tmp_path: Path) -> None
         done = repair(folder)
         assert done.kept >= 7 and len(done.lost) == 8 - done.kept
         assert errors(folder) == [] and set(digests(folder)) <= set(digests(plain))
+
+
+def test_a_damaged_table_of_contents_costs_the_episodes_of_its_file_at_most(plain: Path, tmp_path: Path) -> None:
+    content = parquet(plain, 0).read_bytes()
+    contents = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for at in range(contents, len(content), 397):
+        folder = Path(shutil.copytree(plain, tmp_path / f"{at}"))
+        data = bytearray(content)
+        data[at] ^= 0x10
+        parquet(folder, 0).write_bytes(bytes(data))
+        done = repair(folder)
+        assert set(done.lost) <= {0, 1, 2} and done.kept == 8 - len(done.lost) and errors(folder) == []
 
 
 def test_a_file_that_lost_its_end_costs_its_episodes_alone(plain: Path, tmp_path: Path) -> None:
