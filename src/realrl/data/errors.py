@@ -25,7 +25,8 @@ def line(error: BaseException) -> str:
 
 def mend(path: str | Path) -> str:
     """What to do about a damaged or missing file: `repair` mends a dataset of version 3, all else has to come from a copy."""
-    for root in list(Path(path).parents)[:6]:
+    root = next((root for root in Path(path).parents if any((root / name).is_dir() for name in ("meta", "data"))), None)
+    if root is not None:
         version = ""
         with contextlib.suppress(OSError, RealrlError, ValueError, AttributeError, RecursionError):
             version = str(json.loads(read_plain(root / "meta/info.json")).get("codebase_version"))

@@ -59,7 +59,7 @@ def delete_episodes(directory: str | Path, out: str | Path, episodes: Iterable[i
     Raises RealrlError on a number that is not there, when nothing or everything would go, and when `failed` is asked of a dataset
     that does not record success.
     """
-    source = Source(directory)
+    source = _opened(directory, episodes)
     gone = set(_known(source, episodes))
     if failed:
         gone |= set(np.flatnonzero(~successes(source)).tolist())
@@ -100,7 +100,7 @@ def trim(directory: str | Path, out: str | Path, *, start: int = 0, end: int = 0
     others stay whole. The frame after a cut becomes the last observation; an episode that was cut in the middle counts as
     truncated. Raises RealrlError when an episode would have no frame left, naming it.
     """
-    source = Source(directory)
+    source = _opened(directory, episodes)
     chosen = set(range(len(source)) if episodes is None else _known(source, episodes))
     spans = dict(keep or {})
     _known(source, spans)
@@ -129,17 +129,23 @@ def episode_numbers(text: str, there: int | None = None, where: object = "") -> 
     there: how many `where` holds, None if that is not known. Raises RealrlError on anything else, and before any list is made for a
     number that is not there, or for more than anybody means.
     """
+    ranges = _ranges(text)
+    if there is not None and (wrong := [span for span in ranges if span.stop > there]):
+        raise RealrlError(f"{where} holds {there} episodes, there is no number {max(there, wrong[0].start)}; count from 0")
+    if (many := sum(span.stop - span.start for span in ranges)) > MOST:
+        raise RealrlError(f"episodes {text!r}: these are {many:,}, at most {MOST:,} make sense; write fewer")
+    return list(dict.fromkeys(number for span in ranges for number in span))
+
+
+def _ranges(text: str) -> list[range]:
+    """What a list of episodes says. Raises RealrlError when it is none."""
     ranges = []
     for word in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,18})(?::([0-9]{1,18}))?\s*", word)
         if not match or (match[2] and int(match[2]) <= int(match[1])):
             raise RealrlError(f"episodes {text!r}: {word!r} is no number and no range; write them as 3,7,10:20")
         ranges.append(range(int(match[1]), int(match[2] or int(match[1]) + 1)))
-    if there is not None and (wrong := [span for span in ranges if span.stop > there]):
-        raise RealrlError(f"{where} holds {there} episodes, there is no number {max(there, wrong[0].start)}; count from 0")
-    if (many := sum(span.stop - span.start for span in ranges)) > MOST:
-        raise RealrlError(f"episodes {text!r}: these are {many:,}, at most {MOST:,} make sense; write fewer")
-    return list(dict.fromkeys(number for span in ranges for number in span))
+    return ranges
 
 
 def successes(source: Source) -> Array:
@@ -182,6 +188,13 @@ def _difference(a: Source, b: Source) -> str:
         if depth[0] != depth[1]:
             return f"{name} is {'depth' if depth[1] else 'colour'} there and {'depth' if depth[0] else 'colour'} here"
     return ""
+
+
+def _opened(directory: str | Path, episodes: Iterable[int] | str | None) -> Source:
+    """The dataset, once a list that is written as nobody can read it has been refused."""
+    if isinstance(episodes, str):
+        _ranges(episodes)
+    return Source(directory)
 
 
 def _known(source: Source, episodes: Iterable[int] | str) -> list[int]:
