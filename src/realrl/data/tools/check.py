@@ -97,7 +97,7 @@ def _check_summaries(root: Path, info: Info, rows: pa.Table) -> Iterator[Problem
         if count != frames:
             yield Problem("warning", str(path), f"counts {count} frames of {frames}", "the next append rebuilds it")
     except RealrlError as error:
-        yield from_error(error, "warning")
+        yield from_error(error, "warning" if path.is_file() else "error")
     except (LookupError, TypeError) as error:
         yield Problem("warning", str(path), f"is not readable ({line(error)})", "the next append rebuilds it")
 
