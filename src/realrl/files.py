@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from realrl.types import HIDDEN as HIDDEN
 from realrl.types import RealrlError
+from realrl.types import printable as printable
 
 FIELD = re.compile(r"\{(\w+)(?::0?(\d)d)?\}")  # all that LeRobot's path templates use; str.format would run whatever a file says
 
@@ -30,13 +32,14 @@ def inside(root: Path, template: str, **fields: int | str) -> Path:
     def value(match: re.Match[str]) -> str:
         name, width = match.groups()
         if name not in fields:
-            raise RealrlError(f"{root}/meta/info.json: the path {template!r} asks for {name!r}; use {', '.join(fields)}")
+            raise RealrlError(f"{root}/meta/info.json: the path {template!r} asks for {name!r}, known are {', '.join(fields)}; correct it, "
+                              f"or run 'realrl data repair {root}'")
         given = fields[name]
         return f"{given:0{width}d}" if width and isinstance(given, int) else str(given)
 
     relative = FIELD.sub(value, template)
     if "{" in relative or "}" in relative or "\0" in relative or not relative:
-        raise RealrlError(f"{root}/meta/info.json: the path {template!r} is not understood; restore the file from a copy")
+        raise RealrlError(f"{root}/meta/info.json: the path {template!r} is not understood; correct it, or run 'realrl data repair {root}'")
     path = root / relative
     within(root, path)
     return path
@@ -58,7 +61,7 @@ def publish(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         new = [p for p in path.parents if not p.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)  # a dead writer's, or a link that would be followed
         with temporary.open("xb") as file:
             write(file)
             file.flush()
@@ -136,16 +139,25 @@ def write_json(path: str | os.PathLike[str], value: Any, *, nan: bool = False) -
     write_text(path, json.dumps(value, indent=1, allow_nan=nan) + "\n")
 
 
+def plain(path: Path) -> Path:
+    """The path again, for readers that open files themselves. Raises RealrlError for what could be waited for or read for ever: a pipe,
+    a socket, a device, a folder; FileNotFoundError where nothing is."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise RealrlError(f"{path} is no plain file; put a copy of the file there")
+    return path
+
+
 def read_plain(path: str | os.PathLike[str], most: int = 2**30) -> bytes:
     """The bytes of a plain file. What could be waited for or read for ever is refused at once.
 
     Raises RealrlError for a pipe, a socket, a device or a folder, and above `most` bytes; OSError as `open` does.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer opens at once
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(fd)
+        raise RealrlError(f"{path} is no plain file; put a copy of the file there")
     with open(fd, "rb") as file:
-        about = os.fstat(fd)
-        if not stat.S_ISREG(about.st_mode):
-            raise RealrlError(f"{path} is no plain file; put a copy of the file there")
         if about.st_size > most:
             raise RealrlError(f"{path} has {about.st_size:,} bytes, at most {most:,} make sense here; check what it is")
         return file.read()
@@ -223,15 +235,6 @@ def append(file: BinaryIO, data: bytes, path: Path) -> None:
         raise unwritable(path, error) from error
 
 
-HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""What a terminal obeys instead of showing: control characters, ESC, and marks that turn the direction of writing."""
-
-
-def printable(text: str) -> str:
-    """A name as it may be shown: what a terminal would obey is spelt out, ESC as \\x1b."""
-    return HIDDEN.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
-
-
 def set_aside(path: Path) -> None:
     """Keep, under a name no reader looks for, a file whose episodes row was never written."""
     if path.exists():
@@ -255,10 +258,12 @@ def taken(fd: int, wait: float) -> bool:
 def lock(path: Path, wait: float) -> Iterator[None]:
     """Hold an advisory lock. Raises RealrlError when another process keeps it longer than `wait` seconds."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)  # a link could lead to anybody's file
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)  # a link could lead anywhere
     except OSError as error:
         raise RealrlError(f"{path} could not be opened ({error.strerror}); the folder is not writable, or the lock is a link") from error
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise RealrlError(f"{path} is no plain file; remove it")
         if not taken(fd, wait):
             holder = re.sub(r"\D", "", os.pread(fd, 20, 0).decode("latin-1")) or "unknown"
             raise RealrlError(f"{path.parent} is being written by process {holder}; wait for it or end it")

@@ -7,6 +7,7 @@ beyond the type.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -27,8 +28,24 @@ Env = gymnasium.Env[Obs, Array]
 State: TypeAlias = "dict[str, Tensor]"
 
 
+HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys instead of showing: control characters, ESC, and marks that turn the direction of writing; and halves of
+characters, which cannot be printed."""
+
+
+def printable(text: str) -> str:
+    """A name as it may be shown: what a terminal would obey is spelt out, ESC as \\x1b."""
+    return HIDDEN.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
+
+
 class RealrlError(Exception):
-    """A mistake the user can mend: one line that says what, where and how. The command line prints it without a traceback."""
+    """A mistake the user can mend: one line that says what, where and how. The command line prints it without a traceback.
+
+    It may name what stands in other people's files, so as a text it is `printable`, and one line whatever was put into it.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 @dataclass(frozen=True)

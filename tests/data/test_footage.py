@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_store import PROCESSES, die_at, digest, episode, errors, one_camera, pictures
 
-from realrl.data import video
+from realrl.data import footage, video
 from realrl.data.stats import image_stats, sampled_frames
 from realrl.data.store import Store
 from realrl.data.tools.check import check, describe
@@ -189,6 +190,15 @@ def test_compaction_copies_pictures_and_keeps_every_one(tmp_path: Path) -> None:
     rows = store.rows.to_pylist()
     spans = [(r["videos/observation.images.top/from_timestamp"], r["length"] / 50) for r in rows]
     assert np.allclose(np.cumsum([0, *(n for _, n in spans)])[:-1], [start for start, _ in spans])
+
+
+def test_files_of_other_settings_are_not_joined(tmp_path: Path) -> None:
+    frames = np.zeros((4, 16, 16, 3), np.uint8)
+    video.encode(tmp_path / "a.mp4", frames, 30, "h264")
+    for name, x, fps, codec in (("size", frames[:, :, :8], 30, "h264"), ("rate", frames, 20, "h264"), ("codec", frames, 30, "ffv1")):
+        video.encode(tmp_path / f"{name}.mp4", x, fps, codec)
+        with pytest.raises(RealrlError, match="different settings"):
+            footage.merge([(tmp_path / "a.mp4", 4), (tmp_path / f"{name}.mp4", 4)], io.BytesIO())
 
 
 def test_video_files_stay_within_their_limit(tmp_path: Path) -> None:

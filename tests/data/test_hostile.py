@@ -113,7 +113,7 @@ def test_more_rows_than_there_are_frames(derived: Path) -> None:
     """A small file that unfolds into many rows, and an episodes table that says there are many frames to fill with NaN."""
     rewrite(derived, pa.table({"v": np.zeros(10**7)}))
     assert derived.stat().st_size < 200_000
-    complaint(lambda: side.read(derived.parents[2], "value"), "its 10000000 rows")
+    complaint(lambda: side.read(derived.parents[2], "value"), "10,000,000 rows")
     path = sorted((derived.parents[2] / "meta/episodes").rglob("*.parquet"))[-1]
     table = pq.read_table(path, partitioning=None)
     lengths = table["length"].to_pylist()
@@ -135,7 +135,7 @@ def test_links_pipes_and_strange_names_beside_derived_columns(derived: Path, tmp
     complaint(lambda: side.read(root, "value"), "v2.parquet")
     derived.unlink()
     os.mkfifo(derived)
-    complaint(lambda: side.read(root, "value"), "v2.parquet", "no file")
+    complaint(lambda: side.read(root, "value"), "v2.parquet", "no plain file")
 
 
 # ---- a recorder's logs

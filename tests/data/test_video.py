@@ -47,8 +47,6 @@ def test_depth_is_exact(tmp_path: Path) -> None:
     assert header.depth and header.info["video.is_depth_map"] and header.info["video.channels"] == 1
     order = [8, 0, 0, 3]
     assert (video.decode(tmp_path / "d.mp4", np.array(order) / 15) == depth[order]).all()
-    video.concat(tmp_path / "two.mp4", [tmp_path / "d.mp4"] * 2)
-    assert (video.decode(tmp_path / "two.mp4", np.arange(18) / 15) == np.concatenate([depth, depth])).all()
     assert video.decode(tmp_path / "d.mp4", []).shape == (0, 31, 33)
 
 
@@ -82,41 +80,13 @@ def test_no_frame_within_the_tolerance(tmp_path: Path) -> None:
     assert close(video.decode(tmp_path / "a.mp4", [0.14], tolerance_s=0.05), movie(10, 16, 16)[1:2])
 
 
-@pytest.mark.parametrize("codec", CODECS)
-def test_files_are_joined_without_encoding(tmp_path: Path, codec: Codec) -> None:
-    a, b, whole = (tmp_path / name for name in ("a.mp4", "b.mp4", "whole.mp4"))
-    video.encode(a, movie(7, 31, 33), 30, codec)
-    video.encode(b, movie(6, 31, 33, seed=9), 30, codec)
-    spans = video.concat(whole, [a, b, a], [None, (0.0, 4 / 30), (2 / 30, 7 / 30)])
-    assert np.allclose(spans, [(0, 7 / 30), (7 / 30, 11 / 30), (11 / 30, 16 / 30)])
-    first, second = (video.decode(p, np.arange(n) / 30) for p, n in ((a, 7), (b, 6)))
-    assert (video.decode(whole, np.arange(16) / 30) == np.concatenate([first, second[:4], first[2:]])).all()
-    assert b"".join(p.data for p in video.packets(a)) in b"".join(p.data for p in video.packets(whole))
-    if codec == "ffv1":
-        assert video.concat(whole, [a], [(1 / 30, 5 / 30)]) == [pytest.approx((0, 4 / 30))]
-        return
-    with pytest.raises(RealrlError, match="does not begin at a key frame"):
-        video.concat(whole, [a], [(1 / 30, 5 / 30)])
-
-
 def test_a_lossless_codec_loses_nothing_whatever_the_size(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (5, 31, 33, 3), np.uint8)
     video.encode(tmp_path / "a.mp4", frames, 30, "ffv1")
     assert (video.decode(tmp_path / "a.mp4", np.arange(5) / 30) == frames).all()
 
 
-def test_files_of_other_settings_are_not_joined(tmp_path: Path) -> None:
-    video.encode(tmp_path / "a.mp4", movie(4, 16, 16), 30, "h264")
-    for name, frames, fps, codec in (("size", movie(4, 16, 18), 30, "h264"), ("rate", movie(4, 16, 16), 20, "h264"),
-                                     ("codec", movie(4, 16, 16), 30, "av1")):
-        video.encode(tmp_path / f"{name}.mp4", frames, fps, codec)
-        with pytest.raises(RealrlError, match="different settings"):
-            video.concat(tmp_path / "out.mp4", [tmp_path / "a.mp4", tmp_path / f"{name}.mp4"])
-    with pytest.raises(RealrlError, match="nothing to join"):
-        video.concat(tmp_path / "out.mp4", [])
-
-
-def test_videos_of_others_with_frames_out_of_order_are_read_and_joined(tmp_path: Path) -> None:
+def test_videos_of_others_with_frames_out_of_order_are_read(tmp_path: Path) -> None:
     frames, source = movie(60, 48, 64), tmp_path / "b-frames.mp4"
     with av.open(str(source), "w") as out:
         stream = out.add_stream("libx264", rate=Fraction(30), options={"bf": "3", "g": "12", "crf": "18"})
@@ -127,8 +97,6 @@ def test_videos_of_others_with_frames_out_of_order_are_read_and_joined(tmp_path:
     assert any(p.pts != p.dts for p in video.packets(source))
     order = [59, 3, 30, 31, 11, 12, 13]
     assert close(video.decode(source, np.array(order) / 30), frames[order])
-    assert video.concat(tmp_path / "two.mp4", [source, source]) == [(0.0, 2.0), (2.0, 4.0)]
-    assert close(video.decode(tmp_path / "two.mp4", np.arange(120) / 30), np.concatenate([frames, frames]))
 
 
 def test_real_recordings_of_others(shared_data: Path) -> None:
@@ -188,7 +156,7 @@ def test_damaged_files_give_an_error_that_names_them_or_frames(tmp_path: Path, k
                 copy[rng.randrange(max(0, begin), len(copy))] = rng.randrange(256)
         damaged.write_bytes(copy)
         for read in (lambda: video.decode(damaged, np.arange(8) / 30), lambda: video.probe(damaged), lambda: video.times(damaged),
-                     lambda: list(video.frames(damaged, 0.1)), lambda: video.concat(tmp_path / "out.mp4", [damaged])):
+                     lambda: list(video.frames(damaged, 0.1)), lambda: video.header(damaged)):
             try:
                 read()
             except RealrlError as error:

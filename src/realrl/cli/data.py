@@ -147,7 +147,7 @@ def _demos(args: argparse.Namespace) -> int:
             good, tried = _record(store, collector, expert, args)
     except KeyboardInterrupt:
         return interrupted(f"; {len(store)} episodes are safe in {args.out}, the same command continues")
-    print(f"{args.out}: {good} demonstrations of {args.task} and {tried - good} failed attempts "
+    _say(f"{args.out}: {good} demonstrations of {args.task} and {tried - good} failed attempts "
           f"(look at them: {shlex.join(['realrl', 'data', 'info', str(args.out)])})")
     return 0
 
@@ -217,23 +217,26 @@ def _info(args: argparse.Namespace) -> int:
         return 0
     _print_info(args.dir, about)
     if args.html is not None:
-        print(f"page: {about['html']}")
+        _say(f"page: {about['html']}")
     return 0
 
 
 def _print_info(directory: Path, about: dict[str, Any]) -> None:
     from rich.table import Table
+
+    from realrl.types import printable
     rate = about["success_rate"]
     films = f", {about['video_files']:,} video files" if about["video_files"] else ""
     rows = {
-        "tasks": "\n".join(about["tasks"]), "episodes": f"{about['episodes']:,}", "control steps": f"{about['frames']:,}",
+        "tasks": "\n".join(map(printable, about["tasks"])), "episodes": f"{about['episodes']:,}", "control steps": f"{about['frames']:,}",
         "mean length": f"{about['mean_length']:.1f} steps, {about['mean_length'] / about['fps']:.2f} s",
         "rate": f"{about['fps']:g} steps/s",
-        "success": "unknown" if rate is None else f"{100 * rate:.1f} % of the episodes", "robot": about["robot_type"] or "unknown",
-        "recorded by": "\n".join(f"{name}: {count:,} episodes" for name, count in about["policies"].items()) or "unknown",
-        "columns": "\n".join(f"{name}  {kind}" for name, kind in about["features"].items()),
+        "success": "unknown" if rate is None else f"{100 * rate:.1f} % of the episodes",
+        "robot": printable(str(about["robot_type"] or "unknown")),
+        "recorded by": "\n".join(f"{printable(str(name))}: {count:,} episodes" for name, count in about["policies"].items()) or "unknown",
+        "columns": "\n".join(printable(f"{name}  {kind}") for name, kind in about["features"].items()),
         "on disk": f"{about['bytes'] / 2**20:.1f} MiB, {about['data_files']:,} data files{films}"}
-    table = Table(show_header=False, title=str(directory), title_justify="left")
+    table = Table(show_header=False, title=printable(str(directory)), title_justify="left")
     for name, value in rows.items():
         table.add_row(name, value)
     screen().print(table, markup=False)
@@ -252,8 +255,8 @@ def _check(args: argparse.Namespace) -> int:
                           "problems": [dataclasses.asdict(problem) for problem in problems]}))
         return 1 if errors else 0
     for problem in problems:
-        print(problem)
-    print(f"{args.dir}: {errors} errors, {len(problems) - errors} warnings" if problems else f"{args.dir}: nothing wrong")
+        _say(problem)
+    _say(f"{args.dir}: {errors} errors, {len(problems) - errors} warnings" if problems else f"{args.dir}: nothing wrong")
     return 1 if errors else 0
 
 
@@ -262,18 +265,18 @@ def _repair(args: argparse.Namespace) -> int:
     from realrl.data.tools.repair import repair
     done = repair(args.dir, dry_run=args.dry_run, decode=args.images, each=lambda pieces: _bar(pieces, "repairing"))
     for line in done.lines:
-        print(line)
+        _say(line)
     if not done.lines:
-        print(f"{args.dir}: nothing to repair")
+        _say(f"{args.dir}: nothing to repair")
         return 0
     if args.dry_run:
-        print(f"{args.dir}: {done.kept} episodes would be kept and {len(done.lost)} dropped; nothing was changed (leave out --dry-run)")
+        _say(f"{args.dir}: {done.kept} episodes would be kept and {len(done.lost)} dropped; nothing was changed (leave out --dry-run)")
         return 1
     left = [problem for problem in check(args.dir) if problem.severity == "error"]
     for problem in left:
-        print(problem)
+        _say(problem)
     backup = f"; what was before is in {done.backup}" if done.backup else ""
-    print(f"{args.dir}: {done.kept} episodes, {len(done.lost)} dropped, {len(left)} errors left{backup}")
+    _say(f"{args.dir}: {done.kept} episodes, {len(done.lost)} dropped, {len(left)} errors left{backup}")
     return 1 if left else 0
 
 
@@ -302,7 +305,7 @@ def _replay(args: argparse.Namespace) -> int:
         table.add_row(str(r["episode"]), str(r["steps"]), *(f"{r[name]:.3g}" for name in ("start", "median", "largest", "last")),
                       "never" if r["first_beyond"] is None else f"step {r['first_beyond']}", ended)
     screen().print(table, markup=False)
-    print(f"{len(results) - apart} of {len(results)} episodes stay within {args.tolerance:g}")
+    _say(f"{len(results) - apart} of {len(results)} episodes stay within {args.tolerance:g}")
     return 1 if apart else 0
 
 
@@ -324,8 +327,8 @@ def _delete(args: argparse.Namespace) -> int:
     from realrl.data.tools import edit
     if args.episodes is None and not args.failed:
         raise mistake()("which episodes? give --episodes LIST or --failed")
-    gone = edit.episode_numbers(args.episodes) if args.episodes is not None else []
-    return _edited(edit.delete_episodes(args.dir, args.out, gone, failed=args.failed, each=lambda pieces: _bar(pieces, "copying")))
+    return _edited(edit.delete_episodes(args.dir, args.out, () if args.episodes is None else args.episodes, failed=args.failed,
+                                        each=lambda pieces: _bar(pieces, "copying")))
 
 
 def _trim(args: argparse.Namespace) -> int:
@@ -334,19 +337,18 @@ def _trim(args: argparse.Namespace) -> int:
     for word in args.keep:
         episode, _, span = word.partition("=")
         first, _, stop = span.partition(":")
-        if not all(part.isdecimal() for part in (episode, first, stop)):
+        if not all(re.fullmatch(r"[0-9]{1,18}", part) for part in (episode, first, stop)):
             raise mistake()(f"--keep {word!r} is not understood; write EPISODE=FIRST:STOP, e.g. 3=20:180")
         keep[int(episode)] = (int(first), int(stop))
-    chosen = None if args.episodes is None else edit.episode_numbers(args.episodes)
     return _edited(edit.trim(args.dir, args.out, start=args.start, end=args.end, after_success=args.after_success, keep=keep,
-                             episodes=chosen, each=lambda pieces: _bar(pieces, "trimming")))
+                             episodes=args.episodes, each=lambda pieces: _bar(pieces, "trimming")))
 
 
 def _edited(*made: Edited) -> int:
     for one in made:
         for note in one.notes:
-            print(f"note: {note}")
-        print(f"{one.path}: {one.episodes:,} episodes, {one.frames:,} control steps")
+            _say(f"note: {note}")
+        _say(f"{one.path}: {one.episodes:,} episodes, {one.frames:,} control steps")
     return 0
 
 
@@ -359,7 +361,7 @@ def _export(args: argparse.Namespace) -> int:
     count, pairs = _recorded(args.dir, args.episodes)
     episodes = (episode for _, episode in _bar(pairs, f"writing {args.format}", count))
     formats.write(args.format, episodes, args.out, fps=open_dataset(args.dir).fps, **_options(args))
-    print(f"{args.out}: {count:,} episodes in the format {args.format}")
+    _say(f"{args.out}: {count:,} episodes in the format {args.format}")
     return 0
 
 
@@ -373,20 +375,29 @@ def _import(args: argparse.Namespace) -> int:
 def _convert(args: argparse.Namespace) -> int:
     from realrl.data.store import Store
     from realrl.data.tools.edit import staged
+    from realrl.types import printable
     with staged(args.out) as folder:
         found = _opened(args)
         first = next(found.episodes, None)
         if first is None:
             raise mistake()(f"{args.source} holds no episode; there is nothing to import")
-        store = Store.create(folder, task=first.task, fps=found.fps, robot_type=found.robot_type, codec=args.codec)
-        _append(store, _bar(itertools.chain([first], found.episodes), f"importing {args.source.name}", found.count))
+        found.episodes = map(_shown_names, itertools.chain([first], found.episodes))
+        store = Store.create(folder, task=printable(first.task), fps=found.fps, robot_type=printable(found.robot_type), codec=args.codec)
+        _append(store, _bar(found.episodes, f"importing {args.source.name}", found.count))
         store.compact()
         episodes, frames = len(store), store.frames
     for note in found.notes:
-        print(f"note: {_as_flags(note)}")
-    print(f"{args.out}: {episodes:,} episodes, {frames:,} control steps (look at them: "
+        _say(f"note: {_as_flags(note)}")
+    _say(f"{args.out}: {episodes:,} episodes, {frames:,} control steps (look at them: "
           f"{shlex.join(['realrl', 'data', 'info', str(args.out), '--html'])})")
     return 0
+
+
+def _shown_names(episode: Episode) -> Episode:
+    """An episode whose texts hold no control characters, which a dataset of ours refuses."""
+    from realrl.types import printable
+    episode.task, episode.policy = printable(episode.task), printable(episode.policy)
+    return episode
 
 
 def _as_flags(text: str) -> str:
@@ -412,7 +423,7 @@ def _opened(args: argparse.Namespace) -> Imported:
     from realrl.data.formats import open_dataset
     store = open_dataset(args.source)
     episodes = (store.read([i])[0] for i in range(len(store)))
-    return formats.Imported((store.tasks or [""])[0], store.fps, store.info.get("robot_type") or "unknown", episodes, count=len(store))
+    return formats.Imported((store.tasks or [""])[0], store.fps, str(store.info.get("robot_type") or "unknown"), episodes, count=len(store))
 
 
 def _recorded(path: Path, chosen: str | None) -> tuple[int | None, Iterator[tuple[int, Episode]]]:
@@ -420,15 +431,14 @@ def _recorded(path: Path, chosen: str | None) -> tuple[int | None, Iterator[tupl
     from realrl.data import formats
     from realrl.data.formats import open_dataset
     from realrl.data.tools import edit
-    wanted = None if chosen is None else edit.episode_numbers(chosen)
     if path.is_file() or (not _is_lerobot(path) and any(module.detect(path) for module in formats.FORMATS.values())):
         found = formats.read(path)
-        pairs = ((number, episode) for number, episode in enumerate(found.episodes) if wanted is None or number in wanted)
-        return found.count if wanted is None else len(wanted), pairs
+        if chosen is None:
+            return found.count, enumerate(found.episodes)
+        wanted = set(edit.episode_numbers(chosen, found.count, path))
+        return len(wanted), ((number, episode) for number, episode in enumerate(found.episodes) if number in wanted)
     store = open_dataset(path)
-    numbers = range(len(store)) if wanted is None else wanted
-    if wrong := [n for n in numbers if n >= len(store)]:
-        raise mistake()(f"{path} holds {len(store)} episodes, there is no number {wrong[0]}; count from 0")
+    numbers = range(len(store)) if chosen is None else edit.episode_numbers(chosen, len(store), path)
     return len(numbers), ((number, store.read([number])[0]) for number in numbers)
 
 
@@ -445,6 +455,12 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
             value = text.split(",") if "," in text else text
         options[name.replace("-", "_")] = value
     return options
+
+
+def _say(text: object) -> None:
+    """A line on standard output. It may name what stands in other people's files: what a terminal would obey is spelt out."""
+    from realrl.types import printable
+    print(printable(str(text)))
 
 
 def _bar(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:

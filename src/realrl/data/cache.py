@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -33,9 +32,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from realrl.data import video
+from realrl.data.errors import mend, read_json
 from realrl.data.schema import camera_shape
 from realrl.data.store import Recordings as Recordings
-from realrl.files import lock, sync
+from realrl.files import lock, plain, write_json
 from realrl.types import Array, RealrlError
 
 Size = tuple[int, int]  # height, width
@@ -254,7 +254,7 @@ class _Part:
                     with self.source.open("rb") as old:
                         _copy(old, file, int(self.cached.first[self.done]) * self.cached.frame_bytes)
             self.source = self.file
-        fd = os.open(self.file, os.O_RDWR)
+        fd = os.open(self.file, os.O_RDWR | os.O_NOFOLLOW)
         self.commit(self.done, fd)
         os.close(fd)
         for path in _files(self.home):
@@ -264,7 +264,7 @@ class _Part:
     def run(self, pool: ThreadPoolExecutor) -> Generator[int, None, None]:
         """Decode the missing episodes, yielding the frames of each; the index follows every few seconds and at the end."""
         last, committed = self.done, time.monotonic()
-        fd = os.open(self.file, os.O_RDWR)
+        fd = os.open(self.file, os.O_RDWR | os.O_NOFOLLOW)
         futures = [pool.submit(self._write, fd, e) for e in range(self.done, len(self.cached.file))]
         try:
             for future in futures:
@@ -338,27 +338,21 @@ class _Index:
     def read(cls, home: Path) -> _Index:
         """What is there; nothing counts when the index is absent, damaged or of another version."""
         try:
-            index = json.loads((home / "index.json").read_text(encoding="utf-8"))
+            index = read_json(home / "index.json")
             if index["version"] == VERSION and _DATA.fullmatch(index["file"]):  # a name, so that it cannot lead elsewhere
                 return cls(index["file"], tuple(index["shape"]), list(index["fingerprints"]))
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        except (OSError, RealrlError, LookupError, TypeError):
             pass
         return cls("", (), [])
 
     def write(self, home: Path) -> None:
-        """Publish. No `.tmp`: whoever records into the dataset meanwhile removes those as a dead writer's."""
-        temporary = home / "index.json.new"
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"version": VERSION, "file": self.file, "shape": self.shape, "fingerprints": self.fingerprints}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(home / "index.json")
-        sync(home)
+        """Publish it."""
+        write_json(home / "index.json", {"version": VERSION, "file": self.file, "shape": self.shape, "fingerprints": self.fingerprints})
 
     def valid(self, camera: Camera, home: Path) -> int:
         """How many leading episodes are cached as they are now."""
         file = home / self.file
-        if self.shape != camera.shape or not file.is_file():
+        if self.shape != camera.shape or file.is_symlink() or not file.is_file():
             return 0
         whole = np.searchsorted(camera.first, file.stat().st_size // camera.frame_bytes, "right") - 1
         pairs = zip(self.fingerprints[:whole], camera.fingerprints, strict=False)
@@ -395,7 +389,7 @@ def _base(dataset: Path, folder: str | Path | None) -> Path:
 def _content(path: Path) -> str:
     """What tells a video from another at the price of two reads."""
     try:
-        with path.open("rb") as file:
+        with plain(path).open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             digest = hashlib.sha256(str(size).encode())
             for at in (0, max(0, size - EDGE)):
@@ -403,7 +397,7 @@ def _content(path: Path) -> str:
                 digest.update(file.read(EDGE))
             return digest.hexdigest()[:16]
     except OSError as error:
-        raise RealrlError(f"{path} cannot be read ({error.strerror}); restore it from a copy") from error
+        raise RealrlError(f"{path} cannot be read ({error.strerror}); {mend(path)}") from error
 
 
 def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:

@@ -6,7 +6,6 @@ that rename is the switch. A journal written beforehand names both sides; whoeve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realrl.data import footage, tables, video
+from realrl.data.errors import DAMAGED, line, read_json
 from realrl.data.schema import EPISODES_PATH, Info, data_file, video_file
 from realrl.data.tables import FileKey
 from realrl.files import inside, publish, set_aside, sync, write_json
@@ -74,7 +74,7 @@ def _level(rows: int) -> int:
 
 def merge_rows(root: Path, old: Sequence[Path], key: FileKey) -> tuple[Path, pa.Table]:
     """Make one episodes file of some; gives it and its rows."""
-    table = numbered(tables.newest([tables.read_rows(p, stats=True) for p in old]), key)
+    table = numbered(tables.newest([tables.read_rows(p, stats=True) for p in old], root), key)
     path = episodes_file(root, key)
     _journal(root, old, [], path)
     publish(path, partial(pq.write_table, table))
@@ -96,7 +96,7 @@ def numbered(table: pa.Table, key: FileKey, columns: Columns | None = None) -> p
 
 def run(root: Path, info: Info, old_rows: Sequence[Path], key: FileKey) -> bool:
     """Merge small data, video and episodes files into larger ones; whether there were any. key: of the new episodes file."""
-    table = tables.newest([tables.read_rows(p, stats=True) for p in old_rows])
+    table = tables.newest([tables.read_rows(p, stats=True) for p in old_rows], root)
     data = _data_groups(root, info, table)
     films = {camera: groups for camera in tables.cameras(info["features"]) if (groups := _film_groups(root, info, table, camera))}
     if not data and not films and len(old_rows) <= 1:
@@ -221,15 +221,15 @@ def finish(root: Path) -> bool:
     if not journal.exists():
         return False
     try:
-        plan = json.loads(journal.read_text())
+        plan, whole = read_json(journal), root.resolve()
         losers = [root / p for p in (plan["old"] if (root / plan["commit"][0]).exists() else plan["new"])]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise RealrlError(f"{journal} is damaged ({error}); delete it, then run `realrl data check {root}`") from error
+        losers = [p for p in losers if p.resolve().is_relative_to(whole) and p.suffix in (".parquet", ".mp4")]  # nothing outside its folder
+    except (RuntimeError, *DAMAGED) as error:
+        raise RealrlError(f"{journal} is damaged ({line(error)}); run 'realrl data repair {root}'") from error
     try:
         for path in losers:
-            if path.resolve().is_relative_to(root.resolve()) and path.suffix in (".parquet", ".mp4"):  # nothing outside its folder
-                path.unlink(missing_ok=True)
-        for folder in {p.parent for p in losers if p.parent.exists()}:
+            path.unlink(missing_ok=True)
+        for folder in {p.parent for p in losers if p.parent.is_dir()}:
             sync(folder)
         journal.unlink()
     except OSError as error:

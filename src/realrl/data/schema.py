@@ -6,8 +6,6 @@ LeRobot has no frame for the observation after the last action. Numbers of it tr
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +13,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from realrl.data import tables
+from realrl.data import errors, tables
+from realrl.data.errors import line, mend
 from realrl.data.stats import STATS, Stats
 from realrl.data.tables import ROW_INDICES, FileKey
-from realrl.files import inside, within
+from realrl.files import HIDDEN, inside, within
 from realrl.types import Array, Episode, RealrlError, Source
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-VIDEO_FIELDS = tables.VIDEO_FIELDS
 CAMERA_PREFIXES = ("images.", "depth.")  # observation keys that are recorded as video
 Info = dict[str, Any]
 # Our name of a column, and what others call it: LeRobot, HIL-SERL and its forks, gymnasium's words. The first one present counts.
@@ -61,27 +59,26 @@ def read_info(root: Path) -> Info:
     info.setdefault("video_files_size_in_mb", 200)
     for name in ("chunks_size", "data_files_size_in_mb", "video_files_size_in_mb"):
         if not (isinstance(info[name], int) and info[name] > 0):
-            raise RealrlError(f"{path}: {name} is {info[name]!r}, must be a whole number above 0; restore the file from a copy")
+            raise RealrlError(f"{path}: {name} is {info[name]!r}, must be a whole number above 0; {mend(path)}")
     few = ((0, 0), (0, 1), (1, 0))
     files = [[data_file(root, info, key) for key in few],
              *([video_file(root, info, camera, key) for key in few] for camera in tables.cameras(info["features"]))]
     if len({path for paths in files for path in paths}) < sum(map(len, files)):
-        raise RealrlError(f"{path}: data_path or video_path gives different files one name; restore the file from a copy")
+        raise RealrlError(f"{path}: data_path or video_path gives different files one name; {mend(path)}")
     return info
 
 
 def read_json(root: Path) -> Info:
     """meta/info.json of any version."""
     path = root / "meta/info.json"
-    if not path.is_file():
+    if not path.exists():
+        if errors.holds_recordings(root):
+            raise RealrlError(f"{root}: meta/info.json is missing; run 'realrl data repair {root}'")
         raise RealrlError(f"{root} is not a LeRobot dataset: meta/info.json is missing; give the folder that holds meta/ and data/")
     within(root, path)
-    try:
-        info: Info = copy.deepcopy(json.loads(path.read_text()))  # whatever is nested too deep to be used is found here
-    except (ValueError, OSError, RecursionError) as error:
-        raise RealrlError(f"{path} is not readable JSON ({tables.line(error)}); restore it from a copy") from error
+    info: Any = errors.read_json(path)
     if not isinstance(info, dict):
-        raise RealrlError(f"{path} is not a JSON object; restore it from a copy")
+        raise RealrlError(f"{path} is not a JSON object; {mend(path)}")
     return info
 
 
@@ -89,19 +86,19 @@ def check_info(path: Path, info: Info, kinds: Mapping[str, tuple[type, ...]]) ->
     """Raise RealrlError unless fps, features and the named entries have the right types and features have safe names."""
     for name, kind in {"fps": (int, float), "features": (dict,), **kinds}.items():
         if not isinstance(info.get(name), kind) or isinstance(info[name], bool):
-            raise RealrlError(f"{path}: {name!r} is missing or of the wrong type; restore the file from a copy")
+            raise RealrlError(f"{path}: {name!r} is missing or of the wrong type; {mend(path)}")
     if not 0 < info["fps"] < 1e6:
-        raise RealrlError(f"{path}: fps is {info['fps']}, must be above 0; restore the file from a copy")
+        raise RealrlError(f"{path}: fps is {info['fps']}, must be above 0; {mend(path)}")
     for name, feature in info["features"].items():
         if not name or "/" in name or "\\" in name or "\0" in name or name in (".", ".."):
             raise RealrlError(f"{path}: a feature is called {name!r}, which could name another folder; rename it")
         shape = feature.get("shape") if isinstance(feature, dict) else None
         if not (isinstance(shape, list) and all(type(n) is int and 0 < n < 2**31 for n in shape) and isinstance(feature.get("dtype"), str)):
-            raise RealrlError(f"{path}: feature {name!r} has no dtype or no shape; restore the file from a copy")
+            raise RealrlError(f"{path}: feature {name!r} has no dtype or no shape; {mend(path)}")
     try:
         tables.stored(info["features"])
     except (ValueError, SyntaxError) as error:  # numpy parses "f4,(" as Python
-        raise RealrlError(f"{path}: a feature has a dtype that is none ({tables.line(error)}); restore the file from a copy") from error
+        raise RealrlError(f"{path}: a feature has a dtype that is none ({line(error)}); {mend(path)}") from error
 
 
 def data_file(root: Path, info: Info, key: FileKey) -> Path:
@@ -113,7 +110,7 @@ def video_file(root: Path, info: Info, camera: str, key: FileKey) -> Path:
     """Where the video file (chunk_index, file_index) of a camera lies. Raises RealrlError when that is outside the folder."""
     template = info.get("video_path") or VIDEO_PATH
     if not isinstance(template, str):
-        raise RealrlError(f"{root}/meta/info.json: video_path is {template!r}, must be a text; restore the file from a copy")
+        raise RealrlError(f"{root}/meta/info.json: video_path is {template!r}, must be a text; {mend(root / 'meta')}")
     return inside(root, template, video_key=camera, chunk_index=key[0], file_index=key[1])
 
 
@@ -123,6 +120,22 @@ def camera_shape(feature: Info) -> tuple[int, ...]:
     if len(shape) == 3 and set(names) >= {"height", "width", "channel"}:
         return tuple(shape[names.index(n)] for n in ("height", "width", "channel"))
     return tuple(shape[1:] + shape[:1]) if len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3) else tuple(shape)
+
+
+FOLDERS = ("meta", "data", "videos", "derived")  # what a dataset is made of
+
+
+def unfinished(root: Path) -> list[Path]:
+    """Temporary files of writers that died, in the folders of a dataset; nothing that a link leads to."""
+    return sorted(p for folder in FOLDERS if not (root / folder).is_symlink() for p in (root / folder).rglob(".*.tmp")
+                  if p.is_symlink() or p.is_file())
+
+
+def check_names(where: str, **texts: str) -> None:
+    """Raise RealrlError for a text that a terminal would not show but obey. texts: what each is -> it."""
+    for what, text in texts.items():
+        if found := HIDDEN.search(text):
+            raise RealrlError(f"{where}: {what.replace('_', ' ')} {text!r} holds the control character {found[0]!r}; leave it out")
 
 
 # ---- an episode as columns and as a row
@@ -166,7 +179,7 @@ def row_schema(features: Info) -> pa.Schema:
     films = tables.cameras(features)
     fields = [*((name, pa.int64()) for name in ROW_INDICES), ("tasks", pa.list_(pa.string())), ("terminated", pa.bool_()),
               ("truncated", pa.bool_()), ("success", pa.bool_()), ("policy", pa.string()), ("seed", pa.int64())]
-    fields += [(f"videos/{name}/{field}", kind) for name in films for field, kind in VIDEO_FIELDS.items()]
+    fields += [(f"videos/{name}/{field}", kind) for name in films for field, kind in tables.VIDEO_FIELDS.items()]
     fields += [(f"last/{name}", pa.list_(pa.from_numpy_dtype(f["dtype"]))) for name, f in tables.stored(features).items()
                if name.startswith("observation.")]
     for name in features:
@@ -271,8 +284,10 @@ def validate(episode: Episode, where: str, columns: Mapping[str, Array], films: 
         raise RealrlError(f"{where}: has no frames; drop it")
     if episode.action.ndim != 2:
         raise RealrlError(f"{where}: action has shape {episode.action.shape}, wanted [{n}, A]; give every frame a vector")
+    check_names(where, task=episode.task, policy=episode.policy)
     for key, x in episode.obs.items():
-        if not key or "/" in key or "\\" in key or "\0" in key:
+        check_names(where, observation_key=key)
+        if not key or "/" in key or "\\" in key:
             raise RealrlError(f"{where}: observation key {key!r} must not be empty or hold '/'; rename it")
         if x.ndim < 2 or len(x) != n + 1:
             raise RealrlError(f"{where}: observation.{key} has shape {x.shape}, wanted [{n + 1}, ...]: one row a frame and the last one")

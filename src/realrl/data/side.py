@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realrl.data import tables
+from realrl.data.errors import DAMAGED, line
 from realrl.data.schema import data_file, read_info
 from realrl.files import publish, within
 from realrl.types import Array, RealrlError
@@ -103,8 +103,8 @@ def read(directory: str | Path, name: str, version: int | None = None, *, missin
     table = tables.read_parquet(path)  # only now: a small file may unfold into as many rows as it likes to say
     try:
         columns = {c: _padded(_from_arrow(table[c]), total) for c in table.column_names}
-    except tables.DAMAGED as error:
-        raise RealrlError(f"{path} is damaged ({' '.join(str(error).split())[:160]}); compute it anew") from error
+    except DAMAGED as error:
+        raise RealrlError(f"{path} is damaged ({line(error)}); compute it anew") from error
     return Derived(name, version, about["per"], columns, about["meta"], behind)
 
 
@@ -115,8 +115,8 @@ def fingerprint(rows: pa.Table) -> str:
     for name in sorted(known):
         try:
             digest.update(json.dumps([name, rows[name].to_pylist()], default=str).encode())
-        except tables.DAMAGED as error:
-            raise RealrlError(f"meta/episodes: {name} is damaged ({tables.line(error)}); restore it from a copy") from error
+        except DAMAGED as error:
+            raise RealrlError(f"meta/episodes: {name} is damaged ({line(error)}); run 'realrl data repair'") from error
     return digest.hexdigest()
 
 
@@ -171,7 +171,7 @@ def _folder(directory: str | Path, name: str) -> Path:
 
 def _rows(root: Path) -> pa.Table:
     read_info(root)  # complains when this is no dataset
-    return tables.newest([tables.read_rows(p) for p in tables.episode_files(root)])
+    return tables.episodes(root)
 
 
 def _kind(root: Path, name: str, columns: Mapping[str, Array], rows: pa.Table) -> Per:
@@ -198,7 +198,7 @@ def _publish(root: Path, name: str, columns: Mapping[str, Array], per: Per, meta
         table = pa.table({c: _to_arrow(x) for c, x in columns.items()})
         table = table.replace_schema_metadata({"realrl": json.dumps(about, allow_nan=False)})
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise RealrlError(f"{folder}: the columns or their meta cannot be stored ({' '.join(str(error).split())[:160]})") from error
+        raise RealrlError(f"{folder}: the columns or their meta cannot be stored ({line(error)})") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
@@ -223,16 +223,14 @@ def _alone(folder: Path) -> Iterator[None]:
 def _about(path: Path) -> dict[str, Any]:
     """The header of a side file, its columns unread. Raises RealrlError when it is not one, or its rows are not as many as it says."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise TypeError("it is no file")
-        with pq.ParquetFile(path) as file:
-            n, header, names = file.metadata.num_rows, file.schema_arrow.metadata or {}, file.schema_arrow.names
+        with tables.Parquet(path) as file:
+            n, header = file.rows, file.schema.metadata or {}
         about: dict[str, Any] = json.loads(header[b"realrl"])
         episodes, frames = about["episodes"], about["frames"]
         whole = type(episodes) is type(frames) is int and n == {"frame": frames, "episode": episodes}[about["per"]] and episodes >= 0
-        whole = whole and isinstance(about["meta"], dict) and isinstance(about["fingerprint"], str) and len(set(names)) == len(names)
-    except (*tables.DAMAGED, RecursionError) as error:
-        raise RealrlError(f"{path} is no file of derived columns ({type(error).__name__}: {tables.line(error)}); set it aside") from error
+        whole = whole and isinstance(about["meta"], dict) and isinstance(about["fingerprint"], str)
+    except (*DAMAGED, RecursionError) as error:
+        raise RealrlError(f"{path} is no file of derived columns ({type(error).__name__}: {line(error)}); set it aside") from error
     if not whole:
         raise RealrlError(f"{path} is damaged: its {n} rows are not what its header says; compute it anew")
     return about
@@ -244,9 +242,10 @@ def _frames_on_disk(root: Path, rows: pa.Table) -> int:
     for key in {(int(c), int(f)) for c, f in zip(*(rows[f"data/{n}_index"].to_numpy() for n in ("chunk", "file")), strict=True)}:
         path = data_file(root, info, key)
         try:
-            total += pq.read_metadata(path).num_rows
-        except tables.DAMAGED as error:
-            raise RealrlError(f"{path} is missing or damaged ({tables.line(error)}); run `realrl data check {root}`") from error
+            with tables.Parquet(path) as file:
+                total += file.rows
+        except DAMAGED as error:
+            raise RealrlError(f"{path} is missing or damaged ({line(error)}); run `realrl data check {root}`") from error
     return total
 
 

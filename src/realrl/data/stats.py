@@ -6,7 +6,6 @@ Numbers have shape [D]; cameras [C, 1, 1] in [0, 1], a fraction of the largest v
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from realrl.data import tables
-from realrl.types import Array
+from realrl.data.errors import read_json
+from realrl.files import plain
+from realrl.types import Array, RealrlError
 
 Stats = dict[str, dict[str, Array]]
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
@@ -84,13 +85,16 @@ def merge_stats(a: Stats, b: Stats) -> Stats:
 def stored_stats(root: Path, features: dict[str, Any], frames: int) -> Stats:
     """stats.json if it covers all frames, else the episodes' own statistics merged anew."""
     numbers = tables.stored(features)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
-        told = json.loads((root / "meta/stats.json").read_text())
+    told: Any = None
+    with contextlib.suppress(FileNotFoundError):
+        plain(root / "meta/stats.json")
+        with contextlib.suppress(RealrlError):
+            told = read_json(root / "meta/stats.json")
+    with contextlib.suppress(ValueError, LookupError, TypeError):
         if all(told[name]["count"][0] == frames for name in numbers) and told.keys() >= tables.cameras(features).keys():
             return {name: {s: np.atleast_1d(v) for s, v in told[name].items()} for name in features if name in told}
-    rows = tables.newest([tables.read_rows(p, stats=True) for p in tables.episode_files(root)]).to_pylist()
     stats: Stats = {}
-    for row in rows:
+    for row in tables.episodes(root, stats=True).to_pylist():
         stats = merge_stats(stats, row_stats(row, list(features)))
     return stats
 

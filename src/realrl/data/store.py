@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from realrl.data import compaction, footage, schema, tables, video
 from realrl.data.compaction import JOURNAL
+from realrl.data.errors import DAMAGED, holds_recordings, line
 from realrl.data.footage import Encoded, Place
 from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, image_stats, merge_stats, sampled_frames, stored_stats
@@ -112,8 +113,11 @@ class Store:
             raise RealrlError(f"{root}: fps is {fps}, must be a whole number above 0")
         if (root / "meta/info.json").exists():
             raise RealrlError(f"{root} already holds a dataset; open it or choose another folder")
+        if holds_recordings(root):
+            raise RealrlError(f"{root} holds recordings but meta/info.json is missing; run 'realrl data repair {root}'")
         if root.exists() and (not root.is_dir() or {p.name for p in root.iterdir()} - {"meta", ".lock"}):
             raise RealrlError(f"{root} is not empty and not a dataset; choose a new folder")
+        schema.check_names(str(root), task=task, robot_type=robot_type)
         publish(root / "meta/tasks.parquet", partial(pq.write_table, tables.tasks_table([task])))
         info = {
             "codebase_version": "v3.0", "robot_type": robot_type, "total_episodes": 0, "total_frames": 0, "total_tasks": 1,
@@ -169,7 +173,7 @@ class Store:
     def rows(self) -> pa.Table:
         """The episodes' metadata, one row each (policy, seed, length, success, where its videos lie, ...)."""
         if self._rows is None:
-            self._rows = tables.newest(list(self._tables.values()))
+            self._rows = tables.newest(list(self._tables.values()), self.dir)
         return self._rows
 
     # ---- reading
@@ -217,8 +221,8 @@ class Store:
     def _episode(self, index: int, columns: dict[str, Array], row: Mapping[str, Any], films: Mapping[str, Array]) -> Episode:
         try:
             return schema.episode(columns, row, films, self._tasks)
-        except tables.DAMAGED as error:
-            raise RealrlError(f"{self.dir}: episode {index} does not fit info.json ({tables.line(error)}); "
+        except DAMAGED as error:
+            raise RealrlError(f"{self.dir}: episode {index} does not fit info.json ({line(error)}); "
                               f"run `realrl data check {self.dir}`") from error
 
     def _films(self, row: Mapping[str, Any], length: int) -> dict[str, Array]:
@@ -236,8 +240,10 @@ class Store:
                               f"{', '.join(self.cameras) or '(none)'}")
         wanted = [c for c in self.rows.column_names if c.startswith(f"videos/{name}/") or c == "episode_index"]  # a row has many
         (row,) = self.rows.select(wanted).slice(episode, 1).to_pylist()
-        length = int(self._to[episode] - self._from[episode])
-        return self._video_file(row, name), Place.of(row, name).times(length, float(self._info["fps"]))
+        length, path = int(self._to[episode] - self._from[episode]), self._video_file(row, name)
+        if length > (path.stat().st_size if path.exists() else 2**24):  # a picture takes a byte at least
+            raise RealrlError(f"{path} cannot hold {length} pictures, as meta/episodes has it; run 'realrl data repair {self.dir}'")
+        return path, Place.of(row, name).times(length, float(self._info["fps"]))
 
     def data_file(self, key: FileKey) -> Path:
         """Where the data file (chunk_index, file_index) lies."""
@@ -383,20 +389,21 @@ class Store:
             if compaction.finish(self.dir) or set(tables.episode_files(self.dir)) != set(self._tables):
                 self._reload()
             if not self._swept:  # nobody else writes now, so every temporary file is a dead writer's
-                for path in self.dir.rglob(".*.tmp"):
+                for path in schema.unfinished(self.dir):
                     path.unlink(missing_ok=True)
                 self._swept = True
             yield
 
     def _reload(self) -> None:
         """Read the tables that changed since the last look."""
-        self._info, self._tasks = schema.read_info(self.dir), tables.read_tasks(self.dir)
+        self._info = schema.read_info(self.dir)
         for _ in range(3):
             with contextlib.suppress(FileNotFoundError):  # compacted away by another process since it was listed
                 files = tables.episode_files(self.dir)
                 self._tables = {p: self._tables[p] if p in self._tables else tables.read_rows(p) for p in files}
                 break
         self._stats, self._rows = None, None
+        self._tasks = tables.read_tasks(self.dir, int(self.rows["length"].to_numpy().sum()))
         index, self._from, self._to, self._chunk, self._file = (self.rows[name].to_numpy() for name in (
             "episode_index", "dataset_from_index", "dataset_to_index", "data/chunk_index", "data/file_index"))
         if not (np.array_equal(index, np.arange(len(index))) and (self._to > self._from).all() and (self._from >= 0).all()):

@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from realrl.files import within
+from realrl.data.errors import DAMAGED as DAMAGED
+from realrl.data.errors import line as line
+from realrl.data.errors import mend
+from realrl.files import plain, within
 from realrl.types import Array, RealrlError
 
 Features = dict[str, Any]
 FileKey = tuple[int, int]  # (chunk_index, file_index)
-# What a damaged parquet file may raise.
-DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError, av.FFmpegError)
 ROW_INDICES = ("episode_index", "length", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index",
                "meta/episodes/chunk_index", "meta/episodes/file_index")
 REQUIRED = ROW_INDICES[:6]
@@ -28,11 +29,6 @@ VIDEO_FIELDS = {"chunk_index": pa.int64(), "file_index": pa.int64(), "from_times
                "last_timestamp": pa.float64()}  # the columns videos/<camera>/...; the last one is ours
 NUMBERED = re.compile(r"chunk-(\d{1,9})/file-(\d{1,9})\.parquet")
 PICTURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg"}
-
-
-def line(error: BaseException) -> str:
-    """An error's text on one line of bearable length."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def stored(features: Features) -> Features:
@@ -52,40 +48,109 @@ def _numeric(dtype: str) -> bool:
         return False
 
 
+# ---- a file
+
+
+ROOM, UNFOLDS, ROWS = 2**28, 256, 64
+"""What a file may unfold to in memory: so many bytes, and so many times its size; and how many rows a byte of it may stand for."""
+
+
+class Parquet:
+    """A parquet file, page checksums verified, whose footer is not believed beyond what its bytes can hold.
+
+    names: of its columns; rows: how many; ends: how many up to the end of each row group; bytes: of each row group, unpacked. A context
+    manager. Raises FileNotFoundError, RealrlError for what is no plain file, and else one of `DAMAGED`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        size = plain(path).stat().st_size
+        self.room = ROOM + UNFOLDS * size
+        self._file = pq.ParquetFile(path, page_checksum_verification=True)
+        self.schema: pa.Schema = self._file.schema_arrow
+        self.names: list[str] = self.schema.names
+        groups = [self._file.metadata.row_group(i) for i in range(self._file.num_row_groups)]
+        self.ends: Array = np.cumsum([g.num_rows for g in groups], dtype=np.int64)
+        self.bytes = [int(g.total_byte_size) for g in groups]
+        self.rows = int(self.ends[-1]) if groups else 0
+        if len(set(self.names)) < len(self.names):
+            self.close()
+            raise ValueError("two of its columns have one name")
+        if max(self.rows, self._file.metadata.num_rows) > ROWS * size or sum(self.bytes) > self.room:
+            self.close()
+            raise ValueError(f"it says that it has {self.rows:,} rows of {sum(self.bytes):,} bytes, and has {size:,} bytes")
+
+    def __enter__(self) -> Parquet:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def groups(self, start: int, stop: int) -> range:
+        """The row groups that rows start..stop lie in."""
+        first, last = np.searchsorted(self.ends, start, side="right"), np.searchsorted(self.ends, stop, side="left")
+        return range(int(first), min(int(last), len(self.ends) - 1) + 1)
+
+    def read(self, groups: Sequence[int] | None = None, names: Sequence[str] | None = None) -> pa.Table:
+        """Some row groups and columns, by default all. Raises one of `DAMAGED`, also when they unfold beyond what such a file may."""
+        groups, names = range(len(self.ends)) if groups is None else groups, self.names if names is None else names
+        meta, parts = self._file.metadata, tuple(f"{name}." for name in names)  # a column of lists has a path of several words
+        columns = [i for i in range(meta.num_columns) if f"{meta.schema.column(i).path}.".startswith(parts)]
+        values = sum(meta.row_group(g).column(i).num_values for g in groups for i in columns)
+        if 8 * values > self.room:
+            raise ValueError(f"its {values:,} values need more than {self.room:,} bytes")
+        batches, room = [], self.room
+        for batch in self._file.iter_batches(1024, row_groups=list(groups), columns=list(names)):
+            for at, column in enumerate(batch.columns):
+                if pa.types.is_dictionary(column.type):  # each of its rows may be the longest of its texts
+                    room -= len(column) * max((len(text) for text in column.dictionary.to_pylist() if isinstance(text, str)), default=8)
+                    if room >= 0:
+                        batch = batch.set_column(at, batch.schema.field(at).with_type(column.type.value_type), column.dictionary_decode())
+            room -= batch.nbytes
+            if room < 0:
+                raise ValueError(f"its texts need more than {self.room:,} bytes")
+            batches.append(batch)
+        table = pa.Table.from_batches(batches) if batches else self.schema.empty_table()
+        return table.select(names)
+
+
 # ---- small tables
 
 
 def read_parquet(path: Path, leave: str | None = None) -> pa.Table:
-    """A whole small table, less the columns whose names begin with `leave`, page checksums verified.
+    """A whole small table, less the columns whose names begin with `leave`.
 
     Raises RealrlError naming a file that is damaged.
     """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            if leave is None:
-                return file.read()
-            names = [name for name in file.schema_arrow.names if not name.startswith(leave)]
-            return file.read(columns=names).select(names)
+        with Parquet(path) as file:
+            return file.read(names=[name for name in file.names if leave is None or not name.startswith(leave)])
     except FileNotFoundError:
         raise
     except DAMAGED as error:
-        raise RealrlError(f"{path} is truncated or damaged ({line(error)}); restore it from a copy") from error
+        raise RealrlError(f"{path} is truncated or damaged ({line(error)}); {mend(path)}") from error
 
 
-def read_tasks(root: Path) -> list[str]:
-    """Task texts by task_index."""
+def read_tasks(root: Path, frames: int) -> list[str]:
+    """Task texts by task_index. frames: of all episodes; more tasks than that (and some of episodes that never came) cannot be."""
     path = root / "meta/tasks.parquet"
     within(root, path)
-    if not path.exists():
-        raise RealrlError(f"{path} is missing; restore it from a copy")
-    table = read_parquet(path)
-    texts = [name for name in table.column_names if name != "task_index"]
-    if "task_index" not in table.column_names or len(texts) != 1:
-        raise RealrlError(f"{path} has columns {table.column_names}, wanted task_index and the text; restore it from a copy")
     try:
-        order = sorted(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist(), strict=True))
+        with Parquet(path) as file:
+            if file.rows > max(frames, 1000):
+                raise ValueError(f"{file.rows:,} tasks for {frames:,} frames")
+            names = file.names
+            if "task_index" not in names or len(names) != 2:
+                raise ValueError(f"its columns are {', '.join(names)}, wanted task_index and the text")
+            table = file.read()
+            order = sorted(zip(table["task_index"].to_pylist(), table[names[names[0] == "task_index"]].to_pylist(), strict=True))
+    except FileNotFoundError as error:
+        raise RealrlError(f"{path} is missing; {mend(path)}") from error
     except DAMAGED as error:
-        raise RealrlError(f"{path} has empty cells ({line(error)}); restore it from a copy") from error
+        raise RealrlError(f"{path} is truncated or damaged ({line(error)}); {mend(path)}") from error
     return [str(text) for _, text in order]
 
 
@@ -115,9 +180,7 @@ def read_rows(path: Path, stats: bool = False) -> pa.Table:
     within(path.parents[3], path)
     table = read_parquet(path, None if stats else "stats/")
     if missing := [name for name in REQUIRED if name not in table.column_names]:
-        raise RealrlError(f"{path} has no column {missing[0]}; restore it from a copy")
-    if len(set(table.column_names)) < table.num_columns:
-        raise RealrlError(f"{path} has two columns of one name; restore it from a copy")
+        raise RealrlError(f"{path} has no column {missing[0]}; {mend(path)}")
     for at, name in enumerate(table.column_names):
         kind = pa.int64() if name in ROW_INDICES else VIDEO_FIELDS.get(name.rpartition("/")[2]) if name.startswith("videos/") else None
         if kind is None:
@@ -125,9 +188,9 @@ def read_rows(path: Path, stats: bool = False) -> pa.Table:
         try:
             column = table[name].cast(kind)
         except DAMAGED as error:
-            raise RealrlError(f"{path}: {name} is not numbers ({line(error)}); restore it from a copy") from error
+            raise RealrlError(f"{path}: {name} is not numbers ({line(error)}); {mend(path)}") from error
         if name in REQUIRED and column.null_count:
-            raise RealrlError(f"{path}: {name} has empty cells; restore it from a copy")
+            raise RealrlError(f"{path}: {name} has empty cells; {mend(path)}")
         table = table.set_column(at, name, column)
     return table
 
@@ -137,13 +200,21 @@ def without_stats(table: pa.Table) -> pa.Table:
     return table.select([name for name in table.column_names if not name.startswith("stats/")])
 
 
-def newest(tables: Sequence[pa.Table]) -> pa.Table:
-    """One table, one row an episode, by episode_index; where two tables (oldest first) hold the same episode the later one counts."""
+def episodes(root: Path, stats: bool = False) -> pa.Table:
+    """The rows of all episodes, see `read_rows` and `newest`."""
+    return newest([read_rows(path, stats) for path in episode_files(root)], root)
+
+
+def newest(tables: Sequence[pa.Table], root: Path) -> pa.Table:
+    """One table, one row an episode, by episode_index; where two tables (oldest first) hold the same episode the later one counts.
+
+    root: the dataset. Raises RealrlError when they do not fit together.
+    """
     empty = pa.table({name: pa.array([], pa.int64()) for name in ROW_INDICES})
     try:
         rows = pa.concat_tables([empty, *tables], promote_options="permissive").combine_chunks()
     except DAMAGED as error:
-        raise RealrlError(f"meta/episodes: its files do not fit together ({line(error)}); restore them from a copy") from error
+        raise RealrlError(f"{root}/meta/episodes: its files do not fit together ({line(error)}); {mend(root / 'meta')}") from error
     index = rows["episode_index"].to_numpy()
     if (np.diff(index) > 0).all():
         return rows
@@ -163,22 +234,20 @@ def read_frames(path: Path, features: Features, start: int = 0, stop: int | None
     numbers = stored(features)
     wanted = [*numbers, *(name for name, f in features.items() if pictures and f["dtype"] == "image")]
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)], dtype=np.int64)
-            stop = file.metadata.num_rows if stop is None else stop
-            if stop > file.metadata.num_rows:
-                raise ValueError(f"{file.metadata.num_rows} frames where {stop} are expected")
-            if missing := [name for name in wanted if name not in file.schema_arrow.names]:
+        with Parquet(path) as file:
+            stop = file.rows if stop is None else stop
+            if stop > file.rows:
+                raise ValueError(f"{file.rows} frames where {stop} are expected")
+            if missing := [name for name in wanted if name not in file.names]:
                 raise ValueError(f"no column {missing[0]}")
-            first, last = np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop, side="left")
-            groups = list(range(int(first), min(int(last), len(ends) - 1) + 1))
-            table = file.read_row_groups(groups, columns=wanted).slice(start - (int(ends[first - 1]) if first else 0), stop - start)
+            groups = file.groups(start, stop)
+            skipped = int(file.ends[groups[0] - 1]) if groups and groups[0] else 0
+            table = file.read(groups, wanted).slice(start - skipped, stop - start)
         return {name: to_numpy(table[name], name, features[name]) if name in numbers else _decoded(table[name], name) for name in wanted}
     except FileNotFoundError:
         raise
     except DAMAGED as error:
-        raise RealrlError(f"{path} is truncated, damaged or not as info.json says ({line(error)}); "
-                          "restore it from a copy") from error
+        raise RealrlError(f"{path} is truncated, damaged or not as info.json says ({line(error)}); {mend(path)}") from error
 
 
 def to_arrow(x: Array) -> pa.Array:

@@ -22,6 +22,8 @@ from typing import Any, BinaryIO, Literal
 import av
 import numpy as np
 
+from realrl.data.errors import DAMAGED, line, mend
+from realrl.files import plain
 from realrl.types import Array, RealrlError
 
 Codec = Literal["av1", "h264", "ffv1"]
@@ -32,8 +34,6 @@ OPTIONS = {
     "h264": {"preset": "ultrafast", "tune": "zerolatency", "crf": "30", "bf": "0"},
     "ffv1": {"level": "3", "slices": "4", "slicecrc": "1"}}
 MAX_PIXELS = 2**26  # a damaged file must not ask for more memory than a frame of 8192 x 8192 needs
-DAMAGED = (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError)  # what a damaged file may raise in PyAV
-Span = tuple[float, float]  # seconds, [start, stop)
 VideoFile = str | Path | BinaryIO
 
 os.environ.setdefault("SVT_LOG", "1")  # the encoder prints its banner for every episode otherwise
@@ -111,7 +111,7 @@ class PacketEncoder:
             stream.gop_size, stream.thread_count, stream.time_base = 1 if kind == "ffv1" else 2, threads, 1 / rate
             self._out.start_encoding()
         except (av.FFmpegError, ValueError) as error:
-            raise RealrlError(f"the encoder {ENCODERS[kind]} does not open for {width} x {height} at {fps} fps ({_line(error)}); "
+            raise RealrlError(f"the encoder {ENCODERS[kind]} does not open for {width} x {height} at {fps} fps ({line(error)}); "
                               "choose another codec or install a PyAV wheel that has it") from error
         self._stream, self._rate = stream, rate
         self.header = _stub_header(buffer.getvalue(), rate, self.pix_fmt, ENCODERS[kind])
@@ -196,44 +196,6 @@ def mux(file: VideoFile, header: Header, packets: Iterable[Packet]) -> None:
             put(packet)
 
 
-def concat(file: VideoFile, sources: Sequence[str | Path], spans: Sequence[Span | None] | None = None) -> list[Span]:
-    """Write several mp4 one after the other into one, without encoding anything; gives where each came to lie.
-
-    spans: the part [start, stop) seconds of each source; it must begin at a key frame (an episode does). Raises RealrlError when
-    sources differ in size, codec, rate or settings, or a part begins elsewhere.
-    """
-    if not sources:
-        raise RealrlError(f"{_name(file)}: there is nothing to join; give at least one video")
-    first = header(sources[0])
-    placed: list[Span] = []
-    end = 0
-    with _writing(file, first) as put:
-        for path, span in zip(sources, spans or [None] * len(sources), strict=True):
-            own = header(path)
-            if own != first:
-                raise RealrlError(f"{path} and {sources[0]} were encoded with different settings; they cannot share a file")
-            begin = end
-            for packet in _shifted(path, own, span, begin):
-                put(packet)
-                end = max(end, packet.pts + 1)
-            placed.append((float(begin / first.fps), float(end / first.fps)))
-    return placed
-
-
-def _shifted(path: str | Path, own: Header, span: Span | None, begin: int) -> Iterator[Packet]:
-    """The packets of a part of a file, in decoding order, its first frame at `begin`."""
-    start, stop = (0, None) if span is None else (round(Fraction(span[0]) * own.fps), round(Fraction(span[1]) * own.fps))
-    fresh = True
-    for packet in packets(path):
-        if packet.pts < start or (stop is not None and packet.pts >= stop):
-            continue
-        if fresh and not packet.key:
-            raise RealrlError(f"{path}: the part from {float(start / own.fps):.3f} s does not begin at a key frame; "
-                              "encode it again instead of copying it")
-        fresh = False
-        yield Packet(packet.data, packet.pts - start + begin, packet.dts - start + begin, packet.key)
-
-
 def header(path: str | Path) -> Header:
     """What a decoder needs for this file; its stub joins new packets to it. Raises RealrlError on a damaged file."""
     with _opened(path) as (_, stream):
@@ -286,7 +248,7 @@ def _writing(file: VideoFile, header: Header) -> Iterator[Any]:
 
                 yield put
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise RealrlError(f"{_name(file)} could not be written ({_line(error)}); free space or mend the permissions") from error
+            raise RealrlError(f"{_name(file)} could not be written ({line(error)}); free space or mend the permissions") from error
 
 
 # ---- decoding
@@ -328,7 +290,7 @@ class Reader:
             if out is None:
                 out = np.empty((len(wanted), *image.shape), image.dtype)
             if image.shape != out.shape[1:]:
-                raise RealrlError(f"{self.path} is damaged: its frames change size; restore it from a copy")
+                raise RealrlError(f"{self.path} is damaged: its frames change size; {_mend(self.path)}")
             out[i] = image
         if out is None:
             context = self._stream.codec_context
@@ -393,7 +355,7 @@ def _key_between(stream: Any, current: Any, t: float) -> bool:
 def _pictures(path: str | Path, container: Any, stream: Any) -> Iterator[Any]:
     for picture in container.decode(stream):
         if picture.is_corrupt or picture.pts is None:
-            raise RealrlError(f"{path} is damaged near {picture.time or 0.0:.3f} s; restore it from a copy")
+            raise RealrlError(f"{path} is damaged near {picture.time or 0.0:.3f} s; {_mend(path)}")
         yield picture
 
 
@@ -408,27 +370,32 @@ def _opened(file: VideoFile) -> Iterator[tuple[Any, Any]]:
 
     The format is fixed, so that no file can pass for a play list that names other files.
     """
-    target = file if hasattr(file, "read") else f"file:{Path(str(file)).absolute()}"
-    with _named(file), av.open(target, format="mp4", metadata_errors="replace") as container:
-        if not container.streams.video:
-            raise RealrlError(f"{_name(file)} holds no video; restore it from a copy")
-        stream = container.streams.video[0]
-        if stream.codec_context is None or not stream.time_base:
-            raise RealrlError(f"{_name(file)} is damaged, or of a codec that PyAV cannot decode; restore it from a copy")
+    with contextlib.ExitStack() as stack:
+        with _named(file, inside=False):
+            target = file if hasattr(file, "read") else f"file:{plain(Path(str(file))).absolute()}"
+            container = stack.enter_context(av.open(target, format="mp4", metadata_errors="replace"))
+            if not container.streams.video:
+                raise RealrlError(f"{_name(file)} holds no video; {mend(_name(file))}")
+            stream = container.streams.video[0]
+            if stream.codec_context is None or not stream.time_base:
+                raise RealrlError(f"{_name(file)} is damaged, or of a codec that PyAV cannot decode; {mend(_name(file))}")
+        stack.enter_context(_named(file))
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "crccheck+explode"}
         stream.thread_count = 1  # frames are small and loaders many
         yield container, stream
 
 
 @contextlib.contextmanager
-def _named(file: VideoFile) -> Iterator[None]:
-    """Whatever PyAV raises inside becomes one RealrlError that names the file."""
+def _named(file: VideoFile, inside: bool = True) -> Iterator[None]:
+    """Whatever PyAV raises inside becomes one RealrlError that names the file. inside: whether its packets and pictures are looked at,
+    and not only whether it opens."""
     try:
         yield
     except FileNotFoundError as error:
-        raise RealrlError(f"{_name(file)} is missing; restore it from a copy") from error
-    except DAMAGED as error:
-        raise RealrlError(f"{_name(file)} is truncated or damaged ({_line(error)}); restore it from a copy") from error
+        raise RealrlError(f"{_name(file)} is missing; {mend(_name(file))}") from error
+    except (*DAMAGED, ArithmeticError) as error:
+        raise RealrlError(f"{_name(file)} is truncated or damaged ({line(error)}); "
+                          f"{_mend(_name(file)) if inside else mend(_name(file))}") from error
 
 
 def _rate(stream: Any, path: str | Path) -> Fraction:
@@ -446,5 +413,7 @@ def _name(file: VideoFile) -> str:
     return str(file) if isinstance(file, str | Path) else str(getattr(file, "name", "video"))
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+def _mend(path: str | Path) -> str:
+    """What to do about damage that only shows when pictures are decoded."""
+    advice = mend(path)
+    return f"{advice[:-1]} --images'" if advice.endswith("'") else advice

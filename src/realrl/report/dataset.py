@@ -108,7 +108,8 @@ def _sample(store: Store, each: Each[Any]) -> _Sample:
     for key, members in each(list(by_file.items()), "reading columns"):
         names = [*(shown if wanted & set(members) else []), *([who] if who else [])]
         try:
-            found = tables.read_frames(store.data_file(key), {name: features[name] for name in names}) if names else {}
+            frames, wanted_columns = int(length[members].sum()), {name: features[name] for name in names}
+            found = tables.read_frames(store.data_file(key), wanted_columns, 0, frames) if names else {}
         except (RealrlError, FileNotFoundError):
             continue
         start = 0

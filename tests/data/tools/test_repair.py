@@ -19,9 +19,7 @@ from recordings import digest, digests, episode, errors, record, tree
 
 from realrl.data import side
 from realrl.data.record.recorder import Recorder
-from realrl.data.schema import read_info
 from realrl.data.store import Store
-from realrl.data.tools import salvage
 from realrl.data.tools.check import check
 from realrl.data.tools.repair import repair
 from realrl.types import RealrlError, Source, Step
@@ -131,7 +129,8 @@ def test_lost_data_drops_its_episodes_alone(plain: Path, tmp_path: Path) -> None
 
 def test_one_damaged_byte_costs_one_episode(plain: Path, tmp_path: Path) -> None:
     content = parquet(plain, 0).read_bytes()
-    for at in (200, len(content) // 3, len(content) // 2):
+    contents = len(content) - 8 - int.from_bytes(content[-8:-4], "little")  # where the table of contents begins
+    for at in (200, contents // 3, contents // 2, contents - 100):
         folder = Path(shutil.copytree(plain, tmp_path / f"{at}"))
         data = bytearray(content)
         data[at] ^= 0x10
@@ -141,33 +140,25 @@ def test_one_damaged_byte_costs_one_episode(plain: Path, tmp_path: Path) -> None
         assert errors(folder) == [] and set(digests(folder)) <= set(digests(plain))
 
 
-@pytest.mark.parametrize("others", [True, False], ids=["beside whole files", "alone"])
-def test_every_whole_row_group_of_a_cut_file_comes_back(others: bool, plain: Path, tmp_path: Path) -> None:
-    path = parquet(plain, 1)
-    content = path.read_bytes()
-    whole = pq.ParquetFile(path)
-    lengths = np.cumsum([0, *(whole.metadata.row_group(g).num_rows for g in range(whole.num_row_groups))])
-    features = read_info(plain)["features"]
-    siblings = [p for p in plain.glob("data/*/*.parquet") if p != path] if others else []
-    seen = set()
-    for cut in range(0, len(content), 101):
-        (tmp_path / "cut.parquet").write_bytes(content[:cut])
-        with salvage.opened(tmp_path / "cut.parquet", siblings, features) as file:
-            groups = [file.read_row_group(g) for g in range(file.num_row_groups)] if file else []
-        seen.add(len(groups))
-        if groups:
-            found = pa.concat_tables(groups)
-            assert found.equals(whole.read().slice(0, lengths[len(groups)]).cast(found.schema)), cut
-    assert seen == {0, 1, 2, 3}
+def test_a_damaged_table_of_contents_costs_the_episodes_of_its_file_at_most(plain: Path, tmp_path: Path) -> None:
+    content = parquet(plain, 0).read_bytes()
+    contents = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for at in range(contents, len(content), 397):
+        folder = Path(shutil.copytree(plain, tmp_path / f"{at}"))
+        data = bytearray(content)
+        data[at] ^= 0x10
+        parquet(folder, 0).write_bytes(bytes(data))
+        done = repair(folder)
+        assert set(done.lost) <= {0, 1, 2} and done.kept == 8 - len(done.lost) and errors(folder) == []
 
 
-def test_a_cut_file_costs_what_was_cut_off(plain: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(plain, tmp_path / "d"))
-    content = parquet(folder, 1).read_bytes()
-    third = pq.ParquetFile(parquet(folder, 1)).metadata.row_group(2).column(0).data_page_offset
-    parquet(folder, 1).write_bytes(content[:third + 100])
-    lines = mended(folder, [0, 1, 2, 3, 4, 6, 7])
-    assert any("is cut off; 2 whole row groups of it are recovered" in line for line in lines)
+def test_a_file_that_lost_its_end_costs_its_episodes_alone(plain: Path, tmp_path: Path) -> None:
+    content = parquet(plain, 1).read_bytes()
+    for cut in (0, 4, len(content) // 2, len(content) - 1):
+        folder = Path(shutil.copytree(plain, tmp_path / str(cut)))
+        parquet(folder, 1).write_bytes(content[:cut])
+        lines = mended(folder, [0, 1, 2, 6, 7])
+        assert any("file-001.parquet cannot be read" in line for line in lines) and sum("is dropped" in x for x in lines) == 3
 
 
 def test_a_lost_episodes_table_is_made_from_the_frames(plain: Path, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ class Spill:
         number, index = divmod(self._written, self.per_file)
         if self._file is None or self._file[0] != number:
             self.close()
-            self._file = (number, os.open(self.path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            self._file = (number, os.open(self.path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
         fd, at = self._file[1], index * self.ring.stride
         _write_at(fd, memoryview(_HEAD.pack(-1, *head[1:], len(content), zlib.crc32(content)) + content), at)
         where = at + _HEAD.size + self.ring.room

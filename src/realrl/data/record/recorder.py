@@ -27,7 +27,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ import numpy as np
 from realrl.data.record import worker as encoder
 from realrl.data.record.journal import DISCARD, END, FRAME, MAX_CAMERAS, START, Layout, Ring, Spill
 from realrl.data.record.recovery import FOLDER, about_record, alone, owner
+from realrl.data.schema import check_names
 from realrl.data.store import Store
 from realrl.data.video import CODECS, Codec
 from realrl.types import Array, Obs, RealrlError, Source, Step
@@ -91,6 +91,7 @@ class Recorder:
         self.dir, self.task, self.policy, self.fps = Path(directory), task, policy, fps
         self.notes: list[str] = []  # a line for every episode recovered, dropped or refused, and for trouble
         self._cameras = _cameras(cameras or {}, depth or {})
+        check_names(str(self.dir), task=task, policy=policy)
         store = Store.open_or_create(directory, task=task, fps=fps, robot_type=robot_type)
         self._features = store.info["features"] if len(store) else {}
         self._options = dict(options or {})
@@ -127,7 +128,9 @@ class Recorder:
     def start_episode(self, *, seed: int | None = None, task: str | None = None, policy: str | None = None) -> None:
         """Begin an episode. Raises RealrlError when one is under way."""
         self._may_record(under_way=False)
-        self._meta = {"seed": seed, "task": self.task if task is None else task, "policy": self.policy if policy is None else policy}
+        names = {"task": self.task if task is None else task, "policy": self.policy if policy is None else policy}
+        check_names(str(self.dir), **names)
+        self._meta = {"seed": seed, **names}
         self._episode, self._frame, self._begun, self._last_time = self._episode + 1, 0, False, -np.inf
 
     def add(self, step: Step) -> None:
@@ -218,7 +221,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
@@ -258,6 +261,8 @@ class Recorder:
 
     def _checked_layout(self, numbers: Mapping[str, Array], action: Array) -> Layout:
         """The layout of this episode, which must be that of the dataset."""
+        for key in numbers:
+            check_names(self._where(), observation_key=key)
         layout = Layout.of(numbers, np.asarray(action))
         if scalar := next((k for k, x in {**numbers, "action": np.asarray(action)}.items() if x.ndim < 1), None):
             raise RealrlError(f"{self._where()}: {scalar} is a single number; give it as a vector of length 1")

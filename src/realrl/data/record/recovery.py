@@ -20,16 +20,17 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from realrl.data.errors import line
 from realrl.data.record.journal import COMMIT, DISCARD, END, FRAME, HEADER, PACKET, START, Layout, Log, damaged, read_log, to_json
 from realrl.data.store import Store
-from realrl.data.tables import line
 from realrl.data.video import ENCODERS, MAX_PIXELS, Header, Packet
-from realrl.files import taken
+from realrl.files import publish, taken
 from realrl.types import Array, Episode, RealrlError
 
 FOLDER = "recording"  # in a dataset; no reader of datasets looks into it
@@ -229,15 +230,14 @@ def commit(store: Store, found: Found) -> int:
     if found.before is None:
         try:
             if found.damaged and not (found.folder / BEFORE).exists():  # opening the log cuts off what follows the damage
-                half = found.folder / f"{BEFORE}.tmp"
-                shutil.copyfile(found.folder / FRAMES, half)
-                half.replace(found.folder / BEFORE)
-            log = Log(found.folder / FRAMES)
+                with (found.folder / FRAMES).open("rb") as log:
+                    publish(found.folder / BEFORE, partial(shutil.copyfileobj, log))
+            marked = Log(found.folder / FRAMES)
             try:
-                log.append(COMMIT, to_json({"episodes": len(store)}))
-                os.fsync(log.fd)
+                marked.append(COMMIT, to_json({"episodes": len(store)}))
+                os.fsync(marked.fd)
             finally:
-                log.close()
+                marked.close()
         except OSError as error:
             raise RealrlError(f"{found.folder / FRAMES} could not be written ({error.strerror}); free space") from error
     return store.append_encoded(episode, films)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from realrl.data import compaction, schema, tables
+from realrl.data.errors import DAMAGED, line, mend, read_json
 from realrl.data.schema import Info
 from realrl.data.stats import Stats
-from realrl.data.tables import DAMAGED, FileKey
+from realrl.data.tables import FileKey
 from realrl.data.tools.faults import Problem, check_data, check_drift, check_video, from_error
 from realrl.types import RealrlError
 
@@ -43,7 +43,7 @@ def check(directory: str | Path, *, decode: bool = False, limits: tuple[float, f
         except RealrlError as error:
             problems.append(from_error(error))
     try:
-        rows = tables.newest(found)
+        rows = tables.newest(found, root)
     except RealrlError as error:
         return [*problems, from_error(error)]
     problems += _check_rows(root, rows)
@@ -59,21 +59,21 @@ def check(directory: str | Path, *, decode: bool = False, limits: tuple[float, f
 
 
 def _check_rows(root: Path, rows: pa.Table) -> Iterator[Problem]:
-    where = f"{root}/meta/episodes"
+    where, repair = f"{root}/meta/episodes", mend(root / "meta")
     index, length, start, stop = (rows[c].to_numpy() for c in ("episode_index", "length", "dataset_from_index", "dataset_to_index"))
     holes = int(index[-1]) + 1 - len(index) if len(index) else 0
     if holes:
         before = np.flatnonzero(np.diff(index, prepend=-1) > 1)[0]
         first = int(index[before - 1]) + 1 if before else 0
         missing = list(range(first, min(int(index[before]), first + 5)))
-        yield Problem("error", where, f"episodes {missing} have no row ({holes} in all)", "restore the episodes file that held them")
+        yield Problem("error", where, f"episodes {missing} have no row ({holes} in all)", repair)
     if len(bad := np.flatnonzero(stop - start != length)):
-        yield Problem("error", where, f"episode {index[bad[0]]}: length {length[bad[0]]} is not its span", "restore the file from a copy")
+        yield Problem("error", where, f"episode {index[bad[0]]}: length {length[bad[0]]} is not its span", repair)
     if len(bad := np.flatnonzero(length < 1)):
-        yield Problem("error", where, f"episode {index[bad[0]]} has no frames", "restore the file from a copy")
+        yield Problem("error", where, f"episode {index[bad[0]]} has no frames", repair)
     if len(bad := np.flatnonzero(start != np.concatenate([[0], stop[:-1]]))) and not holes:
         yield Problem("error", where, f"episode {index[bad[0]]} begins at frame {start[bad[0]]}, not where the one before it ends",
-                      "restore the file from a copy")
+                      repair)
 
 
 def _check_summaries(root: Path, info: Info, rows: pa.Table) -> Iterator[Problem]:
@@ -83,21 +83,23 @@ def _check_summaries(root: Path, info: Info, rows: pa.Table) -> Iterator[Problem
             yield Problem("warning", f"{root}/meta/info.json", f"{name} is {info.get(name)}, the episodes tables hold {true}",
                           "opening the dataset for use corrects it")
     try:
-        tasks = tables.read_tasks(root)
+        tasks = tables.read_tasks(root, frames)
         named = {t for texts in rows["tasks"].to_pylist() for t in texts or []} if "tasks" in rows.column_names else set()
         if lost := sorted(map(str, named - set(tasks))):
-            yield Problem("error", f"{root}/meta/tasks.parquet", f"task {lost[0]!r} is used but not listed", "restore it from a copy")
+            yield Problem("error", f"{root}/meta/tasks.parquet", f"task {lost[0]!r} is used but not listed", mend(root / "meta"))
     except RealrlError as error:
         yield from_error(error)
     except DAMAGED as error:
-        yield Problem("error", f"{root}/meta/episodes", f"tasks are no lists of texts ({tables.line(error)})", "restore it from a copy")
+        yield Problem("error", f"{root}/meta/episodes", f"tasks are no lists of texts ({line(error)})", mend(root / "meta"))
     path = root / "meta/stats.json"
     try:
-        count = json.loads(path.read_text())["action"]["count"][0] if path.exists() else 0
+        count = read_json(path)["action"]["count"][0] if path.exists() else 0
         if count != frames:
             yield Problem("warning", str(path), f"counts {count} frames of {frames}", "the next append rebuilds it")
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        yield Problem("warning", str(path), f"is not readable ({tables.line(error)})", "the next append rebuilds it")
+    except RealrlError as error:
+        yield from_error(error, "warning" if path.is_file() else "error")
+    except (LookupError, TypeError) as error:
+        yield Problem("warning", str(path), f"is not readable ({line(error)})", "the next append rebuilds it")
 
 
 def _check_leftovers(root: Path, info: Info, rows: pa.Table, n_rows: int) -> Iterator[Problem]:
@@ -111,7 +113,7 @@ def _check_leftovers(root: Path, info: Info, rows: pa.Table, n_rows: int) -> Ite
     for path in sorted([*root.glob("data/chunk-*/*.parquet"), *root.glob("videos/**/*.mp4")]):
         if path not in known:
             yield Problem("warning", str(path), "no episode refers to it (a writer died)", "ignored; delete it if not needed")
-    for path in sorted(root.rglob(".*.tmp")):
+    for path in schema.unfinished(root):
         yield Problem("warning", str(path), "unfinished temporary file", "the next append deletes it")
     for path in sorted([*root.glob("data/chunk-*/*.orphan*"), *root.glob("videos/**/*.orphan*")]):
         yield Problem("warning", str(path), "unfinished recording, set aside", "ignored; delete it if not needed")
@@ -125,7 +127,7 @@ def _check_camera(root: Path, info: Info, rows: pa.Table, camera: str, decode: b
     prefix = f"videos/{camera}"
     columns = [f"{prefix}/{name}" for name in tables.VIDEO_FIELDS if name != "last_timestamp"]
     if len(rows) and (missing := [c for c in columns if c not in rows.column_names]):
-        return [Problem("error", f"{root}/meta/episodes", f"no column {missing[0]}", "restore it from a copy")]
+        return [Problem("error", f"{root}/meta/episodes", f"no column {missing[0]}", mend(root / "meta"))]
     extra = [c for c in (f"{prefix}/last_timestamp",) if c in rows.column_names]
     by_file: dict[FileKey, list[dict[str, Any]]] = {}
     if len(rows):
@@ -136,7 +138,7 @@ def _check_camera(root: Path, info: Info, rows: pa.Table, camera: str, decode: b
     for key, members in by_file.items():
         if None in key:
             problems.append(Problem("error", f"{root}/meta/episodes", f"episode {members[0]['episode_index']} has no video of {camera}",
-                                    "restore it from a copy, or read with images=False"))
+                                    f"read with images=False, or {mend(root / 'meta')}"))
         else:
             problems += check_video(root, info, camera, key, members, decode)
     return problems
@@ -158,13 +160,13 @@ def describe(directory: str | Path) -> dict[str, Any]:
     """What a dataset holds, without reading frames: counts, success rate (None if unknown), mean length, features, bytes on disk."""
     root = Path(directory)
     info = schema.read_info(root)
-    rows = tables.newest([tables.read_rows(p) for p in tables.episode_files(root)])
+    rows = tables.episodes(root)
     known = {name: [v for v in rows[name].to_pylist() if v is not None] for name in ("success", "policy") if name in rows.column_names}
     success = known.get("success")
     length = rows["length"].to_numpy()
     films = tables.cameras(info["features"])
     return {
-        "path": str(root), "robot_type": info.get("robot_type"), "fps": info["fps"], "tasks": tables.read_tasks(root),
+        "path": str(root), "robot_type": info.get("robot_type"), "fps": info["fps"], "tasks": tables.read_tasks(root, int(length.sum())),
         "episodes": len(rows), "frames": int(length.sum()), "mean_length": float(length.mean()) if len(rows) else 0.0,
         "success_rate": sum(success) / len(success) if success else None, "policies": dict(Counter(known.get("policy", []))),
         "features": {name: f"{f['dtype']}{list(f['shape'])}" for name, f in info["features"].items()},

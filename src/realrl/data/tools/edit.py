@@ -24,6 +24,8 @@ from realrl.data.tools.pieces import Each, Piece, Source, assemble
 from realrl.files import sync
 from realrl.types import Array, RealrlError
 
+MOST = 10**7  # episodes in a list
+
 
 @dataclass(frozen=True)
 class Edited:
@@ -50,14 +52,14 @@ def merge(directories: Sequence[str | Path], out: str | Path, *, each: Each = it
     return _make(sources, [p for i, s in enumerate(sources) for p in s.whole(i)], Path(out), each)
 
 
-def delete_episodes(directory: str | Path, out: str | Path, episodes: Iterable[int] = (), *, failed: bool = False,
+def delete_episodes(directory: str | Path, out: str | Path, episodes: Iterable[int] | str = (), *, failed: bool = False,
                     each: Each = iter) -> Edited:
-    """A dataset less some episodes, by number and, with `failed`, all that did not end in success.
+    """A dataset less some episodes, by number (or as `episode_numbers` reads them) and, with `failed`, all that did not end in success.
 
     Raises RealrlError on a number that is not there, when nothing or everything would go, and when `failed` is asked of a dataset
     that does not record success.
     """
-    source = Source(directory)
+    source = _opened(directory, episodes)
     gone = set(_known(source, episodes))
     if failed:
         gone |= set(np.flatnonzero(~successes(source)).tolist())
@@ -90,7 +92,7 @@ def split(directory: str | Path, out: str | Path, by: str, *, shuffle: int | Non
 
 
 def trim(directory: str | Path, out: str | Path, *, start: int = 0, end: int = 0, after_success: bool = False,
-         keep: Mapping[int, tuple[int, int]] | None = None, episodes: Iterable[int] | None = None, each: Each = iter) -> Edited:
+         keep: Mapping[int, tuple[int, int]] | None = None, episodes: Iterable[int] | str | None = None, each: Each = iter) -> Edited:
     """A dataset whose episodes begin later or end earlier.
 
     start, end: frames to cut from every episode; after_success: cut what follows the first success, which then ends the task;
@@ -98,7 +100,7 @@ def trim(directory: str | Path, out: str | Path, *, start: int = 0, end: int = 0
     others stay whole. The frame after a cut becomes the last observation; an episode that was cut in the middle counts as
     truncated. Raises RealrlError when an episode would have no frame left, naming it.
     """
-    source = Source(directory)
+    source = _opened(directory, episodes)
     chosen = set(range(len(source)) if episodes is None else _known(source, episodes))
     spans = dict(keep or {})
     _known(source, spans)
@@ -121,15 +123,29 @@ def trim(directory: str | Path, out: str | Path, *, start: int = 0, end: int = 0
     return _make([source], pieces, Path(out), each)
 
 
-def episode_numbers(text: str) -> list[int]:
-    """Episodes written as "3,7,10:20" (the end of a range is not part of it). Raises RealrlError on anything else."""
-    numbers: list[int] = []
+def episode_numbers(text: str, there: int | None = None, where: object = "") -> list[int]:
+    """Episodes written as "3,7,10:20" (the end of a range is not part of it), each once.
+
+    there: how many `where` holds, None if that is not known. Raises RealrlError on anything else, and before any list is made for a
+    number that is not there, or for more than anybody means.
+    """
+    ranges = _ranges(text)
+    if there is not None and (wrong := [span for span in ranges if span.stop > there]):
+        raise RealrlError(f"{where} holds {there} episodes, there is no number {max(there, wrong[0].start)}; count from 0")
+    if (many := sum(span.stop - span.start for span in ranges)) > MOST:
+        raise RealrlError(f"episodes {text!r}: these are {many:,}, at most {MOST:,} make sense; write fewer")
+    return list(dict.fromkeys(number for span in ranges for number in span))
+
+
+def _ranges(text: str) -> list[range]:
+    """What a list of episodes says. Raises RealrlError when it is none."""
+    ranges = []
     for word in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?::(\d+))?\s*", word)
+        match = re.fullmatch(r"\s*([0-9]{1,18})(?::([0-9]{1,18}))?\s*", word)
         if not match or (match[2] and int(match[2]) <= int(match[1])):
             raise RealrlError(f"episodes {text!r}: {word!r} is no number and no range; write them as 3,7,10:20")
-        numbers += range(int(match[1]), int(match[2] or int(match[1]) + 1))
-    return list(dict.fromkeys(numbers))
+        ranges.append(range(int(match[1]), int(match[2] or int(match[1]) + 1)))
+    return ranges
 
 
 def successes(source: Source) -> Array:
@@ -174,10 +190,21 @@ def _difference(a: Source, b: Source) -> str:
     return ""
 
 
-def _known(source: Source, episodes: Iterable[int]) -> list[int]:
-    numbers = [int(e) for e in episodes]
-    if wrong := [e for e in numbers if not 0 <= e < len(source)]:
-        raise RealrlError(f"{source.dir} holds {len(source)} episodes, there is no number {wrong[0]}; count from 0")
+def _opened(directory: str | Path, episodes: Iterable[int] | str | None) -> Source:
+    """The dataset, once a list that is written as nobody can read it has been refused."""
+    if isinstance(episodes, str):
+        _ranges(episodes)
+    return Source(directory)
+
+
+def _known(source: Source, episodes: Iterable[int] | str) -> list[int]:
+    if isinstance(episodes, str):
+        return episode_numbers(episodes, len(source), source.dir)
+    numbers = []
+    for e in episodes:
+        if not 0 <= e < len(source):
+            raise RealrlError(f"{source.dir} holds {len(source)} episodes, there is no number {e}; count from 0")
+        numbers.append(int(e))
     return numbers
 
 
@@ -206,7 +233,7 @@ def _parts(source: Source, by: str, shuffle: int | None) -> dict[str, list[int]]
     if shuffle is not None or not all(re.fullmatch(r"\d+(:\d+)?", spec) for spec in words.values()):
         raise RealrlError(f"split by {by!r} is not understood{' with a shuffle' if shuffle is not None else ''}; write 'success', "
                           "fractions (train=0.8,test=0.2) or episodes (0:80,80:100)")
-    parts = {name: _known(source, episode_numbers(spec)) for name, spec in words.items()}
+    parts = {name: _known(source, spec) for name, spec in words.items()}
     everyone = [e for members in parts.values() for e in members]
     if len(everyone) > len(set(everyone)):
         raise RealrlError(f"split by {by!r}: an episode is in two parts; write ranges that do not overlap, 0:80,80:100")
@@ -258,7 +285,7 @@ def _sweep(out: Path) -> None:
     """Remove what killed edits towards the same folder left; those of living ones are locked."""
     for left in out.parent.glob(f".{out.name}.*.tmp"):
         with contextlib.suppress(OSError):
-            fd = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
+            fd = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(left, ignore_errors=True)

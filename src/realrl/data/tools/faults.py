@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from realrl.data import schema, tables, video
+from realrl.data.errors import line, mend, read_json
 from realrl.data.footage import Place
 from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, merge_stats
 from realrl.data.tables import FileKey
-from realrl.types import Array, RealrlError
+from realrl.types import Array, RealrlError, printable
 
-COPY = "restore the file from a copy"
+COPY = "restore the file from a copy"  # what info.json contradicts and no repair can know better
 STILL = 0.05  # levels of 255: pictures whose mean difference is below this are the same, encoded again; a sensor's noise is more
 MOSTLY = 0.9  # share of such pictures in a frozen stretch: an encoder now and then changes its mind about one that stays the same
 
@@ -33,14 +33,14 @@ class Problem:
     mend: str
 
     def __str__(self) -> str:
-        return f"{self.severity}: {self.where}: {self.what}; {self.mend}"
+        return printable(f"{self.severity}: {self.where}: {self.what}; {self.mend}")
 
 
-def from_error(error: RealrlError) -> Problem:
+def from_error(error: RealrlError, severity: str = "error") -> Problem:
     """What a reader complained of, as a problem."""
     what, _, mend = str(error).rpartition("; ")
     where, _, rest = what.partition(" ")
-    return Problem("error", where.rstrip(":"), rest, mend)
+    return Problem(severity, where.rstrip(":"), rest, mend)
 
 
 # ---- numbers
@@ -52,43 +52,43 @@ def check_data(root: Path, info: Info, rows: pa.Table, key: FileKey, limits: tup
         path = schema.data_file(root, info, key)
         columns = tables.read_frames(path, info["features"])
     except FileNotFoundError:
-        return [Problem("error", str(path), "is missing", "restore it from a copy")]
+        return [Problem("error", str(path), "is missing", mend(path))]
     except RealrlError as error:
         return [from_error(error)]
     here = (rows["data/chunk_index"].to_numpy() == key[0]) & (rows["data/file_index"].to_numpy() == key[1])
     start, length, index = (rows[c].to_numpy()[here] for c in ("dataset_from_index", "length", "episode_index"))
     n, held = int(length.sum()), len(next(iter(columns.values()), ()))
     if held != n or (length < 1).any():
-        return [Problem("error", str(path), f"holds {held} frames, its episodes have {n}", "restore it from a copy")]
+        return [Problem("error", str(path), f"holds {held} frames, its episodes have {n}", mend(path))]
     stats |= merge_stats(stats, column_stats(columns, quantiles=False))
     first = np.cumsum(length) - length
     frame, owner = np.arange(n) - np.repeat(first, length), np.repeat(index, length)
     problems = []
-    for severity, field, what, bad, mend in (*_wrong(columns, frame, owner, np.repeat(start, length), info),
-                                             *_suspect(columns, frame, first, info, limits)):
+    for severity, field, what, bad, advice in (*_wrong(columns, frame, owner, np.repeat(start, length), info, mend(path)),
+                                               *_suspect(columns, frame, first, info, limits)):
         if bad.any():
             at = int(np.argmax(bad))
             problems.append(Problem(severity, str(path), f"{field} {what} in {int(bad.sum())} frames, first in episode {owner[at]}, "
-                                    f"frame {frame[at]}", mend))
+                                    f"frame {frame[at]}", advice))
     return problems
 
 
 Fault = tuple[str, str, str, Any, str]  # severity, field, what, bad frames [T], mend
 
 
-def _wrong(columns: dict[str, Array], frame: Array, owner: Array, start: Array, info: Info) -> Iterator[Fault]:
-    """What must not be, over the frames of one file."""
+def _wrong(columns: dict[str, Array], frame: Array, owner: Array, start: Array, info: Info, repair: str) -> Iterator[Fault]:
+    """What must not be, over the frames of one file. repair: what mends it."""
     for field, true in {"episode_index": owner, "frame_index": frame, "index": start + frame}.items():
         if field in columns:
-            yield "error", field, "is not what meta/episodes says", columns[field] != true, COPY
+            yield "error", field, "is not what meta/episodes says", columns[field] != true, repair
     for field, x in columns.items():
         if x.dtype.kind == "f":
-            yield "error", field, "is NaN or infinite", ~np.isfinite(x).reshape(len(x), -1).all(1), "drop those episodes"
+            yield "error", field, "is NaN or infinite", ~np.isfinite(x).reshape(len(x), -1).all(1), repair
     if "timestamp" in columns:
         off = np.abs(columns["timestamp"] - frame / info["fps"]) > 1e-4 + 1e-6 * frame / info["fps"]
-        yield "error", "timestamp", "is not frame_index / fps", off, COPY
+        yield "error", "timestamp", "is not frame_index / fps", off, repair
     if "time" in columns:
-        yield "error", "time", "does not increase", (np.diff(columns["time"], prepend=-np.inf) <= 0) & (frame > 0), COPY
+        yield "error", "time", "does not increase", (np.diff(columns["time"], prepend=-np.inf) <= 0) & (frame > 0), repair
 
 
 def _suspect(columns: dict[str, Array], frame: Array, first: Array, info: Info, limits: tuple[float, float]) -> Iterator[Fault]:
@@ -119,7 +119,7 @@ def check_drift(root: Path, stats: Stats, frames: int) -> Iterator[Problem]:
     """Where stats.json is not what the frames say. stats: computed from all of them."""
     path = root / "meta/stats.json"
     try:
-        told = json.loads(path.read_text())
+        told = read_json(path)
         for name, true in stats.items():
             if name not in told or told[name]["count"][0] != frames or true["count"][0] != frames:
                 continue
@@ -132,8 +132,10 @@ def check_drift(root: Path, stats: Stats, frames: int) -> Iterator[Problem]:
                     break
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        yield Problem("warning", str(path), f"is not readable ({tables.line(error)})", "delete it, the next append rebuilds it")
+    except RealrlError:
+        return  # told already, by who looked at its counts
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        yield Problem("warning", str(path), f"is not readable ({line(error)})", "delete it, the next append rebuilds it")
 
 
 # ---- videos
@@ -146,7 +148,7 @@ def check_video(root: Path, info: Info, camera: str, key: FileKey, rows: Sequenc
         if not path.exists():
             first, last = (rows[i]["episode_index"] for i in (0, -1))
             return [Problem("error", str(path), f"the video of episodes {first} to {last} is missing",
-                            "restore it from a copy, or read with images=False")]
+                            f"read with images=False, or {mend(path)}")]
         times, found = video.times(path), video.probe(path)
         problems = [*_kind(path, info, camera, found), *_spans(path, info, camera, rows, times)]
         if decode and not any(p.severity == "error" for p in problems):
@@ -171,20 +173,21 @@ def _kind(path: Path, info: Info, camera: str, found: Mapping[str, Any]) -> Iter
 def _spans(path: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]], times: Array) -> Iterator[Problem]:
     fps = float(info["fps"])
     end = times[-1] + 1 / fps if len(times) else 0.0
+    repair = mend(path)
     for row in rows:
         place, length, name = Place.of(row, camera), int(row["length"]), f"episode {row['episode_index']}"
         if not 0 <= place.start < place.stop < np.inf:
-            yield Problem("error", str(path), f"{name} lies from {place.start:g} s to {place.stop:g} s", COPY)
+            yield Problem("error", str(path), f"{name} lies from {place.start:g} s to {place.stop:g} s", repair)
         elif place.stop > end + 1e-3:
-            yield Problem("error", str(path), f"{name} ends at {place.stop:.3f} s, the video at {end:.3f} s", COPY)
+            yield Problem("error", str(path), f"{name} ends at {place.stop:.3f} s, the video at {end:.3f} s", repair)
         elif (held := int(((times > place.start - 0.5 / fps) & (times < place.stop - 0.5 / fps)).sum())) < length:
-            yield Problem("error", str(path), f"holds {held} pictures of {name}, its table {length} frames", COPY)
+            yield Problem("error", str(path), f"holds {held} pictures of {name}, its table {length} frames", repair)
         else:
             wanted = place.times(length, fps)
             at = np.searchsorted(times, wanted).clip(1, max(1, len(times) - 1))
             off = np.minimum(np.abs(times[np.minimum(at, len(times) - 1)] - wanted), np.abs(times[at - 1] - wanted))
             if not (off <= 1e-4).all():
-                yield Problem("error", str(path), f"{name} has no picture within 0.1 ms of frame {int(np.argmax(~(off <= 1e-4)))}", COPY)
+                yield Problem("error", str(path), f"{name} has no picture within 0.1 ms of frame {int(np.argmax(~(off <= 1e-4)))}", repair)
 
 
 def _frozen(path: Path, root: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:

@@ -24,12 +24,12 @@ import pyarrow.parquet as pq
 
 from realrl.data import footage, tables
 from realrl.data.compaction import file_keys
+from realrl.data.errors import DAMAGED, line
 from realrl.data.footage import Place
 from realrl.data.schema import (
     ALIASES,
     DATA_PATH,
     EPISODES_PATH,
-    VIDEO_FIELDS,
     VIDEO_PATH,
     Info,
     data_file,
@@ -38,7 +38,7 @@ from realrl.data.schema import (
     video_file,
 )
 from realrl.data.stats import column_stats, stored_stats
-from realrl.data.tables import FileKey, cameras, line, stored
+from realrl.data.tables import VIDEO_FIELDS, FileKey, cameras, stored
 from realrl.data.tools import cuts
 from realrl.types import Array, RealrlError
 
@@ -67,14 +67,14 @@ class Source:
     def __init__(self, directory: str | Path) -> None:
         self.dir = Path(directory)
         self.info = read_info(self.dir)
-        self.tasks = tables.read_tasks(self.dir)
-        self.rows = tables.newest([tables.read_rows(p, stats=True) for p in tables.episode_files(self.dir)])
+        self.rows = tables.episodes(self.dir, stats=True)
         index, self.length, self.begin, self._chunk, self._file = (
             self.rows[c].to_numpy() for c in
             ("episode_index", "length", "dataset_from_index", "data/chunk_index", "data/file_index"))
         if (index != np.arange(len(index))).any():
             raise RealrlError(f"{self.dir}: episodes are not numbered 0..{len(index) - 1}; run `realrl data repair {self.dir}`")
-        self._open: tuple[FileKey, pq.ParquetFile, Array, Array, int] | None = None
+        self.tasks = tables.read_tasks(self.dir, int(self.length.sum()))
+        self._open: tuple[FileKey, tables.Parquet, int] | None = None
         self._last: tuple[FileKey, int, int, pa.Table] | None = None
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class Source:
             begin, table = self._groups(path, key, episode)
         except FileNotFoundError as error:
             raise RealrlError(f"{path} is missing; {mend}") from error
-        except tables.DAMAGED as error:
+        except DAMAGED as error:
             raise RealrlError(f"{path} is truncated or damaged ({line(error)}); {mend}") from error
         rows = table.slice(int(self.begin[episode]) - begin, int(self.length[episode]))
         if len(rows) != self.length[episode] or (rows["episode_index"].to_numpy() != episode).any():
@@ -114,15 +114,14 @@ class Source:
             return self._last[1], self._last[3]
         if self._open is None or self._open[0] != key:
             self.close()
-            file = pq.ParquetFile(path, page_checksum_verification=True)
-            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-            ends, sizes = (np.cumsum([getattr(g, name) for g in groups], dtype=np.int64) for name in ("num_rows", "total_byte_size"))
-            self._open = (key, file, ends, sizes, int(self.begin[(self._chunk == key[0]) & (self._file == key[1])].min()))
-        _, file, ends, sizes, base = self._open
-        first, last = np.searchsorted(ends, start - base, side="right"), np.searchsorted(ends, stop - base, side="left")
-        ahead = np.searchsorted(sizes, (sizes[first - 1] if first else 0) + READ_AHEAD)  # the next episodes will be asked for next
-        table = file.read_row_groups(list(range(int(first), min(max(int(last), int(ahead)), len(ends) - 1) + 1)))
-        begin = base + (int(ends[first - 1]) if first else 0)
+            self._open = (key, tables.Parquet(path), int(self.begin[(self._chunk == key[0]) & (self._file == key[1])].min()))
+        _, file, base = self._open
+        groups = file.groups(start - base, stop - base)
+        first, last, ahead = groups.start, groups.stop, 0
+        while last < len(file.bytes) and (ahead := ahead + file.bytes[last]) < READ_AHEAD:  # the next episodes will be asked for next
+            last += 1
+        table = file.read(range(first, last))
+        begin = base + (int(file.ends[first - 1]) if first else 0)
         self._last = (key, begin, begin + len(table), table)
         return begin, table
 
@@ -277,7 +276,8 @@ class _Assembly:
         """
         columns = [f"videos/{camera}/{name}" for name in VIDEO_FIELDS]
         if missing := [c for c in columns[:4] if c not in self.rows.column_names]:
-            raise RealrlError(f"{self.sources[0].dir}/meta/episodes has no column {missing[0]}; restore it from a copy")
+            raise RealrlError(f"{self.sources[0].dir}/meta/episodes has no column {missing[0]}; "
+                              f"run 'realrl data repair {self.sources[0].dir}'")
         cells = self.rows.select([c for c in columns if c in self.rows.column_names]).to_pylist()
         by_file: dict[tuple[int, FileKey], list[int]] = {}
         for i, piece in enumerate(self.pieces):

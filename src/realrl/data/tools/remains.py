@@ -6,8 +6,8 @@ episodes table is believed where it can be read; an episode whose row is lost bu
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from realrl.data import schema, tables
+from realrl.data.errors import DAMAGED, line
 from realrl.data.schema import Info
-from realrl.data.tables import cameras, line, stored
+from realrl.data.tables import Parquet, cameras, stored
 from realrl.data.tools.pieces import Source
-from realrl.data.tools.salvage import Opened, guessed_info, opened, refuse_old
+from realrl.data.tools.salvage import guessed_info, refuse_old
 from realrl.types import Array, RealrlError
 
 Part = tuple[int, int, int]  # (row group, first row, row after the last)
@@ -58,8 +59,7 @@ class Remains(Source):
         self.unreadable: list[Path] = []
         self.rewrite = self._tasks_lost = False
         self._group: tuple[Path, int, pa.Table] | None = None
-        self._reading: tuple[Path, Opened] | None = None
-        self._held = ExitStack()
+        self._reading: tuple[Path, Parquet] | None = None
         self._cells: dict[str, list[Any]] = {}
         self.info: Info = {}
         self._files = sorted(self.dir.glob("data/**/*.parquet"))
@@ -97,11 +97,9 @@ class Remains(Source):
 
     def close(self) -> None:
         """Let go of the data file that was read last."""
+        if self._reading:
+            self._reading[1].close()
         self._group = self._reading = None
-        self._held.close()
-
-    def _opened(self, path: Path) -> AbstractContextManager[Opened | None]:
-        return opened(path, self._files, self.info["features"] if self.info else None)
 
     # ---- the tables about episodes
 
@@ -114,11 +112,11 @@ class Remains(Source):
             except (RealrlError, OSError) as error:
                 self._is_unreadable(path, error)
         try:
-            self._all_rows = tables.newest(found)
+            self._all_rows = tables.newest(found, self.dir)
         except RealrlError as error:  # they do not fit together: the columns that all need are enough
             self.lines.append(f"the episodes tables do not fit together, what only some of them say is left out ({what(error)})")
             common = set.intersection(*({(f.name, f.type) for f in t.schema} for t in found))
-            self._all_rows = tables.newest([t.select(sorted(name for name, _ in common)) for t in found])
+            self._all_rows = tables.newest([t.select(sorted(name for name, _ in common)) for t in found], self.dir)
         self._row_of = {int(e): i for i, e in enumerate(self._all_rows["episode_index"].to_numpy())}
 
     def _is_unreadable(self, path: Path, error: Exception) -> None:
@@ -144,13 +142,13 @@ class Remains(Source):
         """Names of columns that at least one data file has."""
         names: set[str] = set()
         for path in self._files:
-            with self._opened(path) as file:
-                names |= set(file.schema_arrow.names if file else [])
+            with contextlib.suppress(*DAMAGED), Parquet(path) as file:
+                names |= set(file.names)
         return names
 
     def _read_tasks(self) -> list[str]:
         try:
-            found = tables.read_tasks(self.dir)
+            found = tables.read_tasks(self.dir, int(np.abs(self._all_rows["length"].to_numpy()).sum()) or 2**40)  # no row: no limit
         except (RealrlError, OSError) as error:
             found = []
             self.lines.append(f"the tasks are taken from the episodes table ({what(error)})")
@@ -215,18 +213,17 @@ class Remains(Source):
     def _episodes(self, path: Path) -> Iterator[tuple[int, list[Part], pa.Table]]:
         """(number, where, frames) of every run of one episode's frames in a data file; damaged row groups end a run."""
         number, parts, pieces = -1, list[Part](), list[pa.Table]()
-        with self._opened(path) as file:
-            if file is None:
-                self._is_unreadable(path, RealrlError("no row group of it is whole"))
-                return
-            if file.rebuilt:
-                self.lines.append(f"{self.name(path)} is cut off; {file.num_row_groups} whole row groups of it are recovered")
-                self.rewrite = True
-            for g in range(file.num_row_groups):
+        try:
+            opened = Parquet(path)
+        except DAMAGED as error:
+            self._is_unreadable(path, error)
+            return
+        with opened as file:
+            for g in range(len(file.ends)):
                 try:
-                    table = file.read_row_group(g)
+                    table = file.read([g])
                     index = table["episode_index"].to_numpy()
-                except tables.DAMAGED as error:
+                except DAMAGED as error:
                     self.lines.append(f"{self.name(path)}: row group {g} is damaged ({what(error)})")
                     self.rewrite = True
                     index = np.zeros(0, np.int64)
@@ -246,12 +243,9 @@ class Remains(Source):
     def _read_group(self, path: Path, group: int) -> pa.Table:
         if self._reading is None or self._reading[0] != path:
             self.close()
-            file = self._held.enter_context(self._opened(path))
-            if file is None:
-                raise RealrlError(f"{path} can no longer be read; run the repair again")
-            self._reading = (path, file)
+            self._reading = (path, Parquet(path))
         if self._group is None or self._group[:2] != (path, group):
-            self._group = (path, group, self._reading[1].read_row_group(group))
+            self._group = (path, group, self._reading[1].read([group]))
         return self._group[2]
 
     def _fault(self, take: Take, table: pa.Table) -> str:
@@ -260,7 +254,7 @@ class Remains(Source):
             columns = {name: tables.to_numpy(table[name], name, f) for name, f in stored(self.info["features"]).items()}
         except KeyError as error:
             return f"it has no column {error}"
-        except tables.DAMAGED as error:
+        except DAMAGED as error:
             return f"it does not fit info.json ({line(error)})"
         n, frame = len(table), np.arange(len(table))
         if take.row is not None and n != (told := int(self.cell(take, "length"))):
@@ -327,7 +321,7 @@ class Remains(Source):
         """Files in the dataset's folders that nothing refers to."""
         used = {t.path for t in self.takes} | {self.film(t, c) for t in self.takes for c in cameras(self.info["features"])}
         files = [p for folder in ("data", "videos") for p in (self.dir / folder).rglob("*") if p.is_file() and p not in used]
-        return sorted({*files, *(self.dir / "meta").rglob(".*.tmp"), *self.unreadable})
+        return sorted({*files, *schema.unfinished(self.dir), *self.unreadable})
 
     # ---- rows
 

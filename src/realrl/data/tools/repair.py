@@ -8,7 +8,8 @@ next one.
 
 from __future__ import annotations
 
-import json
+import itertools
+import os
 import shutil
 import time
 import warnings
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from realrl.data import compaction, schema, side, tables, video
+from realrl.data.errors import read_json
 from realrl.data.footage import Place
 from realrl.data.record import recovery
 from realrl.data.record.recorder import Recorder
@@ -29,11 +31,12 @@ from realrl.data.stats import stored_stats
 from realrl.data.store import Store
 from realrl.data.tools.pieces import Each, assemble
 from realrl.data.tools.remains import Remains, Take, what
-from realrl.files import lock, publish, sync, write_json
+from realrl.files import lock, plain, publish, sync, write_json
 from realrl.types import Array, RealrlError
 
 SLACK = 1e-3  # seconds between where a picture should be and where it is
-FOLDERS = ("meta", "data", "videos", side.FOLDER)
+FOLDERS = schema.FOLDERS
+SWAP = "swap.json"  # in a backup: which folders are still to be exchanged
 
 
 @dataclass
@@ -56,6 +59,7 @@ def repair(directory: str | Path, *, dry_run: bool = False, decode: bool = False
     root = Path(directory)
     if not root.is_dir() or not any((root / name).is_dir() for name in ("meta", "data")):
         raise RealrlError(f"{root} is not a dataset: it holds neither meta/ nor data/; give the folder that does")
+    _refuse_strange(root)
     if dry_run:
         done = _plan(root, decode)[1]
         done.lines += ["a recording that was interrupted is brought to its end"] if _recordings(root) else []
@@ -68,6 +72,17 @@ def repair(directory: str | Path, *, dry_run: bool = False, decode: bool = False
     except OSError as error:
         raise RealrlError(f"{error.filename or root} could not be changed ({error.strerror or error}); free space or mend the "
                           "permissions, then repair again") from error
+
+
+def _refuse_strange(root: Path) -> None:
+    """Raise RealrlError for a link, a pipe or a device in any folder that a repair may change: what it leads to is not ours to move."""
+    swaps = [p for p in root.glob("repair-*") if any(os.path.lexists(p / name) for name in (SWAP, "new"))]
+    for top in (*(root / name for name in (*FOLDERS, recovery.FOLDER)), *swaps):
+        for path in itertools.chain([top], (Path(at, name) for at, folders, files in os.walk(top) for name in folders + files)):
+            if path.is_symlink():
+                raise RealrlError(f"{root}: {path.relative_to(root)} is a link; copy it there (cp -rL), then repair")
+            if path.exists() and not path.is_dir():
+                plain(path)
 
 
 def _plan(root: Path, decode: bool) -> tuple[Remains, Repaired]:
@@ -130,7 +145,7 @@ def _stale(remains: Remains) -> dict[str, Callable[[], object]]:
     if frames and any(count != [frames] for count in counts) and not remains.rewrite:
         stale["stats.json"] = partial(_write_stats, root, info, frames)
     try:
-        listed = tables.read_tasks(root)
+        listed = tables.read_tasks(root, frames)
     except (RealrlError, OSError):
         listed = []
     if listed != remains.tasks:
@@ -147,8 +162,8 @@ def _write_stats(root: Path, info: Mapping[str, Any], frames: int) -> None:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object, {} when it cannot be read."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        value = read_json(path)
+    except (OSError, RealrlError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -166,7 +181,7 @@ def _rewrite(root: Path, remains: Remains, backup: Path, each: Each) -> list[str
             sync(path)
     _set_aside(remains.strays(), root, backup)
     swap = {name: {"had": (root / name).exists(), "gets": (new / name).exists()} for name in FOLDERS}
-    write_json(backup / "swap.json", swap)
+    write_json(backup / SWAP, swap)
     _swap(root, backup)
     return notes
 
@@ -184,25 +199,40 @@ def _carry(root: Path, remains: Remains, new: Path) -> list[str]:
 
 def _swap(root: Path, backup: Path) -> None:
     """Move old folders out and new ones in, whichever of these moves are still to be done."""
-    plan = _read(backup / "swap.json")
-    (backup / "old").mkdir(exist_ok=True)
-    for name in FOLDERS:
-        had, gets = (bool(plan.get(name, {}).get(key)) for key in ("had", "gets"))
-        if had and not (backup / "old" / name).exists():
-            _move(root / name, backup / "old" / name)
-        if gets and (backup / "new" / name).exists():
-            _move(backup / "new" / name, root / name)
-    (backup / "swap.json").unlink()
-    (backup / "new").rmdir()
+    plan, old, new = _swap_plan(root, backup), backup / "old", backup / "new"
+    old.mkdir(exist_ok=True)
+    for name, told in plan.items():
+        if told["had"] and not (old / name).exists():
+            _move(root / name, old / name)
+        if told["gets"] and (new / name).exists():
+            _move(new / name, root / name)
+    (backup / SWAP).unlink()
+    new.rmdir()
     sync(backup)
     sync(root)
+
+
+def _swap_plan(root: Path, backup: Path) -> dict[str, dict[str, bool]]:
+    """What swap.json says. Raises RealrlError when that is not what a repair wrote and left: then folders could go anywhere."""
+    plan, new = _read(backup / SWAP), backup / "new"
+
+    def fits(name: str) -> bool:
+        told = plan[name]
+        places = {"had": (root, backup / "old"), "gets": (new, root)}
+        return isinstance(told, dict) and told.keys() == places.keys() and all(
+            told[key] is False or (told[key] is True and any((folder / name).is_dir() for folder in places[key])) for key in places)
+
+    if plan.keys() == set(FOLDERS) and new.is_dir() and all(map(fits, FOLDERS)) and all(
+            plan.get(p.name, {}).get("gets") for p in new.iterdir()):
+        return plan
+    raise RealrlError(f"{backup / SWAP} does not fit what lies beside it and is not followed; move {backup.name} out of {root}")
 
 
 def _finish_swaps(root: Path) -> list[str]:
     """Finish what a killed repair had begun, and remove what it had only prepared."""
     lines = []
-    for backup in sorted(p for p in root.glob("repair-*") if p.is_dir() and not p.is_symlink()):
-        if (backup / "swap.json").is_file():
+    for backup in sorted(p for p in root.glob("repair-*") if p.is_dir()):
+        if (backup / SWAP).is_file():
             _swap(root, backup)
             lines.append(f"a repair that was interrupted is finished; what was before lies in {backup / 'old'}")
         elif (backup / "new").is_dir():
@@ -335,6 +365,6 @@ class _Films:
             for take in members:
                 last = take.length / self.fps if len(members) == 1 and len(self._shown(film)) > total else None
                 cells = (*key, start / self.fps, (start + take.length) / self.fps, last)
-                take.cells |= {f"videos/{camera}/{name}": cell for name, cell in zip(schema.VIDEO_FIELDS, cells, strict=True)}
+                take.cells |= {f"videos/{camera}/{name}": cell for name, cell in zip(tables.VIDEO_FIELDS, cells, strict=True)}
                 start += take.length
             self.remains.lines.append(f"{self.remains.name(path)} and {self.remains.name(film)} belong together, by their lengths")

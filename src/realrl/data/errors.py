@@ -1,0 +1,50 @@
+"""What is wrong with a file of a dataset, in one line: what happened, and what mends it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import pyarrow as pa
+
+from realrl.files import read_plain
+from realrl.types import RealrlError
+
+# What a damaged parquet file or picture may raise.
+DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError, av.FFmpegError)
+
+
+def line(error: BaseException) -> str:
+    """An error's text on one line of bearable length."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def mend(path: str | Path) -> str:
+    """What to do about a damaged or missing file: `repair` mends a dataset of version 3, all else has to come from a copy."""
+    root = next((root for root in Path(path).parents if any((root / name).is_dir() for name in ("meta", "data"))), None)
+    if root is not None:
+        version = ""
+        with contextlib.suppress(OSError, RealrlError, ValueError, AttributeError, RecursionError):
+            version = str(json.loads(read_plain(root / "meta/info.json")).get("codebase_version"))
+        if version.startswith("v3.") or (not version and holds_recordings(root)):
+            return f"run 'realrl data repair {root}'"
+    return "restore it from a copy"
+
+
+def holds_recordings(root: Path) -> bool:
+    """Whether there are data files or episodes tables as we lay them out, whatever else is lost."""
+    return any(next(root.glob(f"{folder}/chunk-*/file-*.parquet"), None) for folder in ("data", "meta/episodes"))
+
+
+def read_json(path: Path, most: int = 2**27) -> Any:
+    """A JSON document. Raises FileNotFoundError where none is, and RealrlError for what is none, or too deep or too large to be used."""
+    try:
+        return copy.deepcopy(json.loads(read_plain(path, most)))  # whatever is nested too deep to be used is found here
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError, RecursionError) as error:
+        raise RealrlError(f"{path} is not readable JSON ({line(error)}); {mend(path)}") from error
