@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -105,10 +106,28 @@ def stdout_kept_clean() -> Iterator[None]:
 
 
 def progress(items: Iterable[T], title: str, total: int | None) -> Iterable[T]:
-    """The items, with a progress bar on standard error. total: how many there are, None if that is not known."""
+    """The items, with a progress bar on standard error; where that is a file or a pipe, with a line of it now and then.
+
+    total: how many there are, None if that is not known.
+    """
+    if not sys.stderr.isatty():
+        return _logged(items, title, total)
     from rich.console import Console
     from rich.progress import track
     return track(items, title, total=total, console=Console(stderr=True), transient=True)
+
+
+def _logged(items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
+    """A line every tenth of the way, no two within 3 s, and every 30 s; none of what is done before."""
+    begun = last = time.monotonic()
+    shown = done = 0
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= 30 or (total and now - last >= 3 and 10 * (done - shown) >= total):
+            share = f" of {total} ({100 * done // total} %)" if total else ""
+            print(f"{title}: {done}{share} after {now - begun:.0f} s", file=sys.stderr, flush=True)
+            last, shown = now, done
 
 
 def screen() -> Console:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from realrl.cell.evaluate import wilson
+from realrl.files import read_plain
 from realrl.run import read_metrics
 from realrl.types import RealrlError
 
@@ -38,21 +39,24 @@ class Stage:
 
 
 def read_text(path: Path) -> str | None:
-    """The file's text, None where there is no file. Raises RealrlError on other than UTF-8."""
-    if not path.is_file():
-        return None
+    """The file's text, None where there is no file. Raises RealrlError on other than UTF-8 and on what is no plain file."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_plain(path).decode("utf-8")
+    except FileNotFoundError:
+        return None
     except UnicodeDecodeError as e:
         raise RealrlError(f"{path}: not UTF-8 text (byte {e.start}); restore or delete the file and make the report again") from e
+    except OSError as e:
+        raise RealrlError(f"{path} cannot be read ({e.strerror or e}); mend or delete it and make the report again") from e
 
 
-def _parse(text: str, path: Path, line: int) -> Any:
+def _parse(text: str, path: Path) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as e:
-        raise RealrlError(f"{path}, line {line + e.lineno - 1}: not valid JSON ({e.msg}); "
-                          "mend or delete it and make the report again") from e
+        raise RealrlError(f"{path}, line {e.lineno}: not valid JSON ({e.msg}); mend or delete it and make the report again") from e
+    except (ValueError, RecursionError) as e:  # thousands of digits, or of brackets
+        raise RealrlError(f"{path}: not valid JSON ({str(e).partition(';')[0]}); mend or delete it and make the report again") from e
 
 
 def read_json(path: Path, kind: type) -> Any:
@@ -60,7 +64,7 @@ def read_json(path: Path, kind: type) -> Any:
     text = read_text(path)
     if text is None:
         return None
-    value = _parse(text, path, 1)
+    value = _parse(text, path)
     if not isinstance(value, kind):
         raise RealrlError(f"{path}: expected a JSON {'object' if kind is dict else 'list'} at the top, found {type(value).__name__}")
     return value
@@ -115,6 +119,11 @@ def values_of(value: Any) -> list[float] | None:
     return [float(v) for v in listed]
 
 
+def counted(n: float) -> bool:
+    """Whether a number can be that of episodes: files of others say anything."""
+    return 1 <= n < 2**53
+
+
 def wilson_bounds(rate: float, n: float) -> tuple[float, float]:
     """The 95 % interval of a rate (a fraction) over n episodes."""
     interval = wilson(round(rate * n), int(n))
@@ -131,7 +140,7 @@ def _stage(entry: Any, where: str) -> Stage:
     if rate is not None and not 0 <= rate <= 1:
         raise RealrlError(f"{where}: success rate {rate} is not a fraction between 0 and 1")
     low, high = number_of(success, "low", where), number_of(success, "high", where)
-    if rate is not None and n and (low is None or high is None):
+    if rate is not None and n is not None and counted(n) and (low is None or high is None):
         low, high = wilson_bounds(rate, n)
     edges, counts = (tuple(values_of(histogram.get(k)) or ()) for k in ("edges", "counts"))
     if counts and len(edges) != len(counts) + 1:
