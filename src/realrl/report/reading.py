@@ -140,7 +140,8 @@ def _stage(entry: Any, where: str) -> Stage:
     if rate is not None and not 0 <= rate <= 1:
         raise RealrlError(f"{where}: success rate {rate} is not a fraction between 0 and 1")
     low, high = number_of(success, "low", where), number_of(success, "high", where)
-    if rate is not None and n is not None and counted(n) and (low is None or high is None):
+    n = n if n is not None and counted(n) else None
+    if rate is not None and n is not None and (low is None or high is None):
         low, high = wilson_bounds(rate, n)
     edges, counts = (tuple(values_of(histogram.get(k)) or ()) for k in ("edges", "counts"))
     if counts and len(edges) != len(counts) + 1:
