@@ -16,9 +16,9 @@ import pytest
 from realrl import envs
 from realrl.cell.collect import Collector
 from realrl.cell.evaluate import HELD_OUT, evaluate
-from realrl.cli import data as cli_data
 from realrl.cli import main as cli
 from realrl.cli import parser
+from realrl.cli.data import episodes as recording
 from realrl.data.store import Store
 from realrl.generative.diffusion import DiffusionConfig
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
@@ -73,7 +73,7 @@ def test_progress_into_a_file_is_lines_one_can_read(seconds: float, count: int, 
     clock = Clock()
     monkeypatch.setattr(parser, "time", clock)
     seen = []
-    for item in parser.progress(range(count), "copying", total):
+    for item in parser.progress(iter(range(count)), "copying", total):
         seen.append(item)
         clock.now += seconds
     out, err = capsys.readouterr()
@@ -218,7 +218,7 @@ def test_an_interrupted_recording_continues_to_the_same_episodes(tmp_path: Path)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cli_data._append(store, interrupted())
+        recording.append(store, interrupted())
     assert len(store) == 4  # what was finished is safe
     assert demos(parts, 6, "--noise", "0.5", "--seed", "3") == 0
 

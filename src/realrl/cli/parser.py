@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 
 def group(commands: Any, name: str, text: str, example: str) -> Parser:
     """A parser that only holds commands: called without one, it shows its help."""
-    parser = add(commands, name, text, example, lambda args: 2)
+    parser = command(commands, name, text, example, lambda args: 2)
 
     def show_help(args: argparse.Namespace) -> int:
         parser.print_help(sys.stderr)
@@ -72,12 +72,12 @@ def group(commands: Any, name: str, text: str, example: str) -> Parser:
     return parser
 
 
-def add(commands: Any, name: str, text: str, example: str, command: Command) -> Parser:
+def command(commands: Any, name: str, text: str, example: str, run: Command) -> Parser:
     """A command with its help and an example."""
     options: dict[str, Any] = {"description": text, "epilog": f"example:\n  {example}", "allow_abbrev": False,
                                "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser: Parser = commands.add_parser(name, help=text, **options) if commands else Parser(name, **options)
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=run)
     parser.strict = True
     return parser
 
@@ -105,11 +105,12 @@ def stdout_kept_clean() -> Iterator[None]:
         os.close(kept)
 
 
-def progress(items: Iterable[T], title: str, total: int | None) -> Iterable[T]:
+def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
     """The items, with a progress bar on standard error; where that is a file or a pipe, with a line of it now and then.
 
-    total: how many there are, None if that is not known.
+    total: how many there are, where the items do not say.
     """
+    total = len(items) if total is None and isinstance(items, Sequence) else total
     if not sys.stderr.isatty():
         return _logged(items, title, total)
     from rich.console import Console
