@@ -16,8 +16,9 @@ import pytest
 from realrl import envs
 from realrl.cell.collect import Collector
 from realrl.cell.evaluate import HELD_OUT, evaluate
-from realrl.cli import data as cli_data
 from realrl.cli import main as cli
+from realrl.cli import parser
+from realrl.cli.data import episodes as recording
 from realrl.data.store import Store
 from realrl.generative.diffusion import DiffusionConfig
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
@@ -50,6 +51,35 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> str:
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1, (out, err)
     return err
+
+
+class Clock:
+    """Seconds that pass when one says so."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("seconds", "count", "total", "lines"), [
+    (0.1, 20, 20, []),  # over before anyone asks
+    (4.0, 20, 20, ["2 of 20 (10 %) after 8 s", "4 of 20 (20 %) after 16 s"]),
+    (1.0, 20, 20, ["3 of 20 (15 %) after 3 s", "6 of 20 (30 %) after 6 s"]),
+    (10.0, 500, 500, ["3 of 500 (0 %) after 30 s", "6 of 500 (1 %) after 60 s"]),
+    (10.0, 9, None, ["3 after 30 s", "6 after 60 s", "9 after 90 s"]), (10.0, 0, 0, [])])
+def test_progress_into_a_file_is_lines_one_can_read(seconds: float, count: int, total: int | None, lines: list[str],
+                                                    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    monkeypatch.setattr(parser, "time", clock)
+    seen = []
+    for item in parser.progress(iter(range(count)), "copying", total):
+        seen.append(item)
+        clock.now += seconds
+    out, err = capsys.readouterr()
+    told = err.splitlines()
+    assert seen == list(range(count)) and out == "" and "\x1b" not in err and "" not in told
+    assert told[:len(lines)] == [f"copying: {line}" for line in lines] and (len(told) > len(lines)) == (count > 9 and bool(lines))
 
 
 # -- help, lists and mistakes -----------------------------------------------------------------------------------------------------
@@ -188,7 +218,7 @@ def test_an_interrupted_recording_continues_to_the_same_episodes(tmp_path: Path)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cli_data._append(store, interrupted())
+        recording.append(store, interrupted())
     assert len(store) == 4  # what was finished is safe
     assert demos(parts, 6, "--noise", "0.5", "--seed", "3") == 0
 

@@ -285,7 +285,7 @@ def test_an_import_that_breaks_off_leaves_nothing(recorded: Path, tmp_path: Path
         return append(self, episodes[:1])
 
     monkeypatch.setattr(Store, "append", interrupted)
-    monkeypatch.setattr("realrl.cli.data.GROUP", 2)
+    monkeypatch.setattr("realrl.cli.data.episodes.GROUP", 2)
     assert cli.main(["data", "import", str(recorded), "--out", str(tmp_path / "out")]) == 130
     assert list(tmp_path.iterdir()) == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,30 @@ def test_errors_say_where(run: Path, tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text(good)
     (run / "ope.json").write_text('{"points": [\n  {"estimate": 1,,}\n]}')
     with pytest.raises(RealrlError, match=r"ope\.json is not valid JSON \(.*line 2"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("n", [-1, 0, .5, 1e308])
+def test_a_number_of_episodes_that_cannot_be_gives_no_interval(run: Path, n: float) -> None:
+    (run / "ope.json").write_text(json.dumps({"points": [{"estimate": .1, "true_success": .5, "true_n": n}]}))
+    (run / "summary.json").write_text(json.dumps({"stages": [{"name": "imitation", "success": {"rate": .5, "n": n}}]}))
+    assert "Offline estimate against truth" in write_report(run).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 10_000, "{\"a\": }", "3", "\ud800"])
+@pytest.mark.parametrize("name", ["summary.json", "ope.json", "failures.json", "meta.json"])
+def test_what_no_reader_can_bear_is_one_line(run: Path, name: str, text: str) -> None:
+    (run / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(RealrlError, match=re.escape(name)) as told:
+        write_report(run)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "config.yaml"])
+def test_a_pipe_is_not_waited_for(run: Path, name: str) -> None:
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises(RealrlError, match=f"{name} is no plain file"):
         write_report(run)
 
 

@@ -164,6 +164,14 @@ def test_what_others_wrote_is_only_text(tmp_path: Path) -> None:
     assert "</script>" in [p["title"] for p in read.data[0]["traces"]] and "we<ird" in [p["title"] for p in read.data[0]["traces"]]
 
 
+def test_a_note_of_every_episode_is_said_once(tmp_path: Path) -> None:
+    clips = [Clip(i, episode(i), .1, notes=["of all", *(["of the second"] if i else [])]) for i in range(3)]
+    found = EpisodeSet("a", "t", "k", range(3), lambda: iter(clips))
+    html = write_page(found, tmp_path / "a.html", found.clips()).read_text()
+    header = html.partition("</header>")[0]
+    assert html.count("of all") == header.count("of all") == 1 and html.count("of the second") == 2
+
+
 def test_long_films_and_clouds_are_thinned_and_wide_numbers_become_heat_maps() -> None:
     steps = 2 * media.FRAMES
     wide = np.random.default_rng(0).normal(size=(steps, 12)).astype(np.float32)

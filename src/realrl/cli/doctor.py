@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes.util
 import importlib.metadata
 import importlib.util
@@ -11,13 +12,12 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
+from realrl.cli.parser import command, mistake
 
-from realrl.envs.mujoco.gl import check, egl_works
-from realrl.types import RealrlError
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PACKAGES = ("realrl", "torch", "numpy", "scipy", "gymnasium", "gymnasium-robotics", "metaworld", "mujoco", "pyarrow", "safetensors",
             "tyro", "rich", "tensorboard", "matplotlib", "jinja2", "pyyaml")
@@ -35,6 +35,17 @@ class Finding:
     value: str
     mend: str = ""
     required: bool = True  # realrl does not work without it
+
+
+def add(commands: Any) -> None:
+    """`doctor`, which has no flags."""
+    command(commands, "doctor", "Versions, devices and rendering of this machine; how to get what is missing.", "realrl doctor", _doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    findings = report()
+    show(findings)
+    return 0 if healthy(findings) else 1
 
 
 def report() -> list[Finding]:
@@ -63,6 +74,7 @@ def _versions() -> list[Finding]:
 
 
 def _devices() -> list[Finding]:
+    import torch
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     found = [Finding("devices", "cpu", True, f"{cores} cores, {threads} torch threads"),
              Finding("devices", "threads", threads <= cores, f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}",
@@ -89,6 +101,7 @@ def _suites() -> list[Finding]:
 
 def _rendering() -> list[Finding]:
     """GL back ends for cameras: whether EGL's driver starts, whether OSMesa's library loads. States and clouds by rays need none."""
+    from realrl.envs.mujoco.gl import check, egl_works
     chosen = os.environ.get("MUJOCO_GL", "unset")
     found = []
     for backend, (library, packages) in DISPLAY.items():
@@ -103,7 +116,7 @@ def _rendering() -> list[Finding]:
     hint = "" if any_there else "install EGL or OSMesa first"
     try:
         check()
-    except RealrlError as error:  # then no simulator can be imported, whatever it would draw
+    except mistake() as error:  # then no simulator can be imported, whatever it would draw
         return [*found, Finding("rendering", "MUJOCO_GL", False, value, str(error))]
     return [*found, Finding("rendering", "MUJOCO_GL", any_there, value, hint, required=False)]
 
@@ -127,6 +140,8 @@ def _groups() -> list[Finding]:
 
 def show(findings: Sequence[Finding], console: Console | None = None) -> None:
     """Print findings as a table, one section a group; a mend is shown for what is missing only."""
+    from rich.console import Console
+    from rich.table import Table
     console = console or Console()
     table = Table("", "what", "found", "how to get it", title="realrl doctor", title_justify="left")
     for i, finding in enumerate(findings):

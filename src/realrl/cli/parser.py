@@ -7,7 +7,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 
 def group(commands: Any, name: str, text: str, example: str) -> Parser:
     """A parser that only holds commands: called without one, it shows its help."""
-    parser = add(commands, name, text, example, lambda args: 2)
+    parser = command(commands, name, text, example, lambda args: 2)
 
     def show_help(args: argparse.Namespace) -> int:
         parser.print_help(sys.stderr)
@@ -71,12 +72,12 @@ def group(commands: Any, name: str, text: str, example: str) -> Parser:
     return parser
 
 
-def add(commands: Any, name: str, text: str, example: str, command: Command) -> Parser:
+def command(commands: Any, name: str, text: str, example: str, run: Command) -> Parser:
     """A command with its help and an example."""
     options: dict[str, Any] = {"description": text, "epilog": f"example:\n  {example}", "allow_abbrev": False,
                                "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser: Parser = commands.add_parser(name, help=text, **options) if commands else Parser(name, **options)
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=run)
     parser.strict = True
     return parser
 
@@ -104,14 +105,48 @@ def stdout_kept_clean() -> Iterator[None]:
         os.close(kept)
 
 
-def progress(items: Iterable[T], title: str, total: int | None) -> Iterable[T]:
-    """The items, with a progress bar on standard error. total: how many there are, None if that is not known."""
+def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
+    """The items, with a progress bar on standard error; where that is a file or a pipe, with a line of it now and then.
+
+    total: how many there are, where the items do not say.
+    """
+    total = len(items) if total is None and isinstance(items, Sequence) else total
+    if not sys.stderr.isatty():
+        return _logged(items, title, total)
     from rich.console import Console
     from rich.progress import track
     return track(items, title, total=total, console=Console(stderr=True), transient=True)
+
+
+def _logged(items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
+    """A line every tenth of the way, no two within 3 s, and every 30 s; none of what is done before."""
+    begun = last = time.monotonic()
+    shown = done = 0
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= 30 or (total and now - last >= 3 and 10 * (done - shown) >= total):
+            share = f" of {total} ({100 * done // total} %)" if total else ""
+            print(f"{title}: {done}{share} after {now - begun:.0f} s", file=sys.stderr, flush=True)
+            last, shown = now, done
 
 
 def screen() -> Console:
     """Standard output for tables; a file or a pipe has no width, so it gets one that fits them."""
     from rich.console import Console
     return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def say(text: object) -> None:
+    """A line on standard output. It may name what stands in other people's files: what a terminal would obey is spelt out."""
+    from realrl.types import printable
+    print(printable(str(text)))
+
+
+def told(error: Exception) -> Exception:
+    """An error as a line that a user can act on."""
+    from realrl.files import disk, unwritable
+    if not isinstance(error, OSError):
+        return error
+    what = error.filename or "a file"
+    return unwritable(what, error) if disk(error) else mistake()(f"{what}: {error.strerror or error}; check the path")

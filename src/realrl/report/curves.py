@@ -60,7 +60,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if not main and not once:
             main, once, rest, rest_once = rest, rest_once, [], None
         if main or once:
-            parts.append({"title": family[:1].upper() + family[1:].replace("-", " "),
+            parts.append({"title": family[:1].upper() + family[1:].replace("-imitation", " imitation"),
                           "main": small_multiples(main, f"curves of {family}", caption), "once": once,
                           "rest": small_multiples(rest, f"further curves of {family}"), "rest_once": rest_once,
                           "count": len(rest) + (len(rest_once.rows) if rest_once else 0)})

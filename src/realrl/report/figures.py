@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from realrl.report.reading import Stage, family_of, final_stage, number_of, wilson_bounds
+from realrl.report.reading import Stage, counted, family_of, final_stage, number_of, wilson_bounds
 from realrl.report.tables import figure3, percent
 
 GREY, BLUE, ORANGE = "#7a828c", "#0072B2", "#D55E00"
@@ -166,7 +166,7 @@ def ope_figure(points: Sequence[Mapping[str, Any]], where: str) -> Drawing:
         for j, point in enumerate(p for p in points if str(p.get("stage") or "run") == name):
             x, y, n = float(point["true_success"]), float(point["estimate"]), number_of(point, "true_n", where)
             low, high = (number_of(point, k, where) for k in ("low", "high"))
-            if n:
+            if n and counted(n) and 0 <= x <= 1:
                 axes.plot([100 * v for v in wilson_bounds(x, n)], [y, y], color=colour, lw=1, alpha=.45)
             if low is not None and high is not None:
                 axes.plot([100 * x, 100 * x], [low, high], color=colour, lw=1, alpha=.45)

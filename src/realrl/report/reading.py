@@ -39,13 +39,15 @@ class Stage:
 
 
 def read_text(path: Path) -> str | None:
-    """The file's text, None where there is no file. Raises RealrlError on other than a plain file of UTF-8."""
-    if not path.exists():
-        return None
+    """The file's text, None where there is no file. Raises RealrlError on other than UTF-8 and on what is no plain file."""
     try:
         return read_plain(path).decode("utf-8")
+    except FileNotFoundError:
+        return None
     except UnicodeDecodeError as e:
         raise RealrlError(f"{path}: not UTF-8 text (byte {e.start}); restore or delete the file and make the report again") from e
+    except OSError as e:
+        raise RealrlError(f"{path} cannot be read ({e.strerror or e}); mend or delete it and make the report again") from e
 
 
 def read_json(path: Path, kind: type) -> Any:
@@ -104,6 +106,11 @@ def values_of(value: Any) -> list[float] | None:
     return [float(v) for v in listed]
 
 
+def counted(n: float) -> bool:
+    """Whether a number can be that of episodes: files of others say anything."""
+    return 1 <= n < 2**53
+
+
 def wilson_bounds(rate: float, n: float) -> tuple[float, float]:
     """The 95 % interval of a rate (a fraction) over n episodes."""
     interval = wilson(round(rate * n), int(n))
@@ -120,7 +127,8 @@ def _stage(entry: Any, where: str) -> Stage:
     if rate is not None and not 0 <= rate <= 1:
         raise RealrlError(f"{where}: success rate {rate} is not a fraction between 0 and 1")
     low, high = number_of(success, "low", where), number_of(success, "high", where)
-    if rate is not None and n and (low is None or high is None):
+    n = n if n is not None and counted(n) else None
+    if rate is not None and n is not None and (low is None or high is None):
         low, high = wilson_bounds(rate, n)
     edges, counts = (tuple(values_of(histogram.get(k)) or ()) for k in ("edges", "counts"))
     if counts and len(edges) != len(counts) + 1:

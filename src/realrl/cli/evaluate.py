@@ -1,0 +1,115 @@
+"""`realrl evaluate`: a saved policy from held-out starts."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realrl.cli.parser import command, mistake, progress, screen, stdout_kept_clean, whole
+
+if TYPE_CHECKING:
+    from realrl.scene import SightConfig
+    from realrl.types import TaskSpec
+
+SHOWN = 20  # failed starts that `evaluate` lists; --json has them all
+
+
+def add(commands: Any) -> None:
+    """`evaluate` and its flags."""
+    parser = command(commands, "evaluate", "Success, cycle time and latency of a saved policy, from held-out starts that no training sees.",
+                     "realrl evaluate --policy runs/main/policy --episodes 500 --json > result.json", _evaluate)
+    parser.add_argument("--policy", type=Path, required=True, metavar="DIR", help="folder of a saved policy, e.g. runs/main/policy")
+    parser.add_argument("--task", metavar="TASK", help="task to run it on (default: the one it was trained on)")
+    parser.add_argument("--episodes", type=whole(1), default=100, metavar="N", help="held-out episodes (default: 100)")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="which set of held-out starts (default: 0)")
+    parser.add_argument("--head", choices=("ddim", "one-step"), help="which product acts (default: the one the policy was saved with)")
+    parser.add_argument("--sampler", choices=("mean", "ddim", "sampled"), help="how the ddim head acts: its chain with the noise left out, "
+                        "with eta = 0, or with its noise (default: as it was saved)")
+    parser.add_argument("--horizon", type=whole(1), metavar="STEPS", help="steps until an episode is cut off (default: the task's own)")
+    parser.add_argument("--workers", type=whole(0), default=0, metavar="W", help="worker processes (default: one a CPU core)")
+    parser.add_argument("--robustness", action="store_true", help="also under changed light, colours, cameras, clutter, friction and mass")
+    parser.add_argument("--save-failures", type=whole(1), metavar="N", help="keep the first N failures as a dataset and a page")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where failures go (default: failures-HEAD beside the policy)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output, and nothing else there")
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    with stdout_kept_clean() if args.json else contextlib.nullcontext():
+        result = _measure(args)
+    if args.json:
+        print(json.dumps(result, allow_nan=False))
+        return 0
+    from realrl.report import stage_table
+    changed = [{"name": f"under: {change}", **found} for change, found in result.get("robustness", {}).items()]
+    screen().print(stage_table({"task": result["task"], "stages": [{"name": result["head"], **result}, *changed]}))
+    if seeds := result["failures"]:
+        more = f" and {len(seeds) - SHOWN} more (--json lists all)" if len(seeds) > SHOWN else ""
+        print(f"failed starts: {', '.join(map(str, seeds[:SHOWN]))}{more}")
+    for what in ("failures_page", "report"):
+        if what in result:
+            print(f"{what.partition('_')[0]}: {result[what]}")
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    """What `evaluate --json` prints."""
+    from realrl.cell.collect import Collector
+    from realrl.cell.evaluate import summarise, trials
+    from realrl.cell.judge import latency
+    from realrl.cell.robustness import robustness, scene_changes
+    from realrl.policies.folder import check_fit, load_policy
+    from realrl.report import failures, write_report
+    from realrl.scene import CollectConfig
+    policy, trained_on = load_policy(args.policy)
+    task, sight = args.task or trained_on, _sight(args.policy)
+    spec = _spec(task, args.horizon, sight)
+    check_fit(policy, spec, args.policy, trained_on)
+    if args.head == "one-step" and not policy.distilled:
+        raise mistake()(f"{args.policy}: its one-step head was never trained; use --head ddim, or run the stage one-step on it")
+    policy = policy.with_head(args.head or policy.head)
+    if args.sampler:
+        if policy.head != "ddim":
+            raise mistake()(f"--sampler {args.sampler} is about the ddim head, {args.policy} acts with one step: add --head ddim")
+        policy = policy.with_sampler(args.sampler)
+    out = args.out or args.policy.resolve().parent / f"failures-{policy.head}"
+    if args.save_failures:
+        failures.room(out)  # before anything long
+    if args.robustness:
+        scene_changes(task, sight)
+    kept = failures.FirstFailures(args.save_failures or 0)
+    with Collector(task, CollectConfig(workers=args.workers), horizon=args.horizon, sight=sight) as collector:
+        watch = lambda episodes: progress(episodes, f"evaluating on {task}", args.episodes)
+        finished = trials(collector, policy, args.episodes, seed=args.seed, plans_only=not args.save_failures,  # films need every frame
+                          keep=kept.pick, watch=watch)
+    result = summarise(finished, spec.dt).to_dict()
+    other: dict[str, Any] = {}
+    if args.robustness:
+        under = robustness(policy, task, args.episodes, sight=sight, collect=CollectConfig(workers=args.workers), dt=spec.dt,
+                           horizon=args.horizon, seed=args.seed, watch=progress)
+        other = {"robustness": {change: {k: found.to_dict()[k] for k in ("success", "cycle_steps")} for change, found in under}}
+    if page := kept.save(out, task=task, dt=spec.dt, each=progress):
+        other["failures_page"] = str(page)
+        if (run := page.parent.parent).joinpath("metrics.jsonl").is_file():
+            other["report"] = str(write_report(run))  # it shows them
+    told = ("success", "cycle_steps", "cycle_s", "successes_per_hour", "episode_return", "failures")
+    return {**{name: result[name] for name in told}, **other, "latency_ms": latency(policy, spec), "task": task,
+            "policy": str(args.policy), "head": policy.head, "seed": args.seed, "episodes": args.episodes}
+
+
+def _sight(policy: Path) -> SightConfig:
+    """What a saved policy saw in training."""
+    from realrl import config
+    from realrl.policies.folder import read_policy_json
+    from realrl.scene import SightConfig
+    return config.from_dict(SightConfig, read_policy_json(policy).get("sight", {}), source=str(policy / "policy.json"))
+
+
+def _spec(task: str, horizon: int | None = None, sight: SightConfig | None = None) -> TaskSpec:
+    """A task's description. Raises RealrlError on an unknown one or where its simulator is missing."""
+    from realrl import envs
+    env = envs.make(task, horizon=horizon, sight=sight)
+    env.close()
+    return env.task

@@ -1,0 +1,84 @@
+"""`realrl train METHOD`: a method's flags are the fields of its configuration."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realrl.cli.parser import Parser, group, interrupted, mistake, screen, told
+
+if TYPE_CHECKING:
+    from realrl.types import Cell
+
+METHODS = {"rl100": "RL-100: imitation, gated offline RL, online RL, one-step distillation.",
+           "bc": "Behaviour cloning with a diffusion policy."}
+RUN_HELP = """{text}
+
+Every flag below is a field of the configuration. Beside them:
+  --run DIR   where everything goes (default: runs/{method}-TASK-TIME)
+  --resume    continue the run in DIR, with the configuration it was started with
+
+example: realrl train {method} --task toy/obstacle --seed 1 --run runs/first"""
+
+
+def add(commands: Any) -> None:
+    """A command a method."""
+    train = group(commands, "train", "Train a policy: demonstrations, imitation, reinforcement learning. Continues with --resume.",
+                  "realrl train rl100 --task metaworld/push-wall-v3 --seed 1 --run runs/push-wall")
+    methods = train.add_subparsers(metavar="METHOD", parser_class=Parser)
+    for name, text in METHODS.items():
+        method = methods.add_parser(name, help=text, add_help=False, allow_abbrev=False)  # its help is the configuration's
+        method.add_argument("--run", type=Path)
+        method.add_argument("--resume", action="store_true")
+        method.set_defaults(command=_train, method=name)
+
+
+def _method(name: str) -> tuple[type[Any], Callable[[Any, Cell], dict[str, Any]]]:
+    """The configuration and the training function of a method."""
+    if name == "rl100":
+        from realrl.algos import rl100
+        return rl100.RL100Config, rl100.train
+    from realrl.algos import bc
+    return bc.BCConfig, bc.train
+
+
+def _train(args: argparse.Namespace) -> int:
+    from realrl import config, envs
+    from realrl.cell.cell import WorkCell
+    from realrl.files import disk
+    from realrl.report import stage_table, write_report
+    from realrl.run import Run
+    flags: list[str] = args.flags
+    if args.resume and args.run is None:
+        raise mistake()("--resume needs to know which run: add --run DIR")
+    saved = [] if args.run is None else [args.run / "config.yaml"]
+    base = [f"--config={file}" for file in saved if args.resume and file.is_file() and not _mentions(flags, "--config")]
+    cls, train = _method(args.method)
+    text = RUN_HELP.format(text=METHODS[args.method], method=args.method)
+    cfg = config.parse(cls, [*base, *flags], prog=f"realrl train {args.method}", description=text)
+    envs.make(cfg.task, sight=cfg.sight, randomise=cfg.randomise).close()  # a misspelt task leaves no folder behind
+    folder = args.run or Path("runs", f"{args.method}-{cfg.task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
+    again = shlex.join(["realrl", "train", args.method, "--run", str(folder), "--resume", *flags])
+    try:
+        with Run.start(folder, cfg, args.resume, ignore=("stages", "collect", "device")) as run, WorkCell(run, cfg) as cell:
+            summary = train(cfg, cell)
+        page = write_report(folder)
+    except KeyboardInterrupt:
+        return interrupted(f"; continue with: {again}")
+    except (mistake(), OSError) as error:
+        if disk(error):
+            raise mistake()(f"{told(error)}, then continue with: {again}") from error
+        raise
+    screen().print(stage_table(summary))
+    print(f"report: {page}")
+    if (folder / "policy" / "policy.json").is_file():
+        print(f"policy: {folder / 'policy'}  (try it: {shlex.join(['realrl', 'evaluate', '--policy', str(folder / 'policy')])})")
+    return 0
+
+
+def _mentions(words: Sequence[str], flag: str) -> bool:
+    return any(word.partition("=")[0] == flag for word in words)
