@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from realrl.types import HIDDEN as HIDDEN
 from realrl.types import RealrlError
 from realrl.types import printable as printable
 
@@ -139,14 +138,6 @@ def write_json(path: str | os.PathLike[str], value: Any, *, nan: bool = False) -
     write_text(path, json.dumps(value, indent=1, allow_nan=nan) + "\n")
 
 
-def plain(path: Path) -> Path:
-    """The path again, for readers that open files themselves. Raises RealrlError for what could be waited for or read for ever: a pipe,
-    a socket, a device, a folder; FileNotFoundError where nothing is."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise RealrlError(f"{path} is no plain file; put a copy of the file there")
-    return path
-
-
 def read_plain(path: str | os.PathLike[str], most: int = 2**30) -> bytes:
     """The bytes of a plain file. What could be waited for or read for ever is refused at once.
 
@@ -233,12 +224,6 @@ def append(file: BinaryIO, data: bytes, path: Path) -> None:
             data = data[file.write(data):]  # a disk that fills up takes a part first
     except OSError as error:
         raise unwritable(path, error) from error
-
-
-def set_aside(path: Path) -> None:
-    """Keep, under a name no reader looks for, a file whose episodes row was never written."""
-    if path.exists():
-        path.replace(path.with_suffix(f".orphan-{time.time_ns()}"))
 
 
 def taken(fd: int, wait: float) -> bool:

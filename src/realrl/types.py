@@ -28,9 +28,8 @@ Env = gymnasium.Env[Obs, Array]
 State: TypeAlias = "dict[str, Tensor]"
 
 
+# what a terminal obeys instead of showing (control characters, marks that turn the writing), and what it cannot print
 HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal obeys instead of showing: control characters, ESC, and marks that turn the direction of writing; and halves of
-characters, which cannot be printed."""
 
 
 def printable(text: str) -> str:
@@ -39,10 +38,7 @@ def printable(text: str) -> str:
 
 
 class RealrlError(Exception):
-    """A mistake the user can mend: one line that says what, where and how. The command line prints it without a traceback.
-
-    It may name what stands in other people's files, so as a text it is `printable`, and one line whatever was put into it.
-    """
+    """A mistake the user can mend: one `printable` line that says what, where and how. The command line prints it without a traceback."""
 
     def __str__(self) -> str:
         return printable(super().__str__())

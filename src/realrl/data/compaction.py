@@ -6,6 +6,7 @@ that rename is the switch. A journal written beforehand names both sides; whoeve
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -20,7 +21,7 @@ from realrl.data import footage, tables, video
 from realrl.data.errors import DAMAGED, line, read_json
 from realrl.data.schema import EPISODES_PATH, Info, data_file, video_file
 from realrl.data.tables import FileKey
-from realrl.files import inside, publish, set_aside, sync, write_json
+from realrl.files import inside, publish, sync, write_json
 from realrl.types import Array, RealrlError
 
 JOURNAL = "meta/compaction.json"  # what an unfinished compaction was about to delete
@@ -207,6 +208,12 @@ def _merge_films(root: Path, info: Info, table: pa.Table, camera: str, group: Se
 
 
 # ---- the journal
+
+
+def set_aside(path: Path) -> None:
+    """Keep, under a name no reader looks for, a file whose episodes row was never written."""
+    if path.exists():
+        path.replace(path.with_suffix(f".orphan-{time.time_ns()}"))
 
 
 def _journal(root: Path, old: Sequence[Path], new: Sequence[Path], commit: Path) -> None:

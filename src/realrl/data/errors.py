@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,14 @@ DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, Overf
 def line(error: BaseException) -> str:
     """An error's text on one line of bearable length."""
     return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def plain(path: Path) -> Path:
+    """The path again, for readers that open files themselves. Raises RealrlError for what could be waited for or read for ever: a pipe,
+    a socket, a device, a folder; FileNotFoundError where nothing is."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise RealrlError(f"{path} is no plain file; put a copy of the file there")
+    return path
 
 
 def mend(path: str | Path) -> str:

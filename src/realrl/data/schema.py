@@ -17,8 +17,8 @@ from realrl.data import errors, tables
 from realrl.data.errors import line, mend
 from realrl.data.stats import STATS, Stats
 from realrl.data.tables import ROW_INDICES, FileKey
-from realrl.files import HIDDEN, inside, within
-from realrl.types import Array, Episode, RealrlError, Source
+from realrl.files import inside, within
+from realrl.types import HIDDEN, Array, Episode, RealrlError, Source
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from realrl.data import tables
-from realrl.data.errors import read_json
-from realrl.files import plain
+from realrl.data.errors import plain, read_json
 from realrl.types import Array, RealrlError
 
 Stats = dict[str, dict[str, Array]]

@@ -32,7 +32,7 @@ from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, image_stats, merge_stats, sampled_frames, stored_stats
 from realrl.data.tables import FileKey
 from realrl.data.video import Codec
-from realrl.files import lock, publish, set_aside, write_json
+from realrl.files import lock, publish, write_json
 from realrl.types import Array, Episode, RealrlError
 
 
@@ -348,7 +348,7 @@ class Store:
             stats = merge_stats(stats, own)
             rows.append(schema.row(take.episode, take.numbers, first + i, int(starts[i]), data_key, row_key, own) | filmed[i])
         data, path = self.data_file(data_key), compaction.episodes_file(self.dir, row_key)
-        set_aside(data)  # left by a writer that died before its episodes row
+        compaction.set_aside(data)  # left by a writer that died before its episodes row
         publish(data, partial(tables.write_row_groups, [pa.table({k: tables.to_arrow(x) for k, x in c.items()}) for c in columns]))
         table = pa.Table.from_pylist(rows, schema=schema.row_schema(self._info["features"]))
         publish(path, partial(pq.write_table, table))
@@ -364,7 +364,7 @@ class Store:
         for camera, key in keys.items():
             header, packets, places = footage.joined([t.encoded[camera] for t in takes], [len(t.episode) for t in takes])
             path = schema.video_file(self.dir, self._info, camera, key)
-            set_aside(path)
+            compaction.set_aside(path)
             publish(path, partial(video.mux, header=header, packets=packets))
             for row, take, place in zip(rows, takes, places, strict=True):
                 values = (*key, place.start, place.stop, place.last)

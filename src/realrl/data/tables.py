@@ -14,10 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from realrl.data.errors import DAMAGED as DAMAGED
-from realrl.data.errors import line as line
-from realrl.data.errors import mend
-from realrl.files import plain, within
+from realrl.data.errors import DAMAGED, line, mend, plain
+from realrl.files import within
 from realrl.types import Array, RealrlError
 
 Features = dict[str, Any]

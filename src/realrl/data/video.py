@@ -22,8 +22,7 @@ from typing import Any, BinaryIO, Literal
 import av
 import numpy as np
 
-from realrl.data.errors import DAMAGED, line, mend
-from realrl.files import plain
+from realrl.data.errors import DAMAGED, line, mend, plain
 from realrl.types import Array, RealrlError
 
 Codec = Literal["av1", "h264", "ffv1"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from realrl.data import footage, schema, tables
+from realrl.data.errors import DAMAGED, line
 from realrl.data.footage import Place
 from realrl.data.formats.common import Imported
 from realrl.data.schema import Info
@@ -135,11 +136,11 @@ class Legacy:
             hint = " (images=False reads the numbers alone)" if str(error.filename).endswith(".mp4") else ""
             raise RealrlError(f"{error.filename or path} is missing; restore it from a copy{hint}") from error
         except OSError as error:
-            raise RealrlError(f"{path} or its videos are not readable ({tables.line(error)}); restore them from a copy") from error
+            raise RealrlError(f"{path} or its videos are not readable ({line(error)}); restore them from a copy") from error
         try:
             return schema.episode(columns, row, films, self._tasks)
-        except (*tables.DAMAGED, RecursionError) as error:
-            raise RealrlError(f"{path} does not fit info.json ({tables.line(error)}); restore it from a copy") from error
+        except (*DAMAGED, RecursionError) as error:
+            raise RealrlError(f"{path} does not fit info.json ({line(error)}); restore it from a copy") from error
 
     def _place(self, length: int) -> Place:
         return Place(0.0, length / float(self._info["fps"]), None)
@@ -159,7 +160,7 @@ class Legacy:
         except FileNotFoundError as error:
             raise RealrlError(f"{path} is missing; restore it from a copy") from error
         except (OSError, ValueError, RecursionError) as error:
-            raise RealrlError(f"{path} is not readable ({tables.line(error)}); restore it from a copy") from error
+            raise RealrlError(f"{path} is not readable ({line(error)}); restore it from a copy") from error
         first = next(iter(wanted))
         if any(not isinstance(x, dict) or any(type(x.get(k)) is not kind for k, kind in wanted.items()) for x in lines):
             raise RealrlError(f"{path}: a line lacks {' or '.join(wanted)}; restore it from a copy")

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from realrl.data import compaction, schema, side, tables, video
-from realrl.data.errors import read_json
+from realrl.data.errors import plain, read_json
 from realrl.data.footage import Place
 from realrl.data.record import recovery
 from realrl.data.record.recorder import Recorder
@@ -31,7 +31,7 @@ from realrl.data.stats import stored_stats
 from realrl.data.store import Store
 from realrl.data.tools.pieces import Each, assemble
 from realrl.data.tools.remains import Remains, Take, what
-from realrl.files import lock, plain, publish, sync, write_json
+from realrl.files import lock, publish, sync, write_json
 from realrl.types import Array, RealrlError
 
 SLACK = 1e-3  # seconds between where a picture should be and where it is
