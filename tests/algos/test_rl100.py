@@ -247,7 +247,7 @@ def test_the_noise_cools_evenly_and_stays_cool():
     for stage.iteration in range(7):
         heats.append(stage.heat())
     assert heats == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2]) and online().heat() == 1.0
-    with pytest.raises(RealrlError, match=r"online\.cool is 0: it must be above"):
+    with pytest.raises(RealrlError, match=r"online\.cool must be above 0"):
         OnlineConfig(cool=0)
 
 

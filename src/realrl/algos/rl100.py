@@ -169,9 +169,10 @@ class OfflineRound:
         self.started = started
 
     def improve(self, advance: Any) -> None:
-        """Run the round; the policy ends as the last accepted candidate."""
+        """Run the round; the policy ends as the last accepted candidate, or as the better of what began it and re-imitation's product."""
         offline, random = self.cfg.offline, generator(self.seed, "offline", device=self.policy.device)
-        accepted, score, refused = *self._begin(), 0
+        product, score = self._begin()
+        base, refused = self.ppo.keep(), 0  # where refused candidates are undone to: improvement goes on from re-imitation, as in the paper
         origin = self._probe()
         for iteration in range(1, offline.iterations + 1):
             pick = torch.randint(len(self.cond), (offline.states,), generator=random, device=self.cond.device)
@@ -187,30 +188,28 @@ class OfflineRound:
             if iteration % offline.gate_every == 0 or iteration == offline.iterations or drift > offline.max_drift:
                 candidate = self._score()
                 if self._judge(iteration, candidate, score):
-                    accepted, score, refused = self.ppo.keep(), candidate, 0
+                    product, base, score, refused = self._net(), self.ppo.keep(), candidate, 0
                 else:
-                    self.ppo.revert(accepted)
+                    self.ppo.revert(base)
                     refused += 1
                 if drift > offline.max_drift or refused >= offline.patience:
                     break
+        self.policy.net.load_state_dict(product)
 
-    def _begin(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """(the policy that the round goes on from, its score): the re-imitated one, if it passes, else what the round started from."""
-        measure, now = self.cfg.offline.measure, {"iteration": 0, "accepted": 1.0}
-        if self.started is None:
-            score = self._score()
-            self._remember({**now, "estimate": float(score[measure].mean())}, score)
-            return self.ppo.keep(), score
-        cloned = {k: v.clone() for k, v in self.policy.net.state_dict().items()}
-        self.policy.net.load_state_dict(self.started)
+    def _net(self) -> dict[str, Tensor]:
+        return {k: v.clone() for k, v in self.policy.net.state_dict().items()}
+
+    def _begin(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(noise network, score) that candidates must beat: re-imitation's, if it passes the gate, else what the round started from."""
+        cloned, first, measure = self._net(), self.started, self.cfg.offline.measure
+        self.policy.net.load_state_dict(first or cloned)
         before = self._score()
-        self._remember({**now, "iteration": -1, "estimate": float(before[measure].mean())}, before)
+        self._remember({"iteration": -1 if first else 0, "estimate": float(before[measure].mean()), "accepted": 1.0}, before)
         self.policy.net.load_state_dict(cloned)
+        if first is None:
+            return cloned, before
         score = self._score()
-        if not self._judge(0, score, before):
-            self.policy.net.load_state_dict(self.started)
-            score = before
-        return self.ppo.keep(), score
+        return (cloned, score) if self._judge(0, score, before) else (first, before)
 
     def _judge(self, iteration: int, candidate: Mapping[str, Tensor], incumbent: Mapping[str, Tensor]) -> bool:
         """The paired gate of section 5 on the configured measure; every measure is logged for the audit."""
@@ -225,7 +224,7 @@ class OfflineRound:
     def _remember(self, record: dict[str, float], score: Mapping[str, Tensor]) -> None:
         """Keep what was judged, for the audit after all training."""
         self.records.append({**record, **{f"ope_{k}": float(v.mean()) for k, v in score.items()}})
-        self.nets.append({k: v.clone() for k, v in self.policy.net.state_dict().items()})
+        self.nets.append(self._net())
 
     @torch.no_grad()
     def _score(self) -> dict[str, Tensor]:

@@ -94,6 +94,9 @@ class WorkCell:
         scene = self.scene
         if scene.data is not None:
             return recorded_demonstrations(scene.data, self.spec)
+        if not self.simulated:
+            raise RealrlError(f"{scene.task}: an environment of your own has no scripted expert: record demonstrations and name their "
+                              "folder with --data")
         expert = envs.expert(scene.task, scene.expert, noise=scene.demo_noise)
         good: list[Episode] = []
         tried = 0

@@ -22,6 +22,7 @@ import numpy as np
 from realrl import envs
 from realrl.envs import robosuite
 from realrl.envs.base import RobotEnv
+from realrl.robots.guard import box_guard
 from realrl.types import Array, Episode, Obs, RealrlError
 
 TOLERANCE = 1e-3
@@ -110,10 +111,11 @@ def _play(env: RobotEnv, episode: Episode, number: int, tolerance: float) -> Rep
     largest = float(np.abs(episode.action).max(initial=0.0))
     if largest > 2.0:
         raise RealrlError(f"episode {number}: actions reach {largest:.3g}, far outside [-1, 1]: import it with the range of its actions")
-    seen = [_begin(env, episode, number)["state"]]
-    success = False
+    obs = _begin(env, episode, number)
+    seen, guard, success = [obs["state"]], box_guard(env), False
+    guard.reset(env.still())
     for action in episode.action:
-        obs, _, terminated, truncated, _ = env.step(action)
+        obs, _, terminated, truncated, _ = env.step(guard(obs, action))
         seen.append(obs["state"])
         success = env.succeeded
         if terminated or truncated:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from realrl.cli.parser import command, mistake, progress, screen, stdout_kept_clean, whole
 
 if TYPE_CHECKING:
-    from realrl.scene import SightConfig
-    from realrl.types import TaskSpec
+    from collections.abc import Callable
+
+    from realrl.envs.base import RobotEnv
+    from realrl.scene import CollectConfig, SightConfig
 
 SHOWN = 20  # failed starts that `evaluate` lists; --json has them all
 
@@ -23,6 +25,7 @@ def add(commands: Any) -> None:
                      "realrl evaluate --policy runs/main/policy --episodes 500 --json > result.json", _evaluate)
     parser.add_argument("--policy", type=Path, required=True, metavar="DIR", help="folder of a saved policy, e.g. runs/main/policy")
     parser.add_argument("--task", metavar="TASK", help="task to run it on (default: the one it was trained on)")
+    parser.add_argument("--env", metavar="M:F", help="an environment of your own: F, a class or function in the module M, builds it")
     parser.add_argument("--episodes", type=whole(1), default=100, metavar="N", help="held-out episodes (default: 100)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="which set of held-out starts (default: 0)")
     parser.add_argument("--head", choices=("ddim", "one-step"), help="which product acts (default: the one the policy was saved with)")
@@ -56,6 +59,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
     """What `evaluate --json` prints."""
+    from realrl import envs
     from realrl.cell.collect import Collector
     from realrl.cell.evaluate import summarise, trials
     from realrl.cell.judge import latency
@@ -65,7 +69,11 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from realrl.scene import CollectConfig
     policy, trained_on = load_policy(args.policy)
     task, sight = args.task or trained_on, _sight(args.policy)
-    spec = _spec(task, args.horizon, sight)
+    make = _maker(args)
+    env = make() if make else envs.make(task, horizon=args.horizon, sight=sight)
+    env.close()
+    spec = env.task
+    task = spec.id if make else task
     check_fit(policy, spec, args.policy, trained_on)
     if args.head == "one-step" and not policy.distilled:
         raise mistake()(f"{args.policy}: its one-step head was never trained; use --head ddim, or run the stage one-step on it")
@@ -78,9 +86,9 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.save_failures:
         failures.room(out)  # before anything long
     if args.robustness:
-        scene_changes(task, sight)
+        scene_changes(task, sight)  # raises for an environment of one's own, whose scene nobody knows how to change
     kept = failures.FirstFailures(args.save_failures or 0)
-    with Collector(task, CollectConfig(workers=args.workers), horizon=args.horizon, sight=sight) as collector:
+    with Collector(task, _workers(args, CollectConfig), horizon=args.horizon, sight=sight, make=make) as collector:
         watch = lambda episodes: progress(episodes, f"evaluating on {task}", args.episodes)
         finished = trials(collector, policy, args.episodes, seed=args.seed, plans_only=not args.save_failures,  # films need every frame
                           keep=kept.pick, watch=watch)
@@ -107,9 +115,16 @@ def _sight(policy: Path) -> SightConfig:
     return config.from_dict(SightConfig, read_policy_json(policy).get("sight", {}), source=str(policy / "policy.json"))
 
 
-def _spec(task: str, horizon: int | None = None, sight: SightConfig | None = None) -> TaskSpec:
-    """A task's description. Raises RealrlError on an unknown one or where its simulator is missing."""
-    from realrl import envs
-    env = envs.make(task, horizon=horizon, sight=sight)
-    env.close()
-    return env.task
+def _maker(args: argparse.Namespace) -> Callable[[], RobotEnv] | None:
+    """What builds an environment of one's own, None without --env."""
+    if not args.env:
+        return None
+    if args.horizon or args.robustness:
+        raise mistake()("--env: an environment of your own has its own horizon and scene: leave --horizon and --robustness out")
+    from realrl.envs import own
+    return own(args.env)
+
+
+def _workers(args: argparse.Namespace, config: type[CollectConfig]) -> CollectConfig:
+    """One robot of one's own unless workers are asked for."""
+    return config(workers=1, envs_per_worker=1) if args.env and not args.workers else config(workers=args.workers)

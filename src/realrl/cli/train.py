@@ -6,13 +6,16 @@ import argparse
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realrl.cli.parser import Parser, group, interrupted, mistake, screen, told
 
 if TYPE_CHECKING:
-    from realrl.types import Cell
+    from realrl.envs.base import RobotEnv
+    from realrl.types import Cell, TaskSpec
 
 METHODS = {"rl100": "RL-100: imitation, gated offline RL, online RL, one-step distillation.",
            "bc": "Behaviour cloning with a diffusion policy."}
@@ -21,6 +24,7 @@ RUN_HELP = """{text}
 Every flag below is a field of the configuration. Beside them:
   --run DIR   where everything goes (default: runs/{method}-TASK-TIME)
   --resume    continue the run in DIR, with the configuration it was started with
+  --env M:F   an environment of your own: F, a class or function in the module M, builds it; --data then holds its demonstrations
 
 example: realrl train {method} --task toy/obstacle --seed 1 --run runs/first"""
 
@@ -34,6 +38,7 @@ def add(commands: Any) -> None:
         method = methods.add_parser(name, help=text, add_help=False, allow_abbrev=False)  # its help is the configuration's
         method.add_argument("--run", type=Path)
         method.add_argument("--resume", action="store_true")
+        method.add_argument("--env")
         method.set_defaults(command=_train, method=name)
 
 
@@ -60,11 +65,16 @@ def _train(args: argparse.Namespace) -> int:
     cls, train = _method(args.method)
     text = RUN_HELP.format(text=METHODS[args.method], method=args.method)
     cfg = config.parse(cls, [*base, *flags], prog=f"realrl train {args.method}", description=text)
-    envs.make(cfg.task, sight=cfg.sight, randomise=cfg.randomise).close()  # a misspelt task leaves no folder behind
+    make = envs.own(args.env) if args.env else partial(envs.make, cfg.task, sight=cfg.sight, randomise=cfg.randomise)
+    spec = _asked(make)  # a misspelt task leaves no folder behind
+    if args.env:
+        cfg = replace(cfg, task=spec.id)
     folder = args.run or Path("runs", f"{args.method}-{cfg.task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
-    again = shlex.join(["realrl", "train", args.method, "--run", str(folder), "--resume", *flags])
+    own = ["--env", args.env] if args.env else []
+    again = shlex.join(["realrl", "train", args.method, "--run", str(folder), "--resume", *own, *flags])
     try:
-        with Run.start(folder, cfg, args.resume, ignore=("stages", "collect", "device")) as run, WorkCell(run, cfg) as cell:
+        with (Run.start(folder, cfg, args.resume, ignore=("stages", "collect", "device")) as run,
+              WorkCell(run, cfg, make=make if args.env else None) as cell):
             summary = train(cfg, cell)
         page = write_report(folder)
     except KeyboardInterrupt:
@@ -76,8 +86,18 @@ def _train(args: argparse.Namespace) -> int:
     screen().print(stage_table(summary))
     print(f"report: {page}")
     if (folder / "policy" / "policy.json").is_file():
-        print(f"policy: {folder / 'policy'}  (try it: {shlex.join(['realrl', 'evaluate', '--policy', str(folder / 'policy')])})")
+        print(f"policy: {folder / 'policy'}  (try it: {shlex.join(['realrl', 'evaluate', '--policy', str(folder / 'policy'), *own])})")
     return 0
+
+
+def _asked(make: Callable[[], RobotEnv]) -> TaskSpec:
+    """What an environment says of itself. Raises RealrlError where it is none."""
+    env = make()
+    spec = getattr(env, "task", None)
+    if not hasattr(spec, "horizon"):
+        raise mistake()(f"--env: it builds a {type(env).__name__}; an environment of your own extends realrl.envs.base.RobotEnv")
+    env.close()
+    return env.task
 
 
 def _mentions(words: Sequence[str], flag: str) -> bool:

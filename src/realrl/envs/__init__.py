@@ -6,8 +6,12 @@ Naming a task costs nothing: a simulator is imported only when an environment of
 from __future__ import annotations
 
 import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from gymnasium.error import DependencyNotInstalled
 
@@ -77,6 +81,26 @@ def expert(task: str, path: str | Path | None = None, noise: float = 0.0) -> Pol
             raise
         raise RealrlError(f"{task}: its expert needs a package ({error}); pip install {SUITES[suite]}") from error
     return NoisyPolicy(policy, noise) if noise != 0 else policy
+
+
+def own(name: str) -> Callable[[], RobotEnv]:
+    """What builds an environment of your own: "module:factory", a class or function of a module that is found from the folder where the
+    command is run. Raises RealrlError, saying what is amiss, when there is none."""
+    module, _, factory = name.partition(":")
+    if not (module and factory):
+        raise RealrlError(f"--env {name}: give a module and what builds the environment in it, e.g. lab:Plug for class Plug in lab.py")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script's path begins elsewhere; worker processes are sent it, too
+    try:
+        made: Any = getattr(importlib.import_module(module), factory)
+    except ModuleNotFoundError as error:
+        raise RealrlError(f"--env {name}: no module {error.name!r} in {os.getcwd()} or among what is installed") from error
+    except AttributeError as error:
+        raise RealrlError(f"--env {name}: {module} has no {factory!r}; name a class or function of it") from error
+    if not callable(made):
+        raise RealrlError(f"--env {name}: {factory!r} is a {type(made).__name__}; name what builds an environment")
+    found: Callable[[], RobotEnv] = made
+    return found
 
 
 def tasks() -> list[str]:

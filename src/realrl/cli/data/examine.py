@@ -130,7 +130,9 @@ def _add_replay(actions: Any) -> None:
                      "from what was recorded; exit code 1 when an episode leaves the tolerance.",
                      "realrl data replay demos --task metaworld/push-wall-v3 --episodes 0:5", _replay)
     parser.add_argument("dir", type=Path, metavar="DIR", help="folder of the dataset, or a file that `import` reads")
-    parser.add_argument("--task", required=True, metavar="TASK", help="task it was recorded on, see `realrl tasks`")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--task", metavar="TASK", help="task it was recorded on, see `realrl tasks`")
+    where.add_argument("--env", metavar="M:F", help="an environment of your own: F, a class or function in the module M, builds it")
     parser.add_argument("--episodes", metavar="LIST", help=EPISODES)
     parser.add_argument("--tolerance", type=float, default=1e-3, metavar="D",
                         help="distance between recorded and replayed observation that counts as the same (default: 0.001)")
@@ -141,20 +143,25 @@ def _replay(args: argparse.Namespace) -> int:
     numbers: list[int] = []
     with stdout_kept_clean() if args.json else contextlib.nullcontext():
         from realrl.cell.playback import replay
+        from realrl.envs import own
         count, pairs = recorded(args.dir, args.episodes)
 
         def episodes() -> Iterator[Episode]:
-            for number, episode in progress(pairs, f"replaying on {args.task}", count):
+            for number, episode in progress(pairs, f"replaying on {args.task or args.env}", count):
                 numbers.append(number)
                 yield episode
 
-        results = [{**result.to_dict(), "episode": numbers[-1]} for result in replay(episodes(), args.task, tolerance=args.tolerance)]
+        world = own(args.env)() if args.env else args.task
+        results = [{**result.to_dict(), "episode": numbers[-1]} for result in replay(episodes(), world, tolerance=args.tolerance)]
+        if args.env:
+            world.close()
+    place = args.task or args.env
     apart = sum(result["first_beyond"] is not None for result in results)
     if args.json:
-        print(json.dumps({"path": str(args.dir), "task": args.task, "tolerance": args.tolerance, "beyond": apart, "episodes": results}))
+        print(json.dumps({"path": str(args.dir), "task": place, "tolerance": args.tolerance, "beyond": apart, "episodes": results}))
         return 1 if apart else 0
     from rich.table import Table
-    table = Table("episode", "steps", "start", "median", "largest", "last", "first beyond", "success", title=f"{args.dir} on {args.task}: "
+    table = Table("episode", "steps", "start", "median", "largest", "last", "first beyond", "success", title=f"{args.dir} on {place}: "
                   "distance from what was recorded", title_justify="left")
     for r in results:
         ended = {(True, True): "yes", (False, False): "no"}.get((r["success_recorded"], r["success_replayed"]),

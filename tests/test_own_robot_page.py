@@ -1,0 +1,65 @@
+"""docs/howto/own-robot.md does what it says: its files are written out and its commands run, with small numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from realrl.data.store import Store
+from realrl.data.tools.check import check
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/howto/own-robot.md"
+SMALL = ("--imitation.steps 150 --imitation.batch 32 --offline.rounds 1 --offline.rollouts 4 --offline.iterations 1 "
+         "--offline.reimitation 10 "
+         "--critic.steps 20 --ope.steps 20 --ope.members 2 --ope.elites 2 --online.iterations 1 --online.episodes 3 "
+         "--distill.steps 20 --distill.chains 64 --distill.batch 64 --eval-episodes 3 --final-episodes 3")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the page's files in it."""
+    folder = tmp_path_factory.mktemp("lab")
+    for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S):
+        if name := re.match(r'"""(\w+\.py): ', code):
+            (folder / name[1]).write_text(code)
+    return folder
+
+
+def run(lab: Path, line: str, code: int = 0) -> str:
+    """A command of the page, run in the folder; what it printed."""
+    words = [sys.executable, *(["-m"] if line.startswith("realrl") else []), *shlex.split(line.removeprefix("python "))]
+    done = subprocess.run(words, cwd=lab, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_every_command_of_the_page(lab: Path) -> None:
+    commands = [line for block in re.findall(r"```\w*\n(.*?)```", PAGE.read_text(), re.S) for line in block.splitlines()
+                if line.startswith(("python ", "realrl "))]
+    assert len(commands) == 6
+    for line in commands:
+        out = run(lab, line.replace("--episodes 50", "--episodes 4") + (f" {SMALL}" if "train" in line else ""))
+        if "train" in line:
+            assert "evaluate --policy runs/plug/policy --env lab:Plug" in out and (lab / "runs/plug/report.html").is_file()
+    summary = json.loads((lab / "runs/plug/summary.json").read_text())
+    assert [s["name"] for s in summary["stages"]] == ["imitation", "offline-1", "online", "one-step"]
+    store = Store.open(lab / "runs/plug/dataset")
+    assert sorted({e.policy for e in store.read()}) == ["online-0", "rollout-1"] and len(store) == 4 + 3
+    assert not [p for p in check(lab / "runs/plug/dataset") if p.severity == "error"]
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ("--env lab", "give a module and what builds"), ("--env nowhere:Plug", "no module 'nowhere'"), ("--env lab:Hole", "has no 'Hole'"),
+    ("--env lab:np", "np' is a module"), ("--env lab:Plug", "no scripted expert: record demonstrations")])
+def test_mistakes_are_one_line(lab: Path, flags: str, words: str) -> None:
+    out = run(lab, f"realrl train bc {flags} --run runs/mistake", 2)
+    (line,) = [line for line in out.splitlines() if line.startswith("error")]
+    assert words in line and "Traceback" not in out
