@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.lib.common import RESULTS, Table
-from realrl.envs.clouds import Camera, cloud
+from realrl.envs.clouds import Pinhole, cloud
 from realrl.nets.encoder import EncoderConfig
 from realrl.policies.diffusion import DiffusionPolicy, Head, PolicyConfig
 from realrl.types import Array
@@ -31,11 +31,11 @@ BOX = ((-0.5, -0.4, -1.0), (0.5, 0.4, 2.0))
 POSE = np.eye(4)
 
 
-def depth(height: int, width: int, rng: np.random.Generator) -> tuple[Array, Camera]:
+def depth(height: int, width: int, rng: np.random.Generator) -> tuple[Array, Pinhole]:
     """uint16 [H, W] of a plane with a bump about 1 m away, other noise every time, and its camera."""
     y, x = np.mgrid[:height, :width] / np.array([height, width])[:, None, None] - 0.5
     metres = 1.0 + 0.2 * y - 0.15 * np.exp(-40 * (x**2 + y**2)) + rng.normal(0, 0.002, (height, width))
-    return (1000 * metres).astype(np.uint16), Camera.upright(height, width, 60.0, POSE)
+    return (1000 * metres).astype(np.uint16), Pinhole.upright(height, width, 60.0, POSE)
 
 
 def cloud_input(height: int, width: int) -> Callable[[np.random.Generator], Callable[[], dict[str, Array]]]:

@@ -12,16 +12,16 @@ import torch
 from realrl.config import OutOfBounds, check, shown
 from realrl.types import RealrlError
 
-Kind = Literal["state", "rgb", "depth", "pointcloud"]
-Source = Literal["rays", "depth"]
-Frame = Literal["world", "hand"]
+SightKind = Literal["state", "rgb", "depth", "pointcloud"]
+CloudSource = Literal["rays", "depth"]
+CloudFrame = Literal["world", "hand"]
 
 
 @dataclass(frozen=True)
 class SightConfig:
     """What is seen beside the robot's own joints."""
 
-    kind: Kind = "state"
+    kind: SightKind = "state"
     """state: the simulator's numbers, no eyes; rgb: pictures; depth: distances in millimetres; pointcloud: points in metres."""
     cameras: tuple[str, ...] | None = None
     """Cameras to look through; the task's own choice by default."""
@@ -33,9 +33,9 @@ class SightConfig:
     """Points of a cloud."""
     colour: bool = False
     """Whether the points of a cloud carry their colour: six columns instead of three."""
-    source: Source = "rays"
+    source: CloudSource = "rays"
     """How a simulated cloud is made: by casting rays (no OpenGL), or from rendered depth as a real depth camera would."""
-    frame: Frame = "world"
+    frame: CloudFrame = "world"
     """Where a cloud's origin is: world, the world's; hand, the robot's hand, with the world's axes, so that what is to be grasped is where
     the hand has yet to go."""
 

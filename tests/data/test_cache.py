@@ -257,7 +257,7 @@ def test_interrupted_it_stops_soon_and_keeps_what_is_done(folder: Path, monkeypa
     begun: list[int] = []
     decode = module._episode_frames
 
-    def watched(camera: module.Camera, number: int) -> Iterator[np.ndarray]:
+    def watched(camera: module.FilmTable, number: int) -> Iterator[np.ndarray]:
         begun.append(number)
         time.sleep(0.1)
         yield from decode(camera, number)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from realrl.envs import clouds
-from realrl.envs.clouds import Camera
+from realrl.envs.clouds import Pinhole
 from realrl.types import Array, RealrlError
 
 BOX = np.array([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
@@ -21,13 +21,13 @@ def above(height: float) -> Array:
     return pose
 
 
-def rays(camera: Camera, shape: tuple[int, int]) -> Array:
+def rays(camera: Pinhole, shape: tuple[int, int]) -> Array:
     """Directions [H, W, 3] in the camera's frame with z = 1."""
     v, u = np.indices(shape)
     return np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones(shape)], -1)
 
 
-def ball(camera: Camera, shape: tuple[int, int], centre: Array, radius: float) -> Array:
+def ball(camera: Pinhole, shape: tuple[int, int], centre: Array, radius: float) -> Array:
     """Depth [H, W] m of a ball; 0 beside it."""
     way = rays(camera, shape)
     middle = camera.pose[:3, :3].T @ (centre - camera.pose[:3, 3])
@@ -37,7 +37,7 @@ def ball(camera: Camera, shape: tuple[int, int], centre: Array, radius: float) -
 
 
 def test_a_plane_by_hand() -> None:
-    camera = Camera(fx=100.0, fy=50.0, cx=1.0, cy=0.5, pose=above(2.0))
+    camera = Pinhole(fx=100.0, fy=50.0, cx=1.0, cy=0.5, pose=above(2.0))
     points = clouds.deproject(np.full((2, 3), 2.0), camera)
     assert np.allclose(points[:, 2], 0.0)
     assert np.allclose(points[0], [0.1 - 2 / 100, -0.2 + 2 * 0.5 / 50, 0.0])
@@ -45,7 +45,7 @@ def test_a_plane_by_hand() -> None:
 
 
 def test_a_ball_lies_on_its_surface_in_metres_and_in_millimetres() -> None:
-    camera = Camera.upright(60, 80, 45.0, above(1.5))
+    camera = Pinhole.upright(60, 80, 45.0, above(1.5))
     centre = np.array([0.2, -0.1, 0.3])
     depth = ball(camera, (60, 80), centre, 0.2)
     points = clouds.deproject(depth, camera)
@@ -57,7 +57,7 @@ def test_a_ball_lies_on_its_surface_in_metres_and_in_millimetres() -> None:
 
 
 def test_a_large_picture_is_thinned_and_stays_where_it_is() -> None:
-    camera, centre = Camera.upright(480, 640, 45.0, above(1.5)), np.array([0.2, -0.1, 0.3])
+    camera, centre = Pinhole.upright(480, 640, 45.0, above(1.5)), np.array([0.2, -0.1, 0.3])
     depth = ball(camera, (480, 640), centre, 0.2)
     colour = np.zeros((480, 640, 3), np.uint8)
     colour[depth > 0] = (255, 0, 0)
@@ -68,14 +68,14 @@ def test_a_large_picture_is_thinned_and_stays_where_it_is() -> None:
 
 def test_what_was_not_measured_is_left_out() -> None:
     depth = np.array([[1.0, 0.0, np.nan], [np.inf, -1.0, 2.0]])
-    points = clouds.deproject(depth, Camera(1.0, 1.0, 0.0, 0.0, np.eye(4)))
+    points = clouds.deproject(depth, Pinhole(1.0, 1.0, 0.0, 0.0, np.eye(4)))
     assert points.tolist() == [[0.0, 0.0, 1.0], [4.0, 2.0, 2.0]]
 
 
 def test_cameras_agree_and_are_fused_inside_the_box() -> None:
     side = np.eye(4)
     side[:3, :3], side[:3, 3] = np.stack([(0.0, 1.0, 0.0), (0.0, 0.0, -1.0), (-1.0, 0.0, 0.0)], -1), (1.5, 0.0, 0.3)
-    cameras = [Camera.upright(50, 50, 40.0, above(1.5)), Camera.upright(50, 50, 40.0, side)]
+    cameras = [Pinhole.upright(50, 50, 40.0, above(1.5)), Pinhole.upright(50, 50, 40.0, side)]
     centre = np.array([0.0, 0.0, 0.3])
     depths = [ball(c, (50, 50), centre, 0.25) for c in cameras]
     pictures = [np.full((50, 50, 3), value, np.uint8) for value in (0, 255)]
@@ -140,22 +140,22 @@ def test_a_cloud_about_the_hand() -> None:
 
 
 def test_a_matrix_of_a_calibration() -> None:
-    camera = Camera.of([[600, 0, 320], [0, 610, 240], [0, 0, 1]], np.eye(4))
+    camera = Pinhole.of([[600, 0, 320], [0, 610, 240], [0, 0, 1]], np.eye(4))
     assert (camera.fx, camera.fy, camera.cx, camera.cy) == (600, 610, 320, 240)
     with pytest.raises(RealrlError, match="expected \\[\\[fx"):
-        Camera.of([[600, 5, 320], [0, 610, 240], [0, 0, 1]], np.eye(4))
+        Pinhole.of([[600, 5, 320], [0, 610, 240], [0, 0, 1]], np.eye(4))
 
 
 def test_mistakes_get_one_line() -> None:
     with pytest.raises(RealrlError, match="focal lengths above 0"):
-        Camera(0.0, 1.0, 0.0, 0.0, np.eye(4))
+        Pinhole(0.0, 1.0, 0.0, 0.0, np.eye(4))
     with pytest.raises(RealrlError, match="last row"):
-        Camera(1.0, 1.0, 0.0, 0.0, np.eye(3))
+        Pinhole(1.0, 1.0, 0.0, 0.0, np.eye(3))
     mirrored = np.diag([1.0, 1.0, -1.0, 1.0])
     for pose in (mirrored, np.diag([2.0, 1.0, 1.0, 1.0])):
         with pytest.raises(RealrlError, match="no rotation"):
-            Camera(1.0, 1.0, 0.0, 0.0, pose)
-    camera = Camera(1.0, 1.0, 0.0, 0.0, np.eye(4))
+            Pinhole(1.0, 1.0, 0.0, 0.0, pose)
+    camera = Pinhole(1.0, 1.0, 0.0, 0.0, np.eye(4))
     with pytest.raises(RealrlError, match="uint16 millimetres or float metres"):
         clouds.deproject(np.ones((2, 2), np.int32), camera)
     with pytest.raises(RealrlError, match="low below its high"):

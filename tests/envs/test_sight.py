@@ -173,7 +173,7 @@ def test_rendered_depth_lies_on_the_geometry() -> None:
     camera = sim.model.camera("corner2").id
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = sim.data.cam_xmat[camera].reshape(3, 3) * (1.0, -1.0, -1.0), sim.data.cam_xpos[camera]
-    points = clouds.deproject(obs["depth.corner2"], clouds.Camera.upright(200, 200, float(sim.model.cam_fovy[camera]), pose))
+    points = clouds.deproject(obs["depth.corner2"], clouds.Pinhole.upright(200, 200, float(sim.model.cam_fovy[camera]), pose))
     wall = next(g for g in range(sim.model.ngeom) if sim.model.body(sim.model.geom_bodyid[g]).name == "wall")
     centre, half = sim.data.geom_xpos[wall], sim.model.geom_size[wall]
     top = points[(np.abs(points[:, :2] - centre[:2]) < half[:2] - 0.003).all(-1)]

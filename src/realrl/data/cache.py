@@ -48,7 +48,7 @@ EDGE = 65536  # bytes at either end of a video that its fingerprint looks at: th
 
 
 @dataclass(frozen=True)
-class Camera:
+class FilmTable:
     """A camera's pictures as one table: a row for each of the T + 1 observations of every episode, in the order of the dataset.
 
     Episode e of E owns the rows first[e] to first[e + 1]; where its last observation was not filmed the row repeats the one before.
@@ -66,7 +66,7 @@ class Camera:
     first: Array
 
     @classmethod
-    def of(cls, data: Recordings, key: str) -> Camera:
+    def of(cls, data: Recordings, key: str) -> FilmTable:
         """Raises RealrlError when the dataset has no such camera."""
         placed = [data.pictures(e, key) for e in range(len(data))]
         paths = {path: i for i, path in enumerate(dict.fromkeys(path for path, _ in placed))}
@@ -91,7 +91,7 @@ class Camera:
         """Memory of all frames."""
         return int(self.first[-1]) * self.frame_bytes
 
-    def resized(self, size: Size | None) -> Camera:
+    def resized(self, size: Size | None) -> FilmTable:
         """The same camera with frames of another height and width."""
         return self if size is None else replace(self, shape=(*size, *self.shape[2:]))
 
@@ -110,11 +110,11 @@ class Camera:
                 for file, count, start, last in facts]
 
 
-def cameras(data: Recordings, names: Sequence[str] | None = None) -> dict[str, Camera]:
+def cameras(data: Recordings, names: Sequence[str] | None = None) -> dict[str, FilmTable]:
     """The cameras of a dataset (or those named) by observation key. Raises RealrlError when it has none or not the one named."""
     if not len(data) or not data.cameras:
         raise RealrlError(f"{data.dir} has no {'cameras' if len(data) else 'episodes'}; record some, or train without images (ChunkView)")
-    return {key: Camera.of(data, key) for key in names or data.cameras}
+    return {key: FilmTable.of(data, key) for key in names or data.cameras}
 
 
 def resize(frames: Array, size: Size | None) -> Array:
@@ -136,7 +136,7 @@ def resize(frames: Array, size: Size | None) -> Array:
 class FrameCache:
     """Decoded frames of all episodes of a dataset, mapped from disk. Make one by `build`, which also opens what is there."""
 
-    def __init__(self, found: Mapping[str, Camera], files: Mapping[str, Path]) -> None:
+    def __init__(self, found: Mapping[str, FilmTable], files: Mapping[str, Path]) -> None:
         self.cameras = dict(found)
         self.files = dict(files)
         self._maps = {key: _mapped(files[key], camera) for key, camera in found.items()}
@@ -217,14 +217,14 @@ class _Part:
     """One camera's file while it is built. source: the file that already holds the first `done` episodes, if any does."""
 
     home: Path
-    recorded: Camera
-    cached: Camera
+    recorded: FilmTable
+    cached: FilmTable
     file: Path
     source: Path | None
     done: int
 
     @classmethod
-    def plan(cls, home: Path, recorded: Camera, cached: Camera) -> _Part:
+    def plan(cls, home: Path, recorded: FilmTable, cached: FilmTable) -> _Part:
         """Go on behind the episodes that still are what they were: in a new file if others of the old one are not."""
         index = _Index.read(home)
         done = index.valid(cached, home)
@@ -301,7 +301,7 @@ class _Part:
         return count
 
 
-def _episode_frames(camera: Camera, episode: int) -> Iterator[Array]:
+def _episode_frames(camera: FilmTable, episode: int) -> Iterator[Array]:
     """Every frame of an episode in order. Raises RealrlError when the video holds others than the tables say."""
     path, half, mend = camera.paths[camera.file[episode]], 0.5 / camera.fps, f"run `realrl data check {camera.root}`"
     wanted = camera.seconds[camera.first[episode]:camera.first[episode + 1]].tolist()
@@ -349,7 +349,7 @@ class _Index:
         """Publish it."""
         write_json(home / "index.json", {"version": VERSION, "file": self.file, "shape": self.shape, "fingerprints": self.fingerprints})
 
-    def valid(self, camera: Camera, home: Path) -> int:
+    def valid(self, camera: FilmTable, home: Path) -> int:
         """How many leading episodes are cached as they are now."""
         file = home / self.file
         if self.shape != camera.shape or file.is_symlink() or not file.is_file():
@@ -359,7 +359,7 @@ class _Index:
         return next((e for e, (a, b) in enumerate(pairs) if a != b), min(len(self.fingerprints), int(whole)))
 
 
-def _complete(home: Path, camera: Camera) -> Path | None:
+def _complete(home: Path, camera: FilmTable) -> Path | None:
     """The file that holds all episodes as they are now."""
     index = _Index.read(home)
     return home / index.file if index.valid(camera, home) == len(camera.file) else None
@@ -369,7 +369,7 @@ def _files(home: Path) -> list[Path]:
     return [p for p in home.glob("frames-*.bin") if _DATA.fullmatch(p.name)]
 
 
-def _mapped(path: Path, camera: Camera) -> Tensor:
+def _mapped(path: Path, camera: FilmTable) -> Tensor:
     """All frames as bytes [F, frame_bytes], read from disk when they are touched; writing to them would stay in memory."""
     shape = (int(camera.first[-1]), camera.frame_bytes)
     return torch.from_numpy(np.memmap(path, np.uint8, "c", shape=shape))

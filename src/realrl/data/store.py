@@ -37,7 +37,7 @@ from realrl.types import Array, Episode, RealrlError
 
 
 @dataclass
-class _Take:
+class _Incoming:
     """An episode on its way to the disk. films: its cameras' pictures, None when they came encoded; stats: of cameras."""
 
     episode: Episode
@@ -268,7 +268,7 @@ class Store:
         if not episodes:
             return range(len(self), len(self))
         known = self._info["features"] if len(self) else {}
-        takes = [_Take(e, *schema.observations(e, known)) for e in episodes]
+        takes = [_Incoming(e, *schema.observations(e, known)) for e in episodes]
         if any(take.films for take in takes):  # encoding takes long: outside the lock, and not for episodes that will be refused
             self._checked(takes)
             for take in takes:
@@ -284,11 +284,11 @@ class Store:
         observation key -> `stats.image_stats` of a sample of pictures, otherwise some are decoded again for it.
         Raises RealrlError as `append`, and when packets are not that or differ from the dataset in size, codec or rate.
         """
-        return self._append([_Take(episode, {f"observation.{k}": x for k, x in episode.obs.items()}, None,
+        return self._append([_Incoming(episode, {f"observation.{k}": x for k, x in episode.obs.items()}, None,
                                    {f"observation.{k}": (v[0], list(v[1])) for k, v in videos.items()},
                                    {f"observation.{k}": s for k, s in (stats or {}).items()})])[0]
 
-    def _encode(self, take: _Take) -> None:
+    def _encode(self, take: _Incoming) -> None:
         films = take.films or {}
         for name in films:
             take.stats[name] = image_stats(films[name][sampled_frames(len(take.episode))])
@@ -300,7 +300,7 @@ class Store:
         told = (self._info["features"].get(camera, {}).get("info") or {}).get("video.codec")
         return next((codec for codec in video.CODECS if codec == told), self.codec)
 
-    def _checked(self, takes: Sequence[_Take]) -> tuple[Info, list[dict[str, Array]], list[str], Array]:
+    def _checked(self, takes: Sequence[_Incoming]) -> tuple[Info, list[dict[str, Array]], list[str], Array]:
         """(features, columns of each, task texts, first frame of each and of the next) if all of them may join, else RealrlError."""
         first, starts = len(self), self.frames + np.cumsum([0, *(len(t.episode) for t in takes)])
         tasks = list(dict.fromkeys([*self._tasks, *(t.episode.task for t in takes)]))
@@ -318,7 +318,7 @@ class Store:
                 footage.check_encoded(where, name, encoded, len(take.episode), features[name], float(self._info["fps"]))
         return features, columns, tasks, starts
 
-    def _append(self, takes: Sequence[_Take]) -> range:
+    def _append(self, takes: Sequence[_Incoming]) -> range:
         with self._locked():
             first = len(self)
             features, columns, tasks, starts = self._checked(takes)
@@ -336,7 +336,7 @@ class Store:
                 self._merge_small_tables()
             return range(first, len(self))
 
-    def _publish_episodes(self, takes: Sequence[_Take], columns: Sequence[dict[str, Array]], starts: Array) -> None:
+    def _publish_episodes(self, takes: Sequence[_Incoming], columns: Sequence[dict[str, Array]], starts: Array) -> None:
         """Video files and data file, then the episodes file that makes them count, then what this object remembers."""
         if self._stats is None:
             self._stats = stored_stats(self.dir, self._info["features"], self.frames)
@@ -357,7 +357,7 @@ class Store:
         self._from, self._to = np.append(self._from, starts[:-1]), np.append(self._to, starts[1:])
         self._chunk, self._file = (np.append(x, np.full(len(takes), k)) for x, k in zip((self._chunk, self._file), data_key, strict=True))
 
-    def _publish_films(self, takes: Sequence[_Take]) -> tuple[list[dict[str, Any]], dict[str, FileKey]]:
+    def _publish_films(self, takes: Sequence[_Incoming]) -> tuple[list[dict[str, Any]], dict[str, FileKey]]:
         """One video file a camera; (what each episode's row says of them, their numbers). Fills in statistics that are missing."""
         rows: list[dict[str, Any]] = [{} for _ in takes]
         keys = {camera: self._next_key(self._last_films.get(camera)) for camera in self._cameras}

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from realrl.data.cache import TOLERANCE_S, Camera, Recordings, Size, cameras, cores, resize
+from realrl.data.cache import TOLERANCE_S, FilmTable, Recordings, Size, cameras, cores, resize
 from realrl.data.video import Reader
 from realrl.data.views import ChunkView
 from realrl.files import derive
@@ -29,9 +29,9 @@ from realrl.types import Array, Batch, RealrlError
 
 
 class Frames(Protocol):
-    """A source of images: rows of every camera's table of all frames, see `Camera`."""
+    """A source of images: rows of every camera's table of all frames, see `FilmTable`."""
 
-    cameras: dict[str, Camera]
+    cameras: dict[str, FilmTable]
 
     def gather(self, rows: Mapping[str, Array]) -> dict[str, Tensor]:
         """Frames [*shape, H, W, 3] uint8 (depth: [*shape, H, W] uint16) at these rows, whatever their shape."""
@@ -177,7 +177,7 @@ def ahead(items: Iterator[Batch], depth: int) -> Iterator[Batch]:
         thread.join()
 
 
-def _rows(camera: Camera, episodes: Array, first: Array) -> Array:
+def _rows(camera: FilmTable, episodes: Array, first: Array) -> Array:
     """The camera's row of every observation of some episodes, one after the other. first: where they begin among each other."""
     lengths = np.diff(first)
     if (wrong := np.flatnonzero(np.diff(camera.first)[episodes] != lengths)).size:

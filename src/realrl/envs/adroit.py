@@ -27,7 +27,7 @@ from numpy.linalg import norm
 
 from realrl.envs.base import RobotEnv, ScriptedPolicy
 from realrl.envs.mujoco.randomise import randomiser
-from realrl.envs.mujoco.sight import Box, Mark, Stage, View, eyes
+from realrl.envs.mujoco.sight import Box, Mark, Scenery, View, eyes
 from realrl.scene import RandomiseConfig, SightConfig
 from realrl.types import Array, Episode, Obs, Policy, RealrlError, TaskSpec
 
@@ -81,7 +81,7 @@ class AdroitEnv(RobotEnv):
         task = TaskSpec("adroit", name, *_SIZES[name], horizon, float(inner.dt), _TEXT[name])
         self._inner = inner
         box = _BOXES[name]
-        stage = Stage(task.id, _VIEWS[name], tuple(range(_JOINTS[name])), box, _AWAY, self._goals,
+        stage = Scenery(task.id, _VIEWS[name], tuple(range(_JOINTS[name])), box, _AWAY, self._goals,
                       hand=lambda: inner.data.site("S_grasp").xpos)
         if name == "relocate":
             inner.model.site("target").rgba[3] = 0.5  # its ball is drawn so faint that a small picture loses it

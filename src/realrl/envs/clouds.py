@@ -22,7 +22,7 @@ PIXELS = 4 * MOST
 
 
 @dataclass(frozen=True, eq=False)
-class Camera:
+class Pinhole:
     """A pinhole camera without distortion, as OpenCV has it: x to the right, y down, z forward; pixel centres at whole numbers.
 
     fx, fy: focal lengths in pixels; cx, cy: the principal point in pixels; pose: [4, 4], from the camera's frame to the world's, m.
@@ -47,7 +47,7 @@ class Camera:
         object.__setattr__(self, "pose", pose)
 
     @classmethod
-    def of(cls, intrinsics: ArrayLike, pose: ArrayLike) -> Camera:
+    def of(cls, intrinsics: ArrayLike, pose: ArrayLike) -> Pinhole:
         """From a matrix [3, 3] as calibrations give it. Raises RealrlError on a skew or another shape."""
         k = np.asarray(intrinsics, np.float64)
         if k.shape != (3, 3) or not np.allclose((k[0, 1], k[1, 0], *k[2]), (0, 0, 0, 0, 1)):
@@ -55,18 +55,18 @@ class Camera:
         return cls(float(k[0, 0]), float(k[1, 1]), float(k[0, 2]), float(k[1, 2]), np.asarray(pose))
 
     @classmethod
-    def upright(cls, height: int, width: int, fovy: float, pose: ArrayLike) -> Camera:
+    def upright(cls, height: int, width: int, fovy: float, pose: ArrayLike) -> Pinhole:
         """A camera with square pixels. fovy: vertical field of view in degrees; the principal point is the picture's middle."""
         focal = height / 2 / np.tan(np.radians(fovy) / 2)
         return cls(focal, focal, (width - 1) / 2, (height - 1) / 2, np.asarray(pose))
 
 
-def deproject(depth: Array, camera: Camera) -> Array:
+def deproject(depth: Array, camera: Pinhole) -> Array:
     """The points [M, 3] of a depth picture [H, W], row by row, in float64 metres; what was not measured is left out."""
     return _deproject(depth, camera)[0]
 
 
-def _deproject(depth: Array, camera: Camera) -> tuple[Array, Array]:
+def _deproject(depth: Array, camera: Pinhole) -> tuple[Array, Array]:
     """The points [M, 3], and which pixels they come from: [H, W] bool."""
     metres = _metres(depth)
     with np.errstate(invalid="ignore"):
@@ -163,7 +163,7 @@ def farthest_plainly(points: Array, n: int) -> Array:
     return chosen
 
 
-def cloud(depths: Sequence[Array], cameras: Sequence[Camera], box: ArrayLike, n: int, colours: Sequence[Array] | None = None) -> Array:
+def cloud(depths: Sequence[Array], cameras: Sequence[Pinhole], box: ArrayLike, n: int, colours: Sequence[Array] | None = None) -> Array:
     """One cloud, float32 [n, 3], of what several cameras see inside a box; [n, 6] with r, g, b in [0, 1] where `colours` are given.
 
     depths: each [H, W], see the top of this file; colours: each uint8 [H, W, 3], aligned with its depth. Raises RealrlError when the
@@ -186,10 +186,10 @@ def cloud(depths: Sequence[Array], cameras: Sequence[Camera], box: ArrayLike, n:
     return sample(np.concatenate(parts), n).astype(np.float32)
 
 
-def _thinned(depth: Array, camera: Camera, picture: Array | None) -> tuple[Array, Camera, Array | None]:
+def _thinned(depth: Array, camera: Pinhole, picture: Array | None) -> tuple[Array, Pinhole, Array | None]:
     """Every k-th row and column of a picture with many more pixels than `PIXELS`, and the camera that would have taken it."""
     k = int((np.size(depth) / PIXELS) ** 0.5)
     if k < 2:
         return depth, camera, picture
-    smaller = Camera(camera.fx / k, camera.fy / k, camera.cx / k, camera.cy / k, camera.pose)
+    smaller = Pinhole(camera.fx / k, camera.fy / k, camera.cx / k, camera.cy / k, camera.pose)
     return depth[::k, ::k], smaller, None if picture is None else picture[::k, ::k]

@@ -13,8 +13,8 @@ import gymnasium
 
 from realrl.envs.base import RobotEnv, pick_reward
 from realrl.envs.mujoco.randomise import randomiser
-from realrl.envs.mujoco.sight import Box, Stage, View, eyes
-from realrl.scene import Kind, RandomiseConfig, SightConfig
+from realrl.envs.mujoco.sight import Box, Scenery, View, eyes
+from realrl.scene import RandomiseConfig, SightConfig, SightKind
 from realrl.types import Array, Policy, RealrlError, TaskSpec
 
 _TASKS: dict[str, tuple[int, str]] = {  # name -> (horizon, text); horizons are gymnasium's own
@@ -62,8 +62,8 @@ class LocomotionEnv(RobotEnv):
                         default_horizon if horizon is None else horizon, float(inner.dt), text)
         names = (inner.model.camera(i).name for i in range(inner.model.ncam))
         cameras = tuple(View(name) for name in names if name)
-        stage = Stage(task.id, cameras, tuple(range(task.obs_dim)))
-        kinds: tuple[Kind, ...] = ("rgb", "depth") if cameras else ()
+        stage = Scenery(task.id, cameras, tuple(range(task.obs_dim)))
+        kinds: tuple[SightKind, ...] = ("rgb", "depth") if cameras else ()
         seen = eyes(sight, stage, inner.model, inner.data, kinds, "" if cameras else "its model has no camera")
         super().__init__(task, reward=reward, kinds=("dense",), native_low=inner.action_space.low, native_high=inner.action_space.high,
                          eyes=seen, whims=randomiser(randomise, inner.model, inner.data, seen, _FLOOR))

@@ -22,7 +22,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
 from realrl.envs.base import RobotEnv, ScriptedPolicy
 from realrl.envs.mujoco.randomise import randomiser
-from realrl.envs.mujoco.sight import Mark, Stage, View, eyes
+from realrl.envs.mujoco.sight import Mark, Scenery, View, eyes
 from realrl.scene import RandomiseConfig, SightConfig
 from realrl.types import Array, Policy, RealrlError, TaskSpec
 
@@ -80,7 +80,7 @@ class MetaWorldEnv(RobotEnv):
         text = name.removesuffix("-v3").replace("-", " ")
         dt = sim.model.opt.timestep * sim.frame_skip
         task = TaskSpec("metaworld", name, 39, 4, horizon, dt, text)
-        stage = Stage(task.id, _VIEWS, (*range(4), *range(18, 22)), _BOX, _AWAY, self._goals, self._settle,
+        stage = Scenery(task.id, _VIEWS, (*range(4), *range(18, 22)), _BOX, _AWAY, self._goals, self._settle,
                       hand=lambda: sim.data.body("hand").xpos)
         seen = eyes(sight, stage, sim.model, sim.data)
         super().__init__(task, reward=reward, eyes=seen, whims=randomiser(randomise, sim.model, sim.data, seen, _BOX))

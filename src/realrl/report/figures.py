@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from realrl.report.reading import Stage, counted, family_of, final_stage, number_of, wilson_bounds
+from realrl.report.reading import StageRow, counted, family_of, final_stage, number_of, wilson_bounds
 from realrl.report.tables import figure3, percent
 
 GREY, BLUE, ORANGE = "#7a828c", "#0072B2", "#D55E00"
@@ -70,13 +70,13 @@ def small_multiples(panels: Sequence[Panel], alt: str, caption: str = "") -> Dra
     return Drawing(pictures, alt, caption) if pictures else None
 
 
-def _colours(stages: Sequence[Stage]) -> list[str]:
+def _colours(stages: Sequence[StageRow]) -> list[str]:
     """One colour a stage: grey for the demonstrator, one blue for all offline rounds."""
     kinds = list(dict.fromkeys(family_of(s.name) for s in stages if s.name != "demonstrator"))
     return [GREY if s.name == "demonstrator" else PALETTE[kinds.index(family_of(s.name)) % len(PALETTE)] for s in stages]
 
 
-def success_figure(stages: Sequence[Stage]) -> Drawing | None:
+def success_figure(stages: Sequence[StageRow]) -> Drawing | None:
     """Success on a plain axis, failures on a logarithmic one: near 100 % only the second shows who is better."""
     stages = [s for s in stages if s.rate is not None]
     if not stages:
@@ -119,7 +119,7 @@ def _failure_point(axes: Axes, y: int, rate: float, low: float, high: float, col
     axes.plot(rate, y, "o", color=colour, ms=6)
 
 
-def _density(axes: Axes, stage: Stage, colour: str, *, filled: bool) -> None:
+def _density(axes: Axes, stage: StageRow, colour: str, *, filled: bool) -> None:
     edges, counts = np.array(stage.edges, float), np.array(stage.counts, float)
     share = 100 * counts / max(counts.sum(), 1) / np.diff(edges)
     label = stage.name + (f", mean {figure3(stage.cycle_steps)} steps" if stage.cycle_steps is not None else "")
@@ -128,7 +128,7 @@ def _density(axes: Axes, stage: Stage, colour: str, *, filled: bool) -> None:
         axes.axvline(stage.cycle_steps, color=colour, lw=1.4, ls="--")
 
 
-def cycle_figures(stages: Sequence[Stage]) -> tuple[Drawing | None, Drawing | None]:
+def cycle_figures(stages: Sequence[StageRow]) -> tuple[Drawing | None, Drawing | None]:
     """(demonstrator against the final stage, every stage against the demonstrator)."""
     stages = [s for s in stages if sum(s.counts)]
     if not stages:
@@ -139,7 +139,7 @@ def cycle_figures(stages: Sequence[Stage]) -> tuple[Drawing | None, Drawing | No
     span = (min(used), max(used))
     labels: dict[str, Any] = {"xlabel": "steps to success", "ylabel": "share of successes (% per step)", "xlim": span}
 
-    def draw(axes: Axes, stage: Stage | None) -> None:
+    def draw(axes: Axes, stage: StageRow | None) -> None:
         if base is not None:
             _density(axes, base, GREY, filled=True)
         if stage is not None:

@@ -14,7 +14,7 @@ from realrl.files import write_text
 from realrl.report.curves import curves
 from realrl.report.failures import failure_parts
 from realrl.report.figures import STYLE, cycle_figures, ope_figure, success_figure
-from realrl.report.reading import Stage, final_stage, number_of, read_json, read_rows, read_text, stages_of
+from realrl.report.reading import StageRow, final_stage, number_of, read_json, read_rows, read_text, stages_of
 from realrl.report.tables import (
     MISSING,
     PAGE,
@@ -35,7 +35,7 @@ from realrl.types import RealrlError
 MOST_SEEDS = 24  # listed a stage; the files have them all
 
 
-def _lead(stages: Sequence[Stage]) -> list[str]:
+def _lead(stages: Sequence[StageRow]) -> list[str]:
     final = final_stage(stages)
     if final is None or final.rate is None:
         return ["No stage of this run has a measured success rate yet."]
@@ -49,7 +49,7 @@ def _lead(stages: Sequence[Stage]) -> list[str]:
     return [line.replace(" %", "\xa0%") for line in lines]
 
 
-def _tiles(summary: Mapping[str, Any], stages: Sequence[Stage], where: str) -> list[dict[str, str]]:
+def _tiles(summary: Mapping[str, Any], stages: Sequence[StageRow], where: str) -> list[dict[str, str]]:
     tiles = []
     final, base = final_stage(stages), next((s for s in stages if s.name == "demonstrator"), None)
     if final:
@@ -74,7 +74,7 @@ def _tiles(summary: Mapping[str, Any], stages: Sequence[Stage], where: str) -> l
     return tiles
 
 
-def _failures(entries: Sequence[Any], stages: Sequence[Stage], where: str) -> tuple[str, list[dict[str, Any]]]:
+def _failures(entries: Sequence[Any], stages: Sequence[StageRow], where: str) -> tuple[str, list[dict[str, Any]]]:
     if not all(isinstance(e, Mapping) and "seed" in e for e in entries):
         raise RealrlError(f"{where}: every entry should be an object with 'stage', 'seed' and 'steps'")
     final = final_stage(stages)

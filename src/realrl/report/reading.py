@@ -19,7 +19,7 @@ EACH_STEP = ", each step"  # ends the name of a metric that holds one value a de
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageRow:
     """One entry of `summary.json`'s stages; None where the run has not measured it. Rates are fractions, times in the name's unit."""
 
     name: str
@@ -117,7 +117,7 @@ def wilson_bounds(rate: float, n: float) -> tuple[float, float]:
     return interval.low, interval.high
 
 
-def _stage(entry: Any, where: str) -> Stage:
+def _stage(entry: Any, where: str) -> StageRow:
     if not isinstance(entry, Mapping):
         raise RealrlError(f"{where}: every stage should be an object, not {entry!r}")
     name = str(entry.get("name", "unnamed"))
@@ -134,11 +134,11 @@ def _stage(entry: Any, where: str) -> Stage:
     if counts and len(edges) != len(counts) + 1:
         raise RealrlError(f"{where}: cycle_histogram has {len(edges)} edges for {len(counts)} counts; there should be one more edge")
     own = {k: number_of(entry, k, where) for k in ("cycle_steps", "cycle_s", "env_steps", "wall_s")}
-    return Stage(name, rate, None if n is None else int(n), low, high, per_hour=number_of(entry, "successes_per_hour", where),
+    return StageRow(name, rate, None if n is None else int(n), low, high, per_hour=number_of(entry, "successes_per_hour", where),
                  p50_ms=number_of(latency, "p50", where), p99_ms=number_of(latency, "p99", where), edges=edges, counts=counts, **own)
 
 
-def stages_of(summary: Mapping[str, Any], where: str = "summary.json") -> list[Stage]:
+def stages_of(summary: Mapping[str, Any], where: str = "summary.json") -> list[StageRow]:
     """The stages of a summary in order, the demonstrator first. Raises RealrlError on a field of a wrong kind."""
     entries = summary.get("stages") or []
     if not isinstance(entries, list):
@@ -147,7 +147,7 @@ def stages_of(summary: Mapping[str, Any], where: str = "summary.json") -> list[S
     return [_stage(entry, where) for entry in [*first, *entries]]
 
 
-def final_stage(stages: Sequence[Stage]) -> Stage | None:
+def final_stage(stages: Sequence[StageRow]) -> StageRow | None:
     """The last stage whose success was measured, the demonstrator aside."""
     return next((s for s in reversed(stages) if s.rate is not None and s.name != "demonstrator"), None)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from realrl.report.reading import Stage, stages_of
+from realrl.report.reading import StageRow, stages_of
 
 MISSING = "–"
 
@@ -31,7 +31,7 @@ def percent(fraction: float | None) -> str:
     return f"{100 * fraction:.2f} %" if fraction not in (0, 1) and text in ("100.0", "0.0") else f"{text} %"
 
 
-def interval(stage: Stage) -> str:
+def interval(stage: StageRow) -> str:
     """The 95 % interval of a stage's success, per cent."""
     return MISSING if stage.low is None or stage.high is None else f"{percent(stage.low)[:-2]} – {percent(stage.high)}"
 
@@ -62,11 +62,11 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _latency(stage: Stage) -> str:
+def _latency(stage: StageRow) -> str:
     return MISSING if stage.p50_ms is None else f"{figure3(stage.p50_ms)} / {figure3(stage.p99_ms)}"
 
 
-COLUMNS: tuple[tuple[str, Callable[[Stage], str]], ...] = (
+COLUMNS: tuple[tuple[str, Callable[[StageRow], str]], ...] = (
     ("Stage", lambda s: s.name),
     ("Success", lambda s: percent(s.rate)),
     ("95 % interval", interval),
@@ -82,7 +82,7 @@ SHORT = ("Stage", "Success", "95 % interval", "n", "Cycle (steps)", "Latency p50
 PAGE = ("Stage", "Success", "95 % interval", "n", "Cycle (steps)", "Cycle (s)", "Successes per hour", "Env steps", "Wall")
 
 
-def stage_grid(stages: Sequence[Stage], names: Iterable[str], *, drop_empty: bool = False) -> Grid:
+def stage_grid(stages: Sequence[StageRow], names: Iterable[str], *, drop_empty: bool = False) -> Grid:
     """The named columns of `COLUMNS`, one row a stage; `drop_empty` leaves out columns that nothing was measured for."""
     columns = [(head, make) for head, make in COLUMNS if head in tuple(names)]
     if drop_empty:
@@ -108,14 +108,14 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in (grid.headers, rule, *grid.rows))
 
 
-def latency_grid(stages: Sequence[Stage]) -> Grid:
+def latency_grid(stages: Sequence[StageRow]) -> Grid:
     """Action latency of the stages that have one, and the plans a second it allows."""
     rate = [count(1000 / s.p99_ms) if s.p99_ms else MISSING for s in stages]
     rows = [[s.name, figure3(s.p50_ms), figure3(s.p99_ms), r] for s, r in zip(stages, rate, strict=True)]
     return Grid(["Stage", "Median (ms)", "99th percentile (ms)", "Plans per second, 99 % of the time"], rows, len(rows) - 1)
 
 
-def faster(final: Stage, base: Stage) -> str:
+def faster(final: StageRow, base: StageRow) -> str:
     """How final's cycle time compares with the demonstrator's, in words; seconds where both have them."""
     new, old = (final.cycle_s, base.cycle_s) if final.cycle_s and base.cycle_s else (final.cycle_steps, base.cycle_steps)
     if not new or not old:

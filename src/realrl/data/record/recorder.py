@@ -60,7 +60,7 @@ class RecorderStats:
 
 
 @dataclass(frozen=True)
-class _Camera:
+class _Film:
     key: str
     shape: tuple[int, ...]
     kind: type[Any]
@@ -421,9 +421,9 @@ class Recorder:
             raise RealrlError(f"{self.dir}: the disk takes no more ({self._stuck}); what was recorded is kept, free space to go on")
 
 
-def _cameras(pictures: Mapping[str, Size], depth: Mapping[str, Size]) -> list[_Camera]:
-    found = [*(_Camera(f"images.{name}", (*size, 3), np.uint8) for name, size in pictures.items()),
-             *(_Camera(f"depth.{name}", tuple(size), np.uint16) for name, size in depth.items())]
+def _cameras(pictures: Mapping[str, Size], depth: Mapping[str, Size]) -> list[_Film]:
+    found = [*(_Film(f"images.{name}", (*size, 3), np.uint8) for name, size in pictures.items()),
+             *(_Film(f"depth.{name}", tuple(size), np.uint16) for name, size in depth.items())]
     for camera in found:
         if not all(c.isalnum() or c in "._-" for c in camera.key) or len(camera.shape[:2]) != 2 or min(camera.shape) < 1:
             raise RealrlError(f"camera {camera.key!r} of size {camera.shape[:2]} is not possible; use letters, digits, '.', '_' and '-', "

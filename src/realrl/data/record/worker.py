@@ -157,7 +157,7 @@ class Film:
             self.waiting.popleft()
 
 
-class Take:
+class OpenEpisode:
     """One episode under way: its folder, the log of its columns, its cameras' films."""
 
     def __init__(self, recording: Path, record: Record, ring: Ring, channel: Channel) -> None:
@@ -205,8 +205,8 @@ class Worker:
         self.store, self.ring, self.channel, self.min_frames, self.sync_s = store, ring, channel, min_frames, sync_s
         self.recording = store.dir / FOLDER
         self.spill = Spill(self.recording, ring)
-        self.takes: dict[int, Take] = {}
-        self.jobs: list[queue.Queue[tuple[Take, Record] | None]] = [queue.Queue(8) for _ in ring.sizes]
+        self.takes: dict[int, OpenEpisode] = {}
+        self.jobs: list[queue.Queue[tuple[OpenEpisode, Record] | None]] = [queue.Queue(8) for _ in ring.sizes]
         self.ended: queue.Queue[Path | None] = queue.Queue()
         self._lock, self._stop = threading.Lock(), threading.Event()
 
@@ -255,7 +255,7 @@ class Worker:
     def _handle(self, record: Record) -> None:
         take = self.takes.get(record.episode)
         if take is None:
-            take = Take(self.recording, record, self.ring, self.channel)
+            take = OpenEpisode(self.recording, record, self.ring, self.channel)
             self.takes = {record.episode: take}
         take.write(record)
         for jobs in self.jobs:
@@ -269,7 +269,7 @@ class Worker:
             self.ring.done[1 + camera] = take.film(record, camera)
             self._passed(take, record)
 
-    def _passed(self, take: Take, record: Record) -> None:
+    def _passed(self, take: OpenEpisode, record: Record) -> None:
         """The last thread to meet an episode's end hands it on. Nothing of it is in the ring by then."""
         if record.kind not in (END, DISCARD):
             return

@@ -20,7 +20,7 @@ import numpy as np
 
 from realrl.data import side
 from realrl.data.schema import ALIASES
-from realrl.data.tools.pieces import Each, Piece, Source, assemble
+from realrl.data.tools.pieces import Each, Piece, SourceSet, assemble
 from realrl.files import sync
 from realrl.types import Array, RealrlError
 
@@ -45,7 +45,7 @@ def merge(directories: Sequence[str | Path], out: str | Path, *, each: Each = it
     """
     if len(directories) < 2:
         raise RealrlError("merge needs at least two datasets; name them all before --out")
-    sources = [Source(d) for d in directories]
+    sources = [SourceSet(d) for d in directories]
     for other in sources[1:]:
         if difference := _difference(sources[0], other):
             raise RealrlError(f"{other.dir} does not fit {sources[0].dir}: {difference}; convert one of them first")
@@ -77,7 +77,7 @@ def split(directory: str | Path, out: str | Path, by: str, *, shuffle: int | Non
     "0:80,80:100"; each part may be named, "train=0.8,test=0.2", and is called part-0, part-1 ... otherwise.
     shuffle: seed of a random order for fractions. Raises RealrlError on a text that is none of these and on an empty part.
     """
-    source, out = Source(directory), Path(out)
+    source, out = SourceSet(directory), Path(out)
     parts = {name: sorted(members) for name, members in _parts(source, by, shuffle).items()}
     if empty := [name for name, members in parts.items() if not members]:
         raise RealrlError(f"{source.dir}: part {empty[0]!r} of {by!r} would hold none of the {len(source)} episodes; choose other parts")
@@ -148,7 +148,7 @@ def _ranges(text: str) -> list[range]:
     return ranges
 
 
-def successes(source: Source) -> Array:
+def successes(source: SourceSet) -> Array:
     """Whether each episode ended in success [N] bool: as its row says, else as its last frame does.
 
     Raises RealrlError when neither is recorded.
@@ -160,19 +160,19 @@ def successes(source: Source) -> Array:
 # ---- parts of these
 
 
-def _make(sources: Sequence[Source], pieces: Sequence[Piece], out: Path, each: Each) -> Edited:
+def _make(sources: Sequence[SourceSet], pieces: Sequence[Piece], out: Path, each: Each) -> Edited:
     with staged(out) as folder:
         notes = _assemble(sources, pieces, folder, each)
     return Edited(out, len(pieces), sum(p.stop - p.start for p in pieces), notes)
 
 
-def _assemble(sources: Sequence[Source], pieces: Sequence[Piece], folder: Path, each: Each) -> list[str]:
+def _assemble(sources: Sequence[SourceSet], pieces: Sequence[Piece], folder: Path, each: Each) -> list[str]:
     """The dataset and its side files; a line for what a user should know of them."""
     notes = assemble(sources, pieces, folder, each)
     return notes + side.carry([s.dir for s in sources], [(p.source, p.episode, p.start, p.stop) for p in pieces], folder)
 
 
-def _difference(a: Source, b: Source) -> str:
+def _difference(a: SourceSet, b: SourceSet) -> str:
     """Why two datasets cannot be one, "" if they can."""
     for what, name in (("fps", "fps"), ("robot", "robot_type")):
         if a.info.get(name) != b.info.get(name):
@@ -190,14 +190,14 @@ def _difference(a: Source, b: Source) -> str:
     return ""
 
 
-def _opened(directory: str | Path, episodes: Iterable[int] | str | None) -> Source:
+def _opened(directory: str | Path, episodes: Iterable[int] | str | None) -> SourceSet:
     """The dataset, once a list that is written as nobody can read it has been refused."""
     if isinstance(episodes, str):
         _ranges(episodes)
-    return Source(directory)
+    return SourceSet(directory)
 
 
-def _known(source: Source, episodes: Iterable[int] | str) -> list[int]:
+def _known(source: SourceSet, episodes: Iterable[int] | str) -> list[int]:
     if isinstance(episodes, str):
         return episode_numbers(episodes, len(source), source.dir)
     numbers = []
@@ -208,7 +208,7 @@ def _known(source: Source, episodes: Iterable[int] | str) -> list[int]:
     return numbers
 
 
-def _success(source: Source, episode: int) -> Array:
+def _success(source: SourceSet, episode: int) -> Array:
     """An episode's success flags [T]."""
     name = next((name for name in ALIASES["next.success"] if name in source.features), None)
     if name is None:
@@ -216,7 +216,7 @@ def _success(source: Source, episode: int) -> Array:
     return np.asarray(source.frames(episode)[name].to_numpy(zero_copy_only=False)).astype(bool).reshape(-1)
 
 
-def _parts(source: Source, by: str, shuffle: int | None) -> dict[str, list[int]]:
+def _parts(source: SourceSet, by: str, shuffle: int | None) -> dict[str, list[int]]:
     """Name -> episodes of every part that `by` describes."""
     if by == "success":
         good = successes(source)
@@ -240,7 +240,7 @@ def _parts(source: Source, by: str, shuffle: int | None) -> dict[str, list[int]]
     return parts
 
 
-def _fractions(source: Source, sizes: Mapping[str, float], by: str, shuffle: int | None) -> dict[str, list[int]]:
+def _fractions(source: SourceSet, sizes: Mapping[str, float], by: str, shuffle: int | None) -> dict[str, list[int]]:
     if sum(sizes.values()) > 1 + 1e-9:
         raise RealrlError(f"split by {by!r}: the fractions sum to {sum(sizes.values()):g}, at most 1 is there; write 0.8,0.2")
     order = np.arange(len(source)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(source))

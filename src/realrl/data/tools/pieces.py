@@ -58,7 +58,7 @@ READ_AHEAD = 2**22  # bytes of row groups that are read at once
 Each = Callable[[Sequence[Piece]], Iterable[Piece]]  # the pieces again, with a progress bar
 
 
-class Source:
+class SourceSet:
     """A dataset to take pieces from: its description, its rows with their statistics, and its frames.
 
     Raises RealrlError when it is no dataset, or when its episodes are not numbered 0..N-1.
@@ -132,7 +132,7 @@ class Source:
         self._open = self._last = None
 
 
-def assemble(sources: Sequence[Source], pieces: Sequence[Piece], out: Path, each: Each = iter) -> list[str]:
+def assemble(sources: Sequence[SourceSet], pieces: Sequence[Piece], out: Path, each: Each = iter) -> list[str]:
     """Write the dataset made of `pieces` into the empty folder `out`; gives a line for what a user should know of it.
 
     The sources must agree in features, rate and robot. Raises RealrlError when a source is damaged, and OSError when `out` cannot
@@ -144,7 +144,7 @@ def assemble(sources: Sequence[Source], pieces: Sequence[Piece], out: Path, each
 class _Assembly:
     """One new dataset under way. changes: column of the episodes table -> row -> what it becomes."""
 
-    def __init__(self, sources: Sequence[Source], pieces: Sequence[Piece], out: Path) -> None:
+    def __init__(self, sources: Sequence[SourceSet], pieces: Sequence[Piece], out: Path) -> None:
         self.sources, self.pieces, self.out = sources, pieces, out
         self.info = copy.deepcopy(sources[0].info) | {"codebase_version": "v3.0", "data_path": DATA_PATH}
         self.features: Info = self.info["features"]
@@ -369,7 +369,7 @@ class _DataFile:
                 os.fsync(file.fileno())
 
 
-def _taken_rows(sources: Sequence[Source], pieces: Sequence[Piece]) -> pa.Table:
+def _taken_rows(sources: Sequence[SourceSet], pieces: Sequence[Piece]) -> pa.Table:
     """The sources' rows of the pieces, in their order, as they are."""
     offset = np.cumsum([0, *map(len, sources)])
     wanted = pa.array([int(offset[p.source]) + p.episode for p in pieces], pa.int64())

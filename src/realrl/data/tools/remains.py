@@ -21,7 +21,7 @@ from realrl.data import schema, tables
 from realrl.data.errors import DAMAGED, line
 from realrl.data.schema import Info
 from realrl.data.tables import Parquet, cameras, stored
-from realrl.data.tools.pieces import Source
+from realrl.data.tools.pieces import SourceSet
 from realrl.data.tools.salvage import guessed_info, refuse_old
 from realrl.types import Array, RealrlError
 
@@ -30,7 +30,7 @@ UNKNOWN_TASK = "unknown task"
 
 
 @dataclass
-class Take:
+class WholeEpisode:
     """An episode whose frames are whole. row: its place in the episodes table, None when that is lost; mends: columns to set right."""
 
     number: int
@@ -43,7 +43,7 @@ class Take:
     """Cells of its row that are new."""
 
 
-class Remains(Source):
+class Remains(SourceSet):
     """A damaged dataset as a source of pieces: its episodes are those that can be kept, counted from 0.
 
     takes: these; lost: number -> why, of those that cannot; lines: what is wrong otherwise, one line each; unreadable and strays:
@@ -53,7 +53,7 @@ class Remains(Source):
 
     def __init__(self, directory: str | Path) -> None:
         self.dir = Path(directory)
-        self.takes: list[Take] = []
+        self.takes: list[WholeEpisode] = []
         self.lost: dict[int, str] = {}
         self.lines: list[str] = []
         self.unreadable: list[Path] = []
@@ -181,11 +181,11 @@ class Remains(Source):
 
     def _find_frames(self) -> None:
         """Fill in `takes` and `lost` from all data files."""
-        found: dict[int, list[Take]] = {}
+        found: dict[int, list[WholeEpisode]] = {}
         wrong: dict[int, str] = {}
         for path in self._files:
             for number, parts, table in self._episodes(path):
-                take = Take(number, path, parts, len(table), self._row_of.get(number))
+                take = WholeEpisode(number, path, parts, len(table), self._row_of.get(number))
                 if reason := self._fault(take, table):
                     wrong.setdefault(number, f"{self.name(path)}: {reason}")
                 else:
@@ -248,7 +248,7 @@ class Remains(Source):
             self._group = (path, group, self._reading[1].read([group]))
         return self._group[2]
 
-    def _fault(self, take: Take, table: pa.Table) -> str:
+    def _fault(self, take: WholeEpisode, table: pa.Table) -> str:
         """Why an episode's frames cannot be kept, "" if they can; notes in the take what must be set right."""
         try:
             columns = {name: tables.to_numpy(table[name], name, f) for name, f in stored(self.info["features"]).items()}
@@ -298,7 +298,7 @@ class Remains(Source):
         self.lines.append(f"no episode has pictures of {camera}; the dataset no longer lists that camera")
         self.rewrite = True
 
-    def cell(self, take: Take, name: str) -> Any:
+    def cell(self, take: WholeEpisode, name: str) -> Any:
         """A cell of an episode's row, None where it is unknown."""
         if name in take.cells:
             return take.cells[name]
@@ -308,14 +308,14 @@ class Remains(Source):
             self._cells[name] = self._all_rows[name].to_pylist()
         return self._cells[name][take.row]
 
-    def film(self, take: Take, camera: str) -> Path | None:
+    def film(self, take: WholeEpisode, camera: str) -> Path | None:
         """The file that an episode's pictures of a camera are in."""
         key = [self.cell(take, f"videos/{camera}/{name}_index") for name in ("chunk", "file")]
         return None if None in key else schema.video_file(self.dir, self.info, camera, (int(key[0]), int(key[1])))
 
     def films(self, camera: str) -> set[Path | None]:
         """The files of a camera that rows know, those of lost episodes included."""
-        return {self.film(Take(-1, self.dir, [], 0, row), camera) for row in self._row_of.values()}
+        return {self.film(WholeEpisode(-1, self.dir, [], 0, row), camera) for row in self._row_of.values()}
 
     def strays(self) -> list[Path]:
         """Files in the dataset's folders that nothing refers to."""

@@ -30,7 +30,7 @@ from realrl.data.record.recorder import Recorder
 from realrl.data.stats import stored_stats
 from realrl.data.store import Store
 from realrl.data.tools.pieces import Each, assemble
-from realrl.data.tools.remains import Remains, Take, what
+from realrl.data.tools.remains import Remains, WholeEpisode, what
 from realrl.files import lock, publish, sync, write_json
 from realrl.types import Array, RealrlError
 
@@ -303,7 +303,7 @@ class _Films:
             self.remains.takes = [take for take in self.remains.takes if take.number not in gone]
             self.remains.lost |= gone
 
-    def _fault(self, take: Take, camera: str) -> str:
+    def _fault(self, take: WholeEpisode, camera: str) -> str:
         """Why an episode's pictures cannot be used, "" if they can."""
         path, prefix = self.remains.film(take, camera), f"videos/{camera}"
         start, stop, last = (self.remains.cell(take, f"{prefix}/{name}_timestamp") for name in ("from", "to", "last"))
@@ -349,7 +349,7 @@ class _Films:
         the video files that no row knows belong together in the order of their names, if their lengths agree."""
         known = self.remains.films(camera)
         spare = [p for p in sorted(self.remains.dir.glob(f"videos/{camera}/chunk-*/file-*.mp4")) if p not in known]
-        by_file: dict[Path, list[Take]] = {}
+        by_file: dict[Path, list[WholeEpisode]] = {}
         for take in self.remains.takes:
             if take.row is None:
                 by_file.setdefault(take.path, []).append(take)

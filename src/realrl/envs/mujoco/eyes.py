@@ -14,7 +14,7 @@ import numpy as np
 from realrl.envs import clouds
 from realrl.envs.mujoco import render
 from realrl.envs.mujoco.rays import RayCaster
-from realrl.envs.mujoco.sight import Mark, Stage, View, choose
+from realrl.envs.mujoco.sight import Mark, Scenery, View, choose
 from realrl.scene import SightConfig
 from realrl.types import Array, Obs, RealrlError
 
@@ -25,7 +25,7 @@ RAYS = 2.0
 class Sight:
     """The eyes of a MuJoCo environment, see `realrl.envs.base.Eyes`."""
 
-    def __init__(self, cfg: SightConfig, stage: Stage, model: Any, data: Any) -> None:
+    def __init__(self, cfg: SightConfig, stage: Scenery, model: Any, data: Any) -> None:
         """Moves the model's cameras to the stage's views. Raises RealrlError on an unknown camera, without a hand to look from, and where
         OpenGL is missing."""
         if cfg.kind == "pointcloud" and cfg.frame == "hand" and stage.hand is None:
@@ -93,13 +93,13 @@ class Sight:
 
     def _by_depth(self) -> Array:
         shots = [self._shoot(camera, colour=self._cfg.colour, depth=True) for camera in self._cameras.values()]
-        cameras = [clouds.Camera.upright(self._cfg.height, self._cfg.width, float(self._model.cam_fovy[camera]), self._poses(camera)[1])
+        cameras = [clouds.Pinhole.upright(self._cfg.height, self._cfg.width, float(self._model.cam_fovy[camera]), self._poses(camera)[1])
                    for camera in self._cameras.values()]
         return clouds.cloud([_there(d) for _, d in shots], cameras, self._box, self._cfg.points,
                             [_there(c) for c, _ in shots] if self._cfg.colour else None)
 
     def _poses(self, camera: int) -> tuple[Array, Array]:
-        """A camera's pose [4, 4] (`clouds.Camera`) as it is, and as its calibration has it: they differ where cameras are randomised.
+        """A camera's pose [4, 4] (`clouds.Pinhole`) as it is, and as its calibration has it: they differ where cameras are randomised.
 
         So a cloud is off by the camera's displacement, as a real one is by its calibration's error. The same object: no difference.
         """

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from realrl.scene import Kind, SightConfig
+from realrl.scene import SightConfig, SightKind
 from realrl.types import Array, RealrlError
 
 if TYPE_CHECKING:  # it imports the simulator
@@ -22,11 +22,11 @@ if TYPE_CHECKING:  # it imports the simulator
 
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Low and high corner, m."""
-KINDS: tuple[Kind, ...] = ("rgb", "depth", "pointcloud")
+KINDS: tuple[SightKind, ...] = ("rgb", "depth", "pointcloud")
 """What a MuJoCo task with a workspace gives."""
 
 
-def sees(task: str, cfg: SightConfig | None, kinds: Sequence[Kind], instead: str = "") -> bool:
+def sees(task: str, cfg: SightConfig | None, kinds: Sequence[SightKind], instead: str = "") -> bool:
     """Whether a task is asked for eyes. kinds: what it can give beside "state"; instead: where to find more.
 
     Raises RealrlError when it is asked for another kind.
@@ -68,7 +68,7 @@ class View:
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class Scenery:
     """What a suite says of a task to be looked at."""
 
     task: str
@@ -88,9 +88,10 @@ class Stage:
     """Where the robot's hand is now, [3] m in the world; None: it has none."""
 
 
-def eyes(cfg: SightConfig | None, stage: Stage, model: Any, data: Any, kinds: Sequence[Kind] = KINDS, instead: str = "") -> Sight | None:
+def eyes(cfg: SightConfig | None, scenery: Scenery, model: Any, data: Any, kinds: Sequence[SightKind] = KINDS,
+         instead: str = "") -> Sight | None:
     """The eyes of a MuJoCo environment, None where none are asked for. Raises RealrlError as `sees` and `Sight` do."""
-    if cfg is None or not sees(stage.task, cfg, kinds, instead):
+    if cfg is None or not sees(scenery.task, cfg, kinds, instead):
         return None
     from realrl.envs.mujoco.eyes import Sight
-    return Sight(cfg, stage, model, data)
+    return Sight(cfg, scenery, model, data)

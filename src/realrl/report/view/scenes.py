@@ -20,7 +20,7 @@ from realrl.envs.base import RobotEnv
 from realrl.policies.folder import check_fit, load_policy, read_policy_json
 from realrl.report.view.clips import Clip, Each, EpisodeSet
 from realrl.robots.guard import box_guard
-from realrl.scene import Kind, SightConfig
+from realrl.scene import SightConfig, SightKind
 from realrl.types import Array, Episode, Obs, Plan, Policy, RealrlError, Source, State
 
 SIDE = 240  # pixels of a picture's side
@@ -49,8 +49,8 @@ def rolled(task: str, *, policy: Path | None = None, seeds: Sequence[int] = (0,)
     trained on another shape.
     """
     for sight in sights:
-        if sight not in get_args(Kind):
-            raise RealrlError(f"no sight {sight!r}: it is one of {', '.join(get_args(Kind))}")
+        if sight not in get_args(SightKind):
+            raise RealrlError(f"no sight {sight!r}: it is one of {', '.join(get_args(SightKind))}")
     actor, own, who = _actor(task, policy)
     kicker = f"{task} · {actor.name if policy is None else policy}"
 
