@@ -84,8 +84,8 @@ class Job:
     def medium(self) -> None:
         """PPO up to the level, then episodes of its stochastic policy."""
         began, cfg = time.monotonic(), self.cfg
-        run = Run(self.folder / "ppo", resume=True)
-        with WorkCell(Run(self.folder / "medium", resume=True), replace(cfg, horizon=None)) as cell:
+        with (Run(self.folder / "ppo", resume=True) as run, Run(self.folder / "medium", resume=True) as place,
+              WorkCell(place, replace(cfg, horizon=None)) as cell):
             agent = gaussian_ppo.PPO(cell.spec.obs_dim, cell.spec.action_dim, seed=derive(cfg.seed, "ppo"))
             run.load("ppo", agent=agent)
             with cell.run.bar("ppo: steps", self.data_steps) as advance:
@@ -106,7 +106,7 @@ class Job:
     def imitation(self) -> None:
         """All episodes, good or bad."""
         began = time.monotonic()
-        with WorkCell(Run(self.folder / "medium", resume=True), replace(self.cfg, horizon=None)) as cell:
+        with Run(self.folder / "medium", resume=True) as run, WorkCell(run, replace(self.cfg, horizon=None)) as cell:
             data = self._data(cell)
         policy = imitate(self.cfg, data, self.folder / "imitation")
         wall = round(time.monotonic() - began, 1)

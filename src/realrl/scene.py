@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from realrl.config import OutOfBounds, check, shown
 from realrl.types import RealrlError
+
+if TYPE_CHECKING:
+    import torch
 
 SightKind = Literal["state", "rgb", "depth", "pointcloud"]
 CloudSource = Literal["rays", "depth"]
@@ -142,6 +143,7 @@ class Scene:
 
 def device(wish: str) -> torch.device:
     """ "auto" is the GPU where there is one. Raises RealrlError for a device that is not here."""
+    import torch  # a second to import, and lists and help need none of it
     if wish == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -192,7 +192,7 @@ def test_a_fit_through_the_encoder_begins_at_a_ratio_of_one():
     cond = view.encoded(policy.features).cond
     random = torch.Generator().manual_seed(0)
     chain = policy.explore(cond, random)
-    ppo = DenoisingPPO(policy, PPOConfig(lr=0.0, clip=1e-3, minibatch=40), encoder=True)
+    ppo = DenoisingPPO(policy, PPOConfig(lr=1e-30, clip=1e-3, minibatch=40), encoder=True)
     seen = []
 
     def look(rows):
