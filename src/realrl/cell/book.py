@@ -8,7 +8,7 @@ in side files, `derived/chains/<label>/<number>.safetensors`, written before the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -175,6 +175,7 @@ class Book:
         folder = self._chains(label)
         number = max((int(p.stem) for p in folder.glob("*.safetensors") if p.stem.isdecimal()), default=0) + 1
         tensors = {f"{e.seed}/{name}": np.ascontiguousarray(values) for e in episodes for name, values in e.extra.items()}
+        tensors["starts"] = np.array([e.seed for e in episodes], np.int64)  # also those whose plans carried nothing
         write_bytes(folder / f"{number:06d}.safetensors", safetensors.numpy.save(tensors))
 
     def _read_chains(self, label: str) -> dict[int, dict[str, Array]]:
@@ -182,11 +183,12 @@ class Book:
         found: dict[int, dict[str, Array]] = {}
         for path in sorted(self._chains(label).glob("*.safetensors")):
             try:
-                tensors: Mapping[str, Array] = safetensors.numpy.load(read_plain(path))
+                tensors: dict[str, Array] = safetensors.numpy.load(read_plain(path))
+                found |= {int(seed): {} for seed in tensors.pop("starts")}
                 for key, values in tensors.items():
                     seed, _, name = key.partition("/")
-                    found.setdefault(int(seed), {})[name] = values
-            except (OSError, ValueError, safetensors.SafetensorError) as error:
+                    found[int(seed)][name] = values
+            except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
                 raise RealrlError(f"{path} is damaged ({error}); restore it from a copy, or begin the run anew elsewhere") from error
         return found
 
