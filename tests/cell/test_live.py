@@ -132,3 +132,13 @@ def test_the_first_action_of_an_episode_is_limited_from_where_the_robot_is() -> 
         guard = box_guard(env, GuardConfig(max_delta=0.1))
         for episode in rollout([env], ScriptedPolicy("hand", home), [guard], [1, 2], greedy=True):
             assert episode.action[0, 0] == pytest.approx(first) and episode.proposed[0, 0] == -1.0
+
+
+def test_a_state_of_another_shape_is_one_line() -> None:
+    class Wide(Rail):
+        def _begin(self, seed: int) -> Array:
+            return np.zeros(3)
+
+    with pytest.raises(RealrlError, match=r"lab/rail: a state of shape \[3\], its TaskSpec says 2 numbers") as caught:
+        Wide().reset(seed=0)
+    assert "\n" not in str(caught.value)

@@ -141,7 +141,9 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
         """The observation at the simulator's full state [D]; first, last: of an episode."""
         state = np.array(state, np.float32)  # a copy: simulators hand out views of buffers they write again
         size = self.task.privileged or self.task.obs_dim
-        assert state.shape == (size,), f"{self.task.id}: state {state.shape}, expected ({size},)"
+        if state.shape != (size,):
+            raise RealrlError(f"{self.task.id}: a state of shape {list(state.shape)}, its TaskSpec says {size} numbers: "
+                              "mend obs_dim or what _begin and _advance return")
         if self._eyes is None:
             return {"state": state}
         if self.watching or first or last:
