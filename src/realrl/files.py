@@ -97,9 +97,15 @@ def disk(error: BaseException | None) -> bool:
 def sweep(folder: Path) -> None:
     """Remove the temporary files that `publish` left in a folder when its process was killed."""
     for file in folder.glob(".*.tmp"):
-        owner = re.fullmatch(r"\..+\.(\d{1,9})\.tmp", file.name)
-        if owner and (int(owner[1]) == os.getpid() or not alive(int(owner[1]))):  # our number, when it was another's
+        owner = writer(file)
+        if owner and (owner == os.getpid() or not alive(owner)):  # our number, when it was another's
             file.unlink(missing_ok=True)
+
+
+def writer(temporary: Path) -> int | None:
+    """The process that `publish` wrote a temporary file in; None for another kind of file."""
+    owner = re.fullmatch(r"\..+\.(\d{1,9})\.tmp", temporary.name)
+    return int(owner[1]) if owner else None
 
 
 def alive(process: int) -> bool:

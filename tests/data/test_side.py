@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -148,3 +149,15 @@ def test_damaged_files_get_one_line(data: Path) -> None:
         complaint(lambda: side.read(data, "value"), "v1.parquet")
     pq.write_table(pa.table({"v": np.arange(30.0)}), path)
     complaint(lambda: side.read(data, "value"), "is no file of derived columns")
+
+
+def test_a_column_that_is_being_written_is_not_swept_away(data: Path) -> None:
+    """Derived columns are written without the dataset's lock: whoever appends meanwhile sweeps dead writers' files only."""
+    root = data
+    folder = root / "derived/value"
+    folder.mkdir(parents=True)
+    ours, dead = folder / f".v1.parquet.{os.getpid()}.tmp", folder / ".v1.parquet.999999999.tmp"
+    for path in (ours, dead):
+        path.write_bytes(b"half")
+    Store.open(root).append([episode(5)])
+    assert ours.exists() and not dead.exists()

@@ -17,7 +17,7 @@ from realrl.data import errors, tables
 from realrl.data.errors import line, mend
 from realrl.data.stats import STATS, Stats
 from realrl.data.tables import ROW_INDICES, FileKey
-from realrl.files import inside, within
+from realrl.files import alive, inside, within, writer
 from realrl.types import HIDDEN, Array, Episode, RealrlError, Source
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -126,9 +126,15 @@ FOLDERS = ("meta", "data", "videos", "derived")  # what a dataset is made of
 
 
 def unfinished(root: Path) -> list[Path]:
-    """Temporary files of writers that died, in the folders of a dataset; nothing that a link leads to."""
-    return sorted(p for folder in FOLDERS if not (root / folder).is_symlink() for p in (root / folder).rglob(".*.tmp")
-                  if p.is_symlink() or p.is_file())
+    """Temporary files of writers that died, in the folders of a dataset, for who holds its lock; nothing that a link leads to. Derived
+    columns are written without the lock, so there a living process may be at work."""
+    found = (p for folder in FOLDERS if not (root / folder).is_symlink() for p in (root / folder).rglob(".*.tmp"))
+    return sorted(p for p in found if (p.is_symlink() or p.is_file()) and not (p.is_relative_to(root / "derived") and _at_work(p)))
+
+
+def _at_work(temporary: Path) -> bool:
+    owner = writer(temporary)
+    return owner is not None and alive(owner)
 
 
 def check_names(where: str, **texts: str) -> None:
