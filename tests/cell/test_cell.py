@@ -93,6 +93,22 @@ def test_an_interruption_keeps_what_is_finished_and_the_rest_is_added(tmp_path):
         assert cell.summary["env_steps"] == cell.book.store.frames == sum(map(len, expected))
 
 
+def test_an_interruption_just_after_an_append_records_nothing_twice(tmp_path, monkeypatch):
+    append = Store.append
+
+    def interrupted(self, episodes):
+        append(self, episodes)
+        monkeypatch.setattr(Store, "append", append)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), open_cell(tmp_path) as cell:
+        monkeypatch.setattr(Store, "append", interrupted)
+        cell.practise("trial", policy(), range(30), noise_seed=3)
+    with open_cell(tmp_path) as cell:
+        cell.practise("trial", policy(), range(30), noise_seed=3)
+        assert sorted(e.seed for e in cell.book.store.read()) == list(range(30))
+
+
 def test_chains_are_kept_beside_the_recording_and_read_back(tmp_path):
     with open_cell(tmp_path) as cell:
         first = cell.practise("online", policy(), range(12), chains=True)

@@ -62,7 +62,8 @@ class Book:
             if self._recorder:
                 self._recorder.flush()
                 self.store = Store.open(self.dir)
-            self._append(label, waiting, chains)
+            known = self.recorded(label) if waiting else {}
+            self._append(label, [e for e in waiting if e.seed not in known], chains)  # an interruption may come just after an append
 
     def live(self, label: str, chains: bool) -> LiveRecording | None:
         """What takes episodes down step by step under a label; None where they are appended whole."""

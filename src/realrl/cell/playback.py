@@ -23,6 +23,7 @@ from realrl import envs
 from realrl.envs import robosuite
 from realrl.envs.base import RobotEnv
 from realrl.robots.guard import box_guard
+from realrl.scene import GuardConfig
 from realrl.types import Array, Episode, Obs, RealrlError
 
 TOLERANCE = 1e-3
@@ -72,8 +73,10 @@ class Replay:
                 "success_recorded": self.recorded, "success_replayed": self.succeeded}
 
 
-def replay(episodes: Iterable[Episode], env: RobotEnv | str, *, tolerance: float = TOLERANCE) -> Iterator[Replay]:
-    """Play every episode's actions and compare, one after the other. env: an environment, or a task's name for `player`.
+def replay(episodes: Iterable[Episode], env: RobotEnv | str, *, tolerance: float = TOLERANCE,
+           guard: GuardConfig | None = None) -> Iterator[Replay]:
+    """Play every episode's actions and compare, one after the other. env: an environment, or a task's name for `player`;
+    guard: what stands between the recording and a robot.
 
     The success of a replay is judged over the same steps as the recording's: at the last one. Raises RealrlError when an episode
     does not fit the environment (shapes, a start that cannot be restored) or the tolerance is not above 0.
@@ -83,7 +86,7 @@ def replay(episodes: Iterable[Episode], env: RobotEnv | str, *, tolerance: float
     world = player(env) if isinstance(env, str) else env
     try:
         for number, episode in enumerate(episodes):
-            yield _play(world, episode, number, tolerance)
+            yield _play(world, episode, number, tolerance, guard)
     finally:
         if world is not env:
             world.close()
@@ -100,7 +103,7 @@ def player(task: str) -> RobotEnv:
     return envs.make(task, reward="dense", horizon=LONG)
 
 
-def _play(env: RobotEnv, episode: Episode, number: int, tolerance: float) -> Replay:
+def _play(env: RobotEnv, episode: Episode, number: int, tolerance: float, limits: GuardConfig | None) -> Replay:
     recorded = episode.obs.get("state")
     if recorded is None:
         raise RealrlError(f"episode {number}: it has no observation.state to compare a replay with")
@@ -112,7 +115,7 @@ def _play(env: RobotEnv, episode: Episode, number: int, tolerance: float) -> Rep
     if largest > 2.0:
         raise RealrlError(f"episode {number}: actions reach {largest:.3g}, far outside [-1, 1]: import it with the range of its actions")
     obs = _begin(env, episode, number)
-    seen, guard, success = [obs["state"]], box_guard(env), False
+    seen, guard, success = [obs["state"]], box_guard(env, limits), False
     guard.reset(env.still())
     for action in episode.action:
         obs, _, terminated, truncated, _ = env.step(guard(obs, action))

@@ -26,6 +26,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--policy", type=Path, required=True, metavar="DIR", help="folder of a saved policy, e.g. runs/main/policy")
     parser.add_argument("--task", metavar="TASK", help="task to run it on (default: the one it was trained on)")
     parser.add_argument("--env", metavar="M:F", help="an environment of your own: F, a class or function in the module M, builds it")
+    parser.add_argument("--max-delta", type=float, metavar="D", help="largest change of an action a step that the guard lets through "
+                        "(default: no limit but the box)")
     parser.add_argument("--episodes", type=whole(1), default=100, metavar="N", help="held-out episodes (default: 100)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="which set of held-out starts (default: 0)")
     parser.add_argument("--head", choices=("ddim", "one-step"), help="which product acts (default: the one the policy was saved with)")
@@ -66,7 +68,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from realrl.cell.robustness import robustness, scene_changes
     from realrl.policies.folder import check_fit, load_policy
     from realrl.report import failures, write_report
-    from realrl.scene import CollectConfig
+    from realrl.scene import CollectConfig, GuardConfig
     policy, trained_on = load_policy(args.policy)
     task, sight = args.task or trained_on, _sight(args.policy)
     make = _maker(args)
@@ -88,7 +90,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.robustness:
         scene_changes(task, sight)  # raises for an environment of one's own, whose scene nobody knows how to change
     kept = failures.FirstFailures(args.save_failures or 0)
-    with Collector(task, _workers(args, CollectConfig), horizon=args.horizon, sight=sight, make=make) as collector:
+    with Collector(task, _workers(args, CollectConfig), horizon=args.horizon, sight=sight, guard=GuardConfig(args.max_delta),
+                   make=make) as collector:
         watch = lambda episodes: progress(episodes, f"evaluating on {task}", args.episodes)
         finished = trials(collector, policy, args.episodes, seed=args.seed, plans_only=not args.save_failures,  # films need every frame
                           keep=kept.pick, watch=watch)

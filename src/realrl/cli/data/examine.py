@@ -134,6 +134,8 @@ def _add_replay(actions: Any) -> None:
     where.add_argument("--task", metavar="TASK", help="task it was recorded on, see `realrl tasks`")
     where.add_argument("--env", metavar="M:F", help="an environment of your own: F, a class or function in the module M, builds it")
     parser.add_argument("--episodes", metavar="LIST", help=EPISODES)
+    parser.add_argument("--max-delta", type=float, metavar="D", help="largest change of an action a step that the guard lets through "
+                        "(default: no limit but the box)")
     parser.add_argument("--tolerance", type=float, default=1e-3, metavar="D",
                         help="distance between recorded and replayed observation that counts as the same (default: 0.001)")
     parser.add_argument("--json", action="store_true", help=JSON)
@@ -144,6 +146,7 @@ def _replay(args: argparse.Namespace) -> int:
     with stdout_kept_clean() if args.json else contextlib.nullcontext():
         from realrl.cell.playback import replay
         from realrl.envs import own
+        from realrl.scene import GuardConfig
         count, pairs = recorded(args.dir, args.episodes)
 
         def episodes() -> Iterator[Episode]:
@@ -151,8 +154,10 @@ def _replay(args: argparse.Namespace) -> int:
                 numbers.append(number)
                 yield episode
 
+        limits = GuardConfig(args.max_delta)
         world = own(args.env)() if args.env else args.task
-        results = [{**result.to_dict(), "episode": numbers[-1]} for result in replay(episodes(), world, tolerance=args.tolerance)]
+        played = replay(episodes(), world, tolerance=args.tolerance, guard=limits)
+        results = [{**result.to_dict(), "episode": numbers[-1]} for result in played]
         if args.env:
             world.close()
     place = args.task or args.env
