@@ -285,8 +285,8 @@ class _Flags(argparse.ArgumentParser):
         raise RealrlError(message)
 
 
-def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str) -> T:
-    """A configuration from the command line: `--config FILE` is the base, dotted flags (`--imitation.lr 1e-3`) override it.
+def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
+    """A configuration from the command line: `--config FILE` is the base, or `default`, dotted flags (`--imitation.lr 1e-3`) override it.
 
     `--help` prints every field with its default (those of FILE, where given). Unknown flags and values that do not parse print the
     nearest matches and leave with exit code 2 (SystemExit). Raises RealrlError when FILE does not fit the configuration, and for a
@@ -296,9 +296,9 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str) -> 
     first.add_argument("--config", metavar="FILE")
     base, rest = first.parse_known_args(list(args))
     text = f"{description}\n\n--config FILE loads a saved configuration; the flags below override it."
-    default = {} if base.config is None else {"default": load(cls, base.config)}
+    given = default if base.config is None else load(cls, base.config)
     try:
-        made: T = tyro.cli(cls, args=rest, prog=prog, description=text, **default)  # type: ignore[call-overload]
+        made: T = tyro.cli(cls, args=rest, prog=prog, description=text, **({} if given is None else {"default": given}))  # type: ignore[call-overload]
         return made
     except OutOfBounds as error:
         flags = [word.partition("=")[0].removeprefix("--").replace("-", "_") for word in rest if word.startswith("--")]

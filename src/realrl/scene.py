@@ -105,6 +105,33 @@ class GuardConfig:
 
 
 @dataclass(frozen=True)
+class RecordedConfig:
+    """How recordings are taken where they themselves are the task: `--data DIR` without a task."""
+
+    names: tuple[str, ...] = ()
+    """What the recording calls otherwise, as ours=theirs, e.g. action=actions observation.state=state."""
+    state: tuple[str, ...] = ()
+    """Recorded numbers that make up the state, in that order; observation.state by default, or all vectors where there is none."""
+    control: Literal["auto", "absolute", "relative"] = "auto"
+    """Whether an action says where to be or how to move; auto asks the data whether actions lie near the measured state."""
+    low: tuple[float, ...] = ()
+    """Least action of each joint in its own unit; by default what the demonstrations reach and a twentieth of the range more."""
+    high: tuple[float, ...] = ()
+    """Largest action of each joint in its own unit."""
+    units: tuple[str, ...] = ()
+    """Units of the actions, e.g. rad rad m; one for all, or one each."""
+    held_out: float = 0.1
+    """Share of the demonstrations, at least one, that is kept for the comparison with what was really done."""
+    missing: Literal["refuse", "episodes", "camera"] = "refuse"
+    """What to leave out where a video is missing: nothing, refuse; the episodes that lack one; or the camera."""
+
+    def __post_init__(self) -> None:
+        check(self, held_out="(0, 0.9]")
+        if wrong := [word for word in self.names if not all(word.partition("="))]:
+            raise OutOfBounds(RecordedConfig, "names", f"must be pairs such as action=actions, got {shown(wrong[0])}")
+
+
+@dataclass(frozen=True)
 class Scene:
     """What every method's configuration says of its task and its robots."""
 
@@ -126,6 +153,8 @@ class Scene:
     """What the policy sees: the state, pictures, depth or a point cloud."""
     randomise: RandomiseConfig = field(default_factory=RandomiseConfig)
     """How the simulated scene varies from episode to episode."""
+    recorded: RecordedConfig = field(default_factory=RecordedConfig)
+    """How recordings that are the task themselves are taken."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """What the guard allows beside the environment's own limits."""
     collect: CollectConfig = field(default_factory=CollectConfig)

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:  # a second to import, and lists and help need none of it
     from torch import Tensor
 
+    from realrl.robots.embodiment import Embodiment
+
 Array = NDArray[Any]
 Obs = dict[str, Array]
 Env = gymnasium.Env[Obs, Array]
@@ -332,6 +334,11 @@ class Cell(Protocol):
     @property
     def run(self) -> Logbook:
         """The run's directory."""
+        ...
+
+    @property
+    def robot(self) -> Embodiment | None:
+        """Whose numbers actions and states are, None where they are a simulator's."""
         ...
 
     @property

@@ -219,15 +219,15 @@ def test_stages_are_kept_replaced_and_read_back(tmp_path):
     with open_cell(tmp_path) as cell:
         cell.finish_stage("first", expert, 12)
         assert len(cell.book.store) == 0, "held-out episodes are never recorded"
-        first = cell.judge.stage("first")
-        assert first["success"]["rate"] == 1.0 and first["success"]["n"] == 12 and cell.judge.stage("second") is None
+        first = cell.account.stage("first")
+        assert first["success"]["rate"] == 1.0 and first["success"]["n"] == 12 and cell.account.stage("second") is None
         cell.finish_stage("second", policy(), 5)
         cell.finish_stage("first", expert, 6)
-        assert cell.judge.stage("first") == first, "what is there is not measured again"
+        assert cell.account.stage("first") == first, "what is there is not measured again"
         cell.finish_stage("first", expert, 6, version=1)
     with open_cell(tmp_path) as cell:
         assert [s["name"] for s in cell.summary["stages"]] == ["second", "first"]
-        assert cell.judge.stage("first")["success"]["n"] == 6
+        assert cell.account.stage("first")["success"]["n"] == 6
         first, second = (cell.judge.evaluate(policy(), 20, seed=s).failures for s in (0, 1))
         assert min(first) >= HELD_OUT and not set(first) & set(second)
     (tmp_path / "summary.json").write_text('{"stages": [')
@@ -254,12 +254,12 @@ def test_the_steps_of_a_stage_are_counted_on_disk(tmp_path):
     (tmp_path / "summary.json").unlink()
     with open_cell(tmp_path) as cell:
         cell.finish_stage("stage", policy(), 2)
-        assert cell.judge.stage("stage")["env_steps"] == cell.book.store.frames > 0
+        assert cell.account.stage("stage")["env_steps"] == cell.book.store.frames > 0
 
 
 def test_time_goes_on_where_it_stopped(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("realrl.cell.judge.time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0]))
+    monkeypatch.setattr("realrl.cell.account.time", SimpleNamespace(monotonic=lambda: now[0]))
     for expected in (7.0, 14.0):
         with open_cell(tmp_path):
             now[0] += 7.0
@@ -269,7 +269,7 @@ def test_time_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 def test_time_of_a_stage_adds_up_over_interruptions(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("realrl.cell.judge.time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0]))
+    monkeypatch.setattr("realrl.cell.account.time", SimpleNamespace(monotonic=lambda: now[0]))
     for seconds in (3.0, 4.0):
         with pytest.raises(KeyboardInterrupt), open_cell(tmp_path) as cell, cell.timed("stage"):
             now[0] += seconds
@@ -277,7 +277,7 @@ def test_time_of_a_stage_adds_up_over_interruptions(tmp_path, monkeypatch):
         now[0] += 100.0
     with open_cell(tmp_path) as cell:
         cell.finish_stage("stage", policy(), 2)
-        assert cell.judge.stage("stage")["wall_s"] == 7.0
+        assert cell.account.stage("stage")["wall_s"] == 7.0
 
 
 def test_what_is_worth_imitating():

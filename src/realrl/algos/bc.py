@@ -12,7 +12,8 @@ import torch
 
 from realrl.data.views import ChunkView
 from realrl.files import derive
-from realrl.learn.imitation import Imitation, ImitationConfig, imitate
+from realrl.generative.diffusion import DistillConfig, start_from_teacher
+from realrl.learn.imitation import Imitation, ImitationConfig, imitate, prepare
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.policies.folder import save_policy
 from realrl.scene import Scene, device
@@ -29,6 +30,10 @@ class BCConfig(Scene):
     """The diffusion policy."""
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     """The fit."""
+    one_step: bool = False
+    """Whether the policy is distilled to one step, too (RL-100, section 4)."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """That distillation."""
 
 
 def train(cfg: BCConfig, cell: Cell) -> dict[str, Any]:
@@ -37,10 +42,24 @@ def train(cfg: BCConfig, cell: Cell) -> dict[str, Any]:
     spec = cell.spec
     policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, name="bc").to(device(cfg.device))
     view = ChunkView(cell.demonstrations(), chunk=policy.chunk, n_obs=policy.n_obs, gamma=1.0, device=policy.device)
-    policy.fit_senses(view.frames)
+    prepare(policy, view)
     with cell.timed("imitation"):
         imitate(cell.run, Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
-    save_policy(policy, cell.run.dir / "policy", task=cfg.task, sight=cfg.sight)
+    save_policy(policy, cell.run.dir / "policy", task=cfg.task, sight=cfg.sight, robot=cell.robot)
     cell.judge_demonstrator(cfg.eval_episodes)
     cell.finish_stage("imitation", policy.with_head("ddim"), cfg.eval_episodes)
+    if cfg.one_step:
+        _distil(cfg, cell, policy, view)
     return cell.summary
+
+
+def _distil(cfg: BCConfig, cell: Cell, policy: DiffusionPolicy, view: ChunkView) -> None:
+    """Teach the policy's student its own chain at the demonstrations' observations; the folder then holds both heads."""
+    start_from_teacher(policy.student, policy.net)
+    cell.run.rewind("one-step", 0)
+    with cell.run.bar("one-step: distilling", cfg.distill.steps) as advance, cell.timed("one-step"):
+        policy.distillation(cfg.distill).finish(view.encoded(policy.features).cond, derive(cfg.seed, "one-step"),
+                                                cell.run.logger("one-step"), advance)
+    policy.distilled = True
+    save_policy(policy, cell.run.dir / "policy", task=cfg.task, sight=cfg.sight, robot=cell.robot)
+    cell.finish_stage("one-step", policy.with_head("one-step"), cfg.eval_episodes)

@@ -21,7 +21,7 @@ from realrl.config import check
 from realrl.data.views import ChunkView
 from realrl.files import derive
 from realrl.generative.diffusion import DiffusionConfig, DistillConfig, start_from_teacher
-from realrl.learn.imitation import Imitation, ImitationConfig, generator, imitate, worthy
+from realrl.learn.imitation import Imitation, ImitationConfig, generator, imitate, prepare, worthy
 from realrl.learn.iql import CriticConfig, Critics, calibration, fit_critics, fit_whitener, value_net, value_traces
 from realrl.learn.ope import OPEConfig, TransitionModel, evaluate_policies, gate, judged, start_conditions
 from realrl.learn.ppo import DenoisingPPO, PPOConfig, fit_value
@@ -153,7 +153,7 @@ class OfflineRound:
     def __init__(self, policy: DiffusionPolicy, view: ChunkView, cfg: RL100Config, *, seed: int, log: Any,
                  started: dict[str, Tensor] | None = None) -> None:
         self.policy, self.cfg, self.seed, self.log = policy, cfg, seed, log
-        table = view.encoded(policy.features)  # the encoder is frozen offline, and shared by policy, critics and model
+        table = view.encoded(policy.features, policy.drawn)  # the encoder is frozen offline, and shared by policy, critics and model
         self.cond = table.cond
         torch.manual_seed(derive(seed, "weights"))  # the same critics whatever this process did before, or a resumed run would differ
         self.critics = Critics(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.critic, eyes=policy.encoder is not None)
@@ -339,7 +339,7 @@ def train(cfg: RL100Config, cell: Cell) -> dict[str, Any]:
     rounds = _online(cfg, cell, policy, value) if "online" in cfg.stages or cell.run.read("online") else 0
     if "one-step" in cfg.stages or cell.run.read("one-step"):
         _one_step(cfg, cell, policy, demos, rounds)
-    save_policy(policy, cell.run.dir / "policy", task=cfg.task, sight=cfg.sight)
+    save_policy(policy, cell.run.dir / "policy", task=cfg.task, sight=cfg.sight, robot=cell.robot)
     if "offline" in cfg.stages:
         cell.audit(judged(cell.run, cfg.offline.rounds, policy), cfg.audit_episodes)
     return cell.summary
@@ -358,7 +358,7 @@ def _start(cfg: RL100Config, cell: Cell) -> tuple[DiffusionPolicy, list[Episode]
         policy.head = "ddim"
         return policy, demos
     view = ChunkView(demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=place)
-    policy.fit_senses(view.frames)
+    prepare(policy, view)
     if cell.run.load("imitation", policy=policy) is None:
         with cell.timed("imitation"):
             imitate(cell.run, Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")

@@ -1,7 +1,7 @@
 """A work cell: one task, its robots, its recordings and its run, what every method needs around its updates (`realrl.types.Cell`).
 
-It records every episode before anyone learns from it (`book`), evaluates with fixed held-out starts and keeps the summary (`judge`),
-and continues after a kill: what is on disk is not collected again, stages with a result are not repeated.
+It records every episode before anyone learns from it (`book`), evaluates with fixed held-out starts (`judge`), keeps the summary
+(`account`), and continues after a kill: what is on disk is not collected again, stages with a result are not repeated.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from realrl import envs
+from realrl.cell.account import Account
 from realrl.cell.book import GROUP, Book
 from realrl.cell.collect import Collector, MakeEnv
 from realrl.cell.curriculum import Practice
 from realrl.cell.judge import Judge
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.learn.imitation import worthy
+from realrl.robots.embodiment import Embodiment
 from realrl.run import Run
 from realrl.scene import Scene
 from realrl.types import Array, Episode, Policy, RealrlError, Source, TaskSpec
@@ -41,7 +43,8 @@ class WorkCell:
             self.collector = open_with(replace(scene.collect, workers=1, envs_per_worker=1))
         live = self.spec.live or (make is not None and self.collector.workers == self.collector.size == 1)
         self.book = Book(run.dir / "dataset", scene.task, self.spec, group=GROUP if make is None else 1, live=live)
-        self.judge = Judge(run, scene, self.collector, self.spec, lambda: self.book.frames)
+        self.account = Account(run, scene.task, scene.seed, lambda: self.book.frames)
+        self.judge = Judge(self.account, scene, self.collector, self.spec)
 
     def __enter__(self) -> WorkCell:
         return self
@@ -50,7 +53,7 @@ class WorkCell:
         try:
             self.book.close()
         finally:
-            self.judge.save()
+            self.account.save()
             self.collector.close()
 
     # -- practice -------------------------------------------------------------------------------------------------------------
@@ -109,12 +112,17 @@ class WorkCell:
             tried += scene.demos
         return good[:scene.demos]
 
+    @property
+    def robot(self) -> Embodiment | None:
+        """Whose numbers a policy speaks: a task's own, in [-1, 1] already."""
+        return None
+
     # -- what the book and the judge do ---------------------------------------------------------------------------------------
 
     @property
     def summary(self) -> dict[str, Any]:
         """What will stand in summary.json."""
-        return self.judge.summary
+        return self.account.summary
 
     def recent(self, count: int) -> list[Episode]:
         """The newest recorded episodes, oldest first."""
@@ -126,7 +134,7 @@ class WorkCell:
 
     def timed(self, name: str) -> AbstractContextManager[None]:
         """Adds the seconds its body takes to a stage's account."""
-        return self.judge.timed(name)
+        return self.account.timed(name)
 
     def finish_stage(self, name: str, policy: Policy, n: int, *, version: int = 0) -> None:
         """Evaluate a stage's product and add it to summary.json, unless this version of it is there already."""

@@ -1,36 +1,33 @@
 """The judge of a run: what a stage's product achieves from held-out starts, how long it thinks, whether estimates told the truth.
 
-What it finds is the run's summary.json. A stage that has its result is not judged again.
+A stage that has its result in the run's account is not judged again.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 
 from realrl import envs
+from realrl.cell.account import Account
 from realrl.cell.collect import Collector
 from realrl.cell.evaluate import Evaluation, blind, summarise, trials
 from realrl.files import read_plain, write_json
 from realrl.learn.ope import spearman
-from realrl.run import Run, commit
 from realrl.scene import Scene
-from realrl.types import Episode, Obs, Policy, RealrlError, Source, TaskSpec
+from realrl.types import Episode, Obs, Policy, Source, TaskSpec
 
 
 class Judge:
-    """Evaluates for one run and keeps its summary. steps: control steps recorded so far."""
+    """Evaluates for one run; what it finds stands in the run's account."""
 
-    def __init__(self, run: Run, scene: Scene, collector: Collector, spec: TaskSpec, steps: Callable[[], int]) -> None:
-        self.run, self.scene, self.collector, self.spec, self._steps = run, scene, collector, spec, steps
-        self.summary: dict[str, Any] = self._read()
-        self._began = time.monotonic() - float(self.summary.get("wall_s", 0.0))
+    def __init__(self, account: Account, scene: Scene, collector: Collector, spec: TaskSpec) -> None:
+        self.account, self.run, self.scene, self.collector, self.spec = account, account.run, scene, collector, spec
 
     def evaluate(self, policy: Policy, n: int, *, seed: int = 0, greedy: bool = True, source: Source = Source.POLICY,
                  label: str = "evaluation") -> Evaluation:
@@ -43,38 +40,20 @@ class Judge:
             found = trials(self.collector, policy, n, seed=seed, greedy=greedy, source=source, keep=judged)
         return summarise(found, self.spec.dt)
 
-    def stage(self, name: str) -> dict[str, Any] | None:
-        """A finished stage's entry in the summary."""
-        found: dict[str, Any] | None = next((s for s in self.summary["stages"] if s["name"] == name), None)
-        return found
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Adds the seconds its body takes to a stage's account, also those of earlier, interrupted processes."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            spent = self.summary.setdefault("spent_s", {})
-            spent[name] = round(spent.get(name, 0.0) + time.monotonic() - began, 1)
-
     def finish_stage(self, name: str, policy: Policy, n: int, *, version: int = 0) -> bool:
         """Evaluate a stage's product and add it to summary.json; False where this version of it is there already."""
-        known = self.stage(name)
-        if known is not None and known.get("version", 0) == version:
+        if self.account.finished(name, version):
             return False
-        entry = {**self._measure(name, policy, n, Source.POLICY), "wall_s": self.summary.get("spent_s", {}).get(name, 0.0),
-                 "version": version}
-        self.summary["stages"] = [s for s in self.summary["stages"] if s["name"] != name] + [entry]
-        self.save()
+        self.account.enter(name, version, self._measure(name, policy, n, Source.POLICY))
         return True
 
     def judge_demonstrator(self, n: int) -> None:
         """What the demonstrations' expert achieves from the held-out starts; nothing where they were recorded elsewhere."""
         scene = self.scene
-        if scene.data is None and "demonstrator" not in self.summary:
+        if scene.data is None and "demonstrator" not in self.account.summary:
             expert = envs.expert(scene.task, scene.expert, noise=scene.demo_noise)
-            self.summary["demonstrator"] = self._measure("demonstrator", expert, n, Source.SCRIPT)
+            found = self._measure("demonstrator", expert, n, Source.SCRIPT)
+            self.account.summary["demonstrator"] = {**found, "env_steps": self.account.steps()}
 
     def audit(self, judged: Iterable[tuple[dict[str, Any], Policy]], n: int) -> None:
         """What policies that off-policy evaluation judged are truly worth, beside what it said of them: ope.json, point by point.
@@ -95,23 +74,7 @@ class Judge:
 
     def _measure(self, name: str, policy: Policy, n: int, source: Source) -> dict[str, Any]:
         result = self.evaluate(policy, n, label=name, source=source)
-        return {"name": name, **result.to_dict(), "latency_ms": latency(policy, self.spec), "env_steps": self._steps()}
-
-    def _read(self) -> dict[str, Any]:
-        file = self.run.dir / "summary.json"
-        fresh = {"task": self.scene.task, "seed": self.scene.seed, "wall_s": 0.0, "env_steps": 0, "stages": [], "commit": commit()}
-        if not file.exists():
-            return fresh
-        try:
-            read: dict[str, Any] = json.loads(read_plain(file))
-        except ValueError as error:
-            raise RealrlError(f"{file}: not valid JSON ({error}): delete it, finished stages are then evaluated again") from None
-        return {**fresh, **read}
-
-    def save(self) -> None:
-        """Write summary.json."""
-        self.summary |= {"wall_s": round(time.monotonic() - self._began, 1), "env_steps": self._steps()}
-        write_json(self.run.dir / "summary.json", self.summary)
+        return {"name": name, **result.to_dict(), "latency_ms": latency(policy, self.spec)}
 
 
 def latency(policy: Policy, spec: TaskSpec, calls: int = 200) -> dict[str, float]:

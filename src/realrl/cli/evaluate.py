@@ -71,6 +71,9 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from realrl.scene import CollectConfig, GuardConfig
     policy, trained_on = load_policy(args.policy)
     task, sight = args.task or trained_on, _sight(args.policy)
+    if task.startswith("recorded/") and not args.env:
+        raise mistake()(f"{args.policy} was imitated from recordings ({task}), there is nothing here to try it in: name its robot with "
+                        "--env, or a simulator that speaks its numbers with --task; its held-out errors are in its run's report")
     make = _maker(args)
     env = make() if make else envs.make(task, horizon=args.horizon, sight=sight)
     env.close()

@@ -11,14 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realrl.cli.parser import Parser, group, interrupted, mistake, screen, told
+from realrl.cli.parser import Parser, group, interrupted, mistake, say, screen, told
 
 if TYPE_CHECKING:
+    from realrl.cell.cell import WorkCell
+    from realrl.cell.recorded import RecordedCell
     from realrl.envs.base import RobotEnv
+    from realrl.run import Run
     from realrl.types import Cell, TaskSpec
 
 METHODS = {"rl100": "RL-100: imitation, gated offline RL, online RL, one-step distillation.",
            "bc": "Behaviour cloning with a diffusion policy."}
+RECORDED = "recorded/"  # begins the name of a task that is a set of recordings
 RUN_HELP = """{text}
 
 Every flag below is a field of the configuration. Beside them:
@@ -53,9 +57,8 @@ def _method(name: str) -> tuple[type[Any], Callable[[Any, Cell], dict[str, Any]]
 
 def _train(args: argparse.Namespace) -> int:
     from realrl import config, envs
-    from realrl.cell.cell import WorkCell
     from realrl.files import disk
-    from realrl.report import stage_table, write_report
+    from realrl.report import foresight_table, stage_table, write_report
     from realrl.run import Run
     flags: list[str] = args.flags
     if args.resume and args.run is None:
@@ -64,17 +67,23 @@ def _train(args: argparse.Namespace) -> int:
     base = [f"--config={file}" for file in saved if args.resume and file.is_file() and not _mentions(flags, "--config")]
     cls, train = _method(args.method)
     text = RUN_HELP.format(text=METHODS[args.method], method=args.method)
-    cfg = config.parse(cls, [*base, *flags], prog=f"realrl train {args.method}", description=text)
+    parse = partial(config.parse, cls, [*base, *flags], prog=f"realrl train {args.method}", description=text)
+    cfg = parse()
+    recorded = cfg.data is not None and not args.env and (cfg.task.startswith(RECORDED) or not (base or _mentions(flags, "--task")))
+    if recorded:
+        from realrl.cell.recordings import sized
+        cfg = cfg if base or _mentions(flags, "--config") else parse(default=sized(cfg))
+        cfg = replace(cfg, task=RECORDED + Path(cfg.data).resolve().name)
     make = envs.own(args.env) if args.env else partial(envs.make, cfg.task, sight=cfg.sight, randomise=cfg.randomise)
-    spec = _asked(make)  # a misspelt task leaves no folder behind
-    if args.env:
-        cfg = replace(cfg, task=spec.id)
+    if not recorded:  # a misspelt task leaves no folder behind
+        spec = _asked(make)
+        cfg = replace(cfg, task=spec.id) if args.env else cfg
     folder = args.run or Path("runs", f"{args.method}-{cfg.task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
     own = ["--env", args.env] if args.env else []
     again = shlex.join(["realrl", "train", args.method, "--run", str(folder), "--resume", *own, *flags])
     try:
         with (Run.start(folder, cfg, args.resume, ignore=("stages", "collect", "device")) as run,
-              WorkCell(run, cfg, make=make if args.env else None) as cell):
+              _cell(run, cfg, make if args.env else None, recorded) as cell):
             summary = train(cfg, cell)
         page = write_report(folder)
     except KeyboardInterrupt:
@@ -83,11 +92,26 @@ def _train(args: argparse.Namespace) -> int:
         if disk(error):
             raise mistake()(f"{told(error)}, then continue with: {again}") from error
         raise
-    screen().print(stage_table(summary))
+    screen().print(foresight_table(summary) if recorded else stage_table(summary))
     print(f"report: {page}")
-    if (folder / "policy" / "policy.json").is_file():
+    if recorded:
+        print(f"policy: {folder / 'policy'}")
+    elif (folder / "policy" / "policy.json").is_file():
         print(f"policy: {folder / 'policy'}  (try it: {shlex.join(['realrl', 'evaluate', '--policy', str(folder / 'policy'), *own])})")
     return 0
+
+
+def _cell(run: Run, cfg: Any, make: Callable[[], RobotEnv] | None, recorded: bool) -> WorkCell | RecordedCell:
+    """Where the method works: on a robot, or on recordings."""
+    if not recorded:
+        from realrl.cell.cell import WorkCell
+        return WorkCell(run, cfg, make=make)
+    from realrl.cell.recorded import RecordedCell
+    from realrl.cell.recordings import read
+    material = read(cfg.data, cfg.recorded, cfg.sight, run.dir / "cache")
+    for note in material.notes:
+        say(f"note: {note}")
+    return RecordedCell(run, cfg, material)
 
 
 def _asked(make: Callable[[], RobotEnv]) -> TaskSpec:

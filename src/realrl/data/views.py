@@ -92,13 +92,16 @@ class ChunkView:
         return int(self.frames["state"].shape[-1])
 
     @torch.no_grad()
-    def encoded(self, features: Callable[[Mapping[str, Tensor]], Tensor]) -> Encoded:
+    def encoded(self, features: Callable[[Mapping[str, Tensor]], Tensor],
+                drawn: Callable[[Tensor, Tensor], Tensor] | None = None) -> Encoded:
         """The decisions as `features` sees their frames: [F, ...] -> [F, E], asked once for every frame that a decision looks at; a
-        condition [C] is H of them in a row."""
+        condition [C] is H of them in a row. drawn: what a policy's network draws for chunks [N, K, A] from states [N, H, D], where that is
+        not the chunk itself."""
         used, place = torch.unique(torch.cat([self._obs, self._next]), return_inverse=True)
         seen = features({key: frames[used] for key, frames in self.frames.items()})
         now, after = place.tensor_split(2)
-        return Encoded(seen[now].flatten(1), seen[after].flatten(1), self.actions[self._act], self.valid, self.reward, self.discount,
+        action = self.actions[self._act] if drawn is None else drawn(self.actions[self._act], self.frames["state"][self._obs])
+        return Encoded(seen[now].flatten(1), seen[after].flatten(1), action, self.valid, self.reward, self.discount,
                        self.returns, self.episode, self.first, self.last, self.gamma)
 
     def rows(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:

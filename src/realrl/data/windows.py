@@ -112,6 +112,11 @@ class ImageWindows:
         first = np.cumsum([0, *(len(e) + 1 for e in read)])
         self._rows = {key: _rows(camera, picked, first) for key, camera in frames.cameras.items()}
 
+    @property
+    def episode(self) -> Tensor:
+        """Which episode a decision is of, [N]."""
+        return self.view.episode
+
     def __len__(self) -> int:
         return len(self.view)
 

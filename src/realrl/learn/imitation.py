@@ -16,14 +16,19 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from realrl.config import check
+from realrl.data.views import ChunkView
 from realrl.files import derive
 from realrl.generative.diffusion import imitation_loss
+from realrl.learn.reference import fit_reference, trust
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.types import Batch, Episode, Logbook
 
 
 class Decisions(Protocol):
-    """What is imitated: `ChunkView`, or `ImageWindows` where pictures stay on disk."""
+    """What is imitated: `ChunkView`, or `ImageWindows` where pictures stay on disk. episode: [N], which one a decision is of."""
+
+    @property
+    def episode(self) -> Tensor: ...
 
     def __len__(self) -> int: ...
 
@@ -46,9 +51,12 @@ class ImitationConfig:
     """AdamW's."""
     ema: float = 0.75
     """Power of the weight average: decay = min(1 - (1 + step)^-power, 0.9999)."""
+    validation: float = 0.0
+    """Share of the episodes that the fit does not see; they tell when it only remembers, and how far to follow it beyond a reference."""
 
     def __post_init__(self) -> None:
-        check(self, steps="[1, 1e9]", batch="[1, 1e6]", lr="(0, 1]", warmup="[0, 1e9]", weight_decay="[0, 1]", ema="(0, 10]")
+        check(self, steps="[1, 1e9]", batch="[1, 1e6]", lr="(0, 1]", warmup="[0, 1e9]", weight_decay="[0, 1]", ema="(0, 10]",
+              validation="[0, 0.9]")
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:
@@ -89,16 +97,23 @@ class Imitation:
         self.average = averaged(self.actor, cfg.ema)
         self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, betas=(0.95, 0.999), weight_decay=cfg.weight_decay)
         self.step = 0
+        self.fitted: Tensor | None = None
+        self.kept_back: Tensor | None = None
+        if cfg.validation:
+            self.fitted, self.kept_back = kept_back(view, cfg.validation)
 
     def update(self) -> dict[str, float]:
         """One gradient step; returns the losses: "loss" of the denoising, and the encoder's regularisers."""
         random = generator(self.seed, "imitation", self.step, device=self.policy.device)
         torch.manual_seed(derive(self.seed, "dropout", self.step))
-        index = torch.randint(len(self.view), (self.cfg.batch,), generator=random, device=self.policy.device)
+        size = len(self.view) if self.fitted is None else len(self.fitted)
+        index = torch.randint(size, (self.cfg.batch,), generator=random, device=self.policy.device)
+        index = index if self.fitted is None else self.fitted[index]
         batch = self.view.batch(index)
         self.optimiser.param_groups[0]["lr"] = self.cfg.lr * cosine(self.step, self.cfg.steps, self.cfg.warmup)
         cond, regularisers = self.policy.embed(batch.obs, random) if self.cond is None else (self.cond[index], {})
-        loss = imitation_loss(self.policy.diffusion, self.policy.net, batch.action, batch.valid, cond, random,
+        wanted = self.policy.drawn(batch.action, batch.obs["state"])
+        loss = imitation_loss(self.policy.diffusion, self.policy.net, wanted, batch.valid, cond, random,
                               None if self.weight is None else self.weight[index])
         self.optimiser.zero_grad()
         torch.stack([loss, *regularisers.values()]).sum().backward()  # type: ignore[no-untyped-call]
@@ -108,10 +123,27 @@ class Imitation:
         self.step += 1
         return {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in regularisers.items()}}
 
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The loss on episodes that the fit does not see, with the weights as they are."""
+        if self.kept_back is None:
+            return {}
+        batch, random = self.view.batch(self.kept_back), generator(self.seed, "validation", device=self.policy.device)
+        self.actor.eval()
+        cond, wanted = self.policy.encode(batch.obs), self.policy.drawn(batch.action, batch.obs["state"])
+        loss = imitation_loss(self.policy.diffusion, self.policy.net, wanted, batch.valid, cond, random)
+        self.actor.train()
+        return {"validation": float(loss)}
+
+    @torch.no_grad()
     def finish(self) -> None:
-        """Give the policy the averaged weights."""
+        """Give the policy the averaged weights; with a reference, follow them as far as they foresee what the fit did not see."""
         self.actor.load_state_dict(self.average.module.state_dict())
         self.actor.eval()
+        if self.policy.reference is not None and self.kept_back is not None:
+            batch = self.view.batch(self.kept_back)
+            drawn = self.policy.draw(self.policy.encode(batch.obs), generator(self.seed, "trust", device=self.policy.device))
+            trust(self.policy.reference, drawn, batch.obs["state"], batch.action, batch.valid)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, average, optimiser and step."""
@@ -124,6 +156,28 @@ class Imitation:
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
+
+
+def prepare(policy: DiffusionPolicy, view: ChunkView) -> None:
+    """Fit what a policy fits once, on its demonstrations: normalisers, and a reference where it has one."""
+    policy.fit_senses(view.frames)
+    if policy.reference is not None:
+        fit_reference(policy.reference, view)
+
+
+def kept_back(view: Decisions, share: float) -> tuple[Tensor, Tensor]:
+    """(decisions to fit, at most 1,024 to validate with): whole episodes, evenly spread; of a single one its last stretch."""
+    episode = view.episode
+    count = int(episode.max()) + 1
+    if count == 1:
+        place = torch.arange(len(view), device=episode.device)
+        back = place >= len(view) * (1 - share)
+    else:
+        wanted = min(max(1, round(share * count)), count - 1)
+        picked = ((torch.arange(wanted, device=episode.device) + 0.5) * count / wanted).long()
+        back = torch.isin(episode, picked)
+    rows = back.nonzero().squeeze(-1)
+    return (~back).nonzero().squeeze(-1), rows[torch.linspace(0, len(rows) - 1, min(len(rows), 1024), device=rows.device).long()]
 
 
 def worthy(episodes: Sequence[Episode]) -> list[Episode]:
@@ -148,7 +202,7 @@ def imitate(run: Logbook, trainer: Imitation, stage: str) -> None:
             losses = trainer.update()
             advance(1)
             if trainer.step % 50 == 0:
-                run.log(trainer.step, losses, stage)
+                run.log(trainer.step, losses | trainer.validate(), stage)
             if trainer.step % 500 == 0:
                 run.save(name, trainer.step, trainer=trainer)
     trainer.finish()

@@ -20,8 +20,9 @@ from realrl.nets.encoder import WHOLE as FRAMES
 from realrl.nets.encoder import Encoder, EncoderConfig
 from realrl.nets.mlp import SkipNet
 from realrl.nets.normalise import Normaliser
+from realrl.nets.reference import Reference
 from realrl.nets.unet1d import UNet1d
-from realrl.types import Obs, Plan, RealrlError, State
+from realrl.types import Array, Obs, Plan, RealrlError, State
 
 Head = Literal["ddim", "one-step"]
 WHOLE = 4
@@ -45,6 +46,9 @@ class PolicyConfig:
     """Residual blocks of the skip-net."""
     dropout: float = 0.0
     """Dropout of the skip-net, in imitation only."""
+    reference: Literal["none", "linear"] = "none"
+    """What the network's chunk is added to. none: nothing, the network draws the whole action (RL-100); linear: a linear map of the states
+    it sees, fitted on the demonstrations, which is what few recordings of a robot in its own units need."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     """Noise schedule and sampler."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -108,6 +112,7 @@ class DiffusionPolicy(nn.Module):
         self.encoder = Encoder(cfg.encoder, obs_dim, self.senses, fetch=fetch) if self.senses else None
         self.net = make_net(cfg, action_dim, self.cond_dim)
         self.student = make_net(cfg, action_dim, self.cond_dim)
+        self.reference = Reference(cfg.n_obs * obs_dim, cfg.chunk, action_dim) if cfg.reference == "linear" else None
 
     @property
     def device(self) -> torch.device:
@@ -183,6 +188,10 @@ class DiffusionPolicy(nn.Module):
             seen[key] = obs[key].flatten(0, 1)
         return self._state(obs).flatten(0, 1), seen
 
+    def drawn(self, action: Tensor, state: Tensor) -> Tensor:
+        """What the network has to draw for chunks [B, K, A] from states [B, H, D]: what a reference leaves over, or all of them."""
+        return action if self.reference is None else self.reference.encode(action, state)
+
     def one_step(self, x: Tensor, cond: Tensor, k: int = 0) -> Tensor:
         """The consistency student's clean action from x [B, K, A] at the noise level of denoising step k."""
         t = self.diffusion.t[k].expand(len(x))
@@ -194,6 +203,12 @@ class DiffusionPolicy(nn.Module):
         """Stochastic chains [B, S+1, K, A] at encoded observations cond [B, C]: what RL samples."""
         shape = (len(cond), self.cfg.diffusion.steps + 1, self.chunk, self.action_dim)
         return self.diffusion.sample(self.net, cond, torch.randn(shape, generator=random, device=cond.device), stochastic=True)
+
+    @torch.no_grad()
+    def draw(self, cond: Tensor, random: torch.Generator) -> Tensor:
+        """What the deployed chain draws at encoded observations cond [B, C]: [B, K, A] in [-1, 1]."""
+        noise = torch.randn((len(cond), 1, self.chunk, self.action_dim), generator=random, device=cond.device)
+        return self.diffusion.sample(self.net, cond, noise, stochastic=False)[:, -1].clamp(-1.0, 1.0)
 
     def distillation(self, cfg: DistillConfig) -> Distillation:
         """The training of this policy's student towards its own chain, L_CD of RL-100, section 4."""
@@ -214,13 +229,18 @@ class DiffusionPolicy(nn.Module):
         shape = (rows, self.chunk, self.action_dim)
         noise = torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in rng])).to(self.device)
         if self.head == "one-step":
-            return Plan(self.one_step(noise[:, 0], cond).cpu().numpy()), state
+            return Plan(self._sent(self.one_step(noise[:, 0], cond), obs)), state
         if noisy and len(noise) % WHOLE:
             filled = torch.arange(len(noise) + -len(noise) % WHOLE, device=self.device) % len(noise)
             cond, noise = cond[filled], noise[filled]
         chain = self.diffusion.sample(self.net, cond, noise, stochastic=noisy)[: len(rng)]
-        action = chain[:, -1].clamp(-1.0, 1.0).cpu().numpy()
-        return Plan(action, {"chain": chain.cpu().numpy()} if explore else {}), state
+        return Plan(self._sent(chain[:, -1].clamp(-1.0, 1.0), obs), {"chain": chain.cpu().numpy()} if explore else {}), state
+
+    def _sent(self, x: Tensor, obs: Obs) -> Array:
+        """The chunks [B, K, A] that drawn x mean."""
+        if self.reference is not None:
+            x = self.reference.decode(x, torch.as_tensor(obs["state"], dtype=torch.float32, device=self.device))
+        return x.cpu().numpy()
 
     def with_head(self, head: Head, name: str | None = None) -> DiffusionPolicy:
         """A frozen copy that acts with the given head."""

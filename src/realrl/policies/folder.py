@@ -18,6 +18,7 @@ from realrl import config
 from realrl.checkpoint import finite, read_parts, save_parts
 from realrl.config import shown
 from realrl.files import read_json, write_json
+from realrl.robots.embodiment import Embodiment
 from realrl.types import RealrlError, Stateful, TaskSpec
 
 if TYPE_CHECKING:
@@ -37,14 +38,15 @@ class Storable(Stateful, Protocol):
         ...
 
 
-def save_policy(policy: Storable, path: Path, *, task: str, sight: Any = None) -> None:
+def save_policy(policy: Storable, path: Path, *, task: str, sight: Any = None, robot: Embodiment | None = None) -> None:
     """Write a folder that `load_policy` reads. sight: the configuration of what it saw in training, so that an evaluation can show it
-    the same. Raises RealrlError for weights that are not finite, and where the disk is full."""
+    the same; robot: whose numbers it speaks. Raises RealrlError for weights that are not finite, and where the disk is full."""
     finite(policy.state_dict(), f"{path}: the policy {policy.name!r}", "its training diverged: lower the learning rate")
     save_parts(path, 0, {"weights": policy.state_dict()})
     about = policy.describe()
     seen = {"sight": config.to_dict(sight)} if about.get("senses") and sight else {}
-    write_json(path / "policy.json", {"kind": policy.KIND, "format": FORMAT, "task": task, **about, **seen})
+    speaks = {"robot": config.to_dict(robot)} if robot else {}
+    write_json(path / "policy.json", {"kind": policy.KIND, "format": FORMAT, "task": task, **about, **seen, **speaks})
 
 
 def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[DiffusionPolicy, str]:
@@ -65,6 +67,13 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[D
     policy = kind.rebuild(about, file)
     policy.load_state_dict(parts["weights"])
     return policy.to(device).eval().requires_grad_(False), about["task"]
+
+
+def read_robot(path: str | Path) -> Embodiment | None:
+    """The robot whose numbers a saved policy speaks; None where it speaks a simulator's. Raises RealrlError."""
+    path = Path(path)
+    told = read_policy_json(path).get("robot")
+    return None if told is None else config.from_dict(Embodiment, told, source=str(path / "policy.json"))
 
 
 def _check_weights(sketch: torch.nn.Module, weights: Any, path: Path) -> None:

@@ -14,6 +14,7 @@ from realrl.files import write_text
 from realrl.report.curves import curves
 from realrl.report.failures import failure_parts
 from realrl.report.figures import STYLE, cycle_figures, ope_figure, success_figure
+from realrl.report.foresight import foresight_of, foresight_parts, verdict
 from realrl.report.reading import StageRow, final_stage, number_of, read_json, read_rows, read_text, stages_of
 from realrl.report.tables import (
     MISSING,
@@ -165,8 +166,10 @@ def _page(run_dir: Path) -> dict[str, Any]:
               f"commit {_short_commit(commit)}" if commit else ""]
     facts = _flatten({**({"commit": commit} if commit else {}), **{k: v for k, v in meta.items() if k != "command"}})
     return {
+        "foresight": foresight_parts(run_dir, summary, str(at_summary)),
         "title": str(summary.get("task") or meta.get("task") or run_dir.resolve().name), "kicker": " · ".join(filter(None, kicker)),
-        "lead": _lead(stages), "tiles": _tiles(summary, stages, str(at_summary)), "success": success_figure(stages),
+        "lead": [verdict(summary)] if foresight_of(summary, str(at_summary)) else _lead(stages),
+        "tiles": _tiles(summary, stages, str(at_summary)), "success": success_figure(stages),
         "stages": stage_grid(stages, PAGE, drop_empty=True), "curves": curves(read_rows(at_metrics)),
         "cycle": cycle, "cycle_all": cycle_all, "failures": failures, "failures_text": text, "kept": failure_parts(run_dir),
         "left_out": LEFT_OUT,

@@ -1,0 +1,101 @@
+"""How well a policy foresees recorded actions it was not fitted to, beside three predictors that anybody can build.
+
+It is what can be said of a policy without a robot: whether it has learned more than "keep still", than the mean action and than a ridge
+regression. A small error does not promise success (small errors add up where nobody corrects them), a large one rules it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from realrl.data.views import ChunkView
+from realrl.learn.reference import fit_reference
+from realrl.nets.reference import Reference
+from realrl.robots.embodiment import Embodiment
+from realrl.types import Array, Batch, Policy
+
+MOST = 2000  # decisions that are looked at, evenly spread
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """Mean absolute errors of predicted chunks. errors: predictor -> [A], in each joint's own unit; decisions: how many were predicted."""
+
+    robot: Embodiment
+    errors: Mapping[str, Array]
+    decisions: int
+    episodes: int
+
+    def share(self, who: str) -> float:
+        """The error as a share of the joint's range between its limits, averaged over the joints: comparable whatever the units."""
+        return float(np.mean(self.errors[who] / (2 * self.robot.half)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"decisions": self.decisions, "episodes": self.episodes, "joints": list(self.robot.actions), "units": list(self.robot.units),
+                "errors": {who: [float(x) for x in error] for who, error in self.errors.items()},
+                "mean_error": {who: float(np.mean(error)) for who, error in self.errors.items()},
+                "error_of_range": {who: self.share(who) for who in self.errors}}
+
+
+@dataclass
+class Examiner:
+    """Asks predictors for the chunks of some held-out decisions. seen: what was fitted to; unseen: what is asked for."""
+
+    robot: Embodiment
+    seen: ChunkView
+    unseen: ChunkView
+    still: Array  # [A] the number of the state that each joint's target is compared with, -1 for none
+    baselines: dict[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rows = torch.linspace(0, len(self.unseen) - 1, min(len(self.unseen), MOST)).long()
+        self.batch: Batch = self.unseen.batch(self.rows.to(self.unseen.reward.device))
+        self.truth = self.robot.to_robot(self.batch.action.cpu().numpy())
+        self.valid = self.batch.valid.cpu().numpy()
+        self.baselines = {"keep still": self._keep_still(), "mean action": self._mean_action(), "ridge": self._ridge()}
+
+    def judge(self, policies: Mapping[str, tuple[Policy, bool]]) -> tuple[Foresight, dict[str, Array]]:
+        """(errors of everybody, the policies' chunks [N, K, A] in the robot's units). policies: name -> (policy, greedy)."""
+        said = {name: self.ask(policy, greedy) for name, (policy, greedy) in policies.items()}
+        errors = {name: self.error(chunks) for name, chunks in (said | self.baselines).items()}
+        return Foresight(self.robot, errors, len(self.rows), int(self.unseen.episode.max()) + 1), said
+
+    def ask(self, policy: Policy, greedy: bool) -> Array:
+        """A policy's chunks for the held-out decisions, [N, K, A] in the robot's units."""
+        found = []
+        for start in range(0, len(self.rows), 256):
+            part = {key: values[start:start + 256].cpu().numpy() for key, values in self.batch.obs.items()}
+            noise = [np.random.default_rng(start + i) for i in range(len(part["state"]))]
+            plan, _ = policy.act(part, policy.start(len(noise)), greedy=greedy, rng=noise)
+            found.append(plan.action)
+        return self.robot.to_robot(np.concatenate(found))
+
+    def error(self, chunks: Array) -> Array:
+        """Mean absolute error of each joint, [A], over what was really done."""
+        mask = self.valid[..., None]
+        wrong: Array = (np.abs(chunks - self.truth) * mask).sum((0, 1)) / mask.sum()
+        return wrong
+
+    def _keep_still(self) -> Array:
+        """The measured state as the target of every step; no motion where actions say how to move, and where nothing measures a joint."""
+        rest = np.zeros(len(self.still)) if self.robot.control == "relative" else self._mean_action()[0, 0]
+        state = self.batch.obs["state"][:, -1].cpu().numpy()
+        held = np.where(self.still >= 0, state[:, np.maximum(self.still, 0)], rest)
+        return np.broadcast_to(held[:, None], self.truth.shape)
+
+    def _mean_action(self) -> Array:
+        mean = self.robot.to_robot(self.seen.actions.cpu().numpy()).mean(0)
+        return np.broadcast_to(mean, self.truth.shape)
+
+    def _ridge(self) -> Array:
+        """Ridge regression from the states that the policy sees, each joint with the penalty that leaving episodes out prefers."""
+        history, width = self.batch.obs["state"].shape[1:]
+        ridge = Reference(history * width, *self.truth.shape[1:])
+        fit_reference(ridge, self.seen, ("mean",))
+        return self.robot.to_robot(ridge(self.batch.obs["state"].cpu()).numpy())

@@ -1,0 +1,137 @@
+"""A cell without a robot: somebody's recordings are the task (`realrl.types.Cell`).
+
+Episodes that were imitated are the demonstrations, the others, failures above all, are handed out as what a first round of rollouts found,
+so that offline reinforcement learning works in hindsight. Nothing can be tried: a stage's product is compared with what was really done on
+episodes that were kept back (`foresight`), and what that cannot say is said.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from realrl.cell.account import Account
+from realrl.cell.curriculum import Practice
+from realrl.cell.foresight import Examiner
+from realrl.cell.judge import latency
+from realrl.cell.recordings import Material
+from realrl.data.views import ChunkView
+from realrl.files import write_bytes
+from realrl.robots.embodiment import Embodiment
+from realrl.run import Run
+from realrl.scene import Scene
+from realrl.types import Array, Episode, Policy, RealrlError
+
+FILMED = 3  # held-out episodes whose predictions are kept for the report
+
+
+class RecordedCell:
+    """Reads, compares and reports for one run. Use it as a context manager."""
+
+    simulated = False
+
+    def __init__(self, run: Run, scene: Scene, material: Material) -> None:
+        self.run, self.scene, self.material, self.spec = run, scene, material, material.spec
+        steps = sum(len(e) for e in (*material.demos, *material.held_out, *material.rest))
+        self.account = Account(run, self.spec.id, scene.seed, lambda: steps)
+        self.account.summary |= {"recorded": {
+            "demonstrations": len(material.demos), "held_out": len(material.held_out), "others": len(material.rest), "steps": steps,
+            "fps": material.robot.fps, "cameras": sorted(material.robot.cameras), "control": material.robot.control,
+            "notes": material.notes}}
+
+    def __enter__(self) -> RecordedCell:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.account.save()
+
+    @property
+    def robot(self) -> Embodiment:
+        """Whose numbers a policy speaks."""
+        return self.material.robot
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What will stand in summary.json."""
+        return self.account.summary
+
+    def seeds(self, stage: int, count: int, first: int = 0) -> list[int]:
+        """Nobody starts anything here; numbers all the same."""
+        return list(range(first, first + count))
+
+    def demonstrations(self) -> list[Episode]:
+        """What to imitate, without what is kept to compare with."""
+        return self.material.demos
+
+    def practise(self, label: str, policy: Policy, seeds: Sequence[int], **_: Any) -> list[Episode]:
+        """What was recorded beside the demonstrations counts as the first rollouts; more there will not be.
+
+        Raises RealrlError for practice that reinforcement learning cannot do without.
+        """
+        if not label.startswith("rollout"):
+            raise RealrlError(f"{self.scene.data}: recordings have no robot to practise on: leave online out of --stages, or name "
+                              "a --task or an --env")
+        return self.material.rest if label == "rollout-1" else []
+
+    def recent(self, count: int) -> list[Episode]:
+        """The newest episodes of all."""
+        return [*self.material.demos, *self.material.rest][-count:]
+
+    def curriculum(self, share: float) -> Practice:
+        """Nothing comes back here."""
+        return Practice(share, self.scene.seed)
+
+    def timed(self, name: str) -> AbstractContextManager[None]:
+        """Adds the seconds its body takes to a stage's account."""
+        return self.account.timed(name)
+
+    def finish_stage(self, name: str, policy: Policy, n: int, *, version: int = 0) -> None:
+        """Compare a stage's product with what was really done, unless this version of it was."""
+        if self.account.finished(name, version):
+            return
+        decisions = partial(ChunkView, chunk=policy.chunk, n_obs=policy.n_obs, gamma=1.0)
+        examiner = Examiner(self.material.robot, decisions(self.material.demos), decisions(self.material.held_out), self.material.still)
+        if getattr(policy, "head", "") == "one-step":
+            asked = {"one-step": (policy, True)}
+        else:
+            asked = {"greedy": (policy, True), "exploring": (policy, False)}
+        found, said = examiner.judge(asked)
+        self._keep(name, examiner, said)
+        told = found.to_dict()
+        if (reference := getattr(policy, "reference", None)) is not None:
+            told["followed"] = [float(gain) for gain in reference.gain]
+        self.account.enter(name, version, {"name": name, "foresight": told, "latency_ms": latency(policy, self.spec)})
+        best = next(iter(asked))
+        base = min(("keep still", "mean action", "ridge"), key=found.share)
+        self.summary["headline"] = {
+            "held_out_error_pct_of_range": 100 * found.share(best), "best_baseline_error_pct_of_range": 100 * found.share(base),
+            "held_out_decisions": found.decisions}
+        self.summary["loses_to"] = [who for who in ("keep still", "mean action", "ridge") if found.share(best) > found.share(who)]
+
+    def _keep(self, name: str, examiner: Examiner, said: dict[str, Array]) -> None:
+        """What the report draws: predicted and true chunks of the first held-out episodes, and where they begin."""
+        episode, start = (getattr(examiner.unseen, what)[examiner.rows].cpu().numpy() for what in ("episode", "start"))
+        rows = episode < FILMED
+        path = self.run.dir / "foresight" / f"{name}.npz"
+        path.parent.mkdir(exist_ok=True)
+        arrays = {"true": examiner.truth, "valid": examiner.valid, "episode": episode, "start": start, **said}
+        held = self.material.held_out[0]
+        if camera := next((key for key in held.obs if key.startswith("images.")), None):  # a film strip to read the curves by
+            arrays["film"] = held.obs[camera][np.linspace(0, len(held), 8).astype(int)]
+        out = io.BytesIO()
+        np.savez_compressed(out, **{key: x if key == "film" else x[rows] for key, x in arrays.items()})
+        write_bytes(path, out.getvalue())
+
+    def judge_demonstrator(self, n: int) -> None:
+        """Nobody is there to be judged."""
+
+    def audit(self, judged: Iterable[tuple[dict[str, Any], Policy]], n: int) -> None:
+        """No trial is possible, so what estimates are worth stays unknown."""
+
+    def annotate(self, name: str, label: str, values: Callable[[list[Episode]], list[Array]]) -> None:
+        """The recordings are somebody else's and stay as they are."""

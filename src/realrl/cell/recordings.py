@@ -1,0 +1,278 @@
+"""Somebody's recordings as a task: what is observed, what an action means, who is to be imitated, what is kept back.
+
+Nothing is asked that the data set can tell: names, rate and pictures come from its description, limits and the kind of control from the
+actions themselves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from realrl.data.cache import FrameCache, Size, resize
+from realrl.data.formats import open_dataset
+from realrl.data.store import Recordings
+from realrl.learn.imitation import worthy
+from realrl.robots.embodiment import Control, Embodiment, limits
+from realrl.scene import RecordedConfig, SightConfig
+from realrl.types import Array, Episode, RealrlError, TaskSpec
+
+SECONDS = 0.4  # of a plan
+PASSES = 60  # over the decisions
+NEAR = 0.5  # of an action's own spread: a measured number nearer than that is what it drives
+
+
+@dataclass(frozen=True)
+class Material:
+    """A recorded set, ready to learn from: actions in [-1, 1], states as float32 vectors, pictures of one size.
+
+    demos, held_out: what is imitated, and what is kept to compare with; rest: everything else, failures above all; still: [A], the number
+    of the state that each joint's target is compared with (-1: none); notes: what a person should know of how it was read.
+    """
+
+    spec: TaskSpec
+    robot: Embodiment
+    demos: list[Episode]
+    held_out: list[Episode]
+    rest: list[Episode]
+    still: Array
+    notes: list[str]
+
+
+def sized(cfg: Any) -> Any:
+    """The configuration of a method that imitates (fields policy, imitation, sight) with defaults that suit the set cfg.data: two fifths of
+    a second a plan, two observations for the speed, a network wider than what it has to draw, cameras where there are any."""
+    store = open_dataset(cfg.data)
+    features = store.info["features"]
+    actions = int(np.prod((features.get("action") or {}).get("shape") or [1]))
+    chunk = min(max(round(SECONDS * store.fps), 4), 16)
+    eyes = bool(store.cameras) or any(f.get("dtype") == "image" for f in features.values())
+    hidden = next((width for width in (256, 512) if 2 * chunk * actions <= width), 1024)
+    policy = replace(cfg.policy, chunk=chunk, n_obs=2, hidden=hidden, reference="linear",
+                     diffusion=replace(cfg.policy.diffusion, predict="velocity"))
+    steps = int(np.clip(PASSES * store.frames / 256, 1500, 6000))
+    imitation = replace(cfg.imitation, steps=steps, validation=0.1)
+    cfg = replace(cfg, one_step=True) if hasattr(cfg, "one_step") else cfg
+    return replace(cfg, policy=policy, imitation=replace(imitation, steps=min(steps, 3000), batch=64) if eyes else imitation,
+                   sight=replace(cfg.sight, kind="rgb") if eyes else cfg.sight)
+
+
+def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Material:
+    """Read a set. spare: where decoded pictures are kept if the set's own folder cannot be written.
+
+    Raises RealrlError for one that nothing can be imitated from, naming what is wrong and the flag that mends it.
+    """
+    notes: list[str] = []
+    store, films = _filmed(open_dataset(data), sight, cfg.missing, notes)
+    episodes = store.read(images=False)
+    if not episodes:
+        raise RealrlError(f"{data}: an empty data set, there is nothing to imitate")
+    keys = state_keys(episodes[0], cfg, data)
+    episodes = [_plain(e, keys, f"{data}: episode {i}") for i, e in enumerate(episodes)]
+    good = worthy(episodes) or ([] if any(e.succeeded for e in episodes) else episodes)
+    numbers = [i for i, e in enumerate(episodes) if any(e is g for g in good)]
+    robot, still = _embodiment(store, keys, good, cfg, films)
+    pictures = _pictures(store, films, (sight.height, sight.width), spare)
+    ready = [_ready(e, robot, {sense: pictures[sense][i] for sense in films}) for i, e in enumerate(episodes)]
+    demos, held_out = _kept_back([ready[i] for i in numbers], cfg.held_out, notes)
+    first = demos[0]
+    senses = {key: x.shape[1:] for key, x in first.obs.items() if key != "state"}
+    spec = TaskSpec("recorded", Path(data).resolve().name, first.obs["state"].shape[-1], first.action.shape[-1],
+                    max(len(e) for e in ready), 1 / robot.fps, first.task, senses, control=robot.control)
+    return Material(spec, robot, demos, held_out, [e for i, e in enumerate(ready) if i not in numbers], still, notes)
+
+
+# ---- observations
+
+
+def state_keys(episode: Episode, cfg: RecordedConfig, data: str) -> list[str]:
+    """Which observations make up the state, in order. Raises RealrlError where one is missing or nothing is a vector."""
+    vectors = [key for key, x in episode.obs.items() if x.ndim == 2 and x.dtype.kind in "fiub"]
+    if cfg.state:
+        wanted = [key.removeprefix("observation.") for key in cfg.state]
+        if lost := [key for key in wanted if key not in vectors]:
+            raise RealrlError(f"{data}: no vector observation.{lost[0]} in it; --recorded.state can name {', '.join(vectors) or 'nothing'}")
+        return wanted
+    found = ["state"] if "state" in vectors else vectors
+    if not found:
+        raise RealrlError(f"{data}: no observation.state and no other vector in it, there is nothing to act upon beside pictures: name the "
+                          "column that holds the robot's joints, e.g. --recorded.names observation.state=COLUMN")
+    return found
+
+
+class _Chosen:
+    """Some episodes of a set, numbered anew."""
+
+    def __init__(self, store: Recordings, picked: Sequence[int]) -> None:
+        self._store, self._picked = store, list(picked)
+        self.dir, self.fps, self.tasks, self.info, self.cameras = store.dir, store.fps, store.tasks, store.info, store.cameras
+
+    def __len__(self) -> int:
+        return len(self._picked)
+
+    @property
+    def frames(self) -> int:
+        """Control steps of them together."""
+        return sum(len(e) for e in self.read(images=False))
+
+    def read(self, indices: Sequence[int] | None = None, images: bool = True) -> list[Episode]:
+        """See `Recordings`."""
+        return self._store.read([self._picked[i] for i in (range(len(self)) if indices is None else indices)], images)
+
+    def pictures(self, episode: int, camera: str) -> tuple[Path, Array]:
+        """See `Recordings`."""
+        return self._store.pictures(self._picked[episode], camera)
+
+
+def _filmed(store: Recordings, sight: SightConfig, missing: str, notes: list[str]) -> tuple[Recordings, dict[str, str]]:
+    """(the set without the episodes that lack a video, the cameras to look through: our name -> theirs)."""
+    if sight.kind == "state":
+        return store, {}
+    stills = [name.removeprefix("observation.") for name, f in store.info["features"].items() if f.get("dtype") == "image"]
+    everybody, films, whole = range(len(store)), {}, set(range(len(store)))
+    for key in sight.cameras or [*store.cameras, *stills]:
+        lost = {e for e in everybody if key not in stills and not store.pictures(e, key)[0].exists()}
+        if len(lost) == len(store) or (lost and missing == "camera"):
+            notes.append(f"camera {key} left out: {len(lost)} of {len(store)} episodes have no video of it")
+            continue
+        if lost and missing == "refuse":
+            raise RealrlError(f"{store.pictures(min(lost), key)[0]} is missing: add --recorded.missing episodes to leave out the "
+                              f"{len(lost)} episodes without it, or --recorded.missing camera to do without the camera")
+        films[_sense(key)], whole = key, whole - lost
+    if len(whole) < len(store):
+        notes.append(f"{len(store) - len(whole)} of {len(store)} episodes left out: they lack a video")
+        if not whole:
+            raise RealrlError(f"{store.dir}: no episode has the videos of all cameras ({', '.join(films.values())}): add "
+                              "--recorded.missing camera, or --sight.kind state to imitate from the numbers alone")
+    return (store if len(whole) == len(store) else _Chosen(store, sorted(whole))), films
+
+
+def _sense(key: str) -> str:
+    """A camera's name as policies know it."""
+    return key if key.startswith(("images.", "depth.")) else f"images.{key.removeprefix('image.')}"
+
+
+def _pictures(store: Recordings, films: Mapping[str, str], size: Size, spare: Path) -> dict[str, list[Array]]:
+    """All pictures of each camera, an array [T+1, height, width, 3] an episode; videos are decoded once and kept beside the data set."""
+    filmed = [key for key in films.values() if key in store.cameras]
+    cache = FrameCache.build(store, size=size, names=filmed, folder=None if os.access(store.dir, os.W_OK) else spare) if filmed else None
+    found: dict[str, list[Array]] = {}
+    for sense, key in films.items():
+        if cache is not None and key in filmed:
+            edges = cache.cameras[key].first
+            found[sense] = [cache.gather({key: np.arange(a, b)})[key].numpy() for a, b in itertools.pairwise(edges)]
+        else:
+            found[sense] = [resize(store.read([e])[0].obs[key], size) for e in range(len(store))]
+    return found
+
+
+def _plain(episode: Episode, keys: Sequence[str], where: str) -> Episode:
+    """The episode with its numbers alone: one float32 state and float32 actions."""
+    state = np.concatenate([episode.obs[key].reshape(len(episode) + 1, -1) for key in keys], 1).astype(np.float32)
+    action = episode.action.reshape(len(episode), -1).astype(np.float32)
+    for name, x in (("observation", state), ("action", action)):
+        if not (fine := np.isfinite(x).all(1)).all():
+            raise RealrlError(f"{where}: NaN or infinity in its {name} at step {int(np.argmin(fine))}: leave the episode out "
+                              "(realrl data drop)")
+    return replace(episode, obs={"state": state}, action=action, extra={})
+
+
+def _ready(episode: Episode, robot: Embodiment, pictures: Mapping[str, Array]) -> Episode:
+    """The episode as a policy is to see it: actions in [-1, 1], pictures beside the state."""
+    boxed = np.clip(robot.to_box(episode.action), -1.0, 1.0)
+    return replace(episode, action=boxed, proposed=boxed, obs={**episode.obs, **pictures})
+
+
+# ---- what actions mean
+
+
+def _embodiment(store: Recordings, keys: Sequence[str], demos: Sequence[Episode], cfg: RecordedConfig,
+                films: Mapping[str, str]) -> tuple[Embodiment, Array]:
+    """(the robot that recorded this, and for each joint the number of the state that it drives)."""
+    info = store.info
+    actions, states = np.concatenate([e.action for e in demos]), np.concatenate([e.obs["state"][:-1] for e in demos])
+    joints = _names(info["features"].get("action"), actions.shape[1], "action")
+    senses = [name for key in keys for name in _names(info["features"].get(f"observation.{key}"), 0, key)]
+    senses = senses if len(senses) == states.shape[1] else [f"state {i}" for i in range(states.shape[1])]
+    still = driven(actions, states, joints, senses)
+    near = [np.abs(actions[:, j] - states[:, s]).mean() < actions[:, j].std() for j, s in enumerate(still) if s >= 0]
+    control: Control = cfg.control if cfg.control != "auto" else "absolute" if near and np.mean(near) >= 0.5 else "relative"
+    if control == "relative":
+        still = np.full(len(joints), -1)
+    own = "action.proposed" in info["features"] and np.abs(actions).max() <= 1.001  # recorded here: they are a policy's already
+    low, high = (-np.ones(len(joints)), np.ones(len(joints))) if own else limits(actions)
+    low, high = _given(cfg.low, low, "low"), _given(cfg.high, high, "high")
+    units = (cfg.units * len(joints) if len(cfg.units) == 1 else cfg.units) or ("",) * len(joints)
+    robot = Embodiment(str(info.get("robot_type") or "unknown"), tuple(joints), units, tuple(low.tolist()), tuple(high.tolist()),
+                       tuple(senses), float(info.get("fps") or store.fps), control, dict(films))
+    return robot, still
+
+
+def _given(told: Sequence[float], found: Array, name: str) -> Array:
+    if not told:
+        return found
+    if len(told) not in (1, len(found)):
+        raise RealrlError(f"--recorded.{name} has {len(told)} numbers, there are {len(found)} joints: give one each, or one for all")
+    return np.broadcast_to(np.asarray(told, np.float64), found.shape)
+
+
+def _names(feature: Mapping[str, Any] | None, count: int, prefix: str) -> list[str]:
+    """A feature's names for its numbers, in whatever nesting others wrote them; counted ones where there are none."""
+    feature = feature or {}
+    size = int(np.prod(feature.get("shape") or [count])) or count
+    found = _flat(feature.get("names"))
+    return found if len(found) == size else [f"{prefix} {i}" for i in range(size)]
+
+
+def _flat(names: Any) -> list[str]:
+    if isinstance(names, Mapping):
+        if names and all(isinstance(i, int) for i in names.values()):  # name -> place
+            return sorted(names, key=lambda n: names[n])
+        return [x for part in names.values() for x in _flat(part)]
+    return [x for part in names for x in _flat(part)] if isinstance(names, list) else [] if names is None else [str(names)]
+
+
+def driven(actions: Array, states: Array, joints: Sequence[str], senses: Sequence[str]) -> Array:
+    """For each joint the number of the state that its action drives [A]: of its name, of its place where both have the same size, or the
+    one that it stays nearest to; -1 where none is near."""
+    places = {name: i for i, name in enumerate(senses)}
+    if all(name in places for name in joints):
+        return np.array([places[name] for name in joints])
+    if len(joints) == len(senses):
+        return np.arange(len(joints))
+    distance = np.abs(actions[:, :, None] - states[:, None, :]).mean(0) if actions.shape[1] * states.shape[1] * len(actions) < 5e7 else \
+        np.stack([np.abs(actions - states[:, s:s + 1]).mean(0) for s in range(states.shape[1])], 1)
+    nearest = distance.argmin(1)
+    return np.where(distance[np.arange(len(joints)), nearest] < NEAR * actions.std(0), nearest, -1)
+
+
+# ---- what is kept back
+
+
+def _kept_back(demos: Sequence[Episode], share: float, notes: list[str]) -> tuple[list[Episode], list[Episode]]:
+    """(to fit, to compare with): the same episodes in every run, evenly spread, because recordings drift from the first to the last; of an
+    only episode its end. Raises RealrlError where that leaves nothing."""
+    if len(demos) == 1:
+        (only,) = demos
+        at = min(int(len(only) * (1 - max(share, 0.2))), len(only) - 1)
+        if at < 1:
+            raise RealrlError(f"{only.task}: one episode of {len(only)} step, there is nothing to learn from it: record more")
+        notes.append(f"one episode alone: its last {len(only) - at} steps are kept to compare with")
+        return [_piece(only, 0, at)], [_piece(only, at, len(only))]
+    wanted = min(max(1, round(share * len(demos))), len(demos) - 1)
+    back = {int((i + 0.5) * len(demos) / wanted) for i in range(wanted)}
+    return [e for i, e in enumerate(demos) if i not in back], [e for i, e in enumerate(demos) if i in back]
+
+
+def _piece(episode: Episode, start: int, stop: int) -> Episode:
+    columns = {name: getattr(episode, name)[start:stop] for name in ("action", "proposed", "source", "reward", "success", "time",
+                                                                     "starts_plan")}
+    last = stop == len(episode)
+    return replace(episode, obs={k: x[start:stop + 1] for k, x in episode.obs.items()}, **columns,
+                   terminated=episode.terminated and last, truncated=episode.truncated or not last)

@@ -1,0 +1,144 @@
+"""Fits the linear reference of a policy (`nets.reference`), and says how far the network that corrects it is to be followed.
+
+Each joint chooses, by leaving episodes out, among three beginnings: its mean; a line through the one measured number that it follows most
+(a joint target follows its joint); that and its rate of change. A ridge over all numbers adds what they tell beside it, with a penalty that
+is chosen in the same way and may be so large that it adds nothing. So few episodes end near "go on as you move", many near ridge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from realrl.data.views import ChunkView
+from realrl.nets.reference import Reference
+from realrl.types import Array
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e3, 1e9)  # of the ridge, against features of unit variance; the last adds nothing
+BEGINNINGS = ("mean", "line", "motion")
+FOLDS, ROWS = 5, 20_000  # episodes are left out in so many groups; no more decisions than that are looked at
+SPREAD = 3.0  # what the network draws reaches this many standard deviations of what the reference leaves over
+GAINS = (0.0, 0.25, 0.5, 0.75, 1.0)
+Linear = tuple[Array, Array]  # weight [F, K, A], bias [K, A]: chunk = (features - mean) @ weight + bias
+
+
+def fit_reference(reference: Reference, view: ChunkView, beginnings: Sequence[str] = BEGINNINGS) -> None:
+    """Fit weight, bias and scale on the decisions of some demonstrations, whose actions lie in [-1, 1]; the gain becomes 1.
+
+    beginnings: what is to choose from; ("mean",) alone is an ordinary ridge regression.
+    """
+    rows = torch.linspace(0, len(view) - 1, min(len(view), ROWS)).long()
+    batch = view.batch(rows.to(view.reward.device))
+    state, action = batch.obs["state"].cpu().double().numpy(), batch.action.cpu().double().numpy()
+    valid, episode = batch.valid.cpu().numpy(), view.episode[rows].cpu().numpy()
+    table = _Table(state, action)
+    weight, bias = _chosen(table, valid, _folds(episode), beginnings)
+    left = (action - table.chunks(weight, bias)) * valid[..., None]
+    spread = np.sqrt((left ** 2).sum(0) / np.maximum(valid.sum(0), 1)[:, None])
+    scale = np.maximum(SPREAD * spread, 1e-3)  # of the half range: a joint that hardly moves does not explode
+    for name, value in {"mean": table.mean, "weight": weight, "bias": bias, "scale": scale, "gain": np.ones(action.shape[-1])}.items():
+        getattr(reference, name).copy_(torch.from_numpy(value))
+
+
+def trust(reference: Reference, drawn: Tensor, batch_state: Tensor, action: Tensor, valid: Tensor) -> None:
+    """Set the gain of each joint to what foresees episodes best that the network was not fitted to (mean absolute error).
+
+    drawn: [N, K, A], what the network said there; batch_state: [N, H, D]; action: [N, K, A]; valid: [N, K] bool.
+    """
+    base, mask = reference(batch_state), valid[..., None].to(action.dtype)
+    error = torch.stack([((base + gain * reference.scale * drawn - action).abs() * mask).sum((0, 1)) for gain in GAINS])
+    reference.gain.copy_(torch.tensor(GAINS, device=error.device)[error.argmin(0)])
+
+
+def _folds(episode: Array) -> Array:
+    """Which group [N] a decision is left out with: its episode's, or its stretch of the only one."""
+    names, number = np.unique(episode, return_inverse=True)
+    return number % FOLDS if len(names) > 1 else np.arange(len(episode)) * FOLDS // len(episode)
+
+
+def _chosen(table: _Table, valid: Array, fold: Array, beginnings: Sequence[str]) -> Linear:
+    """The candidate of each joint with the smallest error where it was left out, fitted to everything."""
+    error: Array = np.zeros(())
+    for left_out in np.unique(fold):
+        held = fold == left_out
+        seen, unseen, mask = table[~held], table[held], valid[held][..., None]
+        wrong = ((np.abs(unseen.chunks(*found) - unseen.action) * mask).sum((0, 1)) for found in seen.candidates(beginnings))
+        error = error + np.array(list(wrong))
+    best = np.argmin(error, 0)  # [A]
+    found = list(table.candidates(beginnings))
+    joints = range(table.action.shape[-1])
+    return (np.stack([found[best[j]][0][..., j] for j in joints], -1), np.stack([found[best[j]][1][..., j] for j in joints], -1))
+
+
+class _Table:
+    """Decisions as rows: features [N, F] = H states in a row, and the chunks [N, K, A] that followed."""
+
+    def __init__(self, state: Array, action: Array, mean: Array | None = None, spread: Array | None = None) -> None:
+        self.state, self.action, self.width = state, action, state.shape[-1]
+        flat = state.reshape(len(state), -1)
+        self.mean = flat.mean(0) if mean is None else mean
+        deviation = flat.std(0)
+        moving = deviation[deviation > 0]
+        floor = 1e-2 * np.median(moving) + 1e-9 if len(moving) else 1.0
+        self.spread = np.maximum(deviation, floor) if spread is None else spread
+        self.features = flat - self.mean
+
+    def __getitem__(self, rows: Array) -> _Table:
+        """Some of the rows, measured in the same units."""
+        return _Table(self.state[rows], self.action[rows], self.mean, self.spread)
+
+    def chunks(self, weight: Array, bias: Array) -> Array:
+        """What a linear map says of every row, [N, K, A]."""
+        flat: Array = self.features @ weight.reshape(len(weight), -1)
+        return flat.reshape(self.action.shape) + bias
+
+    def candidates(self, beginnings: Sequence[str]) -> Iterator[Linear]:
+        """Every beginning with every penalty."""
+        scaled = self.features / self.spread
+        centre = scaled.mean(0)
+        scaled = scaled - centre
+        values, vectors = np.linalg.eigh(scaled.T @ scaled / len(scaled))
+        for beginning in beginnings:
+            weight, bias = self._begin(beginning)
+            left = (self.action - self.chunks(weight, bias)).reshape(len(scaled), -1)
+            shared = vectors.T @ (scaled.T @ left) / len(scaled)
+            for penalty in PENALTIES:
+                more = (vectors @ (shared / (values + penalty)[:, None])).reshape(len(centre), *bias.shape)
+                yield weight + more / self.spread[:, None, None], bias - np.tensordot(centre, more, 1)
+
+    def _begin(self, kind: str) -> Linear:
+        """mean, or per joint a least-squares line through the number it follows most, or through that and its last change."""
+        bias, weight = self.action.mean(0), np.zeros((self.features.shape[1], *self.action.shape[1:]))
+        if kind == "mean":
+            return weight, bias
+        last = self.features.shape[1] - self.width
+        now, then = self.features[:, last:], self.features[:, last - self.width:last] if last else self.features
+        for joint, number in enumerate(_followed(now, self.action[:, 0])):
+            moves = [now[:, number]] + ([now[:, number] - then[:, number]] if kind == "motion" and last else [])
+            slope, middle = _line(np.stack(moves, -1), self.action[:, :, joint])  # [f, K]
+            weight[last + number, :, joint] += slope[0]
+            if len(moves) > 1:
+                weight[last + number, :, joint] += slope[1]
+                weight[last - self.width + number, :, joint] -= slope[1]
+            bias[:, joint] = middle
+        return weight, bias
+
+
+def _followed(state: Array, action: Array) -> list[int]:
+    """For each action the number of the state with the largest correlation."""
+    s, a = state - state.mean(0), action - action.mean(0)
+    norm = np.sqrt((s ** 2).sum(0))[:, None] * np.sqrt((a ** 2).sum(0))[None]
+    found: list[int] = np.abs(s.T @ a / np.maximum(norm, 1e-12)).argmax(0).tolist()
+    return found
+
+
+def _line(x: Array, y: Array) -> tuple[Array, Array]:
+    """(slope [f, K], y at x = 0 [K]) of least squares, with a trace of a penalty for numbers that do not move. x: [N, f]; y: [N, K]."""
+    centre, middle = x.mean(0), y.mean(0)
+    gram = (x - centre).T @ (x - centre) / len(x)
+    gram += (1e-6 * gram.diagonal().max() + 1e-15) * np.eye(len(gram))
+    slope = np.linalg.solve(gram, (x - centre).T @ (y - middle) / len(x))
+    return slope, middle - centre @ slope

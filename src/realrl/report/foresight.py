@@ -1,0 +1,154 @@
+"""What a policy foresaw of recordings it was not fitted to: the table, and its plans drawn over what was really done."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from rich.table import Table
+
+from realrl.report.figures import BLUE, GREY, ORANGE, Panel, small_multiples
+from realrl.report.pictures import jpeg
+from realrl.report.reading import number_of
+from realrl.report.tables import MISSING, Grid, figure3
+from realrl.types import Array, RealrlError
+
+BASELINES = ("keep still", "mean action", "ridge")
+MOST_JOINTS = 40  # rows; summary.json has them all
+DRAWN = 8  # joints, the hardest to foresee
+
+
+def foresight_of(summary: Mapping[str, Any], where: str = "summary.json") -> list[tuple[str, Mapping[str, Any]]]:
+    """The stages of a summary that were compared with recordings: (name, what was found). Raises RealrlError on a field of a wrong kind."""
+    stages = summary.get("stages") or []
+    found = [(str(s.get("name")), s["foresight"]) for s in stages if isinstance(s, Mapping) and s.get("foresight") is not None]
+    for name, told in found:
+        at = f"{where}, stage '{name}'"
+        if not isinstance(told, Mapping) or not all(isinstance(told.get(k), Mapping) for k in ("errors", "mean_error", "error_of_range")):
+            raise RealrlError(f"{at}: 'foresight' should hold errors, mean_error and error_of_range")
+        joints, units = told.get("joints"), told.get("units")
+        if not (isinstance(joints, list) and isinstance(units, list) and len(joints) == len(units)) or not all(
+                isinstance(e, list) and len(e) == len(joints) for e in told["errors"].values()):
+            raise RealrlError(f"{at}: 'foresight' should hold an error for every joint")
+    return found
+
+
+def foresight_grid(found: Sequence[tuple[str, Mapping[str, Any]]], where: str = "summary.json") -> Grid:
+    """A row a joint, a column a predictor: those of the last stage, the one-step head of its own, then the baselines."""
+    told = [t for name, t in found if name != "one-step"][-1:] + [t for name, t in found if name == "one-step"]
+    last = told[0]
+    columns = {who: (t["errors"][who], t["mean_error"].get(who), t["error_of_range"].get(who))
+               for t in told for who in t["errors"] if who not in BASELINES}
+    columns |= {who: (last["errors"][who], last["mean_error"].get(who), last["error_of_range"].get(who))
+                for who in BASELINES if who in last["errors"]}
+    rows = []
+    for j, (joint, unit) in enumerate(zip(last["joints"], last["units"], strict=True)):
+        if j < MOST_JOINTS:
+            rows.append([f"{joint} [{unit}]" if unit else str(joint), *(_small(errors[j]) for errors, *_ in columns.values())])
+    if len(last["joints"]) > MOST_JOINTS:
+        rows.append([f"{len(last['joints']) - MOST_JOINTS} more in {where}", *("" for _ in columns)])
+    rows.append(["mean", *(_small(mean) for _, mean, _ in columns.values())])
+    rows.append(["mean, % of the range", *(MISSING if of is None else f"{100 * of:.2f}" for *_, of in columns.values())])
+    return Grid(["Held-out error", *columns], rows, len(rows) - 1)
+
+
+def _small(value: Any) -> str:
+    number = number_of({"error": value}, "error", "summary.json")
+    return MISSING if number is None else "0" if number == 0 else f"{number:.2g}" if abs(number) < 1e-3 else figure3(number)
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """In a sentence: whether the policy foresees more than anybody can without learning."""
+    found = foresight_of(summary)
+    if not found:
+        return "Nothing was compared with recordings yet."
+    losing = [who for who in BASELINES if who in (summary.get("loses_to") or [])]
+    told = found[-1][1]
+    scope = f"{told.get('decisions', 0):,} plans in {told.get('episodes', 0)} held-out episode{'s' if told.get('episodes') != 1 else ''}"
+    if losing:
+        return (f"On {scope} the policy is worse than {' and than '.join(losing)}: do not run it. More and more varied demonstrations help "
+                "first; then look at what 'realrl data check' warns of.")
+    return (f"On {scope} the policy is better than keeping still, the mean action and ridge regression. That is not yet a success rate: "
+            f"only trials tell one.{_followed(told)}")
+
+
+def _followed(told: Mapping[str, Any]) -> str:
+    """How much of it is the network, where a linear reference does the rest."""
+    gains = told.get("followed")
+    if not isinstance(gains, list) or not all(isinstance(g, float) for g in gains) or all(g == 1 for g in gains):
+        return ""
+    idle = sum(g == 0 for g in gains)
+    return (f" Its network foresaw too little of episodes it was not fitted to: on {idle} of {len(gains)} joints the policy is its linear "
+            "reference alone." if idle else " Its network is followed part of the way on some joints.")
+
+
+def foresight_table(summary: Mapping[str, Any]) -> Table:
+    """The same for the terminal, with the verdict below."""
+    found = foresight_of(summary)
+    table = Table(title=str(summary.get("task") or ""), title_justify="left", header_style="bold", caption=verdict(summary),
+                  caption_justify="left")
+    if not found:
+        return table
+    grid = foresight_grid(found)
+    for i, head in enumerate(grid.headers):
+        table.add_column(head, justify="right" if i else "left")
+    for i, row in enumerate(grid.rows):
+        table.add_row(*row, style="bold" if i == grid.final else None)
+    return table
+
+
+def foresight_parts(run_dir: Path, summary: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+    """What the page shows: verdict, table, and per stage a film strip with plans drawn over what was done. None where nothing was compared.
+    """
+    found = foresight_of(summary, where)
+    if not found:
+        return None
+    drawn = _kept(run_dir)
+    parts = [_stage(name, told, drawn[name]) for name, told in found if name in drawn]
+    return {"verdict": verdict(summary), "grid": foresight_grid(found, where), "parts": parts,
+            "notes": [str(n) for n in (summary.get("recorded") or {}).get("notes") or []]}
+
+
+def _kept(run_dir: Path) -> dict[str, dict[str, Array]]:
+    """What `RecordedCell` kept for drawing: stage -> arrays. Raises RealrlError for a damaged file."""
+    found = {}
+    for path in sorted((run_dir / "foresight").glob("*.npz")):
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                found[path.stem] = {key: arrays[key] for key in arrays.files}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise RealrlError(f"{path} is damaged ({error}): delete it and make the report again, without its drawing") from None
+    return found
+
+
+def _stage(name: str, told: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """One stage's film strip and drawing, of the first held-out episode."""
+    rows = np.flatnonzero(arrays["episode"] == arrays["episode"][0])
+    heads = [who for who in told["errors"] if who in arrays]
+    worst = np.argsort([-float(told["errors"][heads[0]][j]) / max(float(np.ptp(arrays["true"][rows][..., j])), 1e-9)
+                        for j in range(len(told["joints"]))])[:DRAWN]
+    panels = [Panel(str(told["joints"][j]), str(told["units"][j]) or "as recorded", "control step", _drawer(arrays, rows, heads, int(j)))
+              for j in sorted(worst)]
+    caption = "Grey: what was done. " + ", ".join(f"{colour}: {head}" for head, colour in zip(heads, ("Blue", "orange"), strict=False)) + \
+        ". Each piece is a plan, drawn where it began; the joints shown are the hardest to foresee."
+    films = [jpeg(picture) for picture in arrays.get("film", ())]
+    return {"title": name, "strip": films, "drawing": small_multiples(panels, f"Plans of {name} over recorded actions", caption)}
+
+
+def _drawer(arrays: Mapping[str, Array], rows: Array, heads: Sequence[str], joint: int) -> Callable[[Axes], None]:
+    """Draws a joint's recorded course and the plans of each head."""
+    start, valid = arrays["start"][rows], arrays["valid"][rows]
+    chunk = valid.shape[1]
+    picked = [i for n, i in enumerate(range(len(rows))) if n == 0 or start[i] % chunk == 0]
+
+    def draw(axes: Axes) -> None:
+        for i in picked:
+            t = start[i] + np.flatnonzero(valid[i])
+            axes.plot(t, arrays["true"][rows][i, valid[i], joint], color=GREY, linewidth=2.2, alpha=.55, solid_capstyle="butt")
+            for head, colour in zip(heads, (BLUE, ORANGE), strict=False):
+                axes.plot(t, arrays[head][rows][i, valid[i], joint], color=colour, linewidth=.9)
+    return draw
