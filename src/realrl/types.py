@@ -105,6 +105,7 @@ class Episode:
     obs: each [T+1, ...]; action, proposed: [T, A]; source: [T] uint8 (`Source`); reward: [T] float32; success: [T] bool;
     time: [T] float64 seconds; starts_plan: [T] bool, true where a new plan (decision) began.
     terminated: the task itself ended (never bootstrap); truncated: a clock or a person ended it (bootstrap).
+    judged: whether anything says how it ended; where nothing does, `success` is all False and nobody may read it as a failure.
     extra: one row a decision, e.g. `chain` [N, S+1, K, A]; kept in a side file where learning asks for it.
     """
 
@@ -122,14 +123,20 @@ class Episode:
     policy: str
     seed: int | None = None
     extra: dict[str, Array] = field(default_factory=dict)
+    judged: bool = True
 
     def __len__(self) -> int:
         return len(self.action)
 
     @property
     def succeeded(self) -> bool:
-        """Whether the trial ended in success."""
+        """Whether the trial is known to have ended in success."""
         return bool(self.success[-1]) if len(self) else False
+
+    @property
+    def failed(self) -> bool:
+        """Whether the trial is known to have ended without success."""
+        return self.judged and not self.succeeded
 
     @classmethod
     def from_steps(cls, steps: Sequence[Step], last_obs: Obs, *, task: str, policy: str, seed: int | None,

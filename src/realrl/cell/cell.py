@@ -179,6 +179,6 @@ def recorded_demonstrations(data: str, spec: TaskSpec) -> list[Episode]:
     if (largest := max(float(np.abs(e.action).max()) for e in episodes)) > 1.001:
         raise RealrlError(f"{data}: actions reach {largest:.3g}, they must lie in [-1, 1]: divide them by their limits first")
     if not (good := worthy(episodes)):
-        raise RealrlError(f"{data}: none of its {len(episodes)} episodes is marked a success (next.success) and all returns are equal: "
-                          "mark the successes")
+        raise RealrlError(f"{data}: none of its {len(episodes)} episodes ended in success, and all returns are equal: mark the successes "
+                          f"(realrl data label {data})")
     return good

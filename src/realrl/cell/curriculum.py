@@ -29,5 +29,5 @@ class Practice:
     def remember(self, episodes: Sequence[Episode]) -> None:
         """Add what failed, forget what was solved."""
         solved = {e.seed for e in episodes if e.succeeded}
-        lost = [e.seed for e in episodes if not e.succeeded and e.seed is not None]
+        lost = [e.seed for e in episodes if e.failed and e.seed is not None]
         self.failed = [s for s in dict.fromkeys(self.failed + lost) if s not in solved]

@@ -74,7 +74,7 @@ def summarise(episodes: Sequence[Episode], dt: float) -> Evaluation:
         episode_return=float(np.mean([e.reward.sum() for e in episodes])),
         steps=steps,
         cycle_histogram=_histogram(good),
-        failures=sorted(e.seed for e in episodes if not e.succeeded and e.seed is not None))
+        failures=sorted(e.seed for e in episodes if e.failed and e.seed is not None))
 
 
 def _histogram(lengths: Array) -> dict[str, list[float]]:

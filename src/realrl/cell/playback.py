@@ -52,13 +52,13 @@ class _Compares(Protocol):
 class Replay:
     """One episode played again. distance: [n+1] norm of the difference between recorded and replayed observation, the start first,
     n the steps that ran (fewer than recorded where the task ended sooner); first: the first step (0: the start) further apart than
-    the tolerance, None without one; recorded, succeeded: whether the recording and its replay ended in success.
+    the tolerance, None without one; recorded, succeeded: whether the recording (None: unknown) and its replay ended in success.
     """
 
     episode: int
     distance: Array
     first: int | None
-    recorded: bool
+    recorded: bool | None
     succeeded: bool
     observed: Array
     """[n+1, D], what the replay saw."""
@@ -127,7 +127,8 @@ def _play(env: RobotEnv, episode: Episode, number: int, tolerance: float, limits
     gap = _difference(env, np.asarray(recorded[:len(observed)], np.float64), observed.astype(np.float64))
     distance = np.linalg.norm(gap, axis=-1)
     beyond = ~(distance <= tolerance)  # NaN counts
-    return Replay(number, distance, int(beyond.argmax()) if beyond.any() else None, episode.succeeded, success, observed)
+    return Replay(number, distance, int(beyond.argmax()) if beyond.any() else None,
+                  episode.succeeded if episode.judged else None, success, observed)
 
 
 def _begin(env: RobotEnv, episode: Episode, number: int) -> Obs:

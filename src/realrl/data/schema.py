@@ -29,7 +29,7 @@ Info = dict[str, Any]
 ALIASES = {
     "next.reward": ("next.reward", "reward", "rewards", "next.rewards"),
     "next.success": ("next.success", "success", "succeed", "is_success", "next.succeed", "complementary_info.success",
-                     "complementary_info.succeed"),
+                     "complementary_info.succeed", "episode_success"),
     "next.done": ("next.done", "done", "dones", "is_last"),
     "next.terminated": ("next.terminated", "terminated", "is_terminal"),
     "next.truncated": ("next.truncated", "truncated", "truncateds", "truncate", "complementary_info.truncated"),
@@ -38,6 +38,11 @@ ALIASES = {
     "intervene_action": ("intervene_action", "complementary_info.intervene_action", "info.intervene_action", "action.intervention"),
     "action.proposed": ("action.proposed", "complementary_info.policy_action", "policy_action"),
 }
+# How an episode ended, in its row: our name and other people's, and the words they use (Evo-RL: "success" and "failure").
+OUTCOMES = ("success", "episode_success", "is_success", "episode_is_success", "succeeded", "succeed", "is_successful", "next.success")
+WORDS = {**dict.fromkeys(("success", "successful", "succeeded", "true", "yes", "1"), True),
+         **dict.fromkeys(("failure", "failed", "fail", "unsuccessful", "false", "no", "0"), False)}
+LABEL = "label"  # what a person said of an episode, on its way from a side file: "success", "failure" or "unknown"
 
 
 # ---- info.json
@@ -161,7 +166,10 @@ def observations(episode: Episode, features: Info) -> tuple[dict[str, Array], di
 
 def columns(episode: Episode, numbers: Mapping[str, Array], fps: int, index: int, first: int, task_index: int) -> dict[str, Array]:
     """The columns of the data file, each [T, ...]. numbers: the observations that are no video; first: the dataset-wide number
-    of frame 0."""
+    of frame 0.
+
+    An unknown success is False in every frame and empty in the episode's row: demonstrations that nobody judged and trials of a policy
+    share a dataset, whose columns are the same in all episodes, and LeRobot's loaders refuse a column with empty cells."""
     frame = np.arange(len(episode), dtype=np.int64)
     last = frame == len(episode) - 1
     return {
@@ -201,7 +209,8 @@ def row(episode: Episode, numbers: Mapping[str, Array], index: int, first: int, 
         "episode_index": index, "tasks": [episode.task], "length": len(episode), "data/chunk_index": data_key[0],
         "data/file_index": data_key[1], "dataset_from_index": first, "dataset_to_index": first + len(episode),
         "meta/episodes/chunk_index": row_key[0], "meta/episodes/file_index": row_key[1], "terminated": bool(episode.terminated),
-        "truncated": bool(episode.truncated), "success": episode.succeeded, "policy": episode.policy, "seed": episode.seed,
+        "truncated": bool(episode.truncated), "success": episode.succeeded if episode.judged else None, "policy": episode.policy,
+        "seed": episode.seed,
         **{f"last/{name}": x[-1].reshape(-1).tolist() for name, x in numbers.items()},
         **{f"stats/{name}/{stat}": v.tolist() for name, s in stats.items() for stat, v in s.items()}}
 
@@ -210,8 +219,8 @@ def episode(columns: dict[str, Array], row: Mapping[str, Any], films: Mapping[st
     """Columns and row put together again. films: `observation.<key>` -> [T+1, ...].
 
     A dataset that others recorded may lack our columns or call them differently (`ALIASES`): without a word about interventions
-    the person drove (LeRobot records teleoperation), reward is 0, and the last observation, which was never stored, is the last
-    one seen. Raises RealrlError when there is no action.
+    the person drove (LeRobot records teleoperation), reward is 0 and 1 for success, the end of an episode of which nothing tells is
+    unknown, and the last observation, which was never stored, is the last one seen. Raises RealrlError when there is no action.
     """
     if "action" not in columns:
         raise RealrlError("it has no column 'action'; only recordings of a robot that acts can be read")
@@ -225,16 +234,18 @@ def episode(columns: dict[str, Array], row: Mapping[str, Any], films: Mapping[st
     obs |= {name.removeprefix("observation."): x for name, x in films.items()}
     named = {ours: aliased(columns, ours) for ours in ALIASES}
     flags = {ours: found.reshape(n) for ours, found in named.items() if found is not None and found.size == n}
-    success = flags.get("next.success", np.zeros(n)).astype(bool)
+    success, judged = _success(row, flags.get("next.success"), n)
     action, proposed, source = _who(columns, vectors, flags.get("intervention"))
     terminated, truncated = _ending(row, success, flags)
+    reward = flags.get("next.reward", success & (np.arange(n) == n - 1)).astype(np.float32)
+    if row.get(LABEL):
+        success, judged, reward, terminated, truncated = _relabelled(row[LABEL], success, reward, terminated, truncated)
     time, spoken = columns.get("time", columns.get("timestamp", np.arange(n))), row.get("tasks") or []
     number = int(columns["task_index"].reshape(n)[0]) if "task_index" in columns else -1
     return Episode(
-        obs=obs, action=action, proposed=proposed, source=source, success=success,
-        reward=flags.get("next.reward", np.zeros(n)).astype(np.float32), time=time.reshape(n).astype(np.float64),
-        starts_plan=columns.get("starts_plan", np.ones(n, bool)).reshape(n).astype(bool), terminated=terminated, truncated=truncated,
-        task=str(spoken[0]) if spoken else tasks[number] if 0 <= number < len(tasks) else "",
+        obs=obs, action=action, proposed=proposed, source=source, success=success, judged=judged, reward=reward,
+        time=time.reshape(n).astype(np.float64), starts_plan=columns.get("starts_plan", np.ones(n, bool)).reshape(n).astype(bool),
+        terminated=terminated, truncated=truncated, task=str(spoken[0]) if spoken else tasks[number] if 0 <= number < len(tasks) else "",
         policy=str(row.get("policy") or ""), seed=seed if type(seed := row.get("seed")) is int else None)
 
 
@@ -264,6 +275,45 @@ def _who(columns: Mapping[str, Array], vectors: Mapping[str, Array], interventio
         here = (acted & (source == Source.HUMAN)).reshape(n, *[1] * (action.ndim - 1))
         action = np.where(here, theirs.reshape(action.shape), action).astype(action.dtype)
     return action, proposed, columns["source"].reshape(n).astype(np.uint8) if "source" in columns else source
+
+
+def outcome(row: Mapping[str, Any]) -> bool | None:
+    """Whether an episode ended in success, as a person's label or else its row says it; None where neither does."""
+    if row.get(LABEL):
+        return WORDS.get(row[LABEL])
+    for value in (row.get(name) for name in OUTCOMES):
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        known = WORDS.get(value.strip().lower()) if isinstance(value, str) else bool(value) if value in (0, 1) else None
+        if known is not None:
+            return known
+    return None
+
+
+def _success(row: Mapping[str, Any], flags: Array | None, n: int) -> tuple[Array, bool]:
+    """(success [T], whether anything says how it ended), as recorded. The row counts before the frames; a cell of it that is empty
+    says "unknown" unless some frame knows better (see `columns`)."""
+    success = np.zeros(n, bool) if flags is None else flags.astype(bool)
+    told = outcome({name: value for name, value in row.items() if name != LABEL})
+    if told is None:
+        return success, bool(success.any()) or (flags is not None and not any(name in row for name in OUTCOMES))
+    if told != success[-1]:
+        success = success & told
+        success[-1] = told
+    return success, True
+
+
+def _relabelled(label: str, success: Array, reward: Array, terminated: bool, truncated: bool) -> tuple[Array, bool, Array, bool, bool]:
+    """(success, judged, reward, terminated, truncated) of an episode that a person judged, whatever its recording says.
+
+    A success ends the task, and pays 1 where the recording pays nothing; what the recording took for a success is unmade, with its
+    reward where that is all there was.
+    """
+    if label == "success":
+        last = np.arange(len(success)) == len(success) - 1
+        return success | last, True, reward if reward.any() else last.astype(np.float32), True, False
+    reward = reward if reward[~success].any() else np.zeros_like(reward)
+    undone = terminated and bool(success[-1])
+    return np.zeros_like(success), label == "failure", reward, terminated and not undone, truncated or undone
 
 
 def _ending(row: Mapping[str, Any], success: Array, flags: Mapping[str, Array]) -> tuple[bool, bool]:

@@ -2,9 +2,10 @@
 
     derived/<name>/v1.parquet, v2.parquet ...    one row a frame, or one row an episode
 
-A version is never overwritten. It is tied to the episodes it was computed from: it holds their counts and a fingerprint of their rows
-(length, task, policy, seed, outcome, last observation), and is refused where these are no longer the first episodes of the dataset, in
-that order. Episodes that were appended since have no rows in it; the reader says whether that is an error.
+A version is never overwritten (but a person who labels goes on in the one that the session began). It is tied to the episodes it was
+computed from: it holds their counts and a fingerprint of their rows (length, task, policy, seed, outcome, last observation), and is
+refused where these are no longer the first episodes of the dataset, in that order. Episodes that were appended since have no rows in it;
+the reader says whether that is an error.
 """
 
 from __future__ import annotations
@@ -64,23 +65,26 @@ def versions(directory: str | Path, name: str) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def write(directory: str | Path, name: str, columns: Mapping[str, Array], meta: Mapping[str, Any] | None = None) -> int:
+def write(directory: str | Path, name: str, columns: Mapping[str, Array], meta: Mapping[str, Any] | None = None, *,
+          rows: pa.Table | None = None, version: int | None = None) -> int:
     """Store columns for all episodes there are now, as a new version, and give its number. Once this returns they survive a crash.
 
     columns: all [frames, ...] or all [episodes, ...], numbers, truth values or text; meta: anything JSON holds (how they were
-    computed). Raises RealrlError when a column has another length or type, and when the folder cannot be written.
+    computed); rows: the episodes' rows, by default as meta/episodes has them; version: one to replace. Raises RealrlError
+    when a column has another length or type, and when the folder cannot be written.
     """
     root = Path(directory)
-    rows = _rows(root)
+    rows = _rows(root) if rows is None else rows
     per = _kind(root, name, columns, rows)
-    return _publish(root, name, columns, per, meta or {}, rows)
+    return _publish(root, name, columns, per, meta or {}, rows, version)
 
 
-def read(directory: str | Path, name: str, version: int | None = None, *, missing: Literal["error", "nan"] = "error") -> Derived:
+def read(directory: str | Path, name: str, version: int | None = None, *, missing: Literal["error", "nan"] = "error",
+         rows: pa.Table | None = None) -> Derived:
     """A version of a side file, the newest by default.
 
-    missing: what to do about episodes that were appended since, "error" or "nan" (see `Derived`). Raises RealrlError when there is no
-    such version, its file is damaged, or the dataset's first episodes are not those it was computed from.
+    missing: what to do about episodes that were appended since, "error" or "nan" (see `Derived`); rows: as for `write`. Raises
+    RealrlError when there is no such version, its file is damaged, or the dataset's first episodes are not those it was computed from.
     """
     root = Path(directory)
     there = versions(root, name)
@@ -91,14 +95,15 @@ def read(directory: str | Path, name: str, version: int | None = None, *, missin
     path = _folder(root, name) / f"v{version}.parquet"
     within(root, path)
     about = _about(path)
-    rows = _rows(root)
+    rows = _rows(root) if rows is None else rows
     if len(rows) < about["episodes"] or fingerprint(rows.slice(0, about["episodes"])) != about["fingerprint"]:
-        raise RealrlError(f"{path} was computed from other episodes than {root} holds now (removed or reordered); compute it anew")
+        raise RealrlError(f"{path} was computed from other episodes than {root} holds now (removed or reordered); make it anew, or set "
+                          "it aside")
     behind = len(rows) - int(about["episodes"])
     if behind and missing == "error":
         raise RealrlError(f"{path} covers {about['episodes']} episodes of {len(rows)}: {behind} were appended since; compute it anew")
     total = len(rows) if about["per"] == "episode" else int(rows["length"].to_numpy().sum())
-    if behind and total > (there_are := _frames_on_disk(root, rows)):
+    if behind and about["per"] == "frame" and total > (there_are := _frames_on_disk(root, rows)):
         raise RealrlError(f"{root}: meta/episodes counts {total} rows, the data files hold {there_are}; run `realrl data check {root}`")
     table = tables.read_parquet(path)  # only now: a small file may unfold into as many rows as it likes to say
     try:
@@ -127,18 +132,28 @@ def carry(sources: Sequence[Path], picks: Sequence[tuple[int, int, int, int]], o
     """Give a dataset made of pieces of others their side files; gives one line for each that could not follow.
 
     picks: (source, episode, first frame, frame after the last) of every new episode. With one source every version keeps its number;
-    with several the newest versions are joined where all sources have that name with the same columns.
+    with several the newest versions are joined where all sources have that name with the same columns; of columns that have a row an
+    episode, such as labels, a source may have none, then its episodes have empty cells.
     """
     notes = []
     lengths = [np.asarray(_rows(s)["length"].to_numpy()) for s in sources]
     for name in dict.fromkeys(name for s in sources for name in names(s)):
         for version in versions(sources[0], name) if len(sources) == 1 else [None]:
             try:
-                parts = [read(s, name, version, missing="nan") for s in sources]
+                known = [read(s, name, version, missing="nan") if versions(s, name) else None for s in sources]
+                parts = [part or _blank(known, sources[i], name, len(lengths[i])) for i, part in enumerate(known)]
                 _write_joined(parts, lengths, picks, out, version)
             except RealrlError as error:
                 notes.append(f"derived columns {name!r} stay behind: {error}")
     return notes
+
+
+def _blank(known: Sequence[Derived | None], source: Path, name: str, rows: int) -> Derived:
+    """Empty cells for a source that has nothing under that name, while others have. Raises RealrlError where they have a row a frame."""
+    other = next(part for part in known if part)
+    if other.per == "frame":
+        raise RealrlError(f"{source}: no derived column file {name!r}; there is {', '.join(names(source)) or 'none'}")
+    return Derived(name, 0, other.per, {c: _padded(x[:0], rows) for c, x in other.columns.items()})
 
 
 def _write_joined(parts: Sequence[Derived], lengths: Sequence[Array], picks: Sequence[tuple[int, int, int, int]], out: Path,

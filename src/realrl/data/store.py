@@ -28,6 +28,7 @@ from realrl.data import compaction, footage, schema, tables, video
 from realrl.data.compaction import JOURNAL
 from realrl.data.errors import DAMAGED, holds_recordings, line
 from realrl.data.footage import Encoded, Place
+from realrl.data.labels import Labels
 from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, image_stats, merge_stats, sampled_frames, stored_stats
 from realrl.data.tables import FileKey
@@ -85,7 +86,7 @@ class Store:
     lock_wait: float = 10.0
 
     def __init__(self, directory: str | Path, codec: Codec = "av1") -> None:
-        self.dir = Path(directory)
+        self.dir, self._labels = Path(directory), Labels(Path(directory))
         if codec not in video.CODECS:
             raise RealrlError(f"video codec {codec!r} is not one of {', '.join(video.CODECS)}; choose one of them")
         self.codec: Codec = codec
@@ -179,7 +180,7 @@ class Store:
     # ---- reading
 
     def read(self, indices: Sequence[int] | None = None, images: bool = True) -> list[Episode]:
-        """Episodes by index (all by default), in that order, equal to what was appended except for `extra`.
+        """Episodes by index (all by default), in that order, equal to what was appended except for `extra` and labels.
 
         Pictures come back as the codec kept them: depth is exact, colour nearly so. images: False leaves cameras out, and needs
         no video file. Raises RealrlError for an index that is not there and for files that are missing or damaged.
@@ -199,7 +200,8 @@ class Store:
             return self._read(picked, images)
 
     def _read(self, picked: list[int], images: bool) -> list[Episode]:
-        rows = dict(zip(picked, self.rows.take(pa.array(picked, pa.int64())).to_pylist(), strict=True)) if picked else {}
+        taken = self.rows.take(pa.array(picked, pa.int64())).to_pylist() if picked else []
+        rows = dict(zip(picked, self._labels.onto(taken, lambda: self.rows), strict=True))
         by_file: dict[FileKey, list[int]] = {}
         for i in picked:
             by_file.setdefault((int(self._chunk[i]), int(self._file[i])), []).append(i)

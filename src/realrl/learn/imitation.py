@@ -181,12 +181,13 @@ def kept_back(view: Decisions, share: float) -> tuple[Tensor, Tensor]:
 
 
 def worthy(episodes: Sequence[Episode]) -> list[Episode]:
-    """What is worth imitating: the successes; where the task knows none (locomotion), the better half by return; else nothing."""
+    """What is worth imitating: the successes; where none is known (locomotion), the better half by return; where returns do not differ
+    either, all of which nobody says how they ended, for people record what they want repeated; else nothing."""
     if any(e.succeeded for e in episodes):
         return [e for e in episodes if e.succeeded]
     returns = [float(e.reward.sum()) for e in episodes]
     if not returns or max(returns) <= min(returns):
-        return []
+        return [e for e in episodes if not e.judged]
     middle = float(np.median(returns))
     return [e for e, value in zip(episodes, returns, strict=True) if value >= middle]
 

@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
-from realrl.data import schema, tables
+from realrl.data import labels, schema, tables
 from realrl.data.store import Store
 from realrl.data.tools.check import check, describe
 from realrl.data.tools.faults import Problem
@@ -56,7 +56,7 @@ def write_page(directory: str | Path, file: str | Path, *, pictured: int = 24, e
     store = Store.open(root)
     about, sample = describe(root), _sample(store, each)
     problems = _alike(check(root))
-    success = _success(store, sample)
+    success = _success(store)
     length = store.rows["length"].to_numpy()
     with matplotlib.rc_context(STYLE):
         html = render("dataset.html", {
@@ -126,19 +126,10 @@ def _sample(store: Store, each: Each[Any]) -> _Sample:
     return _Sample(seen, {name: xs for name, xs in columns.items() if xs}, human if who else None)
 
 
-def _success(store: Store, sample: _Sample) -> Array | None:
+def _success(store: Store) -> Array | None:
     """Whether each episode succeeded [N], as float with NaN for unknown; None when nothing tells."""
-    if "success" in store.rows.column_names:
-        told = np.array([np.nan if v is None else float(v) for v in store.rows["success"].to_pylist()])
-        if np.isfinite(told).any():
-            return told
-    name = next((alias for alias in schema.ALIASES["next.success"] if alias in sample.columns), None)
-    if name is None:
-        return None
-    told = np.full(len(store), np.nan)
-    for e, x in zip(sample.episodes, sample.columns[name], strict=True):
-        told[e] = float(x[-1, 0] != 0)
-    return told
+    told = np.array([np.nan if good is None else float(good) for good in labels.outcomes(store.dir, store.info, store.rows)])
+    return told if np.isfinite(told).any() else None
 
 
 def _lead(about: dict[str, Any]) -> str:
@@ -158,7 +149,10 @@ def _tiles(about: dict[str, Any], length: Array, success: Array | None, human: A
         n = int(np.isfinite(success).sum())
         low, high = wilson_bounds(float(np.nanmean(success)), n)
         tiles.append({"what": "Success", "value": _rate(success),
-                      "detail": f"95 % interval {percent(low)[:-2]} – {percent(high)}\nn = {count(n)} episodes"})
+                      "detail": f"95 % interval {percent(low)[:-2]} – {percent(high)}\nn = {count(n)} episodes"
+                      + (f", {count(len(success) - n)} are unknown" if n < len(success) else "")})
+    else:
+        tiles.append({"what": "Success", "value": "unknown", "detail": "nothing says how episodes ended:\nrealrl data label"})
     if human is not None and np.isfinite(human).any():
         steps = float(np.nansum(human * length) / max(length[np.isfinite(human)].sum(), 1))
         tiles.append({"what": "Steps by a person", "value": percent(steps), "detail": f"{_rate(human > 0)} of the episodes have any"})
@@ -326,7 +320,7 @@ def _cards(store: Store, success: Array | None, human: Array | None, pictured: i
         facts = [f"{rows['length'][e].as_py()} steps", short((texts or ["no task text"])[0])]
         if human is not None and human[e] > 0:
             facts.append(f"{percent(float(human[e]))} by a person")
-        outcome = "" if success is None or np.isnan(success[e]) else "success" if success[e] else "failed"
+        outcome = "unknown" if success is None or np.isnan(success[e]) else "success" if success[e] else "failed"
         cards.append({"number": e, "facts": facts, "outcome": outcome, "films": [film_strip(store, e, camera) for camera in store.cameras]})
     tell_once(cards)
     return cards

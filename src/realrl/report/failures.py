@@ -45,7 +45,7 @@ class FirstFailures:
     def pick(self, episode: Episode) -> Episode:
         """Keep the episode if it is one of them; gives it without observations: thousands with pictures fit no memory."""
         self.tried += 1
-        if not episode.succeeded:
+        if episode.failed:
             self.failed += 1
             self.episodes = sorted([*self.episodes, episode], key=lambda e: -1 if e.seed is None else e.seed)[:self.most]
         return replace(episode, obs={}, extra={})

@@ -56,7 +56,7 @@ def _add_delete(actions: Any) -> None:
     parser.add_argument("dir", type=Path, metavar="DIR", help=SOURCE)
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help=OUT)
     parser.add_argument("--episodes", metavar="LIST", help=EPISODES)
-    parser.add_argument("--failed", action="store_true", help="all that did not end in success")
+    parser.add_argument("--failed", action="store_true", help="all that failed; what is unknown stays")
 
 
 def _delete(args: argparse.Namespace) -> int:

@@ -53,13 +53,12 @@ def _print_info(directory: Path, about: dict[str, Any]) -> None:
     from rich.table import Table
 
     from realrl.types import printable
-    rate = about["success_rate"]
     films = f", {about['video_files']:,} video files" if about["video_files"] else ""
     rows = {
         "tasks": "\n".join(map(printable, about["tasks"])), "episodes": f"{about['episodes']:,}", "control steps": f"{about['frames']:,}",
         "mean length": f"{about['mean_length']:.1f} steps, {about['mean_length'] / about['fps']:.2f} s",
         "rate": f"{about['fps']:g} steps/s",
-        "success": "unknown" if rate is None else f"{100 * rate:.1f} % of the episodes",
+        "success": _success(about),
         "robot": printable(str(about["robot_type"] or "unknown")),
         "recorded by": "\n".join(f"{printable(str(name))}: {count:,} episodes" for name, count in about["policies"].items()) or "unknown",
         "columns": "\n".join(printable(f"{name}  {kind}") for name, kind in about["features"].items()),
@@ -68,6 +67,16 @@ def _print_info(directory: Path, about: dict[str, Any]) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     screen().print(table, markup=False)
+
+
+def _success(about: dict[str, Any]) -> str:
+    """How episodes ended, and how many of them people judged."""
+    rate, ended, said = about["success_rate"], about["outcomes"], about["labels"]
+    told = "unknown" if rate is None else f"{100 * rate:.1f} % of the episodes"
+    if ended["unknown"] and rate is not None:
+        told = f"{100 * rate:.1f} % of {ended['success'] + ended['failure']:,} episodes, {ended['unknown']:,} are unknown"
+    by_hand = ", ".join(f"{count:,} {word}" for word, count in said.items() if count)
+    return f"{told} (labels: {by_hand})" if by_hand else told
 
 
 def _add_check(actions: Any) -> None:
@@ -169,8 +178,8 @@ def _replay(args: argparse.Namespace) -> int:
     table = Table("episode", "steps", "start", "median", "largest", "last", "first beyond", "success", title=f"{args.dir} on {place}: "
                   "distance from what was recorded", title_justify="left")
     for r in results:
-        ended = {(True, True): "yes", (False, False): "no"}.get((r["success_recorded"], r["success_replayed"]),
-                                                                "recorded only" if r["success_recorded"] else "replayed only")
+        ended = {(True, True): "yes", (False, False): "no", (True, False): "recorded only", (False, True): "replayed only"}.get(
+            (r["success_recorded"], r["success_replayed"]), f"{'yes' if r['success_replayed'] else 'no'} (recording: unknown)")
         table.add_row(str(r["episode"]), str(r["steps"]), *(f"{r[name]:.3g}" for name in ("start", "median", "largest", "last")),
                       "never" if r["first_beyond"] is None else f"step {r['first_beyond']}", ended)
     screen().print(table, markup=False)

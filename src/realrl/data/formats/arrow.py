@@ -59,7 +59,7 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, last: s
             raise RealrlError(f"{root}: the table has neither action nor observation.state; nothing can be learned from it")
         notes.append("no action column: the state that follows is taken for the action, and the last frame ends the episode")
     if "next.success" not in columns:
-        notes.append("the table does not say which episodes succeeded, none is marked")
+        notes.append("the table does not say which episodes succeeded, so that stays unknown")
     beside = sorted(name for name in columns if name not in BOOKKEEPING and not name.startswith("observation."))
     if beside:
         notes.append(f"kept in memory only, in `extra`: {', '.join(beside)}")
@@ -182,8 +182,10 @@ def _episode(obs: dict[str, Array], rows: dict[str, Array], beside: list[str], f
     action = rows["action"] if "action" in rows else rows["observation.state"][1:]
     if not len(action):
         raise RealrlError(f"{where} is one frame without an action; nothing can be learned from it")
-    success, reward = (rows[k].reshape(n, -1)[:, 0] if k in rows and rows[k].size else np.zeros(n) for k in ("next.success", "next.reward"))
-    won = success.astype(bool)[:len(action)]
+    success, reward = (rows[k].reshape(n, -1)[:, 0] if k in rows and rows[k].size else None for k in ("next.success", "next.reward"))
+    won = None if success is None else success.astype(bool)[:len(action)]
+    ended = won is not None and bool(won[-1])
     return common.episode(obs, common.scale_actions(action, span), fps=fps, task=task, source=source, last=last,
-                          policy="human" if source == Source.HUMAN else "", reward=reward[:len(action)].astype(np.float32), success=won,
-                          terminated=bool(won[-1]), truncated=not won[-1], extra={n: rows[n] for n in beside}, where=where)
+                          policy="human" if source == Source.HUMAN else "", success=won,
+                          reward=None if reward is None else reward[:len(action)], terminated=ended, truncated=not ended,
+                          extra={n: rows[n] for n in beside}, where=where)

@@ -18,7 +18,7 @@ from realrl.types import Array, Episode, Obs, RealrlError, Source
 
 MAX_BYTES = 4 * 2**30  # of one array of one episode: more is taken for damage or malice, and refused before memory is asked for
 COLUMNS = ("proposed", "source", "reward", "success", "time", "starts_plan")  # [T, ...] each, what few formats have room for
-FACTS = ("task", "policy", "seed", "terminated", "truncated")
+FACTS = ("task", "policy", "seed", "terminated", "truncated", "judged")
 Last = Literal["repeat", "drop"]
 _KEY = re.compile(r"[A-Za-z0-9_][\w .+\-]{0,119}")
 
@@ -211,7 +211,7 @@ def check_last(last: str) -> Last:
 def episode(obs: Obs, action: Array, *, fps: int, task: str, policy: str, source: Source, reward: Array | None = None,
             success: Array | None = None, terminated: bool = False, truncated: bool = True, extra: dict[str, Array] | None = None,
             last: Last = "repeat", where: str) -> Episode:
-    """An `Episode` from the columns that a format has; what it lacks is zero, `time` is counted from `fps`.
+    """An `Episode` from the columns that a format has; what it lacks is zero (success: unknown), `time` is counted from `fps`.
 
     obs: each [T+1, ...], or [T, ...], then `last` says how it ends; action: [T, A]. Raises RealrlError on columns of other lengths.
     """
@@ -234,14 +234,15 @@ def episode(obs: Obs, action: Array, *, fps: int, task: str, policy: str, source
         obs=obs, action=action, proposed=action.copy(), source=np.full(steps, source, np.uint8),
         reward=np.zeros(steps, np.float32) if reward is None else numbers(reward[:steps]).astype(np.float32),
         success=np.zeros(steps, bool) if success is None else success[:steps].astype(bool), time=np.arange(steps) / fps,
-        starts_plan=np.ones(steps, bool), terminated=terminated, truncated=truncated, task=task, policy=policy, extra=extra or {})
+        starts_plan=np.ones(steps, bool), terminated=terminated, truncated=truncated, task=task, policy=policy, extra=extra or {},
+        judged=success is not None)
 
 
 def with_success(ended: Episode) -> Episode:
     """A demonstration that is known to have succeeded: reward 1, success and termination at its last step."""
     reward, success = ended.reward.copy(), ended.success.copy()
     reward[-1], success[-1] = 1.0, True
-    return replace(ended, reward=reward, success=success, terminated=True, truncated=False)
+    return replace(ended, reward=reward, success=success, terminated=True, truncated=False, judged=True)
 
 
 def facts(one: Episode) -> dict[str, Any]:
@@ -258,8 +259,10 @@ def restored(one: Episode, columns: Mapping[str, Array], told: Mapping[str, Any]
             if columns[name].shape != own.shape:
                 raise RealrlError(f"{where}: {name} has shape {list(columns[name].shape)}, not {list(own.shape)}; restore it from a copy")
             changes[name] = columns[name].astype(own.dtype)
+    if "success" in changes:
+        changes["judged"] = True  # unless the facts say otherwise
     kinds: dict[str, tuple[type, ...]] = {"task": (str,), "policy": (str,), "seed": (int, type(None)), "terminated": (bool,),
-                                          "truncated": (bool,)}
+                                          "truncated": (bool,), "judged": (bool,)}
     for name, kind in kinds.items():
         if name in told:
             if not isinstance(told[name], kind):

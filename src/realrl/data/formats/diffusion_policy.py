@@ -7,7 +7,7 @@ What becomes of it:
 - Colour images [N, H, W, 3] are `images.<key>`, every other key keeps its name; `state` joins some of them.
 - There is no observation after an episode's last action: `last="repeat"` says the last observation twice and keeps every
   action, `last="drop"` leaves the last action out.
-- There is no reward either, unless a key is named `reward`: rewards are 0, no step counts as success (`success=True` counts
+- There is no reward either, unless a key is named `reward`: rewards are 0, success is unknown (`success=True` counts
   each last one) and episodes are truncated.
 - Actions are often in pixels or metres: `action_range=(0, 512)` maps pushT's onto [-1, 1]; `extra["recorded_action"]` keeps them.
 
@@ -138,7 +138,7 @@ def _notes(plan: _Plan, guessed: bool) -> list[str]:
         said.append("no observation after an episode's last action: the one before it is repeated (last='repeat'), last='drop' leaves "
                     "that action out")
     if not plan.success and not {"reward", f"{OURS}reward"} & plan.arrays.keys():
-        said.append("no rewards in this file: they are 0, and no step counts as success; success=True counts every last one")
+        said.append("no rewards in this file: they are 0, and success is unknown; success=True counts every last step")
     return said
 
 

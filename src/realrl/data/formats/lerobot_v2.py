@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from realrl.data import footage, schema, tables
 from realrl.data.errors import DAMAGED, line
 from realrl.data.footage import Place
 from realrl.data.formats.common import Imported
+from realrl.data.labels import Labels
 from realrl.data.schema import Info
 from realrl.data.store import Recordings, Store
 from realrl.files import inside, within
@@ -61,6 +64,7 @@ class Legacy:
 
     def __init__(self, directory: str | Path) -> None:
         self.dir = Path(directory)
+        self._labels = Labels(self.dir)
         self._info = schema.read_json(self.dir)
         path = self.dir / "meta/info.json"
         if not str(self._info.get("codebase_version")).startswith("v2."):
@@ -105,6 +109,12 @@ class Legacy:
     def _cameras(self) -> list[str]:
         return [name for name in tables.cameras(self._info["features"]) if name.startswith("observation.")]
 
+    @property
+    def rows(self) -> pa.Table:
+        """What identifies the episodes, see `realrl.data.side`."""
+        texts = [[str(t) for t in row.get("tasks") or []] for row in self._rows]
+        return pa.table({"length": [row["length"] for row in self._rows], "tasks": pa.array(texts, pa.list_(pa.string()))})
+
     def read(self, indices: Sequence[int] | None = None, images: bool = True) -> list[Episode]:
         """Episodes by index (all by default), in that order. images: False leaves cameras out, and needs no video file.
 
@@ -127,7 +137,8 @@ class Legacy:
         return path, self._place(length).times(length, self._info["fps"])
 
     def _episode(self, index: int, images: bool) -> Episode:
-        path, row = self._path(self._info.get("data_path") or DATA_PATH, index), self._rows[index]
+        path = self._path(self._info.get("data_path") or DATA_PATH, index)
+        (row,) = self._labels.onto([dict(self._rows[index])], lambda: self.rows)
         try:
             columns = tables.read_frames(path, self._info["features"], 0, row["length"], pictures=images)
             films = {name: footage.read(self._path(self._info.get("video_path") or VIDEO_PATH, index, name), self._place(row["length"]),

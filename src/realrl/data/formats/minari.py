@@ -6,7 +6,7 @@ Layout (Minari 0.4 and 0.5): an episode has T+1 `observations` and T `actions`, 
 
 What becomes of it:
 - A single array is `state` (or `images.image`), a tree's leaves are named by their path, `a.b`; `state` joins some of them.
-- `infos/success` or `infos/is_success` is success; without it no step counts as one.
+- `infos/success` or `infos/is_success` is success; without it success is unknown.
 - Actions of several parts lie side by side, whole numbers stay whole numbers; `action_range` maps (low, high) onto [-1, 1].
 - Who acted is not told: a human, if the dataset's name says "human", else a policy; `source` says otherwise.
 - Text in the observations is left out.
@@ -129,7 +129,7 @@ def _notes(plan: _Plan, told: dict[str, Any], columns: dict[str, Any], rate: int
     if any(np.asarray(a).dtype.kind in "iu" for a in columns["actions"].values()):
         said.append("actions are whole numbers (a discrete space); policies here want numbers in [-1, 1]")
     if columns["success"] is None:
-        said.append("no success among the infos, so no step counts as one")
+        said.append("no success among the infos, so that stays unknown")
     if columns["left_out"]:
         said.append(f"left out, as they are not numbers: {', '.join(columns['left_out'])}")
     if told.get("total_episodes", count) != count:

@@ -91,7 +91,7 @@ def _dapg_notes(items: Sequence[dict[Any, Any]], path: Path, default_fps: bool, 
     if default_fps:
         notes.append(f"the file does not say its rate, {DAPG_FPS} steps a second are assumed; fps= says another")
     if not success:
-        notes.append("the file does not say which episodes succeeded, none is marked; success=True takes all for successes")
+        notes.append("the file does not say which episodes succeeded, so that stays unknown; success=True takes all for successes")
     return notes
 
 

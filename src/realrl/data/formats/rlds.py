@@ -259,6 +259,7 @@ def _episode(columns: dict[str, Any], features: dict[str, Feature], fps: int, ta
     flag = {n: columns[n].reshape(-1).astype(bool) if n in columns else np.zeros(steps, bool) for n in ("is_last", "is_terminal")}
     reward = columns["reward"].reshape(-1).astype(np.float32) if "reward" in columns else np.zeros(steps, np.float32)
     terminal, ended = bool(flag["is_terminal"][-1]), bool(flag["is_last"][-1])
+    told = {"reward", "is_terminal"} <= columns.keys()
     success = np.zeros(steps, bool)
     success[-1] = terminal and reward[-1] > 0
     action = common.scale_actions(np.concatenate(actions, 1), span)
@@ -266,7 +267,8 @@ def _episode(columns: dict[str, Any], features: dict[str, Feature], fps: int, ta
         action, success = action[:-1], success[1:]
         reward = np.append(reward[:-2], reward[-2] + reward[-1]).astype(np.float32)  # some sets pay there
     return common.episode(obs, action, fps=fps, task=text or "", policy="human" if source == Source.HUMAN else "", source=source,
-                          reward=reward, success=success, terminated=terminal, truncated=not terminal, extra=extra, last=last, where=where)
+                          reward=reward, success=success if told else None, terminated=terminal, truncated=not terminal,
+                          extra=extra, last=last, where=where)
 
 
 def _key(name: str, feature: Feature, where: str) -> str:

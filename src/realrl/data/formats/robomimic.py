@@ -80,7 +80,7 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, keys: S
     if masks:
         notes.append("filters of this file: " + ", ".join(f"{k} ({len(v)} demos)" for k, v in masks.items()))
     if not rewarded and not success:
-        notes.append("no rewards in this file: they are 0, and no step counts as success; success=True counts every last one")
+        notes.append("no rewards in this file: they are 0, and success is unknown; success=True counts every last step")
     meta = {"env_args": env, "masks": {k: sorted(v) for k, v in masks.items()}, "demos": demos}
     return Imported(plan.task, rate, _robot(env), _episodes(plan), notes, meta, len(demos))
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from realrl.data import compaction, schema, tables
+from realrl.data import compaction, labels, schema, tables
 from realrl.data.errors import DAMAGED, line, mend, read_json
 from realrl.data.schema import Info
 from realrl.data.stats import Stats
@@ -157,18 +157,25 @@ def _file(root: Path, info: Info, prefix: str, key: FileKey) -> Path:
 
 
 def describe(directory: str | Path) -> dict[str, Any]:
-    """What a dataset holds, without reading frames: counts, success rate (None if unknown), mean length, features, bytes on disk."""
+    """What a dataset holds, without reading pictures or numbers: counts, how episodes ended, mean length, features, bytes on disk.
+
+    success_rate: of the episodes of which something says how they ended, None where that is none; outcomes, labels: how many ended in
+    "success", "failure" and "unknown", and how many of these a person said.
+    """
     root = Path(directory)
     info = schema.read_info(root)
     rows = tables.episodes(root)
-    known = {name: [v for v in rows[name].to_pylist() if v is not None] for name in ("success", "policy") if name in rows.column_names}
-    success = known.get("success")
+    policies = [v for v in rows["policy"].to_pylist() if v is not None] if "policy" in rows.column_names else []
+    ended = Counter(labels.WORD[good] for good in labels.outcomes(root, info, rows))
+    judged = ended["success"] + ended["failure"]
+    said = Counter(word for word in labels.read(root, rows)[schema.LABEL] if word)
     length = rows["length"].to_numpy()
     films = tables.cameras(info["features"])
     return {
         "path": str(root), "robot_type": info.get("robot_type"), "fps": info["fps"], "tasks": tables.read_tasks(root, int(length.sum())),
         "episodes": len(rows), "frames": int(length.sum()), "mean_length": float(length.mean()) if len(rows) else 0.0,
-        "success_rate": sum(success) / len(success) if success else None, "policies": dict(Counter(known.get("policy", []))),
+        "success_rate": ended["success"] / judged if judged else None, "policies": dict(Counter(policies)),
+        "outcomes": {word: ended[word] for word in labels.CHOICES}, "labels": {word: said[word] for word in labels.CHOICES},
         "features": {name: f"{f['dtype']}{list(f['shape'])}" for name, f in info["features"].items()},
         "data_files": len(_keys(rows, "data")), "video_files": sum(len(_keys(rows, f"videos/{camera}")) for camera in films),
         "bytes": sum(p.stat().st_size for p in root.rglob("*") if p.is_file())}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from realrl.data import side
+from realrl.data import labels, side
 from realrl.data.schema import ALIASES
 from realrl.data.tools.pieces import Each, Piece, SourceSet, assemble
 from realrl.files import sync
@@ -54,7 +54,7 @@ def merge(directories: Sequence[str | Path], out: str | Path, *, each: Each = it
 
 def delete_episodes(directory: str | Path, out: str | Path, episodes: Iterable[int] | str = (), *, failed: bool = False,
                     each: Each = iter) -> Edited:
-    """A dataset less some episodes, by number (or as `episode_numbers` reads them) and, with `failed`, all that did not end in success.
+    """A dataset less some episodes, by number (or as `episode_numbers` reads them) and, with `failed`, all that failed.
 
     Raises RealrlError on a number that is not there, when nothing or everything would go, and when `failed` is asked of a dataset
     that does not record success.
@@ -62,7 +62,7 @@ def delete_episodes(directory: str | Path, out: str | Path, episodes: Iterable[i
     source = _opened(directory, episodes)
     gone = set(_known(source, episodes))
     if failed:
-        gone |= set(np.flatnonzero(~successes(source)).tolist())
+        gone |= {e for e, good in enumerate(successes(source)) if good is False}
     if not gone:
         raise RealrlError(f"{source.dir}: no episode to delete{' (none failed)' if failed else ''}; the dataset is what it should be")
     if len(gone) == len(source):
@@ -73,8 +73,8 @@ def delete_episodes(directory: str | Path, out: str | Path, episodes: Iterable[i
 def split(directory: str | Path, out: str | Path, by: str, *, shuffle: int | None = None, each: Each = iter) -> dict[str, Edited]:
     """A dataset as several, each a folder below `out`; all appear together.
 
-    by: "success" (folders success and failure), fractions such as "0.8,0.2" (they may leave a rest out), or episodes such as
-    "0:80,80:100"; each part may be named, "train=0.8,test=0.2", and is called part-0, part-1 ... otherwise.
+    by: "success" (folders success and failure, and unknown where there is any), fractions such as "0.8,0.2" (they may leave a rest
+    out), or episodes such as "0:80,80:100"; each part may be named, "train=0.8,test=0.2", and is called part-0, part-1 ... otherwise.
     shuffle: seed of a random order for fractions. Raises RealrlError on a text that is none of these and on an empty part.
     """
     source, out = SourceSet(directory), Path(out)
@@ -148,13 +148,13 @@ def _ranges(text: str) -> list[range]:
     return ranges
 
 
-def successes(source: SourceSet) -> Array:
-    """Whether each episode ended in success [N] bool: as its row says, else as its last frame does.
-
-    Raises RealrlError when neither is recorded.
-    """
-    known = source.rows["success"].to_pylist() if "success" in source.rows.column_names else [None] * len(source)
-    return np.array([bool(_success(source, e)[-1]) if v is None else v for e, v in enumerate(known)], bool)
+def successes(source: SourceSet) -> list[bool | None]:
+    """Whether each episode ended in success, None for unknown, see `labels.outcomes`. Raises RealrlError when nothing is known."""
+    found = labels.outcomes(source.dir, source.info, source.rows)
+    if all(good is None for good in found):
+        raise RealrlError(f"{source.dir}: nothing says which episodes succeeded; label them (realrl data label {source.dir}), or give "
+                          "episode numbers")
+    return found
 
 
 # ---- parts of these
@@ -220,7 +220,9 @@ def _parts(source: SourceSet, by: str, shuffle: int | None) -> dict[str, list[in
     """Name -> episodes of every part that `by` describes."""
     if by == "success":
         good = successes(source)
-        return {"success": np.flatnonzero(good).tolist(), "failure": np.flatnonzero(~good).tolist()}
+        parts = {name: [e for e, known in enumerate(good) if known is value] for name, value in
+                 {"success": True, "failure": False, "unknown": None}.items()}
+        return {name: members for name, members in parts.items() if members or name != "unknown"}
     words: dict[str, str] = {}
     for i, word in enumerate(by.split(",")):
         name, equals, spec = word.strip().rpartition("=")

@@ -30,9 +30,11 @@ from realrl.data.schema import (
     ALIASES,
     DATA_PATH,
     EPISODES_PATH,
+    OUTCOMES,
     VIDEO_PATH,
     Info,
     data_file,
+    outcome,
     read_info,
     row_schema,
     video_file,
@@ -232,6 +234,8 @@ class _Assembly:
                 table = table.set_column(at, table.schema.field(at), pa.array(values).cast(table.schema.field(at).type))
         counted = {name: f for name, f in stored(self.features).items()
                    if name in table.column_names and (trimmed or name in new or self._lacks_stats(row, name))}
+        if not trimmed and len(self.sources) > 1:
+            self._note_success(row, piece, whole)
         arrays = {name: tables.to_numpy(table[name], name, f) for name, f in counted.items()}
         for name, stats in column_stats(arrays).items():
             self._change(row, {f"stats/{name}/{stat}": value.tolist() for stat, value in stats.items()})
@@ -250,14 +254,25 @@ class _Assembly:
         for name, value in (("next.done", True), ("next.truncated", not piece.solved)):
             if name in flags:
                 flags[name][-1] = value
-        told = next((name for name in ALIASES["next.success"] if name in whole.column_names), None)
-        success = None if told is None else bool(np.ravel(whole[told][piece.stop - 1].as_py())[0])
-        self._change(row, {"terminated": piece.solved, "truncated": not piece.solved, "success": success})
+        self._change(row, {"terminated": piece.solved, "truncated": not piece.solved})
+        self._note_success(row, piece, whole)
         for name, f in stored(self.features).items():
             if name.startswith("observation.") and name in whole.column_names:  # the frame after the cut is the last one seen
                 after = tables.to_numpy(whole[name].slice(piece.stop, 1), name, f)
                 self._change(row, {f"last/{name}": after.reshape(-1).tolist()})
         return flags
+
+    def _note_success(self, row: int, piece: Piece, whole: pa.Table) -> None:
+        """Write into the episode's row what its frames say of success, where the row does not say it (or not of what was cut): beside
+        the rows of others an empty cell would say that it is unknown, as it does where the source has such cells."""
+        source = self.sources[piece.source].rows
+        cells = {name: source[name][piece.episode].as_py() for name in OUTCOMES if name in source.column_names}
+        told = next((name for name in ALIASES["next.success"] if name in self.features and name in whole.column_names), None)
+        if told is not None:
+            flags = tables.to_numpy(whole[told], told, self.features[told]).reshape(-1).astype(bool)
+            cut = piece.stop < len(whole) and (flags.any() or outcome(cells) is False)
+            if cut or not cells:
+                self._change(row, {"success": bool(flags[piece.stop - 1])})
 
     def _lacks_stats(self, row: int, feature: str) -> bool:
         name = f"stats/{feature}/count"

@@ -277,7 +277,7 @@ class Remains(SourceSet):
         if self._tasks_lost and "task_index" in columns:
             take.mends.append("task_index")
         if take.row is None:
-            take.cells |= _ending(columns)
+            take.cells |= _ending(columns, self._judged())
         if not self.cell(take, "tasks"):
             take.cells["tasks"] = [self._task(int(task[0]))]
         index = columns.get("index", np.zeros(0)).reshape(-1)
@@ -333,6 +333,11 @@ class Remains(SourceSet):
             take.row is None or take.number != i or (self.cell(take, "dataset_from_index"), self.cell(take, "dataset_to_index"))
             != (int(starts[i]), int(starts[i]) + take.length) for i, take in enumerate(self.takes))
 
+    def _judged(self) -> bool:
+        """Whether episodes of this dataset are judged: not where every row that is left has an empty cell for it."""
+        told = [self._all_rows[name] for name in schema.OUTCOMES if name in self._all_rows.column_names]
+        return not told or not len(self._all_rows) or any(cells.null_count < len(cells) for cells in told)
+
     def _kept_rows(self) -> pa.Table:
         """The episodes table of what is kept, renumbered by whoever assembles it."""
         rows = self._all_rows.take(pa.array([t.row for t in self.takes], pa.int64()))
@@ -352,11 +357,12 @@ def what(error: Exception) -> str:
     return text.rpartition("; ")[0] or text
 
 
-def _ending(columns: dict[str, Array]) -> dict[str, Any]:
-    """How an episode without a row ended, from its last frame."""
+def _ending(columns: dict[str, Array], judged: bool) -> dict[str, Any]:
+    """How an episode without a row ended, from its last frame. judged: whether no success in any frame is a failure."""
     done, cut, success = (None if (x := schema.aliased(columns, name)) is None else bool(x.reshape(-1)[-1])
                           for name in ("next.done", "next.truncated", "next.success"))
     known = done is not None and cut is not None
+    success = success or (success if judged else None)
     return {"success": success, "terminated": done and not cut if known else None, "truncated": cut if known else None}
 
 

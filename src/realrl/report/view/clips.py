@@ -54,8 +54,10 @@ def ending(episode: Episode) -> str:
     """How it ended, in words."""
     if episode.succeeded:
         return f"success at step {len(episode)}"
-    if episode.terminated:
+    if episode.terminated and episode.judged:
         return f"the task ended it at step {len(episode)}, without success"
+    if episode.terminated:
+        return f"the task ended it at step {len(episode)}, how is unknown"
     return f"cut off after {len(episode)} steps" if episode.truncated else f"the recording ends after {len(episode)} steps"
 
 
@@ -124,12 +126,12 @@ def derived(store: Recordings) -> tuple[dict[str, Array], list[str]]:
 
 
 def worst_of(store: Recordings, count: int) -> list[int]:
-    """Episodes from the worst up: failures first, then by return, the longer one first."""
+    """Episodes from the worst up: failures first, then what is unknown, then by return, the longer one first."""
     order = []
     for start in range(0, len(store), 200):
         numbers = range(start, min(start + 200, len(store)))
         for i, episode in zip(numbers, store.read(numbers, images=False), strict=True):
-            order.append((episode.succeeded, float(episode.reward.sum()), -len(episode), i))
+            order.append((not episode.failed, episode.succeeded, float(episode.reward.sum()), -len(episode), i))
     return [i for *_, i in sorted(order)[:count]]
 
 

@@ -58,11 +58,10 @@ def facts(clip: Clip) -> list[str]:
 
 
 def _outcome(episode: Episode) -> str:
-    """ "success", "failed", or "" where nobody said: a person's recording without a mark may well be a good one."""
+    """ "success", "failed", or "unknown" where nobody said or it is not over."""
     if episode.succeeded:
         return "success"
-    told = (episode.terminated or episode.truncated) and not (episode.source == Source.HUMAN).all()
-    return "failed" if told else ""
+    return "failed" if episode.failed and (episode.terminated or episode.truncated) else "unknown"
 
 
 def _people(episode: Episode) -> list[str]:

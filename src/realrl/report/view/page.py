@@ -102,6 +102,7 @@ def write_page(found: EpisodeSet, file: Path, clips: Iterable[Clip]) -> Path:
 
 
 def _lead(sections: Sequence[dict[str, Any]]) -> str:
-    good, bad = (sum(s["outcome"] == outcome for s in sections) for outcome in ("success", "failed"))
+    good, bad, open_ = (sum(s["outcome"] == outcome for s in sections) for outcome in ("success", "failed", "unknown"))
     many = f"{len(sections)} episode{'s' * (len(sections) != 1)}"
-    return f"{many}: {good} succeeded, {bad} failed." if good or bad else f"{many}."
+    rest = f", {open_} unknown" if open_ else ""
+    return f"{many}: {good} succeeded, {bad} failed{rest}." if good or bad else f"{many}, how they ended is unknown."
