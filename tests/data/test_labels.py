@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from recordings import digest, episode, errors
+from recordings import digest, episode, errors, tree
 
-from realrl.data import labels, schema, tables
-from realrl.data.formats import common, diffusion_policy, minari, robomimic, sandbox
+from realrl.data import labels, schema, side, tables
+from realrl.data.formats import common, diffusion_policy, minari, open_dataset, robomimic, sandbox
 from realrl.data.store import Store
 from realrl.data.tools import edit
 from realrl.data.tools.check import describe
@@ -184,3 +185,136 @@ def test_success_in_every_frame_or_in_none(tmp_path: Path) -> None:
 
 
 # ---- what a person says
+
+
+def give(folder: Path, chosen: dict[int, str], how: str = "by hand", version: int | None = None) -> int:
+    return labels.give(folder, Store.open(folder).rows, chosen, how, version)
+
+
+def test_a_label_counts_more_than_the_recording_and_leaves_it_alone(tmp_path: Path) -> None:
+    folder = mixed(tmp_path / "d")
+    before, reader = tree(folder), Store.open(folder)
+    was = reader.read()
+    assert give(folder, {0: "success", 1: "failure", 2: "success"}) == 1 and give(folder, {5: "failure", 2: "unknown"}, "a rule") == 2
+    assert ended(folder) == outcomes(folder) == [True, False, None, None, None, False]
+    assert [e.succeeded for e in reader.read([0, 1])] == [True, False], "who has it open sees it, too"
+    assert {k: v for k, v in tree(folder).items() if not k.startswith("derived/")} == before
+    kept = labels.read(folder, reader.rows)
+    assert kept["how"] == ["by hand", "by hand", "a rule", None, None, "a rule"] and all(kept["by"][:3]) and kept["at"][3] is None
+    about = describe(folder)
+    assert about["outcomes"] == {"success": 1, "failure": 2, "unknown": 3} and about["labels"] == {"success": 1, "failure": 2, "unknown": 1}
+    reader.labels.heeded = False
+    assert [digest(e) for e in reader.read()] == [digest(e) for e in was]
+    reader.append([episode(7)])
+    assert ended(folder)[-2:] == [False, False] and len(labels.read(folder, reader.rows)["label"]) == 7
+
+
+def test_what_a_label_means_for_learning(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "d", task="task 0", fps=20)
+    made = [unknown(1), unknown(2), episode(4), episode(6), episode(8)]
+    made[0].reward[:] = 0
+    made[3].reward[:] = made[3].success  # sparse: paid for what the sensor took for a success
+    store.append(made)
+    give(store.dir, {0: "success", 1: "success", 2: "failure", 3: "failure", 4: "unknown"})
+    none, dense, kept, undone, open_ = store.read()
+    assert none.reward.tolist() == [0] * (len(none) - 1) + [1] and (none.terminated, none.truncated, none.success.sum()) == (True, False, 1)
+    assert dense.succeeded and dense.terminated and (dense.reward == made[1].reward).all()
+    assert (kept.reward == made[2].reward).all() and kept.failed and (kept.terminated, kept.truncated) == (False, True)
+    assert not undone.reward.any() and undone.failed and not undone.success.any()
+    assert not open_.judged and not open_.success.any() and open_.truncated
+
+
+def test_labels_follow_edits_compaction_and_repair(tmp_path: Path) -> None:
+    folder, other = mixed(tmp_path / "d", per_append=1), mixed(tmp_path / "other")
+    give(folder, {0: "success", 3: "failure", 5: "unknown"})
+    assert edit.delete_episodes(folder, tmp_path / "less", [1]).notes == []
+    assert ended(tmp_path / "less") == [True, False, False, None, None]
+    edit.trim(folder, tmp_path / "cut", end=2)
+    assert ended(tmp_path / "cut")[0] is True and ended(tmp_path / "cut")[3] is False
+    assert edit.merge([other, folder], tmp_path / "all").notes == [], "one of them has no labels"
+    assert ended(tmp_path / "all") == [*ended(other), *ended(folder)] == [*ended(other), True, True, False, False, None, None]
+    wanted = ended(folder)
+    Store.open(folder).compact()
+    assert ended(folder) == wanted
+    (folder / "meta/info.json").write_text((folder / "meta/info.json").read_text().replace('"total_episodes": 6', '"total_episodes": 5'))
+    repair(folder)
+    assert ended(folder) == wanted and errors(folder) == []
+
+
+def test_labels_survive_a_repair_that_lost_rows(tmp_path: Path) -> None:
+    folder = mixed(tmp_path / "d", per_append=1)
+    give(folder, {0: "success", 4: "failure", 5: "success"})
+    sorted((folder / "data").rglob("*.parquet"))[1].write_bytes(b"x")  # episode 1 is lost
+    sorted((folder / "meta/episodes").rglob("*.parquet"))[-1].unlink()  # and the rows of some others
+    done = repair(folder)
+    assert list(done.lost) == [1] and ended(folder) == [True, False, None, False, True]
+
+
+def test_labels_that_are_damaged_or_of_others_are_one_line(tmp_path: Path) -> None:
+    folder = mixed(tmp_path / "d")
+    give(folder, {0: "success"})
+    path = folder / "derived/labels/v1.parquet"
+    whole = path.read_bytes()
+    for cut in (0, 50, len(whole) - 3):
+        path.write_bytes(whole[:cut])
+        for call in (Store.open(folder).read, lambda: describe(folder), lambda: outcomes(folder), lambda: give(folder, {1: "failure"})):
+            with pytest.raises(RealrlError, match=r"v1\.parquet .*set it aside") as caught:
+                call()
+            assert "\n" not in str(caught.value)
+    assert len(errors(folder)) == 1 and "labels/v1.parquet" in errors(folder)[0]
+    path.write_bytes(whole)
+    assert errors(folder) == []
+    shutil.copytree(folder / "derived", mixed(tmp_path / "less", per_append=6) / "derived")
+    assert ended(tmp_path / "less")[0] is True, "the same episodes in other files"
+    shutil.copytree(folder / "derived", foreign(tmp_path / "others", {}) / "derived")
+    with pytest.raises(RealrlError, match=r"computed from other episodes .*set it aside"):
+        Store.open(tmp_path / "others").read()
+    side.write(folder, "labels", {"label": np.array(["fine"] * 6)})
+    with pytest.raises(RealrlError, match="holds no labels of episodes"):
+        Store.open(folder).read()
+
+
+def test_a_session_goes_on_in_its_version_unless_somebody_else_labelled(tmp_path: Path) -> None:
+    folder = mixed(tmp_path / "d")
+    mine = give(folder, {0: "success"})
+    assert give(folder, {1: "failure"}, version=mine) == mine == 1
+    theirs = give(folder, {2: "success"})
+    assert give(folder, {3: "success"}, version=mine) == 3 and theirs == 2 and side.versions(folder, "labels") == [1, 2, 3]
+    assert ended(folder) == [True, False, True, True, None, None]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = mixed(tmp_path / "d")
+
+    def refused(self: Path, *_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(RealrlError, match=r"derived could not be written \(Read-only file system\).*label a copy"):
+        give(folder, {0: "success"})
+
+
+def legacy(folder: Path) -> Path:
+    """Three episodes in LeRobot's version 2.1; the second one's success is told in its line."""
+    rows = [{"episode_index": i, "tasks": ["move"], "length": 4} for i in range(3)]
+    rows[1]["episode_success"] = "failure"
+    info = {"codebase_version": "v2.1", "robot_type": "arm", "fps": 10, "chunks_size": 1000,
+            "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+            "features": {"observation.state": {"dtype": "float32", "shape": [2]}, "action": {"dtype": "float32", "shape": [2]}}}
+    (folder / "meta").mkdir(parents=True)
+    (folder / "data/chunk-000").mkdir(parents=True)
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    (folder / "meta/episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "move"}\n')
+    x = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(8, dtype=np.float32)), 2)
+    for i in range(3):
+        pq.write_table(pa.table({"observation.state": x, "action": x}), folder / f"data/chunk-000/episode_{i:06d}.parquet")
+    return folder
+
+
+def test_version_2_is_labelled_where_it_lies(tmp_path: Path) -> None:
+    found = open_dataset(legacy(tmp_path / "old"))
+    assert [e.succeeded if e.judged else None for e in found.read()] == [None, False, None]
+    labels.give(found.dir, found.labels.rows(), {0: "success", 1: "unknown"}, "by hand")
+    assert [e.succeeded if e.judged else None for e in open_dataset(found.dir).read()] == [True, None, None]
+    assert found.read([0])[0].reward.tolist() == [0, 0, 0, 1]

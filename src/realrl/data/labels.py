@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from realrl.data import schema, side, tables
-from realrl.data.schema import LABEL, OUTCOMES, Info
+from realrl.data.schema import LABEL as LABEL
+from realrl.data.schema import OUTCOMES, Info
 from realrl.files import lock, unwritable
 from realrl.types import RealrlError
 
@@ -29,24 +30,26 @@ COLUMNS = (LABEL, "by", "at", "how")  # text each, empty where nobody said anyth
 
 
 class Labels:
-    """The newest labels of a dataset, read when they are needed and again when somebody has labelled since."""
+    """The newest labels of a dataset, read when they are needed and again when somebody has labelled since. heeded: False leaves them
+    out, for who looks for what the recording itself says."""
 
-    def __init__(self, directory: Path) -> None:
-        self._dir = directory
+    def __init__(self, directory: Path, rows: Callable[[], pa.Table]) -> None:
+        """rows: gives the rows of all episodes."""
+        self._dir, self.rows, self.heeded = directory, rows, True
         self._seen: tuple[int, ...] = ()
         self._given: list[str | None] = []
 
-    def onto(self, rows: list[dict[str, Any]], everything: Callable[[], pa.Table]) -> list[dict[str, Any]]:
-        """Episodes' rows, each with its label as one more entry. everything: gives the rows of all episodes.
+    def onto(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Episodes' rows, each with its label as one more entry.
 
         Raises RealrlError when the labels are damaged, or those of other episodes.
         """
-        version = max(side.versions(self._dir, NAME), default=0)
+        version = max(side.versions(self._dir, NAME), default=0) if self.heeded else 0
         if version:
             about = os.stat(self._dir / side.FOLDER / NAME / f"v{version}.parquet")
             seen = (version, about.st_mtime_ns, about.st_size, about.st_ino)
             if seen != self._seen:
-                self._given, self._seen = read(self._dir, everything())[LABEL], seen
+                self._given, self._seen = read(self._dir, self.rows())[LABEL], seen
         for row in rows:  # what others keep under that name is no label
             row[LABEL] = self._given[i] if version and (i := row["episode_index"]) < len(self._given) else None
         return rows
@@ -87,6 +90,19 @@ def give(directory: str | Path, rows: pa.Table, chosen: Mapping[int, str], how: 
                           version=version if version == newest else None)
 
 
+def follow(directory: str | Path, numbers: Sequence[int], out: str | Path) -> None:
+    """Give a repaired dataset the labels of the episodes it keeps, by their old numbers: rows are lost that would prove which they were.
+
+    Raises RealrlError when they cannot be read.
+    """
+    version = max(side.versions(directory, NAME), default=0)
+    table = tables.read_parquet(Path(directory) / side.FOLDER / NAME / f"v{version}.parquet") if version else None
+    if table is not None and LABEL in table.column_names:
+        old = {name: table[name].to_pylist() if name in table.column_names else [] for name in COLUMNS}
+        new = {name: np.array([*(cells[i] if i < len(cells) else None for i in numbers), None], object)[:-1] for name, cells in old.items()}
+        side.write(out, NAME, new)
+
+
 def _who() -> str:
     try:
         return getpass.getuser()
@@ -102,7 +118,7 @@ def outcomes(directory: str | Path, info: Info, rows: pa.Table) -> list[bool | N
     """
     root = Path(directory)
     named = [name for name in OUTCOMES if name in rows.column_names]
-    cells = Labels(root).onto(rows.select(["episode_index", *named]).to_pylist(), lambda: rows)
+    cells = Labels(root, lambda: rows).onto(rows.select(["episode_index", *named]).to_pylist())
     found = [schema.outcome(row) for row in cells]
     open_ones = [i for i, (row, known) in enumerate(zip(cells, found, strict=True)) if known is None and not row.get(LABEL)]
     for i, flags in _flags(root, info, rows, open_ones).items():

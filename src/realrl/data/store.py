@@ -52,6 +52,7 @@ class Recordings(Protocol):
     """What can be read of a dataset, whatever its layout: a `Store`, or one that `realrl.data.formats` reads where it lies."""
 
     dir: Path
+    labels: Labels
 
     def __len__(self) -> int: ...
 
@@ -86,7 +87,7 @@ class Store:
     lock_wait: float = 10.0
 
     def __init__(self, directory: str | Path, codec: Codec = "av1") -> None:
-        self.dir, self._labels = Path(directory), Labels(Path(directory))
+        self.dir, self.labels = Path(directory), Labels(Path(directory), lambda: self.rows)
         if codec not in video.CODECS:
             raise RealrlError(f"video codec {codec!r} is not one of {', '.join(video.CODECS)}; choose one of them")
         self.codec: Codec = codec
@@ -200,8 +201,8 @@ class Store:
             return self._read(picked, images)
 
     def _read(self, picked: list[int], images: bool) -> list[Episode]:
-        taken = self.rows.take(pa.array(picked, pa.int64())).to_pylist() if picked else []
-        rows = dict(zip(picked, self._labels.onto(taken, lambda: self.rows), strict=True))
+        taken = self.labels.onto(self.rows.take(pa.array(picked, pa.int64())).to_pylist() if picked else [])
+        rows = dict(zip(picked, taken, strict=True))
         by_file: dict[FileKey, list[int]] = {}
         for i in picked:
             by_file.setdefault((int(self._chunk[i]), int(self._file[i])), []).append(i)

@@ -64,7 +64,7 @@ class Legacy:
 
     def __init__(self, directory: str | Path) -> None:
         self.dir = Path(directory)
-        self._labels = Labels(self.dir)
+        self.labels = Labels(self.dir, lambda: self.rows)
         self._info = schema.read_json(self.dir)
         path = self.dir / "meta/info.json"
         if not str(self._info.get("codebase_version")).startswith("v2."):
@@ -138,7 +138,7 @@ class Legacy:
 
     def _episode(self, index: int, images: bool) -> Episode:
         path = self._path(self._info.get("data_path") or DATA_PATH, index)
-        (row,) = self._labels.onto([dict(self._rows[index])], lambda: self.rows)
+        (row,) = self.labels.onto([dict(self._rows[index])])
         try:
             columns = tables.read_frames(path, self._info["features"], 0, row["length"], pictures=images)
             films = {name: footage.read(self._path(self._info.get("video_path") or VIDEO_PATH, index, name), self._place(row["length"]),

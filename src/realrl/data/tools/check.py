@@ -48,6 +48,7 @@ def check(directory: str | Path, *, decode: bool = False, limits: tuple[float, f
         return [*problems, from_error(error)]
     problems += _check_rows(root, rows)
     problems += _check_summaries(root, info, rows)
+    problems += _check_labels(root, rows)
     problems += _check_leftovers(root, info, rows, sum(len(t) for t in found))
     stats: Stats = {}
     for key in _keys(rows, "data"):
@@ -100,6 +101,13 @@ def _check_summaries(root: Path, info: Info, rows: pa.Table) -> Iterator[Problem
         yield from_error(error, "warning" if path.is_file() else "error")
     except (LookupError, TypeError) as error:
         yield Problem("warning", str(path), f"is not readable ({line(error)})", "the next append rebuilds it")
+
+
+def _check_labels(root: Path, rows: pa.Table) -> Iterator[Problem]:
+    try:
+        labels.read(root, rows)
+    except RealrlError as error:
+        yield from_error(error)
 
 
 def _check_leftovers(root: Path, info: Info, rows: pa.Table, n_rows: int) -> Iterator[Problem]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from realrl.data import compaction, schema, side, tables, video
+from realrl.data import compaction, labels, schema, side, tables, video
 from realrl.data.errors import plain, read_json
 from realrl.data.footage import Place
 from realrl.data.record import recovery
@@ -194,7 +194,12 @@ def _carry(root: Path, remains: Remains, new: Path) -> list[str]:
             raise RealrlError("episodes have lost their rows")
         return side.carry([root], [(0, row, 0, t.length) for row, t in zip(rows, remains.takes, strict=True)], new)
     except RealrlError as error:
-        return [f"derived columns {name!r} stay behind in the backup: {error}" for name in side.names(root)]
+        left = [f"derived columns {name!r} stay behind in the backup: {error}" for name in side.names(root) if name != labels.NAME]
+    try:
+        labels.follow(root, [t.number for t in remains.takes], new)
+    except RealrlError as error:
+        left.append(f"labels stay behind in the backup: {error}")
+    return left
 
 
 def _swap(root: Path, backup: Path) -> None:
