@@ -20,7 +20,7 @@ from realrl.envs.mujoco import gl
 from realrl.types import Episode
 
 SOURCE = Path(cli.__file__).resolve().parents[2]
-COMMANDS = ["demos", "info", "check", "repair", "merge", "split", "delete-episodes", "trim", "replay", "export", "import"]
+COMMANDS = ["demos", "info", "check", "repair", "label", "merge", "split", "delete-episodes", "trim", "replay", "export", "import"]
 
 
 def demos(out: Path, count: int, *more: str) -> Path:
