@@ -180,6 +180,11 @@ def test_success_in_every_frame_or_in_none(tmp_path: Path) -> None:
     assert describe(tmp_path / "b")["success_rate"] is None
     frames = [False] * 4 + [True] * 2 + [False] * 4
     assert ended(foreign(tmp_path / "c", {"success": [None, False]}, {"next.success": frames})) == [True, False]
+    frames = [np.nan] * 5 + [0.0] * 4 + [1.0]
+    assert ended(foreign(tmp_path / "e", {}, {"is_success": frames})) == outcomes(tmp_path / "e") == [None, True]
+    assert [e.success.sum() for e in Store.open(tmp_path / "a").read()] == [1, 0], "said of the episode, true of its end"
+    edit.trim(tmp_path / "a", tmp_path / "short", after_success=True, start=1)
+    assert [len(e) for e in Store.open(tmp_path / "short").read()] == [4, 4]
     next((tmp_path / "a/data").rglob("*.parquet")).write_bytes(b"x")
     assert outcomes(tmp_path / "a") == [None, None], "what is damaged is told by check"
 

@@ -21,7 +21,7 @@ from realrl.data import schema, side, tables
 from realrl.data.schema import LABEL as LABEL
 from realrl.data.schema import OUTCOMES, Info
 from realrl.files import lock, unwritable
-from realrl.types import RealrlError
+from realrl.types import Array, RealrlError
 
 CHOICES = ("success", "failure", "unknown")
 WORD = {True: "success", False: "failure", None: "unknown"}
@@ -127,19 +127,19 @@ def outcomes(directory: str | Path, info: Info, rows: pa.Table) -> list[bool | N
     return found
 
 
-def _flags(root: Path, info: Info, rows: pa.Table, wanted: Sequence[int]) -> dict[int, Any]:
-    """Success of every frame of some episodes, of those whose data file can be read."""
+def _flags(root: Path, info: Info, rows: pa.Table, wanted: Sequence[int]) -> dict[int, Array]:
+    """Success of every frame of some episodes, of those whose data file can be read and says it."""
     name = next((alias for alias in schema.ALIASES["next.success"] if alias in tables.stored(info["features"])), None)
     if name is None or not wanted:
         return {}
     start, stop, chunk, file = (rows[c].to_numpy() for c in ("dataset_from_index", "dataset_to_index", "data/chunk_index",
                                                              "data/file_index"))
-    found: dict[int, Any] = {}
+    found: dict[int, Array] = {}
     for key in {(int(chunk[i]), int(file[i])) for i in wanted}:
         here = (chunk == key[0]) & (file == key[1])
         with contextlib.suppress(RealrlError, FileNotFoundError):
-            flags = tables.read_frames(schema.data_file(root, info, key), {name: info["features"][name]})[name].astype(bool)
+            flags = tables.read_frames(schema.data_file(root, info, key), {name: info["features"][name]})[name]
             base = int(start[here].min())
             spans = {i: flags[start[i] - base:stop[i] - base] for i in wanted if here[i]}
-            found |= {i: x for i, x in spans.items() if x.size}
+            found |= {i: told for i, x in spans.items() if x.size and (told := schema.won({name: x}, len(x))) is not None}
     return found

@@ -234,7 +234,7 @@ def episode(columns: dict[str, Array], row: Mapping[str, Any], films: Mapping[st
     obs |= {name.removeprefix("observation."): x for name, x in films.items()}
     named = {ours: aliased(columns, ours) for ours in ALIASES}
     flags = {ours: found.reshape(n) for ours, found in named.items() if found is not None and found.size == n}
-    success, judged = _success(row, flags.get("next.success"), n)
+    success, judged = _success(row, won(columns, n), n)
     action, proposed, source = _who(columns, vectors, flags.get("intervention"))
     terminated, truncated = _ending(row, success, flags)
     reward = flags.get("next.reward", success & (np.arange(n) == n - 1)).astype(np.float32)
@@ -289,10 +289,19 @@ def outcome(row: Mapping[str, Any]) -> bool | None:
     return None
 
 
+def won(columns: Mapping[str, Array], n: int) -> Array | None:
+    """The frames' success [n] bool, None where they say nothing. What others say of an episode in all of its frames is true of its end."""
+    flags = aliased(columns, "next.success")
+    if flags is None or flags.size != n or (flags.dtype.kind == "f" and np.isnan(flags).all()):
+        return None
+    found: Array = flags.reshape(n) > 0
+    return found & (np.arange(n) == n - 1) if found.all() and "next.success" not in columns else found
+
+
 def _success(row: Mapping[str, Any], flags: Array | None, n: int) -> tuple[Array, bool]:
     """(success [T], whether anything says how it ended), as recorded. The row counts before the frames; a cell of it that is empty
     says "unknown" unless some frame knows better (see `columns`)."""
-    success = np.zeros(n, bool) if flags is None else flags.astype(bool)
+    success = np.zeros(n, bool) if flags is None else flags
     told = outcome({name: value for name, value in row.items() if name != LABEL})
     if told is None:
         return success, bool(success.any()) or (flags is not None and not any(name in row for name in OUTCOMES))

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from realrl.data import labels, side
-from realrl.data.schema import ALIASES
+from realrl.data import labels, side, tables
+from realrl.data.schema import ALIASES, won
 from realrl.data.tools.pieces import Each, Piece, SourceSet, assemble
 from realrl.files import sync
 from realrl.types import Array, RealrlError
@@ -213,7 +213,12 @@ def _success(source: SourceSet, episode: int) -> Array:
     name = next((name for name in ALIASES["next.success"] if name in source.features), None)
     if name is None:
         raise RealrlError(f"{source.dir} does not record success (no column next.success); give episode numbers")
-    return np.asarray(source.frames(episode)[name].to_numpy(zero_copy_only=False)).astype(bool).reshape(-1)
+    length = int(source.length[episode])
+    try:
+        found = won({name: tables.to_numpy(source.frames(episode)[name], name, source.features[name])}, length)
+    except ValueError as error:
+        raise RealrlError(f"{source.dir}: episode {episode}: {error}; run 'realrl data check {source.dir}'") from error
+    return np.zeros(length, bool) if found is None else found
 
 
 def _parts(source: SourceSet, by: str, shuffle: int | None) -> dict[str, list[int]]:

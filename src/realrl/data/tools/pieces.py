@@ -38,6 +38,7 @@ from realrl.data.schema import (
     read_info,
     row_schema,
     video_file,
+    won,
 )
 from realrl.data.stats import column_stats, stored_stats
 from realrl.data.tables import VIDEO_FIELDS, FileKey, cameras, stored
@@ -268,8 +269,8 @@ class _Assembly:
         source = self.sources[piece.source].rows
         cells = {name: source[name][piece.episode].as_py() for name in OUTCOMES if name in source.column_names}
         told = next((name for name in ALIASES["next.success"] if name in self.features and name in whole.column_names), None)
-        if told is not None:
-            flags = tables.to_numpy(whole[told], told, self.features[told]).reshape(-1).astype(bool)
+        flags = None if told is None else won({told: tables.to_numpy(whole[told], told, self.features[told])}, len(whole))
+        if flags is not None:
             cut = piece.stop < len(whole) and (flags.any() or outcome(cells) is False)
             if cut or not cells:
                 self._change(row, {"success": bool(flags[piece.stop - 1])})

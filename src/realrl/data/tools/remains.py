@@ -359,8 +359,10 @@ def what(error: Exception) -> str:
 
 def _ending(columns: dict[str, Array], judged: bool) -> dict[str, Any]:
     """How an episode without a row ended, from its last frame. judged: whether no success in any frame is a failure."""
-    done, cut, success = (None if (x := schema.aliased(columns, name)) is None else bool(x.reshape(-1)[-1])
-                          for name in ("next.done", "next.truncated", "next.success"))
+    done, cut = (None if (x := schema.aliased(columns, name)) is None else bool(x.reshape(-1)[-1])
+                 for name in ("next.done", "next.truncated"))
+    flags = schema.won(columns, len(next(iter(columns.values()))))
+    success = None if flags is None else bool(flags[-1])
     known = done is not None and cut is not None
     success = success or (success if judged else None)
     return {"success": success, "terminated": done and not cut if known else None, "truncated": cut if known else None}
