@@ -91,4 +91,5 @@ def _record(store: Store, collector: Collector, expert: Policy, args: argparse.N
 def _outcomes(store: Store, task: str, policy: str) -> dict[int, bool]:
     """seed -> success of what a policy already recorded on a task."""
     rows = store.rows.select(["policy", "seed", "success", "tasks"]).to_pylist() if len(store) else []
-    return {row["seed"]: row["success"] for row in rows if row["policy"] == policy and task in row["tasks"] and row["seed"] is not None}
+    mine = [row for row in rows if row["policy"] == policy and task in row["tasks"] and row["seed"] is not None]
+    return {row["seed"]: bool(row["success"]) for row in mine}
