@@ -39,8 +39,8 @@ class Labels:
         self._seen: tuple[int, ...] = ()
         self._given: list[str | None] = []
 
-    def onto(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Episodes' rows, each with its label as one more entry.
+    def onto(self, rows: list[dict[str, Any]], numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Episodes' rows, each with its label as one more entry. numbers: which episodes they are of.
 
         Raises RealrlError when the labels are damaged, or those of other episodes.
         """
@@ -50,8 +50,8 @@ class Labels:
             seen = (version, about.st_mtime_ns, about.st_size, about.st_ino)
             if seen != self._seen:
                 self._given, self._seen = read(self._dir, self.rows())[LABEL], seen
-        for row in rows:  # what others keep under that name is no label
-            row[LABEL] = self._given[i] if version and (i := row["episode_index"]) < len(self._given) else None
+        for row, i in zip(rows, numbers, strict=True):  # what others keep under that name is no label
+            row[LABEL] = self._given[i] if version and i < len(self._given) else None
         return rows
 
 
@@ -118,7 +118,7 @@ def outcomes(directory: str | Path, info: Info, rows: pa.Table) -> list[bool | N
     """
     root = Path(directory)
     named = [name for name in OUTCOMES if name in rows.column_names]
-    cells = Labels(root, lambda: rows).onto(rows.select(["episode_index", *named]).to_pylist())
+    cells = Labels(root, lambda: rows).onto(rows.select(["length", *named]).to_pylist(), range(len(rows)))
     found = [schema.outcome(row) for row in cells]
     open_ones = [i for i, (row, known) in enumerate(zip(cells, found, strict=True)) if known is None and not row.get(LABEL)]
     for i, flags in _flags(root, info, rows, open_ones).items():

@@ -201,7 +201,7 @@ class Store:
             return self._read(picked, images)
 
     def _read(self, picked: list[int], images: bool) -> list[Episode]:
-        taken = self.labels.onto(self.rows.take(pa.array(picked, pa.int64())).to_pylist() if picked else [])
+        taken = self.labels.onto(self.rows.take(pa.array(picked, pa.int64())).to_pylist() if picked else [], picked)
         rows = dict(zip(picked, taken, strict=True))
         by_file: dict[FileKey, list[int]] = {}
         for i in picked:

@@ -138,7 +138,7 @@ class Legacy:
 
     def _episode(self, index: int, images: bool) -> Episode:
         path = self._path(self._info.get("data_path") or DATA_PATH, index)
-        (row,) = self.labels.onto([dict(self._rows[index])])
+        (row,) = self.labels.onto([dict(self._rows[index])], [index])
         try:
             columns = tables.read_frames(path, self._info["features"], 0, row["length"], pictures=images)
             films = {name: footage.read(self._path(self._info.get("video_path") or VIDEO_PATH, index, name), self._place(row["length"]),
