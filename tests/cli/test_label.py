@@ -102,7 +102,7 @@ def test_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     board = Keyboard(monkeypatch)
     board.types("s\x1b[Dxq")  # an arrow and an unknown key change nothing
     out = run(capsys, folder)
-    assert "episode 0 of 0..4: 5 steps, 0.5 s, return 0.5, pick the cup" in out and "label: none, recorded: unknown" in out
+    assert "\nepisode 0 of 0..4: 5 steps, 0.5 s, return 0.5, pick the cup\n  label: none, recorded: unknown\n" in out
     assert "1 success, 4 without a label; the same command continues" in out and ended(folder)[:2] == [True, None]
     film = Path(next(line for line in out.splitlines() if "look at " in line).partition("look at ")[2])
     assert film.is_file() and film.suffix == ".mp4" and film.parent == tmp_path / "d-view"

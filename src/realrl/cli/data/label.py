@@ -137,10 +137,13 @@ def _ask(store: Recordings, wanted: Sequence[int], first: int, known: list[str |
     """Show one after the other and keep what is said of it at once; `known` follows."""
     from realrl.data import labels
     at, version, rows = first, None, store.labels.rows()
+    store.labels.heeded = False  # both are shown, what was recorded and what is said of it
     say(HELP)
     while 0 <= at < len(wanted):
         number = wanted[at]
-        say(f"\n{_facts(store, number, known[number])}\n  look at {films.of(number)}")
+        for line in ("", *_facts(store, number, known[number])):
+            say(line)
+        say(f"  look at {films.of(number)}")
         films.prepare(wanted[at + 1:at + 2])
         while (key := _key()) not in (*KEYS, "b", "q", "\n", ""):
             say(HELP)
@@ -153,12 +156,12 @@ def _ask(store: Recordings, wanted: Sequence[int], first: int, known: list[str |
         at = max(at - 1, 0) if key == "b" else at + 1
 
 
-def _facts(store: Recordings, number: int, label: str | None) -> str:
+def _facts(store: Recordings, number: int, label: str | None) -> tuple[str, str]:
     from realrl.data.labels import WORD
     (e,) = store.read([number], images=False)
-    recorded = "" if label else f", recorded: {WORD[e.succeeded if e.judged else None]}"
+    recorded = WORD[e.succeeded if e.judged else None]
     return (f"episode {number} of 0..{len(store) - 1}: {len(e)} steps, {len(e) / store.fps:.1f} s, return {float(e.reward.sum()):.4g}, "
-            f"{e.task or 'no task text'}\n  label: {label or 'none'}{recorded}")
+            f"{e.task or 'no task text'}", f"  label: {label or 'none'}, recorded: {recorded}")
 
 
 @contextlib.contextmanager
