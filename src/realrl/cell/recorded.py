@@ -18,6 +18,7 @@ import numpy as np
 from realrl.cell.account import Account
 from realrl.cell.curriculum import Practice
 from realrl.cell.foresight import Examiner
+from realrl.cell.hindsight import hindsight
 from realrl.cell.judge import latency
 from realrl.cell.recordings import Material
 from realrl.data.views import ChunkView
@@ -36,6 +37,8 @@ class RecordedCell:
     simulated = False
 
     def __init__(self, run: Run, scene: Scene, material: Material) -> None:
+        if "online" in getattr(scene, "stages", ()):  # before anything long
+            raise _no_robot(scene)
         self.run, self.scene, self.material, self.spec = run, scene, material, material.spec
         steps = sum(len(e) for e in (*material.demos, *material.held_out, *material.rest))
         self.account = Account(run, self.spec.id, scene.seed, lambda: steps)
@@ -74,8 +77,7 @@ class RecordedCell:
         Raises RealrlError for practice that reinforcement learning cannot do without.
         """
         if not label.startswith("rollout"):
-            raise RealrlError(f"{self.scene.data}: recordings have no robot to practise on: leave online out of --stages, or name "
-                              "a --task or an --env")
+            raise _no_robot(self.scene)
         return self.material.rest if label == "rollout-1" else []
 
     def recent(self, count: int) -> list[Episode]:
@@ -105,7 +107,9 @@ class RecordedCell:
         told = found.to_dict()
         if (reference := getattr(policy, "reference", None)) is not None:
             told["followed"] = [float(gain) for gain in reference.gain]
-        self.account.enter(name, version, {"name": name, "foresight": told, "latency_ms": latency(policy, self.spec)})
+        looked_back = hindsight(self.run, name, [*self.material.demos, *self.material.rest], getattr(self.scene, "gamma", 1.0))
+        self.account.enter(name, version, {"name": name, "foresight": told, "latency_ms": latency(policy, self.spec),
+                                           **({} if looked_back is None else {"hindsight": looked_back})})
         best = next(iter(asked))
         base = min(("keep still", "mean action", "ridge"), key=found.share)
         self.summary["headline"] = {
@@ -135,3 +139,7 @@ class RecordedCell:
 
     def annotate(self, name: str, label: str, values: Callable[[list[Episode]], list[Array]]) -> None:
         """The recordings are somebody else's and stay as they are."""
+
+
+def _no_robot(scene: Scene) -> RealrlError:
+    return RealrlError(f"{scene.data}: recordings have no robot to practise on: leave online out of --stages, or name a --task or an --env")

@@ -59,6 +59,8 @@ def sized(cfg: Any) -> Any:
     steps = int(np.clip(PASSES * store.frames / 256, 1500, 6000))
     imitation = replace(cfg.imitation, steps=steps, validation=0.1)
     cfg = replace(cfg, one_step=True) if hasattr(cfg, "one_step") else cfg
+    if hasattr(cfg, "offline"):  # nothing comes in between two rounds, and nobody can practise
+        cfg = replace(cfg, offline=replace(cfg.offline, rounds=1), stages=tuple(stage for stage in cfg.stages if stage != "online"))
     return replace(cfg, policy=policy, imitation=replace(imitation, steps=min(steps, 3000), batch=64) if eyes else imitation,
                    sight=replace(cfg.sight, kind="rgb") if eyes else cfg.sight)
 
@@ -76,6 +78,10 @@ def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Mat
     keys = state_keys(episodes[0], cfg, data)
     episodes = [_plain(e, keys, f"{data}: episode {i}") for i, e in enumerate(episodes)]
     good = worthy(episodes) or ([] if any(e.succeeded for e in episodes) else episodes)
+    if not any(e.succeeded for e in episodes):
+        notes.append(f"{'no episode ended in success' if any(e.judged for e in episodes) else 'nothing says how episodes ended'}: "
+                     f"{'all' if len(good) == len(episodes) else 'those of higher return,'} {len(good)} are imitated "
+                     f"('realrl data label {data}' says which succeeded)")
     numbers = [i for i, e in enumerate(episodes) if any(e is g for g in good)]
     robot, still = _embodiment(store, keys, good, cfg, films)
     pictures = _pictures(store, films, (sight.height, sight.width), spare)
@@ -112,6 +118,7 @@ class _Chosen:
     def __init__(self, store: Recordings, picked: Sequence[int]) -> None:
         self._store, self._picked = store, list(picked)
         self.dir, self.fps, self.tasks, self.info, self.cameras = store.dir, store.fps, store.tasks, store.info, store.cameras
+        self.labels = store.labels
 
     def __len__(self) -> int:
         return len(self._picked)

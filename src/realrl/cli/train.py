@@ -58,7 +58,7 @@ def _method(name: str) -> tuple[type[Any], Callable[[Any, Cell], dict[str, Any]]
 def _train(args: argparse.Namespace) -> int:
     from realrl import config, envs
     from realrl.files import disk
-    from realrl.report import foresight_table, stage_table, write_report
+    from realrl.report import foresight_table, hindsight_lines, stage_table, write_report
     from realrl.run import Run
     flags: list[str] = args.flags
     if args.resume and args.run is None:
@@ -93,6 +93,8 @@ def _train(args: argparse.Namespace) -> int:
             raise mistake()(f"{told(error)}, then continue with: {again}") from error
         raise
     screen().print(foresight_table(summary) if recorded else stage_table(summary))
+    for line in hindsight_lines(summary):
+        say(line)
     print(f"report: {page}")
     if recorded:
         print(f"policy: {folder / 'policy'}")

@@ -14,7 +14,7 @@ from rich.table import Table
 from realrl.report.figures import BLUE, GREY, ORANGE, Panel, small_multiples
 from realrl.report.pictures import jpeg
 from realrl.report.reading import number_of
-from realrl.report.tables import MISSING, Grid, figure3
+from realrl.report.tables import MISSING, Grid, figure3, percent
 from realrl.types import Array, RealrlError
 
 BASELINES = ("keep still", "mean action", "ridge")
@@ -86,6 +86,38 @@ def _followed(told: Mapping[str, Any]) -> str:
             "reference alone." if idle else " Its network is followed part of the way on some joints.")
 
 
+def hindsight_lines(summary: Mapping[str, Any]) -> list[str]:
+    """For each round of offline learning what its gate said, and what nobody can know without a trial."""
+    lines = []
+    for stage in summary.get("stages") or []:
+        told = stage.get("hindsight") if isinstance(stage, Mapping) else None
+        if not isinstance(told, Mapping):
+            continue
+        number = {key: number_of(told, key, f"summary.json, stage '{stage.get('name')}'") for key in told if key != "rewarded"}
+        seen = ", ".join(f"{number[how]:.0f} {how}" for how in ("success", "failure", "unknown") if number.get(how))
+        lines.append(
+            f"{stage.get('name')}: {_counted(number, 'accepted')} of {_counted(number, 'judged')} candidates passed the gate. In a model "
+            f"of {_counted(number, 'episodes')} recorded episodes ({seen}) the policy returns {_small(number.get('ended_with'))}, it "
+            f"returned {_small(number.get('began_with'))} before; the recording itself {_small(number.get('recorded'))}. The model "
+            f"explains {_share(number.get('model_r2'))} of how unseen episodes go on and expects {_small(number.get('model_endings'))} "
+            "endings for one that there was.")
+        if not told.get("rewarded"):
+            lines.append("The recording pays no reward, so no candidate can be better than another: say which episodes succeeded with "
+                         "'realrl data label'.")
+        elif not number.get("failure"):
+            lines.append("No episode is known to have failed, so the critics have not seen what to avoid.")
+    return [*lines, "No trial was run. All of this is what a model of the recording says; how often the policy succeeds is not known "
+            "until it is tried."] if lines else []
+
+
+def _counted(number: Mapping[str, float | None], key: str) -> str:
+    return MISSING if (value := number.get(key)) is None else f"{value:.0f}"
+
+
+def _share(value: float | None) -> str:
+    return MISSING if value is None else percent(value)
+
+
 def foresight_table(summary: Mapping[str, Any]) -> Table:
     """The same for the terminal, with the verdict below."""
     found = foresight_of(summary)
@@ -110,7 +142,7 @@ def foresight_parts(run_dir: Path, summary: Mapping[str, Any], where: str) -> di
     drawn = _kept(run_dir)
     parts = [_stage(name, told, drawn[name]) for name, told in found if name in drawn]
     return {"verdict": verdict(summary), "grid": foresight_grid(found, where), "parts": parts,
-            "notes": [str(n) for n in (summary.get("recorded") or {}).get("notes") or []]}
+            "notes": [*hindsight_lines(summary), *(str(n) for n in (summary.get("recorded") or {}).get("notes") or [])]}
 
 
 def _kept(run_dir: Path) -> dict[str, dict[str, Array]]:
