@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:  # a second to import, and lists and help need none of it
     from torch import Tensor
 
-    from realrl.robots.embodiment import Embodiment
-
 Array = NDArray[Any]
 Obs = dict[str, Array]
 Env = gymnasium.Env[Obs, Array]
@@ -344,8 +342,8 @@ class Cell(Protocol):
         ...
 
     @property
-    def robot(self) -> Embodiment | None:
-        """Whose numbers actions and states are, None where they are a simulator's."""
+    def robot(self) -> Any:
+        """Whose numbers actions and states are (`realrl.robots.embodiment.Embodiment`), None where they are a simulator's."""
         ...
 
     @property

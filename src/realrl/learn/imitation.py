@@ -19,7 +19,6 @@ from realrl.config import check
 from realrl.data.views import ChunkView
 from realrl.files import derive
 from realrl.generative.diffusion import imitation_loss
-from realrl.learn.reference import fit_reference, trust
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.types import Batch, Episode, Logbook
 
@@ -141,6 +140,7 @@ class Imitation:
         self.actor.load_state_dict(self.average.module.state_dict())
         self.actor.eval()
         if self.policy.reference is not None and self.kept_back is not None:
+            from realrl.learn.reference import trust
             batch = self.view.batch(self.kept_back)
             drawn = self.policy.draw(self.policy.encode(batch.obs), generator(self.seed, "trust", device=self.policy.device))
             trust(self.policy.reference, drawn, batch.obs["state"], batch.action, batch.valid)
@@ -162,6 +162,7 @@ def prepare(policy: DiffusionPolicy, view: ChunkView) -> None:
     """Fit what a policy fits once, on its demonstrations: normalisers, and a reference where it has one."""
     policy.fit_senses(view.frames)
     if policy.reference is not None:
+        from realrl.learn.reference import fit_reference
         fit_reference(policy.reference, view)
 
 

@@ -18,11 +18,11 @@ from realrl import config
 from realrl.checkpoint import finite, read_parts, save_parts
 from realrl.config import shown
 from realrl.files import read_json, write_json
-from realrl.robots.embodiment import Embodiment
 from realrl.types import RealrlError, Stateful, TaskSpec
 
 if TYPE_CHECKING:
     from realrl.policies.diffusion import DiffusionPolicy
+    from realrl.robots.embodiment import Embodiment
 
 FORMAT = 1
 
@@ -72,6 +72,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[D
 def read_robot(path: str | Path) -> Embodiment | None:
     """The robot whose numbers a saved policy speaks; None where it speaks a simulator's. Raises RealrlError."""
     path = Path(path)
+    from realrl.robots.embodiment import Embodiment
     told = read_policy_json(path).get("robot")
     return None if told is None else config.from_dict(Embodiment, told, source=str(path / "policy.json"))
 
