@@ -1,0 +1,342 @@
+"""A quadruped that learns to walk: "quadruped/go1" and its sisters, after A Walk in the Park (arXiv 2208.07860).
+
+20 decisions a second. An action of 12 numbers in [-1, 1] says where the joints shall go, the stand pose +- a box; servos do the rest. A
+task is a robot ("go1", "go2", "a1") and perhaps a variant:
+
+- "go1": walk forward at 0.5 m/s or more, in the direction faced at the start; "go1-rough" over bumps with a friction drawn an episode;
+  "go1-filter" with a low-pass filter on the actions; "go1-wide" with nearly all of the joints' range (the paper's ablation).
+- "go1-command": follow a velocity (forward, sideways, turning) that is drawn anew every 5 s.
+- "go1-getup": get up from a fall, however the robot lies.
+- "go1-paper": what the paper's simulation observes and rewards, with its stand pose and gains.
+
+What is observed is what a robot has: its encoders, its gyroscope, the velocity that it estimates from its legs, its attitude. `info`
+holds what people want to see: speed, path, net distance, feet on the ground, whether it fell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import mujoco
+import numpy as np
+from scipy.signal import butter
+
+from realrl.envs.base import RobotEnv
+from realrl.envs.mujoco import legs
+from realrl.envs.mujoco.randomise import randomiser
+from realrl.envs.mujoco.sight import Scenery, View, eyes
+from realrl.scene import RandomiseConfig, SightConfig
+from realrl.types import Array, Obs, Policy, RealrlError, TaskSpec
+
+HZ = 20
+HORIZON = 400
+TILT = math.radians(30.0)
+"""Roll or pitch of a fall."""
+SPEED = 0.5
+"""What counts as walking, m/s."""
+LAST = 5.0
+"""Success is judged over so many seconds."""
+CUTOFF = 4.0
+"""Of the action filter, Hz."""
+ACTION = 12
+# weights of the reward, see `walk_reward`
+YAW, ATTITUDE, TORQUE, CHANGE = 0.1, 1.0, 3e-5, 0.0
+START = 0.2
+
+Goal = Literal["walk", "command", "getup", "paper"]
+
+
+@dataclass(frozen=True)
+class _Variant:
+    text: str
+    goal: Goal = "walk"
+    rough: bool = False
+    filtered: bool = False
+    wide: bool = False
+
+
+_VARIANTS = {
+    "": _Variant("walk forward"),
+    "rough": _Variant("walk forward over bumps", rough=True),
+    "filter": _Variant("walk forward, with a filter on the actions", filtered=True),
+    "wide": _Variant("walk forward, with nearly all of the joints' range", wide=True),
+    "command": _Variant("walk as commanded: forward, sideways, turning", "command"),
+    "getup": _Variant("get up from a fall", "getup", wide=True),
+    "paper": _Variant("walk forward, as in A Walk in the Park", "paper"),
+}
+_SIZES: dict[Goal, int] = {"walk": 47, "command": 48, "getup": 42, "paper": 46}
+_HORIZONS: dict[Goal, int] = {"walk": HORIZON, "command": HORIZON, "getup": 100, "paper": HORIZON}
+_PAPER = ((0.05, 0.7, -1.4), 60.0, 10.0, 0.001)
+"""The paper's simulation: stand pose, kp, kd, seconds of a physics step. (kd 10 would be unstable at 2 ms.)"""
+_COMMANDS = np.array([[-0.4, -0.3, -0.8], [0.8, 0.3, 0.8]])
+"""Lowest and highest command: m/s forward, m/s to the left, rad/s to the left."""
+_REDRAW = 100
+"""Steps that a command holds."""
+
+
+def names() -> tuple[str, ...]:
+    """All task names of this suite."""
+    return tuple(f"{robot}-{variant}" if variant else robot for robot in legs.ROBOTS for variant in _VARIANTS)
+
+
+def make(name: str, *, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
+         randomise: RandomiseConfig | None = None) -> RobotEnv:
+    """Environment `name` of `names()`; its reward is dense, its sights are "rgb" and "depth". Raises RealrlError on another."""
+    return QuadrupedEnv(name, reward, horizon, sight, randomise)
+
+
+def expert(name: str, path: str | Path | None = None) -> Policy:
+    """Always raises RealrlError: nobody scripted these."""
+    raise RealrlError(f"quadruped/{name} has no scripted expert: it learns to walk from nothing, realrl train walk --task quadruped/{name}")
+
+
+# ---- rewards
+
+
+def tolerance(speed: float) -> float:
+    """1 for a speed in [0.5, 1] m/s, falling evenly to 0 one m/s away from there: 0.5 at rest."""
+    return max(0.0, 1.0 - max(0.0, SPEED - speed, speed - 1.0))
+
+
+def paper_reward(forward: float, pitch: float, turning: float) -> float:
+    """A Walk in the Park's reward. forward: m/s along the trunk; pitch: rad; turning: rad/s."""
+    return 10.0 * (tolerance(forward * math.cos(pitch)) - YAW * abs(turning))
+
+
+def walk_reward(forward: float, turning: float, tilt: float, torque: float, change: float) -> float:
+    """Ours: never negative, as in Gait in Eight (arXiv 2503.08375), and forward is the direction asked for, not where the trunk points.
+
+    forward: m/s; turning: rad/s; tilt: roll^2 + pitch^2, rad^2; torque: sum of squares, (N m)^2; change: mean square of the action's
+    change since the step before.
+    """
+    return 10.0 * max(0.0, tolerance(forward) - YAW * abs(turning) - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
+
+
+def command_reward(error: float, turn_error: float, tilt: float, torque: float, change: float) -> float:
+    """Following a command. error: m/s off, forward and sideways together; turn_error: rad/s off; the rest as `walk_reward`."""
+    followed = 0.7 * math.exp(-error * error / 0.1) + 0.3 * math.exp(-turn_error * turn_error / 0.25)
+    return 10.0 * max(0.0, followed - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
+
+
+def getup_reward(upright: float, height: float, off: float) -> float:
+    """Getting up. upright: 0 on the back to 1; height: of the trunk, 1 as it stands; off: mean square distance from the stand pose, rad^2."""
+    return 10.0 * upright * upright * (0.3 + 0.7 * min(max(height, 0.0), 1.0) * math.exp(-off))
+
+
+class Sensed(NamedTuple):
+    """What the robot's sensors say. joints, speeds: [12] rad, rad/s; gyro: [3] rad/s; velocity: [3] m/s and gravity: [3], a unit vector,
+    in the trunk's frame; quat: [4], w first; roll, pitch, yaw: rad."""
+
+    joints: Array
+    speeds: Array
+    gyro: Array
+    velocity: Array
+    gravity: Array
+    quat: Array
+    roll: float
+    pitch: float
+    yaw: float
+
+
+class QuadrupedEnv(RobotEnv):
+    """One robot on its ground, see the module."""
+
+    def __init__(self, name: str, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
+                 randomise: RandomiseConfig | None = None) -> None:
+        robot, _, variant = name.partition("-")
+        about, made = _VARIANTS[variant], legs.ROBOTS[robot]
+        self._about = about
+        stand, kp, kd, dt = _PAPER if about.goal == "paper" else (made.stand, made.kp, made.kd, 0.002)
+        looked_at = sight is not None and sight.kind != "state"
+        self._model = model = legs.build(robot, kp=kp, kd=kd, dt=dt, rough=about.rough, shown=looked_at)
+        self._data = mujoco.MjData(model)
+        self._substeps = round(1 / (HZ * dt))
+        hinges = model.actuator_trnid[:, 0]
+        self._at, self._to = model.jnt_qposadr[hinges], model.jnt_dofadr[hinges]
+        self._feet = np.array([model.geom(leg + made.foot).id for leg in legs.LEGS])
+        self._friction = model.geom_friction[self._feet, 0].copy()
+        self._stand = np.tile(stand, 4)
+        low, high = model.jnt_range[hinges].T
+        self._box = np.tile(made.box, 4) if not about.wide else 0.95 * np.minimum(high - self._stand, self._stand - low)
+        task = TaskSpec("quadruped", name, _SIZES[about.goal], ACTION, _HORIZONS[about.goal] if horizon is None else horizon, 1 / HZ,
+                        about.text, control="absolute")
+        stage = Scenery(task.id, (View("beside"),) if looked_at else (), tuple(range(task.obs_dim)))
+        seen = eyes(sight, stage, model, self._data, ("rgb", "depth"))
+        super().__init__(task, reward=reward, kinds=("dense",), native_low=self._stand - self._box, native_high=self._stand + self._box,
+                         eyes=seen, whims=randomiser(randomise, model, self._data, seen, ((-1.0, -1.0, 0.0), (1.0, 1.0, 1.0))))
+        self._height = self._place(np.array([1.0, 0.0, 0.0, 0.0]), self._stand)
+        self._b, self._a = butter(2, CUTOFF, fs=HZ)
+
+    # ---- an episode
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
+        """Start the episode that belongs to `seed`, see `RobotEnv.reset`. options: {"command": (forward, left, turning)} in m/s and rad/s,
+        for "-command": one for the whole episode."""
+        self._fixed = self._asked(options)
+        obs, info = super().reset(seed=seed, options=options)
+        return obs, {**info, **self._facts}
+
+    def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        """One control step of 0.05 s, see `RobotEnv.step`; info: speed (m/s forward), net and path (m since the start), feet (which of
+        `legs.LEGS` are on the ground), fell. Raises RealrlError too when a joint or the trunk reads no number."""
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated, truncated, {**info, **self._facts}
+
+    def still(self) -> Array:
+        """The stand pose [12]: zeros."""
+        return np.zeros(ACTION, np.float32)
+
+    def _begin(self, seed: int) -> Array:
+        model, data, rng = self._model, self._data, self.np_random
+        mujoco.mj_resetData(model, data)
+        model.geom_friction[self._feet, 0] = self._friction
+        if self._about.rough:
+            legs.bumps(model, rng)
+            model.geom_friction[self._feet, 0] *= rng.uniform(0.75, 1.25)
+        self._before, self._memory = np.zeros(ACTION), np.zeros((2, ACTION))
+        self._command = self._draw()
+        if self._about.goal == "getup":
+            self._drop(rng)
+        else:
+            turn = 0.0 if self._about.goal == "paper" else rng.uniform(-START, START)
+            off = 0.0 if self._about.goal == "paper" else rng.uniform(-0.03, 0.03, ACTION)
+            self._place(np.array([math.cos(turn / 2), 0.0, 0.0, math.sin(turn / 2)]), self._stand + off)
+        self._steps, self._from, self._last = 0, data.qpos[:2].copy(), data.qpos[:2].copy()
+        self._window: deque[Any] = deque(maxlen=min(self._wanted(), self.task.horizon))
+        self._facts: dict[str, Any] = {"speed": 0.0, "net": 0.0, "path": 0.0, "fell": False, "feet": np.zeros(4, bool)}
+        return self._see(self._sense())
+
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        data, before = self._data, self._before
+        sent = (action - self._stand) / self._box
+        if self._about.filtered:
+            sent = self._smooth(sent)
+        self._before = sent
+        data.ctrl[:] = self._stand + self._box * sent
+        mujoco.mj_step(self._model, data, self._substeps)
+        if not (np.isfinite(data.qpos).all() and np.isfinite(data.qvel).all()):
+            raise RealrlError(f"{self.task.id}: {self._broken()} reads no finite number: the robot (or its simulation) flew apart; "
+                              "reset it, and if it happens again look at that joint and at what is sent to it")
+        sensed = self._sense()
+        self._steps += 1
+        fell = max(abs(sensed.roll), abs(sensed.pitch)) > TILT
+        reward, success = self._judge(sensed, float(np.mean((sent - before) ** 2)), fell)
+        if self._steps % _REDRAW == 0:
+            self._command = self._draw()
+        return self._see(sensed), reward, fell and self._about.goal != "getup", success
+
+    def _judge(self, now: Sensed, change: float, fell: bool) -> tuple[float, bool]:
+        """(reward, success) of the step that led here; keeps the books that `info` shows."""
+        goal, place = self._about.goal, self._data.qpos[:2]
+        forward, left = _level(now)
+        asked = forward if goal in ("command", "getup", "paper") else math.cos(now.yaw) * forward - math.sin(now.yaw) * left
+        path = self._facts["path"] + math.dist(place, self._last)
+        self._last = place.copy()
+        feet = np.isin(self._feet, self._data.contact.geom)
+        self._facts = {"speed": asked, "net": math.dist(place, self._from), "path": path, "fell": fell, "feet": feet}
+        tilt, torque = now.roll ** 2 + now.pitch ** 2, float(np.sum(self._data.actuator_force ** 2))
+        if goal == "paper":
+            return paper_reward(float(now.velocity[0]), now.pitch, float(now.gyro[2])), self._kept(asked, fell)
+        if goal == "walk":
+            return walk_reward(asked, float(now.gyro[2]), tilt, torque, change), self._kept(asked, fell)
+        if goal == "command":
+            did = np.array([forward, left, now.gyro[2]])
+            off = did - self._command
+            self._facts["error"] = off
+            return command_reward(math.hypot(off[0], off[1]), off[2], tilt, torque, change), self._followed(did, fell)
+        upright, height = (1.0 - float(now.gravity[2])) / 2, self._data.qpos[2] / self._height
+        self._window.append(upright > 0.97 and height > 0.75 and feet.all())
+        return getup_reward(upright, height, float(np.mean((now.joints - self._stand) ** 2))), self._full() and all(self._window)
+
+    # ---- parts of an episode
+
+    def _kept(self, speed: float, fell: bool) -> bool:
+        """Whether the robot has walked at `SPEED` on average over the last seconds, and stands."""
+        self._window.append(speed)
+        return self._full() and not fell and float(np.mean(self._window)) >= SPEED
+
+    def _followed(self, did: Array, fell: bool) -> bool:
+        """Whether the mean velocity [3] of the last 2.5 s is within a fifth of the command, or 0.1 where that asks for little."""
+        self._window.append(did)
+        allowed = np.maximum(0.2 * np.abs(self._command), 0.1)
+        return self._full() and not fell and bool((np.abs(np.mean(self._window, 0) - self._command) <= allowed).all())
+
+    def _wanted(self) -> int:
+        """Steps that success is judged over."""
+        return {"walk": round(LAST * HZ), "paper": round(LAST * HZ), "command": round(LAST * HZ / 2), "getup": HZ // 2}[self._about.goal]
+
+    def _full(self) -> bool:
+        return len(self._window) == self._window.maxlen
+
+    def _draw(self) -> Array:
+        """The command [3] for the steps to come; one in ten is to stand."""
+        if self._about.goal != "command" or self._fixed is not None:
+            return np.zeros(3) if self._fixed is None else self._fixed
+        drawn = self.np_random.uniform(*_COMMANDS)
+        return drawn * (self.np_random.uniform() >= 0.1)
+
+    def _asked(self, options: dict[str, Any] | None) -> Array | None:
+        """The command [3] in the options of a reset. Raises RealrlError on anything else in them."""
+        if not options:
+            return None
+        command = np.asarray(options.get("command", np.nan), np.float64)
+        if set(options) != {"command"} or self._about.goal != "command" or command.shape != (3,) or not np.isfinite(command).all():
+            raise RealrlError(f"{self.task.id}: the only option of a reset is \"command\" of the -command variant, three numbers: m/s forward, "
+                              f"m/s to the left, rad/s to the left; got {options}")
+        return command
+
+    def _place(self, quat: Array, joints: Array) -> float:
+        """Put the robot down at the origin as low as it goes; the height of its trunk, m."""
+        self._data.qpos[:3], self._data.qpos[3:7], self._data.qpos[self._at] = 0.0, quat, joints
+        legs.lower(self._model, self._data)
+        return float(self._data.qpos[2])
+
+    def _drop(self, rng: np.random.Generator) -> None:
+        """A fall: anyhow turned, joints anyhow, dropped and left to lie for a second."""
+        quat = rng.standard_normal(4)
+        joints = self._stand + self._box * rng.uniform(-1, 1, ACTION)
+        self._place(quat / np.linalg.norm(quat), joints)
+        self._data.ctrl[:] = joints
+        mujoco.mj_step(self._model, self._data, HZ * self._substeps)
+
+    def _smooth(self, action: Array) -> Array:
+        """A second-order Butterworth filter, whose past is the stand pose at first."""
+        (b0, b1, b2), (_, a1, a2), (first, second) = self._b, self._a, self._memory
+        out = b0 * action + first
+        self._memory = np.stack([b1 * action - a1 * out + second, b2 * action - a2 * out])
+        return out
+
+    def _broken(self) -> str:
+        """The first thing that reads no number."""
+        data = self._data
+        for leg, at, to in zip(range(ACTION), self._at, self._to, strict=True):
+            if not (np.isfinite(data.qpos[at]) and np.isfinite(data.qvel[to])):
+                return f"joint {self._model.actuator(leg).name}"
+        return "the trunk"
+
+    def _sense(self) -> Sensed:
+        qpos, qvel = self._data.qpos, self._data.qvel
+        turn = legs.turned(qpos[3:7])
+        return Sensed(qpos[self._at], qvel[self._to], qvel[3:6], qvel[:3] @ turn, -turn[2], qpos[3:7], math.atan2(turn[2, 1], turn[2, 2]),
+                      -math.asin(min(1.0, max(-1.0, turn[2, 0]))), math.atan2(turn[1, 0], turn[0, 0]))
+
+    def _see(self, s: Sensed) -> Array:
+        """The observation, in the order that the module's page in docs/methods has."""
+        goal = self._about.goal
+        if goal == "paper":
+            return np.concatenate([s.joints, s.speeds, s.gyro, s.velocity, s.quat, self._before])
+        joints = (s.joints - self._stand, s.speeds / 25.0, s.gyro / 10.0)
+        if goal == "getup":
+            return np.concatenate([*joints, s.gravity, self._before])
+        end = self._command if goal == "command" else (math.cos(s.yaw), math.sin(s.yaw))
+        return np.concatenate([*joints, s.velocity, s.gravity, end, self._before])
+
+
+def _level(now: Sensed) -> tuple[float, float]:
+    """The speed over the ground along and to the left of where the trunk points, m/s."""
+    (vx, vy, vz), (sr, cr, sp, cp) = now.velocity, (math.sin(now.roll), math.cos(now.roll), math.sin(now.pitch), math.cos(now.pitch))
+    return cp * vx + sp * (sr * vy + cr * vz), cr * vy - sr * vz
