@@ -286,9 +286,9 @@ def test_a_policy_acts_and_its_actions_are_played_again(tmp_path: Path) -> None:
     (clip,) = rolled("toy/reach", policy=tmp_path / "policy", seeds=[3]).clips()
     e = clip.episode
     assert e.obs["images.top"].shape[0] == len(e) + 1 and e.obs["state"].shape[1] == 4 and not clip.notes
-    moved, notes = pictured([replace(e, obs={"state": e.obs["state"] + .5})], "toy/reach")
+    moved, _, notes = pictured([replace(e, obs={"state": e.obs["state"] + .5})], "toy/reach")
     assert "drifts up to 0.5" in notes[0] and "images.top" in moved[0].obs
-    assert "names no seed" in pictured([replace(e, seed=None, obs={"state": e.obs["state"]})], "toy/reach")[1][0]
+    assert "names no seed" in pictured([replace(e, seed=None, obs={"state": e.obs["state"]})], "toy/reach")[2][0]
     assert pictured([e], "toy/reach")[0][0] is e  # it has pictures of its own
     save_policy(DiffusionPolicy(cfg, 3, 2), tmp_path / "other", task="toy/reach")
     with pytest.raises(RealrlError, match="give the task it was trained on"):

@@ -6,11 +6,13 @@ task is a robot ("go1", "go2", "a1") and perhaps a variant:
 - "go1": walk forward at 0.5 m/s or more, in the direction faced at the start; "go1-rough" over bumps with a friction drawn an episode;
   "go1-filter" with a low-pass filter on the actions; "go1-wide" with nearly all of the joints' range (the paper's ablation).
 - "go1-command": follow a velocity (forward, sideways, turning) that is drawn anew every 5 s.
-- "go1-getup": get up from a fall, however the robot lies.
+- "go1-fallen": walk forward, from a fall: every episode's robot lies somehow and gets up first, see `QuadrupedEnv.reset`.
 - "go1-paper": what the paper's simulation observes and rewards, with its stand pose and gains.
 
 What is observed is what a robot has: its encoders, its gyroscope, the velocity that it estimates from its legs, its attitude. `info`
 holds what people want to see: speed, path, net distance, feet on the ground, whether it fell.
+
+A robot's success is to have walked at 0.5 m/s or more, on average over the last 5 s, and to stand; with a command, to have followed it.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ ACTION = 12
 YAW, ATTITUDE, TORQUE, CHANGE = 0.1, 1.0, 3e-5, 0.0
 START = 0.2
 
-Goal = Literal["walk", "command", "getup", "paper"]
+Goal = Literal["walk", "command", "paper"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class _Variant:
     rough: bool = False
     filtered: bool = False
     wide: bool = False
+    fallen: bool = False
 
 
 _VARIANTS = {
@@ -65,17 +68,19 @@ _VARIANTS = {
     "filter": _Variant("walk forward, with a filter on the actions", filtered=True),
     "wide": _Variant("walk forward, with nearly all of the joints' range", wide=True),
     "command": _Variant("walk as commanded: forward, sideways, turning", "command"),
-    "getup": _Variant("get up from a fall", "getup", wide=True),
+    "fallen": _Variant("get up from a fall and walk forward", fallen=True),
     "paper": _Variant("walk forward, as in A Walk in the Park", "paper"),
 }
-_SIZES: dict[Goal, int] = {"walk": 47, "command": 48, "getup": 42, "paper": 46}
-_HORIZONS: dict[Goal, int] = {"walk": HORIZON, "command": HORIZON, "getup": 100, "paper": HORIZON}
+_SIZES: dict[Goal, int] = {"walk": 47, "command": 48, "paper": 46}
 _PAPER = ((0.05, 0.7, -1.4), 60.0, 10.0, 0.001)
 """The paper's simulation: stand pose, kp, kd, seconds of a physics step. (kd 10 would be unstable at 2 ms.)"""
 _COMMANDS = np.array([[-0.4, -0.3, -0.8], [0.8, 0.3, 0.8]])
 """Lowest and highest command: m/s forward, m/s to the left, rad/s to the left."""
 _REDRAW = 100
 """Steps that a command holds."""
+TRIES = 4
+"""To get up from a fall, before a person lifts the robot."""
+_TUCK = (0.0, 1.3, -2.7)
 
 
 def names() -> tuple[str, ...]:
@@ -122,11 +127,6 @@ def command_reward(error: float, turn_error: float, tilt: float, torque: float, 
     return 10.0 * max(0.0, followed - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
 
 
-def getup_reward(upright: float, height: float, off: float) -> float:
-    """Getting up. upright: 0 on the back to 1; height: of the trunk, 1 as it stands; off: mean square distance from the stand pose, rad^2."""
-    return 10.0 * upright * upright * (0.3 + 0.7 * min(max(height, 0.0), 1.0) * math.exp(-off))
-
-
 class Sensed(NamedTuple):
     """What the robot's sensors say. joints, speeds: [12] rad, rad/s; gyro: [3] rad/s; velocity: [3] m/s and gravity: [3], a unit vector,
     in the trunk's frame; quat: [4], w first; roll, pitch, yaw: rad."""
@@ -160,22 +160,27 @@ class QuadrupedEnv(RobotEnv):
         self._feet = np.array([model.geom(leg + made.foot).id for leg in legs.LEGS])
         self._friction = model.geom_friction[self._feet, 0].copy()
         self._stand = np.tile(stand, 4)
-        low, high = model.jnt_range[hinges].T
-        self._box = np.tile(made.box, 4) if not about.wide else 0.95 * np.minimum(high - self._stand, self._stand - low)
-        task = TaskSpec("quadruped", name, _SIZES[about.goal], ACTION, _HORIZONS[about.goal] if horizon is None else horizon, 1 / HZ,
-                        about.text, control="absolute")
+        self._low_stop, self._high_stop = model.jnt_range[hinges].T
+        nearest = np.minimum(self._high_stop - self._stand, self._stand - self._low_stop)
+        self._box = 0.95 * nearest if about.wide else np.tile(made.box, 4)
+        task = TaskSpec("quadruped", name, _SIZES[about.goal], ACTION, HORIZON if horizon is None else horizon, 1 / HZ, about.text,
+                        control="absolute")
         stage = Scenery(task.id, (View("beside"),) if looked_at else (), tuple(range(task.obs_dim)))
         seen = eyes(sight, stage, model, self._data, ("rgb", "depth"))
         super().__init__(task, reward=reward, kinds=("dense",), native_low=self._stand - self._box, native_high=self._stand + self._box,
                          eyes=seen, whims=randomiser(randomise, model, self._data, seen, ((-1.0, -1.0, 0.0), (1.0, 1.0, 1.0))))
-        self._height = self._place(np.array([1.0, 0.0, 0.0, 0.0]), self._stand)
+        self._swing = np.array(made.swing)
         self._b, self._a = butter(2, CUTOFF, fs=HZ)
 
     # ---- an episode
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
         """Start the episode that belongs to `seed`, see `RobotEnv.reset`. options: {"command": (forward, left, turning)} in m/s and rad/s,
-        for "-command": one for the whole episode."""
+        for "-command": one for the whole episode.
+
+        The robot stands, as low as it goes without touching the ground. "-fallen": it was dropped, anyhow turned, and got up by a script
+        in at most `TRIES` tries, or else was lifted; `info` has the tries and whether it was lifted.
+        """
         self._fixed = self._asked(options)
         obs, info = super().reset(seed=seed, options=options)
         return obs, {**info, **self._facts}
@@ -192,22 +197,20 @@ class QuadrupedEnv(RobotEnv):
 
     def _begin(self, seed: int) -> Array:
         model, data, rng = self._model, self._data, self.np_random
-        mujoco.mj_resetData(model, data)
         model.geom_friction[self._feet, 0] = self._friction
         if self._about.rough:
             legs.bumps(model, rng)
             model.geom_friction[self._feet, 0] *= rng.uniform(0.75, 1.25)
         self._before, self._memory = np.zeros(ACTION), np.zeros((2, ACTION))
         self._command = self._draw()
-        if self._about.goal == "getup":
-            self._drop(rng)
-        else:
-            turn = 0.0 if self._about.goal == "paper" else rng.uniform(-START, START)
-            off = 0.0 if self._about.goal == "paper" else rng.uniform(-0.03, 0.03, ACTION)
-            self._place(np.array([math.cos(turn / 2), 0.0, 0.0, math.sin(turn / 2)]), self._stand + off)
+        alike = self._about.goal == "paper"
+        told = self._get_up(rng) if self._about.fallen else {}
+        if told.get("lifted", True):
+            self._place(np.array([1.0, 0.0, 0.0, 0.0]), self._stand + (0.0 if alike else rng.uniform(-0.03, 0.03, ACTION)))
+        self._heading = self._sense().yaw + (0.0 if alike else rng.uniform(-START, START))
         self._steps, self._from, self._last = 0, data.qpos[:2].copy(), data.qpos[:2].copy()
         self._window: deque[Any] = deque(maxlen=min(self._wanted(), self.task.horizon))
-        self._facts: dict[str, Any] = {"speed": 0.0, "net": 0.0, "path": 0.0, "fell": False, "feet": np.zeros(4, bool)}
+        self._facts: dict[str, Any] = {"speed": 0.0, "net": 0.0, "path": 0.0, "fell": False, "feet": np.zeros(4, bool), **told}
         return self._see(self._sense())
 
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
@@ -227,13 +230,14 @@ class QuadrupedEnv(RobotEnv):
         reward, success = self._judge(sensed, float(np.mean((sent - before) ** 2)), fell)
         if self._steps % _REDRAW == 0:
             self._command = self._draw()
-        return self._see(sensed), reward, fell and self._about.goal != "getup", success
+        return self._see(sensed), reward, fell, success
 
     def _judge(self, now: Sensed, change: float, fell: bool) -> tuple[float, bool]:
         """(reward, success) of the step that led here; keeps the books that `info` shows."""
         goal, place = self._about.goal, self._data.qpos[:2]
         forward, left = _level(now)
-        asked = forward if goal in ("command", "getup", "paper") else math.cos(now.yaw) * forward - math.sin(now.yaw) * left
+        off = now.yaw - self._heading
+        asked = math.cos(off) * forward - math.sin(off) * left if goal == "walk" else forward
         path = self._facts["path"] + math.dist(place, self._last)
         self._last = place.copy()
         feet = np.isin(self._feet, self._data.contact.geom)
@@ -243,14 +247,10 @@ class QuadrupedEnv(RobotEnv):
             return paper_reward(float(now.velocity[0]), now.pitch, float(now.gyro[2])), self._kept(asked, fell)
         if goal == "walk":
             return walk_reward(asked, float(now.gyro[2]), tilt, torque, change), self._kept(asked, fell)
-        if goal == "command":
-            did = np.array([forward, left, now.gyro[2]])
-            off = did - self._command
-            self._facts["error"] = off
-            return command_reward(math.hypot(off[0], off[1]), off[2], tilt, torque, change), self._followed(did, fell)
-        upright, height = (1.0 - float(now.gravity[2])) / 2, self._data.qpos[2] / self._height
-        self._window.append(upright > 0.97 and height > 0.75 and feet.all())
-        return getup_reward(upright, height, float(np.mean((now.joints - self._stand) ** 2))), self._full() and all(self._window)
+        did = np.array([forward, left, now.gyro[2]])
+        error = did - self._command
+        self._facts["error"] = error
+        return command_reward(math.hypot(error[0], error[1]), error[2], tilt, torque, change), self._followed(did, fell)
 
     # ---- parts of an episode
 
@@ -267,7 +267,7 @@ class QuadrupedEnv(RobotEnv):
 
     def _wanted(self) -> int:
         """Steps that success is judged over."""
-        return {"walk": round(LAST * HZ), "paper": round(LAST * HZ), "command": round(LAST * HZ / 2), "getup": HZ // 2}[self._about.goal]
+        return round(LAST * HZ / (2 if self._about.goal == "command" else 1))
 
     def _full(self) -> bool:
         return len(self._window) == self._window.maxlen
@@ -289,19 +289,44 @@ class QuadrupedEnv(RobotEnv):
                               f"m/s to the left, rad/s to the left; got {options}")
         return command
 
-    def _place(self, quat: Array, joints: Array) -> float:
-        """Put the robot down at the origin as low as it goes; the height of its trunk, m."""
+    def _place(self, quat: Array, joints: Array) -> None:
+        """Put the robot down at the origin, at rest, as low as it goes."""
+        mujoco.mj_resetData(self._model, self._data)
         self._data.qpos[:3], self._data.qpos[3:7], self._data.qpos[self._at] = 0.0, quat, joints
         legs.lower(self._model, self._data)
-        return float(self._data.qpos[2])
 
-    def _drop(self, rng: np.random.Generator) -> None:
-        """A fall: anyhow turned, joints anyhow, dropped and left to lie for a second."""
-        quat = rng.standard_normal(4)
-        joints = self._stand + self._box * rng.uniform(-1, 1, ACTION)
+    def _get_up(self, rng: np.random.Generator) -> dict[str, Any]:
+        """A fall, anyhow turned, and the tries to get up from it: how many, and whether the robot has to be lifted after all."""
+        quat, joints = rng.standard_normal(4), rng.uniform(self._low_stop, self._high_stop)
         self._place(quat / np.linalg.norm(quat), joints)
-        self._data.ctrl[:] = joints
-        mujoco.mj_step(self._model, self._data, HZ * self._substeps)
+        self._go(joints, 1.0)
+        for tries in range(1, TRIES + 1):
+            gravity = self._sense().gravity
+            self._go(np.tile(_TUCK, 4), 0.4)
+            if gravity[2] > -0.85:  # it lies on its side or back
+                for seconds, swing in zip((0.5, 0.3), self._swing, strict=True):
+                    self._go(self._swung(swing, bool(gravity[1] > 0)), seconds)
+                self._go(np.tile(_TUCK, 4), 0.5)
+            self._go(self._stand, 0.7)
+            self._go(self._stand, 0.3)
+            if self._sense().gravity[2] < -0.95 and np.isin(self._feet, self._data.contact.geom).all():
+                return {"tries": tries, "lifted": False}
+        return {"tries": TRIES, "lifted": True}
+
+    def _swung(self, swing: Array, left: bool) -> Array:
+        """The joints [12] of a swing [2, 3]: the first row for the legs on the side that lies low, hips turned outward by what it says."""
+        low = np.array([(leg[1] == "L") == left for leg in legs.LEGS])
+        joints = np.where(low[:, None], swing[0], swing[1])
+        joints[:, 0] *= [1 if leg[1] == "L" else -1 for leg in legs.LEGS]
+        return joints.ravel()
+
+    def _go(self, joints: Array, seconds: float) -> None:
+        """Move the joints to [12] over the first three fifths of so many seconds, and hold them there."""
+        data, steps = self._data, round(seconds * HZ)
+        first, last = data.qpos[self._at].copy(), np.clip(joints, self._low_stop, self._high_stop)
+        for step in range(1, steps + 1):
+            data.ctrl[:] = first + (last - first) * min(1.0, step / (0.6 * steps))
+            mujoco.mj_step(self._model, data, self._substeps)
 
     def _smooth(self, action: Array) -> Array:
         """A second-order Butterworth filter, whose past is the stand pose at first."""
@@ -330,9 +355,8 @@ class QuadrupedEnv(RobotEnv):
         if goal == "paper":
             return np.concatenate([s.joints, s.speeds, s.gyro, s.velocity, s.quat, self._before])
         joints = (s.joints - self._stand, s.speeds / 25.0, s.gyro / 10.0)
-        if goal == "getup":
-            return np.concatenate([*joints, s.gravity, self._before])
-        end = self._command if goal == "command" else (math.cos(s.yaw), math.sin(s.yaw))
+        off = s.yaw - self._heading
+        end = self._command if goal == "command" else (math.cos(off), math.sin(off))
         return np.concatenate([*joints, s.velocity, s.gravity, end, self._before])
 
 

