@@ -53,7 +53,7 @@ class Robot:
     kd: float = 2.0
     torque: tuple[float, float, float] = (23.7, 23.7, 35.55)
     swing: tuple[Pose, Pose] = (((0.33, 4.2, -1.26), (-0.06, 3.04, -2.05)), ((0.0, 2.38, -2.25), (-0.38, 2.35, -1.03)))
-    """Two poses that roll it off its back or side, found by random search: each of the legs on the side that lies low, and of the others."""
+    """Two poses that roll it off its back or side, found by random search: of the legs on the side that lies low, and of the others."""
     damping: float | None = None
     """Of every joint, N m s; None: as the model has it. So are the next two."""
     armature: float | None = None
