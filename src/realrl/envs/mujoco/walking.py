@@ -101,7 +101,8 @@ class QuadrupedEnv(RobotEnv):
 
     def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
         """One control step of 0.05 s, see `RobotEnv.step`; info: speed (m/s forward), net and path (m since the start), feet (which of
-        `legs.LEGS` are on the ground), fell, change (of the action sent, on average over the joints). Raises RealrlError too when a joint or the trunk reads no number."""
+        `legs.LEGS` are on the ground), fell, change (of the action sent, its size on average over the joints). Raises RealrlError too when
+        a joint or the trunk reads no number."""
         obs, reward, terminated, truncated, info = super().step(action)
         return obs, reward, terminated, truncated, {**info, **self._facts}
 
@@ -124,7 +125,8 @@ class QuadrupedEnv(RobotEnv):
         self._heading = self._sense().yaw + (0.0 if alike else rng.uniform(-START, START))
         self._steps, self._from, self._last = 0, data.qpos[:2].copy(), data.qpos[:2].copy()
         self._window: deque[Any] = deque(maxlen=min(self._wanted(), self.task.horizon))
-        self._facts: dict[str, Any] = {"speed": 0.0, "net": 0.0, "path": 0.0, "fell": False, "feet": np.zeros(4, bool), "change": 0.0, **told}
+        self._facts: dict[str, Any] = {"speed": 0.0, "net": 0.0, "path": 0.0, "change": 0.0, "fell": False, "feet": np.zeros(4, bool),
+                                       **told}
         return self._see(self._sense())
 
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
@@ -155,8 +157,8 @@ class QuadrupedEnv(RobotEnv):
         path = self._facts["path"] + math.dist(place, self._last)
         self._last = place.copy()
         feet = np.isin(self._feet, self._data.contact.geom)
-        self._facts = {"speed": asked, "net": math.dist(place, self._from), "path": path, "fell": fell, "feet": feet,
-                       "change": float(np.abs(moved).mean())}
+        self._facts = {"speed": asked, "net": math.dist(place, self._from), "path": path,
+                       "change": float(np.abs(moved).mean()), "fell": fell, "feet": feet}
         change = float(np.mean(moved * moved))
         tilt, torque = now.roll ** 2 + now.pitch ** 2, float(np.sum(self._data.actuator_force ** 2))
         if goal == "paper":
