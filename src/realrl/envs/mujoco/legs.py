@@ -91,7 +91,7 @@ def build(name: str, *, kp: float, kd: float, dt: float, rough: bool, shown: boo
     _servos(spec, robot, kp, kd)
     for leg in LEGS:
         foot = spec.geom(leg + robot.foot)
-        foot.priority, foot.condim, foot.friction = 1, 3, FRICTION
+        foot.priority, foot.condim, foot.friction, foot.contype = 1, 3, FRICTION, 3
     _ground(spec, rough)
     if shown:
         _looks(spec, robot)
@@ -136,12 +136,13 @@ def _servos(spec: Any, robot: Robot, kp: float, kd: float) -> None:
 
 
 def _ground(spec: Any, rough: bool) -> None:
+    """A plane for everything, and bumps for the feet alone: a trunk that reaches the ground has fallen anyhow, and costs as much again."""
     spec.worldbody.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=(0, 0, 0.05), contype=0, conaffinity=1, material="")
     if rough:
         rows, columns = round(2 * ACROSS / CELL), round(2 * SIDE / CELL)
         spec.add_hfield(name="bumps", nrow=rows, ncol=columns, size=(SIDE, ACROSS, HEIGHT, 0.1), userdata=np.zeros(rows * columns))
         spec.worldbody.add_geom(name="bumps", type=mujoco.mjtGeom.mjGEOM_HFIELD, hfieldname="bumps", pos=(AHEAD, 0, 0.002),
-                                contype=0, conaffinity=1, rgba=(0.55, 0.6, 0.5, 1))
+                                contype=0, conaffinity=2, rgba=(0.55, 0.6, 0.5, 1))
 
 
 def _looks(spec: Any, robot: Robot) -> None:

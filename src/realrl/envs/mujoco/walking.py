@@ -71,7 +71,7 @@ class QuadrupedEnv(RobotEnv):
         self._substeps = round(1 / (HZ * dt))
         hinges = model.actuator_trnid[:, 0]
         self._at, self._to = model.jnt_qposadr[hinges], model.jnt_dofadr[hinges]
-        self._feet = np.array([model.geom(leg + made.foot).id for leg in legs.LEGS])
+        self._feet = [int(model.geom(leg + made.foot).id) for leg in legs.LEGS]
         self._friction = model.geom_friction[self._feet, 0].copy()
         self._stand = np.tile(stand, 4)
         self._low_stop, self._high_stop = model.jnt_range[hinges].T
@@ -156,9 +156,8 @@ class QuadrupedEnv(RobotEnv):
         asked = math.cos(off) * forward - math.sin(off) * left if goal == "walk" else forward
         path = self._facts["path"] + math.dist(place, self._last)
         self._last = place.copy()
-        feet = np.isin(self._feet, self._data.contact.geom)
         self._facts = {"speed": asked, "net": math.dist(place, self._from), "path": path,
-                       "change": float(np.abs(moved).mean()), "fell": fell, "feet": feet}
+                       "change": float(np.abs(moved).mean()), "fell": fell, "feet": self._grounded()}
         change = float(np.mean(moved * moved))
         tilt, torque = now.roll ** 2 + now.pitch ** 2, float(np.sum(self._data.actuator_force ** 2))
         if goal == "paper":
@@ -175,13 +174,18 @@ class QuadrupedEnv(RobotEnv):
     def _kept(self, speed: float, fell: bool) -> bool:
         """Whether the robot has walked at `SPEED` on average over the last seconds, and stands."""
         self._window.append(speed)
-        return self._full() and not fell and float(np.mean(self._window)) >= SPEED
+        return self._full() and not fell and sum(self._window) >= SPEED * len(self._window)
 
     def _followed(self, did: Array, fell: bool) -> bool:
         """Whether the mean velocity [3] of the last 2.5 s is within a fifth of the command, or 0.1 where that asks for little."""
         self._window.append(did)
         allowed = np.maximum(0.2 * np.abs(self._command), 0.1)
         return self._full() and not fell and bool((np.abs(np.mean(self._window, 0) - self._command) <= allowed).all())
+
+    def _grounded(self) -> Array:
+        """Which feet [4] touch the ground."""
+        touching = self._data.contact.geom.ravel().tolist()  # a list is searched sooner than an array of a few numbers
+        return np.array([foot in touching for foot in self._feet])
 
     def _wanted(self) -> int:
         """Steps that success is judged over."""
@@ -227,7 +231,7 @@ class QuadrupedEnv(RobotEnv):
                 self._go(np.tile(_TUCK, 4), 0.5)
             self._go(self._stand, 0.7)
             self._go(self._stand, 0.3)
-            if self._sense().gravity[2] < -0.95 and np.isin(self._feet, self._data.contact.geom).all():
+            if self._sense().gravity[2] < -0.95 and self._grounded().all():
                 return {"tries": tries, "lifted": False}
         return {"tries": TRIES, "lifted": True}
 
