@@ -239,6 +239,19 @@ def test_a_film_has_a_picture_an_observation(tmp_path: Path, kind: str) -> None:
     assert all(np.abs(a.astype(int) - b).max() > 30 for a, b in itertools.pairwise(shown))  # the bars move if nothing else
 
 
+def test_a_film_tells_what_is_known_of_every_step(tmp_path: Path) -> None:
+    flags = np.arange(2 * STEPS).reshape(STEPS, 2) % 3 == 0
+    clip = Clip(4, episode(1), 1 / FPS, {"speed": np.linspace(0, 1, STEPS), "feet": flags, "chain": np.zeros((STEPS, 2))})
+    shown = frames(str(film.write(clip, tmp_path / "a.mp4")))
+    assert len(shown) == STEPS + 1 and shown[0].shape[0] == 2 * film.HEAD + film.BARS
+    told = [x[film.HEAD:2 * film.HEAD].astype(int) for x in shown]
+    assert all(np.abs(a - b).max() > 100 for a, b in itertools.pairwise(told[:-1])) and np.abs(told[-1] - told[-2]).max() < 100
+    feet = next(panel for panel in media.traces(clip) if panel["title"] == "feet")
+    assert feet["kind"] == "heat" and set(base64.b64decode(feet["data"])) == {1, 255}
+    always = next(p for p in media.traces(replace(clip, curves={"feet": np.ones((STEPS, 2), bool)})) if p["title"] == "feet")
+    assert set(base64.b64decode(always["data"])) == {255}  # over the range of flags, not their own
+
+
 def test_the_nearer_point_hides_the_farther() -> None:
     cloud = np.array([[0.0, -.5, 0], [0, .5, 0]])
     red, blue = np.array([[255.0, 0, 0]]), np.array([[0, 0, 255.0]])
@@ -286,9 +299,9 @@ def test_a_policy_acts_and_its_actions_are_played_again(tmp_path: Path) -> None:
     (clip,) = rolled("toy/reach", policy=tmp_path / "policy", seeds=[3]).clips()
     e = clip.episode
     assert e.obs["images.top"].shape[0] == len(e) + 1 and e.obs["state"].shape[1] == 4 and not clip.notes
-    moved, notes = pictured([replace(e, obs={"state": e.obs["state"] + .5})], "toy/reach")
+    moved, _, notes = pictured([replace(e, obs={"state": e.obs["state"] + .5})], "toy/reach")
     assert "drifts up to 0.5" in notes[0] and "images.top" in moved[0].obs
-    assert "names no seed" in pictured([replace(e, seed=None, obs={"state": e.obs["state"]})], "toy/reach")[1][0]
+    assert "names no seed" in pictured([replace(e, seed=None, obs={"state": e.obs["state"]})], "toy/reach")[2][0]
     assert pictured([e], "toy/reach")[0][0] is e  # it has pictures of its own
     save_policy(DiffusionPolicy(cfg, 3, 2), tmp_path / "other", task="toy/reach")
     with pytest.raises(RealrlError, match="give the task it was trained on"):

@@ -59,11 +59,11 @@ class FirstFailures:
         if not self.episodes:
             return None
         folder = room(out)
-        seen, notes = pictured(self.episodes, task, each=each)
+        seen, told, notes = pictured(self.episodes, task, each=each)
         store = Store.create(folder, task=task, fps=round(1 / dt), codec="h264")
         for start in range(0, len(seen), GROUP):
             store.append(seen[start:start + GROUP])
-        clips = [Clip(i, e, dt, notes=notes) for i, e in enumerate(seen)]
+        clips = [Clip(i, e, dt, x, notes=notes) for i, (e, x) in enumerate(zip(seen, told, strict=True))]
         kicker = f"{task} · the first {len(seen)} of {self.failed} failures in {self.tried} evaluation episodes"
         title = f"Failures of {seen[0].policy or 'the policy'}"
         return write_set(EpisodeSet(FOLDER, title, kicker, range(len(clips)), lambda: iter(clips)), out, each=each)[0]

@@ -43,6 +43,7 @@ class Sight:
         self._cameras = {name: known.index(name) for name in names}
         self._nominal = model.cam_pos.copy(), model.cam_quat.copy()
         self._studio: render.Studio | None = None
+        self._episode = 0
         self._caster: RayCaster | None = None
         self._box = np.asarray(stage.box, np.float64)
         size = (cfg.height, cfg.width)
@@ -62,7 +63,8 @@ class Sight:
 
     def look(self, *, first: bool) -> Obs:
         """The observations of `senses` at the simulator's state."""
-        if first:  # a reset moves bodies and cameras in the model
+        if first:  # a reset moves bodies and cameras in the model, and the ground
+            self._episode += 1
             mujoco.mj_kinematics(self._model, self._data)
             mujoco.mj_camlight(self._model, self._data)
             self._stage.settle()
@@ -124,6 +126,7 @@ class Sight:
         mujoco.mjv_updateScene(model, self._data, self._option, None, eye, mujoco.mjtCatBit.mjCAT_ALL, scene)
         for solid in self.solids:
             render.add(scene, solid)
+        self._studio.lay(model, (id(self), self._episode))
         planes = float(model.vis.map.znear * model.stat.extent), float(model.vis.map.zfar * model.stat.extent)
         return self._studio.shoot(scene, colour=colour, depth=planes if depth else None)
 

@@ -53,7 +53,16 @@ class Studio:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
         self.users = 0
+        self._laid: object = None
         atexit.register(self.close)  # after EGL's own, so that it runs before it
+
+    def lay(self, model: Any, which: object) -> None:
+        """Draw the model's height fields as they are now from here on. which: names them, so that the same ones are not sent again."""
+        if model.nhfield and which != self._laid:
+            self._gl.make_current()
+            for number in range(model.nhfield):
+                mujoco.mjr_uploadHField(model, self._context, number)
+            self._laid = which
 
     def shoot(self, scene: Any, *, colour: bool, depth: tuple[float, float] | None) -> tuple[Array | None, Array | None]:
         """The picture, uint8 [H, W, 3], and the depth, float32 [H, W] m, of a scene, each where asked for.

@@ -27,8 +27,9 @@ FOLDER = "failures"  # of a dataset of failures, in a folder failures-<head> of 
 class Clip:
     """One episode as it is shown. number: in its dataset, or of its start; dt: seconds of a control step.
 
-    curves: name -> [T], derived columns such as value and advantage, NaN where unknown; names: of the numbers in "state" and "action",
-    where the dataset has them; notes: what a reader of the page must know.
+    curves: name -> [T] or [T, k], what is known of every step beside what was observed: derived columns such as value and advantage, what
+    a simulator tells; NaN where unknown; names: of the numbers in "state" and "action", where the dataset has them; notes: what a reader
+    of the page must know.
     """
 
     number: int

@@ -46,7 +46,7 @@ def frames(clip: Clip) -> Iterator[Array]:
             row = np.concatenate(seen, 1)
             spare = width - row.shape[1]
             rows.append(np.pad(row, ((0, 0), (spare // 2, spare - spare // 2), (0, 0)), constant_values=255))
-        yield even(np.concatenate([*rows, _bars(clip, t, width)]))
+        yield even(np.concatenate([*rows, *([_told(clip, t, width)] if clip.curves else []), _bars(clip, t, width)]))
 
 
 def _camera(pictures: Array) -> Panel:
@@ -116,6 +116,16 @@ def _head(clip: Clip, t: int, width: int) -> Array:
     draw.text((10, 7), f"episode {clip.number}   step {t} of {steps}   {t * clip.dt:.2f} s", INK, _font(13))
     right = ending(clip.episode) if t == steps else f"reward {clip.episode.reward[t]:.3g}"
     draw.text((width - 10, 7), right, SOFT, _font(13), anchor="ra")
+    return np.asarray(image)
+
+
+def _told(clip: Clip, t: int, width: int) -> Array:
+    """What is known of the step beside its observation, a line [HEAD, width, 3]: numbers, and bools as boxes that are filled where true."""
+    image = Image.new("RGB", (width, HEAD), "white")
+    now = {name: x[min(t, len(x) - 1)] for name, x in clip.curves.items() if len(x)}
+    words = [name + " " + "".join("■" if v else "□" for v in np.atleast_1d(x)) if x.dtype == bool else f"{name} {x:.2f}"
+             for name, x in now.items() if x.dtype == bool or x.ndim == 0]
+    ImageDraw.Draw(image).text((10, 7), "   ".join(words), INK, _font(13))
     return np.asarray(image)
 
 

@@ -126,7 +126,7 @@ def traces(clip: Clip) -> list[dict[str, Any]]:
     """The panels of lines and heat maps, in the order a reader wants them: reward, what is derived, actions, state."""
     e = clip.episode
     panels = [_lines("Reward and success", [("success", e.success, "#009E73"), ("reward", e.reward, BLUE)], hold=True)]
-    panels += [_lines(short(name), [("", x, "#CC79A7")]) for name, x in clip.curves.items()]
+    panels += [_heat(short(name), x) if x.ndim > 1 else _lines(short(name), [("", x, "#CC79A7")]) for name, x in clip.curves.items()]
     return panels + _actions(clip) + _state(clip)
 
 
@@ -180,10 +180,10 @@ def _lines(title: str, lines: Sequence[tuple[str, Array, str]], *, hold: bool = 
 
 
 def _heat(title: str, x: Array) -> dict[str, Any]:
-    """A heat map of [T, D], every row over its own range: 1..255, 0 where a value is missing."""
-    x = x.astype(np.float64)
+    """A heat map of [T, D], every row over its own range (bools over theirs): 1..255, 0 where a value is missing."""
+    flags, x = x.dtype == bool, x.astype(np.float64)
     ok = np.isfinite(x)
-    low, high = np.where(ok, x, np.inf).min(0), np.where(ok, x, -np.inf).max(0)
+    low, high = (np.zeros(x.shape[1]), np.ones(x.shape[1])) if flags else (np.where(ok, x, np.inf).min(0), np.where(ok, x, -np.inf).max(0))
     spread = np.where(high > low, high - low, 1.0)
     level = np.where(ok, x - np.where(ok, low, 0.0), 0.0) / spread
     return {"kind": "heat", "title": title, "rows": x.shape[1], "low": 0.0, "high": 1.0,

@@ -58,8 +58,8 @@ def rolled(task: str, *, policy: Path | None = None, seeds: Sequence[int] = (0,)
         env = envs.make(task, sight=own)
         try:
             for episode in rollout([env], actor, [box_guard(env)], seeds, greedy=True, task=task, source=who):
-                seen, notes = pictured([episode], task, sights)
-                yield Clip(episode.seed or 0, seen[0], env.task.dt, notes=notes)
+                (seen,), (told,), notes = pictured([episode], task, sights)
+                yield Clip(episode.seed or 0, seen, env.task.dt, told, notes=notes)
         finally:
             env.close()
 
@@ -88,45 +88,48 @@ def _actor(task: str, folder: Path | None) -> tuple[Policy, SightConfig | None, 
 
 
 def pictured(episodes: Sequence[Episode], task: str, sights: Sequence[str] = ("rgb",), each: Each[Any] = lambda items, what, total: items
-             ) -> tuple[list[Episode], list[str]]:
-    """(the episodes with what the task's cameras see added to their observations, what a reader must know).
+             ) -> tuple[list[Episode], list[dict[str, Array]], list[str]]:
+    """(the episodes with what the task's cameras see added to their observations; the numbers of every step's `info` in each, [T] or
+    [T, k]; what a reader must know).
 
     All get the same observations, so that they fit one dataset: where a sight cannot be had (no OpenGL, no eyes in this suite, a
     start that cannot be repeated), it is left out of all, and a note says why. each: wraps what takes long in a progress bar.
     """
     out, notes = list(episodes), []
+    told: list[dict[str, Array]] = [{} for _ in out]
     for kind in sights:
         if kind == "state" or not out or any(_shows(key, kind) for key in out[0].obs):
             continue
         try:
-            out, drift = _looked_at(out, task, kind, each)
+            out, told, drift = _looked_at(out, task, kind, each)
         except RealrlError as error:
             notes.append(f"No {kind} of these episodes: {error}")
             continue
         if drift > TOLERANCE:
             notes.append(f"The {kind} was made by playing the actions again; its state drifts up to {drift:.3g} from the recorded one.")
-    return out, notes
+    return out, told, notes
 
 
 def _shows(key: str, kind: str) -> bool:
     return key.startswith({"rgb": "images.", "depth": "depth.", "pointcloud": "pointcloud"}[kind])
 
 
-def _looked_at(episodes: Sequence[Episode], task: str, kind: str, each: Each[Any]) -> tuple[list[Episode], float]:
-    """(episodes with one more kind of observation, the largest difference between recorded and replayed state)."""
+def _looked_at(episodes: Sequence[Episode], task: str, kind: str, each: Each[Any]) -> tuple[list[Episode], list[dict[str, Array]], float]:
+    """(episodes with one more kind of observation, what `info` told, the largest difference between recorded and replayed state)."""
     sight = SightConfig(kind=kind, height=SIDE, width=SIDE, points=POINTS, colour=kind == "pointcloud")  # type: ignore[arg-type]
     env = _rendering(task, sight)
-    out, drift = [], 0.0
+    out, told, drift = [], [], 0.0
     try:
         for episode in each(episodes, f"looking again: {kind}", len(episodes)):
-            seen = _again(env, episode)
+            seen, numbers = _again(env, episode)
+            told.append(numbers)
             recorded, replayed = (obs.get("privileged", obs["state"]) for obs in (episode.obs, seen))
             if recorded.shape == replayed.shape:
                 drift = max(drift, float(np.abs(recorded.astype(np.float64) - replayed).max()))
             out.append(replace(episode, obs={**episode.obs, **{k: v for k, v in seen.items() if _shows(k, kind)}}))
     finally:
         env.close()
-    return out, drift
+    return out, told, drift
 
 
 def _rendering(task: str, sight: SightConfig) -> RobotEnv:
@@ -139,8 +142,9 @@ def _rendering(task: str, sight: SightConfig) -> RobotEnv:
         return envs.make(task, reward="dense", horizon=LONG, sight=replace(sight, colour=False))  # some clouds have none
 
 
-def _again(env: RobotEnv, episode: Episode) -> dict[str, Array]:
-    """The observations of an episode's actions played again, each [T+1, ...]."""
+def _again(env: RobotEnv, episode: Episode) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The observations of an episode's actions played again, each [T+1, ...], and the numbers in `info` beside success, [T] or [T, k]."""
+    told: list[dict[str, Array]] = []
     if episode.seed is not None:
         frames = [env.reset(seed=episode.seed)[0]]
     elif isinstance(env, Restores):
@@ -148,8 +152,10 @@ def _again(env: RobotEnv, episode: Episode) -> dict[str, Array]:
     else:
         raise RealrlError(f"{env.task.id}: the episode names no seed, so it cannot be played again")
     for t, action in enumerate(episode.action):
-        obs, _, terminated, truncated, _ = env.step(action)
+        obs, _, terminated, truncated, info = env.step(action)
         frames.append(obs)
+        told.append({k: x for k, v in info.items() if k != "success" and (x := np.asarray(v)).ndim < 2 and x.dtype.kind in "fiub"})
         if (terminated or truncated) and t + 1 < len(episode):
             raise RealrlError(f"{env.task.id}: played again, it ends at step {t + 1} of {len(episode)}; it was recorded on another task")
-    return {k: np.stack([f[k] for f in frames]) for k in frames[0]}
+    numbers = {k: np.stack([f[k] for f in told]) for k in (told[0] if told else ()) if all(k in f for f in told)}
+    return {k: np.stack([f[k] for f in frames]) for k in frames[0]}, numbers

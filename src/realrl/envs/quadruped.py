@@ -1,0 +1,104 @@
+"""A quadruped that learns to walk: "quadruped/go1" and its sisters, after A Walk in the Park (arXiv 2208.07860).
+
+20 decisions a second. An action of 12 numbers in [-1, 1] says where the joints shall go, the stand pose +- a box; servos do the rest. A
+task is a robot ("go1", "go2", "a1") and perhaps a variant:
+
+- "go1": walk forward at 0.5 m/s or more, in the direction faced at the start; "go1-rough" over bumps with a friction drawn an episode;
+  "go1-filter" with a low-pass filter on the actions; "go1-wide" with nearly all of the joints' range (the paper's ablation).
+- "go1-command": follow a velocity (forward, sideways, turning) that is drawn anew every 5 s.
+- "go1-fallen": walk forward, from a fall: every episode's robot lies somehow and gets up first, see `QuadrupedEnv.reset`.
+- "go1-paper": what the paper's simulation observes and rewards, with its stand pose and gains.
+
+What is observed is what a robot has: its encoders, its gyroscope, the velocity that it estimates from its legs, its attitude. `info`
+holds what people want to see: speed, path, net distance, feet on the ground, whether it fell.
+
+A robot's success is to have walked at 0.5 m/s or more, on average over the last 5 s, and to stand; with a command, to have followed it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from realrl.envs.base import RobotEnv
+from realrl.scene import RandomiseConfig, SightConfig
+from realrl.types import Policy, RealrlError
+
+SPEED = 0.5
+"""What counts as walking, m/s."""
+# weights of the reward, see `walk_reward`
+YAW, ATTITUDE, TORQUE, CHANGE = 0.1, 10.0, 3e-4, 0.1
+
+Goal = Literal["walk", "command", "paper"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a task asks for, and of what."""
+
+    text: str
+    goal: Goal = "walk"
+    rough: bool = False
+    filtered: bool = False
+    wide: bool = False
+    fallen: bool = False
+
+
+VARIANTS = {
+    "": Variant("walk forward"),
+    "rough": Variant("walk forward over bumps", rough=True),
+    "filter": Variant("walk forward, with a filter on the actions", filtered=True),
+    "wide": Variant("walk forward, with nearly all of the joints' range", wide=True),
+    "command": Variant("walk as commanded: forward, sideways, turning", "command"),
+    "fallen": Variant("get up from a fall and walk forward", fallen=True),
+    "paper": Variant("walk forward, as in A Walk in the Park", "paper"),
+}
+ROBOTS = ("go1", "go2", "a1")
+"""See `realrl.envs.mujoco.legs` for what they are."""
+
+
+def names() -> tuple[str, ...]:
+    """All task names of this suite."""
+    return tuple(f"{robot}-{variant}" if variant else robot for robot in ROBOTS for variant in VARIANTS)
+
+
+def make(name: str, *, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
+         randomise: RandomiseConfig | None = None) -> RobotEnv:
+    """Environment `name` of `names()`; its reward is dense, its sights are "rgb" and "depth". Raises RealrlError on another."""
+    from realrl.envs.mujoco.walking import QuadrupedEnv  # it imports the simulator
+    return QuadrupedEnv(name, reward, horizon, sight, randomise)
+
+
+def expert(name: str, path: str | Path | None = None) -> Policy:
+    """Always raises RealrlError: nobody scripted these."""
+    raise RealrlError(f"quadruped/{name} has no scripted expert: it learns to walk from nothing, realrl train walk --task quadruped/{name}")
+
+
+# ---- rewards
+
+
+def tolerance(speed: float) -> float:
+    """1 for a speed in [0.5, 1] m/s, falling evenly to 0 one m/s away from there: 0.5 at rest."""
+    return max(0.0, 1.0 - max(0.0, SPEED - speed, speed - 1.0))
+
+
+def paper_reward(forward: float, pitch: float, turning: float) -> float:
+    """A Walk in the Park's reward. forward: m/s along the trunk; pitch: rad; turning: rad/s."""
+    return 10.0 * (tolerance(forward * math.cos(pitch)) - YAW * abs(turning))
+
+
+def walk_reward(forward: float, turning: float, tilt: float, torque: float, change: float) -> float:
+    """Ours: never negative, as in Gait in Eight (arXiv 2503.08375), and forward is the direction asked for, not where the trunk points.
+
+    forward: m/s; turning: rad/s; tilt: roll^2 + pitch^2, rad^2; torque: sum of squares, (N m)^2; change: mean square of the action's
+    change since the step before.
+    """
+    return 10.0 * max(0.0, tolerance(forward) - YAW * abs(turning) - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
+
+
+def command_reward(error: float, turn_error: float, tilt: float, torque: float, change: float) -> float:
+    """Following a command. error: m/s off, forward and sideways together; turn_error: rad/s off; the rest as `walk_reward`."""
+    followed = 0.7 * math.exp(-error * error / 0.1) + 0.3 * math.exp(-turn_error * turn_error / 0.25)
+    return 10.0 * max(0.0, followed - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
