@@ -5,8 +5,9 @@
 
 Every set below --data is imported with the flags that its page of docs/howto/your-data.md names, then `realrl train bc --data SET` runs as
 it is, for each seed. Held-out episodes are the same for all seeds; nothing is chosen on them. With --lerobot the diffusion policy of that
-environment (pip install lerobot) is fitted to the same decisions with the same gradient steps and batches, its own network, horizon and
-normalisation, and asked for the same held-out plans; ours runs once more with that budget. Rows go to benchmarks/results/real_data.jsonl.
+environment (pip install lerobot) is fitted to the same decisions with the same gradient steps and batches, its own network (narrower, see
+--width), horizon and normalisation, and asked for the same held-out plans; ours runs once more with that budget. Rows go to
+benchmarks/results/real_data.jsonl.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Setting:
     smoke: bool
     lerobot: str | None
     steps: int
+    width: int
 
     def folder(self, name: str) -> Path:
         """Where a set lies that `train --data` takes."""
@@ -127,12 +129,12 @@ def against(setting: Setting, name: str, seed: int) -> None:
         place = Path(folder)
         np.savez(place / "in.npz", **_arrays(material, examiner))
         began = time.monotonic()
-        done = subprocess.run([setting.lerobot, str(PEER), folder, str(setting.steps), "64", str(seed), str(torch.get_num_threads())],
-                              capture_output=True, text=True)
+        told = (setting.steps, 64, seed, torch.get_num_threads(), setting.width)
+        done = subprocess.run([setting.lerobot, str(PEER), folder, *map(str, told)], capture_output=True, text=True)
         if done.returncode:
             raise RealrlError(f"lerobot: {done.stderr.strip().splitlines()[-1]}")
         theirs, theirs_s = np.load(place / "out.npy")[:, :joint], time.monotonic() - began
-    told = json.loads(done.stdout.strip().splitlines()[-1])
+    cost = json.loads(done.stdout.strip().splitlines()[-1])
     truth, mask = examiner.truth[:, :joint], examiner.valid[:, :joint, None]
     error = lambda said: np.abs(np.clip(said, material.robot.low, material.robot.high) - truth).__mul__(mask).sum((0, 1)) / mask.sum()
     said = {"realrl": examiner.ask(policy, True)[:, :joint], "lerobot": material.robot.to_robot(theirs),
@@ -141,7 +143,7 @@ def against(setting: Setting, name: str, seed: int) -> None:
     setting.table.put({"set": name, "seed": seed, "who": "equal steps", "steps": setting.steps, "chunk": joint,
                        "error": {who: float(error(x).mean()) for who, x in said.items()},
                        "of_range": {who: float((error(x) / span).mean()) for who, x in said.items()},
-                       "decisions": len(examiner.rows), "wall_s": round(mine, 1), "lerobot_wall_s": round(theirs_s, 1), **told})
+                       "decisions": len(examiner.rows), "wall_s": round(mine, 1), "lerobot_wall_s": round(theirs_s, 1), **cost})
 
 
 def _examiner(material: Material, chunk: int, n_obs: int) -> Examiner:
@@ -170,10 +172,12 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--lerobot", metavar="PYTHON", help="python of an environment with lerobot")
     parser.add_argument("--steps", type=int, default=1000, help="gradient steps of the comparison with lerobot")
+    parser.add_argument("--width", type=int, default=128, help="of the first of the three levels of lerobot's U-Net; its default, 512, has "
+                        "more than 200 million parameters, which one processor core moves in many seconds a step")
     args = parser.parse_args(words)
     out = args.out / ("smoke" if args.smoke else "real_data")
     table = Table((out if args.smoke else RESULTS) / "real_data.jsonl", ("set", "seed", "who"))
-    setting = Setting(args.data.resolve(), out, table, args.smoke, args.lerobot, 5 if args.smoke else args.steps)
+    setting = Setting(args.data.resolve(), out, table, args.smoke, args.lerobot, 5 if args.smoke else args.steps, args.width)
     return min(run_parts(_parts(setting, args.sets, args.seeds), args.budget), 1)
 
 

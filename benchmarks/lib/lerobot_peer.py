@@ -1,7 +1,8 @@
-"""LeRobot's diffusion policy for benchmarks/real_data.py: `PYTHON benchmarks/lib/lerobot_peer.py FOLDER STEPS BATCH SEED THREADS`.
+"""LeRobot's diffusion policy for benchmarks/real_data.py: `PYTHON benchmarks/lib/lerobot_peer.py FOLDER STEPS BATCH SEED THREADS WIDTH`.
 
-Fits it, with its defaults, to the decisions in FOLDER/in.npz and writes its plans for the held-out states to FOLDER/out.npy. Numbers alone
-are observed, so its image encoder is never built; where torchvision, which only that uses, cannot be imported, its place is held empty.
+Fits it, with its defaults but for the width of its U-Net, to the decisions in FOLDER/in.npz and writes its plans for the held-out states
+to FOLDER/out.npy. Numbers alone are observed, so its image encoder is never built; where torchvision, which only that uses, cannot be
+imported, its place is held empty.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def policies_alone() -> None:
 
 def main() -> None:
     """Fit and plan."""
-    folder, (steps, batch, seed, threads) = Path(sys.argv[1]), map(int, sys.argv[2:])
+    folder, (steps, batch, seed, threads, width) = Path(sys.argv[1]), map(int, sys.argv[2:])
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     try:
@@ -65,7 +66,8 @@ def main() -> None:
     size = state.shape[-1]
     cfg = DiffusionConfig(input_features={"observation.state": PolicyFeature(FeatureType.STATE, (size,)),
                                           "observation.environment_state": PolicyFeature(FeatureType.ENV, (size,))},
-                          output_features={"action": PolicyFeature(FeatureType.ACTION, (action.shape[-1],))}, device="cpu")
+                          output_features={"action": PolicyFeature(FeatureType.ACTION, (action.shape[-1],))},
+                          down_dims=(width, 2 * width, 4 * width), device="cpu")
     policy = DiffusionPolicy(cfg)
     optimiser = torch.optim.Adam(policy.get_optim_params(), lr=cfg.optimizer_lr, betas=cfg.optimizer_betas, eps=cfg.optimizer_eps,
                                  weight_decay=cfg.optimizer_weight_decay)
