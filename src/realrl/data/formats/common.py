@@ -20,6 +20,8 @@ MAX_BYTES = 4 * 2**30  # of one array of one episode: more is taken for damage o
 COLUMNS = ("proposed", "source", "reward", "success", "time", "starts_plan")  # [T, ...] each, what few formats have room for
 FACTS = ("task", "policy", "seed", "terminated", "truncated", "judged")
 Last = Literal["repeat", "drop"]
+AGAIN = "copy or download it again from where it came"  # what mends a file that is cut or changed, where there is a whole one
+ACTION = re.compile(r"(^|[._])actions?$")  # the last one among the observations: it is most of what a clone would learn
 _KEY = re.compile(r"[A-Za-z0-9_][\w .+\-]{0,119}")
 
 
@@ -184,7 +186,8 @@ def state_keys(state: Sequence[str] | None, usual: Sequence[str], low_dim: Seque
         return only(state, low_dim, "observation of numbers", where)
     if "state" in low_dim:
         return ["state"]
-    return [k for k in usual if k in low_dim] or list(low_dim)
+    found = [k for name in usual for k in low_dim if k == name or k.endswith(f".{name}")]
+    return found or [k for k in low_dim if not ACTION.search(k)] or list(low_dim)
 
 
 def with_state(obs: Obs, keys: Sequence[str]) -> Obs:
@@ -239,9 +242,9 @@ def episode(obs: Obs, action: Array, *, fps: int, task: str, policy: str, source
 
 
 def with_success(ended: Episode) -> Episode:
-    """A demonstration that is known to have succeeded: reward 1, success and termination at its last step."""
+    """A demonstration that is known to have succeeded: success and termination at its last step, and reward 1 where none is paid."""
     reward, success = ended.reward.copy(), ended.success.copy()
-    reward[-1], success[-1] = 1.0, True
+    reward[-1], success[-1] = reward[-1] if reward.any() else 1.0, True
     return replace(ended, reward=reward, success=success, terminated=True, truncated=False, judged=True)
 
 

@@ -67,8 +67,14 @@ def names(group: Any) -> list[str]:
 
 
 def member(group: Any, name: str) -> Any | None:
-    """A group or dataset, None when there is none. Raises RealrlError for a link, or data outside: it may lead to another file."""
+    """A group or dataset by its name or path "a/b", None when there is none. Raises RealrlError for a link, or data outside: it may lead
+    to another file."""
     h5py = library()
+    *above, name = name.split("/")
+    for one in above:
+        if (inner := subgroup(group, one)) is None:
+            return None
+        group = inner
     with damage(where(group)):
         link = group.get(name, getlink=True)
         if link is None:
@@ -102,6 +108,20 @@ def dataset(group: Any, name: str) -> Any | None:
         raise RealrlError(f"{place} holds {dtype}, not plain numbers; leave it out")
     if math.prod(shape) * dtype.itemsize > min(MAX_BYTES, EXPANSION * stored + SMALL):
         raise RealrlError(f"{place} declares shape {list(shape)} but only {stored} bytes are stored; restore the file from a copy")
+    return found
+
+
+def leaves(group: Any, depth: int = 0) -> dict[str, Any]:
+    """Every dataset of a tree of groups by its path below it, "a/b", sorted. Raises RealrlError as `member` does, and for a deep tree."""
+    if depth > 8:
+        raise RealrlError(f"{where(group)} holds groups in groups in groups, more than are read; name the observations to read with keys=")
+    found: dict[str, Any] = {}
+    for name in names(group):
+        inner = member(group, name)
+        if isinstance(inner, library().Group):
+            found |= {f"{name}/{below}": x for below, x in leaves(inner, depth + 1).items()}
+        else:
+            found[name] = inner
     return found
 
 
