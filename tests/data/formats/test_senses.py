@@ -19,6 +19,7 @@ F, U, S = np.dtype(np.float32), np.dtype(np.uint8), np.dtype(np.uint16)
     ("poses", (5, 3, 4, 4), F, ""),
     ("depth", (5, 48, 64), F, "depth"), ("cam_depth", (5, 48, 64, 1), S, "depth"), ("depth.cam", (5, 1, 48, 64), S, "depth"),
     ("indepth", (5, 48, 64), F, ""), ("map", (5, 48, 64), F, ""), ("depth", (5, 1), F, ""),
+    ("xyz", (5, 16, 16, 3), F, ""), ("cam", (5, 16, 16, 3), F, "images"),
     ("scan", (5, 64, 3), F, "pointcloud"), ("point_cloud", (5, 4, 6), F, "pointcloud"), ("pcd", (5, 3, 512), F, "pointcloud"),
     ("keypoints", (5, 9, 3), F, ""), ("scan", (5, 64, 4), F, ""), ("scan", (5, 64, 3), U, ""),
     ("state", (5, 64), F, ""), ("x", (5,), F, "")])
@@ -41,16 +42,17 @@ def test_names() -> None:
 def test_rows() -> None:
     rng = np.random.default_rng(0)
     rgba = rng.integers(0, 256, (2, 4, 10, 12), dtype=np.uint8)
-    np.testing.assert_array_equal(senses.converted(rgba, "images.x", 1.0, "x"), np.moveaxis(rgba, 1, 3)[..., :3])
+    np.testing.assert_array_equal(senses.converted(rgba, "images.x", "x"), np.moveaxis(rgba, 1, 3)[..., :3])
+    np.testing.assert_array_equal(senses.converted(rgba[:, :3] / np.float32(255), "images.x", "x"), np.moveaxis(rgba, 1, 3)[..., :3])
     metres = np.full((2, 10, 12, 1), 1.5, np.float32)
     for rows in (metres, metres * 1000, (metres * 1000).astype(np.uint16)[..., 0], (metres * 1000).astype(np.int32)):
-        found = senses.converted(rows, "depth.x", 1.0, "x")
+        found = senses.converted(rows, "depth.x", "x")
         assert found.dtype == np.uint16 and found.shape == (2, 10, 12) and (found == 1500).all()
     for bad in (metres * np.nan, np.zeros((2, 10, 12), np.uint8)):
         with pytest.raises(RealrlError, match="keys="):
-            senses.converted(bad, "depth.x", 1.0, "x")
+            senses.converted(bad, "depth.x", "x")
     points = rng.uniform(0, 1, (2, 20, 6))
     far = np.concatenate([points[..., :3], 255 * points[..., 3:]], -1)
     for rows in (points, far, np.swapaxes(far, 1, 2)):
-        np.testing.assert_allclose(senses.converted(rows, "pointcloud", 1.0, "x"), points, atol=1e-6)
-    assert senses.converted(np.arange(3), "x", 1.0, "x").shape == (3, 1)
+        np.testing.assert_allclose(senses.converted(rows, "pointcloud", "x"), points, atol=1e-6)
+    assert senses.converted(np.arange(3), "x", "x").shape == (3, 1)

@@ -154,11 +154,6 @@ def numbers(x: Array) -> Array:
         return x.astype(np.float32) if x.dtype.kind == "f" else x
 
 
-def is_image(shape: Sequence[int]) -> bool:
-    """Whether rows of this shape [T, H, W, 3] are colour images."""
-    return len(shape) == 4 and shape[3] == 3 and min(shape[1:3]) >= 8
-
-
 def to_images(x: Array, scale: float, what: str) -> Array:
     """Colour images [T, H, W, 3] as uint8. Raises RealrlError when `scale` times the values are not whole in 0..255."""
     if x.dtype == np.uint8 and scale == 1.0:

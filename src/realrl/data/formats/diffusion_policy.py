@@ -249,7 +249,7 @@ def _episode(plan: _Plan, number: int, start: int, stop: int) -> Episode:
         rows = plan.arrays[theirs].read(start, stop)
         if plan.last == "repeat" or len(plan.after) == len(plan.ours):
             rows = np.concatenate([rows, _last(plan, theirs, rows, number, stop, where)])
-        obs[ours] = senses.converted(rows, ours, plan.image_scale, f"{where}: {theirs}")
+        obs[ours] = senses.converted(rows, ours, f"{where}: {theirs}", plan.image_scale)
     action, judged = plan.actions[start:stop], plan.judged
     reward = None if plan.reward is None else _flag(plan.arrays[plan.reward], stop)[start:]
     made = common.episode(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats import common
+from realrl.data.formats import common, senses
 from realrl.data.formats.common import Imported
 from realrl.data.formats.unpickle import load
 from realrl.types import Array, Episode, Obs, RealrlError, Source
@@ -213,7 +213,7 @@ def _moment(item: dict[Any, Any], i: int, *, images: bool, by_hand: bool, path: 
 
 
 def _observation(raw: Any, where: str, images: bool) -> Obs:
-    """One observation as {name: [D] or [H, W, 3]}; of a history in front of it the newest entry."""
+    """One observation as {name: [D], or what `senses` makes of it}; of a history in front of it the newest entry."""
     if not isinstance(raw, dict):
         raise RealrlError(f"{where} are no dictionary; restore the file from a copy")
     flat: dict[str, Any] = {}
@@ -221,15 +221,17 @@ def _observation(raw: Any, where: str, images: bool) -> Obs:
         inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {str(key): value}
         flat |= {name.removeprefix("images."): v for name, v in inner.items()}
     obs: Obs = {}
+    newest: dict[str, Array] = {}
     for name, value in flat.items():
         x = _array(value, f"{where}: {ascii(name)[:60]}")
-        picture = x.dtype == np.uint8 and x.ndim >= 3 and x.shape[-1] == 3
-        while x.ndim > (3 if picture else 1) and len(x):
+        while x.ndim > 1 and len(x) and not senses.kind(name, (1, *x.shape), x.dtype):
             x = x[-1]
-        if picture and images:
-            obs["images." + common.key_name(name, Path(where))] = x
-        elif not picture:
-            obs[common.key_name(name, Path(where))] = x.reshape(-1).astype(np.float32)
+        newest[name] = x
+    for name, ours in senses.names({name: ((1, *x.shape), x.dtype) for name, x in newest.items()}, Path(where)).items():
+        if not ours.startswith(senses.SENSES):
+            obs[ours] = newest[name].reshape(-1).astype(np.float32)
+        elif images or not ours.startswith("images."):
+            obs[ours] = senses.converted(newest[name][None], ours, f"{where}: {name}")[0]
     return obs
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats import common
+from realrl.data.formats import common, senses
 from realrl.data.formats.common import Imported
 from realrl.data.formats.tfrecord import example, records
 from realrl.data.formats.tfrecord import library as library
@@ -27,6 +27,7 @@ from realrl.types import Array, Episode, Obs, RealrlError, Source
 NAME = "rlds"
 FPS = 5  # BridgeData's rate, and about that of most sets in Open X-Embodiment
 STEPS = "steps/"
+NUMBERS = ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 TEXTS = ("language_instruction", "natural_language_instruction", "language", "instruction", "task")
 
 
@@ -77,13 +78,15 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, split: 
     if beside:
         notes.append(f"kept in memory only, in `extra`: {', '.join(beside)}")
     used = {STEPS + n: f for n, f in steps.items() if n not in skipped}
+    ours = senses.names({_short(n): ((1, *(size or 1 for size in f.shape)), f.dtype) for n, f in steps.items()
+                         if _place(n, f) == "obs" and f.kind == "tensor" and f.dtype in NUMBERS}, path)
 
     def episodes() -> Iterator[Episode]:
         for file in files:
             for number, record in enumerate(records(file)):
                 where = f"{file}: record {number}"
                 columns = {n.removeprefix(STEPS): x for n, x in _columns(record, used, where).items()}
-                yield _episode(columns, used, rate or FPS, task, who, ending, span, where)
+                yield _episode(columns, used, ours, rate or FPS, task, who, ending, span, where)
     return Imported(task if task is not None else folder.name, rate or FPS, "unknown", episodes(), notes)
 
 
@@ -190,7 +193,7 @@ def _column(values: Any, feature: Feature, steps: int, where: str) -> Any:
 
 
 def _numpy(dtype: str, where: str) -> np.dtype[Any]:
-    if dtype not in ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"):
+    if dtype not in NUMBERS:
         raise RealrlError(f"{where} is {ascii(dtype)[:40]}, which is not read here; convert the dataset with TensorFlow first")
     return np.dtype(dtype)
 
@@ -239,8 +242,9 @@ def _place(name: str, feature: Feature) -> str:
     return "obs" if name.startswith("observation/") and "embedding" not in name else "extra"
 
 
-def _episode(columns: dict[str, Any], features: dict[str, Feature], fps: int, task: str | None, source: Source, last: common.Last,
-             span: tuple[float, float] | None, where: str) -> Episode:
+def _episode(columns: dict[str, Any], features: dict[str, Feature], ours: dict[str, str], fps: int, task: str | None, source: Source,
+             last: common.Last, span: tuple[float, float] | None, where: str) -> Episode:
+    """ours: short name of a tensor among the observations -> our name."""
     obs: Obs = {}
     extra: dict[str, Array] = {}
     actions: list[Array] = []
@@ -252,7 +256,11 @@ def _episode(columns: dict[str, Any], features: dict[str, Feature], fps: int, ta
         elif place == "text" and short in TEXTS and text is None:
             text = x[0]
         elif place == "obs" or (place == "extra" and feature.kind == "image"):
-            obs[_key(name, feature, where)] = _picture(x, feature) if feature.kind == "image" else common.numbers(x.reshape(len(x), -1))
+            if feature.kind == "image":
+                obs[_key(name, feature, where)] = _picture(x, feature)
+            else:
+                own = ours[_short(name)]
+                obs[own] = senses.converted(x if own.startswith(senses.SENSES) else x.reshape(len(x), -1), own, f"{where}: {name}")
         elif place == "extra":
             extra[name] = x
     steps = len(actions[0])
@@ -271,10 +279,12 @@ def _episode(columns: dict[str, Any], features: dict[str, Feature], fps: int, ta
                           extra=extra, last=last, where=where)
 
 
+def _short(name: str) -> str:
+    return name.removeprefix("observation/").replace("/", ".")
+
+
 def _key(name: str, feature: Feature, where: str) -> str:
-    short = common.key_name(name.removeprefix("observation/").replace("/", "."), Path(where))
-    if feature.kind != "image":
-        return short
+    short = common.key_name(_short(name), Path(where))
     return f"images.{short}" if feature.shape[2] == 3 else f"depth.{short}"
 
 

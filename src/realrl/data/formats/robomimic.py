@@ -282,7 +282,7 @@ def _obs(layout: _Layout, demo: Any, states: Array | None, where: str) -> Obs:
             if other is None or not fits or len(other) not in ((len(rows),) if layout.beside == "next_obs" else (1, len(rows))):
                 raise RealrlError(f"{where}/{layout.beside} has no {theirs!r} like that of {layout.base}; name the others with keys=")
             rows = np.concatenate([rows, other[-1:]] if layout.beside == "next_obs" else [other[:1], rows])
-        found[ours] = senses.converted(rows, ours, 1.0, f"{where}/{layout.base}/{theirs}")
+        found[ours] = senses.converted(rows, ours, f"{where}/{layout.base}/{theirs}")
     return common.with_state(found, layout.state)
 
 

@@ -1,6 +1,7 @@
 """What a robot sees, found among a foreign set's arrays by shape and name, and brought into the house's form.
 
-- Colour pictures [T, H, W, 3] or [T, 3, H, W], with or without alpha, are `images.<name>`, uint8 [T, H, W, 3].
+- Colour pictures [T, H, W, 3] or [T, 3, H, W], with or without alpha, are `images.<name>`, uint8 [T, H, W, 3]; other numbers than
+  bytes only where the name says so.
 - Distances [T, H, W], a channel of one before or behind, whose name has the word depth, are `depth.<name>`, uint16 millimetres.
 - Clouds of floats [T, P, 3 or 6] are `pointcloud`, float32 in metres, colours in [0, 1]; several are `pointcloud.<name>`.
 
@@ -24,6 +25,7 @@ SENSES = ("images.", "depth.", "pointcloud")  # what observations that are no nu
 LEAST_SIDE = 8  # pixels
 LEAST_POINTS = 32  # of an array that is a cloud by its shape alone; fewer are key points
 DEPTH = re.compile(r"(^|[_.])depth([_.]|$)", re.IGNORECASE)
+PICTURE = re.compile(r"rgb|ima?ge?|colou?r|cam|pic|view|frame|video|pixel", re.IGNORECASE)
 CLOUD = re.compile(r"cloud|(^|[_.])(pcd|pcl|pc)([_.]|$)", re.IGNORECASE)
 METRES = 50.0  # the median distance in a robot's picture is below it in metres, above it in millimetres
 
@@ -55,7 +57,7 @@ def names(found: Mapping[str, tuple[Sequence[int], Any]], where: Path, suffix: s
 def kind(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> str:
     """What an array of rows [T, ...] is: "images", "depth", "pointcloud", or "" for numbers."""
     size = tuple(shape[1:])
-    if _channels(size, dtype) is not None:
+    if _channels(size, dtype) is not None and (dtype == np.uint8 or PICTURE.search(name)):
         return "images"
     if DEPTH.search(name) and dtype.kind in "uif" and len(plane := _plane(size)) == 2 and min(plane) >= LEAST_SIDE:
         return "depth"
@@ -66,8 +68,9 @@ def kind(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> str:
     return ""
 
 
-def converted(rows: Array, ours: str, scale: float, where: str) -> Array:
-    """Rows [T, ...] of an array in the form of what `names` called it. scale: what pixels are multiplied by to reach 0..255.
+def converted(rows: Array, ours: str, where: str, scale: float | None = None) -> Array:
+    """Rows [T, ...] of an array in the form of what `names` called it. scale: what pixels are multiplied by to reach 0..255, by default
+    1, and 255 for fractions in 0..1.
 
     Raises RealrlError for pixels that are none, and for distances without a unit.
     """
@@ -75,7 +78,10 @@ def converted(rows: Array, ours: str, scale: float, where: str) -> Array:
         axis = _channels(rows.shape[1:], rows.dtype)
         if axis is None:
             raise RealrlError(f"{where}: rows of {list(rows.shape[1:])} are no pictures, others of it are; name the others with keys=")
-        return common.to_images(np.ascontiguousarray((rows if axis == 2 else np.moveaxis(rows, 1, 3))[..., :3]), scale, where)
+        rows = np.ascontiguousarray((rows if axis == 2 else np.moveaxis(rows, 1, 3))[..., :3])
+        if scale is None and rows.dtype.kind == "f" and rows.min(initial=0) >= 0 and rows.max(initial=0) <= 1:
+            return np.rint(rows * np.float32(255)).astype(np.uint8)
+        return common.to_images(rows, scale or 1.0, where)
     if ours.startswith("depth."):
         return _millimetres(rows, where)
     if ours.startswith("pointcloud"):
