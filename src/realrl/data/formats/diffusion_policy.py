@@ -231,7 +231,7 @@ def _notes(plan: _Plan) -> list[str]:
     if plan.success or any("terminated" in told for told in plan.told):
         return said
     if plan.judged.won is None:
-        said.append("the file does not say which episodes succeeded, no step counts as success; success=True counts every last one")
+        said.append("the file does not say which episodes succeeded, so that stays unknown; success=True counts every last step")
     else:
         said.append(f"{int(plan.judged.won.sum())} of {len(plan.ends)} episodes count as successes: {plan.judged.how}; success=True counts "
                     "every one")
