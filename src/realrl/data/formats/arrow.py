@@ -125,7 +125,7 @@ def _spans(index: Array, root: Path) -> list[tuple[int, int]]:
     """(first row, last row + 1) of each episode. Raises RealrlError when an episode is not in one piece."""
     cuts = [0, *(np.flatnonzero(np.diff(index)) + 1).tolist(), len(index)]
     if len({int(index[a]) for a in cuts[:-1]}) != len(cuts) - 1:
-        raise RealrlError(f"{root}: an episode's frames are not next to one another in the table; restore it from a copy")
+        raise RealrlError(f"{root}: an episode's frames are not next to one another in the table; sort it by episode_index and frame_index")
     return list(pairwise(cuts))
 
 
@@ -154,7 +154,7 @@ def _pictures(column: pa.ChunkedArray, root: Path, period: float) -> Array:
         raise RealrlError(f"{root}: a column of structures that are no video frames ({', '.join(map(ascii, sorted(names)))[:80]})")
     paths, at = cells.field("path").to_pylist(), cells.field("timestamp").to_pylist()
     if any(not isinstance(p, str) for p in paths) or any(not isinstance(t, float) for t in at):
-        raise RealrlError(f"{root}: a camera's cells lack a path or a timestamp; restore the table from a copy")
+        raise RealrlError(f"{root}: a camera's cells lack a path or a timestamp; images=False reads the numbers alone")
     shape = {(info["video.height"], info["video.width"]) for info in (video.probe(_inside(root, p)) for p in dict.fromkeys(paths))}
     if (size := 3 * len(paths) * max(h * w for h, w in shape)) > common.MAX_BYTES:
         raise RealrlError(f"{root}: an episode's pictures would take {size} bytes; read it with images=False")

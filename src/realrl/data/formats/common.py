@@ -20,7 +20,7 @@ MAX_BYTES = 4 * 2**30  # of one array of one episode: more is taken for damage o
 COLUMNS = ("proposed", "source", "reward", "success", "time", "starts_plan")  # [T, ...] each, what few formats have room for
 FACTS = ("task", "policy", "seed", "terminated", "truncated", "judged")
 Last = Literal["repeat", "drop"]
-AGAIN = "copy or download it again from where it came"  # what mends a file that is cut or changed, where there is a whole one
+AGAIN = "download or copy it again, a whole one is needed"  # what alone mends a file that was cut or changed on its way
 ACTION = re.compile(r"(^|[._])actions?$")  # the last one among the observations: it is most of what a clone would learn
 _KEY = re.compile(r"[A-Za-z0-9_][\w .+\-]{0,119}")
 
@@ -61,7 +61,7 @@ def damage(where: object) -> Iterator[None]:
     except RealrlError:
         raise
     except Exception as error:
-        raise RealrlError(f"{where}: truncated or damaged ({line(error)}); restore the file from a copy") from error
+        raise RealrlError(f"{where}: truncated or damaged ({line(error)}); {AGAIN}") from error
 
 
 def key_name(name: str, where: Path) -> str:
@@ -216,17 +216,17 @@ def episode(obs: Obs, action: Array, *, fps: int, task: str, policy: str, source
     steps = len(action)
     if len({len(x) for x in obs.values()}) > 1 or not obs or len(next(iter(obs.values()))) not in (steps, steps + 1):
         raise RealrlError(f"{where}: {steps} actions but {', '.join(f'{len(x)} of {k}' for k, x in obs.items()) or 'no observations'}; "
-                          "restore the file from a copy")
+                          "write as many of each as actions, or one more")
     for name, column in {"reward": reward, "success": success}.items():
         if column is not None and column.shape != (steps,):
-            raise RealrlError(f"{where}: {steps} actions but {name} has shape {list(column.shape)}; restore the file from a copy")
+            raise RealrlError(f"{where}: {steps} actions but {name} has shape {list(column.shape)}; write one number an action")
     short = len(next(iter(obs.values()))) == steps
     if short and last == "repeat":
         obs = {k: np.concatenate([x, x[-1:]]) for k, x in obs.items()}
     elif short:
         steps -= 1
     if steps < 1:
-        raise RealrlError(f"{where} has no step; leave it out")
+        raise RealrlError(f"{where} has no step; write the set without it")
     action = action[:steps]
     return Episode(
         obs=obs, action=action, proposed=action.copy(), source=np.full(steps, source, np.uint8),
@@ -255,7 +255,7 @@ def restored(one: Episode, columns: Mapping[str, Array], told: Mapping[str, Any]
         if name in columns:
             own = getattr(one, name)
             if columns[name].shape != own.shape:
-                raise RealrlError(f"{where}: {name} has shape {list(columns[name].shape)}, not {list(own.shape)}; restore it from a copy")
+                raise RealrlError(f"{where}: {name} has shape {list(columns[name].shape)}, not {list(own.shape)}; export it again")
             changes[name] = columns[name].astype(own.dtype)
     if "success" in changes:
         changes["judged"] = True  # unless the facts say otherwise
@@ -264,7 +264,7 @@ def restored(one: Episode, columns: Mapping[str, Array], told: Mapping[str, Any]
     for name, kind in kinds.items():
         if name in told:
             if not isinstance(told[name], kind):
-                raise RealrlError(f"{where}: {name} is of the wrong type ({type(told[name]).__name__}); restore it from a copy")
+                raise RealrlError(f"{where}: {name} is of the wrong type ({type(told[name]).__name__}); export it again")
             changes[name] = told[name]
     return replace(one, **changes)
 

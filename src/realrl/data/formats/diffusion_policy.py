@@ -141,12 +141,12 @@ def _ends(files: Buffer) -> Array:
     if found is None:
         raise RealrlError(f"{files.where} has no meta/episode_ends as diffusion_policy's buffers do; give the .zarr folder or its zip")
     if len(found.shape) != 1 or found.dtype.kind not in "iu":
-        raise RealrlError(f"{found.where} is not a row of whole numbers; restore it from a copy")
+        raise RealrlError(f"{found.where} is not a row of whole numbers, one an episode; write it so")
     ends = found.read(0, found.shape[0]).astype(np.int64)
     if not len(ends):
         raise RealrlError(f"{files.where} holds no episode; nothing to import")
     if (np.diff(ends, prepend=0) <= 0).any():
-        raise RealrlError(f"{found.where} does not increase; restore it from a copy")
+        raise RealrlError(f"{found.where} does not increase; write where each episode ends, counted from the first step of all")
     return ends
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats.common import MAX_BYTES, damage, line
+from realrl.data.formats.common import AGAIN, MAX_BYTES, damage, line
 from realrl.types import Array, RealrlError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -91,7 +91,7 @@ def subgroup(group: Any, name: str) -> Any | None:
     """A group, None when there is none. Raises RealrlError when the member is something else."""
     found = member(group, name)
     if found is not None and not isinstance(found, library().Group):
-        raise RealrlError(f"{where(group)}: {shown(name)} is no group; restore the file from a copy")
+        raise RealrlError(f"{where(group)}: {shown(name)} is no group of arrays, as the format has there; write it as one")
     return found
 
 
@@ -101,13 +101,13 @@ def dataset(group: Any, name: str) -> Any | None:
     if found is None:
         return None
     if not isinstance(found, library().Dataset):
-        raise RealrlError(f"{place} is no dataset; restore the file from a copy")
+        raise RealrlError(f"{place} is a group of arrays, not an array; write it as one array, or read without it")
     with damage(place):
         dtype, shape, stored = found.dtype, found.shape, int(found.id.get_storage_size())
     if dtype.kind not in "biuf" or dtype.itemsize > 8 or shape is None:
-        raise RealrlError(f"{place} holds {dtype}, not plain numbers; leave it out")
+        raise RealrlError(f"{place} holds {dtype}, not plain numbers; write it as numbers, or read without it (keys= names the others)")
     if math.prod(shape) * dtype.itemsize > min(MAX_BYTES, EXPANSION * stored + SMALL):
-        raise RealrlError(f"{place} declares shape {list(shape)} but only {stored} bytes are stored; restore the file from a copy")
+        raise RealrlError(f"{place} declares shape {list(shape)} but only {stored} bytes are stored; {AGAIN}")
     return found
 
 
@@ -141,7 +141,7 @@ def blobs(found: Any) -> list[bytes] | None:
         if library().check_vlen_dtype(found.dtype) != np.uint8 or found.ndim != 1:
             return None
         if len(found) > MAX_ROWS:
-            raise RealrlError(f"{where(found)} has {len(found)} rows, at most {MAX_ROWS} are read; restore the file from a copy")
+            raise RealrlError(f"{where(found)} has {len(found)} rows, at most {MAX_ROWS} are read; write the episode in parts")
         return [row.tobytes() for row in found[()]]
 
 
@@ -152,7 +152,7 @@ def texts(group: Any, name: str) -> list[str]:
         plain = isinstance(found, library().Dataset) and ((found.dtype.kind == "S" and found.dtype.itemsize < 1024)
                                                           or library().check_string_dtype(found.dtype))
         if found is None or not plain or found.size > MAX_ROWS:
-            raise RealrlError(f"{place} is no list of names; leave it out")
+            raise RealrlError(f"{place} is no list of names; delete it, or write it as one")
         return [t.decode("utf-8", "replace") for t in found[()].reshape(-1).tolist()]
 
 
@@ -177,9 +177,9 @@ def json_attribute(group: Any, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise RealrlError(f"{where(group)}: attribute {name!r} is not JSON ({line(error)}); restore the file from a copy") from error
+        raise RealrlError(f"{where(group)}: attribute {name!r} is not JSON ({line(error)}); correct or delete the attribute") from error
     if not isinstance(value, dict):
-        raise RealrlError(f"{where(group)}: attribute {name!r} is no JSON object; restore the file from a copy")
+        raise RealrlError(f"{where(group)}: attribute {name!r} is no JSON object; correct or delete the attribute")
     return value
 
 

@@ -163,7 +163,7 @@ def _episode(plan: _Plan, columns: dict[str, Any], where: str) -> Episode:
     obs = {k: x.reshape(len(x), -1) if x.ndim == 1 or k == "state" else x for k, x in obs.items()}
     parts = list(columns["actions"].values())
     if not parts or len({len(x) for x in parts}) > 1 or not len(parts[0]):
-        raise RealrlError(f"{where} has no actions, or parts of several lengths; leave it out")
+        raise RealrlError(f"{where} has no actions, or parts of several lengths; write the set without it")
     action = np.concatenate([x.reshape(len(x), -1) for x in parts], axis=1)
     steps, ends = len(action), {}
     if any(len(x) != steps + 1 for x in obs.values()):
@@ -171,7 +171,7 @@ def _episode(plan: _Plan, columns: dict[str, Any], where: str) -> Episode:
     for name in ("terminations", "truncations"):
         flags = columns[name]
         if flags is None or flags.shape != (steps,):
-            raise RealrlError(f"{where}: {steps} actions but no {name} for each of them; restore the file from a copy")
+            raise RealrlError(f"{where}: {steps} actions but no {name} for each of them; write one a step")
         ends[name] = bool(flags[-1])
     won = columns["success"]
     won = won.reshape(len(won), -1)[-steps:, 0].astype(bool) if won is not None and len(won) in (steps, steps + 1) and won.size else None

@@ -168,7 +168,7 @@ def _spans(items: Sequence[dict[Any, Any]], path: Path) -> Iterator[tuple[int, i
     for i, item in enumerate(items):
         if not item.keys() >= HIL_KEYS:
             missing = ", ".join(sorted(HIL_KEYS - item.keys()))
-            raise RealrlError(f"{path}: transition {i} has no {missing}; restore the file from a copy")
+            raise RealrlError(f"{path}: transition {i} has no {missing}; write every transition with it")
         done = bool(_number(item["dones"], f"{path}: transition {i}: dones"))
         follows = i + 1 < len(items) and _same(item["next_observations"], items[i + 1].get("observations"))
         if done or not follows:
@@ -215,7 +215,7 @@ def _moment(item: dict[Any, Any], i: int, *, images: bool, by_hand: bool, path: 
 def _observation(raw: Any, where: str, images: bool) -> Obs:
     """One observation as {name: [D], or what `senses` makes of it}; of a history in front of it the newest entry."""
     if not isinstance(raw, dict):
-        raise RealrlError(f"{where} are no dictionary; restore the file from a copy")
+        raise RealrlError(f"{where} are no dictionary of arrays, as HIL-SERL writes; write them so")
     flat: dict[str, Any] = {}
     for key, value in raw.items():
         inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {str(key): value}
@@ -239,7 +239,7 @@ def _hil_episode(chain: Sequence[_Moment], where: str, fps: int, task: str, clip
     frames = [m.obs for m in chain] + [chain[-1].next_obs]
     shapes = {k: x.shape for k, x in frames[0].items()}
     if any({k: x.shape for k, x in f.items()} != shapes for f in frames) or len({len(m.action) for m in chain}) > 1:
-        raise RealrlError(f"{where}: observations or actions change their shape; restore the file from a copy")
+        raise RealrlError(f"{where}: observations or actions change their shape; write those of one shape apart")
     done, won = chain[-1].done, chain[-1].success
     obs = {k: np.stack([f[k] for f in frames]) for k in shapes}
     extra = {"grasp_penalty": np.array([m.penalty for m in chain], np.float32)} if any(m.penalty for m in chain) else {}
@@ -272,21 +272,21 @@ def _array(x: Any, where: str) -> Array:
     if isinstance(x, (bool, int, float)) and abs(x) < 2**62:
         x = np.asarray(x)
     if not isinstance(x, (np.ndarray, np.generic)) or x.dtype.kind not in "biuf":
-        raise RealrlError(f"{where} is no array of numbers; restore the file from a copy")
+        raise RealrlError(f"{where} is no array of numbers; write it as one")
     return np.asarray(x)
 
 
 def _matrix(raw: dict[Any, Any], name: str, where: str) -> Array:
     x = _array(raw.get(name), f"{where}: {name}")
     if x.ndim != 2 or 0 in x.shape:
-        raise RealrlError(f"{where}: {name} has shape {list(x.shape)}, wanted [T, D]; restore the file from a copy")
+        raise RealrlError(f"{where}: {name} has shape {list(x.shape)}, wanted [T, D]; write it so")
     return x
 
 
 def _number(x: Any, where: str) -> float:
     value = _array(x, where)
     if value.size != 1:
-        raise RealrlError(f"{where} has shape {list(value.shape)}, wanted one number; restore the file from a copy")
+        raise RealrlError(f"{where} has shape {list(value.shape)}, wanted one number; write it so")
     return float(value.reshape(-1)[0])
 
 

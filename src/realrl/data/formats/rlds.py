@@ -106,7 +106,7 @@ def read_features(path: Path) -> dict[str, Feature]:
             raise ValueError("it is longer than 16 MB")
         tree = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise RealrlError(f"{path} is not readable ({common.line(error)}); RLDS needs it to know shapes, restore it from a copy") from error
+        raise RealrlError(f"{path} is not readable ({common.line(error)}); copy it from the set's folder, it tells shapes") from error
     out: dict[str, Feature] = {}
     _walk(tree, "", out, path, 0)
     if f"{STEPS}action" not in out and not any(name.startswith(f"{STEPS}action/") for name in out):
@@ -115,7 +115,7 @@ def read_features(path: Path) -> dict[str, Feature]:
 
 
 def _walk(node: Any, name: str, out: dict[str, Feature], path: Path, depth: int) -> None:
-    wrong = RealrlError(f"{path}: {ascii(name or 'the root')[:80]} is not described as TFDS does; restore the file from a copy")
+    wrong = RealrlError(f"{path}: {ascii(name or 'the root')[:80]} is not described as TFDS does; write the file with TFDS again")
     if not isinstance(node, dict) or depth > 16:
         raise wrong
     if "featuresDict" in node:
@@ -166,11 +166,11 @@ def _columns(record: bytes, features: dict[str, Feature], where: str) -> dict[st
         name = next(n for n, f in features.items() if f is known)
         steps = len(raw[name]) // max(1, prod(n or 1 for n in known.shape))
     if steps < 1:
-        raise RealrlError(f"{where} has no steps; restore the file from a copy")
+        raise RealrlError(f"{where} has no steps; write the set without this record")
     out = {}
     for name, feature in features.items():
         if name not in raw:
-            raise RealrlError(f"{where} lacks {name}, which features.json describes; restore the file from a copy")
+            raise RealrlError(f"{where} lacks {name}, which features.json describes; take the features.json that belongs to the records")
         out[name] = _column(raw[name], feature, steps, f"{where}: {name}")
     return out
 
@@ -181,7 +181,7 @@ def _column(values: Any, feature: Feature, steps: int, where: str) -> Any:
             raise RealrlError(f"{where} does not hold {steps} values of shape {list(feature.shape)}; those of varying size are not read")
         return values.reshape(steps, *feature.shape).astype(_numpy(feature.dtype, where))
     if not isinstance(values, list) or len(values) != steps:
-        raise RealrlError(f"{where} does not hold {steps} entries; restore the file from a copy")
+        raise RealrlError(f"{where} does not hold {steps} entries; take the features.json that belongs to the records")
     if feature.kind == "text" or feature.dtype == "string":
         return [bytes(v).decode("utf-8", "replace") for v in values]
     if feature.kind == "image":
@@ -207,9 +207,9 @@ def _raw_tensor(data: memoryview, feature: Feature, where: str) -> Array:
     try:
         raw = zlib.decompressobj().decompress(bytes(data), size + 1) if feature.encoding == "zlib" else bytes(data)
     except zlib.error as error:
-        raise RealrlError(f"{where} could not be inflated ({common.line(error)}); restore the file from a copy") from error
+        raise RealrlError(f"{where} could not be inflated ({common.line(error)}); {common.AGAIN}") from error
     if len(raw) != size:
-        raise RealrlError(f"{where} has {len(raw)} bytes where {size} are expected; restore the file from a copy")
+        raise RealrlError(f"{where} has {len(raw)} bytes where {size} are expected; take the features.json that belongs to the records")
     return np.frombuffer(raw, dtype).reshape([n or 1 for n in feature.shape])
 
 
@@ -227,7 +227,7 @@ def _image(data: memoryview, feature: Feature, where: str) -> Array:
                 raise ValueError(f"it is {picture.size[1]} x {picture.size[0]}, features.json says {height} x {width}")
             out = np.asarray(picture if picture.mode in (mode, "I") else picture.convert(mode))
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, MemoryError, Image.DecompressionBombError) as error:
-        raise RealrlError(f"{where} is no readable JPEG or PNG picture ({common.line(error)}); restore the file from a copy") from error
+        raise RealrlError(f"{where} is no readable JPEG or PNG ({common.line(error)}); images=False reads the numbers alone") from error
     return out.reshape(*out.shape[:2], channels or 1).astype(feature.dtype)
 
 

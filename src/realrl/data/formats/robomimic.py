@@ -268,7 +268,7 @@ def _obs(layout: _Layout, demo: Any, states: Array | None, where: str) -> Obs:
     """obs with the last row of next_obs behind it, each [T+1, ...] or, where there is no next_obs, [T, ...]."""
     if not layout.keys:
         if states is None or states.ndim != 2 or states.shape[1] < 2:
-            raise RealrlError(f"{where} has neither observations nor states; leave it out")
+            raise RealrlError(f"{where} has neither observations nor states; write the file without it")
         return {"state": states[:, 1:].astype(np.float32)}
     now, beside = hdf5.subgroup(demo, layout.base), hdf5.subgroup(demo, layout.beside) if layout.beside else None
     found: Obs = {}

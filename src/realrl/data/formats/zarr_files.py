@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats.common import MAX_BYTES, damage
+from realrl.data.formats.common import AGAIN, MAX_BYTES, damage
 from realrl.files import within
 from realrl.types import Array, RealrlError
 
@@ -99,7 +99,7 @@ class Buffer:
                               "name the arrays to read with keys=")
         stored = sum(size for file, size in self.sizes.items() if file.startswith(f"{name}/"))
         if found.nbytes > EXPANSION * stored + SMALL:
-            raise RealrlError(f"{where} declares shape {list(found.shape)} but only {stored} bytes are stored; restore it from a copy")
+            raise RealrlError(f"{where} declares shape {list(found.shape)} but only {stored} bytes are stored; {AGAIN}")
         return Rows(found, where)
 
     def _open(self, name: str, version: int) -> Any:
@@ -135,7 +135,7 @@ class Rows:
     def read(self, start: int, stop: int) -> Array:
         """Rows start..stop. Raises RealrlError outside of the array, for damage, and beyond what memory is given to an episode."""
         if not 0 <= start <= stop <= self.shape[0]:
-            raise RealrlError(f"{self.where} has {self.shape[0]} rows, {start} to {stop} were wanted; restore it from a copy")
+            raise RealrlError(f"{self.where} has {self.shape[0]} rows, {start} to {stop} were wanted, by meta/episode_ends; {AGAIN}")
         size = (stop - start) * int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
         if size > MAX_BYTES:
             raise RealrlError(f"{self.where}: rows {start} to {stop} are {size} bytes, at most {MAX_BYTES} are read")
