@@ -103,7 +103,7 @@ def label_is_what_follows(number: int, state: Array, action: Array) -> tuple[Arr
 
 
 @pytest.mark.parametrize(("spoil", "words"), [
-    (clipped(0.6), "action 2 is at its limit in 60 %"), (clipped(0.4), ""), (dead, "action 3 never moves"),
+    (clipped(0.7), "action 2 is at its limit in 70 %"), (clipped(0.5), ""), (dead, "action 3 never moves"),
     (deaf, "observation.state 1 never moves, while the action of this place does"), (label_is_what_follows, ""),
     (label_is_measurement, "action 0, 1, 2, 3, 4 is what observation.state says at the same step")])
 def test_joints(tmp_path: Path, spoil: Any, words: str) -> None:
@@ -112,7 +112,7 @@ def test_joints(tmp_path: Path, spoil: Any, words: str) -> None:
 
 
 def test_joints_are_named_and_grippers_known_by_name(tmp_path: Path) -> None:
-    folder = recorded(tmp_path / "d", spoil=clipped(0.6))
+    folder = recorded(tmp_path / "d", spoil=clipped(0.7))
     path = folder / "meta/info.json"
     info = json.loads(path.read_text())
     for third, words in (("elbow", "action 2 (elbow) is at its limit"), ("gripper", "")):

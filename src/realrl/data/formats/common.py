@@ -121,7 +121,7 @@ def range_note(low: float, high: float, action_range: tuple[float, float] | None
     if a <= low and high <= b:
         return []
     if action_range:
-        return [f"actions reach from {low:.4g} to {high:.4g}, outside action_range=({a:g}, {b:g}), so some leave [-1, 1]"]
+        return [f"actions reach from {low:.4g} to {high:.4g}, outside the range {a:g} to {b:g} that was given, so some leave [-1, 1]"]
     return [f"actions reach from {low:.4g} to {high:.4g}, outside the [-1, 1] that policies here want; "
             "action_range=(low, high) maps them linearly"]
 
@@ -154,25 +154,28 @@ def numbers(x: Array) -> Array:
         return x.astype(np.float32) if x.dtype.kind == "f" else x
 
 
-def to_images(x: Array, scale: float, what: str) -> Array:
-    """Colour images [T, H, W, 3] as uint8. Raises RealrlError when `scale` times the values are not whole in 0..255."""
+def to_images(x: Array, scale: float | None, what: str, mend: str) -> Array:
+    """Colour images [T, H, W, 3] as uint8. scale: None where the caller has no such option. Raises RealrlError when `scale` times the
+    values are not whole in 0..255."""
+    if scale is not None:
+        mend = "give image_scale=255 when they are in 0..1"
+    scale = scale or 1.0
     if x.dtype == np.uint8 and scale == 1.0:
         return x
     low, high = float(x.min(initial=0)) * scale, float(x.max(initial=0)) * scale
     if not (low > -0.01 and high < 255.01):  # which NaN is not either
-        raise _not_pixels(x, low, high, what)
+        raise _not_pixels(x, low, high, what, mend)
     images = np.empty(x.shape, np.uint8)
     for image, row in zip(images, x, strict=True):  # frame by frame: an episode of doubles may just fit into memory
         scaled = row if scale == 1.0 else row * np.float32(scale)
         np.copyto(image, scaled + np.float32(0.01), casting="unsafe")
         if np.abs(scaled - image).max(initial=0) > 0.02:
-            raise _not_pixels(x, low, high, what)
+            raise _not_pixels(x, low, high, what, mend)
     return images
 
 
-def _not_pixels(x: Array, low: float, high: float, what: str) -> RealrlError:
-    return RealrlError(f"{what}: pixels are {x.dtype} from {low:.4g} to {high:.4g}, not whole numbers in 0..255; "
-                       "give image_scale=255 when they are in 0..1")
+def _not_pixels(x: Array, low: float, high: float, what: str, mend: str) -> RealrlError:
+    return RealrlError(f"{what}: pixels are {x.dtype} from {low:.4g} to {high:.4g}, not whole numbers in 0..255; {mend}")
 
 
 def state_keys(state: Sequence[str] | None, usual: Sequence[str], low_dim: Sequence[str], where: Path) -> list[str]:

@@ -82,7 +82,7 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, keys: S
     wanted = common.only(keys, named, "observation", path) if keys is not None else [
         n for n in named if n not in beside and not (n.startswith("next_") and n.removeprefix("next_") in there)]
     arrays, said = _opened(files, [action, *flags.values(), *(n for n in there if n.startswith(OURS))], wanted, keys is not None)
-    ours = senses.names({n: (arrays[n].shape, arrays[n].dtype) for n in wanted if n in arrays}, path)
+    ours = senses.names({n: (arrays[n].shape, arrays[n].dtype) for n in wanted if n in arrays}, path, mend=senses.KEYS)
     if not ours:
         raise RealrlError("; ".join([f"{path} holds no observation beside data/{action}", *said, "it can not be imported"]))
     if arrays[action].shape[0] < (steps := int(ends[-1])):
@@ -222,7 +222,7 @@ def _rate(files: Buffer, ends: Array, fps: Any) -> tuple[int, list[str]]:
 def _notes(plan: _Plan) -> list[str]:
     said, rest = [], [n for n in plan.ours if n not in plan.after]
     if plan.state not in ([], ["state"]):
-        said.append(f"obs['state'] is {' + '.join(plan.state)}; state= chooses others")
+        said.append(f"obs['state'] is {' + '.join(plan.state)}; state=NAME,NAME chooses others")
     if rest:
         what = "no observation after an episode's last action" + (f" of {', '.join(rest)}" if plan.after else "")
         said.append(f"{what}: the one before it is repeated (last='repeat'), last='drop' leaves that action out")
@@ -249,7 +249,7 @@ def _episode(plan: _Plan, number: int, start: int, stop: int) -> Episode:
         rows = plan.arrays[theirs].read(start, stop)
         if plan.last == "repeat" or len(plan.after) == len(plan.ours):
             rows = np.concatenate([rows, _last(plan, theirs, rows, number, stop, where)])
-        obs[ours] = senses.converted(rows, ours, f"{where}: {theirs}", plan.image_scale)
+        obs[ours] = senses.converted(rows, ours, f"{where}: {theirs}", plan.image_scale, senses.KEYS)
     action, judged = plan.actions[start:stop], plan.judged
     reward = None if plan.reward is None else _flag(plan.arrays[plan.reward], stop)[start:]
     made = common.episode(
@@ -273,7 +273,7 @@ def _last(plan: _Plan, theirs: str, rows: Array, number: int, stop: int, where: 
     last = found.read(number, number + 1) if by_episode else found.read(stop - 1, stop)
     if last.shape[1:] != rows.shape[1:]:
         raise RealrlError(f"{where}: {theirs} has rows of shape {list(rows.shape[1:])}, the one after the last action "
-                          f"{list(last.shape[1:])}; name the observations to read with keys=, without it")
+                          f"{list(last.shape[1:])}; name the observations to read with keys=NAME,NAME, without it")
     return last
 
 

@@ -105,7 +105,7 @@ def dataset(group: Any, name: str) -> Any | None:
     with damage(place):
         dtype, shape, stored = found.dtype, found.shape, int(found.id.get_storage_size())
     if dtype.kind not in "biuf" or dtype.itemsize > 8 or shape is None:
-        raise RealrlError(f"{place} holds {dtype}, not plain numbers; write it as numbers, or read without it (keys= names the others)")
+        raise RealrlError(f"{place} holds {dtype}, not plain numbers; keys=NAME,NAME names what to read instead")
     if math.prod(shape) * dtype.itemsize > min(MAX_BYTES, EXPANSION * stored + SMALL):
         raise RealrlError(f"{place} declares shape {list(shape)} but only {stored} bytes are stored; {AGAIN}")
     return found
@@ -114,7 +114,7 @@ def dataset(group: Any, name: str) -> Any | None:
 def leaves(group: Any, depth: int = 0) -> dict[str, Any]:
     """Every dataset of a tree of groups by its path below it, "a/b", sorted. Raises RealrlError as `member` does, and for a deep tree."""
     if depth > 8:
-        raise RealrlError(f"{where(group)} holds groups in groups in groups, more than are read; name the observations to read with keys=")
+        raise RealrlError(f"{where(group)} holds groups in groups in groups, more than are read; write them with fewer")
     found: dict[str, Any] = {}
     for name in names(group):
         inner = member(group, name)

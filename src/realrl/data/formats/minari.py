@@ -124,7 +124,7 @@ def _robot(told: dict[str, Any]) -> str:
 def _notes(plan: _Plan, told: dict[str, Any], columns: dict[str, Any], rate: int | None, count: int) -> list[str]:
     said = [] if rate else [f"Minari does not say how many steps a second there are; {FPS}: give fps= if it is another"]
     if plan.state not in ([], ["state"]):
-        said.append(f"obs['state'] is {' + '.join(plan.state)}; state= chooses others")
+        said.append(f"obs['state'] is {' + '.join(plan.state)}; state=NAME,NAME chooses others")
     if len(columns["actions"]) > 1:
         said.append(f"actions are {' + '.join(columns['actions'])}, side by side")
     if any(np.asarray(a).dtype.kind in "iu" for a in columns["actions"].values()):
@@ -146,7 +146,7 @@ def _names(arrays: dict[str, Array], root: Path) -> dict[str, str]:
     if not arrays:
         raise RealrlError(f"{root} has no observations of numbers; it can not be imported")
     paths = {path or ("image" if senses.kind("", x.shape, x.dtype) == "images" else "state"): path for path, x in arrays.items()}
-    named = senses.names({name: (arrays[path].shape, arrays[path].dtype) for name, path in paths.items()}, root)
+    named = senses.names({name: (arrays[path].shape, arrays[path].dtype) for name, path in paths.items()}, root, mend=senses.KEYS)
     return {ours: paths[name] for name, ours in named.items()}
 
 
@@ -158,8 +158,8 @@ def _episodes(plan: _Plan, reader: Hdf5Episodes | TableEpisodes, numbers: list[i
 def _episode(plan: _Plan, columns: dict[str, Any], where: str) -> Episode:
     names = _names(columns["observations"], plan.root)
     if lost := [k for k in plan.keys if k not in names]:
-        raise RealrlError(f"{where} has no observation {lost[0]!r}, the first episode has; read with keys= that all of them have")
-    obs: Obs = {k: senses.converted(columns["observations"][names[k]], k, f"{where}: {names[k]}") for k in plan.keys}
+        raise RealrlError(f"{where} has no observation {lost[0]!r}, the first episode has; read with keys=NAME,NAME that all of them have")
+    obs: Obs = {k: senses.converted(columns["observations"][names[k]], k, f"{where}: {names[k]}", mend=senses.KEYS) for k in plan.keys}
     obs = {k: x.reshape(len(x), -1) if x.ndim == 1 or k == "state" else x for k, x in obs.items()}
     parts = list(columns["actions"].values())
     if not parts or len({len(x) for x in parts}) > 1 or not len(parts[0]):

@@ -183,7 +183,7 @@ def _layout(path: Path, demo: Any, keys: Sequence[str] | None, state: Sequence[s
     base = next((n for n in ("obs", "states") if isinstance(hdf5.member(demo, n), library().Group)), None)
     if base is None:
         if keys is not None or state is not None:
-            raise RealrlError(f"{path} has no observations to choose from, only simulator states; leave out keys= and state=")
+            raise RealrlError(f"{path} has no observations to choose from, only simulator states; leave out the options keys and state")
         return _Layout({}, []), ["no observations in this file: obs['state'] is the simulator's positions and velocities; "
                                  "robomimic's dataset_states_to_obs.py makes a file with real ones", NOTHING_AFTER]
     group = hdf5.subgroup(demo, base)
@@ -193,11 +193,11 @@ def _layout(path: Path, demo: Any, keys: Sequence[str] | None, state: Sequence[s
     else:
         usable = {n: found[n] for n in common.only(keys, list(found), "observation", path)}
     checked = {n: x for n, (p, _) in usable.items() if (x := hdf5.dataset(group, p)) is not None}
-    ours = senses.names({n: (x.shape, x.dtype) for n, x in checked.items()}, path, "_image")
+    ours = senses.names({n: (x.shape, x.dtype) for n, x in checked.items()}, path, "_image", senses.KEYS)
     picked = common.state_keys(state, USUAL_STATE, [n for n in ours.values() if not n.startswith(senses.SENSES)], path)
-    said = [] if picked == ["state"] or not picked else [f"obs['state'] is {' + '.join(picked)}; state= chooses others"]
+    said = [] if picked == ["state"] or not picked else [f"obs['state'] is {' + '.join(picked)}; state=NAME,NAME chooses others"]
     if lost := sorted({n.partition(".")[0] for n in found if n not in usable and keys is None}):
-        said.append(f"left out: {', '.join(lost)} (no numbers, or MimicGen's bookkeeping); keys= names what to read")
+        said.append(f"left out: {', '.join(lost)} (no numbers, or MimicGen's bookkeeping); keys=NAME,NAME names what to read")
     beside = "next_obs" if base == "obs" else "initial_state"
     there = hdf5.subgroup(demo, beside) is not None
     if base == "states":
@@ -275,14 +275,14 @@ def _obs(layout: _Layout, demo: Any, states: Array | None, where: str) -> Obs:
     for theirs, ours in layout.keys.items():
         rows = None if now is None else hdf5.array(now, theirs)
         if rows is None or rows.ndim < 1:
-            raise RealrlError(f"{where}/{layout.base} has no {theirs!r}, the first demonstration has; name what all have with keys=")
+            raise RealrlError(f"{where}/{layout.base} has no {theirs!r}, the first one has; name what all have with keys=NAME,NAME")
         if layout.beside:
             other = None if beside is None else hdf5.array(beside, theirs)
             fits = other is not None and other.shape[1:] == rows.shape[1:]
             if other is None or not fits or len(other) not in ((len(rows),) if layout.beside == "next_obs" else (1, len(rows))):
-                raise RealrlError(f"{where}/{layout.beside} has no {theirs!r} like that of {layout.base}; name the others with keys=")
+                raise RealrlError(f"{where}/{layout.beside} has no {theirs!r} like that of {layout.base}; {senses.KEYS}")
             rows = np.concatenate([rows, other[-1:]] if layout.beside == "next_obs" else [other[:1], rows])
-        found[ours] = senses.converted(rows, ours, f"{where}/{layout.base}/{theirs}")
+        found[ours] = senses.converted(rows, ours, f"{where}/{layout.base}/{theirs}", mend=senses.KEYS)
     return common.with_state(found, layout.state)
 
 

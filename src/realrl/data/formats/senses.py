@@ -27,12 +27,14 @@ LEAST_POINTS = 32  # of an array that is a cloud by its shape alone; fewer are k
 DEPTH = re.compile(r"(^|[_.])depth([_.]|$)", re.IGNORECASE)
 PICTURE = re.compile(r"rgb|ima?ge?|colou?r|cam|pic|view|frame|video|pixel", re.IGNORECASE)
 CLOUD = re.compile(r"cloud|(^|[_.])(pcd|pcl|pc)([_.]|$)", re.IGNORECASE)
+MEND = "write the set without it"
+KEYS = "name the others with keys=NAME,NAME"  # where the format has this option
 METRES = 50.0  # the median distance in a robot's picture is below it in metres, above it in millimetres
 
 
-def names(found: Mapping[str, tuple[Sequence[int], Any]], where: Path, suffix: str = "") -> dict[str, str]:
+def names(found: Mapping[str, tuple[Sequence[int], Any]], where: Path, suffix: str = "", mend: str = MEND) -> dict[str, str]:
     """Our name of every array. found: its own name -> (shape [T, ...], dtype); suffix: what its pictures' names end with, which is cut
-    off. Raises RealrlError where two would have one name."""
+    off; mend: how to read without one, for errors. Raises RealrlError where two would have one name."""
     kinds = {name: kind(name, shape, np.dtype(dtype)) for name, (shape, dtype) in found.items()}
     clouds = [name for name, sense in kinds.items() if sense == "pointcloud"]
     ours: dict[str, str] = {}
@@ -49,8 +51,7 @@ def names(found: Mapping[str, tuple[Sequence[int], Any]], where: Path, suffix: s
     twice = [name for name, count in Counter(ours.values()).items() if count > 1]
     if twice:
         both = [name for name, own in ours.items() if own == twice[0]]
-        raise RealrlError(f"{where}: {both[0]} and {both[1]} would both be called {twice[0]}; name the observations to read with keys=, "
-                          "only one of them")
+        raise RealrlError(f"{where}: {both[0]} and {both[1]} would both be called {twice[0]}; {mend}")
     return ours
 
 
@@ -68,22 +69,22 @@ def kind(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> str:
     return ""
 
 
-def converted(rows: Array, ours: str, where: str, scale: float | None = None) -> Array:
+def converted(rows: Array, ours: str, where: str, scale: float | None = None, mend: str = MEND) -> Array:
     """Rows [T, ...] of an array in the form of what `names` called it. scale: what pixels are multiplied by to reach 0..255, by default
-    1, and 255 for fractions in 0..1.
+    1, and 255 for fractions in 0..1; mend: how to read without the array, for errors.
 
     Raises RealrlError for pixels that are none, and for distances without a unit.
     """
     if ours.startswith("images."):
         axis = _channels(rows.shape[1:], rows.dtype)
         if axis is None:
-            raise RealrlError(f"{where}: rows of {list(rows.shape[1:])} are no pictures, others of it are; name the others with keys=")
+            raise RealrlError(f"{where}: rows of {list(rows.shape[1:])} are no pictures, others of it are; {mend}")
         rows = np.ascontiguousarray((rows if axis == 2 else np.moveaxis(rows, 1, 3))[..., :3])
         if scale is None and rows.dtype.kind == "f" and rows.min(initial=0) >= 0 and rows.max(initial=0) <= 1:
             return np.rint(rows * np.float32(255)).astype(np.uint8)
-        return common.to_images(rows, scale or 1.0, where)
+        return common.to_images(rows, scale, where, mend)
     if ours.startswith("depth."):
-        return _millimetres(rows, where)
+        return _millimetres(rows, where, mend)
     if ours.startswith("pointcloud"):
         cloud = common.numbers(rows if rows.shape[-1] in (3, 6) else np.swapaxes(rows, 1, 2))
         if cloud.shape[-1] == 6 and cloud[..., 3:].max(initial=0) > 1.0:
@@ -107,14 +108,14 @@ def _plane(size: Sequence[int]) -> tuple[int, ...]:
     return tuple(size[:2]) if len(size) == 3 and size[2] == 1 else tuple(size[1:]) if len(size) == 3 and size[0] == 1 else tuple(size)
 
 
-def _millimetres(rows: Array, where: str) -> Array:
+def _millimetres(rows: Array, where: str, mend: str) -> Array:
     """Distances in metres (floats) or millimetres as uint16 [T, H, W]."""
     rows = rows.reshape(len(rows), *_plane(rows.shape[1:]))
     if rows.dtype == np.uint16:
         return rows
     if rows.dtype.itemsize == 1:
-        raise RealrlError(f"{where}: distances in 8 bits have no unit that is known here; name the others with keys=")
+        raise RealrlError(f"{where}: distances in 8 bits have no unit that is known here; {mend}")
     if not np.isfinite(rows).all():
-        raise RealrlError(f"{where}: depth is NaN or infinite somewhere; name the others with keys=")
+        raise RealrlError(f"{where}: depth is NaN or infinite somewhere; {mend}")
     metres = rows.dtype.kind == "f" and not (rows.size and float(np.median(rows)) > METRES)
     return np.clip(np.rint(rows.astype(np.float64) * (1000.0 if metres else 1.0)), 0, 65535).astype(np.uint16)

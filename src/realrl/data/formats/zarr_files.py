@@ -93,10 +93,10 @@ class Buffer:
         codecs = [str(getattr(c, "codec_id", type(c).__name__)) for c in (*found.filters, *found.compressors)]
         harmful = any("pickle" in c.lower() for c in codecs)
         if found.dtype.kind in "SUT" and not harmful:
-            raise Unread(f"{where} holds text; name the arrays to read with keys=")
+            raise Unread(f"{where} holds text; name the arrays to read with keys=NAME,NAME")
         if found.dtype.kind not in "biuf" or found.dtype.itemsize > 8 or not found.shape or harmful:
             raise RealrlError(f"{where} holds {ascii(str(found.dtype))[1:41]} in {', '.join(codecs) or 'the open'}, not plain numbers; "
-                              "name the arrays to read with keys=")
+                              "name the arrays to read with keys=NAME,NAME")
         stored = sum(size for file, size in self.sizes.items() if file.startswith(f"{name}/"))
         if found.nbytes > EXPANSION * stored + SMALL:
             raise RealrlError(f"{where} declares shape {list(found.shape)} but only {stored} bytes are stored; {AGAIN}")

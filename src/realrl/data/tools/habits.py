@@ -26,7 +26,8 @@ from realrl.types import Array, RealrlError
 MOVES = 0.02  # of a joint's range in the set, away from where the episode began: more than sensors are noisy
 PAUSE_S, PAUSE_SHARE = 1.0, 0.1  # people begin within 0.7 s and 7 % of an episode
 SMOOTH = 0.25  # mean step over standard deviation; white noise has 1.13, and its range says nothing of motion
-AT_LIMIT = 0.5  # of all frames at one end; people and experts reach 0.4 on a joint
+AT_LIMIT = 0.6  # of all frames at one end; people reach 0.3 on a joint, experts that switch between full and nothing 0.4
+FEW = 100  # frames: fewer say nothing of ends
 END = 1e-3  # of its range: so near an end counts as at it
 SWITCH = 0.9  # of all frames at both ends: it is open or shut, no joint
 GRIPPER = re.compile(r"grip|finger|jaw|claw|hand", re.IGNORECASE)
@@ -116,7 +117,7 @@ def _told(where: str, info: Info, stats: Stats, seen: _Seen) -> Iterator[Problem
                       "look whether its sensor is connected")
     low, high = seen.low / seen.frames, seen.high / seen.frames
     switch = (low + high > SWITCH) & (np.minimum(low, high) > 0.01)
-    stuck = moving & ~switch & ~_grippers(names, size) & (np.maximum(low, high) > AT_LIMIT)
+    stuck = (seen.frames >= FEW) & moving & ~switch & ~_grippers(names, size) & (np.maximum(low, high) > AT_LIMIT)
     if stuck.any():
         share = 100 * float(np.maximum(low, high)[stuck].max())
         yield Problem("warning", where, f"{_dims('action', stuck, names)} is at its limit in {share:.0f} % of the frames",
@@ -159,7 +160,7 @@ def _grippers(names: list[str], size: int) -> Array:
     if names:
         return np.array([GRIPPER.search(name) is not None for name in names])
     at = np.arange(size)
-    return (size > 1) & ((at == size - 1) | ((size >= 12) & (size % 2 == 0) & (at == size // 2 - 1)))
+    return np.asarray((size > 1) & ((at == size - 1) | ((size >= 12) & (size % 2 == 0) & (at == size // 2 - 1))))
 
 
 def _dims(what: str, which: Array, names: list[str]) -> str:
