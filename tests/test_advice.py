@@ -52,7 +52,10 @@ def commands() -> tuple[str, ...]:
 
 
 def takes(command: str, flag: str) -> bool:
-    return re.search(rf"(?<![\w.-]){re.escape(flag)}(?![\w.-])", help_of(*command.split())) is not None
+    """Whether a command has this flag, or, of "--group." with something filled in behind, flags of this group."""
+    told = help_of(*command.split())
+    whole = re.search(rf"(?<![\w.-]){re.escape(flag.rstrip('.'))}(?![\w.-])", told)
+    return whole is not None or (flag.endswith(".") and f" {flag}" in told)
 
 
 def refused(text: str, speaks_of: list[str]) -> list[str]:
@@ -62,7 +65,7 @@ def refused(text: str, speaks_of: list[str]) -> list[str]:
     for said in re.findall(r"realrl [a-z][^;`'\"\n()]*", text):
         wrong += unknown_in(shlex.split(said.replace("{}", "X"))[1:])
         rest = rest.replace(said, "")
-    return wrong + [flag for flag in FLAG.findall(rest) if not any(takes(command, flag.rstrip(".")) for command in speaks_of)]
+    return wrong + [flag for flag in FLAG.findall(rest) if not any(takes(command, flag) for command in speaks_of)]
 
 
 def test_flags_of_every_message_are_taken() -> None:
