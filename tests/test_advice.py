@@ -60,7 +60,7 @@ def takes(command: str, flag: str) -> bool:
 
 def refused(text: str, speaks_of: list[str]) -> list[str]:
     """Flags in a message that nobody takes: those behind a command's name belong to it, the others to the commands it speaks of."""
-    text = re.sub(r"\b(pip|git) .*", "", text)
+    text = re.sub(r"\b(pip|git) .*|--no-deps .*", "", text)  # other programs' flags
     wrong, rest = [], text
     for said in re.findall(r"realrl [a-z][^;`'\"\n()]*", text):
         wrong += unknown_in(shlex.split(said.replace("{}", "X"))[1:])
