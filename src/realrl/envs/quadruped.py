@@ -73,7 +73,7 @@ def make(name: str, *, reward: str | None = None, horizon: int | None = None, si
 
 def expert(name: str, path: str | Path | None = None) -> Policy:
     """Always raises RealrlError: nobody scripted these."""
-    raise RealrlError(f"quadruped/{name} has no scripted expert: it learns to walk from nothing, realrl train walk --task quadruped/{name}")
+    raise RealrlError(f"quadruped/{name} has no scripted expert: it learns to walk from nothing")
 
 
 # ---- rewards

@@ -63,6 +63,19 @@ def test_rows_and_frames(tmp_path: Path, stream: bool) -> None:
     assert first.succeeded and first.terminated and not first.truncated and not second.succeeded and second.truncated
 
 
+def test_pictures_and_clouds_in_lists_of_lists(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures, cloud = rng.integers(0, 256, (2 * N, 3, 10, 12), np.uint8), rng.normal(size=(2 * N, 32, 3)).astype(np.float32)
+    fixed: Any = pa.array(cloud.reshape(-1))
+    for size in (3, 32):
+        fixed = pa.FixedSizeListArray.from_arrays(fixed, size)
+    lists = pa.array(pictures.tolist(), pa.list_(pa.list_(pa.list_(pa.uint8()))))
+    rows = table(**{"observation.images.side": lists, "observation.cloud": fixed})
+    episode = list(formats.read(folder(tmp_path / "push", rows)).episodes)[1]
+    np.testing.assert_array_equal(episode.obs["images.side"][:-1], np.moveaxis(pictures[N:], 1, 3))
+    np.testing.assert_array_equal(episode.obs["pointcloud"][:-1], cloud[N:])
+
+
 def test_options(tmp_path: Path) -> None:
     path = folder(tmp_path / "push")
     read = formats.read(path, images=False, task="mine", fps=10, last="drop", source="script", action_range=(-2, 2))

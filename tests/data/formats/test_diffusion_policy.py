@@ -319,11 +319,26 @@ def test_a_zip_that_leads_outside_is_refused(tmp_path: Path, name: str) -> None:
         formats.read(path, "diffusion_policy")
 
 
-def test_a_codec_of_pictures_that_is_not_there_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", ["imagecodecs_jpegxl", "nobodys"])
+def test_pictures_whose_codec_is_not_there_are_left_out(tmp_path: Path, codec: str) -> None:
     path = buffer(tmp_path / "x.zarr")
-    header(path, "data/img", compressor={"id": "imagecodecs_jpegxl", "level": 90})
-    with pytest.raises(RealrlError, match="imagecodecs_jpegxl; install imagecodecs"):
+    header(path, "data/img", compressor={"id": codec, "level": 90})
+    imported = formats.read(path)
+    assert any("img is left out" in note and codec in note for note in imported.notes)
+    assert [sorted(e.obs) for e in imported.episodes] == [["n_contacts", "state"]] * 3
+    assert not any("left out" in note for note in formats.read(path, keys=["state"]).notes)
+    with pytest.raises(RealrlError, match=f"{codec}, which is not installed; (pip install imagecodecs|write it again)"):
+        formats.read(path, keys=["img", "state"])
+    header(path, "data/action", compressor={"id": codec})
+    with pytest.raises(RealrlError, match=codec):
         formats.read(path)
+
+
+def test_text_among_the_arrays_is_left_out(tmp_path: Path) -> None:
+    path = buffer(tmp_path / "x.zarr")
+    zarr.open_group(str(path), mode="a").create_array("data/said", data=np.array(["push"] * 11))
+    imported = formats.read(path)
+    assert any("said is left out: it holds text" in note for note in imported.notes) and len(list(imported.episodes)) == 3
 
 
 def test_a_file_cut_or_changed_anywhere_is_one_line_or_harmless(tmp_path: Path) -> None:
@@ -375,3 +390,80 @@ def test_other_things_are_told_from_it(tmp_path: Path) -> None:
             formats.read(tmp_path / name, "diffusion_policy")
         with pytest.raises(RealrlError, match="in none of the formats"):
             formats.read(tmp_path / name)
+
+
+# ---- RL-100's own buffers
+
+
+def rl100(path: Path, **changes: Any) -> Path:
+    """Three episodes of 4, 3 and 5 steps in the layout of RL-100's release: success, time out, success; None leaves an array out."""
+    rng, ends = np.random.default_rng(0), np.array([4, 7, 12])
+    last = np.isin(np.arange(12), ends - 1)[:, None]
+    frames = {"state": rng.normal(size=(15, 7)), "point_cloud": rng.normal(size=(15, 40, 3)),
+              "img": rng.integers(0, 256, (15, 3, 16, 16)), "depth": rng.uniform(0.2, 2, (15, 16, 16))}
+    here = np.concatenate([np.arange(a, b) + n for n, (a, b) in enumerate(zip((0, 4, 7), ends, strict=True))])
+    x: dict[str, Any] = {"img": np.uint8}
+    x = {k: v[here].astype(x.get(k, np.float32)) for k, v in frames.items()} | {
+        f"next_{k}": v[here + 1].astype(x.get(k, np.float32)) for k, v in frames.items()}
+    action, paid = rng.uniform(-1, 1, (12, 8)).astype(np.float32), np.array([2, -1, 2])
+    x |= {"action": action, "next_action": np.roll(action, -1, 0), "reward": np.zeros((12, 1)), "return": np.zeros((12, 1)),
+          "done": last * 1.0, "timeout": np.zeros((12, 1))}
+    x["reward"][last] = paid
+    x["done"][6], x["timeout"][6] = 0, 1
+    root = zarr.create_group(str(path), zarr_format=2)
+    for name, rows in (x | changes).items():
+        if rows is not None:
+            root.create_array(f"data/{name}", data=np.asarray(rows))
+    root.create_array("meta/episode_ends", data=ends)
+    return path
+
+
+def test_rl100s_buffers_are_read_as_they_are_meant(tmp_path: Path) -> None:
+    imported = formats.read(rl100(tmp_path / "x.zarr"))
+    episodes, root = list(imported.episodes), zarr.open_group(str(tmp_path / "x.zarr"), mode="r")["data"]
+    assert [len(e) for e in episodes] == [4, 3, 5] and [e.succeeded for e in episodes] == [True, False, True]
+    assert [e.terminated for e in episodes] == [True, False, True] and [e.reward[-1] for e in episodes] == [2, -1, 2]
+    assert any("2 of 3 episodes count as successes" in note and "reward above 0" in note for note in imported.notes)
+    assert not any("repeated" in note for note in imported.notes)
+    for episode, end in zip(episodes, (4, 7, 12), strict=True):
+        assert sorted(episode.obs) == ["depth.depth", "images.img", "pointcloud", "state"]
+        np.testing.assert_array_equal(episode.obs["state"][-1], root["next_state"][end - 1])
+        np.testing.assert_array_equal(episode.obs["pointcloud"][-1], root["next_point_cloud"][end - 1])
+        np.testing.assert_array_equal(episode.obs["images.img"][-1], np.moveaxis(root["next_img"][end - 1], 0, 2))
+        np.testing.assert_allclose(episode.obs["depth.depth"][0], 1000 * root["depth"][end - len(episode)], atol=0.51)
+
+
+LAST = np.isin(np.arange(12), [3, 6, 11])[:, None]
+
+
+@pytest.mark.parametrize(("changes", "won", "ended"), [
+    ({"reward": None, "return": None}, [1, 0, 1], [1, 0, 1]),
+    ({"done": LAST * 1.0, "timeout": np.zeros((12, 1))}, [1, 0, 1], [1, 1, 1]),  # a failure that is an end
+    ({"reward": np.ones((12, 1))}, [1, 0, 1], [1, 0, 1]), ({"reward": -np.ones((12, 1))}, [1, 0, 1], [1, 0, 1]),  # dense: the end counts
+    ({"done": LAST, "timeout": None, "reward": None}, [0, 0, 0], [0, 0, 0]),  # says that episodes end, and no more
+    ({"done": None, "timeout": None}, [1, 0, 1], [1, 0, 1]), ({"done": None, "timeout": None, "reward": np.ones(12)}, [0, 0, 0], [0, 0, 0]),
+    ({"success": np.repeat([0, 1, 0], [4, 3, 5])}, [0, 1, 0], [1, 1, 1])])
+def test_success_is_what_the_ends_say(tmp_path: Path, changes: dict[str, Any], won: list[int], ended: list[int]) -> None:
+    imported = formats.read(rl100(tmp_path / "x.zarr", **changes), keys=["state"])
+    episodes = list(imported.episodes)
+    assert [int(e.succeeded) for e in episodes] == won and [int(e.terminated) for e in episodes] == ended
+    assert any("count as successes" in n or "does not say which" in n for n in imported.notes)
+    assert all(e.succeeded for e in formats.read(tmp_path / "x.zarr", keys=["state"], success=True).episodes)
+
+
+def test_what_has_no_next_is_repeated(tmp_path: Path) -> None:
+    imported = formats.read(rl100(tmp_path / "x.zarr", next_img=None))
+    episode = next(imported.episodes)
+    assert (episode.obs["images.img"][-1] == episode.obs["images.img"][-2]).all()
+    assert (episode.obs["state"][-1] != episode.obs["state"][-2]).any()
+    assert any("of img" in note for note in imported.notes)
+    short = next(formats.read(tmp_path / "x.zarr", last="drop").episodes)
+    assert len(short) == 3 and short.succeeded and len(short.obs["state"]) == 4
+
+
+def test_the_clock_says_the_rate(tmp_path: Path) -> None:
+    path = buffer(tmp_path / "x.zarr")
+    clock = np.arange(11) / 30 + np.repeat([0, 50, 90], [4, 2, 5])
+    zarr.open_group(str(path), mode="a").create_array("data/timestamp", data=clock)
+    imported = formats.read(path)
+    assert imported.fps == 30 and "timestamp" not in next(imported.episodes).obs

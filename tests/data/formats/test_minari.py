@@ -82,6 +82,23 @@ def test_a_tree_of_observations_reads_as_minari_reads_it(library: Path, form: st
         np.testing.assert_array_equal(mine.obs["state"], np.concatenate([mine.obs["observation"], mine.obs["desired_goal"]], axis=1))
 
 
+def test_pictures_that_lie_channels_first_are_turned(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (5, 3, 10, 12), np.uint8)
+    for number, tree in enumerate(({"rgb": pictures, "pos": np.zeros((5, 2))}, {"": pictures})):
+        data = tmp_path / f"set{number}-v0/data"
+        data.mkdir(parents=True)
+        (data / "metadata.json").write_text(json.dumps({"data_format": "hdf5", "dataset_id": f"set{number}-v0"}))
+        with h5py.File(data / "main_data.hdf5", "w") as file:
+            for name, x in tree.items():
+                file[f"episode_0/observations/{name}".rstrip("/")] = x
+            for name in ("actions", "rewards", "terminations", "truncations"):
+                file[f"episode_0/{name}"] = np.zeros((4, 2) if name == "actions" else 4)
+        episode = next(formats.read(data.parent).episodes)
+        np.testing.assert_array_equal(episode.obs["images.image" if number else "images.rgb"], np.moveaxis(pictures, 1, 3))
+
+
+
 @pytest.mark.parametrize("form", ["hdf5", "arrow", "parquet"])
 def test_a_single_array_is_the_state(library: Path, form: str) -> None:
     rng = np.random.default_rng(0)

@@ -269,6 +269,20 @@ def test_hil_serl_demonstrations(tmp_path: Path, history: bool) -> None:
     assert list(next(formats.read(tmp_path / "usb_20_demos.pkl", images=False).episodes).obs) == ["state"]
 
 
+@pytest.mark.parametrize("history", [True, False])
+def test_hil_serl_pictures_that_lie_channels_first_and_clouds(tmp_path: Path, history: bool) -> None:
+    raw = transitions(history=history)
+    rng = np.random.default_rng(0)
+    seen = {id(o): o for r in raw for o in (r["observations"], r["next_observations"])}
+    for one in seen.values():
+        one["cloud"] = rng.normal(size=(20, 3)).astype(np.float32)
+        one["wrist_1"] = np.moveaxis(one["wrist_1"], -1, -3)
+    episode = next(formats.read(saved(tmp_path / "a.pkl", raw)).episodes)
+    first = raw[0]["observations"]
+    np.testing.assert_array_equal(episode.obs["images.wrist_1"][0], np.moveaxis(first["wrist_1"].reshape(3, 16, 16), 0, 2))
+    np.testing.assert_array_equal(episode.obs["pointcloud"][0], first["cloud"])
+
+
 def test_hil_serl_buffers_have_no_infos(tmp_path: Path) -> None:
     """A training buffer: steps missing in between (the person's only) end a piece, and who acted follows from the folder's name."""
     raw = transitions(2, infos=False)

@@ -148,6 +148,17 @@ def test_every_kind_of_feature(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.reward, [0, 0, 0, 1])
 
 
+def test_pictures_and_clouds_that_are_tensors(tmp_path: Path) -> None:
+    pictures, cloud = RNG.integers(0, 255, (STEPS, 3, 10, 12), np.uint8), RNG.normal(size=(STEPS, 40, 3)).astype(np.float32)
+    features = described({"observation": nested({"rgb": leaf("uint8", (3, 10, 12)), "cloud": leaf("float32", (40, 3))}),
+                          "action": leaf("float32", (2,)), "is_first": leaf("bool")})
+    raw = {"steps/observation/rgb": pictures.reshape(-1).astype(np.int64), "steps/observation/cloud": cloud.reshape(-1),
+           "steps/action": np.ones(2 * STEPS, np.float32), "steps/is_first": np.arange(STEPS) == 0}
+    episode = next(formats.read(folder(tmp_path / "cups", raw, features=features)).episodes)
+    np.testing.assert_array_equal(episode.obs["images.rgb"][:-1], np.moveaxis(pictures, 1, 3))
+    np.testing.assert_array_equal(episode.obs["pointcloud"][:-1], cloud)
+
+
 def test_a_last_step_without_an_action_is_an_observation(tmp_path: Path) -> None:
     raw = columns()
     raw["steps/action/arm"][-2:], raw["steps/action/open"][-1] = 0, False
@@ -202,7 +213,7 @@ def test_every_cut_and_every_flipped_bit_of_a_record_is_noticed(tmp_path: Path) 
     whole, path = frame(b"0123456789"), tmp_path / "a.tfrecord"
     for n in range(1, len(whole)):
         path.write_bytes(whole + whole[:n])
-        with pytest.raises(RealrlError, match="restore"):
+        with pytest.raises(RealrlError, match="download or copy it again"):
             list(records(path))
     for n in range(8 * len(whole)):
         bad = bytearray(whole)

@@ -304,3 +304,90 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
         for episode in robomimic.read(path).episodes:
             got.append(episode)
     assert len(got) == 2
+
+
+# ---- other people's kinds
+
+
+def isaaclab(path: Path, *, obs: bool = True, states: bool = True, datagen: bool = True, first: bool = True, success: Any = True) -> Path:
+    """What IsaacLab's recorder writes: groups of groups, whether it succeeded as an attribute, no rewards, no next_obs."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps({"env_name": "Isaac-Stack", "type": 2, "sim_args": {"dt": 0.01, "decimation": 4}})
+        for number, steps in enumerate((6, 4)):
+            demo = data.create_group(f"demo_{number}")
+            if success is not None:
+                demo.attrs["success"] = np.bool_(success if number else True)
+            demo["actions"] = rng.uniform(-1, 1, (steps, 7)).astype(np.float32)
+            for name, size in {"actions": 7, "object": 5, "eef_quat": 4, "eef_pos": 3, "gripper_pos": 2}.items() if obs else ():
+                demo[f"obs/{name}"] = rng.normal(size=(steps, size)).astype(np.float32)
+            if obs:
+                demo["obs/wrist/rgb"] = rng.integers(0, 256, (steps, 16, 16, 3), dtype=np.uint8)
+            if obs and datagen:
+                demo["obs/datagen_info/eef_pose/franka"] = rng.normal(size=(steps, 4, 4)).astype(np.float32)
+            if states:
+                demo["states/articulation/robot/joint_position"] = np.tile(np.arange(1, steps + 1, dtype=np.float32)[:, None], 9)
+            if first:
+                demo["initial_state/articulation/robot/joint_position"] = np.zeros((1, 9), np.float32)
+    return path
+
+
+@pytest.mark.parametrize("without", [{}, {"states": False}, {"datagen": False}, {"states": False, "first": False}])
+def test_groups_of_groups_are_read(tmp_path: Path, without: dict[str, bool]) -> None:
+    imported = formats.read(isaaclab(tmp_path / "x.hdf5", **without))
+    episodes = list(imported.episodes)
+    assert [len(e) for e in episodes] == [6, 4] and imported.fps == 25 and all(e.succeeded and e.terminated for e in episodes)
+    assert {k: x.shape for k, x in episodes[0].obs.items()} == {
+        "actions": (7, 7), "object": (7, 5), "eef_quat": (7, 4), "eef_pos": (7, 3), "gripper_pos": (7, 2),
+        "images.wrist.rgb": (7, 16, 16, 3), "state": (7, 14)}
+    np.testing.assert_array_equal(episodes[1].obs["state"][:, 9:], episodes[1].obs["object"])
+    assert any("datagen_info" in note for note in imported.notes) == without.get("datagen", True)
+    named = next(formats.read(tmp_path / "x.hdf5", keys=["eef_pos", "wrist.rgb"]).episodes)
+    assert sorted(named.obs) == ["eef_pos", "images.wrist.rgb", "state"]
+
+
+@pytest.mark.parametrize(("told", "succeeded"), [(True, [True, True]), (False, [True, False]), (None, [False, False])])
+def test_success_is_what_the_demonstration_says(tmp_path: Path, told: Any, succeeded: list[bool]) -> None:
+    imported = formats.read(isaaclab(tmp_path / "x.hdf5", success=told))
+    assert [e.succeeded for e in imported.episodes] == succeeded
+    assert any("attribute" in note for note in imported.notes) == (told is not None)
+    assert all(e.succeeded for e in formats.read(tmp_path / "x.hdf5", success=True).episodes)
+
+
+def test_the_simulators_groups_stand_for_observations_that_are_missing(tmp_path: Path) -> None:
+    """IsaacLab's states are those after each step: the initial one stands before them."""
+    episode = next(formats.read(isaaclab(tmp_path / "x.hdf5", obs=False)).episodes)
+    np.testing.assert_array_equal(episode.obs["articulation.robot.joint_position"][:, 0], np.arange(7))
+    np.testing.assert_array_equal(episode.obs["state"], episode.obs["articulation.robot.joint_position"])
+    with pytest.raises(RealrlError, match="initial_state"):
+        formats.read(isaaclab(tmp_path / "y.hdf5", obs=False, first=False))
+
+
+def test_pictures_are_turned_and_clouds_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = documented(tmp_path / "x.hdf5")
+    with h5py.File(path, "a") as file:
+        for demo in file["data"].values():
+            for group in ("obs", "next_obs"):
+                last = demo[group]["agentview_image"][:]
+                del demo[group]["agentview_image"]
+                demo[group]["agentview_image"] = np.moveaxis(last, 3, 1)
+                demo[group]["agentview_depth_raw"] = rng.integers(300, 900, (5, 1, 16, 16)).astype(np.uint16)
+                demo[group]["pcd"] = rng.normal(size=(5, 12, 6))
+    turned = next(formats.read(path).episodes)
+    assert turned.obs["images.agentview"].shape == (6, 16, 16, 3) and turned.obs["depth.agentview_depth_raw"].shape == (6, 16, 16)
+    assert turned.obs["pointcloud"].shape == (6, 12, 6) and turned.obs["pointcloud"].dtype == np.float32
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(np.moveaxis(turned.obs["images.agentview"][:-1], 3, 1), file["data/demo_0/obs/agentview_image"])
+        np.testing.assert_array_equal(turned.obs["depth.agentview_depth_raw"][:-1], file["data/demo_0/obs/agentview_depth_raw"][:, 0])
+
+
+def test_a_demonstration_without_actions_is_left_out(tmp_path: Path) -> None:
+    path = documented(tmp_path / "x.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data/demo_1/actions"]
+    imported = formats.read(path)
+    assert imported.count == len(list(imported.episodes)) == 2 and any("demo_1" in note for note in imported.notes)
+    with pytest.raises(RealrlError, match="choose another filter"):
+        formats.read(path, filter="valid")

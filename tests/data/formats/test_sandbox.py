@@ -85,7 +85,7 @@ def test_what_ends_a_reader_is_one_line(path: Path, fault: str) -> None:
     with pytest.raises(RealrlError) as caught:
         sandbox.read(fault, path, {})
     text = str(caught.value)
-    assert "\n" not in text and str(path) in text and "restore it from a copy" in text
+    assert "\n" not in text and str(path) in text and "download or copy it again" in text
     one = {"observations": np.ones((4, 3)), "actions": np.ones((4, 2)), "rewards": np.zeros(4)}
     (path.parent / "good.pkl").write_bytes(pickle.dumps([one]))
     assert len(list(sandbox.read("pickle", path.parent / "good.pkl", {}).episodes)) == 1

@@ -96,7 +96,8 @@ def _as_flags(text: str) -> str:
     """Advice that names the options of `realrl.data.formats`, as one would type them here."""
     text = text.replace("action_range=(low, high)", "--action-range LOW HIGH")
     text = re.sub(r"(?<![\w-])(fps|task|format)=(?!\w)", r"--\1", text)
-    return re.sub(r"(?<![\w.-])(success|last|clip|images|keys|state|split|filter|source|cameras)=(?=[\w'])", r"--option \1=", text)
+    return re.sub(r"(?<![\w.-])(success|last|clip|images|image_scale|keys|state|split|filter|source|cameras)=(?=[\w'])", r"--option \1=",
+                  text)
 
 
 def _opened(args: argparse.Namespace) -> Imported:

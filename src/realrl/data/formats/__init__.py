@@ -11,12 +11,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from realrl.data.errors import is_pointer, refuse_pointer
 from realrl.data.formats import arrow, diffusion_policy, lerobot_v2, minari, pickles, rlds, robomimic, sandbox
 from realrl.data.formats.common import Imported
 from realrl.data.formats.lerobot_v2 import open_dataset
@@ -35,7 +38,8 @@ def detect(path: str | Path) -> str:
         raise RealrlError(f"{path} does not exist")
     found = next((name for name, module in FORMATS.items() if module.detect(path)), None)
     if found is None:
-        raise RealrlError(f"{path} is in none of the formats known here ({', '.join(FORMATS)}); say which one with format=")
+        with _fetched(path):
+            raise RealrlError(f"{path} is in none of the formats known here ({', '.join(FORMATS)}); say which one with format=")
     return found
 
 
@@ -45,7 +49,28 @@ def read(path: str | Path, format: str | None = None, **options: Any) -> Importe
     if not path.exists():
         raise RealrlError(f"{path} does not exist")
     name = detect(path) if format is None else format
-    return sandbox.read(name, path, _known(name, _function(name, "read"), options))
+    with _fetched(path):
+        found = sandbox.read(name, path, _known(name, _function(name, "read"), options))
+    found.episodes = _episodes(found.episodes, path)
+    return found
+
+
+def _episodes(episodes: Iterator[Episode], path: Path) -> Iterator[Episode]:
+    with _fetched(path):
+        yield from episodes
+
+
+@contextlib.contextmanager
+def _fetched(path: Path) -> Iterator[None]:
+    """What git-lfs never fetched looks like damage of any kind: where a reader complains and such a file is there, it is the reason."""
+    try:
+        yield
+    except RealrlError:
+        for folder, _, names in [("", [], [str(path)])] if path.is_file() else os.walk(path):
+            for name in names:
+                if is_pointer(file := Path(folder, name)):
+                    refuse_pointer(file)
+        raise
 
 
 def write(format: str, episodes: Iterable[Episode], path: str | Path, *, fps: int, **options: Any) -> None:

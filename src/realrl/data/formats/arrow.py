@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from realrl.data import video
-from realrl.data.formats import common
+from realrl.data.formats import common, senses
 from realrl.data.formats.common import Imported
 from realrl.types import Array, Episode, RealrlError, Source
 
@@ -66,12 +66,17 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, last: s
     actions = columns.get("action", columns.get("observation.state", np.zeros(1)))
     notes += [*said, *common.range_note(float(actions.min(initial=0)), float(actions.max(initial=0)), span)]
     text = root.name if task is None else task
+    seen = senses.names({n.removeprefix("observation."): (x.shape, x.dtype) for n, x in columns.items() if n.startswith("observation.")},
+                        root)
 
     def episodes() -> Iterator[Episode]:
         for number, (a, b) in enumerate(spans):
             where = f"{root}: episode {number}"
-            obs = {common.key_name(n.removeprefix("observation."), root): common.numbers(x[a:b].reshape(b - a, -1))
-                   for n, x in columns.items() if n.startswith("observation.")}
+            obs: dict[str, Array] = {}
+            for name, ours in seen.items():
+                x = columns[f"observation.{name}"][a:b]
+                if images or not ours.startswith("images."):
+                    obs[ours] = senses.converted(x if ours.startswith(senses.SENSES) else x.reshape(b - a, -1), ours, f"{where}: {name}")
             for camera in cameras if images else ():
                 obs[_camera_key(camera, root)] = _pictures(table[camera].slice(a, b - a), root, 1 / rate)
             yield _episode(obs, {n: x[a:b] for n, x in columns.items()}, beside, rate, text, who, ending, span, where)
@@ -98,29 +103,29 @@ def _read_table(path: Path) -> pa.Table:
 
 
 def _numbers(column: pa.ChunkedArray, name: str, root: Path) -> Array:
-    """A column of numbers as [T] or [T, D]; text columns as [T] text."""
+    """A column of numbers as [T], [T, D] or, of lists of lists, [T, ...]."""
     kind, rows = column.type, len(column)
     with common.damage(f"{root}: column {ascii(name)[:60]}"):
         values = column.combine_chunks()
-        width: int | None = None
-        if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        size: list[int] = []
+        while pa.types.is_fixed_size_list(values.type) or pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
             if values.null_count:
                 raise ValueError("it has empty cells")
-            values = values.flatten()
-            width = len(values) // max(rows, 1)
-            if not pa.types.is_fixed_size_list(kind) and (column.combine_chunks().value_lengths().to_numpy() != width).any():
+            lists, values = values, values.flatten()
+            size.append(len(values) // max(len(lists), 1))
+            if not pa.types.is_fixed_size_list(lists.type) and (lists.value_lengths().to_numpy() != size[-1]).any():
                 raise ValueError("its vectors differ in length")
         if values.null_count or not any(f(values.type) for f in (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean)):
             raise ValueError(f"it is {kind}, not numbers in every cell")
         out: Array = values.to_numpy(zero_copy_only=False)
-        return out if width is None else out.reshape(rows, width)
+        return out.reshape(rows, *size)
 
 
 def _spans(index: Array, root: Path) -> list[tuple[int, int]]:
     """(first row, last row + 1) of each episode. Raises RealrlError when an episode is not in one piece."""
     cuts = [0, *(np.flatnonzero(np.diff(index)) + 1).tolist(), len(index)]
     if len({int(index[a]) for a in cuts[:-1]}) != len(cuts) - 1:
-        raise RealrlError(f"{root}: an episode's frames are not next to one another in the table; restore it from a copy")
+        raise RealrlError(f"{root}: an episode's frames are not next to one another in the table; sort it by episode_index and frame_index")
     return list(pairwise(cuts))
 
 
@@ -149,7 +154,7 @@ def _pictures(column: pa.ChunkedArray, root: Path, period: float) -> Array:
         raise RealrlError(f"{root}: a column of structures that are no video frames ({', '.join(map(ascii, sorted(names)))[:80]})")
     paths, at = cells.field("path").to_pylist(), cells.field("timestamp").to_pylist()
     if any(not isinstance(p, str) for p in paths) or any(not isinstance(t, float) for t in at):
-        raise RealrlError(f"{root}: a camera's cells lack a path or a timestamp; restore the table from a copy")
+        raise RealrlError(f"{root}: a camera's cells lack a path or a timestamp; images=False reads the numbers alone")
     shape = {(info["video.height"], info["video.width"]) for info in (video.probe(_inside(root, p)) for p in dict.fromkeys(paths))}
     if (size := 3 * len(paths) * max(h * w for h, w in shape)) > common.MAX_BYTES:
         raise RealrlError(f"{root}: an episode's pictures would take {size} bytes; read it with images=False")

@@ -20,6 +20,8 @@ MAX_BYTES = 4 * 2**30  # of one array of one episode: more is taken for damage o
 COLUMNS = ("proposed", "source", "reward", "success", "time", "starts_plan")  # [T, ...] each, what few formats have room for
 FACTS = ("task", "policy", "seed", "terminated", "truncated", "judged")
 Last = Literal["repeat", "drop"]
+AGAIN = "download or copy it again, a whole one is needed"  # what alone mends a file that was cut or changed on its way
+ACTION = re.compile(r"(^|[._])actions?$")  # the last one among the observations: it is most of what a clone would learn
 _KEY = re.compile(r"[A-Za-z0-9_][\w .+\-]{0,119}")
 
 
@@ -59,7 +61,7 @@ def damage(where: object) -> Iterator[None]:
     except RealrlError:
         raise
     except Exception as error:
-        raise RealrlError(f"{where}: truncated or damaged ({line(error)}); restore the file from a copy") from error
+        raise RealrlError(f"{where}: truncated or damaged ({line(error)}); {AGAIN}") from error
 
 
 def key_name(name: str, where: Path) -> str:
@@ -119,7 +121,7 @@ def range_note(low: float, high: float, action_range: tuple[float, float] | None
     if a <= low and high <= b:
         return []
     if action_range:
-        return [f"actions reach from {low:.4g} to {high:.4g}, outside action_range=({a:g}, {b:g}), so some leave [-1, 1]"]
+        return [f"actions reach from {low:.4g} to {high:.4g}, outside the range {a:g} to {b:g} that was given, so some leave [-1, 1]"]
     return [f"actions reach from {low:.4g} to {high:.4g}, outside the [-1, 1] that policies here want; "
             "action_range=(low, high) maps them linearly"]
 
@@ -152,30 +154,28 @@ def numbers(x: Array) -> Array:
         return x.astype(np.float32) if x.dtype.kind == "f" else x
 
 
-def is_image(shape: Sequence[int]) -> bool:
-    """Whether rows of this shape [T, H, W, 3] are colour images."""
-    return len(shape) == 4 and shape[3] == 3 and min(shape[1:3]) >= 8
-
-
-def to_images(x: Array, scale: float, what: str) -> Array:
-    """Colour images [T, H, W, 3] as uint8. Raises RealrlError when `scale` times the values are not whole in 0..255."""
+def to_images(x: Array, scale: float | None, what: str, mend: str) -> Array:
+    """Colour images [T, H, W, 3] as uint8. scale: None where the caller has no such option. Raises RealrlError when `scale` times the
+    values are not whole in 0..255."""
+    if scale is not None:
+        mend = "give image_scale=255 when they are in 0..1"
+    scale = scale or 1.0
     if x.dtype == np.uint8 and scale == 1.0:
         return x
     low, high = float(x.min(initial=0)) * scale, float(x.max(initial=0)) * scale
     if not (low > -0.01 and high < 255.01):  # which NaN is not either
-        raise _not_pixels(x, low, high, what)
+        raise _not_pixels(x, low, high, what, mend)
     images = np.empty(x.shape, np.uint8)
     for image, row in zip(images, x, strict=True):  # frame by frame: an episode of doubles may just fit into memory
         scaled = row if scale == 1.0 else row * np.float32(scale)
         np.copyto(image, scaled + np.float32(0.01), casting="unsafe")
         if np.abs(scaled - image).max(initial=0) > 0.02:
-            raise _not_pixels(x, low, high, what)
+            raise _not_pixels(x, low, high, what, mend)
     return images
 
 
-def _not_pixels(x: Array, low: float, high: float, what: str) -> RealrlError:
-    return RealrlError(f"{what}: pixels are {x.dtype} from {low:.4g} to {high:.4g}, not whole numbers in 0..255; "
-                       "give image_scale=255 when they are in 0..1")
+def _not_pixels(x: Array, low: float, high: float, what: str, mend: str) -> RealrlError:
+    return RealrlError(f"{what}: pixels are {x.dtype} from {low:.4g} to {high:.4g}, not whole numbers in 0..255; {mend}")
 
 
 def state_keys(state: Sequence[str] | None, usual: Sequence[str], low_dim: Sequence[str], where: Path) -> list[str]:
@@ -184,7 +184,8 @@ def state_keys(state: Sequence[str] | None, usual: Sequence[str], low_dim: Seque
         return only(state, low_dim, "observation of numbers", where)
     if "state" in low_dim:
         return ["state"]
-    return [k for k in usual if k in low_dim] or list(low_dim)
+    found = [k for name in usual for k in low_dim if k == name or k.endswith(f".{name}")]
+    return found or [k for k in low_dim if not ACTION.search(k)] or list(low_dim)
 
 
 def with_state(obs: Obs, keys: Sequence[str]) -> Obs:
@@ -218,17 +219,17 @@ def episode(obs: Obs, action: Array, *, fps: int, task: str, policy: str, source
     steps = len(action)
     if len({len(x) for x in obs.values()}) > 1 or not obs or len(next(iter(obs.values()))) not in (steps, steps + 1):
         raise RealrlError(f"{where}: {steps} actions but {', '.join(f'{len(x)} of {k}' for k, x in obs.items()) or 'no observations'}; "
-                          "restore the file from a copy")
+                          "write as many of each as actions, or one more")
     for name, column in {"reward": reward, "success": success}.items():
         if column is not None and column.shape != (steps,):
-            raise RealrlError(f"{where}: {steps} actions but {name} has shape {list(column.shape)}; restore the file from a copy")
+            raise RealrlError(f"{where}: {steps} actions but {name} has shape {list(column.shape)}; write one number an action")
     short = len(next(iter(obs.values()))) == steps
     if short and last == "repeat":
         obs = {k: np.concatenate([x, x[-1:]]) for k, x in obs.items()}
     elif short:
         steps -= 1
     if steps < 1:
-        raise RealrlError(f"{where} has no step; leave it out")
+        raise RealrlError(f"{where} has no step; write the set without it")
     action = action[:steps]
     return Episode(
         obs=obs, action=action, proposed=action.copy(), source=np.full(steps, source, np.uint8),
@@ -239,9 +240,9 @@ def episode(obs: Obs, action: Array, *, fps: int, task: str, policy: str, source
 
 
 def with_success(ended: Episode) -> Episode:
-    """A demonstration that is known to have succeeded: reward 1, success and termination at its last step."""
+    """A demonstration that is known to have succeeded: success and termination at its last step, and reward 1 where none is paid."""
     reward, success = ended.reward.copy(), ended.success.copy()
-    reward[-1], success[-1] = 1.0, True
+    reward[-1], success[-1] = reward[-1] if reward.any() else 1.0, True
     return replace(ended, reward=reward, success=success, terminated=True, truncated=False, judged=True)
 
 
@@ -257,7 +258,7 @@ def restored(one: Episode, columns: Mapping[str, Array], told: Mapping[str, Any]
         if name in columns:
             own = getattr(one, name)
             if columns[name].shape != own.shape:
-                raise RealrlError(f"{where}: {name} has shape {list(columns[name].shape)}, not {list(own.shape)}; restore it from a copy")
+                raise RealrlError(f"{where}: {name} has shape {list(columns[name].shape)}, not {list(own.shape)}; export it again")
             changes[name] = columns[name].astype(own.dtype)
     if "success" in changes:
         changes["judged"] = True  # unless the facts say otherwise
@@ -266,7 +267,7 @@ def restored(one: Episode, columns: Mapping[str, Array], told: Mapping[str, Any]
     for name, kind in kinds.items():
         if name in told:
             if not isinstance(told[name], kind):
-                raise RealrlError(f"{where}: {name} is of the wrong type ({type(told[name]).__name__}); restore it from a copy")
+                raise RealrlError(f"{where}: {name} is of the wrong type ({type(told[name]).__name__}); export it again")
             changes[name] = told[name]
     return replace(one, **changes)
 

@@ -3,12 +3,15 @@
 Layout (diffusion_policy, `ReplayBuffer`): `data/<key>` [N, ...] holds the steps of all episodes one after another,
 `meta/episode_ends` [E] where each ends. One of the keys is the action; pushT has also `img`, `state`, `keypoint`, `n_contacts`.
 
+RL-100's own buffers have the same layout and more: `next_<key>` behind every step, `reward`, `return`, `done` and `timeout`.
+
 What becomes of it:
-- Colour images [N, H, W, 3] are `images.<key>`, every other key keeps its name; `state` joins some of them.
-- There is no observation after an episode's last action: `last="repeat"` says the last observation twice and keeps every
-  action, `last="drop"` leaves the last action out.
-- There is no reward either, unless a key is named `reward`: rewards are 0, success is unknown (`success=True` counts
-  each last one) and episodes are truncated.
+- Pictures, distances and clouds are found by shape and name (`senses`), every other key keeps its name; `state` joins some of them.
+- The observation after an episode's last action is the last `next_<key>`. Where there is none, `last="repeat"` says the last
+  observation twice and keeps every action, `last="drop"` leaves the last action out.
+- Rewards, returns, ends, clocks and actions other than the one that is read are no observations, unless `keys` names them.
+- Success is a key of this name; else an end that is `done`, paid above 0 where the file pays its ends, and not by `timeout`; else not
+  known (`success=True` counts each last step). What neither succeeded nor is `done` without a `timeout` is truncated.
 - Actions are often in pixels or metres: `action_range=(0, 512)` maps pushT's onto [-1, 1]; `extra["recorded_action"]` keeps them.
 
 Export writes version 2 in the same layout. What the layout has no room for goes where `ReplayBuffer` does not mind it: the
@@ -18,6 +21,7 @@ outcome into the attributes of `meta`; `read` restores them.
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,9 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats import common, zarr_files
+from realrl.data.formats import common, senses, zarr_files
 from realrl.data.formats.common import Imported
-from realrl.data.formats.zarr_files import Buffer, Rows
+from realrl.data.formats.zarr_files import Buffer, Rows, Unread
 from realrl.data.formats.zarr_files import library as library
 from realrl.types import Array, Episode, RealrlError, Source
 
@@ -38,6 +42,9 @@ FPS = 10  # of every task in the diffusion policy paper
 CHUNK_BYTES = 2 * 10**6  # about what ReplayBuffer aims at
 OURS = "realrl."
 LAST = "last."
+FLAGS = {"reward": ("reward", "rewards"), "done": ("done", "dones", "terminal", "terminals", "terminated"),
+         "timeout": ("timeout", "timeouts", "truncated"), "success": ("success", "is_success", "episode_success")}
+BESIDE = re.compile(r"returns?|time|timestamps?|sequence_break|(.*_)?index|(?!last_|prev|previous_)(.*_)?actions?(_.*)?")  # no observations
 
 
 def detect(path: Path) -> bool:
@@ -67,23 +74,28 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, keys: S
     files = Buffer(path)
     ends, attrs = _ends(files), files.attributes("meta")
     there = files.arrays("data")
-    arrays = {n: a for n in there if (a := files.array(f"data/{n}")) is not None}
-    acts = arrays[common.only([action], there, "action", path)[0]]
-    if acts.shape[0] < (steps := int(ends[-1])):
-        raise RealrlError(f"{path}: meta/episode_ends counts {steps} steps, data/{action} has {acts.shape[0]}; restore it from a copy")
-    rows = acts.read(0, steps)
-    others = [n for n in there if n not in (action, "reward") and not n.startswith(OURS)]
-    ours = {n: _our_name(path, n, arrays[n]) for n in common.only(keys, others, "observation", path)}
+    common.only([action], there, "action", path)
+    flags = {flag: name for flag, names in FLAGS.items() for name in names if name in there and name != action}
+    beside = {n for n in there if n == action or n in flags.values() or BESIDE.fullmatch(n) or n.startswith(OURS)}
+    after = {n: a for n in there if (a := _after(files, n, there)) is not None and n not in beside}
+    named = [n for n in there if n != action and not n.startswith(OURS)]
+    wanted = common.only(keys, named, "observation", path) if keys is not None else [
+        n for n in named if n not in beside and not (n.startswith("next_") and n.removeprefix("next_") in there)]
+    arrays, said = _opened(files, [action, *flags.values(), *(n for n in there if n.startswith(OURS))], wanted, keys is not None)
+    ours = senses.names({n: (arrays[n].shape, arrays[n].dtype) for n in wanted if n in arrays}, path, mend=senses.KEYS)
     if not ours:
-        raise RealrlError(f"{path} holds no observation beside data/{action}; it can not be imported")
-    picked = common.state_keys(state, USUAL_STATE, [n for n in ours.values() if not n.startswith("images.")], path)
-    after = {o: a for n, o in ours.items() if (a := files.array(f"meta/{LAST}{n}")) is not None}
+        raise RealrlError("; ".join([f"{path} holds no observation beside data/{action}", *said, "it can not be imported"]))
+    if arrays[action].shape[0] < (steps := int(ends[-1])):
+        raise RealrlError(f"{path}: meta/episode_ends counts {steps} steps, data/{action} has {arrays[action].shape[0]}; {common.AGAIN}")
+    rows = arrays[action].read(0, steps)
+    picked = common.state_keys(state, USUAL_STATE, [n for n in ours.values() if not n.startswith(senses.SENSES)], path)
     told = attrs.get("episodes")
     told = told if isinstance(told, list) and len(told) == len(ends) and all(isinstance(t, dict) for t in told) else [{}] * len(ends)
-    plan = _Plan(path, ends, rows, arrays, ours, after if len(after) == len(ours) else {}, picked,
-                 [t | ({} if task is None else {"task": task}) for t in told], task or path.name.split(".")[0],
-                 common.whole_fps(attrs.get("fps") if fps is None else fps, path) or FPS, span, image_scale, who, success, ending)
-    notes = common.range_note(float(rows.min()), float(rows.max()), span) + _notes(plan, fps is None and "fps" not in attrs)
+    rate, guess = _rate(files, ends, attrs.get("fps") if fps is None else fps)
+    plan = _Plan(path, ends, rows, arrays, ours, {n: after[n] for n in ours if n in after}, picked,
+                 [t | ({} if task is None else {"task": task}) for t in told], task or path.name.split(".")[0], rate, span, image_scale,
+                 who, success, ending, flags.get("reward"), _judged({f: _flag(arrays[n], steps) for f, n in flags.items()}, flags, ends))
+    notes = common.range_note(float(rows.min()), float(rows.max()), span) + guess + said + _notes(plan)
     meta = {"keys": {n: list(a.shape) for n, a in arrays.items()}, "attributes": attrs}
     return Imported(str(plan.told[0].get("task", plan.task)), plan.fps, "unknown", _episodes(plan), notes, meta, len(ends))
 
@@ -93,14 +105,15 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, keys: S
 
 @dataclass(frozen=True)
 class _Plan:
-    """ours: the file's name of an observation -> ours; after: the observations behind the episodes' ends, ours -> [E, ...]."""
+    """ours: the file's name of an observation -> ours; after: where the observations behind the episodes' ends are, the file's name -> rows
+    and whether they are a row an episode or a row a step; reward: the file's name of it."""
 
     path: Path
     ends: Array
     actions: Array
     arrays: dict[str, Rows]
     ours: dict[str, str]
-    after: dict[str, Rows]
+    after: dict[str, tuple[Rows, bool]]
     state: list[str]
     told: list[dict[str, Any]]
     task: str
@@ -110,6 +123,17 @@ class _Plan:
     source: Source
     success: bool
     last: common.Last
+    reward: str | None
+    judged: _Judged
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """won: which episodes succeeded, [E], None where that is not known; ended: which the task ended, [E]; how: how that was decided."""
+
+    won: Array | None
+    ended: Array
+    how: str
 
 
 def _ends(files: Buffer) -> Array:
@@ -117,28 +141,100 @@ def _ends(files: Buffer) -> Array:
     if found is None:
         raise RealrlError(f"{files.where} has no meta/episode_ends as diffusion_policy's buffers do; give the .zarr folder or its zip")
     if len(found.shape) != 1 or found.dtype.kind not in "iu":
-        raise RealrlError(f"{found.where} is not a row of whole numbers; restore it from a copy")
+        raise RealrlError(f"{found.where} is not a row of whole numbers, one an episode; write it so")
     ends = found.read(0, found.shape[0]).astype(np.int64)
     if not len(ends):
         raise RealrlError(f"{files.where} holds no episode; nothing to import")
     if (np.diff(ends, prepend=0) <= 0).any():
-        raise RealrlError(f"{found.where} does not increase; restore it from a copy")
+        raise RealrlError(f"{found.where} does not increase; write where each episode ends, counted from the first step of all")
     return ends
 
 
-def _our_name(path: Path, name: str, array: Rows) -> str:
-    return f"images.{common.key_name(name, path)}" if common.is_image(array.shape) else common.key_name(name, path)
+def _opened(files: Buffer, needed: list[str], wanted: list[str], by_name: bool) -> tuple[dict[str, Rows], list[str]]:
+    """(arrays of data/ by name, what to say of those that are left out). by_name: whether the wanted ones were asked for one by one."""
+    arrays, said = {}, []
+    for name in dict.fromkeys([*needed, *wanted]):
+        try:
+            found = files.array(f"data/{name}")
+        except Unread as error:
+            if by_name or name in needed:
+                raise
+            what, _, mend = str(error).removeprefix(f"{files.where}: data/{name} ").partition("; ")
+            said.append(f"{name} is left out: it {what} ({mend})")
+            continue
+        if found is not None:
+            arrays[name] = found
+    return arrays, said
 
 
-def _notes(plan: _Plan, guessed: bool) -> list[str]:
-    said = ["the file does not say how many steps a second it has; 10, as in the paper: give fps= if it is another"] if guessed else []
+def _after(files: Buffer, name: str, there: list[str]) -> tuple[Rows, bool] | None:
+    """Where the observation after the last action is: our own export's, a row an episode, or RL-100's, a row a step."""
+    try:
+        if (found := files.array(f"meta/{LAST}{name}")) is not None:
+            return found, True
+        following = files.array(f"data/next_{name}") if f"next_{name}" in there else None
+    except Unread:
+        return None
+    return None if following is None else (following, False)
+
+
+def _flag(column: Rows, steps: int) -> Array:
+    """A column of one number a step, [T]."""
+    if column.shape[0] < steps or np.prod(column.shape[1:]) != 1:
+        raise RealrlError(f"{column.where} has shape {list(column.shape)}, wanted one number for each of {steps} steps; rename the array, "
+                          "or write it so")
+    return column.read(0, steps).reshape(-1)
+
+
+def _judged(flags: dict[str, Array], names: dict[str, str], ends: Array) -> _Judged:
+    """Which episodes succeeded, as far as the file says. flags: reward, done, timeout, success, each [T]; names: the file's own."""
+    last, nobody = ends - 1, np.zeros(len(ends), bool)
+    reward, done, late = flags.get("reward"), flags.get("done"), flags.get("timeout")
+    paid = nobody.astype(np.float64) if reward is None else reward[last]
+    sparse = reward is not None and bool(paid.any()) and not np.delete(reward, last).any()
+    ended, timed = (nobody if x is None else x[last] > 0 for x in (done, late))
+    if "success" in flags:
+        won = np.logical_or.reduceat(flags["success"] > 0, np.append(0, ends[:-1]))
+        return _Judged(won, won | (ended & ~timed), f"{names['success']} is set in them")
+    if (sparse or (paid > 0).any()) and (sparse or ended.any()):  # some ends are paid: RL-100 gives 2 for success and -1 for failure
+        won = (paid > 0) & (ended if done is not None else ~nobody)
+        return _Judged(won, won | (ended & ~timed), f"they end {'done and ' if done is not None else ''}with a {names['reward']} above 0")
+    if ended.any() and not (late is None and ended.all()):  # a `done` at every end and no clock says that episodes end, and no more
+        won = ended & ~timed
+        return _Judged(won, won, f"they end {names['done']}{'' if late is None else ' without ' + names['timeout']}")
+    return _Judged(None, nobody, "")
+
+
+def _rate(files: Buffer, ends: Array, fps: Any) -> tuple[int, list[str]]:
+    """Control steps a second and what to say: as asked or told, else from the clock, else the paper's."""
+    if told := common.whole_fps(fps, files.where):
+        return told, []
+    for name in ("timestamp", "timestamps"):
+        clock = files.array(f"data/{name}")
+        if clock is not None and clock.shape[0] >= ends[-1] > 1 and np.prod(clock.shape[1:]) == 1:
+            ticks = np.diff(clock.read(0, int(ends[-1])).reshape(-1).astype(np.float64))
+            tick = float(np.median(np.delete(ticks, ends[:-1] - 1)) if len(ends) <= len(ticks) else 0.0)
+            if 1e-3 < tick < 10 and abs(round(1 / tick) * tick - 1) < 0.05:
+                return round(1 / tick), [f"{round(1 / tick)} steps a second, by {name}; fps= says another"]
+    return FPS, [f"the file does not say how many steps a second it has; {FPS}, as in the paper: give fps= if it is another"]
+
+
+def _notes(plan: _Plan) -> list[str]:
+    said, rest = [], [n for n in plan.ours if n not in plan.after]
     if plan.state not in ([], ["state"]):
-        said.append(f"obs['state'] is {' + '.join(plan.state)}; state= chooses others")
-    if not plan.after:
-        said.append("no observation after an episode's last action: the one before it is repeated (last='repeat'), last='drop' leaves "
-                    "that action out")
-    if not plan.success and not {"reward", f"{OURS}reward"} & plan.arrays.keys():
-        said.append("no rewards in this file: they are 0, and success is unknown; success=True counts every last step")
+        said.append(f"obs['state'] is {' + '.join(plan.state)}; state=NAME,NAME chooses others")
+    if rest:
+        what = "no observation after an episode's last action" + (f" of {', '.join(rest)}" if plan.after else "")
+        said.append(f"{what}: the one before it is repeated (last='repeat'), last='drop' leaves that action out")
+    if renamed := [f"{theirs} as {ours}" for theirs, ours in plan.ours.items() if ours != theirs]:
+        said.append(f"read {', '.join(renamed)}")
+    if plan.success or any("terminated" in told for told in plan.told):
+        return said
+    if plan.judged.won is None:
+        said.append("the file does not say which episodes succeeded, so that stays unknown; success=True counts every last step")
+    else:
+        said.append(f"{int(plan.judged.won.sum())} of {len(plan.ends)} episodes count as successes: {plan.judged.how}; success=True counts "
+                    "every one")
     return said
 
 
@@ -151,27 +247,34 @@ def _episode(plan: _Plan, number: int, start: int, stop: int) -> Episode:
     where, obs = f"{plan.path}: episode {number}", {}
     for theirs, ours in plan.ours.items():
         rows = plan.arrays[theirs].read(start, stop)
-        if plan.after:
-            last = plan.after[ours].read(number, number + 1)
-            if last.shape[1:] != rows.shape[1:]:
-                raise RealrlError(f"{where}: {theirs} has rows of shape {list(rows.shape[1:])}, the one after the last action "
-                                  f"{list(last.shape[1:])}; restore it from a copy")
-            rows = np.concatenate([rows, last])
-        if ours.startswith("images."):
-            obs[ours] = common.to_images(rows, plan.image_scale, f"{where}: {theirs}")
-        else:
-            obs[ours] = common.numbers(rows)
-    action = plan.actions[start:stop]
-    reward = plan.arrays["reward"].read(start, stop).reshape(-1) if "reward" in plan.arrays else None
+        if plan.last == "repeat" or len(plan.after) == len(plan.ours):
+            rows = np.concatenate([rows, _last(plan, theirs, rows, number, stop, where)])
+        obs[ours] = senses.converted(rows, ours, f"{where}: {theirs}", plan.image_scale, senses.KEYS)
+    action, judged = plan.actions[start:stop], plan.judged
+    reward = None if plan.reward is None else _flag(plan.arrays[plan.reward], stop)[start:]
     made = common.episode(
         common.with_state(obs, plan.state), common.scale_actions(action, plan.action_range), fps=plan.fps, task=plan.task,
         policy=plan.source.name.lower(), source=plan.source, reward=reward, last=plan.last, where=where,
-        extra={"recorded_action": action[:stop - start]})
+        success=None if judged.won is None else np.zeros(len(action), bool),
+        terminated=bool(judged.ended[number]), truncated=not judged.ended[number], extra={"recorded_action": action})
+    made.success[-1] = judged.won is not None and judged.won[number]
     made = common.with_success(made) if plan.success else made
     columns = {n: plan.arrays[OURS + n].read(start, stop) for n in common.COLUMNS if OURS + n in plan.arrays}
     if "proposed" in columns:
         columns["proposed"] = common.scale_actions(columns["proposed"], plan.action_range)
     return common.restored(made, {n: x[:len(made)] for n, x in columns.items()}, plan.told[number], where)
+
+
+def _last(plan: _Plan, theirs: str, rows: Array, number: int, stop: int, where: str) -> Array:
+    """The observation after the last action, [1, ...]; the one before it again where the file has none."""
+    if theirs not in plan.after:
+        return rows[-1:]
+    found, by_episode = plan.after[theirs]
+    last = found.read(number, number + 1) if by_episode else found.read(stop - 1, stop)
+    if last.shape[1:] != rows.shape[1:]:
+        raise RealrlError(f"{where}: {theirs} has rows of shape {list(rows.shape[1:])}, the one after the last action "
+                          f"{list(last.shape[1:])}; name the observations to read with keys=NAME,NAME, without it")
+    return last
 
 
 # ---- writing

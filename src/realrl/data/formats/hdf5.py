@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats.common import MAX_BYTES, damage, line
+from realrl.data.formats.common import AGAIN, MAX_BYTES, damage, line
 from realrl.types import Array, RealrlError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -67,8 +67,14 @@ def names(group: Any) -> list[str]:
 
 
 def member(group: Any, name: str) -> Any | None:
-    """A group or dataset, None when there is none. Raises RealrlError for a link, or data outside: it may lead to another file."""
+    """A group or dataset by its name or path "a/b", None when there is none. Raises RealrlError for a link, or data outside: it may lead
+    to another file."""
     h5py = library()
+    *above, name = name.split("/")
+    for one in above:
+        if (inner := subgroup(group, one)) is None:
+            return None
+        group = inner
     with damage(where(group)):
         link = group.get(name, getlink=True)
         if link is None:
@@ -85,7 +91,7 @@ def subgroup(group: Any, name: str) -> Any | None:
     """A group, None when there is none. Raises RealrlError when the member is something else."""
     found = member(group, name)
     if found is not None and not isinstance(found, library().Group):
-        raise RealrlError(f"{where(group)}: {shown(name)} is no group; restore the file from a copy")
+        raise RealrlError(f"{where(group)}: {shown(name)} is no group of arrays, as the format has there; write it as one")
     return found
 
 
@@ -95,13 +101,27 @@ def dataset(group: Any, name: str) -> Any | None:
     if found is None:
         return None
     if not isinstance(found, library().Dataset):
-        raise RealrlError(f"{place} is no dataset; restore the file from a copy")
+        raise RealrlError(f"{place} is a group of arrays, not an array; write it as one array, or read without it")
     with damage(place):
         dtype, shape, stored = found.dtype, found.shape, int(found.id.get_storage_size())
     if dtype.kind not in "biuf" or dtype.itemsize > 8 or shape is None:
-        raise RealrlError(f"{place} holds {dtype}, not plain numbers; leave it out")
+        raise RealrlError(f"{place} holds {dtype}, not plain numbers; keys=NAME,NAME names what to read instead")
     if math.prod(shape) * dtype.itemsize > min(MAX_BYTES, EXPANSION * stored + SMALL):
-        raise RealrlError(f"{place} declares shape {list(shape)} but only {stored} bytes are stored; restore the file from a copy")
+        raise RealrlError(f"{place} declares shape {list(shape)} but only {stored} bytes are stored; {AGAIN}")
+    return found
+
+
+def leaves(group: Any, depth: int = 0) -> dict[str, Any]:
+    """Every dataset of a tree of groups by its path below it, "a/b", sorted. Raises RealrlError as `member` does, and for a deep tree."""
+    if depth > 8:
+        raise RealrlError(f"{where(group)} holds groups in groups in groups, more than are read; write them with fewer")
+    found: dict[str, Any] = {}
+    for name in names(group):
+        inner = member(group, name)
+        if isinstance(inner, library().Group):
+            found |= {f"{name}/{below}": x for below, x in leaves(inner, depth + 1).items()}
+        else:
+            found[name] = inner
     return found
 
 
@@ -121,7 +141,7 @@ def blobs(found: Any) -> list[bytes] | None:
         if library().check_vlen_dtype(found.dtype) != np.uint8 or found.ndim != 1:
             return None
         if len(found) > MAX_ROWS:
-            raise RealrlError(f"{where(found)} has {len(found)} rows, at most {MAX_ROWS} are read; restore the file from a copy")
+            raise RealrlError(f"{where(found)} has {len(found)} rows, at most {MAX_ROWS} are read; write the episode in parts")
         return [row.tobytes() for row in found[()]]
 
 
@@ -132,7 +152,7 @@ def texts(group: Any, name: str) -> list[str]:
         plain = isinstance(found, library().Dataset) and ((found.dtype.kind == "S" and found.dtype.itemsize < 1024)
                                                           or library().check_string_dtype(found.dtype))
         if found is None or not plain or found.size > MAX_ROWS:
-            raise RealrlError(f"{place} is no list of names; leave it out")
+            raise RealrlError(f"{place} is no list of names; delete it, or write it as one")
         return [t.decode("utf-8", "replace") for t in found[()].reshape(-1).tolist()]
 
 
@@ -157,9 +177,9 @@ def json_attribute(group: Any, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise RealrlError(f"{where(group)}: attribute {name!r} is not JSON ({line(error)}); restore the file from a copy") from error
+        raise RealrlError(f"{where(group)}: attribute {name!r} is not JSON ({line(error)}); correct or delete the attribute") from error
     if not isinstance(value, dict):
-        raise RealrlError(f"{where(group)}: attribute {name!r} is no JSON object; restore the file from a copy")
+        raise RealrlError(f"{where(group)}: attribute {name!r} is no JSON object; correct or delete the attribute")
     return value
 
 

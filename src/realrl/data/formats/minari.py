@@ -5,7 +5,8 @@ Layout (Minari 0.4 and 0.5): an episode has T+1 `observations` and T `actions`, 
 `infos`. Observations are an array or a tree of them; colour pictures may be JPEG.
 
 What becomes of it:
-- A single array is `state` (or `images.image`), a tree's leaves are named by their path, `a.b`; `state` joins some of them.
+- A single array is `state` (or `images.image`), a tree's leaves are named by their path, `a.b`; `state` joins some of them. Pictures,
+  distances and clouds are found by shape and name (`senses`).
 - `infos/success` or `infos/is_success` is success; without it success is unknown.
 - Actions of several parts lie side by side, whole numbers stay whole numbers; `action_range` maps (low, high) onto [-1, 1].
 - Who acted is not told: a human, if the dataset's name says "human", else a policy; `source` says otherwise.
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats import common, hdf5
+from realrl.data.formats import common, hdf5, senses
 from realrl.data.formats.common import Imported
 from realrl.data.formats.hdf5 import library as library
 from realrl.data.formats.minari_files import MAIN, Hdf5Episodes, TableEpisodes, read_json
@@ -74,7 +75,7 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, keys: S
     columns = reader.columns(numbers[0])
     names = _names(columns["observations"], root)
     kept = common.only(keys, list(names), "observation", root)
-    picked = common.state_keys(state, USUAL_STATE, [k for k in kept if not k.startswith("images.")], root)
+    picked = common.state_keys(state, USUAL_STATE, [k for k in kept if not k.startswith(senses.SENSES)], root)
     rate = common.whole_fps(told.get("realrl_fps") if fps is None else fps, root)
     algorithm = told.get("algorithm_name")
     policy = algorithm if isinstance(algorithm, str) and algorithm else who.name.lower()
@@ -123,7 +124,7 @@ def _robot(told: dict[str, Any]) -> str:
 def _notes(plan: _Plan, told: dict[str, Any], columns: dict[str, Any], rate: int | None, count: int) -> list[str]:
     said = [] if rate else [f"Minari does not say how many steps a second there are; {FPS}: give fps= if it is another"]
     if plan.state not in ([], ["state"]):
-        said.append(f"obs['state'] is {' + '.join(plan.state)}; state= chooses others")
+        said.append(f"obs['state'] is {' + '.join(plan.state)}; state=NAME,NAME chooses others")
     if len(columns["actions"]) > 1:
         said.append(f"actions are {' + '.join(columns['actions'])}, side by side")
     if any(np.asarray(a).dtype.kind in "iu" for a in columns["actions"].values()):
@@ -144,12 +145,9 @@ def _names(arrays: dict[str, Array], root: Path) -> dict[str, str]:
     """Our name of each observation -> its path."""
     if not arrays:
         raise RealrlError(f"{root} has no observations of numbers; it can not be imported")
-    names = {}
-    for path, x in arrays.items():
-        picture = common.is_image(x.shape) and x.dtype == np.uint8
-        name = common.key_name(path or ("image" if picture else "state"), root)
-        names[f"images.{name.removeprefix('images.')}" if picture else name] = path
-    return names
+    paths = {path or ("image" if senses.kind("", x.shape, x.dtype) == "images" else "state"): path for path, x in arrays.items()}
+    named = senses.names({name: (arrays[path].shape, arrays[path].dtype) for name, path in paths.items()}, root, mend=senses.KEYS)
+    return {ours: paths[name] for name, ours in named.items()}
 
 
 def _episodes(plan: _Plan, reader: Hdf5Episodes | TableEpisodes, numbers: list[int]) -> Iterator[Episode]:
@@ -160,12 +158,12 @@ def _episodes(plan: _Plan, reader: Hdf5Episodes | TableEpisodes, numbers: list[i
 def _episode(plan: _Plan, columns: dict[str, Any], where: str) -> Episode:
     names = _names(columns["observations"], plan.root)
     if lost := [k for k in plan.keys if k not in names]:
-        raise RealrlError(f"{where} has no observation {lost[0]!r}, the first episode has; read with keys= that all of them have")
-    obs: Obs = {k: common.numbers(columns["observations"][names[k]]) for k in plan.keys}
+        raise RealrlError(f"{where} has no observation {lost[0]!r}, the first episode has; read with keys=NAME,NAME that all of them have")
+    obs: Obs = {k: senses.converted(columns["observations"][names[k]], k, f"{where}: {names[k]}", mend=senses.KEYS) for k in plan.keys}
     obs = {k: x.reshape(len(x), -1) if x.ndim == 1 or k == "state" else x for k, x in obs.items()}
     parts = list(columns["actions"].values())
     if not parts or len({len(x) for x in parts}) > 1 or not len(parts[0]):
-        raise RealrlError(f"{where} has no actions, or parts of several lengths; leave it out")
+        raise RealrlError(f"{where} has no actions, or parts of several lengths; write the set without it")
     action = np.concatenate([x.reshape(len(x), -1) for x in parts], axis=1)
     steps, ends = len(action), {}
     if any(len(x) != steps + 1 for x in obs.values()):
@@ -173,7 +171,7 @@ def _episode(plan: _Plan, columns: dict[str, Any], where: str) -> Episode:
     for name in ("terminations", "truncations"):
         flags = columns[name]
         if flags is None or flags.shape != (steps,):
-            raise RealrlError(f"{where}: {steps} actions but no {name} for each of them; restore the file from a copy")
+            raise RealrlError(f"{where}: {steps} actions but no {name} for each of them; write one a step")
         ends[name] = bool(flags[-1])
     won = columns["success"]
     won = won.reshape(len(won), -1)[-steps:, 0].astype(bool) if won is not None and len(won) in (steps, steps + 1) and won.size else None

@@ -28,7 +28,7 @@ def read_json(root: Path, path: Path) -> dict[str, Any]:
     with common.damage(path):
         value = json.loads(read_plain(path, 2**28))
     if not isinstance(value, dict):
-        raise RealrlError(f"{path} is no JSON object; restore it from a copy")
+        raise RealrlError(f"{path} is no JSON object; {common.AGAIN}")
     return value
 
 
@@ -68,7 +68,7 @@ class Hdf5Episodes:
     def _group(self, number: int) -> Any:
         found = hdf5.subgroup(self.file, f"episode_{number}")
         if found is None:
-            raise RealrlError(f"{self.file.filename} has no episode_{number}; restore it from a copy")
+            raise RealrlError(f"{self.file.filename} has no episode_{number} any more; was the file rewritten meanwhile? open it again")
         return found
 
 
@@ -84,7 +84,7 @@ def _arrays(group: Any, name: str, path: list[str]) -> tuple[dict[str, Array], l
     found = hdf5.member(group, name)
     label = ".".join(path)
     if found is None or len(path) > 8:
-        raise RealrlError(f"{hdf5.where(group)} has no {hdf5.shown(name)}; restore the file from a copy")
+        raise RealrlError(f"{hdf5.where(group)} has no {hdf5.shown(name)}, which Minari writes for every episode; {common.AGAIN}")
     if isinstance(found, hdf5.library().Group):
         arrays: dict[str, Array] = {}
         left_out: list[str] = []
@@ -141,7 +141,7 @@ class TableEpisodes:
         folder = self.root / str(number)
         paths = sorted(folder.glob(f"*.{self.form}"))
         if len(paths) != 1:
-            raise RealrlError(f"{folder} holds {len(paths)} .{self.form} files, must be one; restore it from a copy")
+            raise RealrlError(f"{folder} holds {len(paths)} .{self.form} files, must be one; remove what does not belong there")
         within(self.root, paths[0])
         with common.damage(paths[0]):
             if self.form == "parquet":
@@ -154,7 +154,7 @@ class TableEpisodes:
                     table = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=fields)).read_all()
                     rows = len(table)
             if rows > hdf5.MAX_ROWS or table is None or table.nbytes > common.MAX_BYTES:
-                raise RealrlError(f"{paths[0]} declares {rows} rows, at most {hdf5.MAX_ROWS} are read; restore it from a copy")
+                raise RealrlError(f"{paths[0]} declares {rows} rows, at most {hdf5.MAX_ROWS} are read; {common.AGAIN}")
             table.validate(full=True)
             return table, str(paths[0])
 
@@ -202,5 +202,5 @@ def _pictures(blobs: Sequence[bytes | None], where: str) -> Array:
                 raise ValueError(f"picture of {picture.width} x {picture.height}")
             frames.append(np.asarray(picture, np.uint8))
         if frames[-1].shape != frames[0].shape or len(frames) * frames[0].nbytes > common.MAX_BYTES:
-            raise RealrlError(f"{where}: picture {len(frames) - 1} has another size than the first; restore it from a copy")
+            raise RealrlError(f"{where}: picture {len(frames) - 1} has another size than the first; write pictures of one size")
     return np.stack(frames) if frames else np.zeros((0, 1, 1, 3), np.uint8)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats import common
+from realrl.data.formats import common, senses
 from realrl.data.formats.common import Imported
 from realrl.data.formats.unpickle import load
 from realrl.types import Array, Episode, Obs, RealrlError, Source
@@ -168,7 +168,7 @@ def _spans(items: Sequence[dict[Any, Any]], path: Path) -> Iterator[tuple[int, i
     for i, item in enumerate(items):
         if not item.keys() >= HIL_KEYS:
             missing = ", ".join(sorted(HIL_KEYS - item.keys()))
-            raise RealrlError(f"{path}: transition {i} has no {missing}; restore the file from a copy")
+            raise RealrlError(f"{path}: transition {i} has no {missing}; write every transition with it")
         done = bool(_number(item["dones"], f"{path}: transition {i}: dones"))
         follows = i + 1 < len(items) and _same(item["next_observations"], items[i + 1].get("observations"))
         if done or not follows:
@@ -213,23 +213,25 @@ def _moment(item: dict[Any, Any], i: int, *, images: bool, by_hand: bool, path: 
 
 
 def _observation(raw: Any, where: str, images: bool) -> Obs:
-    """One observation as {name: [D] or [H, W, 3]}; of a history in front of it the newest entry."""
+    """One observation as {name: [D], or what `senses` makes of it}; of a history in front of it the newest entry."""
     if not isinstance(raw, dict):
-        raise RealrlError(f"{where} are no dictionary; restore the file from a copy")
+        raise RealrlError(f"{where} are no dictionary of arrays, as HIL-SERL writes; write them so")
     flat: dict[str, Any] = {}
     for key, value in raw.items():
         inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {str(key): value}
         flat |= {name.removeprefix("images."): v for name, v in inner.items()}
     obs: Obs = {}
+    newest: dict[str, Array] = {}
     for name, value in flat.items():
         x = _array(value, f"{where}: {ascii(name)[:60]}")
-        picture = x.dtype == np.uint8 and x.ndim >= 3 and x.shape[-1] == 3
-        while x.ndim > (3 if picture else 1) and len(x):
+        while x.ndim > 1 and len(x) and not senses.kind(name, (1, *x.shape), x.dtype):
             x = x[-1]
-        if picture and images:
-            obs["images." + common.key_name(name, Path(where))] = x
-        elif not picture:
-            obs[common.key_name(name, Path(where))] = x.reshape(-1).astype(np.float32)
+        newest[name] = x
+    for name, ours in senses.names({name: ((1, *x.shape), x.dtype) for name, x in newest.items()}, Path(where)).items():
+        if not ours.startswith(senses.SENSES):
+            obs[ours] = newest[name].reshape(-1).astype(np.float32)
+        elif images or not ours.startswith("images."):
+            obs[ours] = senses.converted(newest[name][None], ours, f"{where}: {name}")[0]
     return obs
 
 
@@ -237,7 +239,7 @@ def _hil_episode(chain: Sequence[_Moment], where: str, fps: int, task: str, clip
     frames = [m.obs for m in chain] + [chain[-1].next_obs]
     shapes = {k: x.shape for k, x in frames[0].items()}
     if any({k: x.shape for k, x in f.items()} != shapes for f in frames) or len({len(m.action) for m in chain}) > 1:
-        raise RealrlError(f"{where}: observations or actions change their shape; restore the file from a copy")
+        raise RealrlError(f"{where}: observations or actions change their shape; write those of one shape apart")
     done, won = chain[-1].done, chain[-1].success
     obs = {k: np.stack([f[k] for f in frames]) for k in shapes}
     extra = {"grasp_penalty": np.array([m.penalty for m in chain], np.float32)} if any(m.penalty for m in chain) else {}
@@ -270,21 +272,21 @@ def _array(x: Any, where: str) -> Array:
     if isinstance(x, (bool, int, float)) and abs(x) < 2**62:
         x = np.asarray(x)
     if not isinstance(x, (np.ndarray, np.generic)) or x.dtype.kind not in "biuf":
-        raise RealrlError(f"{where} is no array of numbers; restore the file from a copy")
+        raise RealrlError(f"{where} is no array of numbers; write it as one")
     return np.asarray(x)
 
 
 def _matrix(raw: dict[Any, Any], name: str, where: str) -> Array:
     x = _array(raw.get(name), f"{where}: {name}")
     if x.ndim != 2 or 0 in x.shape:
-        raise RealrlError(f"{where}: {name} has shape {list(x.shape)}, wanted [T, D]; restore the file from a copy")
+        raise RealrlError(f"{where}: {name} has shape {list(x.shape)}, wanted [T, D]; write it so")
     return x
 
 
 def _number(x: Any, where: str) -> float:
     value = _array(x, where)
     if value.size != 1:
-        raise RealrlError(f"{where} has shape {list(value.shape)}, wanted one number; restore the file from a copy")
+        raise RealrlError(f"{where} has shape {list(value.shape)}, wanted one number; write it so")
     return float(value.reshape(-1)[0])
 
 

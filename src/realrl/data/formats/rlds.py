@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats import common
+from realrl.data.formats import common, senses
 from realrl.data.formats.common import Imported
 from realrl.data.formats.tfrecord import example, records
 from realrl.data.formats.tfrecord import library as library
@@ -27,6 +27,7 @@ from realrl.types import Array, Episode, Obs, RealrlError, Source
 NAME = "rlds"
 FPS = 5  # BridgeData's rate, and about that of most sets in Open X-Embodiment
 STEPS = "steps/"
+NUMBERS = ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 TEXTS = ("language_instruction", "natural_language_instruction", "language", "instruction", "task")
 
 
@@ -77,13 +78,15 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, split: 
     if beside:
         notes.append(f"kept in memory only, in `extra`: {', '.join(beside)}")
     used = {STEPS + n: f for n, f in steps.items() if n not in skipped}
+    ours = senses.names({_short(n): ((1, *(size or 1 for size in f.shape)), f.dtype) for n, f in steps.items()
+                         if _place(n, f) == "obs" and f.kind == "tensor" and f.dtype in NUMBERS}, path)
 
     def episodes() -> Iterator[Episode]:
         for file in files:
             for number, record in enumerate(records(file)):
                 where = f"{file}: record {number}"
                 columns = {n.removeprefix(STEPS): x for n, x in _columns(record, used, where).items()}
-                yield _episode(columns, used, rate or FPS, task, who, ending, span, where)
+                yield _episode(columns, used, ours, rate or FPS, task, who, ending, span, where)
     return Imported(task if task is not None else folder.name, rate or FPS, "unknown", episodes(), notes)
 
 
@@ -103,7 +106,7 @@ def read_features(path: Path) -> dict[str, Feature]:
             raise ValueError("it is longer than 16 MB")
         tree = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise RealrlError(f"{path} is not readable ({common.line(error)}); RLDS needs it to know shapes, restore it from a copy") from error
+        raise RealrlError(f"{path} is not readable ({common.line(error)}); copy it from the set's folder, it tells shapes") from error
     out: dict[str, Feature] = {}
     _walk(tree, "", out, path, 0)
     if f"{STEPS}action" not in out and not any(name.startswith(f"{STEPS}action/") for name in out):
@@ -112,7 +115,7 @@ def read_features(path: Path) -> dict[str, Feature]:
 
 
 def _walk(node: Any, name: str, out: dict[str, Feature], path: Path, depth: int) -> None:
-    wrong = RealrlError(f"{path}: {ascii(name or 'the root')[:80]} is not described as TFDS does; restore the file from a copy")
+    wrong = RealrlError(f"{path}: {ascii(name or 'the root')[:80]} is not described as TFDS does; write the file with TFDS again")
     if not isinstance(node, dict) or depth > 16:
         raise wrong
     if "featuresDict" in node:
@@ -163,11 +166,11 @@ def _columns(record: bytes, features: dict[str, Feature], where: str) -> dict[st
         name = next(n for n, f in features.items() if f is known)
         steps = len(raw[name]) // max(1, prod(n or 1 for n in known.shape))
     if steps < 1:
-        raise RealrlError(f"{where} has no steps; restore the file from a copy")
+        raise RealrlError(f"{where} has no steps; write the set without this record")
     out = {}
     for name, feature in features.items():
         if name not in raw:
-            raise RealrlError(f"{where} lacks {name}, which features.json describes; restore the file from a copy")
+            raise RealrlError(f"{where} lacks {name}, which features.json describes; take the features.json that belongs to the records")
         out[name] = _column(raw[name], feature, steps, f"{where}: {name}")
     return out
 
@@ -178,7 +181,7 @@ def _column(values: Any, feature: Feature, steps: int, where: str) -> Any:
             raise RealrlError(f"{where} does not hold {steps} values of shape {list(feature.shape)}; those of varying size are not read")
         return values.reshape(steps, *feature.shape).astype(_numpy(feature.dtype, where))
     if not isinstance(values, list) or len(values) != steps:
-        raise RealrlError(f"{where} does not hold {steps} entries; restore the file from a copy")
+        raise RealrlError(f"{where} does not hold {steps} entries; take the features.json that belongs to the records")
     if feature.kind == "text" or feature.dtype == "string":
         return [bytes(v).decode("utf-8", "replace") for v in values]
     if feature.kind == "image":
@@ -190,7 +193,7 @@ def _column(values: Any, feature: Feature, steps: int, where: str) -> Any:
 
 
 def _numpy(dtype: str, where: str) -> np.dtype[Any]:
-    if dtype not in ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"):
+    if dtype not in NUMBERS:
         raise RealrlError(f"{where} is {ascii(dtype)[:40]}, which is not read here; convert the dataset with TensorFlow first")
     return np.dtype(dtype)
 
@@ -204,9 +207,9 @@ def _raw_tensor(data: memoryview, feature: Feature, where: str) -> Array:
     try:
         raw = zlib.decompressobj().decompress(bytes(data), size + 1) if feature.encoding == "zlib" else bytes(data)
     except zlib.error as error:
-        raise RealrlError(f"{where} could not be inflated ({common.line(error)}); restore the file from a copy") from error
+        raise RealrlError(f"{where} could not be inflated ({common.line(error)}); {common.AGAIN}") from error
     if len(raw) != size:
-        raise RealrlError(f"{where} has {len(raw)} bytes where {size} are expected; restore the file from a copy")
+        raise RealrlError(f"{where} has {len(raw)} bytes where {size} are expected; take the features.json that belongs to the records")
     return np.frombuffer(raw, dtype).reshape([n or 1 for n in feature.shape])
 
 
@@ -224,7 +227,7 @@ def _image(data: memoryview, feature: Feature, where: str) -> Array:
                 raise ValueError(f"it is {picture.size[1]} x {picture.size[0]}, features.json says {height} x {width}")
             out = np.asarray(picture if picture.mode in (mode, "I") else picture.convert(mode))
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, MemoryError, Image.DecompressionBombError) as error:
-        raise RealrlError(f"{where} is no readable JPEG or PNG picture ({common.line(error)}); restore the file from a copy") from error
+        raise RealrlError(f"{where} is no readable JPEG or PNG ({common.line(error)}); images=False reads the numbers alone") from error
     return out.reshape(*out.shape[:2], channels or 1).astype(feature.dtype)
 
 
@@ -239,8 +242,9 @@ def _place(name: str, feature: Feature) -> str:
     return "obs" if name.startswith("observation/") and "embedding" not in name else "extra"
 
 
-def _episode(columns: dict[str, Any], features: dict[str, Feature], fps: int, task: str | None, source: Source, last: common.Last,
-             span: tuple[float, float] | None, where: str) -> Episode:
+def _episode(columns: dict[str, Any], features: dict[str, Feature], ours: dict[str, str], fps: int, task: str | None, source: Source,
+             last: common.Last, span: tuple[float, float] | None, where: str) -> Episode:
+    """ours: short name of a tensor among the observations -> our name."""
     obs: Obs = {}
     extra: dict[str, Array] = {}
     actions: list[Array] = []
@@ -252,7 +256,11 @@ def _episode(columns: dict[str, Any], features: dict[str, Feature], fps: int, ta
         elif place == "text" and short in TEXTS and text is None:
             text = x[0]
         elif place == "obs" or (place == "extra" and feature.kind == "image"):
-            obs[_key(name, feature, where)] = _picture(x, feature) if feature.kind == "image" else common.numbers(x.reshape(len(x), -1))
+            if feature.kind == "image":
+                obs[_key(name, feature, where)] = _picture(x, feature)
+            else:
+                own = ours[_short(name)]
+                obs[own] = senses.converted(x if own.startswith(senses.SENSES) else x.reshape(len(x), -1), own, f"{where}: {name}")
         elif place == "extra":
             extra[name] = x
     steps = len(actions[0])
@@ -271,10 +279,12 @@ def _episode(columns: dict[str, Any], features: dict[str, Feature], fps: int, ta
                           extra=extra, last=last, where=where)
 
 
+def _short(name: str) -> str:
+    return name.removeprefix("observation/").replace("/", ".")
+
+
 def _key(name: str, feature: Feature, where: str) -> str:
-    short = common.key_name(name.removeprefix("observation/").replace("/", "."), Path(where))
-    if feature.kind != "image":
-        return short
+    short = common.key_name(_short(name), Path(where))
     return f"images.{short}" if feature.shape[2] == 3 else f"depth.{short}"
 
 

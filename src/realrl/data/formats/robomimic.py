@@ -4,13 +4,18 @@ Layout (robomimic, "Dataset structure"): `data/demo_i/{actions,rewards,dones,sta
 [T, ...], attributes `num_samples`, `model_file`; `data` has `total` and `env_args`; `mask/<filter>` lists demos.
 A robosuite file has only actions and simulator states, and its models lie beside it as xml files.
 
+IsaacLab's files are alike, but `obs` and `states` hold groups of groups, and whether a demonstration succeeded is an attribute of it.
+
 What becomes of it:
-- `<cam>_image` is `images.<cam>`, `<cam>_depth` is `depth.<cam>` in millimetres, every other key keeps its name; `state` joins some.
+- Pictures, distances and clouds are found by shape and name (`senses`): `<cam>_image` is `images.<cam>`, `<cam>_depth` is
+  `depth.<cam>`; every other key keeps its name, that of a group's member is `group.member`; `state` joins some.
+- MimicGen's `datagen_info` (its poses and targets) is no observation, unless `keys` names it.
 - The observation after the last action is the last `next_obs`. A file without `next_obs` has none: `last="repeat"` says the last
   observation twice and keeps every action, `last="drop"` leaves the last action out.
 - A reward of 0 or 1 is robomimic's sparse reward: 1 means success. A last `dones` counts as termination when that step
   succeeded, or when the reward is dense; else somebody ended the demonstration and it is truncated.
-- A robosuite file has no observations: `state` is the simulator's positions and velocities (its time left out).
+- Without observations `state` is what the simulator kept: robosuite's positions and velocities (its time left out), or IsaacLab's
+  `states`, which are those after each step, behind its `initial_state`.
 - `extra["sim_state"]` [T, S] float64 and `extra["model_file"]` (xml, a string array of no dimension) are kept for replay,
   `extra["recorded_action"]` [T, A] too, in the file's own precision and range.
 
@@ -29,15 +34,16 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats import common, hdf5
+from realrl.data.formats import common, hdf5, senses
 from realrl.data.formats.common import Imported
 from realrl.data.formats.hdf5 import library as library
 from realrl.types import Array, Episode, Obs, RealrlError, Source
 
 NAME = "robomimic"
 USUAL_STATE = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robot1_eef_pos", "robot1_eef_quat",
-               "robot1_gripper_qpos", "object")  # what robomimic's low-dimensional policies look at
-MILLIMETRES = 1000.0  # robomimic's depth is in metres
+               "robot1_gripper_qpos", "eef_pos", "eef_quat", "gripper_pos", "left_eef_pos", "left_eef_quat", "right_eef_pos",
+               "right_eef_quat", "hand_joint_state", "object")  # what robomimic's low-dimensional policies look at, and IsaacLab's
+BOOKKEEPING = "datagen_info"
 NOTHING_AFTER = ("no observation after an episode's last action: the one before it is repeated (last='repeat'), "
                  "last='drop' leaves that action out")
 GYM = 2  # robomimic's number for an environment that gymnasium makes
@@ -69,17 +75,22 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, keys: S
         if filter is not None:
             demos = [d for d in demos if d in masks[common.only([filter], list(masks), "filter", path)[0]]]
         env = hdf5.json_attribute(data, "env_args") or _robosuite_env(data)
-        first = hdf5.subgroup(data, demos[0]) if demos else None
-        if first is None:
-            raise RealrlError(f"{path}: filter {filter!r} names no demonstration of this file; choose another")
+        every, (demos, low, high, rewarded, won) = demos, _scan(data, demos)
+        if not demos:
+            raise RealrlError(f"{path}: none of {len(every)} demonstrations has actions; "
+                              + ("record them again" if filter is None else f"choose another filter than {filter!r}"))
+        first = hdf5.subgroup(data, demos[0])
         rate, note = _rate(path, env, first, hdf5.attribute(data, "fps") if fps is None else fps)
         layout, said = _layout(path, first, keys, state)
-        low, high, rewarded = _scan(data, demos)
     plan = _Plan(path, demos, layout, task, task or _text(env.get("env_name")) or path.stem, rate, span, who, success, ending)
     notes = [*note, *said, *common.range_note(low, high, span)]
     if masks:
         notes.append("filters of this file: " + ", ".join(f"{k} ({len(v)} demos)" for k, v in masks.items()))
-    if not rewarded and not success:
+    if lost := [n for n in every if n not in demos]:
+        notes.append(f"left out, as they have no actions: {', '.join(lost)}")
+    if won:
+        notes.append(f"{won.count(True)} of {len(demos)} demonstrations succeeded, as their attribute `success` says")
+    elif not rewarded and not success:
         notes.append("no rewards in this file: they are 0, and success is unknown; success=True counts every last step")
     meta = {"env_args": env, "masks": {k: sorted(v) for k, v in masks.items()}, "demos": demos}
     return Imported(plan.task, rate, _robot(env), _episodes(plan), notes, meta, len(demos))
@@ -90,11 +101,13 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, keys: S
 
 @dataclass(frozen=True)
 class _Layout:
-    """keys: the file's name -> ours; state: ours that make up obs["state"]; closed: whether next_obs is there."""
+    """keys: path in the group `base` -> our name; state: ours that make up obs["state"]; beside: the group of the same paths that has
+    what base lacks, "next_obs" its last row, "initial_state" its first, "" where there is none."""
 
     keys: dict[str, str]
     state: list[str]
-    closed: bool
+    base: str = "obs"
+    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,53 +160,77 @@ def _rate(path: Path, env: dict[str, Any], demo: Any, fps: Any) -> tuple[int, li
     told = options.get("control_freq") if isinstance(options, dict) else None
     if told is not None:
         return common.whole_fps(told, path) or 0, []
-    states = hdf5.array(demo, "states")
-    if states is not None and states.ndim == 2 and len(states) > 2 and states.dtype.kind == "f":
-        tick = float(np.median(np.diff(states[:, 0])))  # MuJoCo states begin with the time
-        if 1e-4 < tick < 10 and abs(round(1 / tick) * tick - 1) < 1e-3:
-            return round(1 / tick), []
+    sim = env.get("sim_args")
+    try:
+        period = float(sim["dt"]) * float(sim.get("decimation", 1)) if isinstance(sim, dict) else 0.0  # IsaacLab
+    except (KeyError, TypeError, ValueError):
+        period = 0.0
+    states = _states(demo)
+    if not period and states is not None and states.ndim == 2 and len(states) > 2 and states.dtype.kind == "f":
+        period = float(np.median(np.diff(states[:, 0])))  # MuJoCo states begin with the time
+    if 1e-4 < period < 10 and abs(round(1 / period) * period - 1) < 1e-3:
+        return round(1 / period), []
     return 20, ["the file does not say how many steps a second it has; 20, as robosuite does by default: give fps= if it is another"]
 
 
+def _states(demo: Any) -> Array | None:
+    """The simulator's state [T, S], as robosuite keeps it; None for IsaacLab's groups."""
+    found = hdf5.member(demo, "states")
+    return None if found is None or isinstance(found, library().Group) else hdf5.array(demo, "states")
+
+
 def _layout(path: Path, demo: Any, keys: Sequence[str] | None, state: Sequence[str] | None) -> tuple[_Layout, list[str]]:
-    obs = hdf5.subgroup(demo, "obs")
-    if obs is None:
+    base = next((n for n in ("obs", "states") if isinstance(hdf5.member(demo, n), library().Group)), None)
+    if base is None:
         if keys is not None or state is not None:
-            raise RealrlError(f"{path} has no observations to choose from, only simulator states; leave out keys= and state=")
-        return _Layout({}, [], False), ["no observations in this file: obs['state'] is the simulator's positions and velocities; "
-                                        "robomimic's dataset_states_to_obs.py makes a file with real ones", NOTHING_AFTER]
-    there = hdf5.names(obs)
-    ours = {n: _our_name(path, obs, n) for n in common.only(keys, there, "observation", path)}
-    low_dim = [n for n in ours.values() if not n.startswith(("images.", "depth."))]
-    picked = common.state_keys(state, USUAL_STATE, low_dim, path)
-    closed = hdf5.subgroup(demo, "next_obs") is not None
-    said = [] if picked == ["state"] or not picked else [f"obs['state'] is {' + '.join(picked)}; state= chooses others"]
-    if not closed:
+            raise RealrlError(f"{path} has no observations to choose from, only simulator states; leave out the options keys and state")
+        return _Layout({}, []), ["no observations in this file: obs['state'] is the simulator's positions and velocities; "
+                                 "robomimic's dataset_states_to_obs.py makes a file with real ones", NOTHING_AFTER]
+    group = hdf5.subgroup(demo, base)
+    found = {p.replace("/", "."): (p, x) for p, x in hdf5.leaves(group).items()}
+    if keys is None:
+        usable = {n: x for n, x in found.items() if x[1].dtype.kind in "biuf" and x[1].ndim and not n.startswith(f"{BOOKKEEPING}.")}
+    else:
+        usable = {n: found[n] for n in common.only(keys, list(found), "observation", path)}
+    checked = {n: x for n, (p, _) in usable.items() if (x := hdf5.dataset(group, p)) is not None}
+    ours = senses.names({n: (x.shape, x.dtype) for n, x in checked.items()}, path, "_image", senses.KEYS)
+    picked = common.state_keys(state, USUAL_STATE, [n for n in ours.values() if not n.startswith(senses.SENSES)], path)
+    said = [] if picked == ["state"] or not picked else [f"obs['state'] is {' + '.join(picked)}; state=NAME,NAME chooses others"]
+    if lost := sorted({n.partition(".")[0] for n in found if n not in usable and keys is None}):
+        said.append(f"left out: {', '.join(lost)} (no numbers, or MimicGen's bookkeeping); keys=NAME,NAME names what to read")
+    beside = "next_obs" if base == "obs" else "initial_state"
+    there = hdf5.subgroup(demo, beside) is not None
+    if base == "states":
+        if not there:
+            raise RealrlError(f"{path} has neither observations nor an initial_state before its states; record it with observations")
+        said.append("no observations in this file: the simulator's states stand for them, behind its initial_state")
+    elif not there:
         said.append(NOTHING_AFTER)
-    return _Layout(ours, picked, closed), said
+    return _Layout({usable[n][0]: own for n, own in ours.items()}, picked, base, beside if there else ""), said
 
 
-def _our_name(path: Path, obs: Any, name: str) -> str:
-    common.key_name(name, path)
-    shape = () if (entry := hdf5.dataset(obs, name)) is None else entry.shape
-    if common.is_image(shape):
-        return f"images.{name.removesuffix('_image')}"
-    if name.endswith("_depth") and len(shape) in (3, 4):
-        return f"depth.{name.removesuffix('_depth')}"
-    return name
-
-
-def _scan(data: Any, demos: list[str]) -> tuple[float, float, bool]:
-    """(least action, greatest action, whether there are rewards): every demo is looked at, so damage shows before any work."""
+def _scan(data: Any, demos: list[str]) -> tuple[list[str], float, float, bool, list[bool]]:
+    """(demos that have actions, least action, greatest action, whether all have rewards, what their attributes `success` say): every demo
+    is looked at, so damage shows before any work."""
     low, high, rewarded = np.inf, -np.inf, True
+    acting: list[str] = []
+    won: list[bool] = []
     for name in demos:
         demo = hdf5.subgroup(data, name)
         action = None if demo is None else hdf5.array(demo, "actions")
         if demo is None or action is None or action.ndim < 1 or not action.size:
-            raise RealrlError(f"{hdf5.where(data)}/{name} has no actions; leave it out or restore the file from a copy")
+            continue
+        acting.append(name)
         low, high = common.wider(low, high, action)
         rewarded = rewarded and hdf5.member(demo, "rewards") is not None
-    return low, high, rewarded
+        won += [] if (told := _told(demo)) is None else [told]
+    return acting, low, high, rewarded, won
+
+
+def _told(demo: Any) -> bool | None:
+    """Whether a demonstration succeeded, by its attribute; None where it has none."""
+    value = hdf5.attribute(demo, "success")
+    return bool(value) if isinstance(value, (bool, int, float)) else None
 
 
 def _episodes(plan: _Plan) -> Iterator[Episode]:
@@ -207,22 +244,22 @@ def _episodes(plan: _Plan) -> Iterator[Episode]:
 
 
 def _episode(plan: _Plan, demo: Any, where: str) -> Episode:
-    action, states = hdf5.array(demo, "actions"), hdf5.array(demo, "states")
+    action, states, told = hdf5.array(demo, "actions"), _states(demo), _told(demo)
     if action is None or action.ndim < 1:
-        raise RealrlError(f"{where} has no actions; leave it out or restore the file from a copy")
+        raise RealrlError(f"{where} has no actions any more; was the file rewritten meanwhile? open it again")
     extra = {"recorded_action": action} | ({} if states is None else {"sim_state": states})
     if (model := _model(plan.path, demo)) is not None:
         extra["model_file"] = np.array(model)
     reward, done = hdf5.array(demo, "rewards"), hdf5.array(demo, "dones")
     sparse = reward is not None and bool(np.isin(reward, (0.0, 1.0)).all())
-    won = reward == 1.0 if reward is not None and sparse else None
+    won = reward == 1.0 if reward is not None and sparse else None if told is None else np.zeros(len(action), bool)
     over = bool(done[-1]) if done is not None and done.ndim == 1 and len(done) else False
     terminated = over and (won is None or bool(won[-1])) and reward is not None
     made = common.episode(
         _obs(plan.layout, demo, states, where), common.scale_actions(action, plan.action_range), fps=plan.fps, task=plan.task,
         policy=plan.source.name.lower(), source=plan.source, reward=reward, success=won, terminated=terminated,
         truncated=not terminated, extra=extra, last=plan.last, where=where)
-    if plan.success and reward is None:
+    if (plan.success and reward is None) or (told and not made.success.any()):
         made = common.with_success(made)
     return _restored(plan, made, demo, where)
 
@@ -231,36 +268,22 @@ def _obs(layout: _Layout, demo: Any, states: Array | None, where: str) -> Obs:
     """obs with the last row of next_obs behind it, each [T+1, ...] or, where there is no next_obs, [T, ...]."""
     if not layout.keys:
         if states is None or states.ndim != 2 or states.shape[1] < 2:
-            raise RealrlError(f"{where} has neither observations nor states; leave it out")
+            raise RealrlError(f"{where} has neither observations nor states; write the file without it")
         return {"state": states[:, 1:].astype(np.float32)}
-    now, after = hdf5.subgroup(demo, "obs"), hdf5.subgroup(demo, "next_obs") if layout.closed else None
+    now, beside = hdf5.subgroup(demo, layout.base), hdf5.subgroup(demo, layout.beside) if layout.beside else None
     found: Obs = {}
     for theirs, ours in layout.keys.items():
         rows = None if now is None else hdf5.array(now, theirs)
         if rows is None or rows.ndim < 1:
-            raise RealrlError(f"{where}/obs has no {theirs!r}, the first demonstration has; read with keys= that all of them have")
-        if layout.closed:
-            following = None if after is None else hdf5.array(after, theirs)
-            if following is None or following.shape != rows.shape or not len(rows):
-                raise RealrlError(f"{where}/next_obs has no {theirs!r} as long as obs; restore the file from a copy")
-            rows = np.concatenate([rows, following[-1:]])
-        found[ours] = _pixels(rows, ours, f"{where}/obs/{theirs}")
+            raise RealrlError(f"{where}/{layout.base} has no {theirs!r}, the first one has; name what all have with keys=NAME,NAME")
+        if layout.beside:
+            other = None if beside is None else hdf5.array(beside, theirs)
+            fits = other is not None and other.shape[1:] == rows.shape[1:]
+            if other is None or not fits or len(other) not in ((len(rows),) if layout.beside == "next_obs" else (1, len(rows))):
+                raise RealrlError(f"{where}/{layout.beside} has no {theirs!r} like that of {layout.base}; {senses.KEYS}")
+            rows = np.concatenate([rows, other[-1:]] if layout.beside == "next_obs" else [other[:1], rows])
+        found[ours] = senses.converted(rows, ours, f"{where}/{layout.base}/{theirs}", mend=senses.KEYS)
     return common.with_state(found, layout.state)
-
-
-def _pixels(rows: Array, ours: str, where: str) -> Array:
-    if ours.startswith("images."):
-        return common.to_images(rows, 1.0, where)
-    if not ours.startswith("depth."):
-        return common.numbers(rows)
-    if rows.ndim == 4 and rows.shape[3] != 1:
-        raise RealrlError(f"{where}: depth has shape {list(rows.shape)}, not [T, H, W, 1]; leave it out with keys=")
-    rows = rows.reshape(rows.shape[:3])
-    if rows.dtype == np.uint16:
-        return rows
-    if not np.isfinite(rows).all():
-        raise RealrlError(f"{where}: depth is NaN or infinite somewhere; leave it out with keys=")
-    return np.clip(np.rint(rows.astype(np.float64) * MILLIMETRES), 0, 65535).astype(np.uint16)
 
 
 def _model(path: Path, demo: Any) -> str | None:

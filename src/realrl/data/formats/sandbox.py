@@ -84,7 +84,7 @@ def write(name: str, episodes: Iterable[Episode], path: Path, options: Mapping[s
 
 def _died(path: Path) -> str:
     return (f"{path} is so damaged that the library below fails on it: it crashed, took too long, or more than {MEMORY / 1e9:.0f} GB of "
-            "memory; restore it from a copy, or make it smaller")
+            f"memory; {common.AGAIN}, or make it smaller")
 
 
 # ---- what is said: a line of JSON, then the arrays it names

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from realrl.data.formats.common import AGAIN
 from realrl.types import Array, RealrlError
 
 
@@ -34,13 +35,13 @@ def records(path: Path) -> Iterator[bytes]:
 def _record(file: BinaryIO, left: int, where: str) -> bytes:
     head = file.read(12)
     if len(head) < 12 or masked_crc(head[:8]) != struct.unpack("<I", head[8:])[0]:
-        raise RealrlError(f"{where}: no record begins here; the file is truncated, damaged or compressed, restore it from a copy")
+        raise RealrlError(f"{where}: no record begins here; the file is truncated, damaged or compressed; unpack it, or {AGAIN}")
     length = struct.unpack("<Q", head[:8])[0]
     if length + 16 > left:
-        raise RealrlError(f"{where}: the record says {length} bytes but the file ends before; restore it from a copy")
+        raise RealrlError(f"{where}: the record says {length} bytes but the file ends before; {AGAIN}")
     record, check = file.read(length), file.read(4)
     if len(check) < 4 or masked_crc(record) != struct.unpack("<I", check)[0]:
-        raise RealrlError(f"{where}: the record's checksum is wrong; restore the file from a copy")
+        raise RealrlError(f"{where}: the record's checksum is wrong; {AGAIN}")
     return record
 
 
@@ -70,7 +71,7 @@ def _varint(data: memoryview, at: int, where: str) -> tuple[int, int]:
         value |= (data[at + i] & 127) << (7 * i)
         if data[at + i] < 128:
             return value, at + i + 1
-    raise RealrlError(f"{where}: a number in the record does not end; restore the file from a copy")
+    raise RealrlError(f"{where}: a number in the record does not end; {AGAIN}")
 
 
 def _fields(data: memoryview, where: str) -> Iterator[tuple[int, Any]]:
@@ -84,10 +85,10 @@ def _fields(data: memoryview, where: str) -> Iterator[tuple[int, Any]]:
             yield tag >> 3, value
             continue
         if kind not in (1, 2, 5):
-            raise RealrlError(f"{where}: it is no tf.train.Example; restore the file from a copy")
+            raise RealrlError(f"{where}: it is no tf.train.Example; give the record files of an RLDS set, or {AGAIN}")
         size, at = _varint(data, at, where) if kind == 2 else (8 if kind == 1 else 4, at)
         if size > len(data) - at:
-            raise RealrlError(f"{where}: a field says {size} bytes but the record ends before; restore the file from a copy")
+            raise RealrlError(f"{where}: a field says {size} bytes but the record ends before; {AGAIN}")
         yield tag >> 3, data[at:at + size]
         at += size
 
@@ -106,7 +107,7 @@ def example(record: bytes, where: str) -> dict[str, Any]:
 
 def _message(value: Any, where: str) -> memoryview:
     if isinstance(value, int):
-        raise RealrlError(f"{where}: it is no tf.train.Example; restore the file from a copy")
+        raise RealrlError(f"{where}: it is no tf.train.Example; give the record files of an RLDS set, or {AGAIN}")
     return memoryview(value)
 
 
@@ -117,12 +118,12 @@ def _values(kind: int, data: memoryview, where: str) -> Any:
     if kind == 2:
         raw = b"".join(_message(v, where) for v in items)  # packed, or one by one: the same bytes
         if len(raw) % 4:
-            raise RealrlError(f"{where}: half a float; restore the file from a copy")
+            raise RealrlError(f"{where}: half a float; {AGAIN}")
         return np.frombuffer(raw, "<f4")
     if kind == 3:
         parts = [np.array([v], np.uint64) if isinstance(v, int) and v < 2**64 else _varints(_message(v, where), where) for v in items]
         return np.concatenate([np.zeros(0, np.uint64), *parts]).astype(np.int64)
-    raise RealrlError(f"{where}: it is no tf.train.Example; restore the file from a copy")
+    raise RealrlError(f"{where}: it is no tf.train.Example; give the record files of an RLDS set, or {AGAIN}")
 
 
 def _varints(data: memoryview, where: str) -> Array:
@@ -131,7 +132,7 @@ def _varints(data: memoryview, where: str) -> Array:
     stop = np.flatnonzero(raw < 128) + 1
     size = np.diff(stop, prepend=0)
     if (len(raw) and raw[-1] >= 128) or (size > 10).any():
-        raise RealrlError(f"{where}: a number in the record does not end; restore the file from a copy")
+        raise RealrlError(f"{where}: a number in the record does not end; {AGAIN}")
     out = np.zeros(len(stop), np.uint64)
     for i in range(int(size.max(initial=0))):
         has = size > i

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from realrl.data.formats.common import AGAIN
 from realrl.types import Array, RealrlError
 
 MAX_OPS = 20_000_000  # ten thousand camera transitions have a million; bounds time and memory
@@ -202,7 +203,7 @@ class _Machine:
 
     def take(self, n: int) -> memoryview:
         if n > len(self.data) - self.at:
-            raise Damaged(f"it ends at byte {len(self.data)}, in the middle of a value; restore it from a copy")
+            raise Damaged(f"it ends at byte {len(self.data)}, in the middle of a value; {AGAIN}")
         self.at += n
         return self.data[self.at - n:self.at]
 
@@ -212,7 +213,7 @@ class _Machine:
     def line(self) -> str:
         end = self.raw.find(b"\n", self.at)
         if end < 0:
-            raise Damaged(f"it ends at byte {len(self.data)}, in the middle of a line; restore it from a copy")
+            raise Damaged(f"it ends at byte {len(self.data)}, in the middle of a line; {AGAIN}")
         return bytes(self.take(end + 1 - self.at))[:-1].decode("latin-1")
 
     def text(self, form: str) -> str:
@@ -384,7 +385,7 @@ def _dup(m: _Machine) -> None:
 
 def _frame(m: _Machine) -> None:
     if m.number("<Q") > len(m.data) - m.at:
-        raise Damaged(f"it ends at byte {len(m.data)}, in the middle of a frame; restore it from a copy")
+        raise Damaged(f"it ends at byte {len(m.data)}, in the middle of a frame; {AGAIN}")
 
 
 def _index(text: str) -> int:

@@ -16,13 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats.common import MAX_BYTES, damage
+from realrl.data.formats.common import AGAIN, MAX_BYTES, damage
 from realrl.files import within
 from realrl.types import Array, RealrlError
 
 EXPANSION = 2000  # zstd reaches this on rows of equal frames
 SMALL = 64 * 2**20  # bytes that may be declared without storing any: chunks of zeros are often not written
 SUFFIX = {".zarray": 2, "zarr.json": 3}  # an array's header -> its version
+
+
+class Unread(RealrlError):
+    """An array that is whole, but not for us: compressed by a codec that is not here, or text. The others can be read without it."""
 
 
 @cache
@@ -79,27 +83,34 @@ class Buffer:
         where = f"{self.where}: {name}"
         try:
             found = self._open(name, version)
-        except RealrlError as error:
-            if not (codec := re.search(r"imagecodecs_\w+", str(error))):
-                raise
+        except Unread as error:
             try:
                 from imagecodecs.numcodecs import register_codecs
             except ImportError:
-                raise RealrlError(f"{where} is compressed by {codec[0]}; install imagecodecs, or rewrite it with blosc") from error
+                raise error from None
             register_codecs(verbose=False)
             found = self._open(name, version)
         codecs = [str(getattr(c, "codec_id", type(c).__name__)) for c in (*found.filters, *found.compressors)]
-        if found.dtype.kind not in "biuf" or found.dtype.itemsize > 8 or not found.shape or any("pickle" in c.lower() for c in codecs):
+        harmful = any("pickle" in c.lower() for c in codecs)
+        if found.dtype.kind in "SUT" and not harmful:
+            raise Unread(f"{where} holds text; name the arrays to read with keys=NAME,NAME")
+        if found.dtype.kind not in "biuf" or found.dtype.itemsize > 8 or not found.shape or harmful:
             raise RealrlError(f"{where} holds {ascii(str(found.dtype))[1:41]} in {', '.join(codecs) or 'the open'}, not plain numbers; "
-                              "leave it out")
+                              "name the arrays to read with keys=NAME,NAME")
         stored = sum(size for file, size in self.sizes.items() if file.startswith(f"{name}/"))
         if found.nbytes > EXPANSION * stored + SMALL:
-            raise RealrlError(f"{where} declares shape {list(found.shape)} but only {stored} bytes are stored; restore it from a copy")
+            raise RealrlError(f"{where} declares shape {list(found.shape)} but only {stored} bytes are stored; {AGAIN}")
         return Rows(found, where)
 
     def _open(self, name: str, version: int) -> Any:
-        with damage(f"{self.where}: {name}"):
-            return library().open_array(self._store, path=self._prefix + name, mode="r", zarr_format=version)
+        with damage(where := f"{self.where}: {name}"):
+            try:
+                return library().open_array(self._store, path=self._prefix + name, mode="r", zarr_format=version)
+            except ValueError as error:
+                if not (codec := re.search(r"codec(?: not available)?: '+(\w+)'", str(error), re.IGNORECASE)):
+                    raise
+                mend = "pip install imagecodecs reads it" if codec[1].startswith("imagecodecs") else "write it again with blosc or zstd"
+                raise Unread(f"{where} is compressed by {codec[1]}, which is not installed; {mend}") from error
 
     def attributes(self, group: str) -> dict[str, Any]:
         """A group's attributes, empty when there are none. Raises RealrlError for damage."""
@@ -124,7 +135,7 @@ class Rows:
     def read(self, start: int, stop: int) -> Array:
         """Rows start..stop. Raises RealrlError outside of the array, for damage, and beyond what memory is given to an episode."""
         if not 0 <= start <= stop <= self.shape[0]:
-            raise RealrlError(f"{self.where} has {self.shape[0]} rows, {start} to {stop} were wanted; restore it from a copy")
+            raise RealrlError(f"{self.where} has {self.shape[0]} rows, {start} to {stop} were wanted, by meta/episode_ends; {AGAIN}")
         size = (stop - start) * int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
         if size > MAX_BYTES:
             raise RealrlError(f"{self.where}: rows {start} to {stop} are {size} bytes, at most {MAX_BYTES} are read")

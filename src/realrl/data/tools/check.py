@@ -19,6 +19,7 @@ from realrl.data.schema import Info
 from realrl.data.stats import Stats
 from realrl.data.tables import FileKey
 from realrl.data.tools.faults import Problem, check_data, check_drift, check_video, from_error
+from realrl.data.tools.habits import habits
 from realrl.types import RealrlError
 
 __all__ = ["Problem", "check", "describe"]
@@ -46,6 +47,7 @@ def check(directory: str | Path, *, decode: bool = False, limits: tuple[float, f
         rows = tables.newest(found, root)
     except RealrlError as error:
         return [*problems, from_error(error)]
+    problems += _check_use(root, info)
     problems += _check_rows(root, rows)
     problems += _check_summaries(root, info, rows)
     problems += _check_labels(root, rows)
@@ -53,10 +55,23 @@ def check(directory: str | Path, *, decode: bool = False, limits: tuple[float, f
     stats: Stats = {}
     for key in _keys(rows, "data"):
         problems += check_data(root, info, rows, key, limits, stats)
+    problems += habits(root, info, rows, _keys(rows, "data"), stats)
     problems += check_drift(root, stats, int(rows["length"].to_numpy().sum()))
     for camera in tables.cameras(info["features"]):
         problems += _check_camera(root, info, rows, camera, decode)
     return problems
+
+
+def _check_use(root: Path, info: Info) -> Iterator[Problem]:
+    """What no training takes."""
+    where, features = f"{root}/meta/info.json", info["features"]
+    if "action" not in tables.stored(features):
+        near = [name for name in features if "action" in name.lower()]
+        yield Problem("error", where, "there is no column 'action' of numbers" + (f", there is {', '.join(near)}" if near else ""),
+                      "only recordings of a robot that acts can be learned from; a column of another name has to be renamed")
+    if not any(name.startswith("observation.") for name in features):
+        yield Problem("error", where, f"there is no observation, no column 'observation.…' among {', '.join(features)[:120]}",
+                      "nothing can be learned from it; columns of other names have to be renamed")
 
 
 def _check_rows(root: Path, rows: pa.Table) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ from realrl.data.stats import Stats, column_stats, merge_stats
 from realrl.data.tables import FileKey
 from realrl.types import Array, RealrlError, printable
 
-COPY = "restore the file from a copy"  # what info.json contradicts and no repair can know better
+COPY = "correct meta/info.json, or fetch the file that belongs to it"  # no repair can know which of them is right
 STILL = 0.05  # levels of 255: pictures whose mean difference is below this are the same, encoded again; a sensor's noise is more
 MOSTLY = 0.9  # share of such pictures in a frozen stretch: an encoder now and then changes its mind about one that stays the same
 

@@ -1,0 +1,121 @@
+"""What a robot sees, found among a foreign set's arrays by shape and name, and brought into the house's form.
+
+- Colour pictures [T, H, W, 3] or [T, 3, H, W], with or without alpha, are `images.<name>`, uint8 [T, H, W, 3]; other numbers than
+  bytes only where the name says so.
+- Distances [T, H, W], a channel of one before or behind, whose name has the word depth, are `depth.<name>`, uint16 millimetres.
+- Clouds of floats [T, P, 3 or 6] are `pointcloud`, float32 in metres, colours in [0, 1]; several are `pointcloud.<name>`.
+
+All else keeps its name, rows of one number become [T, 1].
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from realrl.data.formats import common
+from realrl.types import Array, RealrlError
+
+SENSES = ("images.", "depth.", "pointcloud")  # what observations that are no numbers begin with
+LEAST_SIDE = 8  # pixels
+LEAST_POINTS = 32  # of an array that is a cloud by its shape alone; fewer are key points
+DEPTH = re.compile(r"(^|[_.])depth([_.]|$)", re.IGNORECASE)
+PICTURE = re.compile(r"rgb|ima?ge?|colou?r|cam|pic|view|frame|video|pixel", re.IGNORECASE)
+CLOUD = re.compile(r"cloud|(^|[_.])(pcd|pcl|pc)([_.]|$)", re.IGNORECASE)
+MEND = "write the set without it"
+KEYS = "name the others with keys=NAME,NAME"  # where the format has this option
+METRES = 50.0  # the median distance in a robot's picture is below it in metres, above it in millimetres
+
+
+def names(found: Mapping[str, tuple[Sequence[int], Any]], where: Path, suffix: str = "", mend: str = MEND) -> dict[str, str]:
+    """Our name of every array. found: its own name -> (shape [T, ...], dtype); suffix: what its pictures' names end with, which is cut
+    off; mend: how to read without one, for errors. Raises RealrlError where two would have one name."""
+    kinds = {name: kind(name, shape, np.dtype(dtype)) for name, (shape, dtype) in found.items()}
+    clouds = [name for name, sense in kinds.items() if sense == "pointcloud"]
+    ours: dict[str, str] = {}
+    for name, sense in kinds.items():
+        common.key_name(name, where)
+        if sense == "images":
+            ours[name] = "images." + (name.removeprefix("images.").removesuffix(suffix) or name)
+        elif sense == "depth":
+            ours[name] = "depth." + (name.removeprefix("depth.").removesuffix("_depth") or name)
+        elif sense == "pointcloud" and not name.startswith("pointcloud."):
+            ours[name] = sense if len(clouds) == 1 or name in ("point_cloud", sense) else f"{sense}.{name}"
+        else:
+            ours[name] = name
+    twice = [name for name, count in Counter(ours.values()).items() if count > 1]
+    if twice:
+        both = [name for name, own in ours.items() if own == twice[0]]
+        raise RealrlError(f"{where}: {both[0]} and {both[1]} would both be called {twice[0]}; {mend}")
+    return ours
+
+
+def kind(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> str:
+    """What an array of rows [T, ...] is: "images", "depth", "pointcloud", or "" for numbers."""
+    size = tuple(shape[1:])
+    if _channels(size, dtype) is not None and (dtype == np.uint8 or PICTURE.search(name)):
+        return "images"
+    if DEPTH.search(name) and dtype.kind in "uif" and len(plane := _plane(size)) == 2 and min(plane) >= LEAST_SIDE:
+        return "depth"
+    if dtype.kind == "f" and len(size) == 2:
+        named = CLOUD.search(name) is not None
+        if (size[1] in (3, 6) and size[0] >= (1 if named else LEAST_POINTS)) or (named and size[0] in (3, 6) and size[1] > 6):
+            return "pointcloud"
+    return ""
+
+
+def converted(rows: Array, ours: str, where: str, scale: float | None = None, mend: str = MEND) -> Array:
+    """Rows [T, ...] of an array in the form of what `names` called it. scale: what pixels are multiplied by to reach 0..255, by default
+    1, and 255 for fractions in 0..1; mend: how to read without the array, for errors.
+
+    Raises RealrlError for pixels that are none, and for distances without a unit.
+    """
+    if ours.startswith("images."):
+        axis = _channels(rows.shape[1:], rows.dtype)
+        if axis is None:
+            raise RealrlError(f"{where}: rows of {list(rows.shape[1:])} are no pictures, others of it are; {mend}")
+        rows = np.ascontiguousarray((rows if axis == 2 else np.moveaxis(rows, 1, 3))[..., :3])
+        if scale is None and rows.dtype.kind == "f" and rows.min(initial=0) >= 0 and rows.max(initial=0) <= 1:
+            return np.rint(rows * np.float32(255)).astype(np.uint8)
+        return common.to_images(rows, scale, where, mend)
+    if ours.startswith("depth."):
+        return _millimetres(rows, where, mend)
+    if ours.startswith("pointcloud"):
+        cloud = common.numbers(rows if rows.shape[-1] in (3, 6) else np.swapaxes(rows, 1, 2))
+        if cloud.shape[-1] == 6 and cloud[..., 3:].max(initial=0) > 1.0:
+            cloud = np.concatenate([cloud[..., :3], cloud[..., 3:] / np.float32(255)], axis=-1)
+        return cloud
+    return common.numbers(rows[:, None] if rows.ndim == 1 else rows)
+
+
+def _channels(size: Sequence[int], dtype: np.dtype[Any]) -> int | None:
+    """Where the three colours of a picture [H, W, 3] or [3, H, W] are, None for no picture; a fourth is alpha in bytes only."""
+    colours = (3, 4) if dtype == np.uint8 else (3,)
+    if len(size) == 3 and dtype.kind in "uif":
+        for axis, sides in ((2, size[:2]), (0, size[1:])):
+            if size[axis] in colours and min(sides) >= LEAST_SIDE:
+                return axis
+    return None
+
+
+def _plane(size: Sequence[int]) -> tuple[int, ...]:
+    """[H, W] of [H, W], [H, W, 1] and [1, H, W]."""
+    return tuple(size[:2]) if len(size) == 3 and size[2] == 1 else tuple(size[1:]) if len(size) == 3 and size[0] == 1 else tuple(size)
+
+
+def _millimetres(rows: Array, where: str, mend: str) -> Array:
+    """Distances in metres (floats) or millimetres as uint16 [T, H, W]."""
+    rows = rows.reshape(len(rows), *_plane(rows.shape[1:]))
+    if rows.dtype == np.uint16:
+        return rows
+    if rows.dtype.itemsize == 1:
+        raise RealrlError(f"{where}: distances in 8 bits have no unit that is known here; {mend}")
+    if not np.isfinite(rows).all():
+        raise RealrlError(f"{where}: depth is NaN or infinite somewhere; {mend}")
+    metres = rows.dtype.kind == "f" and not (rows.size and float(np.median(rows)) > METRES)
+    return np.clip(np.rint(rows.astype(np.float64) * (1000.0 if metres else 1.0)), 0, 65535).astype(np.uint16)

@@ -1,0 +1,110 @@
+"""No advice is refused when typed: every flag and every option of a format that a message names is there, of the command it is said of."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from realrl.cli.data.foreign import _as_flags
+from realrl.data.formats import FORMATS
+from test_docs import help_of, unknown_in
+
+SOURCE = Path(__file__).resolve().parent.parent / "src" / "realrl"
+FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
+OPTION = re.compile(r"(?<![\w.\-{}\[(/=%])([a-z]\w*)=(?![=\"{])")
+# whose messages speak of these commands alone; all other modules speak of any
+SPEAKERS = {"algos/rl100": ["train rl100"], "algos/bc": ["train bc"], "cli/evaluate": ["evaluate"], "cli/view": ["view"],
+            "cli/train": ["train rl100", "train bc"], "cell/cell": ["train rl100", "train bc"], "cell/collect": ["train rl100", "train bc"],
+            "run": ["train rl100", "train bc"], "report/view": ["view", "evaluate"], "report/failures": ["evaluate"],
+            "cli/data/demos": ["data demos"]}
+HELPERS = {"hdf5": ("robomimic", "minari"), "minari_files": ("minari",), "zarr_files": ("diffusion_policy",), "tfrecord": ("rlds",),
+           "unpickle": ("pickle",), "senses": ("robomimic", "minari", "diffusion_policy"),
+           "common": tuple(FORMATS)}  # files of `formats` that are no format: whose they are
+
+
+def sentences(path: Path) -> Iterator[tuple[int, str]]:
+    """Every text of a file that is no docstring, what is filled in as {}."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            skipped |= {id(inner) for inner in ast.walk(node) if inner is not node}
+    for node in ast.walk(tree):
+        if id(node) not in skipped and isinstance(node, ast.JoinedStr):
+            yield node.lineno, "".join(str(v.value) if isinstance(v, ast.Constant) else "{}" for v in node.values)
+        elif id(node) not in skipped and isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+@functools.cache
+def commands() -> tuple[str, ...]:
+    """Every command by its words."""
+    def listed(*words: str) -> list[str]:
+        return re.findall(r"^    ([a-z][\w-]*)", help_of(*words).partition("positional arguments:")[2].partition("options:")[0], re.M)
+    return tuple(name for one in listed() for name in ([f"{one} {two}" for two in listed(one)] if one in ("train", "data") else [one]))
+
+
+def takes(command: str, flag: str) -> bool:
+    """Whether a command has this flag, or, of "--group." with something filled in behind, flags of this group."""
+    told = help_of(*command.split())
+    whole = re.search(rf"(?<![\w.-]){re.escape(flag.rstrip('.'))}(?![\w.-])", told)
+    return whole is not None or (flag.endswith(".") and f" {flag}" in told)
+
+
+def refused(text: str, speaks_of: list[str]) -> list[str]:
+    """Flags in a message that nobody takes: those behind a command's name belong to it, the others to the commands it speaks of."""
+    text = re.sub(r"\b(pip|git) .*|--no-deps .*", "", text)  # other programs' flags
+    wrong, rest = [], text
+    for said in re.findall(r"realrl [a-z][^;`'\"\n()]*", text):
+        wrong += unknown_in(shlex.split(said.replace("{}", "X"))[1:])
+        rest = rest.replace(said, "")
+    return wrong + [flag for flag in FLAG.findall(rest) if not any(takes(command, flag) for command in speaks_of)]
+
+
+def test_flags_of_every_message_are_taken() -> None:
+    wrong, count = [], 0
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = path.relative_to(SOURCE).with_suffix("").as_posix()
+        speaks_of = next((found for start, found in SPEAKERS.items() if name.startswith(start)), list(commands()))
+        for line, text in sentences(path):
+            if FLAG.search(text) and not re.fullmatch(r"--[\w.=*-]+", text.strip()):  # a flag alone is where it is defined
+                count += 1
+                wrong += [f"{name}.py:{line}: {flag}" for flag in refused(text, speaks_of)]
+    assert wrong == [] and count > 50
+
+
+def test_options_of_every_message_about_formats_are_taken() -> None:
+    """A message names an option as Python would, `state=...`; the command line says it as one types it there."""
+    options = {name: set(inspect.signature(module.read).parameters) - {"path"} for name, module in FORMATS.items()}
+    by_file = {Path(str(module.__file__)).stem: (name,) for name, module in FORMATS.items()} | HELPERS
+    wrong, count = [], 0
+    for path in sorted((SOURCE / "data/formats").glob("*.py")):
+        owners = by_file.get(path.stem, tuple(FORMATS))
+        known = set.union(*(options[o] for o in owners)) if path.stem in ("common", "__init__", "sandbox") else (
+            set.intersection(*(options[o] for o in owners)))
+        for line, text in sentences(path):
+            for option in OPTION.findall(text):
+                count += 1
+                if option not in known | {"format"}:
+                    wrong.append(f"{path.name}:{line}: {option}= is no option of {', '.join(owners)}")
+            for flag in FLAG.findall(said := _as_flags(text)):
+                if not takes("data import", flag):
+                    wrong.append(f"{path.name}:{line}: {flag}")
+            if left := [o for o in OPTION.findall(re.sub(r"--option \w+=", "", said)) if o in known]:
+                wrong.append(f"{path.name}:{line}: {left[0]}= is not said as one types it: {said}")
+    assert wrong == [] and count > 30
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("run it with --sigth rgb", ["--sigth"]), ("run 'realrl data repair {} --image' first", ["realrl data repair --image"]),
+    ("see realrl data chek", ["realrl data chek"]), ("give --episodes, or 'realrl train bc --task T --run R'", []),
+    ("pip install --no-deps x", [])])
+def test_the_check_can_fail(text: str, words: list[str]) -> None:
+    assert refused(text, list(commands())) == words
