@@ -83,8 +83,11 @@ class Examiner:
         return wrong
 
     def _keep_still(self) -> Array:
-        """The measured state as the target of every step; no motion where actions say how to move, and where nothing measures a joint."""
-        rest = np.zeros(len(self.still)) if self.robot.control == "relative" else self._mean_action()[0, 0]
+        """The measured state as the target of every step. Where nothing measures a joint: no motion, if its actions are motions and lie
+        about zero, else their mean (a gripper among motions)."""
+        actions = self.robot.to_robot(self.seen.actions.cpu().numpy())
+        mean, motion = actions.mean(0), self.robot.control == "relative"
+        rest = np.where((np.abs(mean) < actions.std(0)) & motion, 0.0, mean)
         state = self.batch.obs["state"][:, -1].cpu().numpy()
         held = np.where(self.still >= 0, state[:, np.maximum(self.still, 0)], rest)
         return np.broadcast_to(held[:, None], self.truth.shape)

@@ -61,7 +61,7 @@ def sized(cfg: Any) -> Any:
     cfg = replace(cfg, one_step=True) if hasattr(cfg, "one_step") else cfg
     if hasattr(cfg, "offline"):  # nothing comes in between two rounds, and nobody can practise
         cfg = replace(cfg, offline=replace(cfg.offline, rounds=1), stages=tuple(stage for stage in cfg.stages if stage != "online"))
-    return replace(cfg, policy=policy, imitation=replace(imitation, steps=min(steps, 3000), batch=64) if eyes else imitation,
+    return replace(cfg, policy=policy, imitation=replace(imitation, steps=min(steps, 2000), batch=32) if eyes else imitation,
                    sight=replace(cfg.sight, kind="rgb") if eyes else cfg.sight)
 
 

@@ -1,0 +1,100 @@
+"""The linear reference: what each joint chooses, what it leaves to the network, and how far the network is followed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from realrl.data.views import ChunkView
+from realrl.learn.reference import GAINS, fit_reference, trust
+from realrl.nets.reference import Reference
+from realrl.types import Episode, Source
+
+
+def episode(state: np.ndarray, action: np.ndarray) -> Episode:
+    steps = len(action)
+    return Episode(obs={"state": state.astype(np.float32)}, action=action.astype(np.float32), proposed=action.astype(np.float32),
+                   source=np.full(steps, Source.HUMAN, np.uint8), reward=np.zeros(steps, np.float32), success=np.zeros(steps, bool),
+                   time=np.arange(steps) / 10, starts_plan=np.ones(steps, bool), terminated=False, truncated=True, task="", policy="")
+
+
+def moving(episodes: int, steps: int, seed: int, chunk: int = 4) -> ChunkView:
+    """Joint 0 is told to go on as it moves, joint 1 a mix of both measured joints, joint 2 noise that nothing foretells."""
+    random, made = np.random.default_rng(seed), []
+    for _ in range(episodes):
+        t = np.arange(steps + 1)[:, None]
+        state = np.sin(t * random.uniform(0.05, 0.2, 2) + random.uniform(0, 6, 2)) * random.uniform(0.2, 0.5, 2)
+        action = np.concatenate([state[1:, :1], (0.3 * state[:-1, :1] - 0.8 * state[:-1, 1:]), random.uniform(-1, 1, (steps, 1))], 1)
+        made.append(episode(state, action))
+    return ChunkView(made, chunk=chunk, n_obs=2, gamma=1.0)
+
+
+def error(reference: Reference, view: ChunkView) -> torch.Tensor:
+    batch = view.batch()
+    mask = batch.valid[..., None].float()
+    return ((reference(batch.obs["state"]) - batch.action).abs() * mask).sum((0, 1)) / mask.sum()
+
+
+def test_it_foresees_what_is_linear_in_episodes_it_has_not_seen() -> None:
+    seen, unseen = moving(6, 80, 0), moving(4, 80, 1)
+    ours, ridge = Reference(4, 4, 3), Reference(4, 4, 3)
+    fit_reference(ours, seen)
+    fit_reference(ridge, seen, ("mean",))
+    mean = (unseen.actions - seen.actions.mean(0)).abs().mean(0)
+    assert (error(ours, unseen)[:2] < 0.05 * mean[:2]).all()
+    assert error(ours, unseen)[2] < 1.1 * mean[2], "noise is left alone"
+    assert (error(ours, unseen) < 1.2 * error(ridge, unseen) + 1e-3).all()
+
+
+def test_two_episodes_are_enough_for_going_on_as_one_moves() -> None:
+    """Many idle numbers and hardly any data: a ridge over all of them loses to the joint's own line."""
+    random = np.random.default_rng(0)
+    def set_of(count: int) -> ChunkView:
+        made = []
+        for _ in range(count):
+            state = np.concatenate([random.uniform(-1, 1) + np.cumsum(random.normal(0, 0.01, (61, 1)), 0), random.uniform(-1, 1, (1, 12)) *
+                                    np.ones((61, 1)) + 0.01 * random.normal(size=(61, 12))], 1)
+            made.append(episode(state, state[1:, :1]))
+        return ChunkView(made, chunk=4, n_obs=2, gamma=1.0)
+    seen, unseen = set_of(2), set_of(5)
+    ours, ridge = Reference(26, 4, 1), Reference(26, 4, 1)
+    fit_reference(ours, seen)
+    fit_reference(ridge, seen, ("mean",))
+    assert error(ours, unseen) < 0.05 < error(ridge, unseen)
+
+
+def test_what_is_drawn_and_what_is_sent_are_inverse_inside_the_reach() -> None:
+    view = moving(6, 80, 0)
+    reference = Reference(4, 4, 3)
+    fit_reference(reference, view)
+    batch = view.batch(torch.arange(0, len(view), 7))
+    x = reference.encode(batch.action, batch.obs["state"])
+    inside = (x.abs() < 1) & batch.valid[..., None]
+    assert inside.float().mean() > 0.9
+    assert torch.allclose(reference.decode(x, batch.obs["state"])[inside], batch.action[inside], atol=1e-5)
+
+
+@pytest.mark.parametrize(("drawn", "expected"), [("truth", 1.0), ("nonsense", 0.0), ("twice", 0.5)])
+def test_the_network_is_followed_as_far_as_it_foresees(drawn: str, expected: float) -> None:
+    view = moving(6, 80, 0)
+    reference = Reference(4, 4, 3)
+    fit_reference(reference, view)
+    reference.scale.fill_(2.0)
+    batch = view.batch()
+    rest = (batch.action - reference(batch.obs["state"])) / reference.scale
+    said = {"truth": rest, "nonsense": torch.rand(rest.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1, "twice": 2 * rest}[drawn]
+    trust(reference, said, batch.obs["state"], batch.action, batch.valid)
+    assert set(reference.gain.tolist()) <= set(GAINS) and reference.gain.median() == expected
+
+
+def test_a_joint_that_never_moves_does_not_explode() -> None:
+    state = np.random.default_rng(0).normal(size=(61, 3))
+    state[:, 1] = 7.0
+    action = np.concatenate([state[1:, :1] * 0.1, np.full((60, 1), 0.25)], 1)
+    view = ChunkView([episode(state, action), episode(state[::-1].copy(), action)], chunk=4, n_obs=2, gamma=1.0)
+    reference = Reference(6, 4, 2)
+    fit_reference(reference, view)
+    assert all(torch.isfinite(b).all() for b in reference.buffers()) and (reference.scale >= 1e-3).all()
+    wild = reference.decode(torch.ones(1, 4, 2), torch.full((1, 2, 3), 50.0))
+    assert wild.abs().max() <= 1 and abs(float(wild[0, 0, 1]) - 0.25) < 0.05
