@@ -28,9 +28,31 @@ def line(error: BaseException) -> str:
 def plain(path: Path) -> Path:
     """The path again, for readers that open files themselves. Raises RealrlError for what could be waited for or read for ever: a pipe,
     a socket, a device, a folder; FileNotFoundError where nothing is."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
         raise RealrlError(f"{path} is no plain file; put a copy of the file there")
+    if about.st_size < SMALL:
+        refuse_pointer(path)
     return path
+
+
+SMALL = 1024  # bytes: what stands for a file in git-lfs has fewer
+POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what git-lfs puts in the place of one that was not fetched."""
+    try:
+        return stat.S_ISREG((about := os.stat(path)).st_mode) and about.st_size < SMALL and read_plain(path, SMALL).startswith(POINTER)
+    except (OSError, RealrlError):
+        return False
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise RealrlError for a git-lfs pointer: the file is not damaged, it was never fetched."""
+    if is_pointer(path):
+        folder = next((root for root in path.parents if (root / "meta").is_dir()), path.parent)
+        raise RealrlError(f"{path} is a git-lfs pointer, not the file: run 'git lfs pull' in {folder}")
 
 
 def mend(path: str | Path) -> str:
@@ -52,6 +74,7 @@ def holds_recordings(root: Path) -> bool:
 
 def read_json(path: Path, most: int = 2**27) -> Any:
     """A JSON document. Raises FileNotFoundError where none is, and RealrlError for what is none, or too deep or too large to be used."""
+    refuse_pointer(path)
     try:
         return copy.deepcopy(json.loads(read_plain(path, most)))  # whatever is nested too deep to be used is found here
     except FileNotFoundError:

@@ -53,7 +53,7 @@ def detect(path: Path) -> bool:
         return False
 
 
-def read(path: Path, *, task: str | None = None, fps: int | None = None, keys: Sequence[str] | None = None,
+def read(path: Path, *, task: str | None = None, fps: float | None = None, keys: Sequence[str] | None = None,
          state: Sequence[str] | None = None, action: str = "action", action_range: tuple[float, float] | None = None,
          image_scale: float = 1.0, source: str = "human", success: bool = False, last: str = "repeat") -> Imported:
     """Open a replay buffer.
@@ -82,7 +82,7 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, keys: S
     told = told if isinstance(told, list) and len(told) == len(ends) and all(isinstance(t, dict) for t in told) else [{}] * len(ends)
     plan = _Plan(path, ends, rows, arrays, ours, after if len(after) == len(ours) else {}, picked,
                  [t | ({} if task is None else {"task": task}) for t in told], task or path.name.split(".")[0],
-                 common.whole_fps(attrs.get("fps") if fps is None else fps, path) or FPS, span, image_scale, who, success, ending)
+                 common.rate_of(attrs.get("fps") if fps is None else fps, path) or FPS, span, image_scale, who, success, ending)
     notes = common.range_note(float(rows.min()), float(rows.max()), span) + _notes(plan, fps is None and "fps" not in attrs)
     meta = {"keys": {n: list(a.shape) for n, a in arrays.items()}, "attributes": attrs}
     return Imported(str(plan.told[0].get("task", plan.task)), plan.fps, "unknown", _episodes(plan), notes, meta, len(ends))
@@ -104,7 +104,7 @@ class _Plan:
     state: list[str]
     told: list[dict[str, Any]]
     task: str
-    fps: int
+    fps: float
     action_range: tuple[float, float] | None
     image_scale: float
     source: Source
@@ -177,7 +177,7 @@ def _episode(plan: _Plan, number: int, start: int, stop: int) -> Episode:
 # ---- writing
 
 
-def write(episodes: Iterable[Episode], path: Path, *, fps: int, action_range: tuple[float, float] | None = None,
+def write(episodes: Iterable[Episode], path: Path, *, fps: float, action_range: tuple[float, float] | None = None,
           zip: bool | None = None) -> None:
     """Write a replay buffer (zarr version 2, blosc), one episode in memory at a time.
 
@@ -185,7 +185,7 @@ def write(episodes: Iterable[Episode], path: Path, *, fps: int, action_range: tu
     ends in .zip. Raises RealrlError when `path` exists, without episodes, when episodes differ in their observations, or on a
     full disk.
     """
-    span, rate = common.check_range(action_range), common.whole_fps(fps, path)
+    span, rate = common.check_range(action_range), common.rate_of(fps, path)
     packed = path.suffix == ".zip" if zip is None else zip
     with common.published(path) as temporary:
         folder = temporary.with_suffix(".folder") if packed else temporary
@@ -198,7 +198,7 @@ def write(episodes: Iterable[Episode], path: Path, *, fps: int, action_range: tu
                 common.remove(folder)
 
 
-def _write_folder(folder: Path, episodes: Iterable[Episode], path: Path, fps: int | None, span: tuple[float, float] | None) -> None:
+def _write_folder(folder: Path, episodes: Iterable[Episode], path: Path, fps: float | None, span: tuple[float, float] | None) -> None:
     root = library().create_group(str(folder), zarr_format=2)
     data, meta = root.create_group("data"), root.create_group("meta")
     ends: list[int] = []
