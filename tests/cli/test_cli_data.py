@@ -270,7 +270,10 @@ def test_a_dataset_is_imported_as_it_is(tmp_path: Path, capsys: pytest.CaptureFi
     assert [e.task for e in new] == [e.task for e in old] and (new[1].obs["depth.front"] == old[1].obs["depth.front"]).all()
     info: dict[str, Any] = Store.open(tmp_path / "copy").info["features"]["observation.images.front"]["info"]
     assert info["video.codec"] == "h264" and Store.open(tmp_path / "copy").info["robot_type"] == "arm"
-    assert "leave them out" in fails(capsys, "import", folder, "--out", tmp_path / "x", "--task", "other")
+    run(capsys, "import", folder, "--out", tmp_path / "same", "--task", "other")
+    for a, b in zip(Store.open(tmp_path / "same").read(), old, strict=True):  # packets are copied, the last picture's with them
+        assert a.task == "other" and all((a.obs[key] == b.obs[key]).all() for key in b.obs)
+    assert "no option 'fps'" in fails(capsys, "import", folder, "--out", tmp_path / "x", "--fps", "20")
 
 
 def test_an_import_that_breaks_off_leaves_nothing(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -278,14 +281,14 @@ def test_an_import_that_breaks_off_leaves_nothing(recorded: Path, tmp_path: Path
     calls = [0]
     append = Store.append
 
-    def interrupted(self: Store, episodes: Any) -> Any:
+    def interrupted(self: Store, episodes: Any, **more: Any) -> Any:
         calls[0] += 1
         if calls[0] > 1:
             raise KeyboardInterrupt
         return append(self, episodes[:1])
 
     monkeypatch.setattr(Store, "append", interrupted)
-    monkeypatch.setattr("realrl.cli.data.episodes.GROUP", 2)
+    monkeypatch.setattr("realrl.cli.data.foreign.GROUP", 2)
     assert cli.main(["data", "import", str(recorded), "--out", str(tmp_path / "out")]) == 130
     assert list(tmp_path.iterdir()) == []
 

@@ -298,7 +298,7 @@ def test_a_video_of_another_recording(folder: Path) -> None:
     with pytest.raises(RealrlError, match=r"its frames are \[24, 64, 3\], info.json says \[48, 64, 3\]"):
         quiet(folder)
     video.encode(path, np.zeros((7, 48, 64, 3), np.uint8), 7, "h264")
-    with pytest.raises(RealrlError, match=r"episode 3 has a frame at 0.1429 s that the tables do not know"):
+    with pytest.raises(RealrlError, match=r"episode 3 has a frame at 0.2857 s that the tables do not know"):
         quiet(folder)
     path.unlink()
     with pytest.raises(RealrlError, match=r"cannot be read \(No such file or directory\)"):

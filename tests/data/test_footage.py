@@ -232,7 +232,7 @@ def test_a_missing_or_torn_video_is_named_and_the_numbers_still_read(tmp_path: P
         except RealrlError as error:
             assert "file-001.mp4" in str(error) and "\n" not in str(error) and errors(tmp_path / "d")
     path.unlink()
-    with pytest.raises(RealrlError, match=r"file-001\.mp4: a video file is missing.*images=False"):
+    with pytest.raises(RealrlError, match=r"file-001\.mp4 is missing.*--option missing=episodes.*images=False.*data repair"):
         Store.open(tmp_path / "d").read()
     assert [digest(e) for e in store.read(images=False)] == [digest(bare(e)) for e in made]
     assert same(store.read([0])[0], made[0])

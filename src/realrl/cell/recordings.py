@@ -17,6 +17,7 @@ import numpy as np
 
 from realrl.data.cache import FrameCache, Size, resize
 from realrl.data.formats import open_dataset
+from realrl.data.formats.lerobot import Some
 from realrl.data.store import Recordings
 from realrl.learn.imitation import worthy
 from realrl.robots.embodiment import Control, Embodiment, limits
@@ -112,31 +113,6 @@ def state_keys(episode: Episode, cfg: RecordedConfig, data: str) -> list[str]:
     return found
 
 
-class _Chosen:
-    """Some episodes of a set, numbered anew."""
-
-    def __init__(self, store: Recordings, picked: Sequence[int]) -> None:
-        self._store, self._picked = store, list(picked)
-        self.dir, self.fps, self.tasks, self.info, self.cameras = store.dir, store.fps, store.tasks, store.info, store.cameras
-        self.labels = store.labels
-
-    def __len__(self) -> int:
-        return len(self._picked)
-
-    @property
-    def frames(self) -> int:
-        """Control steps of them together."""
-        return sum(len(e) for e in self.read(images=False))
-
-    def read(self, indices: Sequence[int] | None = None, images: bool = True) -> list[Episode]:
-        """See `Recordings`."""
-        return self._store.read([self._picked[i] for i in (range(len(self)) if indices is None else indices)], images)
-
-    def pictures(self, episode: int, camera: str) -> tuple[Path, Array]:
-        """See `Recordings`."""
-        return self._store.pictures(self._picked[episode], camera)
-
-
 def _filmed(store: Recordings, sight: SightConfig, missing: str, notes: list[str]) -> tuple[Recordings, dict[str, str]]:
     """(the set without the episodes that lack a video, the cameras to look through: our name -> theirs)."""
     if sight.kind == "state":
@@ -157,7 +133,7 @@ def _filmed(store: Recordings, sight: SightConfig, missing: str, notes: list[str
         if not whole:
             raise RealrlError(f"{store.dir}: no episode has the videos of all cameras ({', '.join(films.values())}): add "
                               "--recorded.missing camera, or --sight.kind state to imitate from the numbers alone")
-    return (store if len(whole) == len(store) else _Chosen(store, sorted(whole))), films
+    return (store if len(whole) == len(store) else Some(store, sorted(whole), notes[-1])), films
 
 
 def _sense(key: str) -> str:

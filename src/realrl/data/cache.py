@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from realrl.data import video
+from realrl.data import depth, video
 from realrl.data.errors import mend, plain, read_json
 from realrl.data.schema import camera_shape
 from realrl.data.store import Recordings as Recordings
@@ -40,7 +40,6 @@ from realrl.types import Array, RealrlError
 
 Size = tuple[int, int]  # height, width
 VERSION = 1
-TOLERANCE_S = 1e-4  # between a frame's own time and the table's, as LeRobot allows
 BLOCK = 64  # frames that are resized and written at a time
 COMMIT_S = 5.0  # seconds of work that a kill may cost
 PATIENCE_S = 7 * 86400.0  # how long another process may take to build
@@ -53,7 +52,8 @@ class FilmTable:
 
     Episode e of E owns the rows first[e] to first[e + 1]; where its last observation was not filmed the row repeats the one before.
     key: observation key; fps: control steps a second; shape: of one frame, [H, W, 3] for uint8 colours or [H, W] for uint16 depth;
-    root: the dataset; paths: its videos; file [E]: which of them an episode is in; seconds [F]: when a row is shown there; first: [E + 1].
+    root: the dataset; paths: its videos; file [E]: which of them an episode is in; seconds [F]: when a row is shown there; first: [E + 1];
+    tolerance: seconds that a picture may be off that; coding: of depth that is not kept as it is.
     """
 
     key: str
@@ -64,17 +64,21 @@ class FilmTable:
     file: Array
     seconds: Array
     first: Array
+    tolerance: float
+    coding: depth.Coding | None
 
     @classmethod
     def of(cls, data: Recordings, key: str) -> FilmTable:
         """Raises RealrlError when the dataset has no such camera."""
         placed = [data.pictures(e, key) for e in range(len(data))]
         paths = {path: i for i, path in enumerate(dict.fromkeys(path for path, _ in placed))}
-        feature = data.info["features"][f"observation.{key}"]
+        name = f"observation.{key}"
+        feature = data.info["features"][name]
         height, width, channels = camera_shape(feature)
-        shape = (height, width) if (feature.get("info") or {}).get("video.is_depth_map") else (height, width, channels)
+        shape = (height, width) if depth.is_depth(feature) else (height, width, channels)
         return cls(key, data.fps, shape, data.dir, tuple(paths), np.array([paths[path] for path, _ in placed]),
-                   np.concatenate([times for _, times in placed]), np.cumsum([0, *(len(times) for _, times in placed)]))
+                   np.concatenate([times for _, times in placed]), np.cumsum([0, *(len(times) for _, times in placed)]),
+                   data.tolerance, depth.coding(name, feature))
 
     @property
     def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
@@ -305,10 +309,10 @@ def _episode_frames(camera: FilmTable, episode: int) -> Iterator[Array]:
     """Every frame of an episode in order. Raises RealrlError when the video holds others than the tables say."""
     path, half, mend = camera.paths[camera.file[episode]], 0.5 / camera.fps, f"run `realrl data check {camera.root}`"
     wanted = camera.seconds[camera.first[episode]:camera.first[episode + 1]].tolist()
-    last = wanted.pop() if abs(wanted[-1] - wanted[-2] - 1 / camera.fps) > TOLERANCE_S else None  # not filmed, or kept elsewhere
+    last = wanted.pop() if abs(wanted[-1] - wanted[-2] - 1 / camera.fps) > camera.tolerance else None  # not filmed, or kept elsewhere
     seen, frame = 0, np.empty(0)
-    for seconds, frame in video.frames(path, wanted[0] - half, wanted[-1] + half):
-        if seen == len(wanted) or abs(seconds - wanted[seen]) > TOLERANCE_S:
+    for seconds, frame in video.frames(path, wanted[0] - half, wanted[-1] + half, camera.coding):
+        if seen == len(wanted) or abs(seconds - wanted[seen]) > camera.tolerance:
             raise RealrlError(f"{path}: episode {episode} has a frame at {seconds:.4f} s that the tables do not know; {mend}")
         if frame.shape != camera.shape:
             raise RealrlError(f"{path}: its frames are {list(frame.shape)}, info.json says {list(camera.shape)}; {mend}")
@@ -317,7 +321,7 @@ def _episode_frames(camera: FilmTable, episode: int) -> Iterator[Array]:
     if seen < len(wanted):
         raise RealrlError(f"{path} ends after {seen} of the {len(wanted)} frames of episode {episode}; {mend}")
     if last is not None:
-        yield frame if last == wanted[-1] else video.decode(path, [last], TOLERANCE_S)[0]
+        yield frame if last == wanted[-1] else video.decode(path, [last], camera.tolerance, camera.coding)[0]
 
 
 # ---- the index

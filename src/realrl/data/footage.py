@@ -6,8 +6,11 @@ datasets count on a file holding those of its episodes one after the other and n
     episode 0's T0 pictures, episode 1's T1, ... , then the last pictures of all of them
 
 and an episodes row says, beside LeRobot's `videos/<camera>/from_timestamp` and `to_timestamp` (from + T / fps), where the last
-picture is: `videos/<camera>/last_timestamp`. Packets are only ever copied: behind the episodes go the last few packets of each,
-back to a key frame, so that nothing that is played refers across a seam.
+picture is: `videos/<camera>/last_timestamp`, empty where it was never filmed. Packets are only ever copied: behind the episodes go the
+last few packets of each, back to a key frame, so that nothing that is played refers across a seam.
+
+In other people's sets the pictures are where the tables' timestamps say, which LeRobot, too, goes by: frames that come as they please,
+and files that were joined with a little drift.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from realrl.data import video
+from realrl.data.depth import Coding
 from realrl.data.stats import image_stats, sampled_frames
 from realrl.data.video import Codec, Header, Packet
 from realrl.types import Array, RealrlError
 
-Encoded = tuple[Header, Sequence[Packet]]  # all T+1 pictures of one camera of one episode, from PacketEncoder
+Encoded = tuple[Header, Sequence[Packet]]  # all T+1 pictures of one camera of one episode, or T where the last was not filmed
+CLOCK = 1e-4  # seconds that a timestamp may be off frame_index / fps for LeRobot; closer ones mean just that
 
 
 @dataclass(frozen=True)
@@ -45,20 +50,47 @@ class Place:
             raise RealrlError(f"episode {row.get('episode_index')} has no video of {camera} in meta/episodes; read it with images=False")
         return cls(float(start), float(stop), None if last is None else float(last))
 
-    def times(self, length: int, fps: float) -> Array:
+    def times(self, length: int, fps: float, stamps: Array | None = None) -> Array:
         """Seconds [T+1] of every observation's picture in the file; where the last one was not recorded, the one before it again.
 
-        Raises RealrlError when the row's numbers are not finite.
+        stamps: the tables' timestamps [T], counted from `start`; without them the pictures follow each other at the set's rate. Raises
+        RealrlError when the row's numbers are not finite.
         """
         if not all(np.isfinite(t) and abs(t) < 1e9 for t in (self.start, self.stop, self.last or 0.0)):
             raise RealrlError(f"a video from {self.start} s to {self.stop} s, as meta/episodes has it, cannot be; run `realrl data check`")
         seen = self.start + np.arange(length + 1) / fps
-        if round((self.stop - self.start) * fps) <= length:  # a segment may also just go on
+        own = False
+        if stamps is not None and len(stamps) == length and np.isfinite(stamps).all() and (np.diff(stamps) > 0).all():
+            own = not np.allclose(stamps, seen[:-1] - self.start, rtol=0, atol=CLOCK)
+            seen[:-1] = self.start + stamps if own else seen[:-1]
+        if own or round((self.stop - self.start) * fps) <= length:  # a segment may also just go on
             seen[-1] = seen[-2] if self.last is None else self.last
         return seen
 
 
-def encode(films: Sequence[tuple[Array, Codec]], fps: int) -> list[Encoded]:
+def tolerance(fps: float) -> float:
+    """Seconds between a frame's time in the tables and its picture that are let pass by default: half a frame. Nearer to a picture than to
+    any other it is that one's; LeRobot's own 0.1 ms refuse sets that were joined or cut by others' tools for a drift nobody sees."""
+    return 0.5 / fps
+
+
+def seconds(path: Path, place: Place, length: int, fps: float, stamps: Array | None, tolerance_s: float) -> Array:
+    """`Place.times` by the tables' timestamps; by the number of the frame where those are a clock of their own, which the video did not
+    follow: no picture is where they say, and one is at every 1 / fps."""
+    own, regular = place.times(length, fps, stamps), place.times(length, fps)
+    if (own[:-1] == regular[:-1]).all() or not path.exists():
+        return own
+    shown = video.times(path)
+    return regular if not _shown(shown, own, tolerance_s) and _shown(shown, regular, tolerance_s) else own
+
+
+def _shown(shown: Array, wanted: Array, tolerance_s: float) -> bool:
+    """Whether there is a picture within the tolerance of each of these seconds. shown: when pictures are, increasing."""
+    at = np.searchsorted(shown, wanted).clip(1, max(1, len(shown) - 1))
+    return len(shown) > 1 and bool((np.minimum(np.abs(shown[at] - wanted), np.abs(shown[at - 1] - wanted)) <= tolerance_s).all())
+
+
+def encode(films: Sequence[tuple[Array, Codec]], fps: float) -> list[Encoded]:
     """Every film, uint8 [T+1, H, W, 3] or (depth, whose codec is fixed) uint16 [T+1, H, W], as packets; several at a time."""
     def one(order: tuple[Array, Codec]) -> Encoded:
         film, codec = order
@@ -86,11 +118,13 @@ def feature(name: str, film: Array | None, header: Header | None) -> dict[str, A
     return {"dtype": "video", "shape": [height, width, 1 if depth else 3], "names": ["height", "width", "channels"], "info": info}
 
 
-def check_encoded(where: str, name: str, encoded: Encoded, length: int, feature: Mapping[str, Any], fps: float) -> None:
-    """Raise RealrlError unless these packets are T+1 pictures as this camera of the dataset delivers them."""
+def check_encoded(where: str, name: str, encoded: Encoded, length: int, feature: Mapping[str, Any], fps: float, last: bool = True) -> None:
+    """Raise RealrlError unless these packets are T+1 pictures as this camera of the dataset delivers them; without `last` T will do."""
     header, packets = encoded
-    if [p.pts for p in packets] != list(range(length + 1)) or any(p.pts != p.dts for p in packets) or not packets[0].key:
-        raise RealrlError(f"{where}: {name} must have {length + 1} packets numbered from 0, in the order they are shown and beginning "
+    whole = sorted(p.pts for p in packets) == list(range(len(packets))) and len(packets) in (length + last, length + 1)
+    whole = whole and packets[0].key and packets[0].pts == 0 and (len(packets) == length or packets[-1].pts == length)
+    if not whole or any(p.dts != packets[0].dts + i for i, p in enumerate(packets)):
+        raise RealrlError(f"{where}: {name} must have {length + 1} packets numbered from 0, in the order they are decoded and beginning "
                           f"with a key frame, it has {len(packets)}; encode one picture an observation, the last one included")
     told = feature.get("info") or {}
     for entry in ("video.height", "video.width", "video.codec", "video.is_depth_map"):
@@ -104,40 +138,41 @@ def check_encoded(where: str, name: str, encoded: Encoded, length: int, feature:
 def joined(films: Sequence[Encoded], lengths: Sequence[int]) -> tuple[Header, list[Packet], list[Place]]:
     """The packets of one file that holds some episodes, each with T = length actions, and where they lie in it."""
     header, fps = films[0][0], float(films[0][0].fps)
-    if len(films) == 1:  # the last picture follows anyway
-        return header, list(films[0][1]), [Place(0.0, lengths[0] / fps, lengths[0] / fps)]
     if any(other != header for other, _ in films):
         raise RealrlError("episodes of one camera were encoded with different settings; append them one by one")
+    delay = max(-own[0].dts for _, own in films)  # one decoder plays all of them
     packets: list[Packet] = []
     for (_, own), n in zip(films, lengths, strict=True):
-        packets += _moved(own[:n], len(packets))
+        packets += _moved(own[:n], len(packets), delay)
     places, start = [], 0
     for (_, own), n in zip(films, lengths, strict=True):
-        tail = own[max(i for i in range(n + 1) if own[i].key):]
-        packets += _moved(tail, len(packets))
-        places.append(Place(start / fps, (start + n) / fps, (len(packets) - 1) / fps))
+        last = None
+        if len(own) > n:  # one episode's last picture follows it anyway
+            packets += _moved(own[n if len(films) == 1 else max(i for i in range(n + 1) if own[i].key):], len(packets), delay)
+            last = (len(packets) - 1) / fps
+        places.append(Place(start / fps, (start + n) / fps, last))
         start += n
     return header, packets, places
 
 
-def _moved(packets: Sequence[Packet], to: int) -> Iterator[Packet]:
+def _moved(packets: Sequence[Packet], to: int, delay: int = 0) -> Iterator[Packet]:
     """The same packets, the first of them at frame `to`."""
-    return (Packet(p.data, to + i, to + i, p.key) for i, p in enumerate(packets))
+    return (Packet(p.data, to + p.pts - packets[0].pts, to + i - delay, p.key) for i, p in enumerate(packets))
 
 
-def read(path: Path, place: Place, length: int, fps: float) -> Array:
-    """An episode's pictures: uint8 [T+1, H, W, 3], or uint16 [T+1, H, W] for depth.
+def read(path: Path, seconds: Array, tolerance_s: float, coding: Coding | None = None) -> Array:
+    """An episode's pictures at these seconds [T+1]: uint8 [T+1, H, W, 3], or uint16 [T+1, H, W] for depth.
 
     Raises FileNotFoundError, and RealrlError when the file is damaged or shorter than the tables say.
     """
     if not path.exists():
         raise FileNotFoundError(2, "missing", str(path))
-    return video.decode(path, place.times(length, fps))
+    return video.decode(path, seconds, tolerance_s, coding)
 
 
-def stats(path: Path, place: Place, length: int, fps: float) -> dict[str, Array]:
+def stats(path: Path, place: Place, length: int, fps: float, coding: Coding | None = None) -> dict[str, Array]:
     """Statistics of an episode's pictures, from a sample of them."""
-    return image_stats(video.decode(path, place.times(length, fps)[sampled_frames(length)]))
+    return image_stats(video.decode(path, place.times(length, fps)[sampled_frames(length)], tolerance(fps), coding))
 
 
 # ---- several files into one

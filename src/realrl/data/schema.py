@@ -6,7 +6,8 @@ LeRobot has no frame for the observation after the last action. Numbers of it tr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from realrl.data import errors, tables
+from realrl.data.depth import is_depth
 from realrl.data.errors import line, mend
 from realrl.data.stats import STATS, Stats
 from realrl.data.tables import ROW_INDICES, FileKey
@@ -48,14 +50,15 @@ LABEL = "label"  # what a person said of an episode, on its way from a side file
 # ---- info.json
 
 
-def read_info(root: Path) -> Info:
-    """meta/info.json. Raises RealrlError unless it describes a version 3 dataset whose paths stay in its folder."""
-    info = read_json(root)
+def read_info(root: Path, paths: Mapping[str, str] | None = None) -> Info:
+    """meta/info.json. paths: what stands in the place of its data_path and video_path. Raises RealrlError unless it describes a version 3
+    dataset whose paths stay in its folder."""
+    info = read_json(root) | dict(paths or {})
     path = root / "meta/info.json"
     version = str(info.get("codebase_version"))
     if version.startswith("v2."):
         raise RealrlError(f"{path}: codebase_version is {version!r}, which is read but not written here; open it with "
-                          "realrl.data.formats.open_dataset, or copy it into a new dataset")
+                          f"realrl.data.formats.open_dataset, or make it new: realrl data import {shlex.quote(str(root))} --out NEW")
     if not version.startswith("v3."):
         raise RealrlError(f"{path}: codebase_version is {version!r}, only v3.x and v2.x are read; convert the dataset first")
     kinds: dict[str, tuple[type, ...]] = {"data_path": (str,), "chunks_size": (int,)}
@@ -71,6 +74,13 @@ def read_info(root: Path) -> Info:
     if len({path for paths in files for path in paths}) < sum(map(len, files)):
         raise RealrlError(f"{path}: data_path or video_path gives different files one name; {mend(path)}")
     return info
+
+
+def new_info(robot_type: str, fps: float) -> Info:
+    """The info.json of a dataset without episodes."""
+    return {"codebase_version": "v3.0", "robot_type": robot_type, "total_episodes": 0, "total_frames": 0, "total_tasks": 1,
+            "chunks_size": 1000, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200, "fps": rate({"fps": fps}),
+            "splits": {"train": "0:0"}, "data_path": DATA_PATH, "video_path": None, "features": {}}
 
 
 def read_json(root: Path) -> Info:
@@ -164,7 +174,7 @@ def observations(episode: Episode, features: Info) -> tuple[dict[str, Array], di
     return numbers, films
 
 
-def columns(episode: Episode, numbers: Mapping[str, Array], fps: int, index: int, first: int, task_index: int) -> dict[str, Array]:
+def columns(episode: Episode, numbers: Mapping[str, Array], fps: float, index: int, first: int, task_index: int) -> dict[str, Array]:
     """The columns of the data file, each [T, ...]. numbers: the observations that are no video; first: the dataset-wide number
     of frame 0.
 
@@ -183,9 +193,16 @@ def columns(episode: Episode, numbers: Mapping[str, Array], fps: int, index: int
         "index": first + frame, "task_index": np.full_like(frame, task_index)}
 
 
-def features(columns: Mapping[str, Array]) -> Info:
-    """The features of columns of numbers."""
-    return {name: {"dtype": str(x.dtype), "shape": list(x.shape[1:]) or [1], "names": None} for name, x in columns.items()}
+def features(columns: Mapping[str, Array], names: Mapping[str, Any] | None = None) -> Info:
+    """The features of columns of numbers. names: what the numbers of some are called."""
+    told = names or {}
+    return {name: {"dtype": str(x.dtype), "shape": list(x.shape[1:]) or [1], "names": told.get(name)} for name, x in columns.items()}
+
+
+def rate(info: Info) -> int | float:
+    """Control steps a second: a whole number, or 29.97."""
+    fps: int | float = info["fps"]
+    return int(fps) if float(fps).is_integer() else float(fps)
 
 
 def row_schema(features: Info) -> pa.Schema:
@@ -338,11 +355,12 @@ def _ending(row: Mapping[str, Any], success: Array, flags: Mapping[str, Array]) 
 # ---- the rules of one episode
 
 
-def validate(episode: Episode, where: str, columns: Mapping[str, Array], films: Mapping[str, Array] | None, features: Info) -> None:
+def validate(episode: Episode, where: str, columns: Mapping[str, Array], films: Mapping[str, Array], features: Info,
+             kept: Collection[str] = ()) -> None:
     """Raise RealrlError, naming field and frame, unless the episode may join a dataset with these features.
 
-    columns: the episode as the data file will hold it, each [T, ...]; films: its cameras, each [T+1, ...], None when they were
-    encoded already.
+    columns: the episode as the data file will hold it, each [T, ...]; films: its cameras that are not encoded yet, each [T+1, ...];
+    kept: columns that nobody here reads, whose values may be what they like.
     """
     n = len(episode)
     if n == 0:
@@ -360,16 +378,15 @@ def validate(episode: Episode, where: str, columns: Mapping[str, Array], films: 
             raise RealrlError(f"{where}: observation.{key} has shape {x.shape}, there is nothing in it; leave it out")
     numbers = {name: f for name, f in features.items() if f["dtype"] != "video"}
     same_names(where, columns, numbers)
-    if films is not None:
-        same_names(where, films, tables.cameras(features))
-        for name, x in films.items():
+    for name, x in films.items():
+        if name in features:  # the names are compared with the encoded ones, by the caller
             validate_film(where, name, x, features[name])
     for name, x in columns.items():
         shape = list(x.shape[1:]) or [1]
         if len(x) != n or shape != list(numbers[name]["shape"]) or str(x.dtype) != numbers[name]["dtype"]:
             wanted = f"{numbers[name]['dtype']} {[n, *numbers[name]['shape']]}"
             raise RealrlError(f"{where}: {name} is {x.dtype} {list(x.shape)}, wanted {wanted}; convert it or use a new folder")
-    _validate_values(episode, where, columns)
+    _validate_values(episode, where, {name: x for name, x in columns.items() if name not in kept})
 
 
 def same_names(where: str, given: Iterable[str], wanted: Iterable[str]) -> None:
@@ -380,7 +397,7 @@ def same_names(where: str, given: Iterable[str], wanted: Iterable[str]) -> None:
 
 def validate_film(where: str, name: str, x: Array, feature: Info) -> None:
     """Raise RealrlError unless x [T+1, ...] is what the camera delivers."""
-    depth = bool((feature.get("info") or {}).get("video.is_depth_map"))
+    depth = is_depth(feature)
     height, width, _ = camera_shape(feature)
     wanted = [len(x), height, width] if depth else [len(x), height, width, 3]
     if list(x.shape) != wanted or x.dtype != (np.uint16 if depth else np.uint8):

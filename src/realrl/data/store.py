@@ -15,65 +15,28 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from realrl.data import compaction, footage, schema, tables, video
+from realrl.data import compaction, depth, footage, schema, tables, video
 from realrl.data.compaction import JOURNAL
 from realrl.data.errors import DAMAGED, holds_recordings, line
 from realrl.data.footage import Encoded, Place
+from realrl.data.incoming import Incoming, checked, publish_films
 from realrl.data.labels import Labels
+from realrl.data.reading import PLAIN, Reading, absent, imported, require_action
+from realrl.data.reading import Recordings as Recordings
 from realrl.data.schema import Info
-from realrl.data.stats import Stats, column_stats, image_stats, merge_stats, sampled_frames, stored_stats
+from realrl.data.stats import Stats, column_stats, merge_stats, stored_stats
 from realrl.data.tables import FileKey
 from realrl.data.video import Codec
 from realrl.files import lock, publish, write_json
 from realrl.types import Array, Episode, RealrlError
-
-
-@dataclass
-class _Incoming:
-    """An episode on its way to the disk. films: its cameras' pictures, None when they came encoded; stats: of cameras."""
-
-    episode: Episode
-    numbers: dict[str, Array]
-    films: dict[str, Array] | None
-    encoded: dict[str, Encoded] = field(default_factory=dict)
-    stats: Stats = field(default_factory=dict)
-
-
-class Recordings(Protocol):
-    """What can be read of a dataset, whatever its layout: a `Store`, or one that `realrl.data.formats` reads where it lies."""
-
-    dir: Path
-    labels: Labels
-
-    def __len__(self) -> int: ...
-
-    @property
-    def frames(self) -> int: ...
-
-    @property
-    def fps(self) -> int: ...
-
-    @property
-    def tasks(self) -> list[str]: ...
-
-    @property
-    def info(self) -> Info: ...
-
-    @property
-    def cameras(self) -> list[str]: ...
-
-    def read(self, indices: Sequence[int] | None = None, images: bool = True) -> list[Episode]: ...
-
-    def pictures(self, episode: int, camera: str) -> tuple[Path, Array]: ...
 
 
 class Store:
@@ -81,38 +44,40 @@ class Store:
 
     Any number of processes may read; writers take turns through an advisory lock that is held for one call, and see each
     other's episodes. `lock_wait` is how many seconds a writer waits for its turn. `codec` is for the cameras of a dataset that has
-    none yet; afterwards that of its first episode counts.
+    none yet; afterwards that of its first episode counts. reading: how somebody else's set is read; nothing can be added to it then.
     """
 
     lock_wait: float = 10.0
 
-    def __init__(self, directory: str | Path, codec: Codec = "av1") -> None:
+    def __init__(self, directory: str | Path, codec: Codec = "av1", reading: Reading = PLAIN) -> None:
         self.dir, self.labels = Path(directory), Labels(Path(directory), lambda: self.rows)
         if codec not in video.CODECS:
             raise RealrlError(f"video codec {codec!r} is not one of {', '.join(video.CODECS)}; choose one of them")
         self.codec: Codec = codec
-        self._info = schema.read_info(self.dir)
+        self._info = schema.read_info(self.dir, reading.paths)
+        self._reading = reading.checked(self.dir, self._info)
         self._tables: dict[Path, pa.Table] = {}
         self._tasks: list[str] = []
         self._stats: Stats | None = None
         self._swept = False
         self._rows: pa.Table | None = None
+        self._clock: tuple[FileKey, Array] | None = None  # the timestamps of the data file that was asked for last
         self._last_films: dict[str, FileKey] = {}  # the newest video file of each camera
         self._from = self._to = self._chunk = self._file = np.zeros(0, np.int64)
         self._reload()
-        if (self.dir / JOURNAL).exists() or self.info != self._info:
+        if self._reading.plain and ((self.dir / JOURNAL).exists() or self.info != self._info):
             with contextlib.suppress(RealrlError), self._locked(wait=0.0):  # a live writer, or a read-only disk, is no error
                 self._write_info()
 
     @classmethod
-    def create(cls, directory: str | Path, *, task: str, fps: int, robot_type: str = "unknown", codec: Codec = "av1") -> Store:
-        """A new, empty dataset. task: the text of task 0; fps: control steps a second; codec: of its cameras.
+    def create(cls, directory: str | Path, *, task: str, fps: float, robot_type: str = "unknown", codec: Codec = "av1") -> Store:
+        """A new, empty dataset. task: the text of task 0; fps: control steps a second, such as 10 or 29.97; codec: of its cameras.
 
         Raises RealrlError if one is there.
         """
         root = Path(directory)
-        if fps <= 0 or int(fps) != fps:
-            raise RealrlError(f"{root}: fps is {fps}, must be a whole number above 0")
+        if not 0 < fps < 1e6:
+            raise RealrlError(f"{root}: fps is {fps}, must be a number above 0")
         if (root / "meta/info.json").exists():
             raise RealrlError(f"{root} already holds a dataset; open it or choose another folder")
         if holds_recordings(root):
@@ -121,25 +86,21 @@ class Store:
             raise RealrlError(f"{root} is not empty and not a dataset; choose a new folder")
         schema.check_names(str(root), task=task, robot_type=robot_type)
         publish(root / "meta/tasks.parquet", partial(pq.write_table, tables.tasks_table([task])))
-        info = {
-            "codebase_version": "v3.0", "robot_type": robot_type, "total_episodes": 0, "total_frames": 0, "total_tasks": 1,
-            "chunks_size": 1000, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200, "fps": int(fps),
-            "splits": {"train": "0:0"}, "data_path": schema.DATA_PATH, "video_path": None, "features": {}}
-        write_json(root / "meta/info.json", info)
+        write_json(root / "meta/info.json", schema.new_info(robot_type, fps))
         return cls(root, codec)
 
     @classmethod
-    def open(cls, directory: str | Path) -> Store:
+    def open(cls, directory: str | Path, reading: Reading = PLAIN) -> Store:
         """An existing dataset. Raises RealrlError when the folder holds none or its tables cannot be read."""
-        return cls(directory)
+        return cls(directory, reading=reading)
 
     @classmethod
-    def open_or_create(cls, directory: str | Path, *, task: str, fps: int, robot_type: str = "unknown", codec: Codec = "av1") -> Store:
+    def open_or_create(cls, directory: str | Path, *, task: str, fps: float, robot_type: str = "unknown", codec: Codec = "av1") -> Store:
         """Continue a dataset or begin it. Raises RealrlError when the existing one runs at another fps."""
         if not (Path(directory) / "meta/info.json").exists():
             return cls.create(directory, task=task, fps=fps, robot_type=robot_type, codec=codec)
         store = cls(directory, codec)
-        if store.fps != fps:
+        if abs(store.fps - fps) > 1e-6 * fps:
             raise RealrlError(f"{directory} was recorded at {store.fps} fps, not {fps}; use its rate or another folder")
         return store
 
@@ -152,9 +113,19 @@ class Store:
         return int(self._to[-1]) if len(self) else 0
 
     @property
-    def fps(self) -> int:
+    def fps(self) -> int | float:
         """Control steps a second."""
-        return int(self._info["fps"])
+        return schema.rate(self._info)
+
+    @property
+    def lengths(self) -> Array:
+        """Control steps of each episode, [N]."""
+        return np.asarray(self._to - self._from)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know who reads it."""
+        return []
 
     @property
     def tasks(self) -> list[str]:
@@ -163,13 +134,13 @@ class Store:
 
     @property
     def info(self) -> Info:
-        """A copy of info.json, with counts that are true."""
-        return copy.deepcopy(self._info) | self._true_totals()
+        """A copy of info.json, with counts that are true and the columns as they are read."""
+        return copy.deepcopy(self._info | {"features": self._reading.features(self._info)}) | self._true_totals()
 
     @property
     def cameras(self) -> list[str]:
         """Observation keys that are kept as video: "images.<camera>" and "depth.<camera>"."""
-        return [name.removeprefix("observation.") for name in self._cameras]
+        return [name.removeprefix("observation.") for name in self._reading.films(self._info)]
 
     @property
     def rows(self) -> pa.Table:
@@ -193,60 +164,107 @@ class Store:
             return self._read(picked, images)
         except FileNotFoundError as error:  # another process may have compacted since this one looked
             if set(tables.episode_files(self.dir)) == set(self._tables):
-                kind = "video" if str(error.filename).endswith(".mp4") else "data"
-                hint = " (images=False reads the numbers alone)" if kind == "video" else ""
-                raise RealrlError(f"{error.filename or error}: a {kind} file is missing; run `realrl data check {self.dir}`{hint}"
-                                  ) from error
+                path = Path(str(error.filename or error))
+                raise absent(self.dir, path, self._info, {"data_path": schema.DATA_PATH, "video_path": schema.VIDEO_PATH}) from error
             self._reload()
             return self._read(picked, images)
 
     def _read(self, picked: list[int], images: bool) -> list[Episode]:
+        rows, columns = self._rows_of(picked), self._columns(picked, images)
+        made = {i: self.build(i, columns[i], self._films(i, columns[i]) if images else {}, rows[i]) for i in columns}
+        return [made[i] for i in picked]
+
+    def _rows_of(self, picked: list[int]) -> dict[int, dict[str, Any]]:
         taken = self.labels.onto(self.rows.take(pa.array(picked, pa.int64())).to_pylist() if picked else [], picked)
-        rows = dict(zip(picked, taken, strict=True))
+        return dict(zip(picked, taken, strict=True))
+
+    def _columns(self, picked: list[int], pictures: bool) -> dict[int, dict[str, Array]]:
+        """The columns of some episodes, by number, see `columns`."""
+        require_action(self.dir, self._reading.features(self._info))
         by_file: dict[FileKey, list[int]] = {}
         for i in picked:
             by_file.setdefault((int(self._chunk[i]), int(self._file[i])), []).append(i)
-        episodes: dict[int, Episode] = {}
+        found: dict[int, dict[str, Array]] = {}
         for key, members in by_file.items():
-            base = int(self._from[(self._chunk == key[0]) & (self._file == key[1])].min())
+            base = self._base(key)
             start, stop = int(self._from[members].min()) - base, int(self._to[members].max()) - base
-            columns = tables.read_frames(self.data_file(key), self._info["features"], start, stop, pictures=images)
+            columns = tables.read_frames(self.data_file(key), self._reading.stored(self._info), start, stop, pictures=pictures)
             for i in members:
                 span = slice(int(self._from[i]) - base - start, int(self._to[i]) - base - start)
                 if "episode_index" in columns and not (columns["episode_index"][span] == i).all():
                     raise RealrlError(f"{self.data_file(key)} does not hold episode {i} where meta/episodes says; "
                                       f"run `realrl data check {self.dir}`")
-                if i not in episodes:
-                    films = self._films(rows[i], int(self._to[i] - self._from[i])) if images else {}
-                    episodes[i] = self._episode(i, {k: v[span].copy() for k, v in columns.items()}, rows[i], films)
-        return [episodes[i] for i in picked]
+                found[i] = self._reading.named({k: v[span].copy() for k, v in columns.items()})
+        return found
 
-    def _episode(self, index: int, columns: dict[str, Array], row: Mapping[str, Any], films: Mapping[str, Array]) -> Episode:
+    def _base(self, key: FileKey) -> int:
+        """The dataset-wide number of a data file's first frame."""
+        return int(self._from[(self._chunk == key[0]) & (self._file == key[1])].min())
+
+    def columns(self, episode: int, pictures: bool = True) -> dict[str, Array]:
+        """All columns of an episode that are numbers, each [T, ...]. pictures: also those that are pictures in cells."""
+        return self._columns([episode], pictures)[episode]
+
+    def build(self, index: int, columns: dict[str, Array], films: Mapping[str, Array], row: Mapping[str, Any] | None = None) -> Episode:
+        """The episode made of its `columns` and its films, observation.<key> -> [T+1, ...]. row: as meta/episodes has it."""
         try:
-            return schema.episode(columns, row, films, self._tasks)
+            return schema.episode(columns, self._rows_of([index])[index] if row is None else row, films, self._tasks)
         except DAMAGED as error:
             raise RealrlError(f"{self.dir}: episode {index} does not fit info.json ({line(error)}); "
                               f"run `realrl data check {self.dir}`") from error
 
-    def _films(self, row: Mapping[str, Any], length: int) -> dict[str, Array]:
-        return {camera: footage.read(self._video_file(row, camera), Place.of(row, camera), length, float(self._info["fps"]))
-                for camera in self._cameras if camera.startswith("observation.")}
+    def _films(self, index: int, columns: Mapping[str, Array]) -> dict[str, Array]:
+        found = {}
+        for name, theirs in self._reading.films(self._info).items():
+            path, seconds = self.pictures(index, name.removeprefix("observation."), columns.get("timestamp"))
+            found[name] = footage.read(path, seconds, self.tolerance, depth.coding(name, self._info["features"][theirs]))
+        return found
 
-    def pictures(self, episode: int, camera: str) -> tuple[Path, Array]:
+    @property
+    def tolerance(self) -> float:
+        """Seconds that a picture may be off its frame's time."""
+        return self._reading.close(self.fps)
+
+    def pictures(self, episode: int, camera: str, stamps: Array | None = None) -> tuple[Path, Array]:
         """Where the pictures of an observation key lie: the mp4, and the second in it of each of the T+1 observations, [T+1].
 
-        Pass them to `video.decode`. Raises RealrlError when there is no such episode or camera.
+        Pass them to `video.decode`. stamps: the episode's timestamps [T] where they are known already. Raises RealrlError when there is
+        no such episode or camera.
         """
-        name = f"observation.{camera}"
-        if not 0 <= episode < len(self) or name not in self._cameras:
-            raise RealrlError(f"{self.dir} has no camera {camera!r} in an episode {episode}; it has {len(self)} episodes and the cameras "
-                              f"{', '.join(self.cameras) or '(none)'}")
-        wanted = [c for c in self.rows.column_names if c.startswith(f"videos/{name}/") or c == "episode_index"]  # a row has many
-        (row,) = self.rows.select(wanted).slice(episode, 1).to_pylist()
-        length, path = int(self._to[episode] - self._from[episode]), self._video_file(row, name)
+        path, row = self._film(episode, camera)
+        length = int(self._to[episode] - self._from[episode])
         if length > (path.stat().st_size if path.exists() else 2**24):  # a picture takes a byte at least
             raise RealrlError(f"{path} cannot hold {length} pictures, as meta/episodes has it; run 'realrl data repair {self.dir}'")
-        return path, Place.of(row, name).times(length, float(self._info["fps"]))
+        place = Place.of(row, self._reading.theirs(f"observation.{camera}"))
+        stamps = self._stamps(episode) if stamps is None else stamps
+        return path, footage.seconds(path, place, length, float(self.fps), stamps, self.tolerance)
+
+    def film(self, episode: int, camera: str) -> Path:
+        """The mp4 that an episode's pictures of an observation key lie in, whether it is there or not."""
+        return self._film(episode, camera)[0]
+
+    def _film(self, episode: int, camera: str) -> tuple[Path, dict[str, Any]]:
+        theirs = self._reading.film(self, self._info, episode, camera)
+        wanted = [c for c in self.rows.column_names if c.startswith(f"videos/{theirs}/") or c == "episode_index"]  # a row has many
+        (row,) = self.rows.select(wanted).slice(episode, 1).to_pylist()
+        return self._video_file(row, theirs), row
+
+    def _stamps(self, episode: int) -> Array | None:
+        """The timestamps of an episode [T], where the tables have any. The last file's are remembered."""
+        key, told = (int(self._chunk[episode]), int(self._file[episode])), self._info["features"].get("timestamp")
+        if told is None:
+            return None
+        if self._clock is None or self._clock[0] != key:
+            try:
+                self._clock = key, tables.read_frames(self.data_file(key), {"timestamp": told})["timestamp"]
+            except FileNotFoundError:  # who reads its numbers will say so
+                return None
+        base = self._base(key)
+        return self._clock[1][int(self._from[episode]) - base:int(self._to[episode]) - base].reshape(-1)
+
+    def table(self, episode: int) -> Path:
+        """The data file that an episode's numbers lie in, whether it is there or not."""
+        return self.data_file((int(self._chunk[episode]), int(self._file[episode])))
 
     def data_file(self, key: FileKey) -> Path:
         """Where the data file (chunk_index, file_index) lies."""
@@ -255,28 +273,38 @@ class Store:
     def _video_file(self, row: Mapping[str, Any], camera: str) -> Path:
         chunk, file = (row.get(f"videos/{camera}/{name}_index") for name in ("chunk", "file"))
         if chunk is None or file is None:
-            raise RealrlError(f"{self.dir}: no video file of {camera} is listed for episode {row['episode_index']}; read with images=False")
+            raise RealrlError(f"{self.dir}: no video file of {camera} is listed for episode {row['episode_index']}; read with images=False "
+                              f"or leave it out: {imported('--option', 'missing=camera')}, or missing=episodes")
         return schema.video_file(self.dir, self._info, camera, (int(chunk), int(file)))
 
     # ---- writing
 
-    def append(self, episodes: Sequence[Episode]) -> range:
+    def append(self, episodes: Sequence[Episode], *, videos: Sequence[Mapping[str, Encoded]] = (),
+               columns: Sequence[Mapping[str, Array]] = (), names: Mapping[str, Any] | None = None) -> range:
         """Add episodes; once this returns they survive a crash. Gives their indices.
 
         Observations called "images.<camera>" (uint8 [T+1, H, W, 3]) and "depth.<camera>" (uint16 [T+1, H, W], millimetres, kept
-        exactly) become video, one file a camera for all episodes of this call.
-        All of them are checked before anything is written. Raises RealrlError naming episode, field and frame of a value that
+        exactly) become video, one file a camera for all episodes of this call. All of them are checked before anything is written.
+
+        videos: of each episode, the cameras that come encoded, as `append_encoded` takes them, or with T packets where nobody filmed what
+        followed the last action; columns: of each, more columns to keep, [T, ...]; names: column -> what its numbers are called, which
+        counts for a dataset's first episodes.
+        Raises RealrlError naming episode, field and frame of a value that
         is not finite, a shape or dtype other than the dataset's, an empty episode, or time that does not increase.
         """
         if not episodes:
             return range(len(self), len(self))
         known = self._info["features"] if len(self) else {}
-        takes = [_Incoming(e, *schema.observations(e, known)) for e in episodes]
+        takes = [Incoming(e, *schema.observations(e, known)) for e in episodes]
+        for take, encoded in zip(takes, videos, strict=bool(videos)):
+            take.encoded, take.last = {f"observation.{k}": (header, list(packets)) for k, (header, packets) in encoded.items()}, False
+        for take, kept in zip(takes, columns, strict=bool(columns)):
+            take.kept = kept
         if any(take.films for take in takes):  # encoding takes long: outside the lock, and not for episodes that will be refused
-            self._checked(takes)
+            self._checked(takes, names)
             for take in takes:
-                self._encode(take)
-        return self._append(takes)
+                take.encode(self._codec, self.fps)
+        return self._append(takes, names)
 
     def append_encoded(self, episode: Episode, videos: Mapping[str, Encoded], stats: Mapping[str, dict[str, Array]] | None = None
                        ) -> int:
@@ -287,44 +315,25 @@ class Store:
         observation key -> `stats.image_stats` of a sample of pictures, otherwise some are decoded again for it.
         Raises RealrlError as `append`, and when packets are not that or differ from the dataset in size, codec or rate.
         """
-        return self._append([_Incoming(episode, {f"observation.{k}": x for k, x in episode.obs.items()}, None,
+        return self._append([Incoming(episode, {f"observation.{k}": x for k, x in episode.obs.items()}, {},
                                    {f"observation.{k}": (v[0], list(v[1])) for k, v in videos.items()},
-                                   {f"observation.{k}": s for k, s in (stats or {}).items()})])[0]
-
-    def _encode(self, take: _Incoming) -> None:
-        films = take.films or {}
-        for name in films:
-            take.stats[name] = image_stats(films[name][sampled_frames(len(take.episode))])
-        if films:
-            orders = [(film, self._codec(name)) for name, film in films.items()]
-            take.encoded = dict(zip(films, footage.encode(orders, self.fps), strict=True))
+                                   stats={f"observation.{k}": s for k, s in (stats or {}).items()})])[0]
 
     def _codec(self, camera: str) -> Codec:
         told = (self._info["features"].get(camera, {}).get("info") or {}).get("video.codec")
         return next((codec for codec in video.CODECS if codec == told), self.codec)
 
-    def _checked(self, takes: Sequence[_Incoming]) -> tuple[Info, list[dict[str, Array]], list[str], Array]:
-        """(features, columns of each, task texts, first frame of each and of the next) if all of them may join, else RealrlError."""
-        first, starts = len(self), self.frames + np.cumsum([0, *(len(t.episode) for t in takes)])
-        tasks = list(dict.fromkeys([*self._tasks, *(t.episode.task for t in takes)]))
-        columns = [schema.columns(t.episode, t.numbers, self.fps, first + i, int(starts[i]), tasks.index(t.episode.task))
-                   for i, t in enumerate(takes)]
-        features: Info = self._info["features"] if first else schema.features(columns[0]) | {
-            name: footage.feature(f"{self.dir}: {name}", (takes[0].films or {}).get(name), (takes[0].encoded.get(name) or (None,))[0])
-            for name in takes[0].films or takes[0].encoded}
-        for i, take in enumerate(takes):
-            where = f"{self.dir}: episode {first + i} (number {i} of this append)"
-            schema.validate(take.episode, where, columns[i], take.films, features)
-            if take.films is None:
-                schema.same_names(where, take.encoded, tables.cameras(features))
-            for name, encoded in take.encoded.items():
-                footage.check_encoded(where, name, encoded, len(take.episode), features[name], float(self._info["fps"]))
-        return features, columns, tasks, starts
+    def _checked(self, takes: Sequence[Incoming], names: Mapping[str, Any] | None) -> tuple[Info, list[dict[str, Array]], list[str], Array]:
+        """See `incoming.checked`. Raises RealrlError also when this object is not how the dataset really is."""
+        if not self._reading.plain:
+            raise RealrlError(f"{self.dir} was opened under other names or with some of its cameras; open it as it is to add to it")
+        known = self._info["features"] if len(self) else None
+        return checked(self.dir, takes, known, names or {}, fps=self.fps, first=len(self), frames=self.frames, tasks=self._tasks)
 
-    def _append(self, takes: Sequence[_Incoming]) -> range:
+    def _append(self, takes: Sequence[Incoming], names: Mapping[str, Any] | None = None) -> range:
         with self._locked():
             first = len(self)
-            features, columns, tasks, starts = self._checked(takes)
+            features, columns, tasks, starts = self._checked(takes, names)
             if tasks != self._tasks:  # first, so that a reader never meets a task_index without its text
                 publish(self.dir / "meta/tasks.parquet", partial(pq.write_table, tables.tasks_table(tasks)))
                 self._tasks = tasks
@@ -339,12 +348,14 @@ class Store:
                 self._merge_small_tables()
             return range(first, len(self))
 
-    def _publish_episodes(self, takes: Sequence[_Incoming], columns: Sequence[dict[str, Array]], starts: Array) -> None:
+    def _publish_episodes(self, takes: Sequence[Incoming], columns: Sequence[dict[str, Array]], starts: Array) -> None:
         """Video files and data file, then the episodes file that makes them count, then what this object remembers."""
         if self._stats is None:
             self._stats = stored_stats(self.dir, self._info["features"], self.frames)
         first, data_key, row_key, stats = len(self), self._next_data_key(), self._next_row_key(), self._stats
-        filmed, last_films = self._publish_films(takes)
+        last_films = {camera: self._next_key(self._last_films.get(camera)) for camera in self._cameras}
+        files = {camera: schema.video_file(self.dir, self._info, camera, key) for camera, key in last_films.items()}
+        filmed = publish_films(takes, last_films, files, float(self.fps))
         rows = []
         for i, take in enumerate(takes):
             own = column_stats(columns[i]) | take.stats
@@ -359,22 +370,6 @@ class Store:
         self._last_films |= last_films
         self._from, self._to = np.append(self._from, starts[:-1]), np.append(self._to, starts[1:])
         self._chunk, self._file = (np.append(x, np.full(len(takes), k)) for x, k in zip((self._chunk, self._file), data_key, strict=True))
-
-    def _publish_films(self, takes: Sequence[_Incoming]) -> tuple[list[dict[str, Any]], dict[str, FileKey]]:
-        """One video file a camera; (what each episode's row says of them, their numbers). Fills in statistics that are missing."""
-        rows: list[dict[str, Any]] = [{} for _ in takes]
-        keys = {camera: self._next_key(self._last_films.get(camera)) for camera in self._cameras}
-        for camera, key in keys.items():
-            header, packets, places = footage.joined([t.encoded[camera] for t in takes], [len(t.episode) for t in takes])
-            path = schema.video_file(self.dir, self._info, camera, key)
-            compaction.set_aside(path)
-            publish(path, partial(video.mux, header=header, packets=packets))
-            for row, take, place in zip(rows, takes, places, strict=True):
-                values = (*key, place.start, place.stop, place.last)
-                row |= {f"videos/{camera}/{name}": value for name, value in zip(tables.VIDEO_FIELDS, values, strict=True)}
-                if camera not in take.stats:
-                    take.stats[camera] = footage.stats(path, place, len(take.episode), self.fps)
-        return rows, keys
 
     def compact(self) -> None:
         """Merge small data and video files into larger ones (up to data_files_size_in_mb, video_files_size_in_mb), and the episodes
@@ -399,7 +394,7 @@ class Store:
 
     def _reload(self) -> None:
         """Read the tables that changed since the last look."""
-        self._info = schema.read_info(self.dir)
+        self._info, self._clock = schema.read_info(self.dir, self._reading.paths), None
         for _ in range(3):
             with contextlib.suppress(FileNotFoundError):  # compacted away by another process since it was listed
                 files = tables.episode_files(self.dir)

@@ -226,7 +226,7 @@ def newest(tables: Sequence[pa.Table], root: Path) -> pa.Table:
 def read_frames(path: Path, features: Features, start: int = 0, stop: int | None = None, *, pictures: bool = False) -> dict[str, Array]:
     """Rows start..stop of a data file as numpy, each [T, ...] with the feature's dtype; reads only the row groups they are in.
 
-    pictures: also decode features of dtype "image", to uint8 [T, H, W, 3].
+    pictures: also decode features of dtype "image", to uint8 [T, H, W, 3], or uint16 [T, H, W].
     Raises FileNotFoundError for a missing file and RealrlError for a damaged, short or ill-typed one.
     """
     numbers = stored(features)
@@ -277,7 +277,7 @@ def to_numpy(column: pa.ChunkedArray, name: str, feature: Features) -> Array:
 
 
 def _decoded(column: pa.ChunkedArray, name: str) -> Array:
-    """Pictures kept in cells (struct with bytes, or plain bytes) as uint8 [T, H, W, 3]."""
+    """Pictures kept in cells (struct with bytes, or plain bytes) as uint8 [T, H, W, 3]; those of 16 bits, depth, as uint16 [T, H, W]."""
     cells = column.to_pylist()
     return np.stack([_picture(c.get("bytes") if isinstance(c, dict) else c, name) for c in cells])
 
@@ -293,7 +293,7 @@ def _picture(content: Any, name: str) -> Array:
     pictures = [*context.decode(av.Packet(content)), *context.decode(None)]
     if not pictures:
         raise ValueError(f"{name} holds a picture that does not decode")
-    out: Array = pictures[0].to_ndarray(format="rgb24")
+    out: Array = pictures[0].to_ndarray(format="gray16le" if pictures[0].format.name.startswith("gray16") else "rgb24")
     return out
 
 

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Literal
 import av
 import numpy as np
 
+from realrl.data.depth import Coding
 from realrl.data.errors import DAMAGED, line, mend, plain
 from realrl.types import Array, RealrlError
 
@@ -32,6 +33,7 @@ OPTIONS = {
     "av1": {"preset": "12", "crf": "30", "svtav1-params": "pred-struct=1:lookahead=0:rtc=1:lp=1"},
     "h264": {"preset": "ultrafast", "tune": "zerolatency", "crf": "30", "bf": "0"},
     "ffv1": {"level": "3", "slices": "4", "slicecrc": "1"}}
+SLACK = 1e-4  # seconds that are no difference: clocks of other units, and stamps in 32 bits
 MAX_PIXELS = 2**26  # a damaged file must not ask for more memory than a frame of 8192 x 8192 needs
 VideoFile = str | Path | BinaryIO
 
@@ -40,7 +42,7 @@ os.environ.setdefault("SVT_LOG", "1")  # the encoder prints its banner for every
 
 @dataclass(frozen=True)
 class Packet:
-    """One encoded frame. pts, dts: in frames (1 / fps seconds); key: whether decoding may begin here."""
+    """One encoded frame. pts, dts: when it is shown and decoded, in frames (1 / fps seconds); key: whether decoding may begin here."""
 
     data: bytes
     pts: int
@@ -229,6 +231,30 @@ def packets(path: str | Path) -> Iterator[Packet]:
                 yield Packet(bytes(p), round(pts), round(p.dts * p.time_base * rate), bool(p.is_keyframe))
 
 
+def segment(path: str | Path, seconds: Array, tolerance_s: float) -> list[Packet] | None:
+    """The packets of the frames shown at these increasing seconds [T], in decoding order and numbered from 0, to be copied elsewhere; None
+    where they cannot stand alone: no key frame begins them, others lie between, or one needs a frame outside. Errors as `decode`."""
+    with _opened(path) as (container, stream):
+        container.seek(max(0, int((seconds[0] + SLACK) / stream.time_base)), stream=stream)
+        taken: list[tuple[float, Any]] = []
+        for p in container.demux(stream):
+            if not p.size or p.pts is None:
+                continue
+            if not (at := float(p.pts * p.time_base)) < seconds[0] - tolerance_s and len(taken) < len(seconds):
+                taken.append((at, p))
+            elif len(taken) == len(seconds):  # an open end: what is shown before the last of ours, but decoded behind it
+                if at < seconds[-1] + tolerance_s:
+                    return None
+                break
+        order = np.argsort([at for at, _ in taken], kind="stable")
+        shown = np.array([at for at, _ in taken])[order]
+        if len(taken) < len(seconds) or not taken[0][1].is_keyframe or order[0] or not (np.abs(shown - seconds) <= tolerance_s).all():
+            return None
+        rank = np.argsort(order).tolist()
+        delay = max(i - at for i, at in enumerate(rank))
+        return [Packet(bytes(p), at, i - delay, bool(p.is_keyframe)) for i, (at, (_, p)) in enumerate(zip(rank, taken, strict=True))]
+
+
 @contextlib.contextmanager
 def _writing(file: VideoFile, header: Header) -> Iterator[Any]:
     """A function that adds one packet to a new mp4."""
@@ -253,21 +279,21 @@ def _writing(file: VideoFile, header: Header) -> Iterator[Any]:
 # ---- decoding
 
 
-def decode(path: str | Path, timestamps: Sequence[float] | Array, tolerance_s: float = 1e-4) -> Array:
+def decode(path: str | Path, timestamps: Sequence[float] | Array, tolerance_s: float = 1e-4, coding: Coding | None = None) -> Array:
     """The frames nearest to these seconds, in that order: uint8 [N, H, W, 3], or uint16 [N, H, W] for depth.
 
-    Any order and repetition of timestamps; sorted ones are read in one pass, from the key frame at or before each.
-    Raises RealrlError naming the file when it is damaged or holds no frame within `tolerance_s` of a timestamp.
+    Any order and repetition of timestamps; sorted ones are read in one pass, from the key frame at or before each. coding: of depth that
+    is not kept as it is. Raises RealrlError naming the file when it is damaged or holds no frame within `tolerance_s` of a timestamp.
     """
-    with contextlib.closing(Reader(path)) as reader:
+    with contextlib.closing(Reader(path, coding)) as reader:
         return reader.decode(timestamps, tolerance_s)
 
 
 class Reader:
     """A video that stays open, for many small calls of `decode`; one thread at a time. Not to be used after an error."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, coding: Coding | None = None) -> None:
+        self.path, self._coding = path, coding
         self._stack = contextlib.ExitStack()
         self._container, self._stream = self._stack.enter_context(_opened(path))
 
@@ -285,7 +311,7 @@ class Reader:
         order = np.argsort(wanted, kind="stable")
         pictures = _nearest(self.path, self._container, self._stream, wanted[order], tolerance_s)
         for i, picture in zip(order, pictures, strict=True):
-            image = _pixels(picture)
+            image = _pixels(picture, self._coding)
             if out is None:
                 out = np.empty((len(wanted), *image.shape), image.dtype)
             if image.shape != out.shape[1:]:
@@ -293,12 +319,13 @@ class Reader:
             out[i] = image
         if out is None:
             context = self._stream.codec_context
-            size = (context.height, context.width)
-            out = np.empty((0, *size), np.uint16) if str(context.pix_fmt or "").startswith("gray16") else np.empty((0, *size, 3), np.uint8)
+            size, depth = (context.height, context.width), self._coding or str(context.pix_fmt or "").startswith("gray16")
+            out = np.empty((0, *size), np.uint16) if depth else np.empty((0, *size, 3), np.uint8)
         return out
 
 
-def frames(path: str | Path, start_s: float = 0.0, stop_s: float | None = None) -> Iterator[tuple[float, Array]]:
+def frames(path: str | Path, start_s: float = 0.0, stop_s: float | None = None, coding: Coding | None = None
+           ) -> Iterator[tuple[float, Array]]:
     """(seconds, frame) of every frame in [start_s, stop_s), in order; each uint8 [H, W, 3] or uint16 [H, W]. Errors as `decode`."""
     with _opened(path) as (container, stream):
         if start_s > 0:
@@ -307,7 +334,7 @@ def frames(path: str | Path, start_s: float = 0.0, stop_s: float | None = None) 
             if stop_s is not None and picture.time >= stop_s - 1e-6:
                 return
             if picture.time >= start_s - 1e-6:
-                yield picture.time, _pixels(picture)
+                yield picture.time, _pixels(picture, coding)
 
 
 def times(path: str | Path) -> Array:
@@ -331,10 +358,10 @@ def _nearest(path: str | Path, container: Any, stream: Any, wanted: Array, toler
         if not np.isfinite(t):
             raise RealrlError(f"{path}: a frame at {t} s was asked for; give finite seconds")
         if current is None or _key_between(stream, current, t):
-            container.seek(max(0, int((t + tolerance) / stream.time_base)), stream=stream)
+            container.seek(max(0, int((t + SLACK) / stream.time_base)), stream=stream)
             pictures, previous = _pictures(path, container, stream), None
             current = next(pictures, None)
-        while current is not None and current.time < t - tolerance:
+        while current is not None and current.time < t - SLACK:
             previous, current = current, next(pictures, None)
         best = min((p for p in (previous, current) if p is not None), key=lambda p: abs(p.time - t), default=None)
         if best is None or abs(best.time - t) > tolerance:
@@ -358,8 +385,13 @@ def _pictures(path: str | Path, container: Any, stream: Any) -> Iterator[Any]:
         yield picture
 
 
-def _pixels(picture: Any) -> Array:
-    pixels: Array = picture.to_ndarray(format="gray16le" if picture.format.name.startswith("gray16") else "rgb24")
+def _pixels(picture: Any, coding: Coding | None) -> Array:
+    if coding is not None:
+        return coding.millimetres(picture)
+    name = picture.format.name
+    if name.startswith("gray") and name not in ("gray", "gray16le", "gray16be"):  # eight bits of it are neither colours nor a distance
+        raise RealrlError(f"a video of {name} is depth or heat in a coding that info.json does not tell; read it without its cameras")
+    pixels: Array = picture.to_ndarray(format="gray16le" if name.startswith("gray16") else "rgb24")
     return pixels
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from realrl.data.cache import TOLERANCE_S, FilmTable, Recordings, Size, cameras, cores, resize
+from realrl.data.cache import FilmTable, Recordings, Size, cameras, cores, resize
 from realrl.data.video import Reader
 from realrl.data.views import ChunkView
 from realrl.files import derive
@@ -80,9 +80,10 @@ class VideoFrames:
         """Fill frames[mine]. The reader is this thread's own until it is put back."""
         with self._lock:
             reader = self._open.pop(path, None)
-        reader = reader or Reader(path)
-        pixels = reader.decode(seconds, TOLERANCE_S)
-        if pixels.shape[1:] != (shape := self.recorded[key].shape):
+        camera = self.recorded[key]
+        reader = reader or Reader(path, camera.coding)
+        pixels = reader.decode(seconds, camera.tolerance)
+        if pixels.shape[1:] != (shape := camera.shape):
             raise RealrlError(f"{path}: its frames are {list(pixels.shape[1:])}, info.json says {list(shape)}; restore it from a copy")
         frames[mine] = resize(pixels, self._size)
         closing = [reader]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image  # comes with matplotlib
 
-from realrl.data import video
+from realrl.data import depth, video
 from realrl.data.store import Recordings
 from realrl.types import Array, RealrlError
 
@@ -85,7 +85,8 @@ def film_strip(store: Recordings, episode: int, camera: str, at: Sequence[float]
     """A recorded camera as thumbnails. at: where in the episode, 0 its start, 1 its end; a text where they cannot be read."""
     try:
         path, times = store.pictures(episode, camera)
-        found = video.decode(path, times[[round(x * (len(times) - 1)) for x in at]])
+        coding = depth.coding(camera, store.info["features"][f"observation.{camera}"])
+        found = video.decode(path, times[[round(x * (len(times) - 1)) for x in at]], store.tolerance, coding)
     except (RealrlError, OSError) as error:
         return {"camera": short(camera), "pictures": [], "error": short(str(error).removeprefix(f"{store.dir}/"))}
     return {"camera": short(camera), "pictures": [jpeg(x) for x in coloured(found)], "error": ""}

@@ -97,7 +97,7 @@ def test_damage_and_paths_that_lead_out_are_one_clear_line(tmp_path: Path) -> No
         with pytest.raises(RealrlError) as caught:
             open_dataset(tmp_path / template.replace("/", "_")).read()
         assert "\n" not in str(caught.value) and ("leads out" in str(caught.value) or "not understood" in str(caught.value))
-    for name, text in {"episodes.jsonl": '{"episode_index": 1, "length": 3}\n', "tasks.jsonl": "{", "info.json": "[]"}.items():
+    for name, text in {"episodes.jsonl": '{"episode_index": 1, "length": 3}\n' * 2, "tasks.jsonl": "{", "info.json": "[]"}.items():
         (old(tmp_path / name) / "meta" / name).write_text(text)
         with pytest.raises(RealrlError, match=name.replace(".", r"\.")) as caught:
             open_dataset(tmp_path / name).read()

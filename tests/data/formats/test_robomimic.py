@@ -84,7 +84,7 @@ def test_options_choose(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"filter": "test"}, "train, valid"), ({"keys": ["gripper"]}, "agentview_image"), ({"state": ["images.agentview"]}, "robot0_eef_pos"),
-    ({"fps": 2.5}, "whole number"), ({"source": "me"}, "human"), ({"action_range": (1, 1)}, "low below high"), ({"last": "no"}, "drop"),
+    ({"fps": -2}, "number above 0"), ({"source": "me"}, "human"), ({"action_range": (1, 1)}, "low below high"), ({"last": "no"}, "drop"),
     ({"colour": 1}, "action_range")])
 def test_wrong_options_are_answered_with_what_there_is(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     path = documented(tmp_path / "x.hdf5")

@@ -74,7 +74,7 @@ def test_a_recording_that_others_made(tmp_path: Path, shared_data: Path) -> None
     (problem,) = errors(root)  # the sample has no videos
     assert "observation.image/chunk-000/file-000.mp4: the video of episodes 0 to 2 is missing" in problem
     assert any("total_frames is 14983" in p.what for p in check(root))  # the sample was cut and its info.json was not
-    with pytest.raises(RealrlError, match=r"file-000\.mp4: a video file is missing.*images=False"):
+    with pytest.raises(RealrlError, match=r"file-000\.mp4 is missing.*--option missing=episodes.*images=False"):
         Store.open(root).read()
     episodes = open_dataset(root).read(images=False)
     assert [len(e) for e in episodes] == [299, 300, 300] and episodes[0].obs["state"].shape == (300, 19)
@@ -144,7 +144,7 @@ def test_videos_that_do_not_fit_the_tables(tmp_path: Path) -> None:
     video.mux(path, header, packets[:40])
     assert "episode 1 ends at 3.000 s, the video at 2.000 s" in found(tmp_path / "d")
     video.mux(path, header, packets[:60])
-    assert "episode 0 has no picture within 0.1 ms of frame 30" in found(tmp_path / "d")  # the one after the last action
+    assert "episode 0 has no picture within half a frame of frame 30" in found(tmp_path / "d")  # the one after the last action
     video.mux(path, header, [p for p in packets if not 20 <= p.pts < 24])
     assert "holds 26 pictures of episode 0, its table 30 frames" in found(tmp_path / "d")
     video.encode(path, [np.zeros((32, 48, 3), np.uint8)] * 64, 20, "h264")
@@ -160,10 +160,12 @@ def test_videos_that_do_not_fit_the_tables(tmp_path: Path) -> None:
 
 def test_rows_that_do_not_fit_the_videos(tmp_path: Path) -> None:
     filmed(tmp_path / "d")
-    rewrite(tmp_path / "d", from_timestamp=0.013)
-    assert "episode 0 has no picture within 0.1 ms of frame 0" in found(tmp_path / "d")
+    rewrite(tmp_path / "d", from_timestamp=0.013)  # nearer to its own picture than to any other
+    assert "episode 0 has pictures that are 13 ms off" in found(tmp_path / "d") and not errors(tmp_path / "d")
     with pytest.raises(RealrlError, match=r"file-000\.mp4: no frame within"):
-        Store.open(tmp_path / "d").read([0])
+        open_dataset(tmp_path / "d", tolerance=1e-4).read([0])
+    rewrite(tmp_path / "d", from_timestamp=0.026)
+    assert "holds 29 pictures of episode 0, its table 30 frames" in str(errors(tmp_path / "d"))
     rewrite(tmp_path / "d", from_timestamp=float("nan"))
     assert "episode 0 lies from nan s" in found(tmp_path / "d")
     rewrite(tmp_path / "d", from_timestamp=0.0, to_timestamp=9.0)

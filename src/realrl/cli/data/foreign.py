@@ -7,15 +7,21 @@ import itertools
 import json
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realrl.cli.data.episodes import EPISODES, append, is_lerobot, recorded
-from realrl.cli.parser import Parser, command, mistake, progress, say, whole
+from realrl.cli.data.episodes import EPISODES, GROUP, MUCH, recorded
+from realrl.cli.parser import Parser, command, mistake, progress, say
 
 if TYPE_CHECKING:
+    from realrl.data.footage import Encoded
     from realrl.data.formats import Imported
-    from realrl.types import Episode
+    from realrl.data.store import Store
+    from realrl.types import Array, Episode
+
+OPTIONS = "success|last|clip|images|image_scale|keys|state|split|filter|source|cameras|missing|tolerance|keep|data_path|video_path"
+MANY = 500  # episodes per append, where no pictures are decoded
 
 
 def add(actions: Any) -> None:
@@ -46,15 +52,18 @@ def _export(args: argparse.Namespace) -> int:
 
 def _add_import(actions: Any) -> None:
     parser = command(actions, "import", "Make a dataset of another format: robomimic and robosuite HDF5, diffusion_policy zarr, Minari, "
-                     "RLDS, pickles of DAPG and HIL-SERL (no code in them is run), LeRobot 1 and 2. The format is found out by itself.",
+                     "RLDS, pickles of DAPG and HIL-SERL (no code in them is run), LeRobot. The format is found out by itself.",
                      "realrl data import pusht_cchi_v7_replay.zarr.zip --out pusht --action-range 0 512", _import)
     parser.add_argument("source", type=Path, metavar="SOURCE", help="file or folder to read; it stays as it is")
     parser.add_argument("--format", metavar="F", help="which format it is, where that cannot be found out")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder; it appears when it is whole")
     parser.add_argument("--task", metavar="TEXT", help="what the robot is asked to do (default: what the source says)")
-    parser.add_argument("--fps", type=whole(1), metavar="N", help="control steps a second (default: what the source says)")
+    parser.add_argument("--fps", type=_rate, metavar="N", help="control steps a second (default: what the source says)")
+    parser.add_argument("--rename", action="append", default=[], metavar="OURS=THEIRS", help="of LeRobot's layouts: a column that has "
+                        "another name there, e.g. action=actions, observation.state=state; as often as needed")
     _add_options(parser)
-    parser.add_argument("--codec", choices=("av1", "h264"), default="av1", help="of the videos (default: av1)")
+    parser.add_argument("--codec", choices=("av1", "h264"), help="encode all videos so (default: packets are copied where they can "
+                        "stand alone, else av1)")
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -74,8 +83,9 @@ def _convert(args: argparse.Namespace) -> int:
         if first is None:
             raise mistake()(f"{args.source} holds no episode; there is nothing to import")
         found.episodes = map(_shown_names, itertools.chain([first], found.episodes))
-        store = Store.create(folder, task=printable(first.task), fps=found.fps, robot_type=printable(found.robot_type), codec=args.codec)
-        append(store, progress(found.episodes, f"importing {args.source.name}", found.count))
+        told: dict[str, Any] = {"task": printable(first.task), "fps": found.fps, "robot_type": printable(found.robot_type)}
+        store = Store.create(folder, **told, codec=args.codec or "av1")
+        _append(store, progress(found.episodes, f"importing {args.source.name}", found.count), found.meta.get("names"))
         store.compact()
         episodes, frames = len(store), store.frames
     for note in found.notes:
@@ -83,6 +93,43 @@ def _convert(args: argparse.Namespace) -> int:
     say(f"{args.out}: {episodes:,} episodes, {frames:,} control steps (look at them: "
           f"{shlex.join(['realrl', 'data', 'info', str(args.out), '--html'])})")
     return 0
+
+
+def _append(store: Store, episodes: Iterable[Episode], names: Any) -> None:
+    """Record episodes in groups, as large as a video file may be, of films that may share one."""
+    from realrl.data.formats.lerobot import taken_out
+    waiting: list[tuple[Episode, dict[str, Encoded], dict[str, Array]]] = []
+    size = 0
+
+    def flush() -> None:
+        if waiting:
+            group, films, kept = zip(*waiting, strict=True)
+            store.append(group, videos=films, columns=kept, names=names)
+            waiting.clear()
+
+    for episode in episodes:
+        films, kept = taken_out(episode)
+        if size > MUCH or len(waiting) >= (MANY if films else GROUP) or (waiting and _headers(films) != _headers(waiting[0][1])):
+            flush()
+            size = 0
+        waiting.append((episode, films, kept))
+        size += sum(x.nbytes for x in episode.obs.values()) + sum(len(p.data) for _, packets in films.values() for p in packets)
+    flush()
+
+
+def _headers(films: dict[str, Encoded]) -> dict[str, Any]:
+    return {camera: header for camera, (header, _) in films.items()}
+
+
+def _rate(text: str) -> int | float:
+    """A rate as one types it, 10 or 29.97."""
+    try:
+        fps = float(text)
+    except ValueError:
+        fps = 0.0
+    if not 0 < fps < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate above 0")
+    return int(fps) if fps.is_integer() else fps
 
 
 def _shown_names(episode: Episode) -> Episode:
@@ -96,23 +143,24 @@ def _as_flags(text: str) -> str:
     """Advice that names the options of `realrl.data.formats`, as one would type them here."""
     text = text.replace("action_range=(low, high)", "--action-range LOW HIGH")
     text = re.sub(r"(?<![\w-])(fps|task|format)=(?!\w)", r"--\1", text)
-    return re.sub(r"(?<![\w.-])(success|last|clip|images|image_scale|keys|state|split|filter|source|cameras)=(?=[\w'])", r"--option \1=",
-                  text)
+    return re.sub(rf"(?<![\w.-])(?<!--option )(?<!--option ')({OPTIONS})=(?=[\w'])", r"--option \1=", text)
 
 
 def _opened(args: argparse.Namespace) -> Imported:
-    """The source of an import. LeRobot's own layouts, of version 2 say, are copied into a new dataset."""
+    """The source of an import."""
     from realrl.data import formats
     options = _options(args) | {name: value for name in ("task", "fps") if (value := getattr(args, name)) is not None}
-    if not is_lerobot(args.source) or (not options and formats.lerobot_v2.detect(args.source)):
-        return formats.read(args.source, args.format, **options)
-    if args.format or options:
-        raise mistake()(f"{args.source} is a LeRobot dataset, it says all that --format, --task, --fps and options could: "
-                        "leave them out")
-    from realrl.data.formats import open_dataset
-    store = open_dataset(args.source)
-    episodes = (store.read([i])[0] for i in range(len(store)))
-    return formats.Imported((store.tasks or [""])[0], store.fps, str(store.info.get("robot_type") or "unknown"), episodes, count=len(store))
+    if args.rename:
+        options["names"] = dict(_pair(word) for word in args.rename)
+    name = args.format or formats.detect(args.source)
+    return formats.read(args.source, name, **options, **({"packets": args.codec is None} if name == formats.lerobot.NAME else {}))
+
+
+def _pair(word: str) -> tuple[str, str]:
+    ours, _, theirs = word.partition("=")
+    if not ours or not theirs:
+        raise mistake()(f"--rename {word!r} is not understood; write OURS=THEIRS, e.g. action=actions")
+    return ours, theirs
 
 
 def _add_options(parser: Parser) -> None:
@@ -132,6 +180,6 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         try:
             value = json.loads(text)
         except ValueError:
-            value = text.split(",") if "," in text else text
+            value = {"True": True, "False": False, "None": None}.get(text, text.split(",") if "," in text else text)
         options[name.replace("-", "_")] = value
     return options

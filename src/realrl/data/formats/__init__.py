@@ -20,15 +20,15 @@ from types import ModuleType
 from typing import Any
 
 from realrl.data.errors import is_pointer, refuse_pointer
-from realrl.data.formats import arrow, diffusion_policy, lerobot_v2, minari, pickles, rlds, robomimic, sandbox
+from realrl.data.formats import arrow, diffusion_policy, lerobot, minari, pickles, rlds, robomimic, sandbox
 from realrl.data.formats.common import Imported
-from realrl.data.formats.lerobot_v2 import open_dataset
+from realrl.data.formats.lerobot import open_dataset
 from realrl.types import Episode, RealrlError
 
 __all__ = ["FORMATS", "Imported", "detect", "open_dataset", "read", "write"]
 
 FORMATS: dict[str, ModuleType] = {
-    module.NAME: module for module in (robomimic, diffusion_policy, minari, rlds, lerobot_v2, arrow, pickles)}
+    module.NAME: module for module in (robomimic, diffusion_policy, minari, rlds, lerobot, arrow, pickles)}
 
 
 def detect(path: str | Path) -> str:
@@ -73,7 +73,7 @@ def _fetched(path: Path) -> Iterator[None]:
         raise
 
 
-def write(format: str, episodes: Iterable[Episode], path: str | Path, *, fps: int, **options: Any) -> None:
+def write(format: str, episodes: Iterable[Episode], path: str | Path, *, fps: float, **options: Any) -> None:
     """Write episodes in a foreign format; `options` are those of its `write`. Raises RealrlError when `path` exists already."""
     sandbox.write(format, episodes, Path(path), {"fps": fps} | _known(format, _function(format, "write"), options))
 

@@ -31,7 +31,7 @@ def detect(path: Path) -> bool:
         return False
 
 
-def read(path: Path, *, task: str | None = None, fps: int | None = None, last: str = "repeat", source: str = "human",
+def read(path: Path, *, task: str | None = None, fps: float | None = None, last: str = "repeat", source: str = "human",
          action_range: tuple[float, float] | None = None, images: bool = True) -> Imported:
     """The episodes of an early LeRobot folder (or of its arrow file).
 
@@ -129,9 +129,9 @@ def _spans(index: Array, root: Path) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def _rate(timestamp: Array, spans: list[tuple[int, int]], fps: int | None, root: Path) -> tuple[int, list[str]]:
+def _rate(timestamp: Array, spans: list[tuple[int, int]], fps: float | None, root: Path) -> tuple[float, list[str]]:
     """Frames a second, and what to say about it."""
-    given = common.whole_fps(fps, root)
+    given = common.rate_of(fps, root)
     steps = np.concatenate([np.zeros(0), *(np.diff(timestamp[a:b].astype(np.float64)) for a, b in spans)])
     middle = float(np.median(steps)) if len(steps) and np.isfinite(steps).all() else 0.0
     if given is None and (middle < 1e-3 or abs(round(1 / middle) * middle - 1) > 0.05):
@@ -181,7 +181,7 @@ def _inside(root: Path, name: str) -> Path:
     return file
 
 
-def _episode(obs: dict[str, Array], rows: dict[str, Array], beside: list[str], fps: int, task: str, source: Source, last: common.Last,
+def _episode(obs: dict[str, Array], rows: dict[str, Array], beside: list[str], fps: float, task: str, source: Source, last: common.Last,
              span: tuple[float, float] | None, where: str) -> Episode:
     n = len(rows["timestamp"])
     action = rows["action"] if "action" in rows else rows["observation.state"][1:]

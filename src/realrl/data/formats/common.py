@@ -30,13 +30,14 @@ class Imported:
     """A foreign dataset, opened. `episodes` reads lazily, one episode in memory at a time, and can be gone through once.
 
     task: the text of the task (each episode has its own `Episode.task`); fps: control steps a second; notes: lines a person
-    should read (what the format lacks, what was assumed, actions that leave [-1, 1]); meta: what the format keeps beside its
-    episodes, e.g. `env_args` to build the simulator again, plain Python values; count: how many episodes will come, None if
-    that is not known beforehand. While iterating, RealrlError is raised for an episode that cannot be read.
+    should read (what the format lacks, what was assumed, actions that leave [-1, 1]), some of which only reading the episodes brings
+    up; meta: what the format keeps beside its episodes, e.g. `env_args` to build the simulator again, `names` of the numbers in
+    columns, plain Python values; count: how many episodes will come, None if that is not known beforehand. While iterating,
+    RealrlError is raised for an episode that cannot be read.
     """
 
     task: str
-    fps: int
+    fps: int | float
     robot_type: str
     episodes: Iterator[Episode]
     notes: list[str] = field(default_factory=list)
@@ -80,13 +81,13 @@ def only(asked: Sequence[str] | None, there: Sequence[str], what: str, where: Pa
     return list(there if asked is None else asked)
 
 
-def whole_fps(fps: float | None, where: Path) -> int | None:
-    """fps as a whole number. Raises RealrlError for anything that is not one above 0."""
+def rate_of(fps: float | None, where: Path) -> int | float | None:
+    """Steps a second, 10 or 29.97. Raises RealrlError for anything that is no number above 0."""
     if fps is None:
         return None
-    if not (isinstance(fps, (int, float, np.number)) and fps > 0 and float(fps).is_integer()):
-        raise RealrlError(f"{where}: fps is {fps!r}, must be a whole number above 0; give fps=")
-    return int(fps)
+    if not (isinstance(fps, (int, float, np.number)) and 0 < fps < 1e6):
+        raise RealrlError(f"{where}: fps is {fps!r}, must be a number above 0; give fps=")
+    return int(fps) if float(fps).is_integer() else float(fps)
 
 
 def source_of(name: str | Source) -> Source:
@@ -209,7 +210,7 @@ def check_last(last: str) -> Last:
 # ---- episodes
 
 
-def episode(obs: Obs, action: Array, *, fps: int, task: str, policy: str, source: Source, reward: Array | None = None,
+def episode(obs: Obs, action: Array, *, fps: float, task: str, policy: str, source: Source, reward: Array | None = None,
             success: Array | None = None, terminated: bool = False, truncated: bool = True, extra: dict[str, Array] | None = None,
             last: Last = "repeat", where: str) -> Episode:
     """An `Episode` from the columns that a format has; what it lacks is zero (success: unknown), `time` is counted from `fps`.

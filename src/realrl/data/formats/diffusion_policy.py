@@ -60,7 +60,7 @@ def detect(path: Path) -> bool:
         return False
 
 
-def read(path: Path, *, task: str | None = None, fps: int | None = None, keys: Sequence[str] | None = None,
+def read(path: Path, *, task: str | None = None, fps: float | None = None, keys: Sequence[str] | None = None,
          state: Sequence[str] | None = None, action: str = "action", action_range: tuple[float, float] | None = None,
          image_scale: float = 1.0, source: str = "human", success: bool = False, last: str = "repeat") -> Imported:
     """Open a replay buffer.
@@ -117,7 +117,7 @@ class _Plan:
     state: list[str]
     told: list[dict[str, Any]]
     task: str
-    fps: int
+    fps: float
     action_range: tuple[float, float] | None
     image_scale: float
     source: Source
@@ -205,9 +205,9 @@ def _judged(flags: dict[str, Array], names: dict[str, str], ends: Array) -> _Jud
     return _Judged(None, nobody, "")
 
 
-def _rate(files: Buffer, ends: Array, fps: Any) -> tuple[int, list[str]]:
+def _rate(files: Buffer, ends: Array, fps: Any) -> tuple[float, list[str]]:
     """Control steps a second and what to say: as asked or told, else from the clock, else the paper's."""
-    if told := common.whole_fps(fps, files.where):
+    if told := common.rate_of(fps, files.where):
         return told, []
     for name in ("timestamp", "timestamps"):
         clock = files.array(f"data/{name}")
@@ -280,7 +280,7 @@ def _last(plan: _Plan, theirs: str, rows: Array, number: int, stop: int, where: 
 # ---- writing
 
 
-def write(episodes: Iterable[Episode], path: Path, *, fps: int, action_range: tuple[float, float] | None = None,
+def write(episodes: Iterable[Episode], path: Path, *, fps: float, action_range: tuple[float, float] | None = None,
           zip: bool | None = None) -> None:
     """Write a replay buffer (zarr version 2, blosc), one episode in memory at a time.
 
@@ -288,7 +288,7 @@ def write(episodes: Iterable[Episode], path: Path, *, fps: int, action_range: tu
     ends in .zip. Raises RealrlError when `path` exists, without episodes, when episodes differ in their observations, or on a
     full disk.
     """
-    span, rate = common.check_range(action_range), common.whole_fps(fps, path)
+    span, rate = common.check_range(action_range), common.rate_of(fps, path)
     packed = path.suffix == ".zip" if zip is None else zip
     with common.published(path) as temporary:
         folder = temporary.with_suffix(".folder") if packed else temporary
@@ -301,7 +301,7 @@ def write(episodes: Iterable[Episode], path: Path, *, fps: int, action_range: tu
                 common.remove(folder)
 
 
-def _write_folder(folder: Path, episodes: Iterable[Episode], path: Path, fps: int | None, span: tuple[float, float] | None) -> None:
+def _write_folder(folder: Path, episodes: Iterable[Episode], path: Path, fps: float | None, span: tuple[float, float] | None) -> None:
     root = library().create_group(str(folder), zarr_format=2)
     data, meta = root.create_group("data"), root.create_group("meta")
     ends: list[int] = []

@@ -1,6 +1,6 @@
 """LeRobot's dataset layout 2.x: one parquet and one mp4 a camera for every episode, descriptions in JSON lines. Never written.
 
-Not only imported: `open_dataset` opens it to read episodes and pictures by their number, as a `Store` does.
+`lerobot` opens it, to read episodes and pictures by their number as a `Store` does, and imports it.
 """
 
 from __future__ import annotations
@@ -8,74 +8,55 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from realrl.data import footage, schema, tables
+from realrl.data import depth, errors, footage, schema, tables
 from realrl.data.errors import DAMAGED, line
 from realrl.data.footage import Place
-from realrl.data.formats.common import Imported
 from realrl.data.labels import Labels
+from realrl.data.reading import PLAIN, Reading, absent, imported, require_action
 from realrl.data.schema import Info
-from realrl.data.store import Recordings, Store
-from realrl.files import inside, within
+from realrl.files import inside, read_plain, within
 from realrl.types import Array, Episode, RealrlError
 
-NAME = "lerobot-v2"
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
-
-
-def open_dataset(directory: str | Path) -> Recordings:
-    """A dataset of LeRobot's version 3 (a Store), or of version 2.x to read only.
-
-    Raises RealrlError for any other version and for folders that hold no dataset.
-    """
-    return Legacy(directory) if _version(Path(directory)).startswith("v2.") else Store.open(directory)
-
-
-def detect(path: Path) -> bool:
-    """Whether it is the folder of such a dataset."""
-    try:
-        return path.is_dir() and _version(path).startswith("v2.")
-    except (RealrlError, OSError):
-        return False
-
-
-def read(path: Path, *, images: bool = True) -> Imported:
-    """The episodes of a dataset of version 2.x. images: false skips the cameras. Raises RealrlError."""
-    found = Legacy(path)
-    return Imported((found.tasks or [""])[0], found.fps, str(found.info.get("robot_type") or "unknown"),
-                    (found.read([i], images)[0] for i in range(len(found))), count=len(found))
-
-
-def _version(directory: Path) -> str:
-    return str(schema.read_json(directory).get("codebase_version"))
+MOST_TASKS = 10**6  # in a set; a larger task_index is damage
 
 
 class Legacy:
-    """A folder of episodes in version 2.0 or 2.1, to read as a `Store` is read.
+    """A folder of episodes in version 2.0 or 2.1, to read as a `Store` is read. They are numbered from 0 in the order of their own
+    numbers, which may have holes; those without a frame are left out.
 
-    Raises RealrlError when its descriptions are missing, damaged, or do not number the episodes 0..N-1.
+    Raises RealrlError when its descriptions are missing or damaged.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, reading: Reading = PLAIN) -> None:
         self.dir = Path(directory)
         self.labels = Labels(self.dir, lambda: self.rows)
-        self._info = schema.read_json(self.dir)
+        self._info = schema.read_json(self.dir) | dict(reading.paths)
         path = self.dir / "meta/info.json"
         if not str(self._info.get("codebase_version")).startswith("v2."):
             raise RealrlError(f"{path}: codebase_version is {self._info.get('codebase_version')!r}, wanted v2.x; open it with "
                               "realrl.data.formats.open_dataset")
         schema.check_info(path, self._info, {})
+        self._reading = reading.checked(self.dir, self._info)
         self._chunks = self._info.get("chunks_size", 1000)
         if not (isinstance(self._chunks, int) and self._chunks > 0):
-            raise RealrlError(f"{path}: chunks_size is {self._chunks!r}, must be a whole number above 0; restore the file from a copy")
-        self._rows = self._lines("episodes.jsonl", {"episode_index": int, "length": int})
-        self._tasks = [str(line["task"]) for line in self._lines("tasks.jsonl", {"task_index": int, "task": str})]
+            raise RealrlError(f"{path}: chunks_size is {self._chunks!r}, must be a whole number above 0; correct it")
+        rows = list(self._lines("episodes.jsonl", {"episode_index": int, "length": int}))
+        self._rows = [row for row in rows if row["length"] > 0]
+        empty = [str(row["episode_index"]) for row in rows if row["length"] < 1]
+        self._notes = [f"left out: {len(empty)} episodes without a frame ({', '.join(empty[:9])})"] if empty else []
+        texts = {int(x["task_index"]): str(x["task"]) for x in self._lines("tasks.jsonl", {"task_index": int, "task": str})}
+        if max(texts, default=0) > MOST_TASKS:
+            raise RealrlError(f"{self.dir}/meta/tasks.jsonl: there is no task number {max(texts)}; correct it")
+        self._tasks = [texts.get(i, "") for i in range(max(texts, default=-1) + 1)]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -86,9 +67,24 @@ class Legacy:
         return sum(row["length"] for row in self._rows)
 
     @property
-    def fps(self) -> int:
+    def lengths(self) -> Array:
+        """Control steps of each episode, [N]."""
+        return np.array([row["length"] for row in self._rows], np.int64)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know who reads it."""
+        return list(self._notes)
+
+    @property
+    def fps(self) -> int | float:
         """Control steps a second."""
-        return int(self._info["fps"])
+        return schema.rate(self._info)
+
+    @property
+    def tolerance(self) -> float:
+        """Seconds that a picture may be off its frame's time."""
+        return self._reading.close(self.fps)
 
     @property
     def tasks(self) -> list[str]:
@@ -97,17 +93,13 @@ class Legacy:
 
     @property
     def info(self) -> Info:
-        """A copy of info.json."""
-        return copy.deepcopy(self._info)
+        """A copy of info.json, with the columns as they are read."""
+        return copy.deepcopy(self._info | {"features": self._reading.features(self._info)})
 
     @property
     def cameras(self) -> list[str]:
         """Observation keys that are kept as video."""
-        return [name.removeprefix("observation.") for name in self._cameras]
-
-    @property
-    def _cameras(self) -> list[str]:
-        return [name for name in tables.cameras(self._info["features"]) if name.startswith("observation.")]
+        return [name.removeprefix("observation.") for name in self._reading.films(self._info)]
 
     @property
     def rows(self) -> pa.Table:
@@ -125,67 +117,112 @@ class Legacy:
             raise RealrlError(f"{self.dir} holds {len(self)} episodes, there is no number {wrong[0]}; count from 0")
         return [self._episode(i, images) for i in picked]
 
-    def pictures(self, episode: int, camera: str) -> tuple[Path, Array]:
-        """Where the pictures of an observation key lie: the mp4, and the second in it of each of the T+1 observations, [T+1]."""
-        name = f"observation.{camera}"
-        if not 0 <= episode < len(self) or name not in self._cameras:
-            raise RealrlError(f"{self.dir} has no camera {camera!r} in an episode {episode}; it has {len(self)} episodes and the cameras "
-                              f"{', '.join(self.cameras) or '(none)'}")
-        length, path = self._rows[episode]["length"], self._path(self._info.get("video_path") or VIDEO_PATH, episode, name)
-        if length > (path.stat().st_size if os.path.exists(path) else 2**24):  # a picture takes a byte at least
-            raise RealrlError(f"{path} cannot hold {length} pictures, as meta/episodes.jsonl has it; restore them from a copy")
-        return path, self._place(length).times(length, self._info["fps"])
-
-    def _episode(self, index: int, images: bool) -> Episode:
-        path = self._path(self._info.get("data_path") or DATA_PATH, index)
-        (row,) = self.labels.onto([dict(self._rows[index])], [index])
+    def columns(self, episode: int, pictures: bool = True) -> dict[str, Array]:
+        """All columns of an episode that are numbers, each [T, ...]. pictures: also those that are pictures in cells."""
+        require_action(self.dir, self._reading.features(self._info))
+        path, length = self.table(episode), self._rows[episode]["length"]
         try:
-            columns = tables.read_frames(path, self._info["features"], 0, row["length"], pictures=images)
-            films = {name: footage.read(self._path(self._info.get("video_path") or VIDEO_PATH, index, name), self._place(row["length"]),
-                                        row["length"], self._info["fps"]) for name in self._cameras if images}
+            columns = tables.read_frames(path, self._reading.stored(self._info), 0, length, pictures=pictures)
         except FileNotFoundError as error:
-            hint = " (images=False reads the numbers alone)" if str(error.filename).endswith(".mp4") else ""
-            raise RealrlError(f"{error.filename or path} is missing; restore it from a copy{hint}") from error
+            raise self._absent(path, episode) from error
         except OSError as error:
-            raise RealrlError(f"{path} or its videos are not readable ({line(error)}); restore them from a copy") from error
+            raise RealrlError(f"{path} is not readable ({line(error)}); mend the permissions or the disk") from error
+        return self._reading.named(columns)
+
+    def build(self, index: int, columns: dict[str, Array], films: Mapping[str, Array]) -> Episode:
+        """The episode made of its `columns` and its films, observation.<key> -> [T+1, ...]."""
+        (row,) = self.labels.onto([dict(self._rows[index])], [index])
         try:
             return schema.episode(columns, row, films, self._tasks)
         except (*DAMAGED, RecursionError) as error:
-            raise RealrlError(f"{path} does not fit info.json ({line(error)}); restore it from a copy") from error
+            raise RealrlError(f"{self.table(index)} does not fit info.json ({line(error)}); restore it from a copy") from error
 
-    def _place(self, length: int) -> Place:
-        return Place(0.0, length / float(self._info["fps"]), None)
+    def pictures(self, episode: int, camera: str, stamps: Array | None = None) -> tuple[Path, Array]:
+        """Where the pictures of an observation key lie: the mp4, and the second in it of each of the T+1 observations, [T+1].
 
-    def _path(self, template: Any, index: int, camera: str = "") -> Path:
-        path = inside(self.dir, str(template), episode_chunk=index // self._chunks, episode_index=index, video_key=camera)
+        stamps: the episode's timestamps [T] where they are known already.
+        """
+        path, length = self.film(episode, camera), self._rows[episode]["length"]
+        if length > (path.stat().st_size if os.path.exists(path) else 2**24):  # a picture takes a byte at least
+            raise RealrlError(f"{path} cannot hold {length} pictures, as meta/episodes.jsonl has it; restore them from a copy")
+        if stamps is None:
+            stamps = self._stamps(episode)
+        place = Place(0.0, length / float(self.fps), None)
+        return path, footage.seconds(path, place, length, float(self.fps), stamps, self.tolerance)
+
+    def film(self, episode: int, camera: str) -> Path:
+        """The mp4 of an episode's observation key, whether it is there or not."""
+        return self._path("video_path", VIDEO_PATH, episode, self._reading.film(self, self._info, episode, camera))
+
+    def table(self, episode: int) -> Path:
+        """The parquet file of an episode, whether it is there or not."""
+        return self._path("data_path", DATA_PATH, episode)
+
+    def _episode(self, index: int, images: bool) -> Episode:
+        columns, films = self.columns(index, images), {}
+        for name, theirs in self._reading.films(self._info).items() if images else ():
+            path, seconds = self.pictures(index, name.removeprefix("observation."), columns.get("timestamp"))
+            try:
+                coding = depth.coding(name, self._info["features"][theirs])
+                films[name] = footage.read(path, seconds, self.tolerance, coding)
+            except FileNotFoundError as error:
+                raise self._absent(path, index, name) from error
+            except OSError as error:
+                raise RealrlError(f"{path} is not readable ({line(error)}); mend the permissions or the disk") from error
+        return self.build(index, columns, films)
+
+    def _stamps(self, episode: int) -> Array | None:
+        """The timestamps of an episode [T], where its table has any."""
+        told = self._info["features"].get("timestamp")
+        try:
+            return None if told is None else tables.read_frames(self.table(episode), {"timestamp": told})["timestamp"].reshape(-1)
+        except FileNotFoundError:  # who reads its numbers will say so
+            return None
+
+    # ---- where files lie
+
+    def _path(self, name: str, usual: str, episode: int, camera: str = "") -> Path:
+        template, index = str(self._info.get(name) or usual), self._rows[episode]["episode_index"]
+        try:
+            path = inside(self.dir, template, episode_chunk=index // self._chunks, episode_index=index, video_key=camera)
+        except RealrlError as error:
+            if "leads out" in str(error):
+                raise
+            raise RealrlError(f"{str(error).split('; ')[0]}; say how the files are called: "
+                              f"{imported('--option', f'{name}={usual}')}") from error
         if not str(path.relative_to(self.dir)).isprintable():
             raise RealrlError(f"{self.dir}/meta/info.json: the path {template!r} of {camera!r} is not printable; rename it")
         return _no_pipe(path)
 
-    def _lines(self, name: str, wanted: dict[str, type]) -> list[dict[str, Any]]:
-        """A file of JSON lines, sorted by its first wanted entry, which must count from 0."""
+    def _absent(self, path: Path, episode: int, name: str = "") -> RealrlError:
+        """A file that is not where info.json says."""
+        whole = bool(name) and not any(os.path.exists(self.film(i, name.removeprefix("observation."))) for i in range(len(self)))
+        return absent(self.dir, path, self._info, {"data_path": DATA_PATH, "video_path": VIDEO_PATH}, whole=whole)
+
+    def _lines(self, name: str, wanted: dict[str, type]) -> Iterator[dict[str, Any]]:
+        """A file of JSON lines, sorted by its first wanted entry, which counts from 0 and no two lines share."""
         path = self.dir / "meta" / name
         within(self.dir, path)
+        errors.refuse_pointer(path)
         try:  # not splitlines, which also cuts at characters that a JSON text may hold, such as U+2028
-            lines = [json.loads(text) for text in _no_pipe(path).read_text().split("\n") if text.strip()]
+            lines = [json.loads(text) for text in read_plain(_no_pipe(path)).decode().split("\n") if text.strip()]
         except FileNotFoundError as error:
-            raise RealrlError(f"{path} is missing; restore it from a copy") from error
+            raise RealrlError(f"{path} is missing; fetch the set again, or restore the file from a copy") from error
         except (OSError, ValueError, RecursionError) as error:
-            raise RealrlError(f"{path} is not readable ({line(error)}); restore it from a copy") from error
+            raise RealrlError(f"{path} is not readable ({line(error)}); fetch it again, or restore it from a copy") from error
         first = next(iter(wanted))
         if any(not isinstance(x, dict) or any(type(x.get(k)) is not kind for k, kind in wanted.items()) for x in lines):
-            raise RealrlError(f"{path}: a line lacks {' or '.join(wanted)}; restore it from a copy")
-        lines.sort(key=lambda x: int(x[first]))
-        if [x[first] for x in lines] != list(range(len(lines))) or any(x.get("length", 1) < 1 for x in lines):
-            raise RealrlError(f"{path} does not count {first} from 0 to {len(lines) - 1} with lengths above 0; restore it from a copy")
-        for x in lines:
-            if not isinstance(x.get("tasks", []), list):
-                raise RealrlError(f"{path}: tasks is no list; restore it from a copy")
-        return lines
+            raise RealrlError(f"{path}: a line lacks {' or '.join(wanted)}; correct it, or fetch it again")
+        numbers = sorted(x[first] for x in lines)
+        if any(n < 0 for n in numbers) or len(set(numbers)) < len(numbers):
+            raise RealrlError(f"{path}: {first} is below 0, or the same in two lines; correct it, or fetch it again")
+        if any(not isinstance(x.get("tasks", []), list) for x in lines):
+            raise RealrlError(f"{path}: tasks is no list; correct it, or fetch it again")
+        return iter(sorted(lines, key=lambda x: int(x[first])))
 
 
 def _no_pipe(path: Path) -> Path:
     """The path again. Raises RealrlError for a folder, and for a pipe, which would be waited for without end."""
     if os.path.exists(path) and not os.path.isfile(path):
-        raise RealrlError(f"{path} is no file; restore it from a copy")
+        raise RealrlError(f"{path} is no file; put a copy of the file there")
     return path

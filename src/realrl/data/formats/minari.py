@@ -51,7 +51,7 @@ def detect(path: Path) -> bool:
         return False
 
 
-def read(path: Path, *, task: str | None = None, fps: int | None = None, keys: Sequence[str] | None = None,
+def read(path: Path, *, task: str | None = None, fps: float | None = None, keys: Sequence[str] | None = None,
          state: Sequence[str] | None = None, action_range: tuple[float, float] | None = None,
          source: str | None = None) -> Imported:
     """Open a Minari dataset's folder.
@@ -76,7 +76,7 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, keys: S
     names = _names(columns["observations"], root)
     kept = common.only(keys, list(names), "observation", root)
     picked = common.state_keys(state, USUAL_STATE, [k for k in kept if not k.startswith(senses.SENSES)], root)
-    rate = common.whole_fps(told.get("realrl_fps") if fps is None else fps, root)
+    rate = common.rate_of(told.get("realrl_fps") if fps is None else fps, root)
     algorithm = told.get("algorithm_name")
     policy = algorithm if isinstance(algorithm, str) and algorithm else who.name.lower()
     plan = _Plan(root, kept, picked, task or name, task is not None, rate or FPS, span, who, policy)
@@ -95,7 +95,7 @@ class _Plan:
     state: list[str]
     task: str
     renamed: bool  # whether the caller gave the task's text
-    fps: int
+    fps: float
     action_range: tuple[float, float] | None
     source: Source
     policy: str
@@ -121,7 +121,7 @@ def _robot(told: dict[str, Any]) -> str:
     return str(spec.get("id") or "unknown")[:120] if isinstance(spec, dict) else "unknown"
 
 
-def _notes(plan: _Plan, told: dict[str, Any], columns: dict[str, Any], rate: int | None, count: int) -> list[str]:
+def _notes(plan: _Plan, told: dict[str, Any], columns: dict[str, Any], rate: float | None, count: int) -> list[str]:
     said = [] if rate else [f"Minari does not say how many steps a second there are; {FPS}: give fps= if it is another"]
     if plan.state not in ([], ["state"]):
         said.append(f"obs['state'] is {' + '.join(plan.state)}; state=NAME,NAME chooses others")
@@ -188,7 +188,7 @@ def _episode(plan: _Plan, columns: dict[str, Any], where: str) -> Episode:
 # ---- writing
 
 
-def write(episodes: Iterable[Episode], path: Path, *, fps: int, dataset_id: str | None = None,
+def write(episodes: Iterable[Episode], path: Path, *, fps: float, dataset_id: str | None = None,
           action_range: tuple[float, float] | None = None) -> None:
     """Write a Minari dataset, HDF5 form, one episode in memory at a time; `path` becomes its folder, e.g. `door-human-v0`.
 
@@ -199,7 +199,7 @@ def write(episodes: Iterable[Episode], path: Path, *, fps: int, dataset_id: str 
     name = dataset_id or path.name
     if not ID.fullmatch(name) or name.split("/")[-1] != path.name:
         raise RealrlError(f"{path}: Minari wants the folder named like door-human-v0, and the id {name!r} to end with that; rename it")
-    span, rate, count, steps, reach = common.check_range(action_range), common.whole_fps(fps, path), 0, 0, 0.0
+    span, rate, count, steps, reach = common.check_range(action_range), common.rate_of(fps, path), 0, 0, 0.0
     shapes: dict[str, tuple[list[int], str]] = {}
     with common.published(path) as temporary:
         data = temporary / "data"

@@ -37,7 +37,7 @@ def detect(path: Path) -> bool:
         return False
 
 
-def read(path: Path, *, task: str | None = None, fps: int | None = None, clip: bool = False, last: str = "repeat",
+def read(path: Path, *, task: str | None = None, fps: float | None = None, clip: bool = False, last: str = "repeat",
          success: bool = False, images: bool = True) -> Imported:
     """The episodes of a DAPG or HIL-SERL pickle, whichever it is.
 
@@ -47,7 +47,7 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, clip: b
     episodes succeeded, true takes all of them for successes; images: false skips HIL-SERL's cameras.
     Raises RealrlError for a damaged file, one that would run code, and one in another layout.
     """
-    path, ending, rate = Path(path), common.check_last(last), common.whole_fps(fps, Path(path))
+    path, ending, rate = Path(path), common.check_last(last), common.rate_of(fps, Path(path))
     items = load(path)
     text = path.stem.removesuffix("_demos") if task is None else task
     if not isinstance(items, (list, tuple)) or not items or not all(isinstance(x, dict) for x in items):
@@ -66,7 +66,7 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, clip: b
 # ---- DAPG
 
 
-def _dapg_episode(raw: dict[Any, Any], where: str, *, fps: int, task: str, clip: bool, last: common.Last, success: bool) -> Episode:
+def _dapg_episode(raw: dict[Any, Any], where: str, *, fps: float, task: str, clip: bool, last: common.Last, success: bool) -> Episode:
     obs, action = _matrix(raw, "observations", where), _matrix(raw, "actions", where)
     reward = _array(raw.get("rewards"), f"{where}: rewards").reshape(-1)
     extra = {}
@@ -138,7 +138,7 @@ class _Moment:
     penalty: float
 
 
-def _hil_serl(path: Path, items: Sequence[dict[Any, Any]], task: str, fps: int, default_fps: bool, clip: bool, images: bool
+def _hil_serl(path: Path, items: Sequence[dict[Any, Any]], task: str, fps: float, default_fps: bool, clip: bool, images: bool
               ) -> Imported:
     recorded = any(isinstance(x.get("infos"), dict) and "intervene_action" in x["infos"] for x in items)
     by_hand = "demo_buffer" in path.parent.parts[-1:]  # the training loop keeps the person's steps in a folder of this name
@@ -235,7 +235,7 @@ def _observation(raw: Any, where: str, images: bool) -> Obs:
     return obs
 
 
-def _hil_episode(chain: Sequence[_Moment], where: str, fps: int, task: str, clip: bool) -> Episode:
+def _hil_episode(chain: Sequence[_Moment], where: str, fps: float, task: str, clip: bool) -> Episode:
     frames = [m.obs for m in chain] + [chain[-1].next_obs]
     shapes = {k: x.shape for k, x in frames[0].items()}
     if any({k: x.shape for k, x in f.items()} != shapes for f in frames) or len({len(m.action) for m in chain}) > 1:

@@ -50,7 +50,7 @@ def detect(path: Path) -> bool:
         return False
 
 
-def read(path: Path, *, task: str | None = None, fps: int | None = None, split: str | None = None, source: str = "human",
+def read(path: Path, *, task: str | None = None, fps: float | None = None, split: str | None = None, source: str = "human",
          last: str = "repeat", action_range: tuple[float, float] | None = None, images: bool = True,
          cameras: Sequence[str] | None = None) -> Imported:
     """The episodes of an RLDS folder, or of one of its record files.
@@ -62,7 +62,7 @@ def read(path: Path, *, task: str | None = None, fps: int | None = None, split: 
     images, cameras: which pictures to decode.
     Raises RealrlError for damaged records, features that are not read here and names that are not there.
     """
-    path, rate, who, ending = Path(path), common.whole_fps(fps, Path(path)), common.source_of(source), common.check_last(last)
+    path, rate, who, ending = Path(path), common.rate_of(fps, Path(path)), common.source_of(source), common.check_last(last)
     folder = path.parent if path.is_file() else path
     features, files, span = read_features(folder / "features.json"), _record_files(path, split), common.check_range(action_range)
     if not files:
@@ -242,7 +242,7 @@ def _place(name: str, feature: Feature) -> str:
     return "obs" if name.startswith("observation/") and "embedding" not in name else "extra"
 
 
-def _episode(columns: dict[str, Any], features: dict[str, Feature], ours: dict[str, str], fps: int, task: str | None, source: Source,
+def _episode(columns: dict[str, Any], features: dict[str, Feature], ours: dict[str, str], fps: float, task: str | None, source: Source,
              last: common.Last, span: tuple[float, float] | None, where: str) -> Episode:
     """ours: short name of a tensor among the observations -> our name."""
     obs: Obs = {}

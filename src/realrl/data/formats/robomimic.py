@@ -54,7 +54,7 @@ def detect(path: Path) -> bool:
     return hdf5.is_hdf5(path) and path.name != "main_data.hdf5"
 
 
-def read(path: Path, *, task: str | None = None, fps: int | None = None, keys: Sequence[str] | None = None,
+def read(path: Path, *, task: str | None = None, fps: float | None = None, keys: Sequence[str] | None = None,
          state: Sequence[str] | None = None, filter: str | None = None, action_range: tuple[float, float] | None = None,
          source: str = "human", success: bool = False, last: str = "repeat") -> Imported:
     """Open a robomimic or robosuite file.
@@ -117,7 +117,7 @@ class _Plan:
     layout: _Layout
     renamed: str | None  # the task's text, when the caller gave one
     task: str
-    fps: int
+    fps: float
     action_range: tuple[float, float] | None
     source: Source
     success: bool
@@ -152,14 +152,14 @@ def _robot(env: dict[str, Any]) -> str:
     return "+".join(str(r) for r in robots) if isinstance(robots, list) and robots else _text(robots) or "unknown"
 
 
-def _rate(path: Path, env: dict[str, Any], demo: Any, fps: Any) -> tuple[int, list[str]]:
+def _rate(path: Path, env: dict[str, Any], demo: Any, fps: Any) -> tuple[float, list[str]]:
     """Control steps a second and what to say: as asked, or the file's, or from the simulator's clock, or robosuite's 20."""
-    if asked := common.whole_fps(fps, path):
+    if asked := common.rate_of(fps, path):
         return asked, []
     options = env.get("env_kwargs")
     told = options.get("control_freq") if isinstance(options, dict) else None
     if told is not None:
-        return common.whole_fps(told, path) or 0, []
+        return common.rate_of(told, path) or 0, []
     sim = env.get("sim_args")
     try:
         period = float(sim["dt"]) * float(sim.get("decimation", 1)) if isinstance(sim, dict) else 0.0  # IsaacLab
@@ -314,7 +314,7 @@ def _restored(plan: _Plan, made: Episode, demo: Any, where: str) -> Episode:
 # ---- writing
 
 
-def write(episodes: Iterable[Episode], path: Path, *, fps: int, env_args: dict[str, Any] | None = None,
+def write(episodes: Iterable[Episode], path: Path, *, fps: float, env_args: dict[str, Any] | None = None,
           action_range: tuple[float, float] | None = None) -> None:
     """Write a robomimic file, one episode in memory at a time.
 
@@ -323,7 +323,7 @@ def write(episodes: Iterable[Episode], path: Path, *, fps: int, env_args: dict[s
     states and the model are written where `extra` has them. Raises RealrlError when `path` exists, without episodes, or on a
     full disk.
     """
-    span, rate, total, task = common.check_range(action_range), common.whole_fps(fps, path), 0, ""
+    span, rate, total, task = common.check_range(action_range), common.rate_of(fps, path), 0, ""
     with common.published(path) as temporary, hdf5.create(temporary) as file:
         data = file.create_group("data")
         for number, one in enumerate(episodes):

@@ -55,14 +55,17 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 def read(name: str, path: Path, options: Mapping[str, Any]) -> Imported:
     """What the format `name` reads at `path`, read elsewhere. Raises RealrlError, also while the episodes come."""
     line = SERVER.ask("read", name, path, options, seconds=SECONDS)
-    told = line.answer(_died(path))
-    return Imported(**told["imported"], episodes=_episodes(line, path))
+    found = Imported(**line.answer(_died(path))["imported"], episodes=iter(()))
+    found.episodes = _episodes(line, path, found.notes)
+    return found
 
 
-def _episodes(line: _Line, path: Path) -> Iterator[Episode]:
+def _episodes(line: _Line, path: Path, notes: list[str]) -> Iterator[Episode]:
+    """They, and then the notes that only reading them brought up."""
     with contextlib.closing(line):
         while "episode" in (told := line.answer(_died(path))):
             yield _unpacked(told)
+        notes += told["notes"]
 
 
 def write(name: str, episodes: Iterable[Episode], path: Path, options: Mapping[str, Any]) -> None:
@@ -277,10 +280,11 @@ def _read(module: ModuleType, line: _Line, asked: dict[str, Any]) -> None:
     deadline()
     found: Imported = module.read(path, **asked["options"])
     about = {k: v for k, v in vars(found).items() if k != "episodes"}
+    known = len(found.notes)
     say({"imported": about})
     for episode in found.episodes:
         say(*_packed(episode))
-    say({"end": True})
+    say({"end": True, "notes": found.notes[known:]})
 
 
 def _write(module: ModuleType, line: _Line, asked: dict[str, Any]) -> None:

@@ -84,7 +84,7 @@ class Recorder:
     fit, the encoder does not open, or another recorder is at work.
     """
 
-    def __init__(self, directory: str | Path, *, task: str, fps: int, cameras: Mapping[str, Size] | None = None,
+    def __init__(self, directory: str | Path, *, task: str, fps: float, cameras: Mapping[str, Size] | None = None,
                  depth: Mapping[str, Size] | None = None, codec: Codec | None = None, policy: str = "", robot_type: str = "unknown",
                  options: Mapping[str, str] | None = None, min_frames: int = 10, ring_mb: int = 128, record_kb: int = 64,
                  sync_s: float = 0.5, wait_s: float = 30.0) -> None:

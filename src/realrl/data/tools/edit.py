@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from realrl.data import labels, side, tables
+from realrl.data.depth import is_depth
 from realrl.data.schema import ALIASES, won
 from realrl.data.tools.pieces import Each, Piece, SourceSet, assemble
 from realrl.files import sync
@@ -184,9 +185,9 @@ def _difference(a: SourceSet, b: SourceSet) -> str:
         for field_name in ("dtype", "shape"):
             if x[field_name] != y[field_name]:
                 return f"{field_name} of {name} is {y[field_name]}, not {x[field_name]}"
-        depth = [bool((f.get("info") or {}).get("video.is_depth_map")) for f in (x, y)]
-        if depth[0] != depth[1]:
-            return f"{name} is {'depth' if depth[1] else 'colour'} there and {'depth' if depth[0] else 'colour'} here"
+        deep = [is_depth(f) for f in (x, y)]
+        if deep[0] != deep[1]:
+            return f"{name} is {'depth' if deep[1] else 'colour'} there and {'depth' if deep[0] else 'colour'} here"
     return ""
 
 

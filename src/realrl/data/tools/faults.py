@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from realrl.data import schema, tables, video
+from realrl.data import depth, schema, tables, video
 from realrl.data.errors import line, mend, read_json
-from realrl.data.footage import Place
+from realrl.data.footage import CLOCK, Place, tolerance
 from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, merge_stats
 from realrl.data.tables import FileKey
@@ -178,7 +178,7 @@ def _spans(path: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]
         place, length, name = Place.of(row, camera), int(row["length"]), f"episode {row['episode_index']}"
         if not 0 <= place.start < place.stop < np.inf:
             yield Problem("error", str(path), f"{name} lies from {place.start:g} s to {place.stop:g} s", repair)
-        elif place.stop > end + 1e-3:
+        elif place.stop > end + tolerance(fps):
             yield Problem("error", str(path), f"{name} ends at {place.stop:.3f} s, the video at {end:.3f} s", repair)
         elif (held := int(((times > place.start - 0.5 / fps) & (times < place.stop - 0.5 / fps)).sum())) < length:
             yield Problem("error", str(path), f"holds {held} pictures of {name}, its table {length} frames", repair)
@@ -186,22 +186,26 @@ def _spans(path: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]
             wanted = place.times(length, fps)
             at = np.searchsorted(times, wanted).clip(1, max(1, len(times) - 1))
             off = np.minimum(np.abs(times[np.minimum(at, len(times) - 1)] - wanted), np.abs(times[at - 1] - wanted))
-            if not (off <= 1e-4).all():
-                yield Problem("error", str(path), f"{name} has no picture within 0.1 ms of frame {int(np.argmax(~(off <= 1e-4)))}", repair)
+            if (worst := float(off.max())) > tolerance(fps):
+                yield Problem("error", str(path), f"{name} has no picture within half a frame of frame {int(np.argmax(off))}", repair)
+            elif worst > CLOCK + 1e-6:
+                yield Problem("warning", str(path), f"{name} has pictures that are {1000 * worst:.2g} ms off their frames",
+                              f"read all the same; LeRobot wants tolerance_s={2 * worst:.2g}")
 
 
 def _frozen(path: Path, root: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
     """Runs of one picture while the actions change; decoding also finds damage."""
-    fps, long = float(info["fps"]), max(10, int(info["fps"]))
+    fps, long, coding = float(info["fps"]), max(10, int(info["fps"])), depth.coding(camera, info["features"][camera])
     for row in rows:
         place, length = Place.of(row, camera), int(row["length"])
         changes, before = np.zeros(length), None
-        for i, (_, picture) in enumerate(video.frames(path, place.start - 0.5 / fps, place.start + (length - 0.5) / fps)):
+        span = place.start - 0.5 / fps, place.start + (length - 0.5) / fps
+        for i, (_, picture) in enumerate(video.frames(path, *span, coding)):
             small = picture[::4, ::4].astype(np.float32)
             if before is not None and i < length:
                 changes[i] = np.abs(small - before).mean()
             before = small
-        video.decode(path, place.times(length, fps)[-1:])  # may lie elsewhere in the file, and be damaged
+        video.decode(path, place.times(length, fps)[-1:], tolerance(fps), coding)  # may lie elsewhere in the file, and be damaged
         count = np.cumsum(np.append(0, (changes < STILL) & (np.arange(length) > 0)))
         still = np.flatnonzero(count[long:] - count[:-long] >= MOSTLY * long)
         if len(still) and _acts(root, info, row, int(still[0]), long):

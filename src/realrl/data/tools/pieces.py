@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from realrl.data import footage, tables
+from realrl.data import depth, footage, tables
 from realrl.data.compaction import file_keys
 from realrl.data.errors import DAMAGED, line
 from realrl.data.footage import Place
@@ -200,12 +200,14 @@ class _Assembly:
                     number += 1
                 try:
                     table = self._renumbered(i, piece, begin)
+                    schema = schema or table.schema
+                    if table.schema != schema:  # not in place: a slice of structs with a child of nulls does not survive a cast
+                        table = table.take(pa.array(range(len(table)))).cast(schema)
                 except (pa.ArrowException, ValueError, TypeError, LookupError) as error:
                     raise RealrlError(f"{self.sources[piece.source].dir}: episode {piece.episode} does not fit info.json ({line(error)}); "
                                       f"run `realrl data repair {self.sources[piece.source].dir}`") from error
-                schema = schema or table.schema
                 key = {"chunk_index": number // per_chunk, "file_index": number % per_chunk}
-                file.write(self.out / DATA_PATH.format(**key), table.cast(schema))
+                file.write(self.out / DATA_PATH.format(**key), table)
                 self._change(i, {"data/chunk_index": key["chunk_index"], "data/file_index": key["file_index"],
                                  "dataset_from_index": begin, "dataset_to_index": begin + len(table)})
                 begin += len(table)
@@ -326,7 +328,7 @@ class _Assembly:
                 self._change(i, dict(zip(columns, (*key, place.start, place.stop, place.last), strict=True)))
                 n = self.pieces[i].stop - self.pieces[i].start
                 if n < self._length(i) or self._lacks_stats(i, camera):
-                    seen = footage.stats(target, place, n, float(self.info["fps"]))
+                    seen = footage.stats(target, place, n, float(self.info["fps"]), depth.coding(camera, self.features[camera]))
                     self._change(i, {f"stats/{camera}/{stat}": value.tolist() for stat, value in seen.items()})
         return notes
 

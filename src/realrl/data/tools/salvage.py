@@ -35,9 +35,15 @@ def guessed_info(root: Path, files: Sequence[Path]) -> Info:
             films = _filmed(root)
             features = {name: _feature(table[name]) for name in table.column_names} | films
             return {"codebase_version": "v3.0", "robot_type": "unknown", "chunks_size": 1000, "data_files_size_in_mb": 100,
-                    "video_files_size_in_mb": 200, "fps": round(float(1 / np.median(steps[steps > 0]))),
+                    "video_files_size_in_mb": 200, "fps": _rate(float(1 / np.median(steps[steps > 0]))),
                     "data_path": DATA_PATH, "video_path": VIDEO_PATH if films else None, "features": features}
     raise RealrlError(f"{root}: neither meta/info.json nor any data file can be read; there is nothing to repair from")
+
+
+def _rate(fps: float) -> int | float:
+    """What timestamps of 32 bits mean: a whole number, or one like 29.97, which differs from it by a thousandth."""
+    whole = round(fps)
+    return whole if abs(fps - whole) < 5e-4 * fps else round(fps, 3)
 
 
 def _filmed(root: Path) -> Info:

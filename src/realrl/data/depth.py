@@ -1,0 +1,73 @@
+"""Depth in video of fewer than 16 bits: what the codes in its pictures mean.
+
+Our own depth is 16-bit FFV1, millimetres as they are. LeRobot spreads the metres between two limits over 12-bit codes, evenly or, by
+default, evenly in the logarithm of (metres + shift), and keeps limits and shift in the camera's `info`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from realrl.types import Array, RealrlError
+
+CODES = 4096
+
+
+@dataclass(frozen=True)
+class Coding:
+    """LeRobot's 12-bit coding. low, high, shift: metres."""
+
+    low: float
+    high: float
+    shift: float
+    log: bool
+
+    def millimetres(self, picture: Any) -> Array:
+        """uint16 [H, W], to the millimetre, of a decoded frame whose first plane holds the codes. Raises ValueError for another."""
+        if "12le" not in picture.format.name:
+            raise ValueError(f"its pictures are {picture.format.name}, info.json says that they are depth in 12 bits")
+        plane = picture.planes[0]
+        codes = np.frombuffer(plane, np.uint16).reshape(plane.height, -1)[:, :plane.width]
+        return _table(self)[np.minimum(codes, CODES - 1)]
+
+
+@lru_cache
+def _table(coding: Coding) -> Array:
+    """What each code means."""
+    share, low, high = np.arange(CODES) / (CODES - 1), coding.low, coding.high
+    if coding.log:
+        low, high = np.log(low + coding.shift), np.log(high + coding.shift)
+    metres = low + share * (high - low)
+    if coding.log:
+        metres = np.exp(metres) - coding.shift
+    return np.rint(1000 * metres).clip(0, 2**16 - 1).astype(np.uint16)
+
+
+def is_depth(feature: Mapping[str, Any]) -> bool:
+    """Whether a camera is one of depth; LeRobot has called the entry by two names."""
+    told = feature.get("info") or {}
+    return isinstance(told, dict) and bool(told.get("video.is_depth_map") or told.get("is_depth_map"))
+
+
+def coding(name: str, feature: Mapping[str, Any]) -> Coding | None:
+    """How the depth of a camera is coded; None for plain pictures and for 16-bit millimetres.
+
+    Raises RealrlError for depth whose coding nobody tells, which would pass for colours or for another distance.
+    """
+    if not is_depth(feature):
+        return None
+    told = feature["info"]
+    pixels, low, high, shift, log = (told.get(f"video.{entry}", told.get(entry)) for entry in
+                                     ("pix_fmt", "depth_min", "depth_max", "shift", "use_log"))
+    if pixels is None or str(pixels).startswith("gray16"):
+        return None
+    known = all(isinstance(x, int | float) and np.isfinite(x) for x in (low, high, shift)) and isinstance(log, bool) and low < high
+    if "12le" in str(pixels) and known and (low + shift > 0 or not log):
+        return Coding(float(low), float(high), float(shift), log)
+    raise RealrlError(f"{name} is depth in {pixels}, coded in a way that info.json does not tell; leave it out (read with images=False, or "
+                      "import it with --option cameras=...), or keep depth as 16-bit millimetres (gray16le)")

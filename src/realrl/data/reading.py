@@ -1,0 +1,227 @@
+"""How a LeRobot set that somebody else made is to be read: under which names, with which cameras, how exactly on time.
+
+`Store` and the reader of version 2 share it, so that both layouts take the same options and give the same answers.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from realrl.data import footage, tables
+from realrl.data.errors import mend
+from realrl.data.labels import Labels
+from realrl.data.schema import Info
+from realrl.types import Array, Episode, RealrlError
+
+# What others call the columns that everybody needs, in lower case and less what they stand in: openpi, RoboCasa, HDF5 converters.
+ACTIONS = ("actions", "action", "control", "controls", "command", "commands", "joint_action", "action_joint", "target", "targets")
+STATES = ("state", "states", "observation.states", "qpos", "joint_positions", "joint_position", "joints", "proprio", "proprioception",
+          "robot_state", "agent_pos", "joint_state")
+INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # what every LeRobot table has
+
+
+class Recordings(Protocol):
+    """What can be read of a dataset, whatever its layout: a `Store`, or one that `realrl.data.formats` reads where it lies."""
+
+    dir: Path
+    labels: Labels
+
+    def __len__(self) -> int: ...
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def fps(self) -> int | float: ...
+
+    @property
+    def lengths(self) -> Array: ...
+
+    @property
+    def notes(self) -> list[str]: ...
+
+    @property
+    def tasks(self) -> list[str]: ...
+
+    @property
+    def info(self) -> Info: ...
+
+    @property
+    def cameras(self) -> list[str]: ...
+
+    @property
+    def tolerance(self) -> float: ...
+
+    def read(self, indices: Sequence[int] | None = None, images: bool = True) -> list[Episode]: ...
+
+    def pictures(self, episode: int, camera: str, stamps: Array | None = None) -> tuple[Path, Array]: ...
+
+    def film(self, episode: int, camera: str) -> Path: ...
+
+    def table(self, episode: int) -> Path: ...
+
+    def columns(self, episode: int, pictures: bool = True) -> dict[str, Array]: ...
+
+    def build(self, index: int, columns: dict[str, Array], films: Mapping[str, Array]) -> Episode: ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """names: our column -> theirs; cameras: the observation keys that are read, None for all; tolerance: seconds between a frame's time
+    in the tables and its picture, None for half a frame (`footage.tolerance`); paths: "data_path" and "video_path" in the place of
+    info.json's."""
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    cameras: Sequence[str] | None = None
+    tolerance: float | None = None
+    paths: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        """Whether everything is read as it stands."""
+        return not self.names and self.cameras is None and not self.paths
+
+    def checked(self, root: Path, info: Info) -> Reading:
+        """The same, its cameras by their full keys. Raises RealrlError for names and cameras that are not there, listing those that are,
+        and for a tolerance that is none."""
+        for ours, theirs in self.names.items():
+            if theirs not in info["features"]:
+                raise RealrlError(f"{root} has no column {theirs!r} to take for {ours}; it has {', '.join(_telling(info['features']))}")
+            if not ours or "/" in ours:
+                raise RealrlError(f"{root}: a column cannot be called {ours!r}; use action, observation.state, observation.images.NAME ...")
+        if self.tolerance is not None and not (isinstance(self.tolerance, int | float) and 0 <= self.tolerance < np.inf):
+            raise RealrlError(f"{root}: tolerance is {self.tolerance!r}, must be seconds, 0 or more")
+        if self.cameras is None:
+            return self
+        asked = [self.cameras] if isinstance(self.cameras, str) else list(self.cameras)
+        there = [name for name, f in replace(self, cameras=None).features(info).items()
+                 if f["dtype"] in ("video", "image") and name.startswith("observation.")]
+        keys = {name: key for name in there for key in [name.removeprefix("observation.")]
+                for name in (name, key, key.rpartition(".")[2])}
+        if wrong := [name for name in asked if name not in keys]:
+            raise RealrlError(f"{root} has no camera {wrong[0]!r}; it has {', '.join(there).replace('observation.', '') or 'none'}")
+        return replace(self, cameras=[keys[name] for name in asked])
+
+    def features(self, info: Info) -> Info:
+        """info.json's features under our names, less the cameras that are not read."""
+        theirs: Info = info["features"]
+        taken = set(self.names.values())
+        named = {name: f for name, f in theirs.items() if name not in taken and name not in self.names}
+        named |= {ours: theirs[name] for ours, name in self.names.items()}
+        return {name: f for name, f in named.items() if self.cameras is None or f["dtype"] not in ("video", "image")
+                or name.removeprefix("observation.") in self.cameras}
+
+    def films(self, info: Info) -> dict[str, str]:
+        """The cameras that are read, "observation.<key>" -> what it is called there; pictures that are no observation are not."""
+        return {name: self.theirs(name) for name in tables.cameras(self.features(info)) if name.startswith("observation.")}
+
+    def film(self, data: Recordings, info: Info, episode: int, camera: str) -> str:
+        """What a camera of an episode is called there. Raises RealrlError when there is no such one."""
+        theirs = self.films(info).get(f"observation.{camera}")
+        if not 0 <= episode < len(data) or theirs is None:
+            raise RealrlError(f"{data.dir} has no camera {camera!r} in an episode {episode}; it has {len(data)} episodes and the cameras "
+                              f"{', '.join(data.cameras) or '(none)'}")
+        return theirs
+
+    def theirs(self, ours: str) -> str:
+        """A column's name in the files."""
+        return self.names.get(ours, ours)
+
+    def stored(self, info: Info) -> Info:
+        """The features that have a column in the data files, by its name there."""
+        return {self.theirs(name): f for name, f in self.features(info).items()}
+
+    def named(self, columns: Mapping[str, Array]) -> dict[str, Array]:
+        """Columns of the files under our names; a column that one of them hides is left out."""
+        taken = set(self.names.values())
+        kept = {name: x for name, x in columns.items() if name not in taken and name not in self.names}
+        return kept | {ours: columns[theirs] for ours, theirs in self.names.items() if theirs in columns}
+
+    def close(self, fps: float) -> float:
+        """The tolerance in seconds."""
+        return footage.tolerance(fps) if self.tolerance is None else self.tolerance
+
+
+PLAIN = Reading()
+
+
+def proposal(features: Info) -> dict[str, str]:
+    """Our name -> theirs of what is there under another name, as far as names and shapes tell: the action, the state, the cameras."""
+    vectors = {name: name.lower().removeprefix("observation.").removeprefix("observations.") for name, f in features.items()
+               if f["dtype"].startswith(("float", "int")) and name not in INDICES and len(f["shape"]) == 1}
+    found = {}
+    for ours, words in {"action": ACTIONS, "observation.state": STATES}.items():
+        ranked = sorted((words.index(word), name) for name, word in vectors.items() if word in words and name != ours)
+        if ours not in features and ranked:
+            found[ours] = ranked[0][1]
+    for name, f in features.items():
+        if f["dtype"] in ("video", "image") and not name.startswith("observation."):
+            found[f"observation.images.{name.removeprefix('observations.').removeprefix('images.')}"] = name
+    return found
+
+
+def require_action(root: Path, features: Info) -> None:
+    """Raise RealrlError, naming the columns that look like what is missing and the flags that say so, for a set without an action."""
+    if "action" in features:
+        return
+    found = proposal(features)
+    if "action" not in found:
+        raise RealrlError(f"{root} has no column 'action', and none that is called like one; say which of {', '.join(_telling(features))} "
+                          f"it is: {imported('--rename', 'action=COLUMN')}")
+    raise RealrlError(f"{root} has no column 'action', but {found['action']!r} looks like it: {renamed(found)}")
+
+
+def renamed(found: Mapping[str, str]) -> str:
+    """The flags that take columns for ours."""
+    return imported(*[word for ours, theirs in found.items() for word in ("--rename", f"{ours}={theirs}")])
+
+
+def imported(*words: str) -> str:
+    """What to add to an import, which mends something, as one would type it."""
+    return f"{shlex.join(words)} (of 'realrl data import')"
+
+
+def absent(root: Path, path: Path, info: Info, usual: Mapping[str, str], *, whole: bool = False) -> RealrlError:
+    """A file of a set that is not where info.json says, and what there is to do.
+
+    usual: the layout's "data_path" and "video_path"; whole: whether it is a camera's of which there is no video at all.
+    """
+    name = "video_path" if path.suffix == ".mp4" else "data_path"
+    if template := _elsewhere(root, path, info, info.get(name) or usual[name]):
+        return RealrlError(f"{path} is missing, but such files lie elsewhere: {imported('--option', f'{name}={template}')}")
+    repair = f", or {advice}" if "repair" in (advice := mend(path)) else ""
+    if name == "data_path":
+        return RealrlError(f"{path} is missing; leave its episodes out: {imported('--option', 'missing=episodes')}{repair}")
+    flags = "--option missing=camera" if whole else "--option missing=episodes or --option missing=camera"
+    gone = "it is like that with its whole camera, leave that out" if whole else "leave its episodes or the camera out"
+    return RealrlError(f"{path} is missing; {gone}: {flags} of 'realrl data import' (images=False reads the numbers alone){repair}")
+
+
+def _elsewhere(root: Path, path: Path, info: Info, told: str) -> str:
+    """How files of this name are called where they do lie, as a template other than the one told; "" where none does."""
+    films = tables.cameras(info["features"])
+    mine = [name for name in films if name in path.parts]
+    for found in sorted(root.rglob(path.name)):
+        parts = found.relative_to(root).parts
+        camera = next((part for part in parts if part in (mine or films)), None)
+        if parts[0] == "meta" or (path.suffix == ".mp4" and camera is None):
+            continue
+        words = ["{video_key}" if part == camera else part for part in parts]
+        field = "episode_chunk" if parts[-1].startswith("episode_") else "chunk_index"
+        for pattern, mark in ((r"(?<=chunk-)\d{3}", f"{{{field}:03d}}"), (r"(?<=file-)\d{3}", "{file_index:03d}"),
+                              (r"(?<=episode_)\d{6}", "{episode_index:06d}")):
+            words = [re.sub(pattern, mark, word) for word in words]
+        if (template := "/".join(words)) != told and template.count("{") == len(re.findall(r"\{\w+(?::0?\d+d)?\}", template)):
+            return template
+    return ""
+
+
+def _telling(features: Info) -> list[str]:
+    return [name for name in features if name not in INDICES]
