@@ -148,7 +148,7 @@ def against(setting: Setting, name: str, seed: int) -> None:
 
 def _examiner(material: Material, chunk: int, n_obs: int) -> Examiner:
     views = [ChunkView(episodes, chunk=chunk, n_obs=n_obs, gamma=1.0) for episodes in (material.demos, material.held_out)]
-    return Examiner(material.robot, views[0], views[1], material.still)
+    return Examiner(material.robot, views[0], views[1])
 
 
 def _arrays(material: Material, examiner: Examiner) -> dict[str, Any]:

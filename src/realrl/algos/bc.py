@@ -42,7 +42,7 @@ def train(cfg: BCConfig, cell: Cell) -> dict[str, Any]:
     spec = cell.spec
     policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, name="bc").to(device(cfg.device))
     view = ChunkView(cell.demonstrations(), chunk=policy.chunk, n_obs=policy.n_obs, gamma=1.0, device=policy.device)
-    prepare(policy, view)
+    prepare(policy, view, cell.robot)
     with cell.timed("imitation"):
         imitate(cell.run, Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
     save_policy(policy, cell.run.dir / "policy", task=cfg.task, sight=cfg.sight, robot=cell.robot)

@@ -358,7 +358,7 @@ def _start(cfg: RL100Config, cell: Cell) -> tuple[DiffusionPolicy, list[Episode]
         policy.head = "ddim"
         return policy, demos
     view = ChunkView(demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=place)
-    prepare(policy, view)
+    prepare(policy, view, cell.robot)
     if cell.run.load("imitation", policy=policy) is None:
         with cell.timed("imitation"):
             imitate(cell.run, Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")

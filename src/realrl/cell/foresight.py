@@ -50,7 +50,6 @@ class Examiner:
     robot: Embodiment
     seen: ChunkView
     unseen: ChunkView
-    still: Array  # [A] the number of the state that each joint's target is compared with, -1 for none
     baselines: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,8 +87,8 @@ class Examiner:
         actions = self.robot.to_robot(self.seen.actions.cpu().numpy())
         mean, motion = actions.mean(0), self.robot.control == "relative"
         rest = np.where((np.abs(mean) < actions.std(0)) & motion, 0.0, mean)
-        state = self.batch.obs["state"][:, -1].cpu().numpy()
-        held = np.where(self.still >= 0, state[:, np.maximum(self.still, 0)], rest)
+        state, still = self.batch.obs["state"][:, -1].cpu().numpy(), self.robot.followers
+        held = np.where(still >= 0, state[:, np.maximum(still, 0)], rest)
         return np.broadcast_to(held[:, None], self.truth.shape)
 
     def _mean_action(self) -> Array:
@@ -100,5 +99,5 @@ class Examiner:
         """Ridge regression from the states that the policy sees, each joint with the penalty that leaving episodes out prefers."""
         history, width = self.batch.obs["state"].shape[1:]
         ridge = Reference(history * width, *self.truth.shape[1:])
-        fit_reference(ridge, self.seen, ("mean",))
+        fit_reference(ridge, self.seen, beginnings=("mean",))
         return self.robot.to_robot(ridge(self.batch.obs["state"].cpu()).numpy())

@@ -97,7 +97,7 @@ class RecordedCell:
         if self.account.finished(name, version):
             return
         decisions = partial(ChunkView, chunk=policy.chunk, n_obs=policy.n_obs, gamma=1.0)
-        examiner = Examiner(self.material.robot, decisions(self.material.demos), decisions(self.material.held_out), self.material.still)
+        examiner = Examiner(self.material.robot, decisions(self.material.demos), decisions(self.material.held_out))
         if getattr(policy, "head", "") == "one-step":
             asked = {"one-step": (policy, True)}
         else:

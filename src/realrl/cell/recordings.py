@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.cache import FrameCache, Size, resize
+from realrl.data.cache import FilmTable, FrameCache, Size, resize
 from realrl.data.formats import open_dataset
 from realrl.data.formats.lerobot import Some
 from realrl.data.store import Recordings
 from realrl.learn.imitation import worthy
 from realrl.robots.embodiment import Control, Embodiment, limits
-from realrl.scene import RecordedConfig, SightConfig
+from realrl.scene import RecordedConfig, SightConfig, SightKind
 from realrl.types import Array, Episode, RealrlError, TaskSpec
 
 SECONDS = 0.4  # of a plan
@@ -33,8 +33,8 @@ NEAR = 0.5  # of an action's own spread: a measured number nearer than that is w
 class Material:
     """A recorded set, ready to learn from: actions in [-1, 1], states as float32 vectors, pictures of one size.
 
-    demos, held_out: what is imitated, and what is kept to compare with; rest: everything else, failures above all; still: [A], the number
-    of the state that each joint's target is compared with (-1: none); notes: what a person should know of how it was read.
+    demos, held_out: what is imitated, and what is kept to compare with; rest: everything else, failures above all; notes: what a person
+    should know of how it was read.
     """
 
     spec: TaskSpec
@@ -42,18 +42,19 @@ class Material:
     demos: list[Episode]
     held_out: list[Episode]
     rest: list[Episode]
-    still: Array
     notes: list[str]
 
 
 def sized(cfg: Any) -> Any:
     """The configuration of a method that imitates (fields policy, imitation, sight) with defaults that suit the set cfg.data: two fifths of
     a second a plan, two observations for the speed, a network wider than what it has to draw, cameras where there are any."""
-    store = open_dataset(cfg.data)
+    store = opened(cfg.data, cfg.recorded)
     features = store.info["features"]
     actions = int(np.prod((features.get("action") or {}).get("shape") or [1]))
     chunk = min(max(round(SECONDS * store.fps), 4), 16)
-    eyes = bool(store.cameras) or any(f.get("dtype") == "image" for f in features.values())
+    colours = bool(store.cameras) or any(f.get("dtype") == "image" for f in features.values())
+    kind: SightKind = "rgb" if colours else "pointcloud" if "observation.pointcloud" in features else "state"
+    eyes = kind != "state"
     hidden = next((width for width in (256, 512) if 2 * chunk * actions <= width), 1024)
     policy = replace(cfg.policy, chunk=chunk, n_obs=2, hidden=hidden, reference="linear",
                      diffusion=replace(cfg.policy.diffusion, predict="velocity"))
@@ -63,7 +64,12 @@ def sized(cfg: Any) -> Any:
     if hasattr(cfg, "offline"):  # nothing comes in between two rounds, and nobody can practise
         cfg = replace(cfg, offline=replace(cfg.offline, rounds=1), stages=tuple(stage for stage in cfg.stages if stage != "online"))
     return replace(cfg, policy=policy, imitation=replace(imitation, steps=min(steps, 2000), batch=32) if eyes else imitation,
-                   sight=replace(cfg.sight, kind="rgb") if eyes else cfg.sight)
+                   sight=replace(cfg.sight, kind=kind))
+
+
+def opened(data: str, cfg: RecordedConfig) -> Recordings:
+    """The set, its columns by our names."""
+    return open_dataset(data, names=dict(pair.partition("=")[::2] for pair in cfg.names))
 
 
 def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Material:
@@ -72,19 +78,22 @@ def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Mat
     Raises RealrlError for one that nothing can be imitated from, naming what is wrong and the flag that mends it.
     """
     notes: list[str] = []
-    store, films = _filmed(open_dataset(data), sight, cfg.missing, notes)
+    store, films = _filmed(opened(data, cfg), sight, cfg.missing, notes)
     episodes = store.read(images=False)
     if not episodes:
         raise RealrlError(f"{data}: an empty data set, there is nothing to imitate")
     keys = state_keys(episodes[0], cfg, data)
-    episodes = [_plain(e, keys, f"{data}: episode {i}") for i, e in enumerate(episodes)]
-    good = worthy(episodes) or ([] if any(e.succeeded for e in episodes) else episodes)
+    episodes = [_plain(e, keys, sight.kind == "pointcloud", f"{data}: episode {i}") for i, e in enumerate(episodes)]
+    good = worthy(episodes)
+    if not good:
+        raise RealrlError(f"{data}: its {len(episodes)} episodes are marked failures and all returns are equal, there is nothing to "
+                          f"imitate: say which succeeded with 'realrl data label {data}'")
     if not any(e.succeeded for e in episodes):
         notes.append(f"{'no episode ended in success' if any(e.judged for e in episodes) else 'nothing says how episodes ended'}: "
                      f"{'all' if len(good) == len(episodes) else 'those of higher return,'} {len(good)} are imitated "
                      f"('realrl data label {data}' says which succeeded)")
     numbers = [i for i, e in enumerate(episodes) if any(e is g for g in good)]
-    robot, still = _embodiment(store, keys, good, cfg, films)
+    robot = _embodiment(store, keys, good, cfg, films)
     pictures = _pictures(store, films, (sight.height, sight.width), spare)
     ready = [_ready(e, robot, {sense: pictures[sense][i] for sense in films}) for i, e in enumerate(episodes)]
     demos, held_out = _kept_back([ready[i] for i in numbers], cfg.held_out, notes)
@@ -92,7 +101,7 @@ def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Mat
     senses = {key: x.shape[1:] for key, x in first.obs.items() if key != "state"}
     spec = TaskSpec("recorded", Path(data).resolve().name, first.obs["state"].shape[-1], first.action.shape[-1],
                     max(len(e) for e in ready), 1 / robot.fps, first.task, senses, control=robot.control)
-    return Material(spec, robot, demos, held_out, [e for i, e in enumerate(ready) if i not in numbers], still, notes)
+    return Material(spec, robot, demos, held_out, [e for i, e in enumerate(ready) if i not in numbers], notes)
 
 
 # ---- observations
@@ -120,6 +129,10 @@ def _filmed(store: Recordings, sight: SightConfig, missing: str, notes: list[str
     stills = [name.removeprefix("observation.") for name, f in store.info["features"].items() if f.get("dtype") == "image"]
     everybody, films, whole = range(len(store)), {}, set(range(len(store)))
     for key in sight.cameras or [*store.cameras, *stills]:
+        deep = key in store.cameras and len(FilmTable.of(store, key).shape) == 2
+        if sight.kind != ("depth" if deep else "rgb"):
+            notes.append(f"camera {key} left out: it sees {'distances' if deep else 'colours'}, the run {sight.kind} (--sight.kind)")
+            continue
         lost = {e for e in everybody if key not in stills and not store.pictures(e, key)[0].exists()}
         if len(lost) == len(store) or (lost and missing == "camera"):
             notes.append(f"camera {key} left out: {len(lost)} of {len(store)} episodes have no video of it")
@@ -127,7 +140,7 @@ def _filmed(store: Recordings, sight: SightConfig, missing: str, notes: list[str
         if lost and missing == "refuse":
             raise RealrlError(f"{store.pictures(min(lost), key)[0]} is missing: add --recorded.missing episodes to leave out the "
                               f"{len(lost)} episodes without it, or --recorded.missing camera to do without the camera")
-        films[_sense(key)], whole = key, whole - lost
+        films[_sense(key, deep)], whole = key, whole - lost
     if len(whole) < len(store):
         notes.append(f"{len(store) - len(whole)} of {len(store)} episodes left out: they lack a video")
         if not whole:
@@ -136,9 +149,10 @@ def _filmed(store: Recordings, sight: SightConfig, missing: str, notes: list[str
     return (store if len(whole) == len(store) else Some(store, sorted(whole), notes[-1])), films
 
 
-def _sense(key: str) -> str:
+def _sense(key: str, deep: bool) -> str:
     """A camera's name as policies know it."""
-    return key if key.startswith(("images.", "depth.")) else f"images.{key.removeprefix('image.')}"
+    name = next((key.removeprefix(p) for p in ("images.", "image.", "depth.") if key.startswith(p)), key)
+    return f"{'depth' if deep else 'images'}.{name}"
 
 
 def _pictures(store: Recordings, films: Mapping[str, str], size: Size, spare: Path) -> dict[str, list[Array]]:
@@ -155,15 +169,16 @@ def _pictures(store: Recordings, films: Mapping[str, str], size: Size, spare: Pa
     return found
 
 
-def _plain(episode: Episode, keys: Sequence[str], where: str) -> Episode:
-    """The episode with its numbers alone: one float32 state and float32 actions."""
+def _plain(episode: Episode, keys: Sequence[str], clouds: bool, where: str) -> Episode:
+    """The episode with its numbers alone: one float32 state, float32 actions, and point clouds where they are looked at."""
     state = np.concatenate([episode.obs[key].reshape(len(episode) + 1, -1) for key in keys], 1).astype(np.float32)
     action = episode.action.reshape(len(episode), -1).astype(np.float32)
     for name, x in (("observation", state), ("action", action)):
         if not (fine := np.isfinite(x).all(1)).all():
             raise RealrlError(f"{where}: NaN or infinity in its {name} at step {int(np.argmin(fine))}: leave the episode out "
                               "(realrl data drop)")
-    return replace(episode, obs={"state": state}, action=action, extra={})
+    seen = {key: x.astype(np.float32) for key, x in episode.obs.items() if clouds and key == "pointcloud"}
+    return replace(episode, obs={"state": state, **seen}, action=action, extra={})
 
 
 def _ready(episode: Episode, robot: Embodiment, pictures: Mapping[str, Array]) -> Episode:
@@ -176,14 +191,14 @@ def _ready(episode: Episode, robot: Embodiment, pictures: Mapping[str, Array]) -
 
 
 def _embodiment(store: Recordings, keys: Sequence[str], demos: Sequence[Episode], cfg: RecordedConfig,
-                films: Mapping[str, str]) -> tuple[Embodiment, Array]:
-    """(the robot that recorded this, and for each joint the number of the state that it drives)."""
+                films: Mapping[str, str]) -> Embodiment:
+    """The robot that recorded this."""
     info = store.info
     actions, states = np.concatenate([e.action for e in demos]), np.concatenate([e.obs["state"][:-1] for e in demos])
     joints = _names(info["features"].get("action"), actions.shape[1], "action")
     senses = [name for key in keys for name in _names(info["features"].get(f"observation.{key}"), 0, key)]
     senses = senses if len(senses) == states.shape[1] else [f"state {i}" for i in range(states.shape[1])]
-    still = driven(actions, states, joints, senses)
+    still = follower(actions, states, joints, senses)
     near = [np.abs(actions[:, j] - states[:, s]).mean() < actions[:, j].std() for j, s in enumerate(still) if s >= 0]
     control: Control = cfg.control if cfg.control != "auto" else "absolute" if near and np.mean(near) >= 0.5 else "relative"
     if control == "relative":
@@ -193,8 +208,8 @@ def _embodiment(store: Recordings, keys: Sequence[str], demos: Sequence[Episode]
     low, high = _given(cfg.low, low, "low"), _given(cfg.high, high, "high")
     units = (cfg.units * len(joints) if len(cfg.units) == 1 else cfg.units) or ("",) * len(joints)
     robot = Embodiment(str(info.get("robot_type") or "unknown"), tuple(joints), units, tuple(low.tolist()), tuple(high.tolist()),
-                       tuple(senses), float(info.get("fps") or store.fps), control, dict(films))
-    return robot, still
+                       tuple(senses), float(info.get("fps") or store.fps), control, dict(films), tuple(still.tolist()))
+    return robot
 
 
 def _given(told: Sequence[float], found: Array, name: str) -> Array:
@@ -221,7 +236,7 @@ def _flat(names: Any) -> list[str]:
     return [x for part in names for x in _flat(part)] if isinstance(names, list) else [] if names is None else [str(names)]
 
 
-def driven(actions: Array, states: Array, joints: Sequence[str], senses: Sequence[str]) -> Array:
+def follower(actions: Array, states: Array, joints: Sequence[str], senses: Sequence[str]) -> Array:
     """For each joint the number of the state that its action drives [A]: of its name, of its place where both have the same size, or the
     one that it stays nearest to; -1 where none is near."""
     places = {name: i for i, name in enumerate(senses)}

@@ -180,7 +180,9 @@ def require_action(root: Path, features: Info) -> None:
 
 def renamed(found: Mapping[str, str]) -> str:
     """The flags that take columns for ours."""
-    return imported(*[word for ours, theirs in found.items() for word in ("--rename", f"{ours}={theirs}")])
+    pairs = [f"{ours}={theirs}" for ours, theirs in found.items()]
+    return f"{imported(*[word for pair in pairs for word in ('--rename', pair)])}, or --recorded.names {shlex.join(pairs)} " \
+           "(of 'realrl train')"
 
 
 def imported(*words: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from realrl.files import derive
 from realrl.generative.diffusion import imitation_loss
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.types import Batch, Episode, Logbook
+
+if TYPE_CHECKING:
+    from realrl.robots.embodiment import Embodiment
 
 
 class Decisions(Protocol):
@@ -158,12 +161,12 @@ class Imitation:
         self.step = state["step"]
 
 
-def prepare(policy: DiffusionPolicy, view: ChunkView) -> None:
-    """Fit what a policy fits once, on its demonstrations: normalisers, and a reference where it has one."""
+def prepare(policy: DiffusionPolicy, view: ChunkView, robot: Embodiment | None = None) -> None:
+    """Fit what a policy fits once, on its demonstrations: normalisers, and a reference where it has one. robot: what its numbers mean."""
     policy.fit_senses(view.frames)
     if policy.reference is not None:
         from realrl.learn.reference import fit_reference
-        fit_reference(policy.reference, view)
+        fit_reference(policy.reference, view, robot)
 
 
 def kept_back(view: Decisions, share: float) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Fits the linear reference of a policy (`nets.reference`), and says how far the network that corrects it is to be followed.
 
-Each joint chooses, by leaving episodes out, among three beginnings: its mean; a line through the one measured number that it follows most
-(a joint target follows its joint); that and its rate of change. A ridge over all numbers adds what they tell beside it, with a penalty that
+Each joint chooses, by leaving episodes out, among these beginnings: its mean; a line through the one measured number that it goes with
+most; that and its rate of change; and, where the robot says which number its action drives, that number itself, and going on as it moves.
+A ridge over all numbers adds what they tell beside it, with a penalty that
 is chosen in the same way and may be so large that it adds nothing. So few episodes end near "go on as you move", many near ridge.
 """
 
@@ -15,26 +16,28 @@ from torch import Tensor
 
 from realrl.data.views import ChunkView
 from realrl.nets.reference import Reference
+from realrl.robots.embodiment import Embodiment
 from realrl.types import Array
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e3, 1e9)  # of the ridge, against features of unit variance; the last adds nothing
-BEGINNINGS = ("mean", "line", "motion")
+BEGINNINGS = ("mean", "line", "line and motion", "hold", "hold and motion")
 FOLDS, ROWS = 5, 20_000  # episodes are left out in so many groups; no more decisions than that are looked at
 SPREAD = 3.0  # what the network draws reaches this many standard deviations of what the reference leaves over
 GAINS = (0.0, 0.25, 0.5, 0.75, 1.0)
 Linear = tuple[Array, Array]  # weight [F, K, A], bias [K, A]: chunk = (features - mean) @ weight + bias
 
 
-def fit_reference(reference: Reference, view: ChunkView, beginnings: Sequence[str] = BEGINNINGS) -> None:
+def fit_reference(reference: Reference, view: ChunkView, robot: Embodiment | None = None, beginnings: Sequence[str] = BEGINNINGS) -> None:
     """Fit weight, bias and scale on the decisions of some demonstrations, whose actions lie in [-1, 1]; the gain becomes 1.
 
-    beginnings: what is to choose from; ("mean",) alone is an ordinary ridge regression.
+    robot: what its actions mean; without it nothing is known to be held. beginnings: what is to choose from; ("mean",) alone is an
+    ordinary ridge regression.
     """
     rows = torch.linspace(0, len(view) - 1, min(len(view), ROWS)).long()
     batch = view.batch(rows.to(view.reward.device))
     state, action = batch.obs["state"].cpu().double().numpy(), batch.action.cpu().double().numpy()
     valid, episode = batch.valid.cpu().numpy(), view.episode[rows].cpu().numpy()
-    table = _Table(state, action)
+    table = _Table(state, action, robot if robot is not None and robot.control == "absolute" and robot.drives else None)
     weight, bias = _chosen(table, valid, _folds(episode), beginnings)
     left = (action - table.chunks(weight, bias)) * valid[..., None]
     spread = np.sqrt((left ** 2).sum(0) / np.maximum(valid.sum(0), 1)[:, None])
@@ -76,8 +79,9 @@ def _chosen(table: _Table, valid: Array, fold: Array, beginnings: Sequence[str])
 class _Table:
     """Decisions as rows: features [N, F] = H states in a row, and the chunks [N, K, A] that followed."""
 
-    def __init__(self, state: Array, action: Array, mean: Array | None = None, spread: Array | None = None) -> None:
-        self.state, self.action, self.width = state, action, state.shape[-1]
+    def __init__(self, state: Array, action: Array, robot: Embodiment | None, mean: Array | None = None, spread: Array | None = None
+                 ) -> None:
+        self.state, self.action, self.robot, self.width = state, action, robot, state.shape[-1]
         flat = state.reshape(len(state), -1)
         self.mean = flat.mean(0) if mean is None else mean
         deviation = flat.std(0)
@@ -88,7 +92,7 @@ class _Table:
 
     def __getitem__(self, rows: Array) -> _Table:
         """Some of the rows, measured in the same units."""
-        return _Table(self.state[rows], self.action[rows], self.mean, self.spread)
+        return _Table(self.state[rows], self.action[rows], self.robot, self.mean, self.spread)
 
     def chunks(self, weight: Array, bias: Array) -> Array:
         """What a linear map says of every row, [N, K, A]."""
@@ -102,6 +106,8 @@ class _Table:
         scaled = scaled - centre
         values, vectors = np.linalg.eigh(scaled.T @ scaled / len(scaled))
         for beginning in beginnings:
+            if beginning.startswith("hold") and self.robot is None:
+                continue
             weight, bias = self._begin(beginning)
             left = (self.action - self.chunks(weight, bias)).reshape(len(scaled), -1)
             shared = vectors.T @ (scaled.T @ left) / len(scaled)
@@ -110,21 +116,40 @@ class _Table:
                 yield weight + more / self.spread[:, None, None], bias - np.tensordot(centre, more, 1)
 
     def _begin(self, kind: str) -> Linear:
-        """mean, or per joint a least-squares line through the number it follows most, or through that and its last change."""
+        """A beginning of every joint; a joint that nothing measures keeps its mean."""
         bias, weight = self.action.mean(0), np.zeros((self.features.shape[1], *self.action.shape[1:]))
         if kind == "mean":
             return weight, bias
-        last = self.features.shape[1] - self.width
-        now, then = self.features[:, last:], self.features[:, last - self.width:last] if last else self.features
-        for joint, number in enumerate(_followed(now, self.action[:, 0])):
-            moves = [now[:, number]] + ([now[:, number] - then[:, number]] if kind == "motion" and last else [])
-            slope, middle = _line(np.stack(moves, -1), self.action[:, :, joint])  # [f, K]
-            weight[last + number, :, joint] += slope[0]
-            if len(moves) > 1:
-                weight[last + number, :, joint] += slope[1]
-                weight[last - self.width + number, :, joint] -= slope[1]
-            bias[:, joint] = middle
+        held, last = kind.startswith("hold"), self.features.shape[1] - self.width  # where the newest state begins
+        for joint, number in enumerate(self._partners(held)):
+            if number < 0:
+                continue
+            now, target = self.features[:, last + number], self.action[:, :, joint]
+            if held:
+                assert self.robot is not None
+                unit = 1 / self.robot.half[joint]
+                weight[last + number, :, joint] = unit
+                bias[:, joint] = (self.mean[last + number] - self.robot.middle[joint]) * unit
+                target = target - bias[:, joint] - now[:, None] * unit
+            inputs = [] if held else [now]
+            if kind.endswith("motion") and last:
+                inputs.append(now - self.features[:, last - self.width + number])
+            if not inputs:
+                continue
+            slope, middle = _line(np.stack(inputs, -1), target)  # [f, K], [K]
+            weight[last + number, :, joint] += slope.sum(0)
+            if kind.endswith("motion") and last:
+                weight[last - self.width + number, :, joint] -= slope[-1]
+            if not held:
+                bias[:, joint] = middle
         return weight, bias
+
+    def _partners(self, held: bool) -> list[int]:
+        """For each action the number of the state that follows it, as the robot says, or that it goes with most."""
+        if held:
+            assert self.robot is not None
+            return list(self.robot.drives)
+        return _followed(self.features[:, -self.width:], self.action[:, 0])
 
 
 def _followed(state: Array, action: Array) -> list[int]:

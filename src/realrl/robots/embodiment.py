@@ -20,7 +20,7 @@ class Embodiment:
 
     actions, state: a name a number; units: of the actions, "" where nobody said; low, high: what [-1, 1] means in those units; cameras:
     what the policy calls a camera -> what the recording calls it; fps: actions a second; control: whether an action says where to be
-    (absolute) or how to move (relative).
+    (absolute) or how to move (relative); drives: for each action the number of the state that follows it, -1 for none.
     """
 
     robot: str
@@ -32,6 +32,7 @@ class Embodiment:
     fps: float
     control: Control = "absolute"
     cameras: dict[str, str] = field(default_factory=dict)
+    drives: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check(self, fps="(0, 1e6]")
@@ -39,9 +40,17 @@ class Embodiment:
             if len(getattr(self, name)) != len(self.actions):
                 raise OutOfBounds(Embodiment, name, f"must have an entry for each of the {len(self.actions)} actions, got "
                                   f"{shown(getattr(self, name))}")
+        if any(not -1 <= i < len(self.state) for i in self.drives) or len(self.drives) not in (0, len(self.actions)):
+            raise OutOfBounds(Embodiment, "drives", f"must say of each action which of the {len(self.state)} numbers of the state follows "
+                              f"it, got {shown(self.drives)}")
         for i, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise OutOfBounds(Embodiment, "low", f"must lie below high, action {i} ({self.actions[i]}) has {low:g} and {high:g}")
+
+    @property
+    def followers(self) -> Array:
+        """[A], the number of the state that follows each action, -1 for none."""
+        return np.array(self.drives or [-1] * len(self.actions))
 
     @property
     def middle(self) -> Array:

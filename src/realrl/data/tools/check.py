@@ -68,7 +68,8 @@ def _check_use(root: Path, info: Info) -> Iterator[Problem]:
     if "action" not in tables.stored(features):
         near = [name for name in features if "action" in name.lower()]
         yield Problem("error", where, "there is no column 'action' of numbers" + (f", there is {', '.join(near)}" if near else ""),
-                      "only recordings of a robot that acts can be learned from; a column of another name has to be renamed")
+                      "only recordings of a robot that acts can be learned from; of another name, give --recorded.names action=COLUMN to "
+                      "'realrl train', or --rename action=COLUMN to 'realrl data import'")
     if not any(name.startswith("observation.") for name in features):
         yield Problem("error", where, f"there is no observation, no column 'observation.…' among {', '.join(features)[:120]}",
                       "nothing can be learned from it; columns of other names have to be renamed")
