@@ -160,7 +160,7 @@ def test_a_truncated_data_set(data, tmp_path):
     files(data)[1].write_bytes(whole[: len(whole) // 2])
     complaint(lambda: clone(tmp_path / "a", data=str(data)), files(data)[1].name)
     files(data)[1].unlink()
-    complaint(lambda: clone(tmp_path / "b", data=str(data)), "file-001.parquet", "realrl data check")
+    complaint(lambda: clone(tmp_path / "b", data=str(data)), "file-001.parquet", "realrl data repair")
 
 
 def test_a_folder_that_is_no_data_set(data, tmp_path):

@@ -126,7 +126,7 @@ class RecordedConfig:
     """What to leave out where a video is missing: nothing, refuse; the episodes that lack one; or the camera."""
 
     def __post_init__(self) -> None:
-        check(self, held_out="(0, 0.9]")
+        check(self, held_out="(0, 0.9]", low="[-1e9, 1e9]", high="[-1e9, 1e9]")
         if wrong := [word for word in self.names if not all(word.partition("="))]:
             raise OutOfBounds(RecordedConfig, "names", f"must be pairs such as action=actions, got {shown(wrong[0])}")
 

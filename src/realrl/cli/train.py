@@ -16,6 +16,7 @@ from realrl.cli.parser import Parser, group, interrupted, mistake, say, screen, 
 if TYPE_CHECKING:
     from realrl.cell.cell import WorkCell
     from realrl.cell.recorded import RecordedCell
+    from realrl.cell.recordings import Material
     from realrl.envs.base import RobotEnv
     from realrl.run import Run
     from realrl.types import Cell, TaskSpec
@@ -69,10 +70,11 @@ def _train(args: argparse.Namespace) -> int:
     text = RUN_HELP.format(text=METHODS[args.method], method=args.method)
     parse = partial(config.parse, cls, [*base, *flags], prog=f"realrl train {args.method}", description=text)
     cfg = parse()
-    recorded = cfg.data is not None and not args.env and (cfg.task.startswith(RECORDED) or not (base or _mentions(flags, "--task")))
+    chosen = base or any(_mentions(flags, flag) for flag in ("--task", "--config"))
+    recorded = cfg.data is not None and not args.env and (cfg.task.startswith(RECORDED) or not chosen)
     if recorded:
         from realrl.cell.recordings import sized
-        cfg = cfg if base or _mentions(flags, "--config") else parse(default=sized(cfg))
+        cfg = cfg if chosen else parse(default=sized(cfg))
         cfg = replace(cfg, task=RECORDED + Path(cfg.data).resolve().name)
     make = envs.own(args.env) if args.env else partial(envs.make, cfg.task, sight=cfg.sight, randomise=cfg.randomise)
     if not recorded:  # a misspelt task leaves no folder behind
@@ -80,10 +82,11 @@ def _train(args: argparse.Namespace) -> int:
         cfg = replace(cfg, task=spec.id) if args.env else cfg
     folder = args.run or Path("runs", f"{args.method}-{cfg.task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
     own = ["--env", args.env] if args.env else []
+    material = _material(cfg, folder) if recorded else None
     again = shlex.join(["realrl", "train", args.method, "--run", str(folder), "--resume", *own, *flags])
     try:
         with (Run.start(folder, cfg, args.resume, ignore=("stages", "collect", "device")) as run,
-              _cell(run, cfg, make if args.env else None, recorded) as cell):
+              _cell(run, cfg, make if args.env else None, material) as cell):
             summary = train(cfg, cell)
         page = write_report(folder)
     except KeyboardInterrupt:
@@ -103,16 +106,21 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _cell(run: Run, cfg: Any, make: Callable[[], RobotEnv] | None, recorded: bool) -> WorkCell | RecordedCell:
+def _material(cfg: Any, folder: Path) -> Material:
+    """The recordings of a run that has nothing else, read before it has a folder."""
+    from realrl.cell.recordings import read
+    material = read(cfg.data, cfg.recorded, cfg.sight, folder.with_name(f"{folder.name}-cache"))
+    for note in material.notes:
+        say(f"note: {note}")
+    return material
+
+
+def _cell(run: Run, cfg: Any, make: Callable[[], RobotEnv] | None, material: Material | None) -> WorkCell | RecordedCell:
     """Where the method works: on a robot, or on recordings."""
-    if not recorded:
+    if material is None:
         from realrl.cell.cell import WorkCell
         return WorkCell(run, cfg, make=make)
     from realrl.cell.recorded import RecordedCell
-    from realrl.cell.recordings import read
-    material = read(cfg.data, cfg.recorded, cfg.sight, run.dir / "cache")
-    for note in material.notes:
-        say(f"note: {note}")
     return RecordedCell(run, cfg, material)
 
 

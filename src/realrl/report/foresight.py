@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from rich.markup import escape
 from rich.table import Table
 
 from realrl.report.figures import BLUE, GREY, ORANGE, Panel, small_multiples
 from realrl.report.pictures import jpeg
 from realrl.report.reading import number_of
 from realrl.report.tables import MISSING, Grid, figure3, percent
-from realrl.types import Array, RealrlError
+from realrl.types import Array, RealrlError, printable
 
 BASELINES = ("keep still", "mean action", "ridge")
 MOST_JOINTS = 40  # rows; summary.json has them all
@@ -48,7 +49,7 @@ def foresight_grid(found: Sequence[tuple[str, Mapping[str, Any]]], where: str = 
     rows = []
     for j, (joint, unit) in enumerate(zip(last["joints"], last["units"], strict=True)):
         if j < MOST_JOINTS:
-            rows.append([f"{joint} [{unit}]" if unit else str(joint), *(_small(errors[j]) for errors, *_ in columns.values())])
+            rows.append([printable(f"{joint} [{unit}]" if unit else str(joint)), *(_small(errors[j]) for errors, *_ in columns.values())])
     if len(last["joints"]) > MOST_JOINTS:
         rows.append([f"{len(last['joints']) - MOST_JOINTS} more in {where}", *("" for _ in columns)])
     rows.append(["mean", *(_small(mean) for _, mean, _ in columns.values())])
@@ -121,7 +122,8 @@ def _share(value: float | None) -> str:
 def foresight_table(summary: Mapping[str, Any]) -> Table:
     """The same for the terminal, with the verdict below."""
     found = foresight_of(summary)
-    table = Table(title=str(summary.get("task") or ""), title_justify="left", header_style="bold", caption=verdict(summary),
+    table = Table(title=escape(printable(str(summary.get("task") or ""))), title_justify="left", header_style="bold",
+                  caption=escape(verdict(summary)),
                   caption_justify="left")
     if not found:
         return table
@@ -129,7 +131,7 @@ def foresight_table(summary: Mapping[str, Any]) -> Table:
     for i, head in enumerate(grid.headers):
         table.add_column(head, justify="right" if i else "left")
     for i, row in enumerate(grid.rows):
-        table.add_row(*row, style="bold" if i == grid.final else None)
+        table.add_row(*map(escape, row), style="bold" if i == grid.final else None)
     return table
 
 

@@ -1,0 +1,185 @@
+"""A recorded set as its own task: read, sized, compared, saved, with nothing but its folder named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from realrl.algos.bc import BCConfig
+from realrl.cell.recordings import follower, read, sized
+from realrl.cli.main import main
+from realrl.data.store import Store
+from realrl.policies.folder import load_policy, read_robot
+from realrl.scene import RecordedConfig, SightConfig
+from realrl.types import Episode, RealrlError, Source
+
+JOINTS = ["shoulder.pos", "elbow.pos", "gripper.pos"]
+QUICK = ("--imitation.steps", "30", "--imitation.batch", "32", "--distill.steps", "5", "--policy.hidden", "32", "--policy.blocks", "1")
+
+
+def teleoperated(count: int, *, cameras: bool = False, relative: bool = False, seed: int = 0) -> list[Episode]:
+    """A person drives three joints in degrees towards a place of the episode's own; the arm follows half a step behind."""
+    random, made = np.random.default_rng(seed), []
+    for _ in range(count):
+        steps, goal = int(random.integers(30, 45)), random.uniform(-80, 80, 3)
+        state, action = [random.uniform(-5, 5, 3)], []
+        for _ in range(steps):
+            action.append(state[-1] + 0.15 * (goal - state[-1]) + random.normal(0, 0.2, 3))
+            state.append(state[-1] + 0.5 * (action[-1] - state[-1]))
+        moved = np.array(action) - np.array(state[:-1]) if relative else np.array(action)
+        obs = {"state": np.array(state, np.float32)}
+        if cameras:
+            obs["images.top"] = random.integers(0, 255, (steps + 1, 24, 32, 3), np.uint8)
+        made.append(Episode(obs=obs, action=moved.astype(np.float32), proposed=moved.astype(np.float32), reward=np.zeros(steps, np.float32),
+                            source=np.full(steps, Source.HUMAN, np.uint8), success=np.zeros(steps, bool), time=np.arange(steps) / 10,
+                            starts_plan=np.ones(steps, bool), terminated=False, truncated=True, task="reach", policy="", judged=False))
+    return made
+
+
+def written(folder: Path, episodes: list[Episode]) -> Path:
+    """A LeRobot v3 set as somebody else would have it: names, none of our columns."""
+    Store.create(folder, task="reach", fps=10).append(episodes)
+    file = folder / "meta/info.json"
+    info = json.loads(file.read_text())
+    for key in ("action", "observation.state"):
+        info["features"][key]["names"] = {"motors": JOINTS}
+    info["features"].pop("action.proposed")
+    file.write_text(json.dumps(info))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("sets") / "arm", teleoperated(8))
+
+
+def test_one_command_from_data_to_a_policy_with_its_table(arm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "bc", "--data", str(arm), "--run", str(run), "--recorded.units", "deg", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("greedy", "exploring", "one-step", "keep still", "mean action", "ridge", "shoulder.pos [deg]"))
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["headline"]["held_out_decisions"] > 0 and summary["recorded"]["control"] == "absolute"
+    told = summary["stages"][0]["foresight"]
+    assert told["joints"] == JOINTS and told["episodes"] == 1 and len(told["errors"]["greedy"]) == 3
+    robot = read_robot(run / "policy")
+    assert robot is not None and robot.actions == tuple(JOINTS) and robot.units == ("deg",) * 3 and robot.drives == (0, 1, 2)
+    assert -120 < robot.low[0] < -20 and 20 < robot.high[0] < 120
+    policy, task = load_policy(run / "policy")
+    assert task == "recorded/arm" and policy.distilled and policy.reference is not None
+    state = np.tile(np.array([10.0, -20.0, 30.0], np.float32), (1, 2, 1))
+    plan, _ = policy.act({"state": state}, {}, greedy=True, rng=[np.random.default_rng(0)])
+    assert (np.abs(robot.to_robot(plan.action)[0, 0] - state[0, 0]) < 25).all(), "degrees come out, near where the arm is"
+    assert "Foreseen against recorded" in (run / "report.html").read_text()
+
+
+def test_resumed_it_ends_with_the_same_weights(arm: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    command = ["train", "bc", "--data", str(arm), *QUICK]
+    assert main([*command, "--run", str(one)]) == 0
+    assert main([*command, "--run", str(two)]) == 0
+    (two / "summary.json").unlink()
+    assert main(["train", "bc", "--run", str(two), "--resume"]) == 0
+    first, second = (load_policy(folder / "policy")[0].state_dict() for folder in (one, two))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_set_with_cameras_is_looked_at(tmp_path: Path) -> None:
+    data = written(tmp_path / "seen", teleoperated(3, cameras=True))
+    cfg = sized(BCConfig(data=str(data)))
+    assert cfg.sight.kind == "rgb" and cfg.policy.reference == "linear" and cfg.one_step
+    material = read(str(data), cfg.recorded, replace(cfg.sight, height=16, width=20), tmp_path / "spare")
+    assert material.spec.senses == {"images.top": (16, 20, 3)} and material.robot.cameras == {"images.top": "images.top"}
+    assert all(e.obs["images.top"].shape == (len(e) + 1, 16, 20, 3) for e in material.demos)
+    blind = read(str(data), cfg.recorded, SightConfig(), tmp_path / "spare")
+    assert not blind.spec.senses and not blind.robot.cameras
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_a_missing_video_costs_its_episodes_or_its_camera_by_a_flag(tmp_path: Path, lost: int) -> None:
+    data = tmp_path / "seen"
+    store = Store.create(data, task="reach", fps=10)
+    for episode in teleoperated(3, cameras=True):
+        store.append([episode])
+    for file in sorted(data.rglob("*.mp4"))[:lost]:
+        file.unlink()
+    sight = SightConfig(kind="rgb", height=16, width=16)
+    if lost == 3:  # a phantom: nobody can want it
+        assert "3 of 3 episodes have no video" in read(str(data), RecordedConfig(), sight, tmp_path).notes[0]
+        return
+    with pytest.raises(RealrlError, match=r"--recorded.missing episodes .* --recorded.missing camera"):
+        read(str(data), RecordedConfig(), sight, tmp_path)
+    fewer = read(str(data), RecordedConfig(missing="episodes"), sight, tmp_path)
+    assert len(fewer.demos) + len(fewer.held_out) == 2 and "images.top" in fewer.spec.senses
+    without = read(str(data), RecordedConfig(missing="camera"), sight, tmp_path)
+    assert len(without.demos) + len(without.held_out) == 3 and not without.spec.senses
+
+
+def test_motions_are_told_from_places(tmp_path: Path) -> None:
+    data = written(tmp_path / "moved", teleoperated(4, relative=True))
+    found = read(str(data), RecordedConfig(), SightConfig(), tmp_path)
+    assert found.robot.control == "relative" and set(found.robot.drives) == {-1}
+    assert read(str(data), RecordedConfig(control="absolute"), SightConfig(), tmp_path).robot.control == "absolute"
+
+
+def test_what_an_action_drives_is_found_by_name_by_place_or_by_nearness() -> None:
+    random = np.random.default_rng(0)
+    states = random.normal(size=(200, 4))
+    near = states[:, [2, 0]] + 0.01 * random.normal(size=(200, 2))
+    assert follower(near, states, ["a", "b"], ["b", "x", "a", "y"]).tolist() == [2, 0]
+    assert follower(near, states, ["p", "q"], ["b", "x", "a", "y"]).tolist() == [2, 0]
+    assert follower(states, states, list("pqrs"), list("abcd")).tolist() == [0, 1, 2, 3]
+    assert follower(random.normal(size=(200, 1)), states, ["p"], list("abcd")).tolist() == [-1]
+
+
+def test_limits_can_be_given(arm: Path, tmp_path: Path) -> None:
+    found = read(str(arm), RecordedConfig(low=(-90.0,), high=(90.0, 45.0, 30.0)), SightConfig(), tmp_path).robot
+    assert found.low == (-90.0,) * 3 and found.high == (90.0, 45.0, 30.0)
+    with pytest.raises(RealrlError, match=r"--recorded.low has 2 numbers, there are 3 joints"):
+        read(str(arm), RecordedConfig(low=(-1.0, -1.0)), SightConfig(), tmp_path)
+
+
+def test_the_same_episodes_are_kept_back_in_every_run_and_never_fitted(arm: Path, tmp_path: Path) -> None:
+    one, two = (read(str(arm), RecordedConfig(held_out=0.3), SightConfig(), tmp_path) for _ in range(2))
+    assert len(one.held_out) == 2 and len(one.demos) == 6
+    assert all(np.array_equal(a.obs["state"], b.obs["state"]) for a, b in zip(one.held_out, two.held_out, strict=True))
+    assert not any(np.array_equal(a.obs["state"], b.obs["state"]) for a in one.held_out for b in one.demos)
+
+
+def test_an_only_episode_is_cut_in_two(tmp_path: Path) -> None:
+    data = written(tmp_path / "one", teleoperated(1))
+    found = read(str(data), RecordedConfig(), SightConfig(), tmp_path)
+    assert len(found.demos) == len(found.held_out) == 1 and len(found.demos[0]) > 3 * len(found.held_out[0])
+    assert "one episode alone" in found.notes[-1]
+    again = Store.open(data).read()[0]
+    assert len(found.demos[0]) + len(found.held_out[0]) == len(again)
+
+
+@pytest.mark.parametrize(("flags", "told"), [
+    (("--recorded.state", "observation.tcp"), "no vector observation.tcp in it; --recorded.state can name state"),
+    (("--recorded.names", "action"), "must be pairs such as action=actions"), (("--recorded.held-out", "1.5"), "held_out must"),
+    (("--recorded.names", "action=actions"), "actions")])
+def test_what_does_not_fit_is_one_line_and_leaves_no_folder(arm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                            flags: tuple[str, ...], told: str) -> None:
+    assert main(["train", "bc", "--data", str(arm), "--run", str(tmp_path / "run"), *flags]) == 2
+    error = capsys.readouterr().err.strip()
+    assert told in error and "\n" not in error and not (tmp_path / "run").exists()
+
+
+def test_failures_are_not_imitated(tmp_path: Path) -> None:
+    made = teleoperated(6)
+    for i, episode in enumerate(made):
+        episode.judged, episode.success[-1] = True, i < 4
+    data = written(tmp_path / "some", made)
+    found = read(str(data), RecordedConfig(), SightConfig(), tmp_path)
+    assert len(found.demos) + len(found.held_out) == 4 and len(found.rest) == 2
+    for episode in made:
+        episode.success[:] = False
+    bad = written(tmp_path / "none", made)
+    with pytest.raises(RealrlError, match=r"its 6 episodes are marked failures .*realrl data label"):
+        read(str(bad), RecordedConfig(), SightConfig(), tmp_path)
