@@ -232,8 +232,8 @@ class Agent(Protocol):
 
     policy: Policy
 
-    def update(self, batch: Any) -> Mapping[str, float]:
-        """One learning step on a `Batch` or `Segment`; what one needs to see of it."""
+    def update(self, batch: Any) -> Mapping[str, SupportsFloat]:
+        """One learning step on a `Batch` or `Segment`; what one needs to see of it, also as tensors that nobody has waited for."""
         ...
 
     def state_dict(self) -> Mapping[str, Any]: ...
