@@ -82,6 +82,7 @@ def best(state):
     return (-state / SPEED).clamp(-1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_learns_to_steer(name):
     """From random pushes alone; to do nothing costs 0.75."""
@@ -94,6 +95,7 @@ def test_every_variant_learns_to_steer(name):
     assert learner.step == 500 // cfg.utd * cfg.utd
 
 
+@pytest.mark.slow
 def test_a_chunk_is_one_decision():
     learner = agent(replace(VARIANTS["sac"], utd=1, policy_delay=1), chunk=3)
     for step in range(350):
@@ -101,6 +103,7 @@ def test_a_chunk_is_one_decision():
     assert cost(learner.policy) < 0.22
 
 
+@pytest.mark.slow
 def test_the_value_of_a_known_policy():
     """With termination inside: Q of the last step is its reward, of the one before gamma more."""
     cfg = replace(VARIANTS["sac"], alpha=0.0, alpha_lr=0.0)
@@ -124,20 +127,23 @@ def plain_q(learner, weights, pair, *, statistics=None):
     norm, out = learner.cfg.norm, []
     for e in range(learner.cfg.critics):
         p = {name: value[e] for name, value in weights.items()}
+        starts = np.cumsum([0, *learner.critic.features])
 
-        def renorm(h, place, e=e, p=p):
-            start = sum(learner.critic.features[:place])
+        def normed(h, place, p=p, starts=starts):
+            here = slice(starts[place], starts[place + 1])
+            return h * p["scale"][:, here] + p["shift"][:, here]
+
+        def renorm(h, place, e=e, starts=starts, normed=normed):
             if statistics == "batch":
                 mean, var = h.mean(0), h.var(0, unbiased=False)
             else:
-                mean, var = statistics[:, e, 0, start:start + h.shape[-1]]
-            return (h - mean) / (var + 1e-3).sqrt() * p[f"scale{place}"] + p[f"shift{place}"]
+                mean, var = statistics[:, e, 0, starts[place]:starts[place + 1]]
+            return normed((h - mean) / (var + 1e-3).sqrt(), place)
 
         h = renorm(pair, 0) if norm == "renorm" else pair
         for i in range(2):
             h = h @ p[f"weight{i}"] + p[f"bias{i}"]
-            if norm == "layer":
-                h = layer_norm(h, h.shape[-1:]) * p[f"scale{i}"] + p[f"shift{i}"]
+            h = normed(layer_norm(h, h.shape[-1:]), i) if norm == "layer" else h
             h = h.relu()
             h = renorm(h, i + 1) if norm == "renorm" else h
         out.append((h @ p["weight2"] + p["bias2"])[:, 0])

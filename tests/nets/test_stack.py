@@ -22,14 +22,14 @@ def only_renorm(warmup):
     torch.manual_seed(0)
     stack = Stack(2, 3, 1, (4,), norm="renorm", warmup=warmup)
     p = dict(stack.named_parameters())
-    for name in ("scale0", "shift0"):
+    for name in ("scale", "shift"):
         p[name].data.uniform_(0.5, 1.5)
     return stack, p
 
 
 def renormed(stack, p, x, train):
     found = []
-    return stack._renorm(x.expand(2, *x.shape), p, 0, train, found), found
+    return stack._renorm(x.expand(2, *x.shape), next(stack._norms(p, train)), train, found), found
 
 
 def test_batch_renorm_is_ioffes_in_and_after_the_warm_up():
@@ -41,7 +41,7 @@ def test_batch_renorm_is_ioffes_in_and_after_the_warm_up():
         x = (random.normal(size=(16, 3)) * [0.1, 2, 30] + [0, 30, -4]).astype(np.float32)
         y, found = renormed(stack, p, torch.from_numpy(x), True)
         for member in range(2):
-            scale, shift = (p[name][member, 0].detach().numpy() for name in ("scale0", "shift0"))
+            scale, shift = (p[name][member, 0, :3].detach().numpy() for name in ("scale", "shift"))
             wanted, mean, var = numpy_renorm(x, running, step >= 3, scale, shift)
             assert np.allclose(y[member].detach(), wanted, rtol=1e-4, atol=1e-4), step
         clipped |= step >= 3 and bool((np.abs(mean - running[0]) > 5 * np.sqrt(running[1])).any())
@@ -62,7 +62,7 @@ def test_no_gradient_flows_through_r_and_d():
     y, _ = renormed(stack, p, x, True)
     weight = torch.randn(8, 3)
     (y[0] * weight).sum().backward()
-    g = (weight * p["scale0"][0, 0]).detach().numpy().astype(np.float64)
+    g = (weight * p["scale"][0, 0, :3]).detach().numpy().astype(np.float64)
     seen = x.detach().numpy().astype(np.float64)
     deviation = np.sqrt(seen.var(0) + EPS)
     normal = (seen - seen.mean(0)) / deviation
@@ -82,7 +82,9 @@ def test_every_member_is_a_plain_network(norm):
         h = x
         for i in range(2):
             h = h @ p[f"weight{i}"] + p[f"bias{i}"]
-            h = nn.functional.layer_norm(h, h.shape[-1:]) * p[f"scale{i}"] + p[f"shift{i}"] if norm == "layer" else h
+            if norm == "layer":
+                here = slice(0, 7) if i == 0 else slice(7, 13)
+                h = nn.functional.layer_norm(h, h.shape[-1:]) * p["scale"][:, here] + p["shift"][:, here]
             h = h.relu()
         assert torch.allclose(got[member], h @ p["weight2"] + p["bias2"], atol=1e-5)
     assert torch.allclose(stack(x.expand(3, 4, 5)), got)

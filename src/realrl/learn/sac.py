@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive
+from realrl.learn.replay import Replay
 from realrl.losses import td_target
 from realrl.nets.stack import Flat, Norm, Stack
 from realrl.policies.gaussian import GaussianPolicy, squash
@@ -42,6 +43,8 @@ class SACConfig:
     """Transitions per update."""
     gamma: float = 0.99
     """Discount of a control step."""
+    n_step: int = 1
+    """Decisions that a target looks ahead before it bootstraps."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the critics' ReLU layers."""
     critics: int = 2
@@ -74,7 +77,7 @@ class SACConfig:
     """Whether targets value entropy to come."""
 
     def __post_init__(self) -> None:
-        check(self, utd="[1, 1000]", policy_delay="[1, 1000]", batch="[2, 1e6]", gamma="(0, 1]", hidden="[1, 16384]",
+        check(self, utd="[1, 1000]", policy_delay="[1, 1000]", batch="[2, 1e6]", gamma="(0, 1]", n_step="[1, 1000]", hidden="[1, 16384]",
               critics="[1, 100]", subset="[1, 100]", dropout="[0, 0.9]", warmup="[0, 1e9]", target_rate="[0, 1]", critic_lr="(0, 1]",
               actor_lr="(0, 1]", alpha_lr="[0, 1]", beta1="[0, 1)", alpha="[0, 1e6]", entropy="[-1000, 1000]")
         if not 1 <= len(self.hidden) <= 20:
@@ -145,6 +148,11 @@ class SAC:
     def alpha(self) -> Tensor:
         """The temperature []."""
         return self.log_alpha.value.exp()[0]
+
+    def replay(self) -> Replay:
+        """An empty replay of the decisions that it learns from."""
+        return Replay(chunk=self.policy.chunk, n_obs=self.policy.n_obs, gamma=self.cfg.gamma, n_step=self.cfg.n_step,
+                      device=self.policy.device)
 
     @property
     def rows(self) -> int:

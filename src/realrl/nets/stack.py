@@ -7,7 +7,7 @@ learner keeps them, their gradient and the optimiser's memory as one vector each
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -35,9 +35,9 @@ class Stack(nn.Module):
             bound = 1 / math.sqrt(a)
             self.register_parameter(f"weight{i}", nn.Parameter(torch.empty(members, a, b).uniform_(-bound, bound)))
             self.register_parameter(f"bias{i}", nn.Parameter(torch.empty(members, 1, b).uniform_(-bound, bound)))
-        for i, size in enumerate(self.features):
-            self.register_parameter(f"scale{i}", nn.Parameter(torch.ones(members, 1, size)))
-            self.register_parameter(f"shift{i}", nn.Parameter(torch.zeros(members, 1, size)))
+        if self.features:
+            self.register_parameter("scale", nn.Parameter(torch.ones(members, 1, sum(self.features))))
+            self.register_parameter("shift", nn.Parameter(torch.zeros(members, 1, sum(self.features))))
         self.running: Tensor
         self.seen: Tensor
         if norm == "renorm":
@@ -69,34 +69,48 @@ class Stack(nn.Module):
         found: list[Tensor] = []
         keep = 1 / (1 - self.dropout) if len(drop) and self.norm != "layer" else 1.0  # LayerNorm would undo it
         h = x.expand(self.members, *x.shape) if x.ndim == 2 else x
+        norms = self._norms(p, train)
         if self.norm == "renorm":
-            h = self._renorm(h, p, 0, train, found)
+            h = self._renorm(h, next(norms), train, found)
         last = len(self.sizes) - 2
         for i in range(last):
             h = torch.baddbmm(p[f"bias{i}"], h, p[f"weight{i}"], beta=keep, alpha=keep)
             if len(drop):
                 h = h.view(-1).index_fill(0, drop[i], 0.0).view(h.shape)
             if self.norm == "layer":
-                h = torch.addcmul(p[f"shift{i}"], nn.functional.layer_norm(h, h.shape[-1:]), p[f"scale{i}"])
+                gain, offset = next(norms)
+                h = torch.addcmul(offset, nn.functional.layer_norm(h, h.shape[-1:]), gain)
             h = torch.relu(h)
             if self.norm == "renorm":
-                h = self._renorm(h, p, i + 1, train, found)
+                h = self._renorm(h, next(norms), train, found)
         y = torch.baddbmm(p[f"bias{last}"], h, p[f"weight{last}"])
         return y, found
 
-    def _renorm(self, x: Tensor, p: dict[str, Tensor], place: int, train: bool, found: list[Tensor]) -> Tensor:
-        """Batch Renormalisation (arXiv 1702.03275, algorithm 1) of the features at `place`; a batch's statistics go into `found`.
+    def _norms(self, p: dict[str, Tensor], train: bool) -> Iterator[tuple[Tensor, ...]]:
+        """What the norm layers need, one after the other: scale and shift; for BatchRenorm at rest with its statistics in them, else those
+        beside them. All layers at once: a small tensor costs as much as a layer of one row."""
+        if not self.features:
+            return iter(())
+        columns = [p["scale"], p["shift"]]
+        if self.norm == "renorm":
+            mean, variance = self.running
+            deviation = (variance + EPS).sqrt()
+            if train:
+                columns += [mean, deviation]
+            else:
+                gain = columns[0] / deviation
+                columns = [gain, columns[1] - mean * gain]
+        return zip(*(torch.split(column, self.features, -1) for column in columns), strict=True)
+
+    def _renorm(self, x: Tensor, norm: tuple[Tensor, ...], train: bool, found: list[Tensor]) -> Tensor:
+        """Batch Renormalisation (arXiv 1702.03275, algorithm 1) with what `_norms` gave; a batch's statistics go into `found`.
 
         After a warm-up on the batch's own statistics, training sees almost what acting will see: x is brought to the running mean and
         deviation by r and d, through which no gradient flows.
         """
-        start = sum(self.features[:place])
-        mean, variance = self.running[..., start:start + self.features[place]]
-        deviation = (variance + EPS).sqrt()
-        scale, shift = p[f"scale{place}"], p[f"shift{place}"]
         if not train:
-            gain = scale / deviation
-            return torch.addcmul(shift - mean * gain, x, gain)
+            return torch.addcmul(norm[1], x, norm[0])
+        scale, shift, mean, deviation = norm
         centre = x.mean(1, keepdim=True)
         centred = x - centre
         spread = centred.square().mean(1, keepdim=True)  # the biased variance, as in the paper; torch's own layer keeps the other
