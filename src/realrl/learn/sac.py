@@ -272,7 +272,8 @@ class SAC:
         self.policy.net.learn(found)
         _adam(self.actor_weights, gradient, rows.scales[-1], cfg.beta1)
         if cfg.alpha_lr:
-            _adam(self.log_alpha, (alpha * (entropy - cfg.entropy * self.size)).view(1), rows.alpha_scale, 0.9)
+            # by the loss log(alpha) (H - wanted), as most do: with alpha (H - wanted), of 1812.05905, small temperatures hardly move
+            _adam(self.log_alpha, (entropy - cfg.entropy * self.size).view(1), rows.alpha_scale, 0.9)
         return {"actor_loss": value, "entropy": entropy, "alpha": alpha}
 
     def state_dict(self) -> dict[str, Any]:
