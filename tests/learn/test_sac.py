@@ -266,7 +266,7 @@ def test_one_graph_gives_the_same_numbers(name):
     """The graph itself, without the minutes that generating code for it takes."""
     cfg = VARIANTS[name]
     eager, graph = agent(cfg), agent(cfg)
-    graph._improve = torch.compile(graph._improvement, fullgraph=True, dynamic=False, backend="aot_eager")
+    graph._parts = [torch.compile(part, fullgraph=True, dynamic=False, backend="aot_eager") for part in graph._parts]
     for step in range(2):
         data = noise(eager.rows, seed=step)
         one, two = eager.update(data), graph.update(data)

@@ -98,9 +98,9 @@ PRESETS = {"crossq": CROSSQ, "droq": DROQ, "sac": SAC_LAYERNORM}
 
 @dataclass
 class _Rows:
-    """What u updates learn from and their noise: cond, next_cond [u, B, C]; action [u, B, D]; reward, discount [u, B]; noise, for the next
-    actions [u, B, D], for the actor [B, D]; subset [u, m]; drops: lists, a hidden layer each, of the places [u, k] that dropout empties,
-    in the critics' own pass, in their targets' and in the actor's loss [k]; scales [u + 1, 2] and alpha_scale [2] are `_adam`'s."""
+    """What u updates learn from and their noise: cond, next_cond [u, B, C]; action [u, B, D]; reward, discount [u, B]; noise, of the next
+    actions [u, B, D], of the actor [B, D]; subset [u, m]; drop, target_drop: a hidden layer each, the places [u, k] that dropout empties;
+    actor_drop: the same [k] in the actor's loss; scales [u, 2], actor_scale, alpha_scale [2]: what `_adam` needs."""
 
     cond: Tensor
     action: Tensor
@@ -114,6 +114,7 @@ class _Rows:
     target_drop: list[Tensor]
     actor_drop: list[Tensor]
     scales: Tensor
+    actor_scale: Tensor
     alpha_scale: Tensor
 
 
@@ -141,7 +142,9 @@ class SAC:
         self.temperature = _Temperature(cfg.alpha).to(policy.device)
         self.actor_weights, self.weights, self.log_alpha = Flat(policy.net), Flat(self.critic), Flat(self.temperature)
         self.target = self.weights.value.clone() if cfg.target_rate else None
-        self._improve = torch.compile(self._improvement, dynamic=False) if compiled else self._improvement
+        self._parts: list[Callable[..., Any]] = [self._ahead, self._critic_update, self._actor_update]
+        if compiled:
+            self._parts = [torch.compile(part, dynamic=False) for part in self._parts]
         self._known: set[tuple[int, bool]] = set()
 
     @property
@@ -181,11 +184,16 @@ class SAC:
     @torch.no_grad()
     def _some(self, *columns: Tensor) -> dict[str, Tensor]:
         """Critic updates up to the actor's next, and that, if it is due."""
-        count = len(columns[0])
+        rows, alpha, began = self._rows(*columns), self.alpha, time.monotonic()
+        count, (ahead, critic_update, actor_update) = len(rows.reward), self._parts
+        next_action, entropy = ahead(rows.next_cond, rows.noise, alpha)
+        pair, after = torch.cat([rows.cond, rows.action], -1), torch.cat([rows.next_cond, next_action], -1)
+        told = [critic_update(pair[i], after[i], rows.reward[i], rows.discount[i], entropy[i], rows.subset[i], [x[i] for x in rows.drop],
+                              [x[i] for x in rows.target_drop], rows.scales[i]) for i in range(count)]
+        found: dict[str, Tensor] = {name: torch.stack([t[name] for t in told]).mean() for name in told[0]}
         act = (self.step + count) % self.cfg.policy_delay == 0
-        rows = self._rows(*columns)
-        began = time.monotonic()
-        told: dict[str, Tensor] = self._improve(rows, act)
+        if act:
+            found |= actor_update(rows.cond[-1], rows.actor_noise, rows.actor_drop, alpha, rows.actor_scale, rows.alpha_scale)
         if (count, act) not in self._known:
             self._known.add((count, act))
             self.compile_s += time.monotonic() - began
@@ -193,7 +201,7 @@ class SAC:
         self.weights.steps += count
         self.actor_weights.steps += act
         self.log_alpha.steps += act
-        return told
+        return found
 
     def _rows(self, *columns: Tensor) -> _Rows:
         """Transitions with the noise of their updates, and where Adam is."""
@@ -216,28 +224,26 @@ class SAC:
         table = torch.tensor(scales, device=place)
         cond, action, reward, discount, next_cond = columns
         return _Rows(cond, action, reward, discount, next_cond, noise[:count], noise[count], subset, drop, target_drop, actor_drop,
-                     table[:-1], table[-1])
+                     table[:-2], table[-2], table[-1])
 
-    def _improvement(self, rows: _Rows, act: bool) -> dict[str, Tensor]:
-        """The arithmetic of some critic updates and, where `act`, of the actor's after the last of them: nothing but tensors, in place."""
-        alpha, p = self.alpha, self.actor_weights.views()
-        with torch.no_grad():  # the actor stands still meanwhile, so that one pass serves all updates
-            action, logp = squash(*self.policy.distribution(rows.next_cond.flatten(0, 1), p)[:2], rows.noise.flatten(0, 1))
-            action, logp = action.view(rows.noise.shape), logp.view(rows.reward.shape)
-            discounted = logp * alpha if self.cfg.entropy_backup else torch.zeros_like(logp)
-        told = [self._critic_update(rows, i, action[i], discounted[i]) for i in range(len(rows.reward))]
-        found = {name: torch.stack([t[name] for t in told]).mean() for name in told[0]}
-        return {**found, **self._actor_update(rows, alpha)} if act else found
+    def _ahead(self, next_cond: Tensor, noise: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """(a' [u, B, D], what its entropy takes from the next value, [u, B]): the actor stands still meanwhile, so that one pass serves
+        all updates."""
+        mean, log_std, _ = self.policy.distribution(next_cond.flatten(0, 1), self.actor_weights.views())
+        action, logp = squash(mean, log_std, noise.flatten(0, 1))
+        return action.view(noise.shape), (alpha * logp if self.cfg.entropy_backup else torch.zeros_like(logp)).view(noise.shape[:2])
 
-    def _critic_update(self, rows: _Rows, i: int, next_action: Tensor, entropy: Tensor) -> dict[str, Tensor]:
-        """L_Q = sum over critics of E (r + discount (min over m of Q'(s', a') - alpha log pi) - Q(s, a))^2, one step of it."""
+    def _critic_update(self, pair: Tensor, after: Tensor, reward: Tensor, discount: Tensor, entropy: Tensor, subset: Tensor,
+                       drop: list[Tensor], target_drop: list[Tensor], scale: Tensor) -> dict[str, Tensor]:
+        """L_Q = sum over critics of E (r + discount (min over m of Q'(s', a') - alpha log pi) - Q(s, a))^2, one step of it.
+
+        pair, after: (s, a) and (s', a'), each [B, C + D]; the others as in `_Rows`, of one update.
+        """
         critic, cfg = self.critic, self.cfg
-        pair, after = torch.cat([rows.cond[i], rows.action[i]], -1), torch.cat([rows.next_cond[i], next_action], -1)
-        drop, target_drop = [x[i] for x in rows.drop], [x[i] for x in rows.target_drop]
 
         def target(q: Tensor) -> Tensor:
-            q = q.detach() if cfg.subset == cfg.critics else q.detach()[rows.subset[i]]
-            return td_target(rows.reward[i], rows.discount[i], q.amin(0) - entropy)
+            q = q.detach() if cfg.subset == cfg.critics else q.detach()[subset]
+            return td_target(reward, discount, q.amin(0) - entropy)
 
         y = None if self.target is None else target(critic(after, self.weights.views(self.target), drop=target_drop)[..., 0])
 
@@ -253,27 +259,28 @@ class SAC:
 
         gradient, value, (q, found) = _gradient(loss, self.weights.value)
         critic.learn(found)
-        _adam(self.weights, gradient, rows.scales[i], cfg.beta1)
+        _adam(self.weights, gradient, scale, cfg.beta1)
         if self.target is not None:
             self.target.lerp_(self.weights.value, cfg.target_rate)
         return {"critic_loss": value, "q": q}
 
-    def _actor_update(self, rows: _Rows, alpha: Tensor) -> dict[str, Tensor]:
-        """L_pi = E (alpha log pi(a|s) - Q(s, a)) on the last rows, the critics at rest; then the temperature's step."""
-        cond, cfg, q_weights = rows.cond[-1], self.cfg, self.weights.views()
+    def _actor_update(self, cond: Tensor, noise: Tensor, drop: list[Tensor], alpha: Tensor, scale: Tensor,
+                      alpha_scale: Tensor) -> dict[str, Tensor]:
+        """L_pi = E (alpha log pi(a|s) - Q(s, a)) at states [B, C], the critics at rest; then the temperature's step."""
+        cfg, q_weights = self.cfg, self.weights.views()
 
         def loss(weights: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
             mean, log_std, found = self.policy.distribution(cond, self.actor_weights.views(weights), train=True)
-            action, logp = squash(mean, log_std, rows.actor_noise)
-            q = self.critic(torch.cat([cond, action], -1), q_weights, drop=rows.actor_drop)[..., 0]
+            action, logp = squash(mean, log_std, noise)
+            q = self.critic(torch.cat([cond, action], -1), q_weights, drop=drop)[..., 0]
             return (alpha * logp - (q.mean(0) if cfg.actor_q == "mean" else q.amin(0))).mean(), (-logp.detach().mean(), found)
 
         gradient, value, (entropy, found) = _gradient(loss, self.actor_weights.value)
         self.policy.net.learn(found)
-        _adam(self.actor_weights, gradient, rows.scales[-1], cfg.beta1)
+        _adam(self.actor_weights, gradient, scale, cfg.beta1)
         if cfg.alpha_lr:
             # by the loss log(alpha) (H - wanted), as most do: with alpha (H - wanted), of 1812.05905, small temperatures hardly move
-            _adam(self.log_alpha, (entropy - cfg.entropy * self.size).view(1), rows.alpha_scale, 0.9)
+            _adam(self.log_alpha, (entropy - cfg.entropy * self.size).view(1), alpha_scale, 0.9)
         return {"actor_loss": value, "entropy": entropy, "alpha": alpha}
 
     def state_dict(self) -> dict[str, Any]:
