@@ -96,6 +96,16 @@ class Step:
     starts_plan: bool = True
 
 
+@dataclass(slots=True)
+class Moment:
+    """A step as it is done. after: the observation that followed, each [D...]; seed: of its episode; first: the episode's first step."""
+
+    step: Step
+    after: Obs
+    seed: int
+    first: bool
+
+
 @dataclass
 class Episode:
     """A whole trial, kept column by column: T steps and the T+1 observations around them.
@@ -324,6 +334,37 @@ class Curriculum(Protocol):
         ...
 
 
+class Stream(Stateful, Protocol):
+    """An actor beside a learner: one robot that goes on from episode to episode while the method learns from what it did.
+
+    In one process (the reference) every `take` is the next control step, so that a run is repeatable to the bit, and goes on so where
+    a checkpoint was taken between two episodes. A checkpoint holds what was done until then; `past` is the recording of it.
+    """
+
+    steps: int  # control steps done, those of `past` included
+
+    @property
+    def between(self) -> bool:
+        """Whether no episode is under way: a checkpoint may be taken."""
+        ...
+
+    def past(self) -> list[Episode]:
+        """What is recorded of it, oldest first: to be asked once, before the first `take`."""
+        ...
+
+    def take(self) -> list[Moment]:
+        """What was done since, oldest first, every step of a robot on disk already. Waits for the next step where there is none."""
+        ...
+
+    def publish(self, policy: Policy) -> None:
+        """From the next plan on this acts."""
+        ...
+
+    def told(self) -> Mapping[str, float]:
+        """What one needs to see of it: episodes, the age of the weights that act."""
+        ...
+
+
 class Cell(Protocol):
     """What a method is given, see `realrl.cell.cell.WorkCell`: one task, its robots, its recordings and its run.
 
@@ -368,6 +409,11 @@ class Cell(Protocol):
                  plans_only: bool = False, chains: bool = False) -> list[Episode]:
         """Whole episodes, recorded under a label, in the order of the seeds. plans_only: nobody looks at what is seen between plans;
         chains: what plans carry in `extra` is kept, too."""
+        ...
+
+    def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0) -> AbstractContextManager[Stream]:
+        """One robot that acts while the method learns, recorded under a label, from the training starts of a stage. warmup: control
+        steps of even noise before the policy acts."""
         ...
 
     def recent(self, count: int) -> list[Episode]:

@@ -7,14 +7,14 @@ generator and on what was put in, in which order; a replay that is filled again 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from realrl.types import Array, Batch, Episode, Obs, RealrlError, Segment, Source
+from realrl.types import Array, Batch, Episode, Moment, Obs, RealrlError, Segment, Source
 
 
 class _Column:
@@ -77,6 +77,14 @@ class Replay:
         frames = {key: np.asarray(value)[None] for key, value in after.items()}
         self._append(frames, np.asarray(action)[None], np.array([reward]), np.array([source]), terminated, "a step")
         self.running = not (terminated or truncated)
+
+    def put(self, moments: Iterable[Moment]) -> None:
+        """Steps as a stream gives them, see `types.Stream`."""
+        for moment in moments:
+            step = moment.step
+            if moment.first:
+                self.begin(step.obs)
+            self.add(step.action, step.reward, moment.after, terminated=step.terminated, truncated=step.truncated, source=step.source)
 
     def extend(self, episodes: Sequence[Episode]) -> None:
         """Whole episodes, in this order. Raises RealrlError for one that holds NaN or has other observations than those before."""

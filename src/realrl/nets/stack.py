@@ -111,15 +111,16 @@ class Stack(nn.Module):
         if not train:
             return torch.addcmul(norm[1], x, norm[0])
         scale, shift, mean, deviation = norm
-        centre = x.mean(1, keepdim=True)
-        centred = x - centre
-        spread = centred.square().mean(1, keepdim=True)  # the biased variance, as in the paper; torch's own layer keeps the other
-        found.append(torch.stack([centre, spread]).detach())
+        y = x - mean  # near 0, so that sums of squares in one pass lose nothing
+        centre = y.mean(1, keepdim=True)
+        spread = (y.square().mean(1, keepdim=True) - centre.square()).clamp(min=0)  # biased, as in the paper and unlike torch's own layer
+        found.append(torch.stack([mean + centre, spread]).detach())
         inverse = (spread + EPS).rsqrt()
         ready = self.seen >= self.warmup
         r = torch.where(ready, (1 / (inverse.detach() * deviation)).clamp(1 / MOST_R, MOST_R), 1.0)
-        d = torch.where(ready, ((centre.detach() - mean) / deviation).clamp(-MOST_D, MOST_D), 0.0)
-        return torch.addcmul(torch.addcmul(shift, d, scale), centred, inverse * r * scale)
+        d = torch.where(ready, (centre.detach() / deviation).clamp(-MOST_D, MOST_D), 0.0)
+        gain = inverse * r * scale
+        return torch.addcmul(torch.addcmul(shift, d, scale) - centre * gain, y, gain)
 
     @torch.no_grad()
     def learn(self, found: list[Tensor]) -> None:
