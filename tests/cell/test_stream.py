@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_live import ONE, Rail, home
 
 from realrl import envs
 from realrl.cell.cell import WorkCell
@@ -23,12 +24,11 @@ from realrl.learn.sac import SAC, SACConfig
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.run import Run
 from realrl.scene import CollectConfig, Scene
-from test_live import ONE, Rail, Slow, home
 
 HERE = Path(__file__).resolve().parent
 TOY = Scene(task="toy/obstacle", collect=ONE, horizon=9)
-CODE = """import sys, test_stream; from pathlib import Path
-test_stream.drive(Path(sys.argv[1]), test_stream.Slow, 10**6)"""
+CODE = """import sys, test_live, test_stream; from pathlib import Path
+test_stream.drive(Path(sys.argv[1]), test_live.Slow, 10**6)"""
 
 
 def learner():
