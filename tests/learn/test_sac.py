@@ -273,7 +273,7 @@ def test_one_graph_gives_the_same_numbers(name):
         assert one.keys() == two.keys() and all(torch.allclose(one[k], two[k], rtol=1e-3, atol=1e-4) for k in one)
     for one, two in ((eager.weights, graph.weights), (eager.actor_weights, graph.actor_weights)):
         # where a gradient is almost 0, Adam's first steps make much of its sign: single weights may differ by a step
-        assert float((one.value - two.value).abs().mean()) < 1e-5
+        assert float((one.value - two.value).abs().mean()) < 1e-4
 
 
 # ---- what makes no sense ----------------------------------------------------------------------------------------------------------
