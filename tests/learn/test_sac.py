@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from torch.nn.functional import layer_norm
 
 from realrl.checkpoint import encode, read_parts, restore, save_parts
@@ -274,6 +275,20 @@ def test_one_graph_gives_the_same_numbers(name):
     for one, two in ((eager.weights, graph.weights), (eager.actor_weights, graph.actor_weights)):
         # where a gradient is almost 0, Adam's first steps make much of its sign: single weights may differ by a step
         assert float((one.value - two.value).abs().mean()) < 1e-4
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_goes_on_as_it_is():
+    plain, other = agent(VARIANTS["sac"]), agent(VARIANTS["sac"], compiled=True)
+    nothing = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
+    with torch._inductor.config.patch(nothing), pytest.warns(UserWarning, match="could not be compiled"):
+        other.update(noise(plain.rows))
+    for step in range(2):
+        plain.update(noise(plain.rows, seed=step))
+        if step:
+            other.update(noise(plain.rows, seed=step))
+    assert torch.equal(plain.weights.value, other.weights.value) and torch.equal(plain.actor_weights.value, other.actor_weights.value)
+    assert other.compile_s > 0
 
 
 # ---- what makes no sense ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -144,7 +145,7 @@ class SAC:
         self.target = self.weights.value.clone() if cfg.target_rate else None
         self._parts: list[Callable[..., Any]] = [self._ahead, self._critic_update, self._actor_update]
         if compiled:
-            self._parts = [torch.compile(part, dynamic=False) for part in self._parts]
+            self._parts = [_Compiled(part) for part in self._parts]
         self._known: set[tuple[int, bool]] = set()
 
     @property
@@ -299,6 +300,27 @@ class SAC:
         for flat, memory in zip((self.actor_weights, self.weights, self.log_alpha), state["adam"], strict=True):
             flat.load_state_dict(memory)
         self.step = int(state["step"])
+
+
+class _Compiled:
+    """A function that is compiled at its first call; where that is not possible (no C++ compiler, most of the time) it runs as it is."""
+
+    def __init__(self, plain: Callable[..., Any]) -> None:
+        self._plain, self._fast = plain, torch.compile(plain, dynamic=False)
+        self._sure = False
+
+    def __call__(self, *args: Any) -> Any:
+        if self._sure:
+            return self._fast(*args)
+        self._sure = True
+        try:
+            return self._fast(*args)
+        except Exception as error:  # whatever a compiler may raise; what is wrong with the function itself, it raises again
+            out = self._plain(*args)
+            why = " ".join(str(error).split())[:200]
+            warnings.warn(f"an update could not be compiled and runs slower ({why}); a C++ compiler may be missing", stacklevel=2)
+            self._fast = self._plain
+            return out
 
 
 Loss = Callable[[Tensor], tuple[Tensor, tuple[Tensor, list[Tensor]]]]
