@@ -335,34 +335,23 @@ class Curriculum(Protocol):
 
 
 class Stream(Stateful, Protocol):
-    """An actor beside a learner: one robot that goes on from episode to episode while the method learns from what it did.
-
-    In one process (the reference) every `take` is the next control step, so that a run is repeatable to the bit, and goes on so where
-    a checkpoint was taken between two episodes. A checkpoint holds what was done until then; `past` is the recording of it.
-    """
+    """An actor beside a learner: one robot goes on from episode to episode while the method learns. In one process (the reference) every
+    `take` is the next control step, and a run repeats to the bit, also from a checkpoint."""
 
     steps: int  # control steps done, those of `past` included
-
-    @property
-    def between(self) -> bool:
-        """Whether no episode is under way: a checkpoint may be taken."""
-        ...
+    between: bool  # no episode is under way: a checkpoint may be taken
 
     def past(self) -> list[Episode]:
         """What is recorded of it, oldest first: to be asked once, before the first `take`."""
-        ...
 
     def take(self) -> list[Moment]:
-        """What was done since, oldest first, every step of a robot on disk already. Waits for the next step where there is none."""
-        ...
+        """What was done since, oldest first, a robot's on disk already. Waits where there is nothing new."""
 
     def publish(self, policy: Policy) -> None:
         """From the next plan on this acts."""
-        ...
 
     def told(self) -> Mapping[str, float]:
         """What one needs to see of it: episodes, the age of the weights that act."""
-        ...
 
 
 class Cell(Protocol):
@@ -412,8 +401,7 @@ class Cell(Protocol):
         ...
 
     def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0) -> AbstractContextManager[Stream]:
-        """One robot that acts while the method learns, recorded under a label, from the training starts of a stage. warmup: control
-        steps of even noise before the policy acts."""
+        """One robot that acts while the method learns, recorded under a label. warmup: control steps of even noise at first."""
         ...
 
     def recent(self, count: int) -> list[Episode]:
