@@ -339,6 +339,7 @@ class Stream(Stateful, Protocol):
     `take` is the next control step, and a run repeats to the bit, also from a checkpoint."""
 
     steps: int  # control steps done, those of `past` included
+    episodes: int  # whole ones
     between: bool  # no episode is under way: a checkpoint may be taken
 
     def past(self) -> list[Episode]:
@@ -349,9 +350,6 @@ class Stream(Stateful, Protocol):
 
     def publish(self, policy: Policy) -> None:
         """From the next plan on this acts."""
-
-    def told(self) -> Mapping[str, float]:
-        """What one needs to see of it: episodes, the age of the weights that act."""
 
 
 class Cell(Protocol):

@@ -44,15 +44,15 @@ def practise(folder, episodes, *, dies_after=None, scene=TOY):
         run.load("walk", agent=agent, stream=stream)
         replay = agent.replay()
         replay.extend(stream.past())
-        while stream.told()["episodes"] < episodes:
+        while stream.episodes < episodes:
             replay.put(stream.take())
             if stream.steps > 30:
                 random = torch.Generator().manual_seed(derive(0, "replay", agent.step))
                 agent.update(replay.sample(8, random))
                 stream.publish(agent.policy)
-            if stream.between and stream.told()["episodes"] % 3 == 0:
+            if stream.between and stream.episodes % 3 == 0:
                 run.save("walk", stream.steps, agent=agent, stream=stream)
-            if stream.told()["episodes"] == dies_after:
+            if stream.episodes == dies_after:
                 break
     return agent, stream.steps
 
@@ -69,7 +69,7 @@ def test_step_by_step_it_is_the_same_as_whole_episodes(tmp_path):
         with cell.stream("stepwise", policy, stage=1, noise_seed=5) as stream:
             assert stream.past() == [] and stream.between
             moments = [stream.take()[0] for _ in range(sum(map(len, whole)))]
-            assert stream.between and stream.told()["episodes"] == 4 and stream.told()["weights_age_s"] >= 0
+            assert stream.between and stream.episodes == 4
             stream.state_dict()
         assert [m.seed for m in moments if m.first] == seeds
         assert np.array_equal(np.stack([m.step.action for m in moments]), np.concatenate([e.action for e in whole]))
@@ -115,7 +115,7 @@ def drive(folder, make, steps):
             past, done = stream.past(), []
             while stream.steps < steps:
                 done += stream.take()
-        return past, done, stream.told()["episodes"]
+        return past, done, stream.episodes
 
 
 def test_a_killed_robots_steps_are_read_back_and_it_goes_on(tmp_path):

@@ -8,7 +8,6 @@ steps cannot be, they are read back and the robot goes on with a new episode.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -51,7 +50,6 @@ class Interleaved:
         self._known = set(book.recorded(label))
         self._writing = ExitStack()
         self._moments: Generator[Moment | Episode] | None = None
-        self._published = time.monotonic()
         self.between = True
 
     def __enter__(self) -> Interleaved:
@@ -97,11 +95,7 @@ class Interleaved:
 
     def publish(self, policy: Policy) -> None:
         """See `types.Stream`."""
-        self._acting.policy, self._published = policy, time.monotonic()
-
-    def told(self) -> Mapping[str, float]:
-        """See `types.Stream`."""
-        return {"episodes": self.episodes, "weights_age_s": time.monotonic() - self._published}
+        self._acting.policy = policy
 
     def state_dict(self) -> dict[str, Any]:
         """How far it is; what was done until then is on disk afterwards. Raises ValueError within an episode."""

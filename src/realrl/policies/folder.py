@@ -80,9 +80,9 @@ def load_diffusion(path: str | Path, device: str | torch.device = "cpu") -> tupl
     """`load_policy` for whoever works with denoising chains. Raises RealrlError for another kind, too."""
     from realrl.policies.diffusion import DiffusionPolicy
     policy, task = load_policy(path, device)
-    if not isinstance(policy, DiffusionPolicy):
-        raise RealrlError(f"{path}: a {policy.KIND} policy, a diffusion policy is needed here: give the folder of one")
-    return policy, task
+    if isinstance(policy, DiffusionPolicy):
+        return policy, task
+    raise RealrlError(f"{path}: a {policy.KIND} policy, a diffusion policy is needed here: give the folder of one")
 
 
 def read_robot(path: str | Path) -> Embodiment | None:
@@ -117,11 +117,9 @@ def _check_weights(sketch: torch.nn.Module, weights: Any, path: Path) -> None:
 
 def _kind(name: str) -> type[Saved]:
     """The class of a kind, imported when it is needed."""
-    if name == "gaussian":
-        from realrl.policies.gaussian import GaussianPolicy
-        return GaussianPolicy
     from realrl.policies.diffusion import DiffusionPolicy
-    return DiffusionPolicy
+    from realrl.policies.gaussian import GaussianPolicy
+    return GaussianPolicy if name == GaussianPolicy.KIND else DiffusionPolicy
 
 
 def read_policy_json(path: Path) -> dict[str, Any]:
