@@ -19,11 +19,25 @@ from benchmarks.lib import baselines, common, comparison, door, gaussian_ppo, ta
 from realrl import envs
 from realrl.algos.rl100 import RL100Config
 from realrl.cell.collect import Collector
+from realrl.policies.diffusion import PolicyConfig
 from realrl.scene import CollectConfig
-from realrl.types import RealrlError
+from realrl.types import Policy, RealrlError
 
 TOY = comparison.toy_size(RL100Config(task="toy/line", demo_noise=0.1))
 TOY = replace(TOY, imitation=replace(TOY.imitation, steps=20))
+
+
+def test_iqls_gaussian_acts_with_its_mean_or_a_sample() -> None:
+    torch.manual_seed(0)
+    policy = baselines.Gaussian(PolicyConfig(chunk=4, n_obs=2, hidden=16), 3, 2)
+    assert isinstance(policy, Policy)
+    state = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+    dist = policy.distribution(policy.encode({"state": torch.from_numpy(state)}))
+    rng = lambda: [np.random.default_rng(s) for s in range(5)]
+    assert np.allclose(policy.act({"state": state}, {}, greedy=True, rng=rng())[0].action, dist.mean.detach(), atol=1e-6)
+    noise = np.stack([g.standard_normal((4, 2), dtype=np.float32) for g in rng()])
+    sample = (dist.mean + dist.stddev * torch.from_numpy(noise)).clamp(-1, 1).detach()
+    assert np.allclose(policy.act({"state": state}, {}, greedy=False, rng=rng())[0].action, sample, atol=1e-6)
 
 
 def table(tmp_path: Path) -> common.Table:

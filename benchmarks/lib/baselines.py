@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from realrl import envs
 from realrl.algos import rl100
@@ -27,11 +28,12 @@ from realrl.files import derive
 from realrl.learn.imitation import Imitation, ImitationConfig, cosine, generator
 from realrl.learn.iql import Critics, fit_critics
 from realrl.learn.ppo import PPOConfig
-from realrl.policies.diffusion import DiffusionPolicy
+from realrl.nets.mlp import mlp
+from realrl.nets.normalise import Normaliser
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.policies.folder import load_policy, save_policy
-from realrl.policies.gaussian import GaussianPolicy
 from realrl.run import Run, read_parts
-from realrl.types import Episode, Policy, RealrlError
+from realrl.types import Episode, Obs, Plan, Policy, RealrlError, State
 
 EXTRA = 2000
 """Gradient steps that every offline baseline gets on top of the imitation's."""
@@ -118,12 +120,48 @@ def weighted_bc(data: Offline, extra: int) -> Policy:
     return _clone(data, view, extra, advantage_weights(data, view), "weighted-bc")
 
 
+class Gaussian(nn.Module):
+    """A diagonal Gaussian over chunks that nothing squashes, the policy class of plain IQL. See `types.Policy`."""
+
+    def __init__(self, cfg: PolicyConfig, obs_dim: int, action_dim: int, *, name: str = "gaussian") -> None:
+        super().__init__()
+        self.cfg, self.obs_dim, self.action_dim, self.name = cfg, obs_dim, action_dim, name
+        self.chunk, self.n_obs = cfg.chunk, cfg.n_obs
+        self.normaliser = Normaliser(obs_dim)
+        self.trunk = mlp(cfg.n_obs * obs_dim, cfg.chunk * action_dim, (cfg.hidden,) * cfg.blocks)
+        self.log_std = nn.Parameter(torch.full((cfg.chunk, action_dim), -1.0))
+
+    def encode(self, obs: dict[str, Tensor]) -> Tensor:
+        """[B, H, D] -> [B, H*D]."""
+        out: Tensor = self.normaliser(obs["state"]).flatten(1)
+        return out
+
+    def distribution(self, cond: Tensor) -> torch.distributions.Normal:
+        """Action distribution [B, K, A]."""
+        mean = self.trunk(cond).view(-1, self.chunk, self.action_dim).tanh()
+        return torch.distributions.Normal(mean, self.log_std.clamp(-4.0, 1.0).exp().expand_as(mean))
+
+    def start(self, batch: int) -> State:
+        """No memory."""
+        return {}
+
+    @torch.inference_mode()
+    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        """The mean when greedy, a sample otherwise."""
+        dist = self.distribution(self.encode({"state": torch.as_tensor(obs["state"], dtype=torch.float32)}))
+        action = dist.mean
+        if not greedy:
+            noise = np.stack([g.standard_normal((self.chunk, self.action_dim), dtype=np.float32) for g in rng])
+            action = action + dist.stddev * torch.from_numpy(noise)
+        return Plan(action.clamp(-1.0, 1.0).numpy()), state
+
+
 def iql_gaussian(data: Offline, extra: int) -> Policy:
     """IQL with its own policy class: the same weights on a Gaussian's log-likelihood (arXiv 2110.06169, eq. 7)."""
     view = data.view([*data.demos, *data.rollouts])
     weight, cfg = advantage_weights(data, view), data.fit(extra)
     torch.manual_seed(derive(data.cfg.seed, "iql-gaussian"))
-    policy = GaussianPolicy(data.cfg.policy, data.start.obs_dim, data.start.action_dim)
+    policy = Gaussian(data.cfg.policy, data.start.obs_dim, data.start.action_dim)
     policy.normaliser.load_state_dict(data.start.normaliser.state_dict())
     optimiser = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
     cond = policy.encode(view.batch().obs).detach()

@@ -96,6 +96,16 @@ class Step:
     starts_plan: bool = True
 
 
+@dataclass(slots=True)
+class Moment:
+    """A step as it is done. after: the observation that followed, each [D...]; seed: of its episode; first: the episode's first step."""
+
+    step: Step
+    after: Obs
+    seed: int
+    first: bool
+
+
 @dataclass
 class Episode:
     """A whole trial, kept column by column: T steps and the T+1 observations around them.
@@ -232,8 +242,8 @@ class Agent(Protocol):
 
     policy: Policy
 
-    def update(self, batch: Any) -> Mapping[str, float]:
-        """One learning step on a `Batch` or `Segment`; what one needs to see of it."""
+    def update(self, batch: Any) -> Mapping[str, SupportsFloat]:
+        """One learning step on a `Batch` or `Segment`; what one needs to see of it, also as tensors that nobody has waited for."""
         ...
 
     def state_dict(self) -> Mapping[str, Any]: ...
@@ -324,6 +334,24 @@ class Curriculum(Protocol):
         ...
 
 
+class Stream(Stateful, Protocol):
+    """An actor beside a learner: one robot goes on from episode to episode while the method learns. In one process (the reference) every
+    `take` is the next control step, and a run repeats to the bit, also from a checkpoint."""
+
+    steps: int  # control steps done, those of `past` included
+    episodes: int  # whole ones
+    between: bool  # no episode is under way: a checkpoint may be taken
+
+    def past(self) -> list[Episode]:
+        """What is recorded of it, oldest first: to be asked once, before the first `take`."""
+
+    def take(self) -> list[Moment]:
+        """What was done since, oldest first, a robot's on disk already. Waits where there is nothing new."""
+
+    def publish(self, policy: Policy) -> None:
+        """From the next plan on this acts."""
+
+
 class Cell(Protocol):
     """What a method is given, see `realrl.cell.cell.WorkCell`: one task, its robots, its recordings and its run.
 
@@ -368,6 +396,10 @@ class Cell(Protocol):
                  plans_only: bool = False, chains: bool = False) -> list[Episode]:
         """Whole episodes, recorded under a label, in the order of the seeds. plans_only: nobody looks at what is seen between plans;
         chains: what plans carry in `extra` is kept, too."""
+        ...
+
+    def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0) -> AbstractContextManager[Stream]:
+        """One robot that acts while the method learns, recorded under a label. warmup: control steps of even noise at first."""
         ...
 
     def recent(self, count: int) -> list[Episode]:

@@ -23,6 +23,7 @@ from realrl.data.store import Store
 from realrl.generative.diffusion import DiffusionConfig
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.policies.folder import load_policy, save_policy
+from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.scene import CollectConfig
 
 SOURCE = Path(cli.__file__).resolve().parents[2]
@@ -330,6 +331,19 @@ def test_another_sampler_on_the_same_weights(policy: Path, capsys: pytest.Captur
 
 def test_an_untrained_head_is_refused(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "its one-step head was never trained" in fails(capsys, "evaluate", "--policy", str(policy), "--head", "one-step")
+
+
+def test_a_gaussian_policy_is_evaluated_and_viewed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_policy(GaussianPolicy(GaussianConfig(hidden=(8,)), 2, 2), tmp_path / "policy", task="toy/obstacle")
+    result = measured(capsys, "--policy", str(tmp_path / "policy"), "--episodes", "3")
+    assert (result["head"], result["success"]["n"]) == ("mean", 3)
+    assert "but one way to act" in fails(capsys, "evaluate", "--policy", str(tmp_path / "policy"), "--head", "ddim")
+    assert "but one way to act" in fails(capsys, "evaluate", "--policy", str(tmp_path / "policy"), "--sampler", "mean")
+    assert "a diffusion policy is needed here" in fails(capsys, "train", "rl100", "--task", "toy/obstacle", "--run", str(tmp_path / "run"),
+                                                        "--init", str(tmp_path / "policy"), "--stages", "online")
+    assert "with 2 observation and 2 action numbers" in fails(capsys, "view", "toy/line", "--policy", str(tmp_path / "policy"))
+    shown = cli.main(["view", "toy/obstacle", "--policy", str(tmp_path / "policy"), "--sight", "state", "--out", str(tmp_path / "page")])
+    assert shown == 0 and list((tmp_path / "page").glob("*.html"))
 
 
 def test_evaluate_for_people_and_with_the_other_head(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:

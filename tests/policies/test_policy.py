@@ -14,7 +14,6 @@ from realrl.generative.diffusion import DiffusionConfig
 from realrl.nets.encoder import EncoderConfig
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.policies.folder import load_policy, save_policy
-from realrl.policies.gaussian import GaussianPolicy
 from realrl.types import Policy, RealrlError
 
 
@@ -125,16 +124,6 @@ def test_an_observation_of_another_shape():
             act(make(), 1, obs={"state": state})
 
 
-def test_a_gaussian_acts_with_its_mean_or_a_sample():
-    torch.manual_seed(0)
-    policy = GaussianPolicy(PolicyConfig(chunk=4, n_obs=2, hidden=16), 3, 2)
-    assert isinstance(policy, Policy)
-    dist = policy.distribution(policy.encode({"state": torch.from_numpy(observe(5)["state"])}))
-    assert np.allclose(act(policy, greedy=True).action, dist.mean.detach(), atol=1e-6)
-    noise = np.stack([np.random.default_rng(s).standard_normal((4, 2), dtype=np.float32) for s in range(5)])
-    assert np.allclose(act(policy).action, (dist.mean + dist.stddev * torch.from_numpy(noise)).clamp(-1, 1).detach(), atol=1e-6)
-
-
 def damage(folder, **changes):
     about = json.loads((folder / "policy.json").read_text())
     about.update(changes)
@@ -163,7 +152,7 @@ def test_files_that_are_no_policy(tmp_path):
         file = next(folder.glob("tensors-*.safetensors"))
         file.write_bytes(file.read_bytes()[:-100])
 
-    assert "format 2; this version reads diffusion, format 1" in error(lambda f: damage(f, format=2))
+    assert "format 2; this version reads diffusion and gaussian, format 1" in error(lambda f: damage(f, format=2))
     assert "kind 'flow'" in error(lambda f: damage(f, kind="flow"))
     assert "damaged or truncated" in error(cut)
     assert "is missing" in error(lambda f: next(f.glob("tensors-*")).unlink())

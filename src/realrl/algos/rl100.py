@@ -27,7 +27,7 @@ from realrl.learn.ope import OPEConfig, TransitionModel, evaluate_policies, gate
 from realrl.learn.ppo import DenoisingPPO, PPOConfig, fit_value
 from realrl.losses import explained_variance, gae, monte_carlo
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
-from realrl.policies.folder import check_fit, load_policy, save_policy
+from realrl.policies.folder import check_fit, load_diffusion, save_policy
 from realrl.scene import Scene, device
 from realrl.types import Cell, Curriculum, Episode, RealrlError
 
@@ -353,7 +353,7 @@ def _start(cfg: RL100Config, cell: Cell) -> tuple[DiffusionPolicy, list[Episode]
     policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, name="rl100").to(place).eval()
     demos = cell.demonstrations() if cfg.data or not cfg.init else []
     if cfg.init:
-        policy, task = load_policy(cfg.init, place)
+        policy, task = load_diffusion(cfg.init, place)
         check_fit(policy, spec, cfg.init, task)
         policy.head = "ddim"
         return policy, demos

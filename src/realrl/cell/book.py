@@ -37,6 +37,11 @@ class Book:
         self.store = Store.open_or_create(folder, task=task, fps=round(1 / spec.dt), codec=CODEC)
         self._recorder = self._open_recorder() if live else None
 
+    @property
+    def is_live(self) -> bool:
+        """Whether robots are recorded step by step."""
+        return self._recorder is not None
+
     def close(self) -> None:
         """Finish what is being recorded; an episode under way is kept as far as it got."""
         if self._recorder:
@@ -139,6 +144,13 @@ class Book:
                                   "begin the run anew in another folder")
             episode.extra = kept.get(seed, {})
         return found
+
+    def labelled(self, *labels: str) -> list[Episode]:
+        """All that was recorded under these labels, in the order in which it was."""
+        if not len(self.store):
+            return []
+        rows = self.store.rows.select(["policy", "episode_index"]).to_pylist()
+        return self.store.read([r["episode_index"] for r in rows if r["policy"] in labels])
 
     def recent(self, count: int) -> list[Episode]:
         """The newest recorded episodes, oldest first, [] where there are none; within a label by seed: arrival is left to chance."""

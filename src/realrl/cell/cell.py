@@ -20,6 +20,7 @@ from realrl.cell.book import GROUP, Book
 from realrl.cell.collect import Collector, MakeEnv
 from realrl.cell.curriculum import Practice
 from realrl.cell.judge import Judge
+from realrl.cell.stream import Interleaved
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.learn.imitation import worthy
 from realrl.robots.embodiment import Embodiment
@@ -83,6 +84,12 @@ class WorkCell:
                 advance(1)
         self.summary["env_steps"] = self.book.steps_until(label, seeds)
         return [fresh[s] if s in fresh else old[s] for s in seeds]
+
+    def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0) -> Interleaved:
+        """One robot that acts while a method learns, see `types.Stream`; here both take turns in this process."""
+        starts = lambda n: self.seeds(stage, 1, n)[0]
+        bench = self.collector.local() if self.book.is_live else self.collector.bench()
+        return Interleaved(self.book, bench, label, policy, starts, warmup=warmup, noise_seed=noise_seed, again=not self.book.is_live)
 
     def curriculum(self, share: float) -> Practice:
         """Failed starts come back in this share of a round's episodes."""

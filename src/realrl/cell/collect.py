@@ -11,18 +11,18 @@ import multiprocessing as mp
 import os
 import pickle
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 
 from realrl import envs
-from realrl.cell.rollout import Recording, rollout
+from realrl.cell.rollout import Recording, play, rollout
 from realrl.envs.base import RobotEnv
 from realrl.robots.guard import box_guard
 from realrl.scene import CollectConfig, GuardConfig, RandomiseConfig, SightConfig
-from realrl.types import Episode, Policy, RealrlError, Source, TaskSpec
+from realrl.types import Episode, Moment, Policy, RealrlError, Source, TaskSpec
 
 MakeEnv = Callable[[], RobotEnv]
 
@@ -42,7 +42,7 @@ class Collector:
         self._guard = guard or GuardConfig()
         self.workers, self.size = cfg.workers or available_cores(), cfg.envs_per_worker
         self._every_frame = cfg.every_frame or make is not None  # a robot's cameras run anyway
-        self._local: _Bench | None = None
+        self._local: Bench | None = None
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
 
@@ -68,8 +68,7 @@ class Collector:
         """
         glance = glance and not self._every_frame
         if recording or self.workers == 1 or len(seeds) < 2 * self.workers:
-            self._local = self._local or self._bench()
-            yield from self._local.run(policy, seeds, greedy, noise_seed, source, glance, recording)
+            yield from self.local().run(policy, seeds, greedy, noise_seed, source, glance, recording)
             return
         blob = _pack(policy)
         self._start()
@@ -89,8 +88,14 @@ class Collector:
             if busy:  # the caller stopped early or a worker died: nothing half-read may reach the next call
                 self.close()
 
-    def _bench(self) -> _Bench:
-        return _Bench(self.task, self.size, self._make, self._guard)
+    def local(self) -> Bench:
+        """This process's own environments, which `collect` uses, too: where there is one robot, the robot."""
+        self._local = self._local or self.bench()
+        return self._local
+
+    def bench(self) -> Bench:
+        """Environments of the task that are made as they are needed, with their guards."""
+        return Bench(self.task, self.size, self._make, self._guard)
 
     def _receive(self, pipe: Connection, process: Any) -> Episode | None:
         try:
@@ -119,7 +124,7 @@ class Collector:
         context = mp.get_context("spawn")  # fork is unsafe beside torch's threads and GL contexts
         for _ in range(self.workers):
             here, there = context.Pipe()
-            process = context.Process(target=_work, args=(there, self._bench()), daemon=True)
+            process = context.Process(target=_work, args=(there, self.bench()), daemon=True)
             process.start()
             there.close()
             self._pipes.append(here)
@@ -128,10 +133,8 @@ class Collector:
     def close(self) -> None:
         """Stop the workers and close this process's environments (a robot's port and brakes)."""
         if self._local:
-            for env in self._local.envs:
-                env.close()
+            self._local.close()
             self._local = None
-            gc.collect()  # simulators sit in reference cycles, and Python does not see how many megabytes hang on each
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
@@ -140,7 +143,7 @@ class Collector:
         self._pipes, self._processes = [], []
 
 
-class _Bench:
+class Bench:
     """Environments of one task with their guards, made as they are needed."""
 
     def __init__(self, task: str, size: int, make: MakeEnv, guard: GuardConfig) -> None:
@@ -149,10 +152,25 @@ class _Bench:
 
     def run(self, policy: Policy, seeds: Sequence[int], greedy: bool, noise_seed: int, source: Source,
             glance: bool, recording: Recording | None = None) -> Iterator[Episode]:
+        """Whole episodes, see `rollout`."""
         while len(self.envs) < min(self.size, len(seeds)):
             self.envs.append(self._make())
         yield from rollout(self.envs, policy, [box_guard(e, self._guard) for e in self.envs], seeds, greedy=greedy, noise_seed=noise_seed,
                            task=self.task, source=source, glance=glance, recording=recording)
+
+    def play(self, policy: Policy, seeds: Iterable[int], *, noise_seed: int, recording: Recording | None) -> Generator[Moment | Episode]:
+        """One robot, exploring, step by step, see `rollout.play`."""
+        if not self.envs:
+            self.envs.append(self._make())
+        yield from play(self.envs[:1], policy, [box_guard(self.envs[0], self._guard)], seeds, greedy=False, noise_seed=noise_seed,
+                        task=self.task, recording=recording)
+
+    def close(self) -> None:
+        """Close the environments (a robot's port and brakes)."""
+        for env in self.envs:
+            env.close()
+        self.envs = []
+        gc.collect()  # simulators sit in reference cycles, and Python does not see how many megabytes hang on each
 
 
 def _pack(policy: Policy) -> bytes:
@@ -163,7 +181,7 @@ def _pack(policy: Policy) -> bytes:
                           "of a module, or use --collect.workers 1") from None
 
 
-def _work(pipe: Connection, bench: _Bench) -> None:
+def _work(pipe: Connection, bench: Bench) -> None:
     torch.set_num_threads(1)
     while True:
         try:

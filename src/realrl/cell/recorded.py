@@ -26,7 +26,7 @@ from realrl.files import write_bytes
 from realrl.robots.embodiment import Embodiment
 from realrl.run import Run
 from realrl.scene import Scene
-from realrl.types import Array, Episode, Policy, RealrlError
+from realrl.types import Array, Episode, Policy, RealrlError, Stream
 
 FILMED = 3  # held-out episodes whose predictions are kept for the report
 
@@ -79,6 +79,10 @@ class RecordedCell:
         if not label.startswith("rollout"):
             raise _no_robot(self.scene)
         return self.material.rest if label == "rollout-1" else []
+
+    def stream(self, label: str, policy: Policy, **_: Any) -> AbstractContextManager[Stream]:
+        """Nobody acts here. Raises RealrlError."""
+        raise RealrlError(f"{self.scene.data}: recordings have no robot that could act while it learns: name a --task or an --env")
 
     def recent(self, count: int) -> list[Episode]:
         """The newest episodes of all."""

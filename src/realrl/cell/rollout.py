@@ -8,13 +8,13 @@ the same whatever else is in the batch and whichever worker runs it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from realrl.types import Array, Env, Episode, Guard, Intervention, Obs, Policy, RealrlError, Source, State, Step
+from realrl.types import Array, Env, Episode, Guard, Intervention, Moment, Obs, Policy, RealrlError, Source, State, Step
 
 
 class Recording(Protocol):
@@ -110,10 +110,17 @@ class Pace:
         time.sleep(max(self.due - now, 0.0))
 
 
-def rollout(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: Sequence[int], *, greedy: bool, noise_seed: int = 0,
-            task: str = "", source: Source = Source.POLICY, human: Intervention | None = None,
-            pace: Callable[[], None] | None = None, glance: bool = False, recording: Recording | None = None) -> Iterator[Episode]:
-    """Run one whole episode for every seed and yield each as it finishes.
+def rollout(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: Sequence[int], **options: Any) -> Iterator[Episode]:
+    """Run one whole episode for every seed and yield each as it finishes; `play` without the steps on the way, and with its options."""
+    for found in play(envs, policy, guards, seeds, **options):
+        if isinstance(found, Episode):
+            yield found
+
+
+def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: Iterable[int], *, greedy: bool, noise_seed: int = 0,
+         task: str = "", source: Source = Source.POLICY, human: Intervention | None = None, pace: Callable[[], None] | None = None,
+         glance: bool = False, recording: Recording | None = None) -> Iterator[Moment | Episode]:
+    """Run one whole episode for every seed, and yield every step as it is done and every episode as it finishes.
 
     recording: takes down every step of one robot, before anybody can learn from it; it wants one environment.
 
@@ -134,17 +141,18 @@ def rollout(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds:
     for env in envs:
         if isinstance(env, _Watchful):
             env.watching = True
-    slots = [_Slot(env, guard, recording) for env, guard in zip(envs, guards, strict=True)][:len(seeds)]
-    waiting = iter(seeds[len(slots):])
-    for slot, seed in zip(slots, seeds, strict=False):
-        slot.begin(seed, noise_seed)
+    slots, waiting = [], iter(seeds)
+    for env, guard, seed in zip(envs, guards, waiting, strict=False):
+        slots.append(_Slot(env, guard, recording))
+        slots[-1].begin(seed, noise_seed)
     state = policy.start(len(slots))
     while slots:
         plan, state = policy.act(_stack(slots, policy.n_obs), state, greedy=greedy, rng=[s.rng for s in slots])
         keep = []
         for i, slot in enumerate(slots):
             slot.extras.append({k: v[i] for k, v in plan.extra.items()})
-            if not _carry_out(slot, plan.action[i, :policy.chunk], source, human, pace, unseen):
+            over = yield from _carry_out(slot, plan.action[i, :policy.chunk], source, human, pace, unseen)
+            if not over:
                 keep.append(i)
                 continue
             episode = _finish(slot, task, policy.name)
@@ -167,8 +175,8 @@ def _stack(slots: Sequence[_Slot], length: int) -> Obs:
 
 
 def _carry_out(slot: _Slot, plan: Array, source: Source, human: Intervention | None, pace: Callable[[], None] | None,
-               unseen: int) -> bool:
-    """Execute a plan [K, A] until it is used up, a person takes over, or the episode ends. Returns whether it ended.
+               unseen: int) -> Generator[Moment, None, bool]:
+    """Execute a plan [K, A] until it is used up, a person takes over, or the episode ends. Yields the steps, returns whether it ended.
 
     unseen: how many steps from the plan's beginning nobody will look at.
     """
@@ -188,6 +196,7 @@ def _carry_out(slot: _Slot, plan: Array, source: Source, human: Intervention | N
             _check_readings(slot, after)
         if pace:
             pace()
+        yield Moment(slot.steps[-1], after, slot.seed, first=len(slot.steps) == 1)
         if terminated or truncated:
             return True
         if taken is not None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from realrl.envs.base import RobotEnv
+    from realrl.policies.folder import Saved
     from realrl.scene import CollectConfig, SightConfig
 
 SHOWN = 20  # failed starts that `evaluate` lists; --json has them all
@@ -80,13 +81,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     spec = env.task
     task = spec.id if make else task
     check_fit(policy, spec, args.policy, trained_on)
-    if args.head == "one-step" and not policy.distilled:
-        raise mistake()(f"{args.policy}: its one-step head was never trained; use --head ddim, or run the stage one-step on it")
-    policy = policy.with_head(args.head or policy.head)
-    if args.sampler:
-        if policy.head != "ddim":
-            raise mistake()(f"--sampler {args.sampler} is about the ddim head, {args.policy} acts with one step: add --head ddim")
-        policy = policy.with_sampler(args.sampler)
+    policy = _product(policy, args)
     out = args.out or args.policy.resolve().parent / f"failures-{policy.head}"
     if args.save_failures:
         failures.room(out)  # before anything long
@@ -111,6 +106,20 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     told = ("success", "cycle_steps", "cycle_s", "successes_per_hour", "episode_return", "failures")
     return {**{name: result[name] for name in told}, **other, "latency_ms": latency(policy, spec), "task": task,
             "policy": str(args.policy), "head": policy.head, "seed": args.seed, "episodes": args.episodes}
+
+
+def _product(policy: Saved, args: argparse.Namespace) -> Saved:
+    """What a policy deploys, as --head and --sampler say."""
+    if policy.KIND != "diffusion":
+        if args.head or args.sampler:
+            raise mistake()(f"{args.policy}: a {policy.KIND} policy has but one way to act; leave --head and --sampler out")
+        return policy
+    if args.head == "one-step" and not policy.distilled:
+        raise mistake()(f"{args.policy}: its one-step head was never trained; use --head ddim, or run the stage one-step on it")
+    policy = policy.with_head(args.head or policy.head)
+    if args.sampler and policy.head != "ddim":
+        raise mistake()(f"--sampler {args.sampler} is about the ddim head, {args.policy} acts with one step: add --head ddim")
+    return policy.with_sampler(args.sampler) if args.sampler else policy
 
 
 def _sight(policy: Path) -> SightConfig:

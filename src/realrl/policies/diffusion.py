@@ -98,7 +98,7 @@ class DiffusionPolicy(nn.Module):
     a pretrained image network's weights to whoever loads them.
     """
 
-    KIND = "diffusion"
+    KIND: Literal["diffusion"] = "diffusion"
 
     def __init__(self, cfg: PolicyConfig, obs_dim: int, action_dim: int, *, senses: Mapping[str, tuple[int, ...]] | None = None,
                  name: str = "policy", fetch: bool = True) -> None:

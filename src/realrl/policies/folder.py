@@ -1,7 +1,7 @@
 """A policy in a folder: policy.json says what it is, the weights lie beside it in safetensors. Saved and loaded by kind.
 
 A kind is a class with `KIND`, `describe() -> dict` (all that building it again needs, as JSON) and `rebuild(about, source)`; a new one
-gets a line in `_kind`.
+gets a word in `KINDS` and a line in `_kind` and `Saved`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,16 +22,23 @@ from realrl.types import RealrlError, Stateful, TaskSpec
 
 if TYPE_CHECKING:
     from realrl.policies.diffusion import DiffusionPolicy
+    from realrl.policies.gaussian import GaussianPolicy
     from realrl.robots.embodiment import Embodiment
 
-FORMAT = 1
+FORMAT: Final = 1
+KINDS: Final = ("diffusion", "gaussian")
+Saved: TypeAlias = "DiffusionPolicy | GaussianPolicy"
 
 
 class Storable(Stateful, Protocol):
     """A policy that a folder can hold."""
 
-    KIND: str
     name: str
+
+    @property
+    def KIND(self) -> str:
+        """What `_kind` knows it by."""
+        ...
 
     def describe(self) -> dict[str, Any]:
         """What `rebuild` needs, as plain JSON values."""
@@ -49,7 +56,7 @@ def save_policy(policy: Storable, path: Path, *, task: str, sight: Any = None, r
     write_json(path / "policy.json", {"kind": policy.KIND, "format": FORMAT, "task": task, **about, **seen, **speaks})
 
 
-def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[DiffusionPolicy, str]:
+def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[Saved, str]:
     """The policy in a folder written by `save_policy`, ready to act, and the task it was trained on.
 
     Raises RealrlError when the folder is no policy, is damaged, or was written by a newer format.
@@ -67,6 +74,15 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[D
     policy = kind.rebuild(about, file)
     policy.load_state_dict(parts["weights"])
     return policy.to(device).eval().requires_grad_(False), about["task"]
+
+
+def load_diffusion(path: str | Path, device: str | torch.device = "cpu") -> tuple[DiffusionPolicy, str]:
+    """`load_policy` for whoever works with denoising chains. Raises RealrlError for another kind, too."""
+    from realrl.policies.diffusion import DiffusionPolicy
+    policy, task = load_policy(path, device)
+    if isinstance(policy, DiffusionPolicy):
+        return policy, task
+    raise RealrlError(f"{path}: a {policy.KIND} policy, a diffusion policy is needed here: give the folder of one")
 
 
 def read_robot(path: str | Path) -> Embodiment | None:
@@ -94,13 +110,16 @@ def _check_weights(sketch: torch.nn.Module, weights: Any, path: Path) -> None:
                               "save the policy again")
         if name.endswith("normaliser.std") and not bool((weights[name] > 0).all()):
             raise RealrlError(f"{path}: {name} is not positive everywhere: save the policy again")
+        if name.endswith(".running") and not bool((weights[name][1] >= 0).all()):
+            raise RealrlError(f"{path}: {name} holds a variance below 0: save the policy again")
     finite(weights, str(path), "its training diverged, or the file is damaged: take an earlier policy")
 
 
-def _kind(name: str) -> type[DiffusionPolicy]:
+def _kind(name: str) -> type[Saved]:
     """The class of a kind, imported when it is needed."""
     from realrl.policies.diffusion import DiffusionPolicy
-    return {DiffusionPolicy.KIND: DiffusionPolicy}[name]
+    from realrl.policies.gaussian import GaussianPolicy
+    return GaussianPolicy if name == GaussianPolicy.KIND else DiffusionPolicy
 
 
 def read_policy_json(path: Path) -> dict[str, Any]:
@@ -115,8 +134,8 @@ def read_policy_json(path: Path) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise RealrlError(f"{file}: holds no object but a {type(about).__name__}: the file is damaged, export the policy again")
     kind, layout = about.get("kind"), about.get("format")
-    if kind != "diffusion" or layout != FORMAT:
-        raise RealrlError(f"{file}: kind {shown(kind)}, format {shown(layout)}; this version reads diffusion, format {FORMAT}")
+    if kind not in KINDS or layout != FORMAT:
+        raise RealrlError(f"{file}: kind {shown(kind)}, format {shown(layout)}; this version reads {' and '.join(KINDS)}, format {FORMAT}")
     missing = [key for key in ("task", "head", "name", "obs_dim", "action_dim", "config") if key not in about]
     if missing:
         raise RealrlError(f"{file}: {', '.join(missing)} is missing: the file is damaged, export the policy again")
@@ -125,7 +144,7 @@ def read_policy_json(path: Path) -> dict[str, Any]:
     return about
 
 
-def check_fit(policy: DiffusionPolicy, spec: TaskSpec, name: object, trained_on: str) -> None:
+def check_fit(policy: Saved, spec: TaskSpec, name: object, trained_on: str) -> None:
     """Raise RealrlError unless a policy fits a task. name: of the policy, for the message; trained_on: its own task."""
     mine, its = (policy.obs_dim, policy.action_dim), (spec.obs_dim, spec.action_dim)
     if policy.senses != dict(spec.senses):

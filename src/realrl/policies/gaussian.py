@@ -1,50 +1,126 @@
-"""A Gaussian policy over chunks: what the diffusion policy is compared with."""
+"""The squashed Gaussian of soft actor-critic: tanh(mean + std * noise), both from one network of the state.
+
+Its weights are one `Stack`; BatchRenorm's statistics are buffers of it and go wherever the weights go.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from realrl.nets.mlp import mlp
-from realrl.nets.normalise import Normaliser
-from realrl.policies.diffusion import PolicyConfig
-from realrl.types import Obs, Plan, State
+from realrl import config
+from realrl.nets.stack import Norm, Stack
+from realrl.types import Obs, Plan, RealrlError, State
+
+LOG_STD = (-20.0, 2.0)  # bounds of the log-deviation before the squashing
+
+
+@dataclass(frozen=True)
+class GaussianConfig:
+    """What a squashed Gaussian looks at, how far it plans, and its network."""
+
+    chunk: int = 1
+    """K, actions planned and executed per decision."""
+    n_obs: int = 1
+    """H, observations it sees."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of its ReLU layers."""
+    norm: Norm = "none"
+    """none; layer: LayerNorm before each ReLU; renorm: BatchRenorm of the input and after each ReLU, as in CrossQ."""
+    warmup: int = 1000
+    """Updates before BatchRenorm leans on what it has seen."""
+
+    def __post_init__(self) -> None:
+        config.check(self, chunk="[1, 1000]", n_obs="[1, 1000]", hidden="[1, 16384]", warmup="[0, 1e9]")
+        if not 1 <= len(self.hidden) <= 20:
+            raise config.OutOfBounds(GaussianConfig, "hidden", f"must have at least one layer and at most 20, got {len(self.hidden)}")
+
+
+@dataclass(frozen=True)
+class _About:
+    """What `GaussianPolicy.describe` says, with its types and bounds."""
+
+    name: str
+    obs_dim: int
+    action_dim: int
+    config: GaussianConfig = field(default_factory=GaussianConfig)
+
+    def __post_init__(self) -> None:
+        config.check(self, obs_dim="[1, 1e6]", action_dim="[1, 1e4]")
+
+
+def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """(action tanh(u) [..., D], its log-density [...]) of u = mean + exp(log_std) * noise (arXiv 1801.01290, appendix C)."""
+    u = mean + log_std.exp() * noise
+    # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), which does not vanish where tanh is 1
+    slope = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))
+    return u.tanh(), (-0.5 * noise.square() - log_std - slope).sum(-1) - 0.5 * math.log(2 * math.pi) * u.shape[-1]
 
 
 class GaussianPolicy(nn.Module):
-    """tanh-free diagonal Gaussian over chunks, the policy class of plain IQL (for comparison). See `types.Policy`."""
+    """A squashed Gaussian over chunks [B, K, A] in [-1, 1] from `observation.state` [B, H, D]; see `types.Policy`. Greedy: its middle."""
 
-    def __init__(self, cfg: PolicyConfig, obs_dim: int, action_dim: int, *, name: str = "gaussian") -> None:
+    KIND: Literal["gaussian"] = "gaussian"
+    head = "mean"  # what it deploys; it has no other product
+
+    def __init__(self, cfg: GaussianConfig, obs_dim: int, action_dim: int, *, name: str = "gaussian") -> None:
         super().__init__()
         self.cfg, self.obs_dim, self.action_dim, self.name = cfg, obs_dim, action_dim, name
-        self.chunk, self.n_obs = cfg.chunk, cfg.n_obs
-        self.normaliser = Normaliser(obs_dim)
-        self.trunk = mlp(cfg.n_obs * obs_dim, cfg.chunk * action_dim, (cfg.hidden,) * cfg.blocks)
-        self.log_std = nn.Parameter(torch.full((cfg.chunk, action_dim), -1.0))
+        self.chunk, self.n_obs, self.senses = cfg.chunk, cfg.n_obs, dict[str, tuple[int, ...]]()
+        self.net = Stack(1, self.cond_dim, 2 * cfg.chunk * action_dim, cfg.hidden, norm=cfg.norm, warmup=cfg.warmup)
 
-    def encode(self, obs: dict[str, Tensor]) -> Tensor:
-        """[B, H, D] -> [B, H*D]."""
-        out: Tensor = self.normaliser(obs["state"]).flatten(1)
-        return out
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
-    def distribution(self, cond: Tensor) -> torch.distributions.Normal:
-        """Action distribution [B, K, A]."""
-        mean = self.trunk(cond).view(-1, self.chunk, self.action_dim).tanh()
-        return torch.distributions.Normal(mean, self.log_std.clamp(-4.0, 1.0).exp().expand_as(mean))
+    @property
+    def cond_dim(self) -> int:
+        """C, size of the condition."""
+        return self.n_obs * self.obs_dim
+
+    def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """The condition [B, C]: the observations one after the other. obs["state"]: [B, H, D]. Raises RealrlError on another shape."""
+        state = obs["state"]
+        if state.shape[1:] != (self.n_obs, self.obs_dim):
+            raise RealrlError(f"observation 'state' has shape {list(state.shape[1:])} but the policy was trained on "
+                              f"[{self.n_obs}, {self.obs_dim}] (history, features): use the task and n_obs it was trained with")
+        return state.flatten(1)
+
+    def distribution(self, cond: Tensor, p: dict[str, Tensor] | None = None, *,
+                     train: bool = False) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """(mean, log-deviation, each [B, K*A] before the squashing, what `net.learn` takes). p: the parameters, its own by default."""
+        out, found = self.net.run(cond, p, train=train)
+        mean, log_std = out[0].chunk(2, -1)
+        return mean, log_std.clamp(*LOG_STD), found
 
     def start(self, batch: int) -> State:
-        """No memory."""
+        """It remembers nothing."""
         return {}
 
     @torch.inference_mode()
     def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
-        """The mean when greedy, a sample otherwise."""
-        dist = self.distribution(self.encode({"state": torch.as_tensor(obs["state"], dtype=torch.float32)}))
-        action = dist.mean
+        """Plans from observations (state: [B, H, D])."""
+        cond = self.encode({"state": torch.as_tensor(obs["state"], dtype=torch.float32, device=self.device)})
+        mean, log_std, _ = self.distribution(cond)
         if not greedy:
-            noise = np.stack([g.standard_normal((self.chunk, self.action_dim), dtype=np.float32) for g in rng])
-            action = action + dist.stddev * torch.from_numpy(noise)
-        return Plan(action.clamp(-1.0, 1.0).numpy()), state
+            noise = np.stack([g.standard_normal(mean.shape[1], dtype=np.float32) for g in rng])
+            mean = torch.addcmul(mean, log_std.exp(), torch.from_numpy(noise).to(self.device))
+        return Plan(mean.tanh().cpu().numpy().reshape(-1, self.chunk, self.action_dim)), state
+
+    def describe(self) -> dict[str, Any]:
+        """What `rebuild` needs, as plain JSON values."""
+        return {"head": self.head, "name": self.name, "obs_dim": self.obs_dim, "action_dim": self.action_dim,
+                "config": config.to_dict(self.cfg)}
+
+    @classmethod
+    def rebuild(cls, about: Mapping[str, Any], source: str) -> GaussianPolicy:
+        """A policy as described, without its weights. source: the file's name, for errors. Raises RealrlError."""
+        told = config.from_dict(_About, {k: v for k, v in about.items() if k in _About.__dataclass_fields__}, source=source)
+        return cls(told.config, told.obs_dim, told.action_dim, name=told.name)
