@@ -123,8 +123,7 @@ def foresight_table(summary: Mapping[str, Any]) -> Table:
     """The same for the terminal, with the verdict below."""
     found = foresight_of(summary)
     table = Table(title=escape(printable(str(summary.get("task") or ""))), title_justify="left", header_style="bold",
-                  caption=escape(verdict(summary)),
-                  caption_justify="left")
+                  caption=escape(verdict(summary)), caption_justify="left")
     if not found:
         return table
     grid = foresight_grid(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,7 +34,7 @@ class Embodiment:
     drives: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check(self, fps="(0, 1e6]")
+        check(self, fps="(0, 1e6]", low="[-1e9, 1e9]", high="[-1e9, 1e9]", drives="[-1, 1e6]")
         for name in ("units", "low", "high"):
             if len(getattr(self, name)) != len(self.actions):
                 raise OutOfBounds(Embodiment, name, f"must have an entry for each of the {len(self.actions)} actions, got "
@@ -44,7 +43,7 @@ class Embodiment:
             raise OutOfBounds(Embodiment, "drives", f"must say of each action which of the {len(self.state)} numbers of the state follows "
                               f"it, got {shown(self.drives)}")
         for i, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            if not low < high:
                 raise OutOfBounds(Embodiment, "low", f"must lie below high, action {i} ({self.actions[i]}) has {low:g} and {high:g}")
 
     @property
