@@ -245,3 +245,11 @@ def test_bridge_episodes(shared_data: Path) -> None:
     assert first.obs["state"].shape == (11, 7) and first.action.shape == (10, 7) and first.obs["images.image_0"].shape == (11, 64, 64, 3)
     np.testing.assert_allclose(first.obs["state"][-1], [0.23181103, 0.11811563, 0.11631062, 0.04251049, -0.18303297, -0.6925785, 1.0008161])
     assert all(e.obs["images.image_0"].std() > 10 for e in episodes) and first.extra["language_embedding"].shape == (10, 512)
+
+
+@pytest.mark.parametrize(("paid", "terminal", "judged", "won"), [(1, True, True, True), (0, True, True, False), (0, False, False, False)])
+def test_an_episode_that_was_cut_off_and_never_paid_is_unknown(tmp_path: Path, paid: int, terminal: bool, judged: bool, won: bool) -> None:
+    told = columns()
+    told["steps/reward"], told["steps/is_terminal"] = told["steps/reward"] * paid, told["steps/is_terminal"] & terminal
+    (found,) = formats.read(folder(tmp_path / "cups", told)).episodes
+    assert (found.judged, found.succeeded) == (judged, won)

@@ -267,7 +267,7 @@ def _episode(columns: dict[str, Any], features: dict[str, Feature], ours: dict[s
     flag = {n: columns[n].reshape(-1).astype(bool) if n in columns else np.zeros(steps, bool) for n in ("is_last", "is_terminal")}
     reward = columns["reward"].reshape(-1).astype(np.float32) if "reward" in columns else np.zeros(steps, np.float32)
     terminal, ended = bool(flag["is_terminal"][-1]), bool(flag["is_last"][-1])
-    told = {"reward", "is_terminal"} <= columns.keys()
+    told = {"reward", "is_terminal"} <= columns.keys() and (terminal or bool(reward.any()))  # cut off and never paid: nobody says
     success = np.zeros(steps, bool)
     success[-1] = terminal and reward[-1] > 0
     action = common.scale_actions(np.concatenate(actions, 1), span)
