@@ -61,6 +61,7 @@ def sized(cfg: Any) -> Any:
     steps = int(np.clip(PASSES * store.frames / 256, 1500, 6000))
     imitation = replace(cfg.imitation, steps=steps, validation=0.1)
     cfg = replace(cfg, one_step=True) if hasattr(cfg, "one_step") else cfg
+    cfg = replace(cfg, distill=replace(cfg.distill, steps=min(cfg.distill.steps, 600)))
     if hasattr(cfg, "offline"):  # nothing comes in between two rounds, and nobody can practise
         cfg = replace(cfg, offline=replace(cfg.offline, rounds=1), stages=tuple(stage for stage in cfg.stages if stage != "online"))
     return replace(cfg, policy=policy, imitation=replace(imitation, steps=min(steps, 2000), batch=32) if eyes else imitation,
