@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -244,6 +245,32 @@ def human_table(rows: Sequence[Row]) -> str:
              suite or [[NOT_RUN] * 7]), *other, commands(rows)])
 
 
+def real_data_table(rows: Sequence[Row]) -> str:
+    """Recordings alone: held-out errors beside three predictors, median of the seeds; then beside LeRobot with equal steps."""
+    who = ("greedy", "exploring", "one-step", "keep still", "mean action", "ridge")
+    lines, against = [], []
+    for name in dict.fromkeys(r["set"] for r in rows):
+        mine = [r for r in rows if r["set"] == name and r["who"] == "default"]
+        if mine:
+            middle = {w: statistics.median(100 * r["of_range"][w] for r in mine) for w in who}
+            own = statistics.median(r["error"]["greedy"] for r in mine)
+            best = min(("keep still", "mean action", "ridge"), key=lambda w: middle[w])
+            ratio = middle["greedy"] / middle[best]
+            lines.append([name, *(f"{middle[w]:.2f}" for w in who), f"{ratio:.2f}", f"{own:.3g}", str(mine[0]["joints"]), str(len(mine)),
+                          f"{mine[0]['decisions']:,} in {mine[0]['episodes']}", f"{mine[0]['steps']:,}",
+                          f"{statistics.median(r['wall_s'] for r in mine) / 60:.1f}"])
+        for r in (r for r in rows if r["set"] == name and r["who"] == "equal steps"):
+            against.append([name, str(r["seed"]), *(f"{100 * r['of_range'][w]:.2f}" for w in ("realrl", "lerobot", "keep still", "ridge")),
+                            f"{r['steps']:,}", f"{r['lerobot_parameters'] / 1e6:.0f} M",
+                            f"{r['wall_s'] / 60:.1f} / {r['lerobot_wall_s'] / 60:.1f}"])
+    head = ["set (episodes), % of the joints' ranges", *who, "greedy / best of the three", "greedy, own units", "joints", "seeds",
+            "held-out plans in episodes", "steps", "minutes"]
+    other = ["the first eight actions, % of the range", "seed", "realrl", "LeRobot diffusion", "keep still", "ridge", "steps of 64",
+             "its parameters", "minutes, ours / its"]
+    second = grid(other, against) if against else f"Beside LeRobot's diffusion policy: {NOT_RUN}."
+    return "\n\n".join([grid(head, lines), second, commands(rows)]) if lines else NOT_RUN
+
+
 def rendering_table(rows: Sequence[Row]) -> str:
     """Sights down, tasks across."""
     tasks = list(dict.fromkeys(r["task"] for r in rows if "steps_per_s" in r))
@@ -371,7 +398,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "locomotion": lambda rows: return_table(rows, LOCOMOTION, "locomotion"),
     "samplers": samplers_table, "latency": latency_table, "collection": collection_table, "recording": recording_table,
     "loading": loading_table, "scale": scale_table, "ope": ope_table, "ope_stages": ope_stages_table,
-    "human": human_table, "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
+    "human": human_table, "real_data": real_data_table, "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
     "vision_ablations": ablations_table, "cooling": ablations_table, "latent_probe": latent_probe_table,
     "generalise": generalise_table, "critic_fit": critic_fit_table,
     "vision": lambda rows: success_table(rows, VISION, "vision", ("imitation", "offline", "online", "one-step"))}
