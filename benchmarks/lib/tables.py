@@ -398,7 +398,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "locomotion": lambda rows: return_table(rows, LOCOMOTION, "locomotion"),
     "samplers": samplers_table, "latency": latency_table, "collection": collection_table, "recording": recording_table,
     "loading": loading_table, "scale": scale_table, "ope": ope_table, "ope_stages": ope_stages_table,
-    "human": human_table, "real_data": real_data_table, "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
+    "human": human_table, "real_data": real_data_table,
+    "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
     "vision_ablations": ablations_table, "cooling": ablations_table, "latent_probe": latent_probe_table,
     "generalise": generalise_table, "critic_fit": critic_fit_table,
     "vision": lambda rows: success_table(rows, VISION, "vision", ("imitation", "offline", "online", "one-step"))}

@@ -55,17 +55,16 @@ def sized(cfg: Any) -> Any:
     colours = bool(store.cameras) or any(f.get("dtype") == "image" for f in features.values())
     kind: SightKind = "rgb" if colours else "pointcloud" if "observation.pointcloud" in features else "state"
     eyes = kind != "state"
-    hidden = next((width for width in (256, 512) if 2 * chunk * actions <= width), 1024)
+    hidden = next((width for width in (256, 512) if 2 * chunk * actions <= width), 768)
     policy = replace(cfg.policy, chunk=chunk, n_obs=2, hidden=hidden, reference="linear",
                      diffusion=replace(cfg.policy.diffusion, predict="velocity"))
     steps = int(np.clip(PASSES * store.frames / 256, 1500, 6000))
-    imitation = replace(cfg.imitation, steps=steps, validation=0.1)
+    imitation = replace(cfg.imitation, steps=min(steps, 2000) if eyes else steps, batch=32 if eyes else 128, validation=0.1)
     cfg = replace(cfg, one_step=True) if hasattr(cfg, "one_step") else cfg
     cfg = replace(cfg, distill=replace(cfg.distill, steps=min(cfg.distill.steps, 600)))
     if hasattr(cfg, "offline"):  # nothing comes in between two rounds, and nobody can practise
         cfg = replace(cfg, offline=replace(cfg.offline, rounds=1), stages=tuple(stage for stage in cfg.stages if stage != "online"))
-    return replace(cfg, policy=policy, imitation=replace(imitation, steps=min(steps, 2000), batch=32) if eyes else imitation,
-                   sight=replace(cfg.sight, kind=kind))
+    return replace(cfg, policy=policy, imitation=imitation, sight=replace(cfg.sight, kind=kind))
 
 
 def opened(data: str, cfg: RecordedConfig) -> Recordings:
