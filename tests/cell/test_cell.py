@@ -220,6 +220,7 @@ def test_stages_are_kept_replaced_and_read_back(tmp_path):
         cell.finish_stage("first", expert, 12)
         assert len(cell.book.store) == 0, "held-out episodes are never recorded"
         first = cell.account.stage("first")
+        assert cell.summary["headline"]["success_pct"] == 100.0 and cell.summary["headline"]["episodes"] == 12
         assert first["success"]["rate"] == 1.0 and first["success"]["n"] == 12 and cell.account.stage("second") is None
         cell.finish_stage("second", policy(), 5)
         cell.finish_stage("first", expert, 6)

@@ -41,10 +41,16 @@ class Judge:
         return summarise(found, self.spec.dt)
 
     def finish_stage(self, name: str, policy: Policy, n: int, *, version: int = 0) -> bool:
-        """Evaluate a stage's product and add it to summary.json; False where this version of it is there already."""
+        """Evaluate a stage's product and add it to summary.json, the newest figures as `headline`; False where this version of
+        it is there already."""
         if self.account.finished(name, version):
             return False
-        self.account.enter(name, version, self._measure(name, policy, n, Source.POLICY))
+        found = self._measure(name, policy, n, Source.POLICY)
+        rate = found["success"]
+        self.account.summary["headline"] = {
+            "success_pct": 100 * rate["rate"], "success_low_pct": 100 * rate["low"], "episodes": rate["n"],
+            "cycle_steps": found["cycle_steps"], "latency_p50_ms": found["latency_ms"]["p50"], "env_steps": self.account.steps()}
+        self.account.enter(name, version, found)
         return True
 
     def judge_demonstrator(self, n: int) -> None:
