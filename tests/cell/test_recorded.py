@@ -35,7 +35,7 @@ def test_one_command_from_data_to_a_policy_with_its_table(arm: Path, tmp_path: P
     summary = json.loads((run / "summary.json").read_text())
     assert summary["headline"]["held_out_decisions"] > 0 and summary["recorded"]["control"] == "absolute"
     told = summary["stages"][0]["foresight"]
-    assert told["joints"] == JOINTS and told["episodes"] == 1 and len(told["errors"]["greedy"]) == 3
+    assert told["joints"] == JOINTS and told["episodes"] == 1 and len(told["errors"]["greedy"]) == 3 and 0 < told["denoising_loss"] < 5
     robot = read_robot(run / "policy")
     assert robot is not None and robot.actions == tuple(JOINTS) and robot.units == ("deg",) * 3 and robot.drives == (0, 1, 2)
     assert -120 < robot.low[0] < -20 and 20 < robot.high[0] < 120

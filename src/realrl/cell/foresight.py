@@ -14,8 +14,10 @@ import numpy as np
 import torch
 
 from realrl.data.views import ChunkView
+from realrl.generative.diffusion import imitation_loss
 from realrl.learn.reference import fit_reference
 from realrl.nets.reference import Reference
+from realrl.policies.diffusion import DiffusionPolicy
 from realrl.robots.embodiment import Embodiment
 from realrl.types import Array, Batch, Policy
 
@@ -74,6 +76,15 @@ class Examiner:
             plan, _ = policy.act(part, policy.start(len(noise)), greedy=greedy, rng=noise)
             found.append(plan.action)
         return self.robot.to_robot(np.concatenate(found))
+
+    @torch.no_grad()
+    def denoising_loss(self, policy: DiffusionPolicy) -> float:
+        """The imitation loss of a diffusion policy on the held-out decisions."""
+        on = self.batch.action.to(policy.device), self.batch.valid.to(policy.device)
+        obs = {key: values.to(policy.device) for key, values in self.batch.obs.items()}
+        loss = imitation_loss(policy.diffusion, policy.net, policy.drawn(on[0], obs["state"]), on[1], policy.encode(obs),
+                              torch.Generator(policy.device).manual_seed(0))
+        return float(loss)
 
     def error(self, chunks: Array) -> Array:
         """Mean absolute error of each joint, [A], over what was really done."""

@@ -23,6 +23,7 @@ from realrl.cell.judge import latency
 from realrl.cell.recordings import Material
 from realrl.data.views import ChunkView
 from realrl.files import write_bytes
+from realrl.policies.diffusion import DiffusionPolicy
 from realrl.robots.embodiment import Embodiment
 from realrl.run import Run
 from realrl.scene import Scene
@@ -109,8 +110,9 @@ class RecordedCell:
         found, said = examiner.judge(asked)
         self._keep(name, examiner, said)
         told = found.to_dict()
-        if (reference := getattr(policy, "reference", None)) is not None:
-            told["followed"] = [float(gain) for gain in reference.gain]
+        if isinstance(policy, DiffusionPolicy):
+            told["denoising_loss"] = examiner.denoising_loss(policy)
+            told["followed"] = [] if policy.reference is None else [float(gain) for gain in policy.reference.gain]
         looked_back = hindsight(self.run, name, [*self.material.demos, *self.material.rest], getattr(self.scene, "gamma", 1.0))
         self.account.enter(name, version, {"name": name, "foresight": told, "latency_ms": latency(policy, self.spec),
                                            **({} if looked_back is None else {"hindsight": looked_back})})

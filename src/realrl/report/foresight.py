@@ -67,14 +67,16 @@ def verdict(summary: Mapping[str, Any]) -> str:
     found = foresight_of(summary)
     if not found:
         return "Nothing was compared with recordings yet."
-    losing = [who for who in BASELINES if who in (summary.get("loses_to") or [])]
     told = found[-1][1]
+    loss = number_of(told, "denoising_loss", "summary.json")
+    spread = "" if loss is None else f" Its denoising loss there is {figure3(loss)}."
+    losing = [who for who in BASELINES if who in (summary.get("loses_to") or [])]
     scope = f"{told.get('decisions', 0):,} plans in {told.get('episodes', 0)} held-out episode{'s' if told.get('episodes') != 1 else ''}"
     if losing:
         return (f"On {scope} the policy is worse than {' and than '.join(losing)}: do not run it. More and more varied demonstrations help "
                 "first; then look at what 'realrl data check' warns of.")
     return (f"On {scope} the policy is better than keeping still, the mean action and ridge regression. That is not yet a success rate: "
-            f"only trials tell one.{_followed(told)}")
+            f"only trials tell one.{spread}{_followed(told)}")
 
 
 def _followed(told: Mapping[str, Any]) -> str:
