@@ -83,6 +83,14 @@ def generator(seed: int, *tags: int | str, device: str | torch.device = "cpu") -
     return torch.Generator(device).manual_seed(derive(seed, *tags))
 
 
+def reseed(seed: int, device: torch.device) -> None:
+    """torch.manual_seed for one device. The original asks every backend, and for those that are not there keeps a traceback a call: a
+    millisecond and some memory at each gradient step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 class Imitation:
     """L_IL of RL-100, section 2: noise prediction on recorded chunks; the averaged weights become the policy's.
 
@@ -107,7 +115,7 @@ class Imitation:
     def update(self) -> dict[str, float]:
         """One gradient step; returns the losses: "loss" of the denoising, and the encoder's regularisers."""
         random = generator(self.seed, "imitation", self.step, device=self.policy.device)
-        torch.manual_seed(derive(self.seed, "dropout", self.step))
+        reseed(derive(self.seed, "dropout", self.step), self.policy.device)
         size = len(self.view) if self.fitted is None else len(self.fitted)
         index = torch.randint(size, (self.cfg.batch,), generator=random, device=self.policy.device)
         index = index if self.fitted is None else self.fitted[index]
