@@ -110,7 +110,8 @@ class Imitation:
         self.fitted: Tensor | None = None
         self.kept_back: Tensor | None = None
         if cfg.validation:
-            self.fitted, self.kept_back = kept_back(view, cfg.validation)
+            from realrl.learn.reference import kept_back
+            self.fitted, self.kept_back = kept_back(view.episode, cfg.validation)
 
     def update(self) -> dict[str, float]:
         """One gradient step; returns the losses: "loss" of the denoising, and the encoder's regularisers."""
@@ -175,21 +176,6 @@ def prepare(policy: DiffusionPolicy, view: ChunkView, robot: Embodiment | None =
     if policy.reference is not None:
         from realrl.learn.reference import fit_reference
         fit_reference(policy.reference, view, robot)
-
-
-def kept_back(view: Decisions, share: float) -> tuple[Tensor, Tensor]:
-    """(decisions to fit, at most 1,024 to validate with): whole episodes, evenly spread; of a single one its last stretch."""
-    episode = view.episode
-    count = int(episode.max()) + 1
-    if count == 1:
-        place = torch.arange(len(view), device=episode.device)
-        back = place >= len(view) * (1 - share)
-    else:
-        wanted = min(max(1, round(share * count)), count - 1)
-        picked = ((torch.arange(wanted, device=episode.device) + 0.5) * count / wanted).long()
-        back = torch.isin(episode, picked)
-    rows = back.nonzero().squeeze(-1)
-    return (~back).nonzero().squeeze(-1), rows[torch.linspace(0, len(rows) - 1, min(len(rows), 1024), device=rows.device).long()]
 
 
 def worthy(episodes: Sequence[Episode]) -> list[Episode]:

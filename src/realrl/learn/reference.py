@@ -56,6 +56,23 @@ def trust(reference: Reference, drawn: Tensor, batch_state: Tensor, action: Tens
     reference.gain.copy_(torch.tensor(GAINS, device=error.device)[error.argmin(0)])
 
 
+def kept_back(episode: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """(decisions to fit, at most 1,024 to validate with): whole episodes, evenly spread; of a single one its last stretch.
+
+    episode: [N], which one a decision is of.
+    """
+    count = int(episode.max()) + 1
+    if count == 1:
+        place = torch.arange(len(episode), device=episode.device)
+        back = place >= len(episode) * (1 - share)
+    else:
+        wanted = min(max(1, round(share * count)), count - 1)
+        picked = ((torch.arange(wanted, device=episode.device) + 0.5) * count / wanted).long()
+        back = torch.isin(episode, picked)
+    rows = back.nonzero().squeeze(-1)
+    return (~back).nonzero().squeeze(-1), rows[torch.linspace(0, len(rows) - 1, min(len(rows), 1024), device=rows.device).long()]
+
+
 def _folds(episode: Array) -> Array:
     """Which group [N] a decision is left out with: its episode's, or its stretch of the only one."""
     names, number = np.unique(episode, return_inverse=True)
