@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lib import walking
 from benchmarks.lib.common import RESULTS, ROOT, read_rows
 from realrl.cell.evaluate import wilson
 from realrl.files import write_text
@@ -392,38 +393,15 @@ def commands(rows: Sequence[Row]) -> str:
     return "```\n" + "\n".join(lines) + f"\n```\n\nMachine: {'; '.join(machines)}. Commit: {', '.join(commits)}."
 
 
-def walk_table(rows: Sequence[Row]) -> str:
-    """A line a run, and above those of one method the medians over its seeds and their range; without noise and with."""
-    def spread(values: Sequence[float], digits: int) -> str:
-        low, mid, high = (f"{f(values):,.{digits}f}" for f in (min, statistics.median, max)) if values else ("", "never", "")
-        return f"{mid} [{low}, {high}]" if len(values) > 1 else mid
-
-    def line(of: Sequence[Row]) -> list[str]:
-        when = [r for r in of if r["steps_to_half_mps"] is not None]
-        soon = [spread([r[key] for r in when], digits) for key, digits in (("steps_to_half_mps", 0), ("minutes_to_half_mps", 1))]
-        told = [f"{spread([r[key] for r in of], digits)}; {spread([r['noisy'][key] for r in of], digits)}" for key, digits in
-                (("speed_mps", 2), ("net_of_path", 2), ("falls_per_minute", 1), ("action_change", 2))]
-        return [*soon, *told, *(spread([r[key] for r in of], digits) for key, digits in (("falls_learning", 0), ("wall_min", 1)))]
-
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for r in sorted(rows, key=lambda r: (r["task"], r["method"], r["seed"])):
-        groups.setdefault((r["task"], r["method"]), []).append(r)
-    lines = []
-    for (task, method), of in groups.items():
-        walked = sum(r["steps_to_half_mps"] is not None for r in of)
-        lines += [[f"**{task}, {method}**", f"{walked} of {len(of)} walk", *line(of)], *(["", f"seed {r['seed']}", *line([r])] for r in of)]
-    head = ["", "", "steps to 0.5 m/s", "minutes to it", "speed [m/s]", "net distance of path", "falls a minute", "change of the action",
-            "falls while learning", "minutes of learning"]
-    return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
-
-
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "metaworld": lambda rows: success_table(rows, METAWORLD, "metaworld"),
     "adroit": lambda rows: success_table(rows, ADROIT, "adroit", tuple(METHODS)),
     "locomotion": lambda rows: return_table(rows, LOCOMOTION, "locomotion"),
     "samplers": samplers_table, "latency": latency_table, "collection": collection_table, "recording": recording_table,
     "loading": loading_table, "scale": scale_table, "ope": ope_table, "ope_stages": ope_stages_table,
-    "human": human_table, "walk": walk_table, "real_data": real_data_table,
+    "human": human_table,
+    "walk": lambda rows: "\n\n".join([grid(walking.HEAD, walking.lines(rows) or [[NOT_RUN] * len(walking.HEAD)]), commands(rows)]),
+    "real_data": real_data_table,
     "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
     "vision_ablations": ablations_table, "cooling": ablations_table, "latent_probe": latent_probe_table,
     "generalise": generalise_table, "critic_fit": critic_fit_table,

@@ -59,6 +59,8 @@ class WalkConfig(Scene):
     """Control steps between two lines of the curves."""
     eval_episodes: int = 20
     """Held-out episodes at the end: so many without noise, so many with."""
+    film: bool = True
+    """Whether the report gets a film of a held-out episode: half a minute to a minute of rendering where there is no GPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

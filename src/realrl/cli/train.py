@@ -96,6 +96,8 @@ def _train(args: argparse.Namespace) -> int:
         with (Run.start(folder, cfg, args.resume, ignore=("stages", "collect", "device")) as run,
               _cell(run, cfg, make if args.env else None, material) as cell):
             summary = train(cfg, cell)
+        if getattr(cfg, "film", False) and not args.env:
+            _film(cfg.task, folder)
         page = write_report(folder)
     except KeyboardInterrupt:
         return interrupted(f"; continue with: {again}")
@@ -112,6 +114,15 @@ def _train(args: argparse.Namespace) -> int:
     elif (folder / "policy" / "policy.json").is_file():
         print(f"policy: {folder / 'policy'}  (try it: {shlex.join(['realrl', 'evaluate', '--policy', str(folder / 'policy'), *own])})")
     return 0
+
+
+def _film(task: str, folder: Path) -> None:
+    """A held-out episode of the run's policy as a page and a film in `film`, for the report; once."""
+    from realrl.cell.evaluate import HELD_OUT
+    from realrl.report.view import view
+    if not (folder / "film").exists():
+        say("making a film of the gait")
+        view(task, policy=folder / "policy", seed=HELD_OUT, out=folder / "film", mp4=True, tell=lambda note: say(f"note: {note}"))
 
 
 def _material(cfg: Any, folder: Path) -> Material:
