@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import rl100_adroit, rl100_locomotion
-from benchmarks.lib import baselines, common, comparison, door, gaussian_ppo, tables
+from benchmarks import rl100_adroit, rl100_locomotion, walk
+from benchmarks.lib import baselines, common, comparison, door, gaussian_ppo, tables, walking
 from realrl import envs
 from realrl.algos.rl100 import RL100Config
 from realrl.cell.collect import Collector
@@ -206,3 +206,13 @@ def test_tables_pool_seeds_name_the_worst_and_mark_what_is_missing(tmp_path: Pat
 
 def test_the_page_says_what_the_results_hold() -> None:
     assert tables.main(["--check"]) == 0, "run python -m benchmarks.lib.tables"
+
+
+def test_walking_runs_and_has_a_line_a_seed(tmp_path: Path) -> None:
+    assert walk.main(["--smoke", "--methods", "crossq", "--seeds", "3", "--out", str(tmp_path)]) == 0
+    (found,) = common.read_rows(tmp_path / "smoke" / "walk.jsonl")
+    assert (found["task"], found["method"], found["seed"], found["steps_to_half_mps"]) == ("go1", "crossq", 3, None)
+    other = {**found, "seed": 4, "steps_to_half_mps": 3000, "speed_mps": found["speed_mps"] + 1.0}
+    both, one, two = walking.lines([other, found])
+    assert both[:3] == ["**go1, crossq**", "1 of 2 walk", "3,000"] and (one[2], two[2]) == ("never", "3,000")
+    assert both[4].startswith(f"{found['speed_mps'] + 0.5:.2f} [{found['speed_mps']:.2f}, {other['speed_mps']:.2f}]; ")

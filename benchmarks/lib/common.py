@@ -17,12 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from realrl import config
-from realrl.algos.rl100 import RL100Config
 from realrl.cell.collect import Collector, MakeEnv
 from realrl.cell.evaluate import evaluate
 from realrl.files import write_text
@@ -30,6 +29,7 @@ from realrl.run import commit
 from realrl.scene import CollectConfig, SightConfig
 from realrl.types import Policy, RealrlError, Source
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -155,13 +155,13 @@ def experts_folder(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     return str(args.experts)
 
 
-def overridden(base: RL100Config, flags: Sequence[str]) -> RL100Config:
+def overridden(base: T, flags: Sequence[str]) -> T:
     """A configuration with dotted command-line flags on top."""
     if not flags:
         return base
     with tempfile.TemporaryDirectory() as folder:
         config.save(base, Path(folder) / "base.yaml")
-        return config.parse(RL100Config, ["--config", str(Path(folder) / "base.yaml"), *flags], prog="overrides", description="")
+        return config.parse(type(base), ["--config", str(Path(folder) / "base.yaml"), *flags], prog="overrides", description="")
 
 
 # -- held-out evaluation -----------------------------------------------------------------------------------------------

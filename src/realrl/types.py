@@ -414,18 +414,16 @@ class Cell(Protocol):
         """Adds the seconds its body takes to a stage's account."""
         ...
 
-    def finish_stage(self, name: str, policy: Policy, n: int, *, version: int = 0) -> None:
-        """Evaluate a stage's product from n held-out starts and add it to the summary, once a version."""
-        ...
+    def finish_stage(self, name: str, policy: Policy, n: int, *, version: int = 0, greedy: bool = True,
+                     measure: Callable[[Episode], Mapping[str, float]] | None = None) -> None:
+        """Evaluate a stage's product from n held-out starts and add it to the summary, once a version. measure: what else an episode
+        says; its means stand in the summary as `measured`."""
 
     def judge_demonstrator(self, n: int) -> None:
         """What the demonstrations' expert achieves: the bar for success and cycle time."""
-        ...
 
     def audit(self, judged: Iterable[tuple[dict[str, Any], Policy]], n: int) -> None:
         """What policies that off-policy evaluation judged are truly worth, beside what it said of them."""
-        ...
 
     def annotate(self, name: str, label: str, values: Callable[[list[Episode]], list[Array]]) -> None:
         """A derived column [T] of the episodes recorded under a label, for the viewer."""
-        ...

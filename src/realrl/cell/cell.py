@@ -19,7 +19,7 @@ from realrl.cell.account import Account
 from realrl.cell.book import GROUP, Book
 from realrl.cell.collect import Collector, MakeEnv
 from realrl.cell.curriculum import Practice
-from realrl.cell.judge import Judge
+from realrl.cell.judge import Judge, Measure
 from realrl.cell.stream import Interleaved
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.learn.imitation import worthy
@@ -143,9 +143,10 @@ class WorkCell:
         """Adds the seconds its body takes to a stage's account."""
         return self.account.timed(name)
 
-    def finish_stage(self, name: str, policy: Policy, n: int, *, version: int = 0) -> None:
-        """Evaluate a stage's product and add it to summary.json, unless this version of it is there already."""
-        if self.judge.finish_stage(name, policy, n, version=version):
+    def finish_stage(self, name: str, policy: Policy, n: int, *, version: int = 0, greedy: bool = True,
+                     measure: Measure | None = None) -> None:
+        """Evaluate a stage's product and add it to summary.json, unless this version of it is there already; see `types.Cell`."""
+        if self.judge.finish_stage(name, policy, n, version=version, greedy=greedy, measure=measure):
             self.book.store.compact()
 
     def judge_demonstrator(self, n: int) -> None:

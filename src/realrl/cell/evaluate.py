@@ -31,7 +31,8 @@ class Rate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What n episodes said. cycle_steps, cycle_s: mean over successes (None without one); failures: seeds of the failed starts."""
+    """What n episodes said. cycle_steps, cycle_s: mean over successes (None without one); failures: seeds of the failed starts;
+    measured: means over the episodes of what a method wanted to know."""
 
     success: Rate
     cycle_steps: float | None
@@ -41,6 +42,7 @@ class Evaluation:
     steps: int
     cycle_histogram: dict[str, list[float]] = field(default_factory=dict)
     failures: list[int] = field(default_factory=list)
+    measured: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

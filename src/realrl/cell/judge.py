@@ -6,8 +6,10 @@ A stage that has its result in the run's account is not judged again.
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from realrl.learn.ope import spearman
 from realrl.scene import Scene
 from realrl.types import Episode, Obs, Policy, Source, TaskSpec
 
+Measure = Callable[[Episode], Mapping[str, float]]
+
 
 class Judge:
     """Evaluates for one run; what it finds stands in the run's account."""
@@ -30,22 +34,27 @@ class Judge:
         self.account, self.run, self.scene, self.collector, self.spec = account, account.run, scene, collector, spec
 
     def evaluate(self, policy: Policy, n: int, *, seed: int = 0, greedy: bool = True, source: Source = Source.POLICY,
-                 label: str = "evaluation") -> Evaluation:
-        """n held-out starts; the episodes are judged, not recorded, and never learned from."""
+                 label: str = "evaluation", measure: Measure | None = None) -> Evaluation:
+        """n held-out starts; the episodes are judged, not recorded, and never learned from. measure: see `types.Cell.finish_stage`."""
+        told: list[Mapping[str, float]] = []
         with self.run.bar(f"{label}: evaluation", n) as advance:
             def judged(episode: Episode) -> Episode:
                 advance(1)
+                told.extend([measure(episode)] if measure else [])
                 return blind(episode)
 
             found = trials(self.collector, policy, n, seed=seed, greedy=greedy, source=source, keep=judged)
-        return summarise(found, self.spec.dt)
+        # an exact sum: episodes come in the order in which they finish
+        means = {name: math.fsum(t[name] for t in told) / len(told) for name in (told[0] if told else ())}
+        return replace(summarise(found, self.spec.dt), measured=means)
 
-    def finish_stage(self, name: str, policy: Policy, n: int, *, version: int = 0) -> bool:
+    def finish_stage(self, name: str, policy: Policy, n: int, *, version: int = 0, greedy: bool = True,
+                     measure: Measure | None = None) -> bool:
         """Evaluate a stage's product and add it to summary.json, the newest figures as `headline`; False where this version of
         it is there already."""
         if self.account.finished(name, version):
             return False
-        found = self._measure(name, policy, n, Source.POLICY)
+        found = self._measure(name, policy, n, Source.POLICY, greedy, measure)
         rate = found["success"]
         self.account.summary["headline"] = {
             "success_pct": 100 * rate["rate"], "success_low_pct": 100 * rate["low"], "episodes": rate["n"],
@@ -78,8 +87,9 @@ class Judge:
             ranks = [spearman([p["estimate"] for p in r], [p["true_success"] for p in r]) for r in rounds if len(r) > 2]
             write_json(file, {"points": points, "spearman": float(np.mean(ranks)) if ranks else None})
 
-    def _measure(self, name: str, policy: Policy, n: int, source: Source) -> dict[str, Any]:
-        result = self.evaluate(policy, n, label=name, source=source)
+    def _measure(self, name: str, policy: Policy, n: int, source: Source, greedy: bool = True,
+                 measure: Measure | None = None) -> dict[str, Any]:
+        result = self.evaluate(policy, n, label=name, source=source, greedy=greedy, measure=measure)
         return {"name": name, **result.to_dict(), "latency_ms": latency(policy, self.spec)}
 
 

@@ -97,7 +97,7 @@ class RecordedCell:
         """Adds the seconds its body takes to a stage's account."""
         return self.account.timed(name)
 
-    def finish_stage(self, name: str, policy: Policy, n: int, *, version: int = 0) -> None:
+    def finish_stage(self, name: str, policy: Policy, n: int, *, version: int = 0, **_: Any) -> None:
         """Compare a stage's product with what was really done, unless this version of it was."""
         if self.account.finished(name, version):
             return

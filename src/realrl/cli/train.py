@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from realrl.types import Cell, TaskSpec
 
 METHODS = {"rl100": "RL-100: imitation, gated offline RL, online RL, one-step distillation.",
-           "bc": "Behaviour cloning with a diffusion policy."}
+           "bc": "Behaviour cloning with a diffusion policy.",
+           "walk": "A Walk in the Park: a quadruped learns to walk from nothing, with CrossQ, DroQ or SAC."}
 RECORDED = "recorded/"  # begins the name of a task that is a set of recordings
 RUN_HELP = """{text}
 
@@ -47,13 +48,19 @@ def add(commands: Any) -> None:
         method.set_defaults(command=_train, method=name)
 
 
-def _method(name: str) -> tuple[type[Any], Callable[[Any, Cell], dict[str, Any]]]:
-    """The configuration and the training function of a method."""
+def _method(name: str, flags: Sequence[str]) -> tuple[type[Any], Callable[[Any, Cell], dict[str, Any]], Any]:
+    """The configuration and the training function of a method, and the values that its flags override where they are not its defaults."""
     if name == "rl100":
         from realrl.algos import rl100
-        return rl100.RL100Config, rl100.train
+        return rl100.RL100Config, rl100.train, None
+    if name == "walk":
+        from realrl.algos import walk
+        asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        asked.add_argument("--algorithm", nargs="?")
+        algorithm = asked.parse_known_args(list(flags))[0].algorithm
+        return walk.WalkConfig, walk.train, walk.preset(algorithm) if algorithm in walk.ACTORS else None
     from realrl.algos import bc
-    return bc.BCConfig, bc.train
+    return bc.BCConfig, bc.train, None
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -66,9 +73,10 @@ def _train(args: argparse.Namespace) -> int:
         raise mistake()("--resume needs to know which run: add --run DIR")
     saved = [] if args.run is None else [args.run / "config.yaml"]
     base = [f"--config={file}" for file in saved if args.resume and file.is_file() and not _mentions(flags, "--config")]
-    cls, train = _method(args.method)
+    cls, train, default = _method(args.method, flags)
     text = RUN_HELP.format(text=METHODS[args.method], method=args.method)
-    parse = partial(config.parse, cls, [*base, *flags], prog=f"realrl train {args.method}", description=text)
+    parse = partial(config.parse, cls, [*base, *flags], prog=f"realrl train {args.method}", description=text,
+                    default=default)
     cfg = parse()
     chosen = base or any(_mentions(flags, flag) for flag in ("--task", "--config"))
     recorded = cfg.data is not None and not args.env and (cfg.task.startswith(RECORDED) or not chosen)
@@ -88,6 +96,8 @@ def _train(args: argparse.Namespace) -> int:
         with (Run.start(folder, cfg, args.resume, ignore=("stages", "collect", "device")) as run,
               _cell(run, cfg, make if args.env else None, material) as cell):
             summary = train(cfg, cell)
+        if getattr(cfg, "film", False) and not args.env:
+            _film(cfg.task, folder)
         page = write_report(folder)
     except KeyboardInterrupt:
         return interrupted(f"; continue with: {again}")
@@ -104,6 +114,15 @@ def _train(args: argparse.Namespace) -> int:
     elif (folder / "policy" / "policy.json").is_file():
         print(f"policy: {folder / 'policy'}  (try it: {shlex.join(['realrl', 'evaluate', '--policy', str(folder / 'policy'), *own])})")
     return 0
+
+
+def _film(task: str, folder: Path) -> None:
+    """A held-out episode of the run's policy as a page and a film in `film`, for the report; once."""
+    from realrl.cell.evaluate import HELD_OUT
+    from realrl.report.view import view
+    if not (folder / "film").exists():
+        say("making a film of the gait")
+        view(task, policy=folder / "policy", seed=HELD_OUT, out=folder / "film", mp4=True, tell=lambda note: say(f"note: {note}"))
 
 
 def _material(cfg: Any, folder: Path) -> Material:

@@ -22,9 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from realrl.envs.base import RobotEnv
 from realrl.scene import RandomiseConfig, SightConfig
-from realrl.types import Policy, RealrlError
+from realrl.types import Array, Policy, RealrlError
 
 SPEED = 0.5
 """What counts as walking, m/s."""
@@ -74,6 +76,30 @@ def make(name: str, *, reward: str | None = None, horizon: int | None = None, si
 def expert(name: str, path: str | Path | None = None) -> Policy:
     """Always raises RealrlError: nobody scripted these."""
     raise RealrlError(f"quadruped/{name} has no scripted expert: it learns to walk from nothing")
+
+
+def motion(state: Array, dt: float) -> tuple[Array, Array]:
+    """(speed [T] as `info` has it, velocity over the ground [T, 2] in a frame that stands still), m/s, of observations [T, D] in a row.
+
+    What a robot knows of itself suffices: its velocity, its attitude, and the angle to where it shall go; with a command it knows none,
+    there its gyroscope is added up. dt: seconds of a control step. Raises RealrlError for observations of another size.
+    """
+    if (size := state.shape[1]) not in (46, 47, 48):
+        raise RealrlError(f"an observation of {size} numbers tells no speed: take a task of quadruped/..., or observe what those do (46, "
+                          "47 or 48 numbers, see docs/methods/walk.md)")
+    vx, vy, vz = state[:, 27:30].T.astype(np.float64)
+    if size == 46:
+        w, x, y, z = state[:, 30:34].T.astype(np.float64)
+        up = np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)])
+        off = np.arctan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z))
+    else:
+        up = -state[:, 30:33].T.astype(np.float64)
+        off = np.arctan2(state[:, 34], state[:, 33]) if size == 47 else np.cumsum(10 * dt * state[:, 26])
+    cos_pitch = np.maximum(np.hypot(up[1], up[2]), 1e-9)
+    sin_roll, cos_roll = up[1] / cos_pitch, up[2] / cos_pitch
+    forward, left = cos_pitch * vx - up[0] * (sin_roll * vy + cos_roll * vz), cos_roll * vy - sin_roll * vz
+    over = np.stack([np.cos(off) * forward - np.sin(off) * left, np.sin(off) * forward + np.cos(off) * left], 1)
+    return (over[:, 0] if size == 47 else forward), over
 
 
 # ---- rewards

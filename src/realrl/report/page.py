@@ -172,7 +172,7 @@ def _page(run_dir: Path) -> dict[str, Any]:
         "tiles": _tiles(summary, stages, str(at_summary)), "success": success_figure(stages),
         "stages": stage_grid(stages, PAGE, drop_empty=True), "curves": curves(read_rows(at_metrics)),
         "cycle": cycle, "cycle_all": cycle_all, "failures": failures, "failures_text": text, "kept": failure_parts(run_dir),
-        "left_out": LEFT_OUT,
+        "film": sorted(p.relative_to(run_dir).as_posix() for p in (run_dir / "film").glob("*.mp4")), "left_out": LEFT_OUT,
         "latency": latency_grid(timed) if timed else None, "command": _command(meta), "config": read_text(run_dir / "config.yaml"),
         "facts": Grid(["Item", "Value"], facts), **_ope_parts(read_json(at_ope, dict) or {}, str(at_ope)),
     }

@@ -1,0 +1,81 @@
+"""Learning to walk: steps and minutes until a quadruped keeps 0.5 m/s for five seconds, and how it walks at the end.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq
+    OMP_NUM_THREADS=1 python -m benchmarks.walk --methods droq sac --seeds 0 1 2
+    OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq --tasks go1-rough go1-wide a1
+
+A run is `realrl train walk` in one process, physics included, and then 20 held-out episodes of 20 s without and 20 with the policy's noise.
+Rows go to benchmarks/results/walk.jsonl; the same command goes on where it was stopped, within a run too.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lib.common import RESULTS, Part, Table, arguments, overridden, run_parts, slim
+from realrl.algos.walk import WalkConfig, preset, train
+from realrl.cell.cell import WorkCell
+from realrl.envs.quadruped import names
+from realrl.run import Run
+from realrl.scene import CollectConfig
+
+KEY = ("task", "method", "seed")
+HALF = 10
+METHODS = {"crossq": replace(preset("crossq"), steps=6000), "droq": preset("droq"), "sac": preset("sac"),
+           "droq-10": replace(preset("droq"), sac=replace(preset("droq").sac, utd=HALF, policy_delay=HALF))}
+"""What is compared; droq-10 makes half the paper's updates."""
+
+
+def toy_size(cfg: WalkConfig) -> WalkConfig:
+    """The same with budgets that show nothing but that the script works."""
+    sac = replace(cfg.sac, batch=8, hidden=(16,))
+    return replace(cfg, sac=sac, policy=replace(cfg.policy, hidden=(16,)), steps=100, random_steps=40, horizon=40, eval_episodes=2)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task, method and seed."""
+
+    cfg: WalkConfig
+    folder: Path
+    table: Table
+    name: str
+    method: str
+
+    def part(self) -> Part:
+        """Its run."""
+        key = (self.name, self.method, self.cfg.seed)
+        return Part(f"{self.name} {self.method} seed {self.cfg.seed}", lambda: self.table.find(*key) is not None, self.run)
+
+    def run(self) -> None:
+        """Learn, and write the row."""
+        with Run.start(self.folder, self.cfg, resume=True, ignore=("collect",)) as run, WorkCell(run, self.cfg) as cell:
+            summary = train(self.cfg, cell)
+        success: dict[str, Any] = {stage["name"]: slim(stage)["success"] for stage in summary["stages"]}
+        self.table.put({"task": self.name, "method": self.method, "seed": self.cfg.seed, "steps": summary["env_steps"],
+                        "success": success["walk"], "success_noisy": success["walk-noisy"], **summary["headline"]})
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run what is missing."""
+    parser = arguments(__doc__ or "", seeds=range(5))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--tasks", nargs="+", default=["go1"], choices=names(), metavar="TASK", help="of quadruped/, e.g. go1 go1-rough a1")
+    args, flags = parser.parse_known_args(words)
+    out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
+    table = Table(results / "walk.jsonl", KEY)
+    jobs = []
+    for task in args.tasks:
+        for method in args.methods:
+            base = overridden(toy_size(METHODS[method]) if args.smoke else METHODS[method], flags)
+            for seed in args.seeds[:1] if args.smoke else args.seeds:
+                cfg = replace(base, task=f"quadruped/{task}", seed=seed, collect=CollectConfig(workers=1))
+                jobs.append(Job(cfg, out / "walk" / f"{task}-{method}-s{seed}", table, task, method))
+    return min(run_parts([job.part() for job in jobs], args.budget), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""A Walk in the Park (arXiv 2208.07860): a quadruped learns to walk from nothing, while it walks, in minutes.
+
+One robot acts at its control rate and remembers everything; beside every step the learner makes `sac.utd` updates on what is remembered.
+The paper's learner is DroQ. The default is CrossQ, with which Gait in Eight (arXiv 2503.08375) taught a robot with a laptop's processor.
+
+What of it is where: the learner, and all that tells DroQ from CrossQ, in `learn/sac.py`; robot, observation and reward in
+`envs/quadruped.py`. This file has the loop, and says how well the robot walks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from realrl.config import OutOfBounds, check
+from realrl.envs.quadruped import SPEED, motion
+from realrl.files import derive
+from realrl.learn.sac import CROSSQ, PRESETS, SAC, SACConfig
+from realrl.policies.folder import save_policy
+from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
+from realrl.scene import Scene, device
+from realrl.types import Array, Cell, Episode, Moment, Stream
+
+LAST = 5.0
+"""Seconds over which a mean speed of `SPEED` or more counts as walking."""
+
+ACTORS = {"crossq": GaussianConfig(norm="renorm"), "droq": GaussianConfig(), "sac": GaussianConfig()}
+"""The actor that belongs to each of `PRESETS`."""
+
+
+@dataclass(frozen=True)
+class WalkConfig(Scene):
+    """Learning to walk; `preset` has the paper's learner and others."""
+
+    task: str = "quadruped/go1"
+    """Robot and ground, see `realrl tasks quadruped`."""
+    algorithm: Literal["crossq", "droq", "sac"] = "crossq"
+    """Whose values all that follows has by default: crossq (CrossQ), droq (the paper's) or sac (with LayerNorm, two updates a step)."""
+    sac: SACConfig = CROSSQ
+    """The learner."""
+    policy: GaussianConfig = ACTORS["crossq"]
+    """The actor."""
+    steps: int = 20_000
+    """Control steps to learn for; the episode that is under way then is finished."""
+    random_steps: int = 1000
+    """Control steps of even noise at first, before anything is learned."""
+    compiled: bool = False
+    """Whether updates are compiled: about a minute at first, then nearly twice as fast; needs a C++ compiler."""
+    save_every: int = 1000
+    """Control steps after which the next end of an episode brings a checkpoint."""
+    log_every: int = 500
+    """Control steps between two lines of the curves."""
+    eval_episodes: int = 20
+    """Held-out episodes at the end: so many without noise, so many with."""
+    film: bool = True
+    """Whether the report gets a film of a held-out episode: half a minute to a minute of rendering where there is no GPU."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, steps="[1, 1e9]", random_steps="[1, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]")
+        if (self.algorithm == "crossq") != (self.sac.norm == "renorm"):
+            raise OutOfBounds(WalkConfig, "algorithm", f"is {self.algorithm!r}, but sac.norm is {self.sac.norm!r}: begin from "
+                              f"preset({self.algorithm!r})")
+        if self.data is not None:
+            raise OutOfBounds(WalkConfig, "data", "has no use here: walking is learned from nothing")
+
+
+def preset(algorithm: str) -> WalkConfig:
+    """The configuration of an algorithm. Raises KeyError for one that is not in `PRESETS`."""
+    return WalkConfig(algorithm=algorithm, sac=PRESETS[algorithm], policy=ACTORS[algorithm])  # type: ignore[arg-type]
+
+
+# ---- learning
+
+
+def train(cfg: WalkConfig, cell: Cell) -> dict[str, Any]:
+    """Learn, evaluate with and without noise, leave the policy in the run's folder `policy`; returns the summary, whose `headline` says
+    how soon and how well it walks. Continues an interrupted run. Raises RealrlError for a robot that does not tell how fast it is."""
+    torch.manual_seed(derive(cfg.seed, "weights"))
+    spec = cell.spec
+    motion(np.zeros((1, spec.obs_dim)), spec.dt)
+    place = device(cfg.device)
+    agent = SAC(GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, name="walk").to(place), cfg.sac, seed=derive(cfg.seed, "learner"),
+                compiled=cfg.compiled)
+    gait = Gait(spec.dt)
+    with cell.timed("walk"):
+        learn(cfg, cell, agent, gait)
+    agent.policy.requires_grad_(False)
+    save_policy(agent.policy, cell.run.dir / "policy", task=cfg.task, robot=cell.robot)
+    for name, greedy in (("walk", True), ("walk-noisy", False)):
+        cell.finish_stage(name, agent.policy, cfg.eval_episodes, greedy=greedy, measure=lambda episode: measured(episode, spec.dt))
+    cell.summary["headline"] = headline(cfg, cell.summary, agent, gait)
+    return cell.summary
+
+
+def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait) -> None:
+    """Act once, update `utd` times (the paper's algorithm 1), until the robot has made its steps; checkpoints between episodes only."""
+    place, noise = agent.policy.device, derive(cfg.seed, "walk") % 2**31
+    with cell.stream("walk", agent.policy, stage=1, warmup=cfg.random_steps, noise_seed=noise) as stream:
+        saved = cell.run.load("walk", agent=agent, stream=stream, gait=gait) or 0
+        replay, past = agent.replay(), stream.past()
+        replay.extend(past)
+        gait.remember(past)
+        cell.run.rewind("walk", stream.steps)
+        pen = Pen(cfg, agent, gait, stream)
+        with cell.run.bar("walk: control steps", cfg.steps) as advance:
+            advance(stream.steps)
+            while stream.steps < cfg.steps or not stream.between:
+                moments = stream.take()
+                replay.put(moments)
+                gait.see(moments)
+                if stream.steps > cfg.random_steps and len(replay):
+                    random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
+                    pen.told.append(agent.update(replay.sample(cfg.sac.batch, random, cfg.sac.utd)))
+                    stream.publish(agent.policy)
+                advance(len(moments))
+                gait.tick()
+                if stream.steps // cfg.log_every > pen.step // cfg.log_every:
+                    cell.run.log(stream.steps, pen.line(), "walk")
+                if stream.between and stream.steps - saved >= cfg.save_every:
+                    saved = stream.steps
+                    cell.run.save("walk", saved, agent=agent, stream=stream, gait=gait)
+        cell.run.save("walk", stream.steps, agent=agent, stream=stream, gait=gait)
+
+
+class Gait:
+    """How the robot walks while it learns. half: the first step at which its mean speed over the last `LAST` seconds, of one episode, was
+    `SPEED` or more; half_s: seconds by the clock until then; seconds: until now. A checkpoint holds the seconds, the recording the rest.
+    """
+
+    def __init__(self, dt: float) -> None:
+        self.dt, self.steps, self.falls = dt, 0, 0
+        self.half: int | None = None
+        self.half_s: float | None = None
+        self.seconds, self._clock = 0.0, time.monotonic()
+        self.speeds: list[float] = []
+        self._window: deque[float] = deque(maxlen=round(LAST / dt))
+
+    def see(self, moments: list[Moment]) -> None:
+        """Steps as they are done."""
+        for m in moments:
+            self._step(m.after["state"], m.first, m.step.terminated)
+
+    def remember(self, episodes: list[Episode]) -> None:
+        """Steps of before."""
+        for e in episodes:
+            for i, state in enumerate(e.obs["state"][1:]):
+                self._step(state, i == 0, e.terminated and i == len(e) - 1)
+        self._clock = time.monotonic()
+
+    def _step(self, state: Array, first: bool, fell: bool) -> None:
+        if first:
+            self._window.clear()
+        speed = float(motion(state[None], self.dt)[0][0])
+        self.speeds.append(speed)
+        self._window.append(speed)
+        self.steps += 1
+        self.falls += fell
+        if self.half is None and len(self._window) == self._window.maxlen and sum(self._window) >= SPEED * len(self._window):
+            self.half = self.steps
+            self.half_s = self.seconds if self.half_s is None else self.half_s
+
+    def tick(self) -> None:
+        """Look at the clock."""
+        now = time.monotonic()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+
+    def state_dict(self) -> dict[str, Any]:
+        """What no recording says."""
+        return {"seconds": self.seconds, "half_s": self.half_s}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.seconds, self.half_s = state["seconds"], state["half_s"]
+
+
+class Pen:
+    """A line of the curves now and then. told: what updates told since the last one."""
+
+    def __init__(self, cfg: WalkConfig, agent: SAC, gait: Gait, stream: Stream) -> None:
+        self._cfg, self._agent, self._gait, self._stream = cfg, agent, gait, stream
+        self.told: list[dict[str, Tensor]] = []
+        self._mark()
+
+    def _mark(self) -> None:
+        self.step, self._updates, self._falls, self._seconds = self._stream.steps, self._agent.step, self._gait.falls, self._gait.seconds
+        self.told.clear()
+        self._gait.speeds.clear()
+
+    def line(self) -> dict[str, float]:
+        """Means since the last line."""
+        gait, steps = self._gait, self._stream.steps - self.step
+        out = {"speed": float(np.mean(gait.speeds)), "falls_per_minute": (gait.falls - self._falls) / (steps * gait.dt / 60),
+               "updates_per_s": (self._agent.step - self._updates) / max(gait.seconds - self._seconds, 1e-9),
+               "utd_reached": utd_reached(self._cfg, self._agent, gait), "episodes": float(self._stream.episodes)}
+        names = list({name: None for told in self.told for name in told})
+        out |= {name: float(torch.stack([told[name] for told in self.told if name in told]).mean()) for name in names}
+        self._mark()
+        return out
+
+
+# ---- how well it walks
+
+
+def measured(episode: Episode, dt: float) -> dict[str, float]:
+    """What an episode says of the gait, from the robot's own senses (`envs.quadruped.motion`). speed: m/s; net, path: metres from start to
+    end, and along the way; turning: rad/s; change: of the action from step to step, its size on average over the joints; seconds."""
+    speed, over = motion(episode.obs["state"][1:], dt)
+    return {"speed": float(speed.mean()), "fell": float(episode.terminated), "seconds": len(episode) * dt,
+            "net": float(np.hypot(*(over.sum(0) * dt))), "path": float(np.hypot(*over.T).sum() * dt),
+            "change": float(np.abs(np.diff(episode.action, axis=0)).mean()) if len(episode) > 1 else 0.0}
+
+
+def utd_reached(cfg: WalkConfig, agent: SAC, gait: Gait) -> float:
+    """Updates per step since learning began."""
+    return agent.step / max(gait.steps - cfg.random_steps, 1)
+
+
+def headline(cfg: WalkConfig, summary: Mapping[str, Any], agent: SAC, gait: Gait) -> dict[str, Any]:
+    """The run in a few numbers: how soon it walked, and how it walks at the end, without noise and (`noisy`) with."""
+    found = {stage["name"]: _gait(stage["measured"]) for stage in summary["stages"]}
+    return {"steps_to_half_mps": gait.half, "minutes_to_half_mps": None if gait.half_s is None else round(gait.half_s / 60, 3),
+            **found["walk"], "noisy": found["walk-noisy"], "wall_min": round(gait.seconds / 60, 3), "falls_learning": gait.falls,
+            "utd": {"asked": cfg.sac.utd, "reached": round(utd_reached(cfg, agent, gait), 4)}}
+
+
+def _gait(means: Mapping[str, float]) -> dict[str, float]:
+    """Of means over episodes; ratios are of the means, so that a fall in the first second is not a whole episode."""
+    return {"speed_mps": round(means["speed"], 4), "falls_per_minute": round(means["fell"] / (means["seconds"] / 60), 3),
+            "net_of_path": round(means["net"] / max(means["path"], 1e-9), 4), "net_m": round(means["net"], 3),
+            "action_change": round(means["change"], 4)}

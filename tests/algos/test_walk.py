@@ -1,0 +1,199 @@
+"""Learning to walk: the wiring of the loop, the same weights after a kill, what the headline says; and, in the long ring, that it walks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from realrl import config, envs
+from realrl.algos.walk import Gait, WalkConfig, headline, measured, preset, train
+from realrl.cell.cell import WorkCell
+from realrl.checkpoint import encode
+from realrl.cli import main as cli
+from realrl.config import OutOfBounds
+from realrl.data.store import Store
+from realrl.envs.quadruped import motion
+from realrl.learn.sac import DROQ, PRESETS
+from realrl.policies.folder import load_policy
+from realrl.run import Run
+from realrl.scene import CollectConfig
+from realrl.types import Episode, Moment, RealrlError, Source, Step
+from toy_runs import metrics
+
+ONE = CollectConfig(workers=1, envs_per_worker=4)
+
+
+def tiny(algorithm: str = "crossq", **changes: Any) -> WalkConfig:
+    """Enough for the wiring; nothing walks after ten seconds."""
+    cfg = preset(algorithm)
+    few = min(cfg.sac.utd, 4)
+    sac = replace(cfg.sac, utd=few, policy_delay=few, batch=8, hidden=(16,), warmup=20)
+    return replace(cfg, sac=sac, policy=replace(cfg.policy, hidden=(16,), warmup=20), collect=ONE,
+                   horizon=40, steps=180, random_steps=60, save_every=40, log_every=50, eval_episodes=2, **changes)
+
+
+def run_of(folder: Path, cfg: WalkConfig) -> dict[str, Any]:
+    with Run.start(folder, cfg, resume=True) as run, WorkCell(run, cfg) as cell:
+        return train(cfg, cell)
+
+
+@pytest.mark.parametrize("algorithm", list(PRESETS))
+def test_it_learns_while_it_walks(algorithm: str, tmp_path: Path) -> None:
+    cfg = tiny(algorithm)
+    summary = run_of(tmp_path, cfg)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    head = summary["headline"]
+    assert head["utd"] == {"asked": cfg.sac.utd, "reached": cfg.sac.utd} and head["steps_to_half_mps"] is None
+    assert abs(head["speed_mps"]) < 1 and 0 <= head["net_of_path"] <= 1 and head["wall_min"] > 0
+    assert head["noisy"]["action_change"] > head["action_change"] + 0.05, "judged with its noise, too"
+    assert [s["name"] for s in summary["stages"]] == ["walk", "walk-noisy"] and summary["env_steps"] >= cfg.steps
+    policy, task = load_policy(tmp_path / "policy")
+    assert task == cfg.task and policy.name == "walk" and policy.cfg == cfg.policy
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == [50, 100, 150, 200]
+    wanted = "speed falls_per_minute entropy alpha q critic_loss actor_loss updates_per_s utd_reached"
+    assert {*wanted.split()} <= {*lines[-1]}
+    assert "q" not in lines[0], "nothing is learned from the random steps alone"
+    actions = np.concatenate([e.action for e in Store.open(tmp_path / "dataset").read()])
+    assert abs(np.abs(actions[:60]).mean() - 0.5) < 0.05, "it begins with even noise"
+
+
+def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny()
+    whole = run_of(tmp_path / "straight", cfg)
+    save, left = Run.save, [3, 1, 2]
+
+    def dies(run: Run, *args: Any, **parts: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            left.pop(0)
+            raise KeyboardInterrupt  # before it is written: what was done since the last one is lost
+        save(run, *args, **parts)
+
+    monkeypatch.setattr(Run, "save", dies)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run_of(tmp_path / "killed", cfg)
+    monkeypatch.undo()
+    again = run_of(tmp_path / "killed", cfg)
+    one, two = (weights(tmp_path / name) for name in ("straight", "killed"))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+    clock = {"wall_min", "minutes_to_half_mps"}
+    assert all(again["headline"][k] == v for k, v in whole["headline"].items() if k not in clock)
+    a, b = (sorted(Store.open(tmp_path / name / "dataset").read(), key=lambda e: e.seed or 0) for name in ("straight", "killed"))
+    assert len(a) == len(b) and all(np.array_equal(x.action, y.action) for x, y in zip(a, b, strict=True)), "nothing twice"
+    keep = lambda folder: [{k: v for k, v in line.items() if k in ("step", "utd_reached", "episodes")} for line in metrics(folder)]
+    assert keep(tmp_path / "straight") == keep(tmp_path / "killed")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    with Run(folder, resume=True) as run:
+        found = run.read("walk")
+    assert found
+    tensors: dict[str, torch.Tensor] = {}
+    encode({k: found[1][k] for k in ("agent", "stream")}, tensors)
+    return tensors
+
+
+# ---- how it walks
+
+
+def fake(speeds: list[float], *, fell: bool = False) -> Episode:
+    """An upright robot with these speeds along where it shall go."""
+    state = np.zeros((len(speeds) + 1, 47), np.float32)
+    state[1:, 27], state[:, 32], state[:, 33] = speeds, -1.0, 1.0
+    n = len(speeds)
+    action = np.zeros((n, 12), np.float32)
+    action[1::2] = 0.5
+    return Episode({"state": state}, action, action, np.zeros(n, np.uint8), np.zeros(n, np.float32), np.zeros(n, bool), np.arange(n) * 0.05,
+                   np.ones(n, bool), fell, not fell, "quadruped/go1", "walk", 1)
+
+
+def test_what_an_episode_says_of_the_gait() -> None:
+    found = measured(fake([1.0] * 20 + [-0.5] * 20, fell=True), 0.05)
+    assert found == pytest.approx({"speed": 0.25, "fell": 1.0, "seconds": 2.0, "net": 0.5, "path": 1.5, "change": 0.5})
+    told = {"measured": found}
+    gait, agent = Gait(0.05), type("Agent", (), {"step": 0})()
+    head = headline(WalkConfig(), {"stages": [{"name": "walk", **told}, {"name": "walk-noisy", **told}]}, agent, gait)
+    assert (head["speed_mps"], head["falls_per_minute"], head["net_of_path"]) == (0.25, 30.0, 0.3333)
+
+
+def test_walking_begins_with_five_seconds_of_half_a_metre_in_one_episode() -> None:
+    gait = Gait(0.05)
+    gait.remember([fake([0.6] * 99), fake([0.6] * 99, fell=True)])
+    assert gait.half is None and gait.falls == 1, "two halves of two episodes are no five seconds"
+    gait.remember([fake([0.0] * 20 + [0.55] * 100)])
+    assert gait.half == 2 * 99 + 20 + 91, "the first step at which the mean of 100 is 0.5: 91 of them at 0.55, nine at rest"
+    again = Gait(0.05)
+    again.load_state_dict({"seconds": 9.0, "half_s": 4.0})
+    episode = fake([0.55] * 100)
+    steps = [Step({}, a, a, Source.POLICY, 0.0, False, False, False, 0.0) for a in episode.action]
+    again.see([Moment(s, {"state": x}, 1, i == 0) for i, (s, x) in enumerate(zip(steps, episode.obs["state"][1:], strict=True))])
+    assert (again.half, again.half_s) == (100, 4.0), "when it was is in the checkpoint"
+
+
+@pytest.mark.parametrize("task", ["go1", "go1-paper", "go1-command"])
+def test_the_observation_tells_what_the_simulator_knows(task: str) -> None:
+    env = envs.make(f"quadruped/{task}")
+    obs, _ = env.reset(seed=3)
+    rng, states, told = np.random.default_rng(0), [], []
+    for t in range(60):
+        swing = np.sin(0.8 * t + np.repeat([0, np.pi, np.pi, 0], 3)) * np.tile([0.2, 0.7, 0.5], 4)
+        obs, _, terminated, truncated, info = env.step((swing + rng.normal(0, 0.1, 12)).clip(-1, 1).astype(np.float32))
+        states.append(obs["state"])
+        told.append(info)
+        if terminated or truncated:
+            break
+    speed, over = motion(np.stack(states), 0.05)
+    assert np.allclose(speed, [i["speed"] for i in told], atol=1e-5) and np.abs(speed).max() > 0.05
+    place = np.linalg.norm(over.sum(0) * 0.05)
+    assert abs(place - told[-1]["net"]) < 0.1 * told[-1]["path"], "the simulator's place, but for what lies between two readings"
+    env.close()
+
+
+# ---- asked wrongly
+
+
+def test_algorithms_are_one_flag_apart() -> None:
+    assert WalkConfig() == preset("crossq") and preset("droq").sac == DROQ
+    with pytest.raises(OutOfBounds, match=r"algorithm is 'droq', but sac\.norm is 'renorm'"):
+        WalkConfig(algorithm="droq")
+    with pytest.raises(OutOfBounds, match="learned from nothing"):
+        WalkConfig(data="somewhere")
+    from realrl.cli.train import _method
+    cls, _, default = _method("walk", ["--algorithm", "droq", "--sac.utd", "10"])
+    cfg = config.parse(cls, ["--algorithm", "droq", "--sac.utd", "10"], prog="", description="", default=default)
+    assert cfg == replace(preset("droq"), sac=replace(DROQ, utd=10))
+    assert _method("walk", ["--algorithm=sac"])[2] == preset("sac") and _method("walk", ["--algorithm", "magic"])[2] is None
+
+
+def test_from_the_command_line_to_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--steps 100 --random-steps 40 --horizon 40 --sac.batch 8 --sac.hidden 16 --policy.hidden 16 --eval-episodes 2 --no-film"
+    folder = tmp_path / "run"
+    assert cli.main(["train", "walk", "--run", str(folder), "--collect.workers", "1", *flags.split()]) == 0
+    assert "walk-noisy" in capsys.readouterr().out and not (folder / "film").exists()
+    (folder / "film").mkdir()
+    (folder / "film" / "episodes-1.mp4").touch()
+    assert cli.main(["train", "walk", "--run", str(folder), "--resume"]) == 0, "with its own configuration"
+    page = (folder / "report.html").read_text()
+    assert '<video src="film/episodes-1.mp4"' in page and json.loads((folder / "summary.json").read_text())["headline"]["speed_mps"] < 1
+
+
+def test_who_does_not_tell_its_speed_gets_a_line(tmp_path: Path) -> None:
+    with pytest.raises(RealrlError, match="an observation of 2 numbers tells no speed: take a task of quadruped"):
+        run_of(tmp_path, tiny(task="toy/obstacle"))
+
+
+def test_it_walks(tmp_path: Path, long: bool) -> None:
+    """From nothing to half a metre a second."""
+    if not long:
+        pytest.skip("a minute: asked for with --long")
+    cfg = replace(WalkConfig(), steps=6000, collect=ONE, eval_episodes=4)
+    head = run_of(tmp_path, cfg)["headline"]
+    assert head["steps_to_half_mps"] is not None and head["noisy"]["speed_mps"] > 0.4 and head["falls_per_minute"] < 5
