@@ -106,6 +106,13 @@ def test_what_an_action_drives_is_found_by_name_by_place_or_by_nearness() -> Non
     assert follower(random.normal(size=(200, 1)), states, ["p"], list("abcd")).tolist() == [-1]
 
 
+def test_several_tasks_in_one_set_are_said(tmp_path: Path) -> None:
+    made = teleoperated(3)
+    made[1].task = "push"
+    found = read(str(written(tmp_path / "two", made)), RecordedConfig(), SightConfig(), tmp_path)
+    assert any("2 task texts" in note for note in found.notes)
+
+
 def test_limits_can_be_given(arm: Path, tmp_path: Path) -> None:
     found = read(str(arm), RecordedConfig(low=(-90.0,), high=(90.0, 45.0, 30.0)), SightConfig(), tmp_path).robot
     assert found.low == (-90.0,) * 3 and found.high == (90.0, 45.0, 30.0)

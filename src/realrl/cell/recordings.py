@@ -92,6 +92,8 @@ def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Mat
         notes.append(f"{'no episode ended in success' if any(e.judged for e in episodes) else 'nothing says how episodes ended'}: "
                      f"{'all' if len(good) == len(episodes) else 'those of higher return,'} {len(good)} are imitated "
                      f"('realrl data label {data}' says which succeeded)")
+    if len(texts := {e.task for e in good}) > 1:
+        notes.append(f"{len(texts)} task texts among the demonstrations, which the policy is not told: it does what all have in common")
     numbers = [i for i, e in enumerate(episodes) if any(e is g for g in good)]
     robot = _embodiment(store, keys, good, cfg, films)
     pictures = _pictures(store, films, (sight.height, sight.width), spare)
