@@ -86,8 +86,8 @@ def test_progress_into_a_file_is_lines_one_can_read(seconds: float, count: int, 
 # -- help, lists and mistakes -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["", "train", "train bc", "train rl100", "evaluate", "view", "data", "data demos", "data info",
-                                     "data check", "report", "tasks", "doctor"])
+@pytest.mark.parametrize("command", ["", "train", "train bc", "train rl100", "train walk", "evaluate", "view", "data", "data demos",
+                                     "data info", "data check", "report", "tasks", "doctor"])
 def test_help_teaches_at_every_level(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main([*command.split(), "--help"])
@@ -95,7 +95,7 @@ def test_help_teaches_at_every_level(command: str, capsys: pytest.CaptureFixture
     assert left.value.code == 0
     assert "example:" in out and f"realrl {command}".strip() in out.partition("example:")[2]
     if command.startswith("train "):
-        assert "--run DIR" in out and "--resume" in out and "--imitation.lr" in out
+        assert "--run DIR" in out and "--resume" in out and ("--sac.utd" if command == "train walk" else "--imitation.lr") in out
 
 
 SLOW = {"torch", "mujoco", "metaworld", "matplotlib"}  # seconds to import

@@ -32,7 +32,7 @@ Every flag below is a field of the configuration. Beside them:
   --resume    continue the run in DIR, with the configuration it was started with
   --env M:F   an environment of your own: F, a class or function in the module M, builds it; --data then holds its demonstrations
 
-example: realrl train {method} --task toy/obstacle --seed 1 --run runs/first"""
+example: realrl train {method} --task {task} --seed 1 --run runs/first"""
 
 
 def add(commands: Any) -> None:
@@ -74,7 +74,7 @@ def _train(args: argparse.Namespace) -> int:
     saved = [] if args.run is None else [args.run / "config.yaml"]
     base = [f"--config={file}" for file in saved if args.resume and file.is_file() and not _mentions(flags, "--config")]
     cls, train, default = _method(args.method, flags)
-    text = RUN_HELP.format(text=METHODS[args.method], method=args.method)
+    text = RUN_HELP.format(text=METHODS[args.method], method=args.method, task="quadruped/go1" if args.method == "walk" else "toy/obstacle")
     parse = partial(config.parse, cls, [*base, *flags], prog=f"realrl train {args.method}", description=text,
                     default=default)
     cfg = parse()
