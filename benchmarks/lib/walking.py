@@ -30,5 +30,5 @@ def told(of: Sequence[Row], key: str, digits: int) -> str:
     """One figure of these runs: its median, and its range where there are several."""
     values = [r[key] for r in of if r[key] is not None]
     low, middle, high = (f"{f(values):,.{digits}f}" for f in (min, statistics.median, max)) if values else ("", "never", "")
-    noisy = f"; {told([r['noisy'] for r in of], key, digits)}" if key in of[0].get("noisy", {}) else ""
+    noisy = f"; {told(of, f'noisy_{key}', digits)}" if f"noisy_{key}" in of[0] else ""
     return (f"{middle} [{low}, {high}]" if len(values) > 1 else middle) + noisy

@@ -227,7 +227,7 @@ def online(**options):
 
 def test_failed_starts_come_back_until_they_are_solved():
     stage = online()
-    trial = lambda seed, won: SimpleNamespace(seed=seed, succeeded=won)
+    trial = lambda seed, won: SimpleNamespace(seed=seed, succeeded=won, failed=not won)
     stage.curriculum.remember([trial(1, False), trial(2, True), trial(3, False), trial(4, False), trial(5, False)])
     assert stage.curriculum.failed == [1, 3, 4, 5]
     cell = SimpleNamespace(seeds=lambda stage, count, first: list(range(1000 + first, 1000 + first + count)))

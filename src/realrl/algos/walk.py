@@ -224,11 +224,12 @@ def utd_reached(cfg: WalkConfig, agent: SAC, gait: Gait) -> float:
 
 
 def headline(cfg: WalkConfig, summary: Mapping[str, Any], agent: SAC, gait: Gait) -> dict[str, Any]:
-    """The run in a few numbers: how soon it walked, and how it walks at the end, without noise and (`noisy`) with."""
+    """The run in a few numbers: how soon it walked, and how it walks at the end, without noise and (noisy_...) with."""
     found = {stage["name"]: _gait(stage["measured"]) for stage in summary["stages"]}
     return {"steps_to_half_mps": gait.half, "minutes_to_half_mps": None if gait.half_s is None else round(gait.half_s / 60, 3),
-            **found["walk"], "noisy": found["walk-noisy"], "wall_min": round(gait.seconds / 60, 3), "falls_learning": gait.falls,
-            "utd": {"asked": cfg.sac.utd, "reached": round(utd_reached(cfg, agent, gait), 4)}}
+            **found["walk"], **{f"noisy_{name}": value for name, value in found["walk-noisy"].items()},
+            "wall_min": round(gait.seconds / 60, 3), "falls_learning": gait.falls, "utd_asked": cfg.sac.utd,
+            "utd": round(utd_reached(cfg, agent, gait), 4)}
 
 
 def _gait(means: Mapping[str, float]) -> dict[str, float]:
