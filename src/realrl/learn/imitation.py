@@ -155,7 +155,7 @@ class Imitation:
             from realrl.learn.reference import trust
             batch = self.view.batch(self.kept_back)
             drawn = self.policy.draw(self.policy.encode(batch.obs), generator(self.seed, "trust", device=self.policy.device))
-            trust(self.policy.reference, drawn, batch.obs["state"], batch.action, batch.valid)
+            trust(self.policy.reference, drawn, batch.obs["state"], batch.action, batch.valid, self.view.episode[self.kept_back])
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, average, optimiser and step."""

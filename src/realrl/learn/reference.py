@@ -46,18 +46,29 @@ def fit_reference(reference: Reference, view: ChunkView, robot: Embodiment | Non
         getattr(reference, name).copy_(torch.from_numpy(value))
 
 
-def trust(reference: Reference, drawn: Tensor, batch_state: Tensor, action: Tensor, valid: Tensor) -> None:
-    """Set the gain of each joint to what foresees episodes best that the network was not fitted to (mean absolute error).
+def trust(reference: Reference, drawn: Tensor, state: Tensor, action: Tensor, valid: Tensor, episode: Tensor) -> None:
+    """Set the gain of each joint to what foresees episodes best that the network was not fitted to, if they agree on it: a gain above 0 has
+    to lower their mean absolute error by more than its standard error, or chance would choose with few of them.
 
-    drawn: [N, K, A], what the network said there; batch_state: [N, H, D]; action: [N, K, A]; valid: [N, K] bool.
+    drawn: [N, K, A], what the network said there; state: [N, H, D]; action: [N, K, A]; valid: [N, K] bool; episode: [N]; of fewer than
+    four episodes, stretches stand for them.
     """
-    base, mask = reference(batch_state), valid[..., None].to(action.dtype)
-    error = torch.stack([((base + gain * reference.scale * drawn - action).abs() * mask).sum((0, 1)) for gain in GAINS])
-    reference.gain.copy_(torch.tensor(GAINS, device=error.device)[error.argmin(0)])
+    base, mask = reference(state), valid[..., None].to(action.dtype)
+    names, group = torch.unique(episode, return_inverse=True)
+    if len(names) < 4:
+        group = torch.arange(len(episode), device=episode.device) * 4 // len(episode)
+    groups = torch.nn.functional.one_hot(group).to(action.dtype)  # [N, G]
+    steps = groups.T @ mask.sum(1)  # [G, 1]
+    error = torch.stack([groups.T @ ((base + gain * reference.scale * drawn - action).abs() * mask).sum(1) / steps for gain in GAINS])
+    better = error[:1] - error  # [gains, G, A]
+    mean, doubt = better.mean(1), better.std(1) / better.shape[1] ** 0.5
+    chosen = torch.where(mean > doubt, mean, 0.0).argmax(0)  # the first where none is better: 0
+    reference.gain.copy_(torch.tensor(GAINS, device=error.device)[chosen])
 
 
 def kept_back(episode: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """(decisions to fit, at most 1,024 to validate with): whole episodes, evenly spread; of a single one its last stretch.
+    """(decisions to fit, at most 1,024 to validate with): whole episodes, evenly spread, at least four or a fifth of them, for fewer decide
+    by chance; of a single one its last stretch.
 
     episode: [N], which one a decision is of.
     """
@@ -66,7 +77,7 @@ def kept_back(episode: Tensor, share: float) -> tuple[Tensor, Tensor]:
         place = torch.arange(len(episode), device=episode.device)
         back = place >= len(episode) * (1 - share)
     else:
-        wanted = min(max(1, round(share * count)), count - 1)
+        wanted = min(max(1, count // 5 if count < 20 else 4, round(share * count)), count - 1)
         picked = ((torch.arange(wanted, device=episode.device) + 0.5) * count / wanted).long()
         back = torch.isin(episode, picked)
     rows = back.nonzero().squeeze(-1)
