@@ -43,8 +43,7 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> (below --data, flags
     "reachy2 (3 episodes)": ("reachy2_apple_storage", ()),
     "widowx, 4 cameras (25)": ("bridge_widowx_debug", ("--fps", "5")),
     "adroit door, people (25)": ("adroit_hand_dapg/demonstrations", ("--option", "clip=true", *LAST, *SUCCESS)),
-    "pusht, people (206)": ("pusht_human/pusht_cchi_v7_replay.zarr.zip",
-                            ("--action-range", "0", "512", "--option", "keys=state", *SUCCESS, *LAST)),
+    "pusht, people (206)": ("pusht_human/pusht_cchi_v7_replay.zarr.zip", ("--option", "keys=state", *SUCCESS, *LAST)),
     "aloha insertion (1)": ("lerobot_single_episodes/aloha_sim_insertion_human", ()),
     "aloha transfer (1)": ("lerobot_single_episodes/aloha_sim_transfer_cube_human", ()),
     "umi cup (1)": ("lerobot_single_episodes/umi_cup_in_the_wild", ())}
