@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.lib.common import RESULTS, Part, Table, arguments, machine, run_parts
+from benchmarks.lib.common import RESULTS, Part, Table, arguments, machine, published_tables, run_parts
 from benchmarks.lib.door import DOOR, HINGE, OPEN, DemonstratedDoor, human_door, smooth
 from realrl import envs
 from realrl.cell.collect import Collector, MakeEnv
@@ -334,7 +334,7 @@ def reachy_part(setting: Setting, seed: int) -> Part:
     """A few hundred steps of imitation of two episodes, the denoising loss and the action error on the third."""
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            episodes = open_dataset(_reachy(setting.data / "reachy2_apple_storage", Path(folder))).read(images=False)
+            episodes = open_dataset(published_tables(setting.data / "reachy2_apple_storage", Path(folder))).read(images=False)
         limit = max(float(np.abs(e.action).max()) for e in episodes[:2])  # radians; joint targets, beyond 1
         scaled = [replace(e, action=np.clip(e.action / limit, -1, 1)) for e in episodes]
         steps = ImitationConfig(steps=500, batch=128, warmup=50)
@@ -344,16 +344,6 @@ def reachy_part(setting: Setting, seed: int) -> Part:
                            "hold_rad": limit * _hold_error(scaled[2], policy.chunk)})
 
     return Part("reachy: imitation", lambda: setting.table.find("reachy", seed, "third episode", "noise left out") is not None, run)
-
-
-def _reachy(files: Path, folder: Path) -> Path:
-    """The published tables where LeRobot v3 has them."""
-    places = {"info.json": "meta/info.json", "tasks.parquet": "meta/tasks.parquet", "file-000.parquet": "data/chunk-000/file-000.parquet",
-              "episodes_file-000.parquet": "meta/episodes/chunk-000/file-000.parquet"}
-    for name, place in places.items():
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(_file(files / name), folder / place)
-    return folder
 
 
 def _action_error(policy: DiffusionPolicy, episodes: Sequence[Episode]) -> float:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.lib.common import RESULTS, ROOT, Part, Table, arguments, run_parts
+from benchmarks.lib.common import RESULTS, ROOT, Part, Table, arguments, published_tables, run_parts
 from realrl import config
 from realrl.algos.bc import BCConfig
 from realrl.cell.foresight import Examiner
@@ -68,19 +68,11 @@ class Setting:
         source, flags = self.data / SETS[name][0], SETS[name][1]
         if not place.exists():
             if (source / "info.json").is_file():
-                _published(source, place)
+                published_tables(source, place)
             else:
                 found = next(iter(sorted(source.glob("door*.pickle"))), source)
                 _realrl("data", "import", str(found), "--out", str(place), *flags)
         return place
-
-
-def _published(files: Path, place: Path) -> None:
-    """LeRobot's tables where version 3 has them, from a flat folder."""
-    for name, to in {"info.json": "meta/info.json", "tasks.parquet": "meta/tasks.parquet", "file-000.parquet":
-                     "data/chunk-000/file-000.parquet", "episodes_file-000.parquet": "meta/episodes/chunk-000/file-000.parquet"}.items():
-        (place / to).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(files / name, place / to)
 
 
 def _realrl(*words: str) -> None:

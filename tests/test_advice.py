@@ -80,6 +80,17 @@ def test_flags_of_every_message_are_taken() -> None:
     assert wrong == [] and count > 50
 
 
+def test_commands_of_every_message_are_there() -> None:
+    wrong, count = [], 0
+    for path in sorted(SOURCE.rglob("*.py")):
+        for line, text in sentences(path):
+            for one, two in re.findall(r"\brealrl (train|data) ([a-z][\w-]*)", text):
+                count += 1
+                if f"{one} {two}" not in commands():
+                    wrong.append(f"{path.name}:{line}: realrl {one} {two}")
+    assert wrong == [] and count > 20
+
+
 def test_options_of_every_message_about_formats_are_taken() -> None:
     """A message names an option as Python would, `state=...`; the command line says it as one types it there."""
     options = {name: set(inspect.signature(module.read).parameters) - {"path"} for name, module in FORMATS.items()}

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -94,6 +95,18 @@ def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def published_tables(files: Path, folder: Path) -> Path:
+    """Tables that were published flat, in a folder where LeRobot v3 has them. Raises RealrlError where one is absent."""
+    places = {"info.json": "meta/info.json", "tasks.parquet": "meta/tasks.parquet", "file-000.parquet": "data/chunk-000/file-000.parquet",
+              "episodes_file-000.parquet": "meta/episodes/chunk-000/file-000.parquet"}
+    for name, place in places.items():
+        if not (files / name).is_file():
+            raise RealrlError(f"{files / name} is absent: see --help for where the recordings come from")
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(files / name, folder / place)
+    return folder
 
 
 # -- parts and the time they may take ----------------------------------------------------------------------------------

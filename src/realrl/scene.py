@@ -115,7 +115,8 @@ class RecordedConfig:
     control: Literal["auto", "absolute", "relative"] = "auto"
     """Whether an action says where to be or how to move; auto asks the data whether actions lie near the measured state."""
     low: tuple[float, ...] = ()
-    """Least action of each joint in its own unit; by default what the demonstrations reach and a twentieth of the range more."""
+    """Least action of each joint in its own unit; by default what the fitted demonstrations reach and a twentieth of the range more,
+    with fewer than 20 of them more."""
     high: tuple[float, ...] = ()
     """Largest action of each joint in its own unit."""
     units: tuple[str, ...] = ()
@@ -124,9 +125,15 @@ class RecordedConfig:
     """Share of the demonstrations, at least one, that is kept for the comparison with what was really done."""
     missing: Literal["refuse", "episodes", "camera"] = "refuse"
     """What to leave out where a video is missing: nothing, refuse; the episodes that lack one; or the camera."""
+    tolerance: float | None = None
+    """Seconds that a picture may be off its frame's time; half a frame by default."""
+    data_path: str | None = None
+    """How the tables are called, where meta/info.json is wrong."""
+    video_path: str | None = None
+    """How the videos are called, where meta/info.json is wrong."""
 
     def __post_init__(self) -> None:
-        check(self, held_out="(0, 0.9]", low="[-1e9, 1e9]", high="[-1e9, 1e9]")
+        check(self, held_out="(0, 0.9]", low="[-1e9, 1e9]", high="[-1e9, 1e9]", tolerance="[0, 1e6]")
         if wrong := [word for word in self.names if not all(word.partition("="))]:
             raise OutOfBounds(RecordedConfig, "names", f"must be pairs such as action=actions, got {shown(wrong[0])}")
 

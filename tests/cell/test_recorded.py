@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from realrl.algos.bc import BCConfig
+from realrl.cell.foresight import Examiner
 from realrl.cell.recordings import follower, read, sized
 from realrl.cli.main import main
 from realrl.data.store import Store
+from realrl.data.views import ChunkView
 from realrl.policies.folder import load_policy, read_robot
 from realrl.scene import RecordedConfig, SightConfig
 from realrl.types import RealrlError
@@ -125,6 +127,17 @@ def test_the_same_episodes_are_kept_back_in_every_run_and_never_fitted(arm: Path
     assert len(one.held_out) == 2 and len(one.demos) == 6
     assert all(np.array_equal(a.obs["state"], b.obs["state"]) for a, b in zip(one.held_out, two.held_out, strict=True))
     assert not any(np.array_equal(a.obs["state"], b.obs["state"]) for a in one.held_out for b in one.demos)
+
+
+def test_limits_are_learned_from_what_is_fitted_and_the_truth_is_not_cut_off(tmp_path: Path) -> None:
+    """An episode that was kept back went beyond all others: it neither widens the limits nor is it made to look as if it had not."""
+    made = teleoperated(3)
+    made[1].action[5:] += 500
+    data = written(tmp_path / "far", made)
+    found = read(str(data), RecordedConfig(), SightConfig(), tmp_path)
+    assert max(found.robot.high) < 150
+    views = [ChunkView(episodes, chunk=4, n_obs=2, gamma=1.0) for episodes in (found.demos, found.held_out)]
+    assert Examiner(found.robot, *views).truth.max() > 400
 
 
 def test_an_only_episode_is_cut_in_two(tmp_path: Path) -> None:

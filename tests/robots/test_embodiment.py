@@ -24,10 +24,12 @@ def test_there_and_back_in_the_robots_units() -> None:
 
 def test_limits_leave_room_and_do_not_stretch_noise() -> None:
     random = np.random.default_rng(0)
-    low, high = limits(np.concatenate([random.uniform(-1, 1, (500, 3)), 5 + 1e-7 * random.normal(size=(500, 1))], 1))
+    low, high = limits(np.concatenate([random.uniform(-1, 1, (500, 3)), 5 + 1e-7 * random.normal(size=(500, 1))], 1), 50)
     assert (high[:3] - low[:3] > 2.05).all() and (high[:3] - low[:3] < 2.3).all()
     assert low[3] < 5 < high[3] and 0.01 < high[3] - low[3] < 0.05
-    same = limits(np.full((10, 2), 3.0))
+    few = limits(random.uniform(-1, 1, (500, 3)), 2)
+    assert (few[1] > 1.8).all(), "two episodes have not shown much"
+    same = limits(np.full((10, 2), 3.0), 1)
     assert (same[0] < 3).all() and (same[1] > 3).all()
 
 

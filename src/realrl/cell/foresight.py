@@ -7,15 +7,14 @@ regression. A small error does not promise success (small errors add up where no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from realrl.data.views import ChunkView
-from realrl.generative.diffusion import imitation_loss
-from realrl.learn.reference import fit_reference
+from realrl.learn.reference import fit_reference, unseen_loss
 from realrl.nets.reference import Reference
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.robots.embodiment import Embodiment
@@ -57,7 +56,7 @@ class Examiner:
     def __post_init__(self) -> None:
         self.rows = torch.linspace(0, len(self.unseen) - 1, min(len(self.unseen), MOST)).long()
         self.batch: Batch = self.unseen.batch(self.rows.to(self.unseen.reward.device))
-        self.truth = self.robot.to_robot(self.batch.action.cpu().numpy())
+        self.truth = self.batch.action.cpu().numpy() * self.robot.half + self.robot.middle  # also what went beyond the limits
         self.valid = self.batch.valid.cpu().numpy()
         self.baselines = {"keep still": self._keep_still(), "mean action": self._mean_action(), "ridge": self._ridge()}
 
@@ -77,14 +76,11 @@ class Examiner:
             found.append(plan.action)
         return self.robot.to_robot(np.concatenate(found))
 
-    @torch.no_grad()
     def denoising_loss(self, policy: DiffusionPolicy) -> float:
         """The imitation loss of a diffusion policy on the held-out decisions."""
-        on = self.batch.action.to(policy.device), self.batch.valid.to(policy.device)
-        obs = {key: values.to(policy.device) for key, values in self.batch.obs.items()}
-        loss = imitation_loss(policy.diffusion, policy.net, policy.drawn(on[0], obs["state"]), on[1], policy.encode(obs),
-                              torch.Generator(policy.device).manual_seed(0))
-        return float(loss)
+        place = policy.device
+        obs = {key: x.to(place) for key, x in self.batch.obs.items()}
+        return unseen_loss(policy, replace(self.batch, obs=obs, action=self.batch.action.to(place), valid=self.batch.valid.to(place)), 0)
 
     def error(self, chunks: Array) -> Array:
         """Mean absolute error of each joint, [A], over what was really done."""

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.cache import FilmTable, FrameCache, Size, resize
+from realrl.data import depth
+from realrl.data.cache import FrameCache, Size, resize
 from realrl.data.formats import open_dataset
-from realrl.data.formats.lerobot import Some
+from realrl.data.formats.lerobot import unfilmed
 from realrl.data.store import Recordings
 from realrl.learn.imitation import worthy
 from realrl.robots.embodiment import Control, Embodiment, limits
@@ -67,9 +68,10 @@ def sized(cfg: Any) -> Any:
     return replace(cfg, policy=policy, imitation=imitation, sight=replace(cfg.sight, kind=kind))
 
 
-def opened(data: str, cfg: RecordedConfig) -> Recordings:
-    """The set, its columns by our names."""
-    return open_dataset(data, names=dict(pair.partition("=")[::2] for pair in cfg.names))
+def opened(data: str, cfg: RecordedConfig, **options: Any) -> Recordings:
+    """The set, its columns by our names. options: others of `open_dataset`."""
+    names = dict(pair.partition("=")[::2] for pair in cfg.names)
+    return open_dataset(data, names=names, tolerance=cfg.tolerance, data_path=cfg.data_path, video_path=cfg.video_path, **options)
 
 
 def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Material:
@@ -78,12 +80,29 @@ def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Mat
     Raises RealrlError for one that nothing can be imitated from, naming what is wrong and the flag that mends it.
     """
     notes: list[str] = []
-    store, films = _filmed(opened(data, cfg), sight, cfg.missing, notes)
+    store, films = _filmed(data, cfg, sight, notes)
+    notes += store.notes
     episodes = store.read(images=False)
     if not episodes:
         raise RealrlError(f"{data}: an empty data set, there is nothing to imitate")
     keys = state_keys(episodes[0], cfg, data)
     episodes = [_plain(e, keys, sight.kind == "pointcloud", f"{data}: episode {i}") for i, e in enumerate(episodes)]
+    numbers = _imitated(episodes, data, notes)
+    pictures = _pictures(store, films, (sight.height, sight.width), spare)
+    seen = [replace(e, obs=e.obs | {sense: pictures[sense][i] for sense in films}) for i, e in enumerate(episodes)]
+    demos, held_out = _kept_back([seen[i] for i in numbers], cfg.held_out, notes)
+    robot = _embodiment(store, keys, demos, cfg, films)
+    rest = [_boxed(e, robot) for i, e in enumerate(seen) if i not in numbers]
+    demos, held_out = [_boxed(e, robot) for e in demos], [_boxed(e, robot, limited=False) for e in held_out]
+    first = demos[0]
+    senses = {key: x.shape[1:] for key, x in first.obs.items() if key != "state"}
+    spec = TaskSpec("recorded", Path(data).resolve().name, first.obs["state"].shape[-1], first.action.shape[-1],
+                    max(len(e) for e in episodes), 1 / robot.fps, first.task, senses, control=robot.control)
+    return Material(spec, robot, demos, held_out, rest, notes)
+
+
+def _imitated(episodes: Sequence[Episode], data: str, notes: list[str]) -> list[int]:
+    """Which episodes are demonstrations. Raises RealrlError where there is none."""
     good = worthy(episodes)
     if not good:
         raise RealrlError(f"{data}: its {len(episodes)} episodes are marked failures and all returns are equal, there is nothing to "
@@ -94,16 +113,7 @@ def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Mat
                      f"('realrl data label {data}' says which succeeded)")
     if len(texts := {e.task for e in good}) > 1:
         notes.append(f"{len(texts)} task texts among the demonstrations, which the policy is not told: it does what all have in common")
-    numbers = [i for i, e in enumerate(episodes) if any(e is g for g in good)]
-    robot = _embodiment(store, keys, good, cfg, films)
-    pictures = _pictures(store, films, (sight.height, sight.width), spare)
-    ready = [_ready(e, robot, {sense: pictures[sense][i] for sense in films}) for i, e in enumerate(episodes)]
-    demos, held_out = _kept_back([ready[i] for i in numbers], cfg.held_out, notes)
-    first = demos[0]
-    senses = {key: x.shape[1:] for key, x in first.obs.items() if key != "state"}
-    spec = TaskSpec("recorded", Path(data).resolve().name, first.obs["state"].shape[-1], first.action.shape[-1],
-                    max(len(e) for e in ready), 1 / robot.fps, first.task, senses, control=robot.control)
-    return Material(spec, robot, demos, held_out, [e for i, e in enumerate(ready) if i not in numbers], notes)
+    return [i for i, e in enumerate(episodes) if any(e is g for g in good)]
 
 
 # ---- observations
@@ -124,31 +134,29 @@ def state_keys(episode: Episode, cfg: RecordedConfig, data: str) -> list[str]:
     return found
 
 
-def _filmed(store: Recordings, sight: SightConfig, missing: str, notes: list[str]) -> tuple[Recordings, dict[str, str]]:
-    """(the set without the episodes that lack a video, the cameras to look through: our name -> theirs)."""
+def _filmed(data: str, cfg: RecordedConfig, sight: SightConfig, notes: list[str]) -> tuple[Recordings, dict[str, str]]:
+    """(the set, without the episodes that lack a video where that is wished, the cameras to look through: our name -> theirs)."""
+    store = opened(data, cfg)
     if sight.kind == "state":
         return store, {}
     stills = [name.removeprefix("observation.") for name, f in store.info["features"].items() if f.get("dtype") == "image"]
-    everybody, films, whole = range(len(store)), {}, set(range(len(store)))
+    films, gone = {}, unfilmed(store)
     for key in sight.cameras or [*store.cameras, *stills]:
-        deep = key in store.cameras and len(FilmTable.of(store, key).shape) == 2
+        lost = gone.get(key, [])
+        if len(lost) == len(store) or (lost and cfg.missing == "camera"):
+            notes.append(f"camera {key} left out: {len(lost)} of {len(store)} episodes have no video of it")
+            continue
+        deep = depth.is_depth(store.info["features"].get(f"observation.{key}", {}))
         if sight.kind != ("depth" if deep else "rgb"):
             notes.append(f"camera {key} left out: it sees {'distances' if deep else 'colours'}, the run {sight.kind} (--sight.kind)")
             continue
-        lost = {e for e in everybody if key not in stills and not store.pictures(e, key)[0].exists()}
-        if len(lost) == len(store) or (lost and missing == "camera"):
-            notes.append(f"camera {key} left out: {len(lost)} of {len(store)} episodes have no video of it")
-            continue
-        if lost and missing == "refuse":
-            raise RealrlError(f"{store.pictures(min(lost), key)[0]} is missing: add --recorded.missing episodes to leave out the "
-                              f"{len(lost)} episodes without it, or --recorded.missing camera to do without the camera")
-        films[_sense(key, deep)], whole = key, whole - lost
-    if len(whole) < len(store):
-        notes.append(f"{len(store) - len(whole)} of {len(store)} episodes left out: they lack a video")
-        if not whole:
-            raise RealrlError(f"{store.dir}: no episode has the videos of all cameras ({', '.join(films.values())}): add "
-                              "--recorded.missing camera, or --sight.kind state to imitate from the numbers alone")
-    return (store if len(whole) == len(store) else Some(store, sorted(whole), notes[-1])), films
+        if lost and cfg.missing == "refuse":
+            raise RealrlError(f"{store.dir}: {len(lost)} of {len(store)} episodes have no video of {key} (episode {lost[0]} is the first): "
+                              "add --recorded.missing episodes to leave them out, or --recorded.missing camera to do without the camera")
+        films[_sense(key, deep)] = key
+    if any(key in gone for key in films.values()):
+        store = opened(data, cfg, cameras=[key for key in films.values() if key in store.cameras], missing="episodes")
+    return store, films
 
 
 def _sense(key: str, deep: bool) -> str:
@@ -177,16 +185,17 @@ def _plain(episode: Episode, keys: Sequence[str], clouds: bool, where: str) -> E
     action = episode.action.reshape(len(episode), -1).astype(np.float32)
     for name, x in (("observation", state), ("action", action)):
         if not (fine := np.isfinite(x).all(1)).all():
-            raise RealrlError(f"{where}: NaN or infinity in its {name} at step {int(np.argmin(fine))}: leave the episode out "
-                              "(realrl data drop)")
+            raise RealrlError(f"{where}: NaN or infinity in its {name} at step {int(np.argmin(fine))}: leave it out with "
+                              "'realrl data delete-episodes'")
     seen = {key: x.astype(np.float32) for key, x in episode.obs.items() if clouds and key == "pointcloud"}
     return replace(episode, obs={"state": state, **seen}, action=action, extra={})
 
 
-def _ready(episode: Episode, robot: Embodiment, pictures: Mapping[str, Array]) -> Episode:
-    """The episode as a policy is to see it: actions in [-1, 1], pictures beside the state."""
-    boxed = np.clip(robot.to_box(episode.action), -1.0, 1.0)
-    return replace(episode, action=boxed, proposed=boxed, obs={**episode.obs, **pictures})
+def _boxed(episode: Episode, robot: Embodiment, *, limited: bool = True) -> Episode:
+    """The episode with actions as a policy sends them, [-1, 1] inside the limits. limited: what was recorded beyond is cut off there."""
+    boxed = robot.to_box(episode.action)
+    boxed = np.clip(boxed, -1.0, 1.0) if limited else boxed
+    return replace(episode, action=boxed, proposed=boxed)
 
 
 # ---- what actions mean
@@ -206,7 +215,7 @@ def _embodiment(store: Recordings, keys: Sequence[str], demos: Sequence[Episode]
     if control == "relative":
         still = np.full(len(joints), -1)
     own = "action.proposed" in info["features"] and np.abs(actions).max() <= 1.001  # recorded here: they are a policy's already
-    low, high = (-np.ones(len(joints)), np.ones(len(joints))) if own else limits(actions)
+    low, high = (-np.ones(len(joints)), np.ones(len(joints))) if own else limits(actions, len(demos))
     low, high = _given(cfg.low, low, "low"), _given(cfg.high, high, "high")
     units = (cfg.units * len(joints) if len(cfg.units) == 1 else cfg.units) or ("",) * len(joints)
     robot = Embodiment(str(info.get("robot_type") or "unknown"), tuple(joints), units, tuple(low.tolist()), tuple(high.tolist()),

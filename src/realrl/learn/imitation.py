@@ -134,28 +134,23 @@ class Imitation:
         self.step += 1
         return {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in regularisers.items()}}
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The loss on episodes that the fit does not see, with the weights as they are."""
         if self.kept_back is None:
             return {}
-        batch, random = self.view.batch(self.kept_back), generator(self.seed, "validation", device=self.policy.device)
+        from realrl.learn.reference import unseen_loss
         self.actor.eval()
-        cond, wanted = self.policy.encode(batch.obs), self.policy.drawn(batch.action, batch.obs["state"])
-        loss = imitation_loss(self.policy.diffusion, self.policy.net, wanted, batch.valid, cond, random)
+        loss = unseen_loss(self.policy, self.view.batch(self.kept_back[::4]), derive(self.seed, "validation"))
         self.actor.train()
-        return {"validation": float(loss)}
+        return {"validation": loss}
 
-    @torch.no_grad()
     def finish(self) -> None:
         """Give the policy the averaged weights; with a reference, follow them as far as they foresee what the fit did not see."""
         self.actor.load_state_dict(self.average.module.state_dict())
         self.actor.eval()
         if self.policy.reference is not None and self.kept_back is not None:
-            from realrl.learn.reference import trust
-            batch = self.view.batch(self.kept_back)
-            drawn = self.policy.draw(self.policy.encode(batch.obs), generator(self.seed, "trust", device=self.policy.device))
-            trust(self.policy.reference, drawn, batch.obs["state"], batch.action, batch.valid, self.view.episode[self.kept_back])
+            from realrl.learn.reference import follow
+            follow(self.policy, self.view.batch(self.kept_back), self.view.episode[self.kept_back], derive(self.seed, "trust"))
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, average, optimiser and step."""
@@ -201,7 +196,7 @@ def imitate(run: Logbook, trainer: Imitation, stage: str) -> None:
             losses = trainer.update()
             advance(1)
             if trainer.step % 50 == 0:
-                run.log(trainer.step, losses | trainer.validate(), stage)
+                run.log(trainer.step, losses | (trainer.validate() if trainer.step % 250 == 0 else {}), stage)
             if trainer.step % 500 == 0:
                 run.save(name, trainer.step, trainer=trainer)
     trainer.finish()

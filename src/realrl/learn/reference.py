@@ -1,4 +1,4 @@
-"""Fits the linear reference of a policy (`nets.reference`), and says how far the network that corrects it is to be followed.
+"""Fits the linear reference of a policy (`nets.reference`), and says by unseen episodes how far the network that corrects it is followed.
 
 Each joint chooses, by leaving episodes out, among these beginnings: its mean; a line through the one measured number that it goes with
 most; that and its rate of change; and, where the robot says which number its action drives, that number itself, and going on as it moves.
@@ -8,16 +8,18 @@ is chosen in the same way and may be so large that it adds nothing. So few episo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from realrl.data.views import ChunkView
+from realrl.generative.diffusion import imitation_loss
 from realrl.nets.reference import Reference
+from realrl.policies.diffusion import DiffusionPolicy
 from realrl.robots.embodiment import Embodiment
-from realrl.types import Array
+from realrl.types import Array, Batch
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e3, 1e9)  # of the ridge, against features of unit variance; the last adds nothing
 BEGINNINGS = ("mean", "line", "line and motion", "hold", "hold and motion")
@@ -44,6 +46,26 @@ def fit_reference(reference: Reference, view: ChunkView, robot: Embodiment | Non
     scale = np.maximum(SPREAD * spread, 1e-3)  # of the half range: a joint that hardly moves does not explode
     for name, value in {"mean": table.mean, "weight": weight, "bias": bias, "scale": scale, "gain": np.ones(action.shape[-1])}.items():
         getattr(reference, name).copy_(torch.from_numpy(value))
+
+
+@torch.no_grad()
+def unseen_loss(policy: DiffusionPolicy, batch: Batch, seed: int) -> float:
+    """The imitation loss on decisions that a policy was not fitted to; seed: of its noise."""
+    wanted, random = policy.drawn(batch.action, batch.obs["state"]), torch.Generator(policy.device).manual_seed(seed)
+    return float(imitation_loss(policy.diffusion, policy.net, wanted, batch.valid, _encoded(policy, batch.obs), random))
+
+
+@torch.no_grad()
+def follow(policy: DiffusionPolicy, batch: Batch, episode: Tensor, seed: int) -> None:
+    """`trust` a policy's network by what it draws for decisions that it was not fitted to; episode: [B]; seed: of its noise."""
+    assert policy.reference is not None
+    drawn = policy.draw(_encoded(policy, batch.obs), torch.Generator(policy.device).manual_seed(seed))
+    trust(policy.reference, drawn, batch.obs["state"], batch.action, batch.valid, episode)
+
+
+def _encoded(policy: DiffusionPolicy, obs: Mapping[str, Tensor], size: int = 128) -> Tensor:
+    """Conditions [B, C], `size` at a time: many pictures at once would fill the memory with what their layers make of them."""
+    return torch.cat([policy.encode({key: x[i:i + size] for key, x in obs.items()}) for i in range(0, len(obs["state"]), size)])
 
 
 def trust(reference: Reference, drawn: Tensor, state: Tensor, action: Tensor, valid: Tensor, episode: Tensor) -> None:

@@ -73,13 +73,15 @@ class Embodiment:
         return np.clip(action, -1.0, 1.0) * self.half + self.middle
 
 
-def limits(actions: Array, *, room: float = 0.05) -> tuple[Array, Array]:
-    """(low [A], high [A]) of recorded actions [N, A] with some room beyond what they reached.
+def limits(actions: Array, episodes: int) -> tuple[Array, Array]:
+    """(low [A], high [A]) of recorded actions [N, A] of so many episodes, with some room beyond what they reached: a twentieth of the
+    range, and more of few episodes, for the next one goes the further beyond them the fewer they are.
 
-    A joint that hardly moves keeps a hundredth of the others' median range, or its noise would be stretched over [-1, 1].
+    They keep a policy near what was shown; what a robot may do, its guard knows. A joint that hardly moves keeps a hundredth of the
+    others' median range, or its noise would be stretched over [-1, 1].
     """
     low, high = actions.min(0).astype(np.float64), actions.max(0).astype(np.float64)
-    span = high - low
+    span, room = high - low, max(0.05, 1 / max(episodes, 1))
     least = max(1e-2 * float(np.median(span)), 1e-6 * float(np.abs(actions).max(initial=0.0)), 1e-9)
     half = np.maximum(span * (1 + 2 * room), least) / 2
     middle = (low + high) / 2

@@ -143,8 +143,7 @@ class Some:
 
 def _complete(data: Recordings, reading: Reading, missing: str) -> Recordings:
     """What is whole of a dataset, see `open_dataset`."""
-    gone = {camera: [i for i in range(len(data)) if not _there(data, i, camera)] for camera in data.cameras}
-    gone = {camera: lost for camera, lost in gone.items() if lost}
+    gone = unfilmed(data)
     if missing == "camera":
         if not gone:
             return data
@@ -161,6 +160,12 @@ def _complete(data: Recordings, reading: Reading, missing: str) -> Recordings:
         return data
     told = ", ".join(map(str, sorted(lost)[:9])) + (", ..." if len(lost) > 9 else "")
     return Some(data, [i for i in range(len(data)) if i not in lost], f"left out: {len(lost)} episodes that lack a file ({told})")
+
+
+def unfilmed(data: Recordings) -> dict[str, list[int]]:
+    """Cameras of which a video is missing, and the episodes that lack it."""
+    gone = {camera: [i for i in range(len(data)) if not _there(data, i, camera)] for camera in data.cameras}
+    return {camera: lost for camera, lost in gone.items() if lost}
 
 
 def _there(data: Recordings, episode: int, camera: str | None = None) -> bool:
