@@ -149,6 +149,15 @@ def test_an_only_episode_is_cut_in_two(tmp_path: Path) -> None:
     assert len(found.demos[0]) + len(found.held_out[0]) == len(again)
 
 
+@pytest.mark.parametrize("steps", [3, 9])
+def test_an_episode_of_a_few_steps_is_enough_to_run(tmp_path: Path, steps: int) -> None:
+    (whole,) = teleoperated(1)
+    short = replace(whole, obs={k: x[:steps + 1] for k, x in whole.obs.items()},
+                    **{k: getattr(whole, k)[:steps] for k in ("action", "proposed", "source", "reward", "success", "time", "starts_plan")})
+    data = written(tmp_path / "short", [short])
+    assert main(["train", "bc", "--data", str(data), "--run", str(tmp_path / "run"), *QUICK]) == 0
+
+
 @pytest.mark.parametrize(("flags", "told"), [
     (("--recorded.state", "observation.tcp"), "no vector observation.tcp in it; --recorded.state can name state"),
     (("--recorded.names", "action"), "must be pairs such as action=actions"), (("--recorded.held-out", "1.5"), "held_out must"),

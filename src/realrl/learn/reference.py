@@ -73,8 +73,11 @@ def trust(reference: Reference, drawn: Tensor, state: Tensor, action: Tensor, va
     to lower their mean absolute error by more than its standard error, or chance would choose with few of them.
 
     drawn: [N, K, A], what the network said there; state: [N, H, D]; action: [N, K, A]; valid: [N, K] bool; episode: [N]; of fewer than
-    four episodes, stretches stand for them.
+    four episodes, stretches stand for them, and fewer than four decisions say nothing.
     """
+    if len(episode) < 4:
+        reference.gain.zero_()
+        return
     base, mask = reference(state), valid[..., None].to(action.dtype)
     names, group = torch.unique(episode, return_inverse=True)
     if len(names) < 4:
@@ -97,7 +100,7 @@ def kept_back(episode: Tensor, share: float) -> tuple[Tensor, Tensor]:
     count = int(episode.max()) + 1
     if count == 1:
         place = torch.arange(len(episode), device=episode.device)
-        back = place >= len(episode) * (1 - share)
+        back = place >= max(min(len(episode) * (1 - share), len(episode) - 1), 1)  # one at least on either side
     else:
         wanted = min(max(1, count // 5 if count < 20 else 4, round(share * count)), count - 1)
         picked = ((torch.arange(wanted, device=episode.device) + 0.5) * count / wanted).long()
