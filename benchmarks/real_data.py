@@ -47,6 +47,7 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> (below --data, flags
     "aloha insertion (1)": ("lerobot_single_episodes/aloha_sim_insertion_human", ()),
     "aloha transfer (1)": ("lerobot_single_episodes/aloha_sim_transfer_cube_human", ()),
     "umi cup (1)": ("lerobot_single_episodes/umi_cup_in_the_wild", ())}
+PLAIN, WITHOUT = "no reference", ("reachy2 (3 episodes)", "pusht, people (206)")
 AGAINST = ("reachy2 (3 episodes)", "adroit door, people (25)", "pusht, people (206)")
 
 
@@ -84,20 +85,21 @@ def _realrl(*words: str) -> None:
 # ---- ours, as it is
 
 
-def ours(setting: Setting, name: str, seed: int) -> None:
-    """`realrl train bc --data SET`, nothing else."""
-    run, began = setting.out / "runs" / f"{setting.folder(name).name}-{seed}", time.monotonic()
+def ours(setting: Setting, name: str, seed: int, who: str = "default") -> None:
+    """`realrl train bc --data SET`, nothing else; or the plain policy, which draws whole actions, to see what the reference is for."""
+    run, began = setting.out / "runs" / f"{setting.folder(name).name}-{seed}-{who.replace(' ', '-')}", time.monotonic()
+    plain = ("--policy.reference", "none") if who == PLAIN else ()
     quick = ("--imitation.steps", "20", "--distill.steps", "5") if setting.smoke else ()
     shutil.rmtree(run, ignore_errors=True)
-    _realrl("train", "bc", "--data", str(setting.folder(name)), "--run", str(run), "--seed", str(seed), *quick)
+    _realrl("train", "bc", "--data", str(setting.folder(name)), "--run", str(run), "--seed", str(seed), *plain, *quick)
     summary = json.loads((run / "summary.json").read_text())
     last, student = (next(s["foresight"] for s in summary["stages"] if s["name"] == stage) for stage in ("imitation", "one-step"))
     cfg = config.load(BCConfig, run / "config.yaml")
-    setting.table.put({"set": name, "seed": seed, "who": "default", "steps": cfg.imitation.steps, "chunk": cfg.policy.chunk,
+    setting.table.put({"set": name, "seed": seed, "who": who, "steps": cfg.imitation.steps, "chunk": cfg.policy.chunk,
                        "error": last["mean_error"] | {"one-step": student["mean_error"]["one-step"]},
                        "of_range": last["error_of_range"] | {"one-step": student["error_of_range"]["one-step"]},
                        "joints": len(last["joints"]), "decisions": last["decisions"], "episodes": last["episodes"],
-                       "followed": float(np.mean(last["followed"])), "wall_s": round(time.monotonic() - began, 1)})
+                       "followed": float(np.mean(last["followed"] or 1.0)), "wall_s": round(time.monotonic() - began, 1)})
 
 
 # ---- LeRobot's diffusion policy on the same decisions
@@ -178,6 +180,7 @@ def _parts(setting: Setting, sets: Sequence[str], seeds: Sequence[int]) -> list[
         return Part(f"{name}, seed {seed}, {who}", done, partial(work, setting, name, seed))
 
     mine = [part(name, seed, "default", ours) for seed in seeds for name in sets]
+    mine += [part(name, seed, PLAIN, partial(ours, who=PLAIN)) for seed in seeds for name in sets if name in WITHOUT]
     peers = [part(name, seed, "equal steps", against) for seed in seeds for name in sets if name in AGAINST and setting.lerobot]
     return mine + peers
 

@@ -251,14 +251,15 @@ def real_data_table(rows: Sequence[Row]) -> str:
     who = ("greedy", "exploring", "one-step", "keep still", "mean action", "ridge")
     lines, against = [], []
     for name in dict.fromkeys(r["set"] for r in rows):
-        mine = [r for r in rows if r["set"] == name and r["who"] == "default"]
-        if mine:
+        for kind in ("default", "no reference"):
+            if not (mine := [r for r in rows if r["set"] == name and r["who"] == kind]):
+                continue
             middle = {w: statistics.median(100 * r["of_range"][w] for r in mine) for w in who}
             own = statistics.median(r["error"]["greedy"] for r in mine)
             best = min(("keep still", "mean action", "ridge"), key=lambda w: middle[w])
             ratio = middle["greedy"] / middle[best]
-            lines.append([name, *(f"{middle[w]:.2f}" for w in who), f"{ratio:.2f}", f"{own:.3g}", str(mine[0]["joints"]), str(len(mine)),
-                          f"{mine[0]['decisions']:,} in {mine[0]['episodes']}", f"{mine[0]['steps']:,}",
+            lines.append([name if kind == "default" else f"{name}, {kind}", *(f"{middle[w]:.2f}" for w in who), f"{ratio:.2f}", f"{own:.3g}",
+                          str(mine[0]["joints"]), str(len(mine)), f"{mine[0]['decisions']:,} in {mine[0]['episodes']}", f"{mine[0]['steps']:,}",
                           f"{statistics.median(r['wall_s'] for r in mine) / 60:.1f}"])
         for r in (r for r in rows if r["set"] == name and r["who"] == "equal steps"):
             against.append([name, str(r["seed"]), *(f"{100 * r['of_range'][w]:.2f}" for w in ("realrl", "lerobot", "keep still", "ridge")),
