@@ -257,10 +257,10 @@ def real_data_table(rows: Sequence[Row]) -> str:
             middle = {w: statistics.median(100 * r["of_range"][w] for r in mine) for w in who}
             own = statistics.median(r["error"]["greedy"] for r in mine)
             best = min(("keep still", "mean action", "ridge"), key=lambda w: middle[w])
-            ratio = middle["greedy"] / middle[best]
-            lines.append([name if kind == "default" else f"{name}, {kind}", *(f"{middle[w]:.2f}" for w in who), f"{ratio:.2f}", f"{own:.3g}",
-                          str(mine[0]["joints"]), str(len(mine)), f"{mine[0]['decisions']:,} in {mine[0]['episodes']}", f"{mine[0]['steps']:,}",
-                          f"{statistics.median(r['wall_s'] for r in mine) / 60:.1f}"])
+            errors = [*(f"{middle[w]:.2f}" for w in who), f"{middle['greedy'] / middle[best]:.2f}", f"{own:.3g}"]
+            scope = [str(mine[0]["joints"]), str(len(mine)), f"{mine[0]['decisions']:,} in {mine[0]['episodes']}", f"{mine[0]['steps']:,}"]
+            minutes = statistics.median(r["wall_s"] for r in mine) / 60
+            lines.append([name if kind == "default" else f"{name}, {kind}", *errors, *scope, f"{minutes:.1f}"])
         for r in (r for r in rows if r["set"] == name and r["who"] == "equal steps"):
             against.append([name, str(r["seed"]), *(f"{100 * r['of_range'][w]:.2f}" for w in ("realrl", "lerobot", "keep still", "ridge")),
                             f"{r['steps']:,}", f"{r['lerobot_parameters'] / 1e6:.0f} M",
