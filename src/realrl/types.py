@@ -336,7 +336,7 @@ class Curriculum(Protocol):
 
 class Stream(Stateful, Protocol):
     """An actor beside a learner: one robot goes on from episode to episode while the method learns. In one process (the reference) every
-    `take` is the next control step, and a run repeats to the bit, also from a checkpoint."""
+    `take` is the next control step, and a run repeats to the bit, also from a checkpoint; in two, the robot keeps its rate."""
 
     steps: int  # control steps done, those of `past` included
     episodes: int  # whole ones
@@ -345,11 +345,14 @@ class Stream(Stateful, Protocol):
     def past(self) -> list[Episode]:
         """What is recorded of it, oldest first: to be asked once, before the first `take`."""
 
-    def take(self) -> list[Moment]:
-        """What was done since, oldest first, a robot's on disk already. Waits where there is nothing new."""
+    def take(self, *, wait: bool = True) -> list[Moment]:
+        """What was done since, oldest first, a robot's on disk already. wait: for the next step where there is nothing new."""
 
     def publish(self, policy: Policy) -> None:
         """From the next plan on this acts."""
+
+    def health(self) -> dict[str, float]:
+        """How the two get along, by the clock: age of the weights, missed deadlines, ...; nothing where they take turns."""
 
 
 class Cell(Protocol):
@@ -398,8 +401,10 @@ class Cell(Protocol):
         chains: what plans carry in `extra` is kept, too."""
         ...
 
-    def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0) -> AbstractContextManager[Stream]:
-        """One robot that acts while the method learns, recorded under a label. warmup: control steps of even noise at first."""
+    def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0,
+               cfg: Any = None) -> AbstractContextManager[Stream]:
+        """One robot that acts while the method learns, recorded under a label. warmup: control steps of even noise at first; cfg: how
+        they go beside each other (`realrl.streaming.StreamConfig`), in turns by default."""
         ...
 
     def recent(self, count: int) -> list[Episode]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -26,10 +26,17 @@ from realrl.learn.sac import CROSSQ, PRESETS, SAC, SACConfig
 from realrl.policies.folder import save_policy
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.scene import Scene, device
+from realrl.streaming import StreamConfig
 from realrl.types import Array, Cell, Episode, Moment, Stream
 
 LAST = 5.0
 """Seconds over which a mean speed of `SPEED` or more counts as walking."""
+
+BEHIND = 40
+"""Steps for which updates are made up later, where a learner is slower than its robot; more are let go, and `utd_reached` says so."""
+
+CLOCK = ("ticks", "deadline_misses", "worst_late_ms", "holds")
+"""What the headline says of a run in real time."""
 
 ACTORS = {"crossq": GaussianConfig(norm="renorm"), "droq": GaussianConfig(), "sac": GaussianConfig()}
 """The actor that belongs to each of `PRESETS`."""
@@ -47,6 +54,8 @@ class WalkConfig(Scene):
     """The learner."""
     policy: GaussianConfig = ACTORS["crossq"]
     """The actor."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """How robot and learner go beside each other."""
     steps: int = 20_000
     """Control steps to learn for; the episode that is under way then is finished."""
     random_steps: int = 1000
@@ -91,32 +100,35 @@ def train(cfg: WalkConfig, cell: Cell) -> dict[str, Any]:
                 compiled=cfg.compiled)
     gait = Gait(spec.dt)
     with cell.timed("walk"):
-        learn(cfg, cell, agent, gait)
+        health = learn(cfg, cell, agent, gait)
     agent.policy.requires_grad_(False)
     save_policy(agent.policy, cell.run.dir / "policy", task=cfg.task, robot=cell.robot)
     for name, greedy in (("walk", True), ("walk-noisy", False)):
         cell.finish_stage(name, agent.policy, cfg.eval_episodes, greedy=greedy, measure=lambda episode: measured(episode, spec.dt))
-    cell.summary["headline"] = headline(cfg, cell.summary, agent, gait)
+    cell.summary["headline"] = headline(cfg, cell.summary, agent, gait) | {name: health[name] for name in CLOCK if name in health}
     return cell.summary
 
 
-def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait) -> None:
-    """Act once, update `utd` times (the paper's algorithm 1), until the robot has made its steps; checkpoints between episodes only."""
+def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait) -> dict[str, float]:
+    """Act once, update `utd` times (the paper's algorithm 1), until the robot has made its steps; checkpoints between episodes only.
+    Returns how robot and learner got along, see `types.Stream.health`."""
     place, noise = agent.policy.device, derive(cfg.seed, "walk") % 2**31
-    with cell.stream("walk", agent.policy, stage=1, warmup=cfg.random_steps, noise_seed=noise) as stream:
+    with cell.stream("walk", agent.policy, stage=1, warmup=cfg.random_steps, noise_seed=noise, cfg=cfg.stream) as stream:
         saved = cell.run.load("walk", agent=agent, stream=stream, gait=gait) or 0
         replay, past = agent.replay(), stream.past()
         replay.extend(past)
         gait.remember(past)
         cell.run.rewind("walk", stream.steps)
-        pen = Pen(cfg, agent, gait, stream)
+        pen, owed = Pen(cfg, agent, gait, stream), 0
         with cell.run.bar("walk: control steps", cfg.steps) as advance:
             advance(stream.steps)
             while stream.steps < cfg.steps or not stream.between:
-                moments = stream.take()
+                moments = stream.take(wait=owed < 1)
                 replay.put(moments)
                 gait.see(moments)
-                if stream.steps > cfg.random_steps and len(replay):
+                owed += len(moments) if stream.steps > cfg.random_steps else 0
+                if owed and len(replay):
+                    owed = min(owed - 1, BEHIND)
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
                     pen.told.append(agent.update(replay.sample(cfg.sac.batch, random, cfg.sac.utd)))
                     stream.publish(agent.policy)
@@ -128,6 +140,7 @@ def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait) -> None:
                     saved = stream.steps
                     cell.run.save("walk", saved, agent=agent, stream=stream, gait=gait)
         cell.run.save("walk", stream.steps, agent=agent, stream=stream, gait=gait)
+        return stream.health()
 
 
 class Gait:
@@ -201,6 +214,7 @@ class Pen:
                "updates_per_s": (self._agent.step - self._updates) / max(gait.seconds - self._seconds, 1e-9),
                "utd_reached": utd_reached(self._cfg, self._agent, gait), "episodes": float(self._stream.episodes)}
         names = list({name: None for told in self.told for name in told})
+        out |= self._stream.health()
         out |= {name: float(torch.stack([told[name] for told in self.told if name in told]).mean()) for name in names}
         self._mark()
         return out

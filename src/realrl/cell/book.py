@@ -23,35 +23,53 @@ from realrl.data import side
 from realrl.data.record.recorder import Recorder
 from realrl.data.store import Store
 from realrl.files import disk, read_plain, write_bytes
-from realrl.types import Array, Episode, RealrlError, Step, TaskSpec
+from realrl.types import Array, Episode, Obs, RealrlError, Step, TaskSpec
 
 GROUP = 20  # a simulator's episodes per append: a kill costs at most these, which are made again, identically
 CODEC: Final = "ffv1"  # pictures to the bit: a resumed run sees again what it saw
 
 
 class Book:
-    """The data set of a run. group: episodes per append; live: whether robots are recorded step by step."""
+    """The data set of a run. group: episodes per append; live: whether robots are recorded step by step, as `is_live` says."""
 
     def __init__(self, folder: Path, task: str, spec: TaskSpec, *, group: int = GROUP, live: bool = False) -> None:
         self.dir, self.task, self.spec, self.group = folder, task, spec, group
-        self.store = Store.open_or_create(folder, task=task, fps=round(1 / spec.dt), codec=CODEC)
-        self._recorder = self._open_recorder() if live else None
+        self._store = Store.open_or_create(folder, task=task, fps=round(1 / spec.dt), codec=CODEC)
+        self.is_live, self._elsewhere = live, False
+        self._recorder: Recorder | None = None
 
     @property
-    def is_live(self) -> bool:
-        """Whether robots are recorded step by step."""
-        return self._recorder is not None
+    def store(self) -> Store:
+        """The data set. With the first look at it, what a killed recorder left is there, too."""
+        self._open()
+        return self._store
+
+    def _open(self) -> None:
+        """Only now: until somebody looks, another process may be recording."""
+        if self.is_live and not self._recorder and not self._elsewhere:
+            self._recorder = self._open_recorder()
 
     def close(self) -> None:
         """Finish what is being recorded; an episode under way is kept as far as it got."""
         if self._recorder:
             self._recorder.close()
 
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """While the body runs, another process records."""
+        self.close()
+        self._recorder, self._elsewhere = None, True
+        try:
+            yield
+        finally:
+            self._store, self._elsewhere = Store.open(self.dir), False
+
     # -- writing --------------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def writing(self, label: str, chains: bool) -> Iterator[Callable[[Episode], None]]:
         """Records the episodes that the body hands over under a label, also those before an interruption. chains: with their `extra`."""
+        self._open()
         waiting: list[Episode] = []
 
         def put(episode: Episode) -> None:
@@ -66,12 +84,13 @@ class Book:
         finally:
             if self._recorder:
                 self._recorder.flush()
-                self.store = Store.open(self.dir)
+                self._store = Store.open(self.dir)
             known = self.recorded(label) if waiting else {}
             self._append(label, [e for e in waiting if e.seed not in known], chains)  # an interruption may come just after an append
 
     def live(self, label: str, chains: bool) -> LiveRecording | None:
         """What takes episodes down step by step under a label; None where they are appended whole."""
+        self._open()
         keep = partial(self._write_chains, label) if chains else None
         return LiveRecording(self._recorder, label, self.task, keep) if self._recorder else None
 
@@ -112,7 +131,7 @@ class Book:
                             depth=self._films("depth."), codec=CODEC, min_frames=1, record_kb=max(64, room))
         for note in recorder.notes:
             Console(stderr=True).print(note, markup=False)
-        self.store = Store.open(self.dir)
+        self._store = Store.open(self.dir)
         return recorder
 
     def _films(self, kind: str) -> dict[str, tuple[int, int]]:
@@ -145,8 +164,10 @@ class Book:
             episode.extra = kept.get(seed, {})
         return found
 
-    def labelled(self, *labels: str) -> list[Episode]:
-        """All that was recorded under these labels, in the order in which it was."""
+    def labelled(self, *labels: str, anew: bool = False) -> list[Episode]:
+        """All that was recorded under these labels, in the order in which it was. anew: also by other processes since."""
+        if anew:
+            self._store = Store.open(self.dir)
         if not len(self.store):
             return []
         rows = self.store.rows.select(["policy", "episode_index"]).to_pylist()
@@ -219,6 +240,10 @@ class LiveRecording:
     def step(self, step: Step) -> None:
         """One step."""
         self._recorder.add(step)
+
+    def cut(self, after: Obs) -> None:
+        """The episode under way ends here, as if by a clock. after: what followed its last step."""
+        self._recorder.finish(after, terminated=False, truncated=True)
 
     def end(self, episode: Episode) -> None:
         """The chains first: whoever finds the episode finds them, too."""

@@ -10,22 +10,25 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from realrl import envs
 from realrl.cell.account import Account
+from realrl.cell.actor import Order
 from realrl.cell.book import GROUP, Book
-from realrl.cell.collect import Collector, MakeEnv
+from realrl.cell.collect import Collector, MakeEnv, pack
 from realrl.cell.curriculum import Practice
 from realrl.cell.judge import Judge, Measure
-from realrl.cell.stream import Interleaved
+from realrl.cell.stream import Beside, Interleaved
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.learn.imitation import worthy
 from realrl.robots.embodiment import Embodiment
 from realrl.run import Run
 from realrl.scene import Scene
+from realrl.streaming import StreamConfig
 from realrl.types import Array, Episode, Policy, RealrlError, Source, TaskSpec
 
 
@@ -85,8 +88,14 @@ class WorkCell:
         self.summary["env_steps"] = self.book.steps_until(label, seeds)
         return [fresh[s] if s in fresh else old[s] for s in seeds]
 
-    def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0) -> Interleaved:
-        """One robot that acts while a method learns, see `types.Stream`; here both take turns in this process."""
+    def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0,
+               cfg: StreamConfig | None = None) -> Interleaved | Beside:
+        """One robot that acts while a method learns, see `types.Stream`; both take turns in this process, unless real time is asked for."""
+        if cfg and cfg.realtime:
+            self.collector.close()  # the robot is the actor's
+            return Beside(self.book, policy, Order(
+                Path(), self.book.dir, self.scene.task, self.spec, label, self.collector.bench(), pack(policy), self.seeds(stage, 1)[0],
+                warmup, noise_seed, cfg))
         starts = lambda n: self.seeds(stage, 1, n)[0]
         bench = self.collector.local() if self.book.is_live else self.collector.bench()
         return Interleaved(self.book, bench, label, policy, starts, warmup=warmup, noise_seed=noise_seed, again=not self.book.is_live)

@@ -70,7 +70,7 @@ class Collector:
         if recording or self.workers == 1 or len(seeds) < 2 * self.workers:
             yield from self.local().run(policy, seeds, greedy, noise_seed, source, glance, recording)
             return
-        blob = _pack(policy)
+        blob = pack(policy)
         self._start()
         busy = {pipe: p for pipe, p in zip(self._pipes, self._processes, strict=True)}
         try:
@@ -158,12 +158,13 @@ class Bench:
         yield from rollout(self.envs, policy, [box_guard(e, self._guard) for e in self.envs], seeds, greedy=greedy, noise_seed=noise_seed,
                            task=self.task, source=source, glance=glance, recording=recording)
 
-    def play(self, policy: Policy, seeds: Iterable[int], *, noise_seed: int, recording: Recording | None) -> Generator[Moment | Episode]:
+    def play(self, policy: Policy, seeds: Iterable[int], *, noise_seed: int, recording: Recording | None,
+             pace: Callable[[], None] | None = None) -> Generator[Moment | Episode]:
         """One robot, exploring, step by step, see `rollout.play`."""
         if not self.envs:
             self.envs.append(self._make())
         yield from play(self.envs[:1], policy, [box_guard(self.envs[0], self._guard)], seeds, greedy=False, noise_seed=noise_seed,
-                        task=self.task, recording=recording)
+                        task=self.task, recording=recording, pace=pace)
 
     def close(self) -> None:
         """Close the environments (a robot's port and brakes)."""
@@ -173,7 +174,8 @@ class Bench:
         gc.collect()  # simulators sit in reference cycles, and Python does not see how many megabytes hang on each
 
 
-def _pack(policy: Policy) -> bytes:
+def pack(policy: Policy) -> bytes:
+    """A policy as other processes are sent it. Raises RealrlError for one that cannot be sent."""
     try:
         return pickle.dumps(policy)
     except (pickle.PicklingError, AttributeError, TypeError) as error:

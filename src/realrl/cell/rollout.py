@@ -119,7 +119,7 @@ def rollout(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds:
 
 def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: Iterable[int], *, greedy: bool, noise_seed: int = 0,
          task: str = "", source: Source = Source.POLICY, human: Intervention | None = None, pace: Callable[[], None] | None = None,
-         glance: bool = False, recording: Recording | None = None) -> Iterator[Moment | Episode]:
+         glance: bool = False, recording: Recording | None = None) -> Generator[Moment | Episode]:
     """Run one whole episode for every seed, and yield every step as it is done and every episode as it finishes.
 
     recording: takes down every step of one robot, before anybody can learn from it; it wants one environment.

@@ -1,41 +1,39 @@
 """An actor beside a learner (`realrl.types.Stream`): the one control loop, step by step, for methods that learn while the robot moves.
 
-Here both are one process that takes turns: a control step, then as many updates as the method wants. Nothing depends on the clock, so a
+`Interleaved`: one process that takes turns: a control step, then as many updates as the method wants. Nothing depends on the clock, so a
 run repeats to the bit. What a simulator did after the checkpoint that a resumed run begins from is done again, identically; a robot's
 steps cannot be, they are read back and the robot goes on with a new episode.
+
+`Beside`: the robot acts in a process of its own (`cell.actor`), at its rate by the clock. All that it did is read back.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Mapping, Sequence
+import os
+import signal
+import time
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
 
+from realrl.cell.actor import Acting, Order, launch
 from realrl.cell.book import Book
-from realrl.cell.collect import Bench
-from realrl.types import Array, Episode, Moment, Obs, Plan, Policy, State
+from realrl.cell.collect import Bench, available_cores
+from realrl.cell.mailbox import Mailbox, name, places
+from realrl.types import Episode, Moment, Policy, RealrlError
+
+GOODBYE = 30.0
+"""Seconds that an actor has to end its episode, finish the recording and close the robot."""
 
 
-class _Acting:
-    """The policy that was published last; for the first `warmup` control steps even noise from the episode's own generator."""
-
-    n_obs: int
-
-    def __init__(self, policy: Policy, warmup: int, action_dim: int, steps: Callable[[], int]) -> None:
-        self.policy, self._warmup, self._size, self._steps = policy, warmup, action_dim, steps
-        self.name, self.chunk, self.n_obs = policy.name, policy.chunk, policy.n_obs
-
-    def start(self, batch: int) -> State:
-        return self.policy.start(batch)
-
-    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
-        if self._steps() >= self._warmup:
-            return self.policy.act(obs, state, greedy=greedy, rng=rng)
-        noise: list[Array] = [g.uniform(-1, 1, (self.chunk, self._size)) for g in rng]
-        return Plan(np.stack(noise).astype(np.float32)), state
+MOST_DEATHS = 3
+"""How often an actor is started anew before it did anything."""
 
 
 class Interleaved:
@@ -46,7 +44,7 @@ class Interleaved:
                  again: bool) -> None:
         self.steps = self.episodes = 0
         self._book, self._bench, self._label, self._starts, self._noise, self._again = book, bench, label, starts, noise_seed, again
-        self._acting = _Acting(policy, warmup, book.spec.action_dim, lambda: self.steps)
+        self._acting = Acting(policy, warmup, book.spec.action_dim, lambda: self.steps)
         self._known = set(book.recorded(label))
         self._writing = ExitStack()
         self._moments: Generator[Moment | Episode] | None = None
@@ -76,7 +74,7 @@ class Interleaved:
         self.episodes, self.steps = len(whole), sum(len(e) for e in whole)
         return whole
 
-    def take(self) -> list[Moment]:
+    def take(self, *, wait: bool = True) -> list[Moment]:
         """See `types.Stream`: the next control step."""
         if self._moments is None:
             seeds = (self._starts(i) for i in itertools.count(self.episodes))
@@ -97,6 +95,10 @@ class Interleaved:
         """See `types.Stream`."""
         self._acting.policy = policy
 
+    def health(self) -> dict[str, float]:
+        """Nobody waits for anybody."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """How far it is; what was done until then is on disk afterwards. Raises ValueError within an episode."""
         if not self.between:
@@ -108,3 +110,167 @@ class Interleaved:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.episodes, self.steps = int(state["episodes"]), int(state["steps"])
+
+
+class Beside:
+    """The stream whose robot acts in a process of its own; use it as a context manager. what: everything about the robot but its mailbox.
+
+    A learner that begins anew, after it was killed, finds the actor that is still there.
+    """
+
+    def __init__(self, book: Book, policy: Policy, order: Order) -> None:
+        """order: its mailbox is made here."""
+        self.steps = self.episodes = 0
+        self.between = True
+        self._book, self._policy, self._order = book, policy, order
+        self._inside = ExitStack()
+        self._process: Any = None
+        self._age, self._deaths = 0.0, 0
+
+    def __enter__(self) -> Beside:
+        self._inside.enter_context(self._book.lent())
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, min(threads, available_cores() - 1)))  # a core is the robot's
+        self._inside.callback(torch.set_num_threads, threads)
+        self._box = self._found() or self._made()
+        self._inside.callback(self._leave)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._inside.close()
+
+    # -- the actor --------------------------------------------------------------------------------------------------------------------
+
+    def _about(self) -> dict[str, Any]:
+        """What an actor that is still there must be of."""
+        order, policy = self._order, self._policy
+        return {"task": order.task, "label": order.label, "noise": order.noise_seed, "warmup": order.warmup, "chunk": policy.chunk,
+                "n_obs": policy.n_obs, "dataset": str(order.dataset.resolve())}
+
+    def _found(self) -> Mailbox | None:
+        """The mailbox of an actor that outlived its learner. Raises RealrlError where it is of another run or another policy."""
+        for box in Mailbox.find(name(self._order.dataset)):
+            if not box.alive:
+                box.remove()
+                continue
+            wanted = [[k, str(v.dtype).removeprefix("torch."), list(v.shape)] for k, v in _weights(self._policy).items()]
+            if box.layout["about"] != self._about() or box.layout["weights"] != wanted:
+                raise RealrlError(f"an actor of another configuration still holds the robot (process {int(box.head['pid'])}): go on with "
+                                  "the configuration that it had, or stop that process")
+            box.head["wanted"] += 1  # it holds the robot until `past` lets it go
+            box.head["learner_beat"] = time.monotonic()
+            Console(stderr=True).print(f"the actor is still there (process {int(box.head['pid'])}) and goes on", markup=False)
+            return box
+        return None
+
+    def _made(self) -> Mailbox:
+        order = self._order
+        box = Mailbox.create(name(order.dataset), places(order.spec), _weights(self._policy), self._about(), order.cfg.queue)
+        self._order = replace(self._order, mailbox=box.path)
+        box.head["learner_beat"] = time.monotonic()
+        self._process = launch(self._order)
+        return box
+
+    def _leave(self) -> None:
+        """The actor ends what it does and closes the robot."""
+        self._box.head["stop"] = 1
+        deadline = time.monotonic() + GOODBYE
+        while self._there() and time.monotonic() < deadline:
+            self._beat()
+            time.sleep(0.02)
+        if self._there():
+            Console(stderr=True).print(f"the actor does not end: process {int(self._box.head['pid'])} is stopped", markup=False)
+            os.kill(int(self._box.head["pid"]), signal.SIGTERM)
+        self._box.remove()
+
+    def _there(self) -> bool:
+        return bool(self._process.is_alive()) if self._process else self._box.alive
+
+    def _beat(self) -> None:
+        self._box.head["learner_beat"] = time.monotonic()
+
+    def _look(self) -> None:
+        """Raise RealrlError for what the actor could not do; one that was killed is replaced."""
+        if error := bytes(self._box.head["error"]).rstrip(b"\0").decode(errors="replace"):
+            raise RealrlError(error)
+        if self._there():
+            return
+        self._deaths += 1
+        if self._deaths > MOST_DEATHS:
+            raise RealrlError(f"{self._order.task}: the actor's process died {MOST_DEATHS} times before it did a step; what it recorded is "
+                              "kept: look whether its memory suffices, then go on with --resume")
+        Console(stderr=True).print("the actor's process died: another goes on; what it recorded is kept", markup=False)
+        self.episodes += not self.between
+        self.between = True
+        self._order = replace(self._order, mailbox=self._box.path)
+        self._process = launch(self._order)
+        self._let_go(read=False)
+
+    def _let_go(self, *, read: bool) -> list[Episode]:
+        """Wait until all that was done is in the recording, read it, and let the robot go on."""
+        head = self._box.head
+        head["wanted"] += 1
+        while head["ready"] != head["wanted"]:
+            self._beat()
+            self._look()
+            time.sleep(0.01)
+        found = self._book.labelled(self._order.label, f"{self._order.label} (recovered)", anew=True) if read else []
+        if read:
+            self.episodes, self.steps = len(found), sum(len(e) for e in found)
+        head["episodes"], head["steps"] = self.episodes, self.steps
+        self.publish(self._policy)
+        self._age = 0.0
+        head["go"] = head["wanted"]
+        return found
+
+    # -- the stream -------------------------------------------------------------------------------------------------------------------
+
+    def past(self) -> list[Episode]:
+        """See `types.Stream`."""
+        return self._let_go(read=True)
+
+    def take(self, *, wait: bool = True) -> list[Moment]:
+        """See `types.Stream`."""
+        while not (moments := self._box.take()):
+            self._beat()
+            self._look()
+            if not wait:
+                return []
+            self._box.head["published"] = time.monotonic()  # nothing to learn from: the weights are as new as they can be
+            time.sleep(0.001)
+        self._beat()
+        self._deaths = 0
+        for moment in moments:
+            self.episodes += moment.first and not self.between  # one that was cut short
+            self.steps += 1
+            self.between = moment.step.terminated or moment.step.truncated
+            self.episodes += self.between
+        return moments
+
+    def publish(self, policy: Policy) -> None:
+        """See `types.Stream`."""
+        self._age = max(self._age, time.monotonic() - float(self._box.head["published"]))
+        self._policy = policy
+        self._box.publish(_weights(policy))
+        self._beat()
+
+    def health(self) -> dict[str, float]:
+        """How it goes, since the robot was let go. weights_behind: versions; weights_age_s: the longest between two of them since the last
+        time that somebody asked; worst_late_ms: of a tick; deadline_misses, ticks, holds: counts; queued: steps that wait."""
+        head, age = self._box.head, self._age
+        self._age = 0.0
+        return {"weights_age_s": age, "weights_behind": float(head["version"] - head["acting"]), "queued": float(self._box.waiting),
+                "ticks": float(head["ticks"]), "deadline_misses": float(head["missed"]), "worst_late_ms": 1000 * float(head["worst"]),
+                "holds": float(head["holds"])}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the recording says how far it is."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `state_dict`."""
+
+
+def _weights(policy: Any) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = policy.state_dict()
+    return found

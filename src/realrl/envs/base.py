@@ -78,7 +78,7 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
         self.succeeded = False
         self._eyes, self._whims = eyes, whims
         self._seen: Obs = {}
-        self.observation_space = cast("gymnasium.Space[Obs]", Dict(_spaces(task)))
+        self.observation_space = cast("gymnasium.Space[Obs]", Dict(spaces(task)))
         self.action_space = Box(-1.0, 1.0, (task.action_dim,), np.float32)
         self._low = np.broadcast_to(np.asarray(native_low, np.float64), (task.action_dim,))
         self._half = (np.broadcast_to(np.asarray(native_high, np.float64), (task.action_dim,)) - self._low) / 2
@@ -151,7 +151,7 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
         return {"state": state[list(self._eyes.own)], "privileged": state, **self._seen}
 
 
-def _spaces(task: TaskSpec) -> dict[str, gymnasium.Space[Any]]:
+def spaces(task: TaskSpec) -> dict[str, gymnasium.Space[Any]]:
     """The space of every observation: float32 without bounds, but for pictures and depths, whose integers have theirs."""
     spaces: dict[str, gymnasium.Space[Any]] = {"state": Box(-np.inf, np.inf, (task.obs_dim,), np.float32)}
     if task.privileged:

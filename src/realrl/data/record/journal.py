@@ -79,25 +79,12 @@ class Ring:
         stride = -(-(_HEAD.size + room + sum(sizes)) // 4096) * 4096
         slots = min(max(4, budget // stride), 4096)
         size = _SLOTS + slots * stride
-        for folder in _memory_folders():
-            fd, name = tempfile.mkstemp(prefix=f"realrl-{owner}-", suffix=".ring", dir=folder)
-            try:
-                os.ftruncate(fd, size)
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(fd, 0, size)  # a full memory disk says so now, instead of killing the process later
-                memory = mmap.mmap(fd, size)
-            except OSError:
-                os.unlink(name)
-                continue
-            finally:
-                os.close(fd)
-            np.ndarray((1 + len(sizes),), np.int64, memory, _DONE)[:] = -1
-            np.ndarray((len(sizes),), np.int64, memory, _SIZES)[:] = sizes
-            np.ndarray((slots,), np.int64, memory, _SLOTS, (stride,))[:] = -1
-            _TOP.pack_into(memory, 0, MAGIC, os.urandom(16), started, slots, room, stride, len(sizes))
-            return cls(Path(name), memory)
-        raise RealrlError(f"there is no room for {size >> 20} MB of frames in /dev/shm or {tempfile.gettempdir()}; "
-                          "free space there or give the recorder a smaller ring_mb")
+        path, memory = memory_file(f"realrl-{owner}-", ".ring", size, "give the recorder a smaller ring_mb")
+        np.ndarray((1 + len(sizes),), np.int64, memory, _DONE)[:] = -1
+        np.ndarray((len(sizes),), np.int64, memory, _SIZES)[:] = sizes
+        np.ndarray((slots,), np.int64, memory, _SLOTS, (stride,))[:] = -1
+        _TOP.pack_into(memory, 0, MAGIC, os.urandom(16), started, slots, room, stride, len(sizes))
+        return cls(path, memory)
 
     @classmethod
     def attach(cls, path: str | Path) -> Ring | None:
@@ -112,7 +99,7 @@ class Ring:
     def left(cls, owner: str) -> list[Ring]:
         """The rings of this owner that are there, oldest first; only files of this user. One that was never completed is deleted."""
         rings = []
-        for path in (p for folder in _memory_folders() for p in folder.glob(f"realrl-{owner}-*.ring")):
+        for path in (p for folder in memory_folders() for p in folder.glob(f"realrl-{owner}-*.ring")):
             if not path.is_symlink() and path.stat().st_uid == os.geteuid():
                 if ring := cls.attach(path):
                     rings.append(ring)
@@ -150,10 +137,26 @@ class Ring:
         self.path.unlink(missing_ok=True)
 
 
-def _memory_folders() -> list[Path]:
-    """Where a ring may lie, best first."""
+def memory_folders() -> list[Path]:
+    """Where a file that processes share may lie, best first."""
     memory = Path("/dev/shm")
     return [*([memory] if memory.is_dir() else []), Path(tempfile.gettempdir())]
+
+
+def memory_file(prefix: str, suffix: str, size: int, less: str) -> tuple[Path, mmap.mmap]:
+    """A new file of so many bytes, zeros, that processes may share. less: how to want less of it. Raises RealrlError without room."""
+    for folder in memory_folders():
+        fd, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=folder)
+        try:
+            os.ftruncate(fd, size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, 0, size)  # a full memory disk says so now, instead of killing the process later
+            return Path(name), mmap.mmap(fd, size)
+        except OSError:
+            os.unlink(name)
+        finally:
+            os.close(fd)
+    raise RealrlError(f"there is no room for {size >> 20} MB in {' or '.join(map(str, memory_folders()))}; free space there, or {less}")
 
 
 def _record(head: tuple[Any, ...], content: bytes, holder: mmap.mmap | int, images: int, sizes: tuple[int, ...]) -> Record | None:

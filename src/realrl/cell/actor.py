@@ -1,0 +1,255 @@
+"""The actor's process: one robot at its control rate, while a learner in another process trains (`stream.Beside`).
+
+Every step is recorded here before the learner gets it; what the learner sends are weights. Where the learner is silent or its weights grow
+old, the actor ends the episode, holds the robot, says why, and goes on when there are fresh weights. It outlives its learner: a new one
+finds it holding, reads the recording and lets it go on. Without any for long it closes the robot and leaves.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import multiprocessing as mp
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from realrl.cell.book import Book
+from realrl.cell.collect import Bench
+from realrl.cell.mailbox import Mailbox
+from realrl.streaming import StreamConfig
+from realrl.types import Array, Episode, Moment, Obs, Plan, Policy, RealrlError, State, TaskSpec
+
+BEAT = 0.1
+"""Seconds between two signs of life."""
+GO, NEW, SILENT, OLD, FULL, STOP = range(6)
+HOLDS = {NEW: "a learner begins", SILENT: "the learner is silent", OLD: "its weights are old",
+         FULL: "the learner does not take what is done", STOP: "the learner said so"}
+"""Why a robot is held."""
+LATE = 0.1
+"""A tick misses its deadline when it ends later than that share of the period."""
+
+
+class Acting:
+    """A policy for the control loop; for the first `warmup` control steps even noise from the episode's own generator."""
+
+    n_obs: int
+
+    def __init__(self, policy: Policy, warmup: int, action_dim: int, steps: Callable[[], int]) -> None:
+        self.policy, self._warmup, self._size, self._steps = policy, warmup, action_dim, steps
+        self.name, self.chunk, self.n_obs = policy.name, policy.chunk, policy.n_obs
+
+    def start(self, batch: int) -> State:
+        return self.policy.start(batch)
+
+    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        if self._steps() >= self._warmup:
+            return self.policy.act(obs, state, greedy=greedy, rng=rng)
+        noise: list[Array] = [g.uniform(-1, 1, (self.chunk, self._size)) for g in rng]
+        return Plan(np.stack(noise).astype(np.float32)), state
+
+
+class _Fresh(Acting):
+    """With the newest weights at every plan."""
+
+    def __init__(self, box: Mailbox, order: Order, steps: Callable[[], int]) -> None:
+        policy: Any = pickle.loads(order.policy)
+        super().__init__(policy, order.warmup, order.spec.action_dim, steps)
+        self._box, self._weights, self._version = box, policy.state_dict(), 0
+
+    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        self._version = self._box.fetch(self._weights, self._version)
+        self._box.head["acting"] = self._version
+        return super().act(obs, state, greedy=greedy, rng=rng)
+
+
+@dataclass(frozen=True)
+class Order:
+    """All that an actor needs to know. dataset: the recording's folder; policy: pickled, its weights come through the mailbox; start: seed
+    of the first episode, the others follow it."""
+
+    mailbox: Path
+    dataset: Path
+    task: str
+    spec: TaskSpec
+    label: str
+    bench: Bench
+    policy: bytes
+    start: int
+    warmup: int
+    noise_seed: int
+    cfg: StreamConfig
+
+
+class Clock:
+    """Keeps a control period [s] by deadlines. A tick that comes late is not made up for by hurrying the next ones."""
+
+    def __init__(self, period: float, head: Any) -> None:
+        self._period, self._head, self._due = period, head, 0.0
+
+    def rest(self) -> None:
+        """The next tick begins a new count."""
+        self._due = 0.0
+
+    def wait(self) -> None:
+        """Sleep until this tick's deadline."""
+        now = time.monotonic()
+        due = self._due + self._period if self._due else now + self._period
+        time.sleep(max(due - now, 0.0))
+        late = time.monotonic() - due
+        head = self._head
+        head["ticks"] += 1
+        head["missed"] += late > LATE * self._period
+        head["worst"] = max(float(head["worst"]), late)
+        self._due = max(due, now)
+
+
+class Actor:
+    """See the module."""
+
+    def __init__(self, order: Order, box: Mailbox, book: Book) -> None:
+        self._order, self._box, self._book, self._cfg = order, box, book, order.cfg
+        self._acting = _Fresh(box, order, lambda: self._steps)
+        self._clock = Clock(order.spec.dt, box.head)
+        self._steps = self._episodes = 0
+        self._stopped = False
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self._stopped = True
+
+    def run(self) -> None:
+        """Until the learner, or a signal, says stop, or nobody has been here for `alone` seconds."""
+        with self._book.writing(self._order.label, False):
+            while self._wait():
+                self._play()
+
+    # -- holding --------------------------------------------------------------------------------------------------------------------
+
+    def _wait(self) -> bool:
+        """Hold the robot until there is a learner with fresh weights; False where it is time to leave."""
+        told = GO
+        while (why := self._why()) not in (GO, STOP):
+            if why == NEW and self._box.head["ready"] != self._box.head["wanted"]:
+                self._give_over()
+            if why != told and why != NEW:
+                self._box.head["holds"] += 1
+                Console(stderr=True).print(f"the robot is held: {HOLDS[why]}", markup=False)
+            told = why
+            self._box.head["hold"] = why
+            if self._box.silence > self._cfg.alone:
+                Console(stderr=True).print(f"nobody has asked for the robot for {self._cfg.alone:g} s: it is let go", markup=False)
+                return False
+            time.sleep(0.01)
+        self._box.head["hold"] = GO
+        self._clock.rest()
+        return why == GO
+
+    def _give_over(self) -> None:
+        """All that was done is in the recording, where a new learner reads it."""
+        with self._book.writing(self._order.label, False):
+            pass  # its end waits until all is there
+        self._box.forget()
+        self._box.head["ready"] = self._box.head["wanted"]
+
+    def _why(self) -> int:
+        """Why the robot has to be held now, `GO` where it has not."""
+        head, now = self._box.head, time.monotonic()
+        if self._stopped or head["stop"]:
+            return STOP
+        if head["go"] != head["wanted"]:
+            return NEW
+        if self._box.silence > self._cfg.patience:
+            return SILENT
+        if self._steps > self._order.warmup and now - float(head["published"]) > self._cfg.weights_age:
+            return OLD
+        return FULL if self._box.room < 4 else GO
+
+    # -- acting ---------------------------------------------------------------------------------------------------------------------
+
+    def _play(self) -> None:
+        """Go on from episode to episode until there is a reason to hold; what is under way then ends there, cut short."""
+        order, head = self._order, self._box.head
+        self._steps, self._episodes = int(head["steps"]), int(head["episodes"])
+        recording = self._book.live(order.label, False)
+        assert recording is not None
+        starts = itertools.count(order.start + self._episodes)
+        moments = order.bench.play(self._acting, starts, noise_seed=order.noise_seed, recording=recording,
+                                   pace=None if order.spec.live else self._clock.wait)  # a robot keeps its own time
+        for found in moments:
+            if isinstance(found, Episode):
+                self._episodes += 1
+                gc.collect()
+                self._clock.rest()
+            else:
+                self._steps += 1
+                self._box.put(found)
+                if found.step.terminated or found.step.truncated:
+                    continue  # its episode comes next
+            if self._why() != GO:
+                moments.close()
+                if isinstance(found, Moment):
+                    recording.cut(found.after)
+                break
+        head["steps"], head["episodes"] = self._steps, self._episodes + isinstance(found, Moment)
+
+
+
+# ---- the process
+
+
+def launch(order: Order) -> Any:
+    """A process that acts as ordered, and goes on when this one is killed."""
+    process = mp.get_context("spawn").Process(target=_main, args=(pickle.dumps(order),), name="actor")
+    process.start()
+    return process
+
+
+def _main(packed: bytes) -> None:
+    order: Order = pickle.loads(packed)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the learner's, who says stop
+    torch.set_num_threads(1)
+    box = Mailbox.attach(order.mailbox)
+    if box is None:
+        return  # its learner is gone already
+    box.head["pid"] = os.getpid()
+    threading.Thread(target=_beat, args=(box.head,), daemon=True).start()
+    try:
+        _run(order, box)
+    except RealrlError as error:
+        box.head["error"] = str(error).encode()[:2000]
+    except BaseException:  # it would be lost with the process
+        box.head["error"] = traceback.format_exc().encode()[-2000:]
+        raise
+    finally:
+        if box.silence > order.cfg.patience:
+            box.remove()  # nobody is there who would
+
+
+def _run(order: Order, box: Mailbox) -> None:
+    book = Book(order.dataset, order.task, order.spec, live=True)
+    try:
+        actor = Actor(order, box, book)
+        gc.freeze()
+        gc.disable()  # between episodes it may take its time
+        actor.run()
+    finally:
+        order.bench.close()
+        book.close()
+
+
+def _beat(head: Any) -> None:
+    while True:
+        head["actor_beat"] = time.monotonic()
+        time.sleep(BEAT)

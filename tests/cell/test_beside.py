@@ -1,0 +1,268 @@
+"""A robot that acts in a process of its own: its rate, newest weights, what it does without a learner, and what kills lose (nothing)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_live import ONE, Rail
+
+from realrl.cell.actor import LATE, Clock
+from realrl.cell.cell import WorkCell
+from realrl.cell.mailbox import Mailbox, name, places
+from realrl.data.store import Store
+from realrl.data.tools.check import check
+from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
+from realrl.run import Run
+from realrl.scene import Scene
+from realrl.streaming import StreamConfig
+from realrl.types import Array, Moment, RealrlError, Source, Step, TaskSpec
+
+HERE = Path(__file__).resolve().parent
+SCENE = Scene(task="lab/rail", collect=ONE)
+FAST = StreamConfig(realtime=True, patience=1.0, weights_age=30.0, alone=300.0, queue=64)
+CODE = """import sys, test_beside; from pathlib import Path
+test_beside.learner(Path(sys.argv[1]))"""
+
+
+class Cart(Rail):
+    """Fifty times a second, never at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.task = TaskSpec("lab", "rail", obs_dim=2, action_dim=1, horizon=20, dt=0.02, text="to and fro")
+
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        self.x = self.x + np.array([0.02 * float(action[0]), 0.0])
+        return np.full(2, np.nan) if self.broken == (self.seed, self._t) else self.x, 0.0, False, False
+
+
+class Dying(Cart):
+    """Its sensor dies in the second episode."""
+
+    broken = (11_000_001, 3)
+
+
+def policy(bias: float = 0.0) -> GaussianPolicy:
+    """Pushes with tanh(bias), whatever it sees, if it is greedy; hardly noisy."""
+    torch.manual_seed(0)
+    made = GaussianPolicy(GaussianConfig(hidden=(4,)), 2, 1)
+    with torch.no_grad():
+        for weights in made.parameters():
+            weights.zero_()
+        made.net.bias1[0, 0] = torch.tensor([bias, -20.0])
+    return made
+
+
+def learner(folder: Path) -> None:
+    """Takes what is done until somebody kills it."""
+    with beside(folder) as stream:
+        stream.past()
+        while True:
+            stream.take()
+
+
+@contextmanager
+def beside(folder: Path, *, make: type[Cart] = Cart, cfg: StreamConfig = FAST, starts_with: GaussianPolicy | None = None) -> Iterator[Any]:
+    """A learner beside a robot."""
+    with Run(folder, resume=True) as run, WorkCell(run, SCENE, make=make) as cell, cell.stream("walk", starts_with or policy(), stage=1,
+                                                                                               cfg=cfg) as stream:
+        yield stream
+
+
+def start_learner(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", CODE, str(folder)], stderr=subprocess.DEVNULL,
+                            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])})
+
+
+def actors(folder: Path) -> list[Mailbox]:
+    return [box for box in Mailbox.find(name(folder / "dataset")) if box.alive]
+
+
+def wait_for(what: Any, seconds: float = 200.0) -> Any:
+    """What a condition gives as soon as it holds."""
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "too late"
+        time.sleep(0.01)
+    return found
+
+
+def recording(folder: Path) -> list[Any]:
+    assert not [p for p in check(folder / "dataset") if p.severity == "error"]
+    return Store.open(folder / "dataset").read()
+
+
+# ---- the mailbox
+
+
+def moment(i: int, *, first: bool = False, ends: bool = False) -> Moment:
+    state = np.array([i, -i], np.float32)
+    step = Step({"state": state}, np.array([0.1 * i], np.float32), np.array([0.2 * i], np.float32), Source.HUMAN, float(i), ends, False,
+                ends, 0.5 * i, i % 2 == 0)
+    return Moment(step, {"state": state + 1}, 7, first)
+
+
+def box(slots: int = 8) -> Mailbox:
+    return Mailbox.create("test", places(Cart().task), policy().state_dict(), {}, slots)
+
+
+def test_steps_go_round_the_ring_as_they_were_put_in() -> None:
+    here = box()
+    there = Mailbox.attach(here.path)
+    assert there is not None
+    for turn in range(5):
+        for i in range(3):
+            there.put(moment(i, first=i == 0, ends=i == 2))
+        there.put(moment(9, first=True))
+        assert here.waiting == 6
+        found = here.take()
+        assert [m.first for m in found] == [True, False, False], "up to an episode's end"
+        for i, m in enumerate(found):
+            wanted = moment(i, ends=i == 2)
+            assert m.seed == 7 and m.step.source is Source.HUMAN and m.step.reward == i and m.step.terminated == m.step.success == (i == 2)
+            assert m.step.time == 0.5 * i and m.step.starts_plan == (i % 2 == 0)
+            assert np.array_equal(m.after["state"], wanted.after["state"]) and np.array_equal(m.step.action, wanted.step.action)
+            assert np.array_equal(m.step.obs["state"], [i, -i] if i == 0 else found[i - 1].after["state"])
+        rest = here.take()
+        assert len(rest) == 1 and rest[0].first and here.take() == [] and here.room == 8, turn
+    here.remove()
+    assert Mailbox.attach(here.path) is None
+
+
+def test_a_half_written_step_is_not_there_yet() -> None:
+    here = box()
+    here.put(moment(0, first=True))
+    here._ring["reward"][1] = 5.0  # its number is there, its contents are on the way
+    assert here.take() == [] and here.take() == []
+    here._ring["reward"][1] = 0.0
+    assert len(here.take()) == 1
+    here.remove()
+
+
+def test_weights_arrive_whole_and_only_new_ones() -> None:
+    here = box()
+    there = Mailbox.attach(here.path)
+    assert there is not None
+    into = policy().state_dict()
+    assert there.fetch(into, 0) == 0
+    for version in (1, 2, 3):
+        here.publish(policy(version).state_dict())
+        assert there.fetch(into, version - 1) == version and there.fetch(into, version) == version
+        assert float(into["net.bias1"][0, 0, 0]) == version
+    here.remove()
+
+
+def test_a_tick_that_comes_late_is_counted_and_not_made_up_for() -> None:
+    head = np.zeros((), [("ticks", "i8"), ("missed", "i8"), ("worst", "f8")])
+    clock = Clock(0.05, head)
+    clock.wait()
+    begun = time.monotonic()
+    time.sleep(0.12)
+    clock.wait()
+    assert head["ticks"] == 2 and head["missed"] >= 1 and head["worst"] > 0.06
+    clock.wait()
+    assert time.monotonic() - begun >= 0.12 + 0.05 * (1 - LATE)
+
+
+# ---- the two beside each other
+
+
+def test_it_acts_with_what_was_published_last_and_all_is_recorded(tmp_path: Path) -> None:
+    with beside(tmp_path) as stream:
+        assert stream.past() == []
+        steps = stream.take()
+        stream.publish(policy(2.0))
+        while not steps[-1].step.action > 0.5:
+            steps += stream.take()
+        while stream.episodes < 3 or not stream.between:
+            steps += stream.take()
+        health = stream.health()
+        assert stream.steps == len(steps) == 60 and [m.first for m in steps].count(True) == 3
+        assert health["ticks"] >= 60 and health["weights_behind"] == 0 and health["holds"] == 0
+        times = np.diff([m.step.time for m in steps[1:20]])
+        assert np.median(times) > 0.015, "at its rate, not as fast as it can"
+    found = recording(tmp_path)
+    whole = [e for e in found if len(e) == 20]
+    assert np.array_equal(np.concatenate([e.action for e in whole[:3]]), np.stack([m.step.action for m in steps]))
+    assert all(e.truncated for e in found) and len(found) <= 4 and not actors(tmp_path)
+
+
+def test_a_killed_learner_finds_the_robot_held_and_goes_on(tmp_path: Path) -> None:
+    killed = start_learner(tmp_path)
+    mine = wait_for(lambda: [b for b in actors(tmp_path) if b.head["written"] > 30])[0]
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    wait_for(lambda: mine.head["hold"] == 2)
+    done = int(mine.head["ticks"])
+    time.sleep(0.1)
+    assert mine.head["ticks"] == done, "nothing moves"
+    pid = int(mine.head["pid"])
+    other = GaussianPolicy(GaussianConfig(hidden=(5,)), 2, 1)
+    with pytest.raises(RealrlError, match="another configuration still holds the robot"), beside(tmp_path, starts_with=other):
+        pass
+    with beside(tmp_path) as stream:
+        past = stream.past()
+        assert sum(map(len, past)) == done == stream.steps and stream.episodes == len(past), "to the last step"
+        assert stream.take()[0].first and int(mine.head["pid"]) == pid
+        assert stream.take()[0].seed == past[-1].seed + 1
+    assert wait_for(lambda: not actors(tmp_path))
+    assert sum(len(e) for e in recording(tmp_path)) >= done + 2
+
+
+def test_a_killed_actor_is_replaced_and_loses_nothing(tmp_path: Path) -> None:
+    with beside(tmp_path) as stream:
+        stream.past()
+        steps: list[Moment] = []
+        while len(steps) < 25:
+            steps += stream.take()
+        os.kill(int(actors(tmp_path)[0].head["pid"]), signal.SIGKILL)
+        while sum(m.first for m in steps) < 4:
+            steps += stream.take()
+    found = {e.seed: e for e in recording(tmp_path)}
+    for seed in {m.seed for m in steps}:
+        mine = np.stack([m.step.action for m in steps if m.seed == seed])
+        kept = found[seed].action[:len(mine)]
+        assert np.array_equal(kept, mine[:len(kept)]) and len(kept) >= len(mine) - 1, "but for the step under way"
+
+
+def test_what_the_actor_cannot_do_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RealrlError, match="'state' is NaN or infinite") as error, beside(tmp_path, make=Dying) as stream:
+        stream.past()
+        while stream.episodes < 5:
+            stream.take()
+    assert "\n" not in str(error.value) and not actors(tmp_path)
+    assert sum(len(e) for e in recording(tmp_path)) > 20, "what was done before is there"
+
+
+def test_old_weights_hold_the_robot_until_there_are_new_ones(tmp_path: Path) -> None:
+    cfg = StreamConfig(realtime=True, patience=30.0, weights_age=0.3, queue=64)
+    with beside(tmp_path, cfg=cfg) as stream:
+        stream.past()
+        stream.take()
+        wait_for(lambda: actors(tmp_path)[0].head["hold"] == 3)
+        while stream.take(wait=False):
+            pass
+        stream.publish(policy(1.0))
+        found = stream.take()[0]
+        assert found.first and found.step.action > 0.5 and stream.health()["holds"] >= 1
+
+
+def test_nobody_for_long_and_the_actor_leaves(tmp_path: Path) -> None:
+    cfg = StreamConfig(realtime=True, patience=0.2, alone=0.5, queue=64)
+    with beside(tmp_path, cfg=cfg) as stream:
+        stream.past()
+        stream.take()
+        process = stream._process
+        process.join(60)
+        assert process.exitcode == 0 and not Mailbox.find(name(tmp_path / "dataset"))
