@@ -4,7 +4,8 @@
 task is a robot ("go1", "go2", "a1") and perhaps a variant:
 
 - "go1": walk forward at 0.5 m/s or more, in the direction faced at the start; "go1-rough" over bumps with a friction drawn an episode;
-  "go1-filter" with a low-pass filter on the actions; "go1-wide" with nearly all of the joints' range (the paper's ablation).
+  "go1-filter" with a low-pass filter on the actions; "go1-smooth" with a higher
+  price for changes of the action; "go1-wide" with nearly all of the joints' range (the paper's ablation).
 - "go1-command": follow a velocity (forward, sideways, turning) that is drawn anew every 5 s.
 - "go1-fallen": walk forward, from a fall: every episode's robot lies somehow and gets up first, see `QuadrupedEnv.reset`.
 - "go1-paper": what the paper's simulation observes and rewards, with its stand pose and gains.
@@ -32,6 +33,8 @@ SPEED = 0.5
 """What counts as walking, m/s."""
 # weights of the reward, see `walk_reward`
 YAW, ATTITUDE, TORQUE, CHANGE = 0.1, 10.0, 3e-4, 0.1
+SMOOTH = 4.0
+"""How much more `-smooth` asks for a change of the action."""
 
 Goal = Literal["walk", "command", "paper"]
 
@@ -44,6 +47,7 @@ class Variant:
     goal: Goal = "walk"
     rough: bool = False
     filtered: bool = False
+    smooth: bool = False
     wide: bool = False
     fallen: bool = False
 
@@ -52,6 +56,7 @@ VARIANTS = {
     "": Variant("walk forward"),
     "rough": Variant("walk forward over bumps", rough=True),
     "filter": Variant("walk forward, with a filter on the actions", filtered=True),
+    "smooth": Variant("walk forward, gently on the gears", smooth=True),
     "wide": Variant("walk forward, with nearly all of the joints' range", wide=True),
     "command": Variant("walk as commanded: forward, sideways, turning", "command"),
     "fallen": Variant("get up from a fall and walk forward", fallen=True),

@@ -14,7 +14,7 @@ from realrl.envs.base import RobotEnv
 from realrl.envs.mujoco import legs
 from realrl.envs.mujoco.randomise import randomiser
 from realrl.envs.mujoco.sight import Scenery, View, eyes
-from realrl.envs.quadruped import SPEED, VARIANTS, Goal, command_reward, paper_reward, walk_reward
+from realrl.envs.quadruped import SMOOTH, SPEED, VARIANTS, Goal, command_reward, paper_reward, walk_reward
 from realrl.scene import RandomiseConfig, SightConfig
 from realrl.types import Array, Obs, RealrlError, TaskSpec
 
@@ -158,7 +158,7 @@ class QuadrupedEnv(RobotEnv):
         self._last = place.copy()
         self._facts = {"speed": asked, "net": math.dist(place, self._from), "path": path,
                        "change": float(np.abs(moved).mean()), "fell": fell, "feet": self._grounded()}
-        change = float(np.mean(moved * moved))
+        change = float(np.mean(moved * moved)) * (SMOOTH if self._about.smooth else 1.0)
         tilt, torque = now.roll ** 2 + now.pitch ** 2, float(np.sum(self._data.actuator_force ** 2))
         if goal == "paper":
             return paper_reward(float(now.velocity[0]), now.pitch, float(now.gyro[2])), self._kept(asked, fell)
