@@ -212,9 +212,12 @@ def test_a_killed_learner_finds_the_robot_held_and_goes_on(tmp_path: Path) -> No
     with pytest.raises(RealrlError, match="another configuration still holds the robot"), beside(tmp_path, starts_with=other):
         pass
     with beside(tmp_path) as stream:
+        assert len(stream.past()) > 1 and int(stream._box.head["pid"]) == pid, "the same process"
+    assert sum(len(e) for e in recording(tmp_path)) == done, "who takes no step moves no robot"
+    with beside(tmp_path) as stream:
         past = stream.past()
         assert sum(map(len, past)) == done == stream.steps and stream.episodes == len(past), "to the last step"
-        assert stream.take()[0].first and int(mine.head["pid"]) == pid
+        assert stream.take()[0].first
         assert stream.take()[0].seed == past[-1].seed + 1
     assert wait_for(lambda: not actors(tmp_path))
     assert sum(len(e) for e in recording(tmp_path)) >= done + 2
@@ -245,7 +248,9 @@ def test_what_the_actor_cannot_do_is_said_in_one_line(tmp_path: Path) -> None:
     assert sum(len(e) for e in recording(tmp_path)) > 20, "what was done before is there"
 
 
-def test_old_weights_hold_the_robot_until_there_are_new_ones(tmp_path: Path) -> None:
+def test_old_weights_hold_the_robot_until_there_are_new_ones(tmp_path: Path, long: bool) -> None:
+    if not long:
+        pytest.skip("half a minute of starting processes: see `make test-long`")
     cfg = StreamConfig(realtime=True, patience=30.0, weights_age=0.3, queue=64)
     with beside(tmp_path, cfg=cfg) as stream:
         stream.past()
@@ -258,7 +263,9 @@ def test_old_weights_hold_the_robot_until_there_are_new_ones(tmp_path: Path) -> 
         assert found.first and found.step.action > 0.5 and stream.health()["holds"] >= 1
 
 
-def test_nobody_for_long_and_the_actor_leaves(tmp_path: Path) -> None:
+def test_nobody_for_long_and_the_actor_leaves(tmp_path: Path, long: bool) -> None:
+    if not long:
+        pytest.skip("half a minute of starting processes: see `make test-long`")
     cfg = StreamConfig(realtime=True, patience=0.2, alone=0.5, queue=64)
     with beside(tmp_path, cfg=cfg) as stream:
         stream.past()

@@ -53,12 +53,13 @@ class Book:
         """Finish what is being recorded; an episode under way is kept as far as it got."""
         if self._recorder:
             self._recorder.close()
+        self._elsewhere = True  # a last look at it opens nothing
 
     @contextmanager
     def lent(self) -> Iterator[None]:
         """While the body runs, another process records."""
         self.close()
-        self._recorder, self._elsewhere = None, True
+        self._recorder = None
         try:
             yield
         finally:

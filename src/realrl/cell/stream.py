@@ -204,36 +204,41 @@ class Beside:
         self.between = True
         self._order = replace(self._order, mailbox=self._box.path)
         self._process = launch(self._order)
-        self._let_go(read=False)
+        self._settle()
 
-    def _let_go(self, *, read: bool) -> list[Episode]:
-        """Wait until all that was done is in the recording, read it, and let the robot go on."""
+    def _settle(self) -> None:
+        """Wait until the robot is held and all that was done is in the recording."""
         head = self._box.head
         head["wanted"] += 1
         while head["ready"] != head["wanted"]:
             self._beat()
             self._look()
             time.sleep(0.01)
-        found = self._book.labelled(self._order.label, f"{self._order.label} (recovered)", anew=True) if read else []
-        if read:
-            self.episodes, self.steps = len(found), sum(len(e) for e in found)
+
+    def _let_go(self) -> None:
+        """The robot goes on from here."""
+        head = self._box.head
         head["episodes"], head["steps"] = self.episodes, self.steps
         self.publish(self._policy)
         self._age = 0.0
         head["go"] = head["wanted"]
-        return found
 
     # -- the stream -------------------------------------------------------------------------------------------------------------------
 
     def past(self) -> list[Episode]:
         """See `types.Stream`."""
-        return self._let_go(read=True)
+        self._settle()
+        found = self._book.labelled(self._order.label, f"{self._order.label} (recovered)", anew=True)
+        self.episodes, self.steps = len(found), sum(len(e) for e in found)
+        return found
 
     def take(self, *, wait: bool = True) -> list[Moment]:
         """See `types.Stream`."""
         while not (moments := self._box.take()):
             self._beat()
             self._look()
+            if self._box.head["go"] != self._box.head["wanted"]:
+                self._let_go()
             if not wait:
                 return []
             self._box.head["published"] = time.monotonic()  # nothing to learn from: the weights are as new as they can be
