@@ -162,7 +162,8 @@ class Gait:
             self._step(m.after["state"], m.first, m.step.terminated)
 
     def remember(self, episodes: list[Episode]) -> None:
-        """Steps of before."""
+        """Steps of before; the clock of a run that was killed since its checkpoint stood still, theirs did not."""
+        self.seconds = max(self.seconds, float(sum(e.time[-1] - e.time[0] for e in episodes)))
         for e in episodes:
             for i, state in enumerate(e.obs["state"][1:]):
                 self._step(state, i == 0, e.terminated and i == len(e) - 1)
