@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--policy", type=Path, required=True, metavar="DIR", help="folder of a saved policy, e.g. runs/main/policy")
     parser.add_argument("--task", metavar="TASK", help="task to run it on (default: the one it was trained on)")
     parser.add_argument("--env", metavar="M:F", help="an environment of your own: F, a class or function in the module M, builds it")
+    parser.add_argument("--robot", metavar="URL", help="a robot that `realrl robot serve` serves at this address")
     parser.add_argument("--max-delta", type=float, metavar="D", help="largest change of an action a step that the guard lets through "
                         "(default: no limit but the box)")
     parser.add_argument("--episodes", type=whole(1), default=100, metavar="N", help="held-out episodes (default: 100)")
@@ -72,7 +73,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from realrl.scene import CollectConfig, GuardConfig
     policy, trained_on = load_policy(args.policy)
     task, sight = args.task or trained_on, _sight(args.policy)
-    if task.startswith("recorded/") and not args.env:
+    if task.startswith("recorded/") and not (args.env or args.robot):
         raise mistake()(f"{args.policy} was imitated from recordings ({task}), there is nothing here to try it in: name its robot with "
                         "--env, or a simulator that speaks its numbers with --task; its held-out errors are in its run's report")
     make = _maker(args)
@@ -131,15 +132,18 @@ def _sight(policy: Path) -> SightConfig:
 
 
 def _maker(args: argparse.Namespace) -> Callable[[], RobotEnv] | None:
-    """What builds an environment of one's own, None without --env."""
-    if not args.env:
+    """What builds an environment of one's own or connects to a robot, None without --env and --robot."""
+    if not (args.env or args.robot):
         return None
     if args.horizon or args.robustness:
-        raise mistake()("--env: an environment of your own has its own horizon and scene: leave --horizon and --robustness out")
+        raise mistake()("--env and --robot: an environment of your own has its own horizon and scene: leave --horizon and --robustness out")
+    if args.robot:
+        from realrl.robots.client import remote
+        return remote(args.robot)
     from realrl.envs import own
     return own(args.env)
 
 
 def _workers(args: argparse.Namespace, config: type[CollectConfig]) -> CollectConfig:
     """One robot of one's own unless workers are asked for."""
-    return config(workers=1, envs_per_worker=1) if args.env and not args.workers else config(workers=args.workers)
+    return config(workers=1, envs_per_worker=1) if (args.env or args.robot) and not args.workers else config(workers=args.workers)

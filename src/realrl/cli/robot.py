@@ -1,0 +1,89 @@
+"""`realrl robot`: serve one, and what a person says to it: arm, ready, stop, park, status."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realrl.cli.parser import Parser, command, group, mistake, say, whole
+
+if TYPE_CHECKING:
+    from realrl.robots.driver import Driver
+    from realrl.robots.settings import ServerConfig
+
+SAID = {"arm": "All is well: let the robot follow again. Faults that are still there are named, and keep it held.",
+        "ready": "The scene is set up by hand: the episode may begin.",
+        "stop": "Brake and hold now, until a person arms it. No emergency stop: that is a button that cuts the drives.",
+        "park": "Go to the place of rest, slowly, and stay there until a person arms it.",
+        "status": "What the robot is doing, and what is wrong with it."}
+
+
+def add(commands: Any) -> None:
+    """`robot` and its commands."""
+    robot = group(commands, "robot", "Serve a robot, or talk to one that is served.", "realrl robot serve --sim arm/panda-pick")
+    inner = robot.add_subparsers(metavar="COMMAND", parser_class=Parser)
+    serve = command(inner, "serve", "Own a robot: guard it, watch its commander, park it, keep a log. Policies may die, the arm stays safe.",
+                    "realrl robot serve my-arm.yaml", _serve)
+    serve.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="YAML file of realrl.robots.settings.ServerConfig")
+    serve.add_argument("--sim", metavar="TASK", help="a simulated robot in real time: arm/panda-reach or arm/panda-pick")
+    serve.add_argument("--host", metavar="H", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=whole(0), metavar="P", help="port to listen on, 0 for a free one (default: 8770)")
+    serve.add_argument("--log", type=Path, metavar="DIR", help="folder for the server's own log (default: robot-log)")
+    serve.add_argument("--arm", action="store_true", help="arm it at once: you stand beside it and all is well (a simulated one always is)")
+    serve.add_argument("--cameras", nargs="*", default=(), metavar="NAME", help="cameras of a simulated robot: front side")
+    serve.add_argument("--latency-ms", type=float, default=0.0, metavar="MS", help="age of a simulated robot's readings")
+    serve.add_argument("--jitter-ms", type=float, default=0.0, metavar="MS", help="how much that varies")
+    serve.add_argument("--loss", type=float, default=0.0, metavar="P", help="share of a simulated robot's packets that are lost")
+    for name, text in SAID.items():
+        said = command(inner, name, text, f"realrl robot {name} ws://127.0.0.1:8770", _say)
+        said.add_argument("url", nargs="?", default="ws://127.0.0.1:8770", metavar="URL", help="address that `realrl robot serve` printed")
+        said.set_defaults(said=name)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from realrl.robots.server import RobotServer
+    driver, cfg = _robot(args)
+    RobotServer(driver, cfg, arm=args.arm or args.sim is not None, say=lambda line: print(line, flush=True)).run()
+    return 0
+
+
+def _robot(args: argparse.Namespace) -> tuple[Driver, ServerConfig]:
+    """What to serve, and how."""
+    from realrl import config
+    from realrl.robots.settings import ServerConfig
+    if (args.config is None) == (args.sim is None):
+        raise mistake()("give the robot's CONFIG, or --sim TASK for a simulated one")
+    cfg = ServerConfig() if args.config is None else config.load(ServerConfig, args.config)
+    given = {name: value for name in ("host", "port", "log") if (value := getattr(args, name)) is not None}
+    cfg = replace(cfg, **given)
+    if args.sim:
+        from realrl.robots.sim import simulated
+        return simulated(args.sim, cfg, cameras=args.cameras, latency=args.latency_ms / 1e3, jitter=args.jitter_ms / 1e3,
+                         loss=args.loss)
+    if cfg.driver is None:
+        raise mistake()(f"{args.config}: it names no driver; add driver: MODULE:FACTORY, see docs/howto/your-robot.md")
+    from realrl import envs
+    made: Any = envs.own(cfg.driver)
+    return made(**cfg.options), cfg
+
+
+def _say(args: argparse.Namespace) -> int:
+    from realrl.robots.client import Link
+    with Link(args.url, "person") as link:
+        status = link.ask({"type": args.said})
+    for line in told(status):
+        say(line)
+    return 0 if status["mode"] == "armed" or args.said in ("stop", "park") else 1
+
+
+def told(status: dict[str, Any]) -> list[str]:
+    """A status in lines."""
+    lines = [f"{status['name']}: {status['mode']}" + (f", {status['phase']}" if status["phase"] else "")
+             + (f", commanded from {status['commander']}" if status.get("commander") else "")]
+    lines += [f"  {name}: {why}" for name, why in status["faults"].items()]
+    lines += [f"  camera {name}: its pictures come late" for name in status["flags"]]
+    lines.append("  at " + ", ".join(f"{name} {value:g}" for name, value in status["measured"].items()))
+    lines.append(f"  {status['late_ticks']} late ticks, {status['overruns']} late actions, {status['limited_ticks']} ticks with a limit")
+    return lines

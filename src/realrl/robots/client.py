@@ -1,0 +1,185 @@
+"""A robot that a server owns, as an environment: every method, evaluation and recording of the house runs on it unchanged.
+
+`step` returns when the server says that the period is over, so that nobody here has to keep time. What a person may say (`arm`, `ready`)
+is not in here; `Link` is what both sides of the house talk through.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from realrl.envs.base import RobotEnv
+from realrl.robots import wire
+from realrl.types import Array, Obs, RealrlError, TaskSpec
+
+PATIENCE = 5.0  # s for what a server answers at once
+MOVING = 120.0  # s for the way to the start
+TOKEN = "REALRL_ROBOT_TOKEN"
+
+
+class Link:
+    """A connection to a robot's server. Use it as a context manager, or call `close`."""
+
+    def __init__(self, url: str, role: str, token: str | None = None) -> None:
+        """token: by default what the environment variable REALRL_ROBOT_TOKEN holds. Raises RealrlError where nobody answers, or this
+        connection is refused."""
+        wire.need()
+        from websockets.exceptions import InvalidURI, WebSocketException
+        from websockets.sync.client import connect
+        self.url = url if "://" in url else f"ws://{url}"
+        try:
+            self._socket = connect(self.url, max_size=wire.LARGEST_OUT, compression=None, open_timeout=PATIENCE, close_timeout=1, proxy=None)
+        except InvalidURI:
+            raise RealrlError(f"{url} is no address of a robot's server: give the one that `realrl robot serve` prints, "
+                              "e.g. ws://127.0.0.1:8770") from None
+        except (OSError, WebSocketException) as error:
+            raise RealrlError(f"{self.url}: no robot's server answers there ({error}): start one with realrl robot serve") from None
+        try:
+            token = os.environ.get(TOKEN, "") if token is None else token
+            self.send({"type": "hello", "v": wire.VERSION, "role": role, "token": token})
+            self.welcome = self.receive(PATIENCE)
+        except BaseException:
+            self._socket.close()
+            raise
+        self.epoch = int(self.welcome.get("epoch", 0))
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message. Raises RealrlError where the server is gone."""
+        from websockets.exceptions import ConnectionClosed
+        try:
+            self._socket.send(wire.pack(message))
+        except ConnectionClosed:
+            raise self._gone() from None
+
+    def receive(self, patience: float) -> dict[str, Any]:
+        """The next message. Raises RealrlError for an error, for silence, and where the server is gone."""
+        from websockets.exceptions import ConnectionClosed
+        try:
+            message = wire.unpack(self._socket.recv(timeout=patience))
+        except TimeoutError:
+            raise RealrlError(f"{self.url}: the robot's server said nothing for {patience:g} s: look at it and its log") from None
+        except ConnectionClosed:
+            raise self._gone() from None
+        except ValueError as error:
+            raise RealrlError(f"{self.url} does not talk as a robot's server of this version does ({error})") from None
+        if message["type"] == "error":
+            raise RealrlError(f"{self.url}: {message.get('error')}")
+        return message
+
+    def ask(self, message: dict[str, Any], patience: float = PATIENCE) -> dict[str, Any]:
+        """Send, and the answer."""
+        self.send(message)
+        return self.receive(patience)
+
+    def _gone(self) -> RealrlError:
+        return RealrlError(f"{self.url}: the connection to the robot's server is lost; the robot brakes and holds, see `realrl robot status`")
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a step took. late: s that the action came after its time, as the server saw it; age: s that the reading was old; limited:
+    how many channels a limit held back."""
+
+    late: float
+    age: float
+    limited: int
+
+
+class RobotClient(RobotEnv):
+    """The robot at a server's address. Actions in [-1, 1] are the channels' ranges (or steps), in their order.
+
+    `sent` is what the server made of the last action; who: who chose it (`realrl.types.Source`), age: s since they did.
+    """
+
+    def __init__(self, url: str, *, token: str | None = None, horizon: int | None = None) -> None:
+        self.link = Link(url, "commander", token)
+        self.about: dict[str, Any] = self.link.welcome["robot"]
+        low, high = np.array(self.about["low"]), np.array(self.about["high"])
+        senses = {f"images.{name}": tuple(shape) for name, shape in self.about["cameras"].items()}
+        absolute = any(c["step"] is None and c["kind"] != "velocity" for c in self.about["channels"])
+        super().__init__(TaskSpec("robot", self.about["name"], len(self.about["state"]), len(low), horizon or self.about["horizon"],
+                                  1 / self.about["fps"], self.about["text"], senses=senses,
+                                  control="absolute" if absolute else "relative", live=True), native_low=low, native_high=high)
+        self.sent: Array | None = None
+        self.who, self.age = 0, 0.0
+        self.timing = Timing(0.0, 0.0, 0)
+        self._seq, self._images, self._still = 0, dict[str, Array](), np.zeros(len(low))
+
+    def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        """One period, see `RobotEnv.step`."""
+        found = super().step(action)
+        if found[2] or found[3]:
+            self.link.send({"type": "end", "epoch": self.link.epoch})
+        return found
+
+    def still(self) -> Array | None:
+        """The action that keeps the robot where it was commanded to last."""
+        return self._boxed(self._still)
+
+    def park(self) -> None:
+        """Ask the server to park the robot, which then has to be armed again."""
+        self.link.ask({"type": "park"})
+
+    def close(self) -> None:
+        """Give the robot back: it holds, and parks if nobody comes."""
+        try:
+            self.link.send({"type": "bye", "epoch": self.link.epoch})
+        except RealrlError:
+            pass
+        self.link.close()
+
+    def _begin(self, seed: int) -> Array:
+        self.link.send({"type": "reset", "epoch": self.link.epoch, "seed": seed})
+        return self._take(self._answer(-1, np.inf if self.about["reset"] == "hand" else MOVING))
+
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        self._seq += 1
+        self.link.send({"type": "act", "epoch": self.link.epoch, "seq": self._seq, "action": np.asarray(action, np.float64),
+                        "source": self.who, "age": self.age})
+        answer = self._answer(self._seq, PATIENCE + 4 * self.task.dt)
+        self.sent = self._boxed(answer["sent"])
+        self.timing = Timing(float(answer["late"]), float(answer["now"] - answer["stamp"]), int(np.sum(answer["limited"])))
+        return self._take(answer), float(answer["reward"]), bool(answer["terminated"]), bool(answer["success"])
+
+    def _answer(self, seq: int, patience: float) -> dict[str, Any]:
+        """The answer to an action, or with -1 to a reset."""
+        until = time.monotonic() + patience
+        while True:
+            message = self.link.receive(min(max(until - time.monotonic(), 0.01), 1e6))
+            if message["type"] == "obs" and message.get("seq") == seq:
+                return message
+
+    def _take(self, answer: dict[str, Any]) -> Array:
+        self._images = {f"images.{name}": seen["image"] for name, seen in answer["images"].items()}
+        self._still = answer["still"]
+        state: Array = answer["state"]
+        return state
+
+    def _boxed(self, native: Array) -> Array:
+        boxed: Array = np.clip((native - self._low) / self._half - 1.0, -1.0, 1.0).astype(np.float32)
+        return boxed
+
+    def _observe(self, state: Array, *, first: bool = False, last: bool = False) -> Obs:
+        return {**super()._observe(state, first=first, last=last), **self._images}
+
+
+def remote(url: str, horizon: int | None = None) -> Callable[[], RobotClient]:
+    """What connects to a robot, for whoever makes environments."""
+    return partial(RobotClient, url, horizon=horizon)

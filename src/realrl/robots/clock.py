@@ -1,0 +1,67 @@
+"""Time for a loop that moves a robot: absolute deadlines, and what an operating system has to be asked for so that it keeps them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable
+
+SLACK_NS = 1000  # how late Linux may wake us to save power; its default is 50,000
+CONTROL, HARDWARE = 20, 30
+"""Levels of `urgent`: the control loop, and what stands for hardware, which waits for nobody."""
+_PR_SET_TIMERSLACK = 29
+
+
+class Ticker:
+    """Wakes every `period` seconds, counted from the first: what comes late is not made up for, and not added up either."""
+
+    def __init__(self, period: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.period, self.skipped = period, 0
+        self._clock, self._sleep, self._due = clock, sleep, clock()
+
+    def wait(self) -> float:
+        """Sleep until the next tick; how late this is [s]."""
+        self._due += self.period
+        now = self._clock()
+        while now < self._due:
+            self._sleep(self._due - now)
+            now = self._clock()
+        late = now - self._due
+        if late > self.period:  # whole ticks were missed: go on with the next one
+            missed = int(late / self.period)
+            self.skipped += missed
+            self._due += missed * self.period
+        return late
+
+
+def realtime() -> list[str]:
+    """Ask for what a control loop needs, for this thread and process; a line for everything that was not granted."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # whoever calls this collects when nothing moves
+    sys.setswitchinterval(5e-4)
+    refused = []
+    if sys.platform == "linux" and ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, SLACK_NS, 0, 0, 0):
+        refused.append("timer slack stays at 50 us: the kernel refused a smaller one")
+    if not urgent(CONTROL):
+        refused.append("no real-time priority: other programs can delay the control loop (allow it with `ulimit -r 30`, or CAP_SYS_NICE)")
+    return refused
+
+
+def urgent(level: int) -> bool:
+    """Put this thread before all ordinary ones; whether that was granted. level: the higher, the sooner it runs."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(level))
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def priority(nice: int) -> None:
+    """Let this thread stand back (above 0), where the system knows of threads' priorities."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)

@@ -1,0 +1,360 @@
+"""The process that owns a robot: `realrl robot serve`. Policies, recorders and consoles talk to it and may die; the robot stays safe.
+
+Three threads: this one listens (`realrl.robots.wire`), the control thread ticks (`realrl.robots.keeper`), the log's writes. What is slow
+in one never makes the control thread wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import hmac
+import ipaddress
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from realrl.files import printable, read_plain
+from realrl.robots import wire
+from realrl.robots.clock import Ticker, realtime
+from realrl.robots.driver import Driver
+from realrl.robots.keeper import Answer, Held, Keeper
+from realrl.robots.log import ServerLog
+from realrl.robots.settings import ServerConfig
+from realrl.types import Array, RealrlError
+
+PATIENCE = 5.0  # s that who connects has for saying hello
+PARKING = 20.0  # s that parking may take when the server is stopped
+CONNECTIONS, WRONG = 16, 20  # at once; messages that make no sense until the connection is closed
+
+
+@dataclass
+class _Peer:
+    """A connection. left, since: what its budget of messages is, and when it was counted."""
+
+    socket: Any
+    role: str
+    who: str
+    left: float
+    since: float
+    wrong: int = 0
+
+
+class RobotServer:
+    """Serves one robot until it is stopped. Use `run`, or `start` and `close` where other things go on beside it."""
+
+    def __init__(self, driver: Driver, cfg: ServerConfig, *, arm: bool = False, log: ServerLog | None = None,
+                 say: Callable[[str], None] = print) -> None:
+        """arm: armed from the start, by whoever starts it. Raises RealrlError for a robot that must not be served."""
+        wire.need()
+        self.cfg, self.driver, self._say, self._arm = cfg, driver, say, arm
+        self.token = _token(cfg)
+        folder = None if cfg.log is None else cfg.log / time.strftime("%Y%m%d-%H%M%S")
+        self.log = log or ServerLog(folder)
+        self.keeper = Keeper(driver, cfg, self.log, deliver=self._deliver)
+        self.port, self.epoch = cfg.port, 0
+        self._commander: _Peer | None = None
+        self._peers = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._over: asyncio.Event | None = None
+        self._stopped, self._listening = threading.Event(), threading.Event()
+        self._sending: set[asyncio.Task[None]] = set()
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"ws://{self.cfg.host}:{self.port}"
+
+    # ---- living
+
+    def run(self) -> None:
+        """Serve until SIGTERM or Ctrl-C, then park, let go and disconnect. Raises what stopped the control thread."""
+        control = threading.Thread(target=self._control, name="control", daemon=True)
+        control.start()
+        try:
+            asyncio.run(self._serve())
+        finally:
+            self._end(control)
+        if self._error is not None:
+            raise RealrlError(f"{self.cfg.name}: the control loop failed ({self._error!r}); the robot holds with torque on, see to it "
+                              "before you start again") from self._error
+
+    def start(self) -> None:
+        """Serve in a thread; returns when it listens."""
+        self._thread = threading.Thread(target=self.run, name="server", daemon=True)
+        self._thread.start()
+        if not self._listening.wait(20):
+            raise RealrlError(f"{self.cfg.name}: the server does not listen on port {self.cfg.port}: is it taken?")
+
+    def close(self) -> None:
+        """End what `start` began."""
+        self._hang_up()
+        if self._thread is not None:
+            self._thread.join(PARKING + 5)
+
+    def _end(self, control: threading.Thread) -> None:
+        """Park before letting go; whatever failed, never drop the arm."""
+        if self._error is None and self.keeper.guard.now is not None:
+            self.keeper.park("the server's end")
+            until = time.monotonic() + PARKING
+            while self.keeper.mode != "parked" and time.monotonic() < until and control.is_alive():
+                time.sleep(0.02)
+        self._stopped.set()
+        control.join(2)
+        parked = self.keeper.mode == "parked" and self._error is None
+        with contextlib.suppress(OSError):
+            (self.driver.release if parked else self.driver.hold)()
+        self.log.event("released" if parked else "left holding")
+        self.log.close()
+        self.driver.close()
+
+    def _control(self) -> None:
+        """The control thread."""
+        try:
+            for line in realtime():
+                self._say(f"note: {line}")
+            ticker, late, tidied = Ticker(1 / self.cfg.ticks), 0.0, time.monotonic()
+            while not self._stopped.is_set():
+                self.keeper.tick(late)
+                if not self.keeper.running and time.monotonic() - tidied > 10:
+                    gc.collect()
+                    tidied = time.monotonic()
+                late = ticker.wait()
+        except BaseException as error:  # a driver's own mistakes, too: nobody is left who could brake by commands
+            self._error = error
+            self.log.event("crash", error=repr(error))
+            with contextlib.suppress(Exception):
+                self.driver.brake()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._loop is not None and self._over is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed already
+                self._loop.call_soon_threadsafe(self._over.set)
+
+    async def _serve(self) -> None:
+        from websockets.asyncio.server import serve
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        if threading.current_thread() is threading.main_thread():
+            for name in (signal.SIGTERM, signal.SIGINT):
+                self._loop.add_signal_handler(name, self._over.set)
+        try:
+            server = await serve(self._talk, self.cfg.host, self.cfg.port, max_size=wire.LARGEST_IN, max_queue=16, compression=None,
+                                 origins=[None], ping_interval=5, ping_timeout=10, close_timeout=1)
+        except OSError as error:
+            raise RealrlError(f"{self.cfg.host}:{self.cfg.port} cannot be listened on ({error.strerror}): choose another --port") from error
+        async with server:
+            self.port = server.sockets[0].getsockname()[1]
+            await self._armed()
+            self._say(f"{self.cfg.name} is served at {self.url} ({self.keeper.mode})")
+            self._listening.set()
+            await self._over.wait()
+
+    async def _armed(self) -> None:
+        """Arm at the start, once the robot has been read."""
+        for attempt in range(100 if self._arm else 0):
+            await asyncio.sleep(0.02)
+            try:
+                self.keeper.arm()
+                return
+            except Held as error:
+                if attempt == 99:
+                    self._say(f"note: {error}")
+
+    # ---- talking
+
+    async def _talk(self, socket: Any) -> None:
+        from websockets.exceptions import ConnectionClosed
+        peer = None
+        self._peers += 1
+        try:
+            peer = await self._welcome(socket)
+            while peer is not None:
+                data = await socket.recv()
+                if not self._afford(peer):
+                    continue
+                await self._hear(peer, data)
+                if peer.wrong > WRONG or (peer.role == "commander" and self._commander is not peer):
+                    break
+        except (ConnectionClosed, asyncio.TimeoutError):
+            pass
+        finally:
+            self._peers -= 1
+            if peer is not None and self._commander is peer:
+                self._commander = None
+                self.log.event("commander gone", who=peer.who)
+                self.keeper.leave("its commander is gone")
+
+    async def _welcome(self, socket: Any) -> _Peer | None:
+        """Who is there; None for whom it is told that they are not welcome."""
+        refusal = f"{CONNECTIONS} others are connected already" if self._peers > CONNECTIONS else ""
+        try:
+            hello = wire.unpack(await asyncio.wait_for(socket.recv(), PATIENCE))
+        except ValueError as error:
+            hello, refusal = {"type": ""}, f"hello was {error}"
+        role, who = hello.get("role"), printable(str(socket.remote_address[:2]))
+        if not refusal:
+            refusal = self._refusal(hello)
+        if not refusal and role == "commander":
+            if self._commander is not None:
+                refusal = f"{self.cfg.name} is commanded from {self._commander.who} already: end that first"
+        if refusal:
+            self.log.event("refused", who=who, why=refusal)
+            await socket.send(wire.pack({"type": "error", "error": refusal}))
+            return None
+        peer = _Peer(socket, str(role), who, 50.0, time.monotonic())
+        if role == "commander":
+            self._commander, self.epoch = peer, self.epoch + 1
+            self.log.event("commander", who=who, epoch=self.epoch)
+        await socket.send(wire.pack({"type": "welcome", "v": wire.VERSION, "epoch": self.epoch, "robot": self.about(),
+                                     "status": self.keeper.status()}))
+        return peer
+
+    def _refusal(self, hello: dict[str, Any]) -> str:
+        """Why who says this is not welcome, "" where they are."""
+        if hello["type"] != "hello" or hello.get("v") != wire.VERSION:
+            return f"this server speaks version {wire.VERSION} of the protocol and begins with hello, got version {str(hello.get('v'))[:20]}"
+        if self.token and not hmac.compare_digest(self.token.encode(), str(hello.get("token", ""))[:1000].encode()):
+            return "the token is wrong: give the one that stands in the server's file (REALRL_ROBOT_TOKEN)"
+        return "" if hello.get("role") in ("commander", "watcher", "person") else "role must be commander, watcher or person"
+
+    def _afford(self, peer: _Peer) -> bool:
+        """Whether a connection may say one more thing now: 10 a period, with 50 in hand."""
+        now = time.monotonic()
+        peer.left = min(50.0, peer.left + (now - peer.since) * 10 * self.cfg.fps) - 1
+        peer.since = now
+        if peer.left < 0:
+            peer.left = 0.0
+            return False
+        return True
+
+    async def _hear(self, peer: _Peer, data: object) -> None:
+        """Do what a message says."""
+        try:
+            message = wire.unpack(data)
+            answer = self._do(peer, message)
+        except ValueError as error:
+            peer.wrong += 1
+            answer = {"type": "error", "error": str(error)}
+        except RealrlError as error:
+            answer = {"type": "error", "error": str(error)}
+        if answer is not None:
+            await peer.socket.send(wire.pack(answer))
+
+    def _do(self, peer: _Peer, message: dict[str, Any]) -> dict[str, Any] | None:
+        """The answer to a message that has one. Raises ValueError, or RealrlError where the robot does not do it."""
+        kind, keeper = message["type"], self.keeper
+        if kind in ("stop", "park"):
+            (keeper.stop if kind == "stop" else keeper.park)(peer.who)
+        elif kind in ("arm", "ready", "fault"):
+            if peer.role != "person":
+                raise ValueError(f"{kind} is for a person to say: realrl robot {kind}")
+            self._by_hand(kind, message)
+        elif kind == "look":
+            return self._seen(keeper._watch.newest(), still=keeper.still())
+        elif kind != "status":
+            self._command(peer, message)
+            return None
+        return {"type": "status", **keeper.status(), "epoch": self.epoch, "commander": self._commander.who if self._commander else None}
+
+    def _by_hand(self, kind: str, message: dict[str, Any]) -> None:
+        if kind == "arm":
+            self.keeper.arm()
+        elif kind == "ready":
+            self.keeper.ready()
+        else:
+            inject = getattr(self.driver, "inject", None)
+            if inject is None:
+                raise ValueError("only a simulated robot has faults to order")
+            inject(str(message.get("name")), message.get("value", 1.0))
+            self.log.event("injected", name=str(message.get("name")), value=message.get("value", 1.0))
+
+    def _command(self, peer: _Peer, message: dict[str, Any]) -> None:
+        """What only the commander may say, with its epoch."""
+        kind = message["type"]
+        if peer.role != "commander" or message.get("epoch") != self.epoch or peer is not self._commander:
+            raise ValueError(f"{kind[:20]!r} is for the commander of epoch {self.epoch} to say")
+        if kind == "act":
+            action = message.get("action")
+            if not isinstance(action, np.ndarray) or action.dtype.kind != "f":
+                raise ValueError("act needs an action, an array of floats")
+            self.keeper.act(int(wire.number(message, "seq", 0, 2**53)), action, source=int(wire.number(message, "source", 0, 2, 0)),
+                            age=wire.number(message, "age", 0, 1e9, 0.0))
+        elif kind == "reset":
+            self.keeper.reset(int(wire.number(message, "seed", 0, 2**63)))
+        elif kind == "end":
+            self.keeper.finish()
+        elif kind == "bye":
+            self._commander = None
+            self.log.event("bye", who=peer.who)
+            self.keeper.leave()
+        else:
+            raise ValueError(f"no message is called {kind[:20]!r}")
+
+    def _deliver(self, answer: Answer) -> None:
+        """From the control thread: the listening one sends it."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it is closing
+                self._loop.call_soon_threadsafe(self._send, answer)
+
+    def _send(self, answer: Answer) -> None:
+        peer = self._commander
+        if peer is None:
+            return
+        if answer.failed:
+            message: dict[str, Any] = {"type": "error", "error": f"the robot is {self.keeper.mode} ({answer.failed}): see to it, then arm it "
+                                       "with `realrl robot arm`"}
+        else:
+            message = {**self._seen(answer.reading, still=self.keeper.still()), "seq": answer.seq, "sent": answer.sent,
+                       "limited": answer.limited, "reward": answer.reward, "terminated": answer.terminated, "success": answer.success,
+                       "late": answer.late}
+        task = asyncio.ensure_future(_quietly(peer.socket, message))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    def _seen(self, reading: Any, *, still: Array) -> dict[str, Any]:
+        images = {name: {"stamp": stamp, "image": image} for name, (stamp, image) in reading.images.items()}
+        return {"type": "obs", "stamp": reading.stamp, "now": time.monotonic(), "state": np.asarray(reading.state, np.float64),
+                "measured": np.asarray(reading.measured, np.float64), "images": images, "still": still}
+
+    def about(self) -> dict[str, Any]:
+        """What a robot says of itself to who connects."""
+        reading = self.keeper._watch.reading
+        cameras = {} if reading is None else {name: list(image.shape) for name, (_, image) in reading.images.items()}
+        low = [c.low if c.step is None and c.kind != "velocity" else -(c.step or c.velocity) for c in self.driver.channels]
+        high = [c.high if c.step is None and c.kind != "velocity" else (c.step or c.velocity) for c in self.driver.channels]
+        return {"name": self.cfg.name, "text": self.cfg.text, "fps": self.cfg.fps, "horizon": self.cfg.horizon,
+                "channels": [asdict(c) for c in self.driver.channels], "state": list(self.driver.state), "cameras": cameras,
+                "low": low, "high": high, "judged": hasattr(self.driver, "outcome"), "reset": self.cfg.reset}
+
+
+async def _quietly(socket: Any, message: dict[str, Any]) -> None:
+    from websockets.exceptions import ConnectionClosed
+    with contextlib.suppress(ConnectionClosed):
+        await socket.send(wire.pack(message))
+
+
+def _token(cfg: ServerConfig) -> str:
+    """The token that is asked for, "" for none. Raises RealrlError for a server that anybody could reach."""
+    try:
+        local = cfg.host == "localhost" or ipaddress.ip_address(cfg.host).is_loopback
+    except ValueError:
+        local = False
+    if cfg.token is None:
+        if local:
+            return ""
+        raise RealrlError(f"{cfg.host} can be reached from other computers: write at least 16 secret characters into a file and give it as "
+                          "token in the configuration, or serve on 127.0.0.1")
+    token = read_plain(cfg.token, 4096).decode("utf-8", "replace").strip()
+    if len(token) < 16:
+        raise RealrlError(f"{cfg.token}: the token has {len(token)} characters, at least 16 are needed: python -c 'import secrets; "
+                          "print(secrets.token_urlsafe())'")
+    return token

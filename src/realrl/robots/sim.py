@@ -1,0 +1,224 @@
+"""A simulated robot that behaves like one: its physics run in real time whatever its server or anybody else does, and it can be broken.
+
+Its own thread steps the world at 500 Hz. `read` and `write` go through a connection with latency, jitter and loss; `inject` orders
+faults. Cameras are drawn by another thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from realrl.envs import arm
+from realrl.files import derive
+from realrl.robots.clock import HARDWARE, Ticker, priority, urgent
+from realrl.robots.driver import Channel, Reading
+from realrl.robots.settings import ServerConfig
+from realrl.types import Array, RealrlError
+
+FORCE_LIMIT = 40.0  # N
+
+
+@dataclass
+class Faults:
+    """What is wrong with it now. latency, jitter: s that a reading is old, and how much that varies; loss: share of reads that fail; nan: a
+    joint's encoder says NaN; frozen: encoders say what they said; silent: it answers nothing; camera: cameras stand still; estop: the
+    button is pressed; hot: its drives are; stall: they do not push; push: N that something pushes the hand with, upward; drift: m/s that
+    its idea of the cube drifts away; lost: the cube falls off the table once; deaf: commands do not arrive."""
+
+    latency: float = 0.0
+    jitter: float = 0.0
+    loss: float = 0.0
+    nan: float = 0.0
+    frozen: float = 0.0
+    silent: float = 0.0
+    camera: float = 0.0
+    estop: float = 0.0
+    hot: float = 0.0
+    stall: float = 0.0
+    push: float = 0.0
+    drift: float = 0.0
+    lost: float = 0.0
+    deaf: float = 0.0
+
+
+class SimArm:
+    """The Panda of `realrl.envs.arm` as a driver, with a task."""
+
+    def __init__(self, task: str, *, cameras: Sequence[str] = (), size: int = 96, latency: float = 0.0, jitter: float = 0.0,
+                 loss: float = 0.0, seed: int = 0) -> None:
+        """task: of `realrl.envs.arm`, without "arm/". Raises RealrlError on another."""
+        if task not in arm.JOBS:
+            raise RealrlError(f"no simulated robot does {task!r}: choose one of {', '.join(f'arm/{name}' for name in arm.JOBS)}")
+        from realrl.envs.mujoco.arm import HIGH, LOW, START, STEP_S, ArmWorld
+        self._task, self._rng = task, np.random.default_rng(derive(seed, "sim robot"))
+        self.world = ArmWorld()
+        self.world.reset()
+        self.start = tuple(START.tolist())
+        names, limits = ("x", "y", "z", "width"), ((0.3, 6.0, 200.0),) * 3 + ((0.4, 8.0, 400.0),)
+        self.channels = tuple(Channel(name, "m", "pose" if name != "width" else "position", float(LOW[i]), float(HIGH[i]), *limits[i],
+                                      step=float(arm.STEP[i])) for i, name in enumerate(names))
+        self.state = arm.JOBS[task].state
+        self.faults = self._usual = Faults(latency=latency, jitter=jitter, loss=loss)
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._past: deque[Reading] = deque(maxlen=int(1.0 / STEP_S))
+        self._images: dict[str, tuple[float, Array]] = {}
+        self._drifted = np.zeros(3)
+        self._held = self.slow = 0
+        self._step_s = STEP_S
+        self._sense(time.monotonic())
+        self._threads = [threading.Thread(target=self._live, name="physics", daemon=True)]
+        if cameras:
+            self._eyes = _Cameras(self, cameras, size)
+            self._threads.append(threading.Thread(target=self._eyes.live, name="cameras", daemon=True))
+        for thread in self._threads:
+            thread.start()
+        until = time.monotonic() + 30
+        while len(self._images) < len(cameras) and time.monotonic() < until:
+            time.sleep(0.01)
+
+    # ---- the driver
+
+    def read(self) -> Reading:
+        """What was so a latency ago. Raises OSError where a packet is lost."""
+        wrong = self.faults
+        if wrong.silent or (wrong.loss and self._rng.random() < wrong.loss):
+            raise OSError("no packet came")
+        age = wrong.latency + (wrong.jitter * float(self._rng.random()) if wrong.jitter else 0.0)
+        with self._lock:
+            past = list(self._past) if age else [self._past[-1]]
+            images = dict(self._images)
+        reading = past[-1]
+        if age:
+            want = time.monotonic() - age
+            reading = next((r for r in reversed(past) if r.stamp <= want), past[0])
+        if wrong.nan:
+            reading = replace(reading, measured=np.where(np.arange(len(reading.measured)) == 0, np.nan, reading.measured))
+        return replace(reading, images=images)
+
+    def write(self, command: Array) -> Array:
+        """Where the hand is drawn to from now on. Raises OSError where it did not arrive."""
+        if self.faults.deaf:
+            raise OSError("no acknowledgement came")
+        with self._lock:
+            self.world.setpoint = np.array(command, np.float64)
+        return command
+
+    def hold(self) -> None:
+        """Its drives are on."""
+        self._held = 0
+
+    def brake(self) -> None:
+        """Its impedance holds; there is no brake of its own."""
+
+    def park(self) -> None:
+        """Its brakes engage."""
+
+    def release(self) -> None:
+        """Its brakes are engaged, the drives may go."""
+        self._held = 1
+
+    def close(self) -> None:
+        """End its threads."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(5)
+
+    # ---- the task
+
+    def begin(self, seed: int) -> None:
+        """Cube and goal to where they belong; the hand has moved to the start by itself."""
+        with self._lock:
+            self.world.place(*arm.start(self._task, seed))
+            self._drifted[:] = 0.0
+            self._sense(time.monotonic())
+
+    def outcome(self) -> tuple[float, bool, bool]:
+        """See `realrl.envs.arm.outcome`: a success ends the task."""
+        with self._lock:
+            _, success = arm.outcome(self._task, self.world.sensed(), self.world.goal)
+        return float(success), success, success
+
+    def inject(self, name: str, value: Any = 1.0) -> None:
+        """Order a fault, or with 0 end it; "none" ends all. Raises ValueError on another."""
+        if name == "none":
+            self.faults = replace(self._usual)
+        elif name not in Faults.__dataclass_fields__ or isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"no fault {name[:20]!r} with a number: known are none, {', '.join(Faults.__dataclass_fields__)}")
+        else:
+            self.faults = replace(self.faults, **{name: float(value)})
+
+    # ---- its own life
+
+    def _live(self) -> None:
+        urgent(HARDWARE)
+        ticker = Ticker(self._step_s)
+        while not self._over.is_set():
+            wrong = self.faults
+            with self._lock:
+                world = self.world
+                world.stalled = bool(wrong.stall or wrong.estop)
+                world.push = np.array([0.0, 0.0, wrong.push])
+                if wrong.lost:
+                    world.place(np.array([0.5, 0.8]), 0.0, world.goal)
+                    self.faults = replace(wrong, lost=0.0)
+                self._drifted += wrong.drift * self._step_s
+                world.step()
+                if not wrong.frozen:
+                    self._sense(time.monotonic())
+                else:  # an interface that goes on sending what it has
+                    self._past.append(replace(self._past[-1], stamp=time.monotonic(), faults=self._reports()))
+            self.slow += ticker.wait() > self._step_s
+
+    def _reports(self) -> tuple[str, ...]:
+        return tuple(name for name in ("estop", "hot") if getattr(self.faults, name))
+
+    def _sense(self, now: float) -> None:
+        seen = self.world.sensed()
+        seen = replace(seen, cube=seen.cube + self._drifted)
+        state = arm.observe(self._task, seen, self.world.setpoint, self.world.goal)
+        self._past.append(Reading(now, np.array([*seen.tip, seen.width]), state, seen.force, self._reports()))
+
+
+class _Cameras:
+    """Draws what cameras see, 30 times a second or as often as the machine can."""
+
+    def __init__(self, robot: SimArm, names: Sequence[str], size: int) -> None:
+        from realrl.envs.mujoco.arm import Views
+        self._robot, self._names = robot, names
+        self._views = Views(robot.world, names, size)
+
+    def live(self) -> None:
+        """The thread's life."""
+        priority(5)
+        robot, ticker = self._robot, Ticker(1 / 30)
+        while not robot._over.is_set():
+            if not robot.faults.camera:
+                with robot._lock:
+                    stamp = time.monotonic()
+                    self._views.take()
+                images = {name: (stamp, image) for name, image in self._views.draw().items()}
+                with robot._lock:
+                    robot._images = images
+            ticker.wait()
+        with contextlib.suppress(Exception):
+            self._views.close()
+
+
+def simulated(task: str, cfg: ServerConfig, **how: Any) -> tuple[SimArm, ServerConfig]:
+    """The simulated robot of a task, "arm/panda-pick", and how it is served."""
+    suite, _, name = task.partition("/")
+    if suite != "arm":
+        raise RealrlError(f"no simulated robot does {task!r}: choose one of {', '.join(f'arm/{known}' for known in arm.JOBS)}")
+    robot = SimArm(name, **how)
+    job = arm.JOBS[name]
+    given = replace(cfg, name=cfg.name if cfg.name != "robot" else name, text=cfg.text or job.text, fps=1 / arm.DT, horizon=job.horizon,
+                    start=robot.start, park=robot.start, force=cfg.force or FORCE_LIMIT, stall=cfg.stall or (0.06, 0.06, 0.06, 0.09))
+    return robot, given

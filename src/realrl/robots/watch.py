@@ -1,0 +1,146 @@
+"""Whether what a robot says can be believed, and whether it does what it is told: every reading is looked at before anyone acts on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from realrl.robots.driver import Driver, Reading, fault_in
+from realrl.robots.motion import MotionGuard
+from realrl.robots.settings import ServerConfig
+from realrl.types import Array
+
+OLD = 2  # ticks that the reading before may stand in for one that did not come
+STUCK = 0.3  # s that a channel may stay behind
+FROZEN = 0.02  # of a channel's range: so far may it be commanded while its encoder says nothing new
+REPORTS = "the robot reports: "
+"""Begins what the robot itself says is wrong; then nothing moves it."""
+
+
+class Watch:
+    """The readings of one robot. `blind` while there is no reading to act on."""
+
+    def __init__(self, driver: Driver, cfg: ServerConfig, guard: MotionGuard) -> None:
+        self._driver, self._cfg, self._guard = driver, cfg, guard
+        self.reading: Reading | None = None
+        self.blind, self.flags = True, dict[str, float]()
+        self.refused = 0  # reads and writes that failed
+        self._missing, self._good, self._why = 0, -np.inf, "nothing was read yet"
+        self._sent: Array | None = None
+        self._write_failed: float | None = None
+        self._behind: float | None = None
+        self._moved, self._path = -np.inf, np.zeros(len(guard.channels))
+        self._stall = np.array(cfg.stall) if cfg.stall else np.full(len(guard.channels), np.inf)
+        self._frozen = ""
+        self._place: Array | None = None  # commanded when an encoder last said something new
+        self._speeds = np.array([c.kind == "velocity" for c in guard.channels])
+
+    def forget(self) -> None:
+        """A person has armed the robot."""
+        self._behind, self._path[:], self._frozen, self._write_failed = None, 0.0, "", None
+
+    def look(self, now: float) -> dict[str, str]:
+        """Read the robot once: what is so wrong that it must be stopped for good, name -> in words."""
+        found: dict[str, str] = {}
+        fresh = self._read()
+        if fresh is not None:
+            self._frozen = self._still(fresh, now)
+            if not self._frozen:
+                self._good, self._missing = now, 0
+            self.reading = fresh
+            self._guard.observe(fresh.measured)
+        self.blind = self._missing > OLD or bool(self._frozen) or self.reading is None
+        if self.blind and now - self._good > self._cfg.stale:
+            found["readings"] = self._frozen or self._why
+        if self._write_failed is not None and now - self._write_failed > self._cfg.stale:
+            found["commands"] = f"commands do not arrive for {now - self._write_failed:.2f} s"
+        if self.reading is not None:
+            found.update(self._dangers(self.reading, now))
+            found.update(self._cameras(self.reading.images, now))
+        return found
+
+    def newest(self) -> Reading:
+        """The newest reading that could be read; images as they were."""
+        assert self.reading is not None, "nothing was read yet"
+        return self.reading
+
+    def write(self, command: Array, now: float) -> None:
+        """Send a command; one that does not arrive is not sent twice: the next one says more."""
+        try:
+            self._driver.write(command)
+        except OSError:
+            self.refused += 1
+            self._write_failed = now if self._write_failed is None else self._write_failed
+            return
+        self._write_failed, self._sent = None, command
+
+    def wrong_now(self, now: float) -> str:
+        """Why the robot must not be armed, "" where it may."""
+        if self.reading is None or self.blind:
+            return self._frozen or self._why
+        wrong = self._dangers(self.reading, now) | self._cameras(self.reading.images, now)
+        return "; ".join(wrong.values())
+
+    # ---- what is looked at
+
+    def _read(self) -> Reading | None:
+        """A reading that makes sense; None where none came."""
+        try:
+            reading = self._driver.read()
+        except OSError as error:
+            self.refused += 1
+            self._missing += 1
+            self._why = f"the robot does not answer ({error})"
+            return None
+        wrong = fault_in(reading, len(self._guard.channels), len(self._driver.state))
+        if not wrong:
+            return reading
+        self._missing += 1
+        self._why = wrong
+        if self.reading is not None and reading.faults:  # what it reports beside its broken encoder counts
+            self.reading = replace(self.reading, faults=reading.faults)
+        return None
+
+    def _still(self, fresh: Reading, now: float) -> str:
+        """What stands still that should not, "" where all moves."""
+        if now - fresh.stamp > self._cfg.stale / 2:
+            return f"the newest reading is {now - fresh.stamp:.2f} s old"
+        before = self.reading
+        if before is None or not np.array_equal(before.measured, fresh.measured) or self._guard.now is None:
+            self._path[:] = 0.0
+            self._place = None if self._guard.now is None else self._guard.place
+            return ""
+        if self._place is not None:
+            self._path = np.maximum(self._path, np.abs(self._guard.place - self._place))
+        far = self._path / (self._guard.high - self._guard.low)
+        worst = int(far.argmax())
+        name = self._guard.channels[worst].name
+        return f"no encoder moves although {name} was moved by {self._path[worst]:.3g}" if far[worst] > FROZEN else ""
+
+    def _dangers(self, reading: Reading, now: float) -> dict[str, str]:
+        """What the robot reports, feels, or cannot follow."""
+        found = {fault: REPORTS + fault for fault in reading.faults}
+        limit = self._cfg.force
+        if limit is not None and reading.force is not None:
+            force = float(np.linalg.norm(reading.force))
+            if not force <= limit:
+                found["force"] = f"{force:.1f} N at the hand, the limit is {limit:g}"
+        if self._guard.now is not None:
+            behind = np.abs(reading.measured - self._guard.place) * ~self._speeds
+            if (behind > self._stall).any():
+                self._behind = now if self._behind is None else self._behind
+                if now - self._behind > STUCK:
+                    worst = int((behind / self._stall).argmax())
+                    found["stall"] = f"{self._guard.channels[worst].name} stays {behind[worst]:.3g} behind"
+            else:
+                self._behind = None
+        return found
+
+    def _cameras(self, images: Mapping[str, Any], now: float) -> dict[str, str]:
+        """Which cameras stand still. Two frames of an action late is flagged, more is dangerous."""
+        self.flags = {name: round(now - stamp, 3) for name, (stamp, _) in images.items() if now - stamp > 2 / self._cfg.fps}
+        return {f"camera {name}": f"the newest picture of {name} is {age:.2f} s old" for name, age in self.flags.items()
+                if age > self._cfg.camera_stale}
