@@ -48,7 +48,7 @@ def commands() -> tuple[str, ...]:
     """Every command by its words."""
     def listed(*words: str) -> list[str]:
         return re.findall(r"^    ([a-z][\w-]*)", help_of(*words).partition("positional arguments:")[2].partition("options:")[0], re.M)
-    return tuple(name for one in listed() for name in ([f"{one} {two}" for two in listed(one)] if one in ("train", "data") else [one]))
+    return tuple(name for one in listed() for name in ([f"{one} {two}" for two in listed(one)] if one in ("train", "data", "robot", "calibrate") else [one]))
 
 
 def takes(command: str, flag: str) -> bool:
@@ -84,7 +84,7 @@ def test_commands_of_every_message_are_there() -> None:
     wrong, count = [], 0
     for path in sorted(SOURCE.rglob("*.py")):
         for line, text in sentences(path):
-            for one, two in re.findall(r"\brealrl (train|data) ([a-z][\w-]*)", text):
+            for one, two in re.findall(r"\brealrl (train|data|robot|calibrate) ([a-z][\w-]*)", text):
                 count += 1
                 if f"{one} {two}" not in commands():
                     wrong.append(f"{path.name}:{line}: realrl {one} {two}")

@@ -95,7 +95,7 @@ def test_what_is_followed_evenly_is_followed_without_lag():
     guard.reset(np.zeros(1))
     for _ in range(100):
         place += 0.5 * PERIOD
-        guard.follow(np.array([place]), np.array([0.5]), PERIOD)
+        guard.follow(np.array([place]), np.array([0.5]), PERIOD, goal=np.ones(1))
     assert guard.place == pytest.approx([place], abs=1e-6)
 
 

@@ -55,6 +55,14 @@ class _Knowing(Protocol):
 
 
 @runtime_checkable
+class _Distant(Protocol):
+    """A robot behind a server, which says what it made of an action and wants to know who chose it, see `realrl.robots.client`."""
+
+    who: int
+    sent: Array | None
+
+
+@runtime_checkable
 class _Watchful(Protocol):
     """An environment with eyes that may be closed, see `realrl.envs.base.RobotEnv`."""
 
@@ -76,6 +84,7 @@ class _Slot:
 
     def __post_init__(self) -> None:
         self.knows = isinstance(self.env, _Knowing)  # asked once: it costs as much as a step
+        self.distant = isinstance(self.env, _Distant)
 
     def solved(self, reward: float, terminated: bool) -> bool:
         """Whether the task is solved now: the environment's word, or a reward that ends the episode."""
@@ -186,8 +195,12 @@ def _carry_out(slot: _Slot, plan: Array, source: Source, human: Intervention | N
             slot.env.watching = j >= unseen
         taken = human.poll(obs, proposed) if human else None
         action = slot.guard(obs, proposed if taken is None else taken)
-        after, reward, terminated, truncated, _ = slot.env.step(action)
         who = source if taken is None else Source.HUMAN
+        if slot.distant:
+            slot.env.who = int(who)  # type: ignore[attr-defined]
+        after, reward, terminated, truncated, _ = slot.env.step(action)
+        if slot.distant:
+            action = slot.env.sent  # type: ignore[attr-defined]  # its own guard had the last word
         solved = slot.solved(float(reward), terminated)
         slot.steps.append(Step(obs, proposed, action, who, float(reward), terminated, truncated, solved, time.monotonic(), j == 0))
         slot.frames.append(after)

@@ -31,6 +31,7 @@ Every flag below is a field of the configuration. Beside them:
   --run DIR   where everything goes (default: runs/{method}-TASK-TIME)
   --resume    continue the run in DIR, with the configuration it was started with
   --env M:F   an environment of your own: F, a class or function in the module M, builds it; --data then holds its demonstrations
+  --robot URL a robot that `realrl robot serve` serves at this address; --data then holds its demonstrations
 
 example: realrl train {method} --task {task} --seed 1 --run runs/first"""
 
@@ -45,6 +46,7 @@ def add(commands: Any) -> None:
         method.add_argument("--run", type=Path)
         method.add_argument("--resume", action="store_true")
         method.add_argument("--env")
+        method.add_argument("--robot", metavar="URL")
         method.set_defaults(command=_train, method=name)
 
 
@@ -79,24 +81,27 @@ def _train(args: argparse.Namespace) -> int:
                     default=default)
     cfg = parse()
     chosen = base or any(_mentions(flags, flag) for flag in ("--task", "--config"))
-    recorded = cfg.data is not None and not args.env and (cfg.task.startswith(RECORDED) or not chosen)
+    real = bool(args.env or args.robot)
+    recorded = cfg.data is not None and not real and (cfg.task.startswith(RECORDED) or not chosen)
     if recorded:
         from realrl.cell.recordings import sized
         cfg = cfg if chosen else parse(default=sized(cfg))
         cfg = replace(cfg, task=RECORDED + Path(cfg.data).resolve().name)
-    make = envs.own(args.env) if args.env else partial(envs.make, cfg.task, sight=cfg.sight, randomise=cfg.randomise)
+    make = _maker(args) if real else partial(envs.make, cfg.task, sight=cfg.sight, randomise=cfg.randomise)
     if not recorded:  # a misspelt task leaves no folder behind
         spec = _asked(make)
-        cfg = replace(cfg, task=spec.id) if args.env else cfg
+        cfg = replace(cfg, task=spec.id) if real else cfg
+    if args.robot:  # there is one
+        cfg = replace(cfg, collect=replace(cfg.collect, workers=1, envs_per_worker=1))
     folder = args.run or Path("runs", f"{args.method}-{cfg.task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
-    own = ["--env", args.env] if args.env else []
+    own = ["--env", args.env] if args.env else ["--robot", args.robot] if args.robot else []
     material = _material(cfg, folder) if recorded else None
     again = shlex.join(["realrl", "train", args.method, "--run", str(folder), "--resume", *own, *flags])
     try:
         with (Run.start(folder, cfg, args.resume, ignore=("stages", "collect", "device")) as run,
-              _cell(run, cfg, make if args.env else None, material) as cell):
+              _cell(run, cfg, make if real else None, material) as cell):
             summary = train(cfg, cell)
-        if getattr(cfg, "film", False) and not args.env:
+        if getattr(cfg, "film", False) and not real:
             _film(cfg.task, folder)
         page = write_report(folder)
     except KeyboardInterrupt:
@@ -114,6 +119,17 @@ def _train(args: argparse.Namespace) -> int:
     elif (folder / "policy" / "policy.json").is_file():
         print(f"policy: {folder / 'policy'}  (try it: {shlex.join(['realrl', 'evaluate', '--policy', str(folder / 'policy'), *own])})")
     return 0
+
+
+def _maker(args: argparse.Namespace) -> Callable[[], RobotEnv]:
+    """What builds an environment of one's own, or connects to a robot."""
+    if args.env and args.robot:
+        raise mistake()("give --env or --robot, not both: a served robot is an environment already")
+    if args.robot:
+        from realrl.robots.client import remote
+        return remote(args.robot)
+    from realrl.envs import own
+    return own(args.env)
 
 
 def _film(task: str, folder: Path) -> None:

@@ -35,7 +35,8 @@ class Link:
         from websockets.sync.client import connect
         self.url = url if "://" in url else f"ws://{url}"
         try:
-            self._socket = connect(self.url, max_size=wire.LARGEST_OUT, compression=None, open_timeout=PATIENCE, close_timeout=1, proxy=None)
+            self._open = connect(self.url, max_size=wire.LARGEST_OUT, compression=None, open_timeout=PATIENCE, close_timeout=1, proxy=None)
+            self._socket = self._open.__enter__()
         except InvalidURI:
             raise RealrlError(f"{url} is no address of a robot's server: give the one that `realrl robot serve` prints, "
                               "e.g. ws://127.0.0.1:8770") from None
@@ -46,7 +47,7 @@ class Link:
             self.send({"type": "hello", "v": wire.VERSION, "role": role, "token": token})
             self.welcome = self.receive(PATIENCE)
         except BaseException:
-            self._socket.close()
+            self.close()
             raise
         self.epoch = int(self.welcome.get("epoch", 0))
 
@@ -64,8 +65,9 @@ class Link:
         except ConnectionClosed:
             raise self._gone() from None
 
-    def receive(self, patience: float) -> dict[str, Any]:
-        """The next message. Raises RealrlError for an error, for silence, and where the server is gone."""
+    def receive(self, patience: float, newest: int = 0) -> dict[str, Any]:
+        """The next message. Raises RealrlError for an error, for silence, and where the server is gone. newest: number of what was
+        said last, errors about what was said before are no news."""
         from websockets.exceptions import ConnectionClosed
         try:
             message = wire.unpack(self._socket.recv(timeout=patience))
@@ -75,7 +77,7 @@ class Link:
             raise self._gone() from None
         except ValueError as error:
             raise RealrlError(f"{self.url} does not talk as a robot's server of this version does ({error})") from None
-        if message["type"] == "error":
+        if message["type"] == "error" and message.get("of", newest) >= newest:  # an older one was told already
             raise RealrlError(f"{self.url}: {message.get('error')}")
         return message
 
@@ -89,7 +91,7 @@ class Link:
 
     def close(self) -> None:
         """Hang up."""
-        self._socket.close()
+        self._open.__exit__(None, None, None)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ class RobotClient(RobotEnv):
         self.link.close()
 
     def _begin(self, seed: int) -> Array:
-        self.link.send({"type": "reset", "epoch": self.link.epoch, "seed": seed})
+        self._seq += 1
+        self.link.send({"type": "reset", "epoch": self.link.epoch, "seq": self._seq, "seed": seed})
         return self._take(self._answer(-1, np.inf if self.about["reset"] == "hand" else MOVING))
 
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
@@ -162,7 +165,7 @@ class RobotClient(RobotEnv):
         """The answer to an action, or with -1 to a reset."""
         until = time.monotonic() + patience
         while True:
-            message = self.link.receive(min(max(until - time.monotonic(), 0.01), 1e6))
+            message = self.link.receive(min(max(until - time.monotonic(), 0.01), 1e6), self._seq)
             if message["type"] == "obs" and message.get("seq") == seq:
                 return message
 

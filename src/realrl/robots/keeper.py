@@ -36,19 +36,18 @@ class Held(RealrlError):
 
 @dataclass
 class Reference:
-    """The place to be [C] goes evenly from one to another, then stays. begun: s; lasts: s."""
+    """The place to be [C] goes evenly from one to another, then stays. begun: s; lasts: [C] s."""
 
     place: Array
     goal: Array
     begun: float
-    lasts: float
+    lasts: Array
 
     def at(self, now: float) -> tuple[Array, Array]:
         """(place [C], rate [C]) at a time."""
-        share = (now - self.begun) / self.lasts if self.lasts > 0 else 1.0
-        if share >= 1:
-            return self.goal, np.zeros_like(self.goal)
-        return self.place + max(share, 0.0) * (self.goal - self.place), (self.goal - self.place) / self.lasts
+        lasts = np.maximum(self.lasts, 1e-9)
+        share = np.clip((now - self.begun) / lasts, 0.0, 1.0)
+        return self.place + share * (self.goal - self.place), np.where(share < 1, (self.goal - self.place) / lasts, 0.0)
 
 
 @dataclass
@@ -108,6 +107,7 @@ class Keeper:
         self._since = clock()  # nobody commands since
         self._last: float | None = None
         self._limited = np.zeros(len(self.channels), bool)
+        self.led = False  # whether somebody is there who may command
         self._alone = True  # whether it may park without being told
         self.late_ticks = self.overruns = self.limits = 0
 
@@ -155,11 +155,12 @@ class Keeper:
                 self.driver.brake()
                 self._reference = None
 
-    def reset(self, seed: int) -> None:
-        """Go to the start, set the scene up; answered when an episode may begin. Raises Held."""
+    def reset(self, seed: int, seq: int = 0) -> None:
+        """Go to the start, set the scene up; answered when an episode may begin. seq: of the asking. Raises Held."""
         with self._lock:
             self._must_follow()
             self._end("")
+            self._client.seq = max(self._client.seq, seq)
             self._seed, self.phase, self.episode = seed, "moving", self.episode + 1
             self._since = self._clock()
             self._go(self.start if self.start is not None else self.guard.place, self.cfg.pace)
@@ -211,13 +212,20 @@ class Keeper:
             wish = np.where(self._speeds, at + np.clip(action, -self.guard.velocity, self.guard.velocity) / self.cfg.fps, wish)
         goal = np.clip(wish, self.guard.low, self.guard.high)
         mine.sent = np.where(steps, goal - was, np.where(self._speeds, (goal - at) * self.cfg.fps, goal))
-        begin = at if self._reference is None else self._reference.at(now)[0]
-        self._reference = Reference(begin, goal, now, 1 / self.cfg.fps)
+        begin, guard = at if self._reference is None else self._reference.at(now)[0], self.guard
+        speed = np.minimum(np.abs(goal - begin) * self.cfg.fps, guard.velocity)
+        brakes = speed / (2 * guard.acceleration) + guard.acceleration / (2 * guard.jerk)  # s: so much later it is there, that whoever
+        self._reference = Reference(begin, goal, now, 1 / self.cfg.fps + brakes)  # streams actions is not braked between two of them
 
     def finish(self) -> None:
         """The episode is over, the robot holds, its commander may think."""
         with self._lock:
             self._end("")
+
+    def enter(self) -> None:
+        """Somebody has come who may command."""
+        with self._lock:
+            self.led = True
 
     def leave(self, why: str = "") -> None:
         """The commander is gone. why: where it did not say goodbye."""
@@ -225,7 +233,7 @@ class Keeper:
             if why and (self.running or self.phase):
                 self.latch("commander", why)
             self._end("")
-            self._client.seq = -1
+            self._client.seq, self.led = -1, False
             self._since = self._clock()
 
     def _end(self, why: str) -> None:
@@ -279,7 +287,7 @@ class Keeper:
             if silent > self.cfg.watchdog / self.cfg.fps:
                 self.latch("commander", f"no action came for {silent:.2f} s")
         left = not self.running and not self.phase and now - self._since > self.cfg.park_after
-        if left and self.mode == "armed":
+        if left and self.mode == "armed" and not self.led:
             self.latch("idle", f"nobody commanded it for {self.cfg.park_after:g} s")
         if self.mode == "held" and self._alone and (left or "hot" in trouble):
             self._park()
@@ -292,7 +300,7 @@ class Keeper:
         still = {name for name, why in trouble.items() if name != "hot" and (self.mode == "parking" or why.startswith(REPORTS))}
         if reference is None or self._watch.blind or still:
             return self.guard.brake(dt)
-        sent = self.guard.follow(*reference.at(now), dt)
+        sent = self.guard.follow(*reference.at(now), dt, reference.goal)
         if self.mode == "parking" and self._arrived(now, reference):
             self.mode = "parked"
             self.driver.park()
@@ -331,7 +339,7 @@ class Keeper:
 
     def _arrived(self, now: float, reference: Reference) -> bool:
         near = np.abs(self.guard.place - reference.goal) <= 1e-3 * (self.guard.high - self.guard.low)
-        return bool(now - reference.begun >= reference.lasts and near.all() and self.guard.still)
+        return bool(now - reference.begun >= reference.lasts.max() and near.all() and self.guard.still)
 
     def _log(self, now: float, late: float, sent: Sent | None) -> None:
         if sent is None:
@@ -345,8 +353,8 @@ class Keeper:
 
     def _go(self, goal: Array, pace: float) -> None:
         here = self.guard.place
-        lasts = float((np.abs(goal - here) / (pace * self.guard.velocity)).max(initial=0.0))
-        self._reference = Reference(here.copy(), np.array(goal), self._clock(), lasts)
+        lasts = (np.abs(goal - here) / (pace * self.guard.velocity)).max(initial=0.0)
+        self._reference = Reference(here.copy(), np.array(goal), self._clock(), np.full(len(here), lasts))
 
     def _park(self) -> None:
         if self.mode in ("parking", "parked") or self.guard.now is None:

@@ -90,22 +90,25 @@ class MotionGuard:
         nothing = np.zeros(len(self.low), bool)
         return self._send(now, brake(now, self.acceleration, self.jerk, dt), dt, nothing, False)
 
-    def follow(self, place: Array, rate: Array, dt: float) -> Sent:
-        """What to send after dt seconds of following a reference that will then be at place [C], moving with rate [C].
+    def follow(self, place: Array, rate: Array, dt: float, goal: Array | None = None) -> Sent:
+        """What to send after dt seconds of following a reference that will then be at place [C], moving with rate [C] to goal [C].
 
-        Of a channel of velocities only the rate counts. A reference that is not finite is not followed: the guard brakes.
+        It is followed without lag as long as one could still stop at the goal. Of a channel of velocities only the rate counts. What is
+        not finite is not followed: the guard brakes.
         """
-        if not (np.isfinite(place).all() and np.isfinite(rate).all()):
+        goal = place if goal is None else goal
+        if not (np.isfinite(place).all() and np.isfinite(rate).all() and np.isfinite(goal).all()):
             return self.brake(dt)
         now, dt = self._begin(dt)
         if dt <= 0 or (self.still and not rate.any() and np.array_equal(place, now.p)):
             return self._send(now, now, dt, np.zeros(len(self.low), bool), False)
         A, J = self.acceleration, self.jerk
-        place = np.clip(place, self.low - 1.0, self.high + 1.0)  # a place of 1e300 has no distance
+        span = self.high - self.low
+        place, goal = (np.clip(x, self.low - span, self.high + span) for x in (place, goal))  # a place of 1e300 has no distance
         rate = np.clip(rate, -2 * self.velocity, 2 * self.velocity)
         plan = stop(now, A, J)
         safe = brake(now, A, J, dt, plan)
-        wanted, jerk = self._wanted(now, place, rate, dt)
+        wanted, jerk = self._wanted(now, place, rate, goal, dt)
         share = self._share(now, plan.fastest, safe, wanted, jerk, dt)
         bits = share < 1
         then = blend(safe, wanted, share)
@@ -125,15 +128,18 @@ class MotionGuard:
             return Motion(self.now.p, zero, zero), self.period
         return self.now, min(dt, 1.5 * self.period)
 
-    def _wanted(self, now: Motion, place: Array, rate: Array, dt: float) -> tuple[Motion, Array]:
+    def _wanted(self, now: Motion, place: Array, rate: Array, goal: Array, dt: float) -> tuple[Motion, Array]:
         """Where the quickest way to the reference leads within the limits of acceleration and jerk, and its jerk [C] where it is one."""
-        A, J = self.acceleration, self.jerk
+        A, J, n = self.acceleration, self.jerk, len(place)
         apart = Motion(now.p - (place - rate * dt), now.v - rate, now.a)  # as seen from the reference
-        jerk = chase(apart, A, J, dt)
+        both = Motion(*(np.concatenate(x) for x in zip(apart, (now.p - goal, now.v, now.a), strict=True)))
+        jerks = chase(both, np.tile(A, 2), np.tile(J, 2), dt)
+        jerk = np.where(goal >= now.p, np.minimum(jerks[:n], jerks[n:]), np.maximum(jerks[:n], jerks[n:]))
         if self._speeds.any():
             jerk = np.where(self._speeds, _to_speed(now, rate, A, J, dt), jerk)
         tiny = SNAP * J * dt
-        landing = (np.abs(apart.p) < tiny * dt * dt) & (np.abs(apart.v) < tiny * dt) & (np.abs(apart.a) < tiny) & ~self._speeds
+        landing = (np.abs(apart.p) < tiny * dt * dt) & (np.abs(apart.v) < tiny * dt) & (np.abs(apart.a) < tiny)
+        landing &= (jerk == jerks[:n]) & ~self._speeds
         wanted = advance(now, jerk, dt)
         if landing.any():  # it is there but for what a tick's jerk makes a hundred times over
             wanted = Motion(*(np.where(landing, x, y) for x, y in zip((place, rate, 0.0), wanted, strict=True)))

@@ -213,6 +213,7 @@ class RobotServer:
         peer = _Peer(socket, str(role), who, 50.0, time.monotonic())
         if role == "commander":
             self._commander, self.epoch = peer, self.epoch + 1
+            self.keeper.enter()
             self.log.event("commander", who=who, epoch=self.epoch)
         await socket.send(wire.pack({"type": "welcome", "v": wire.VERSION, "epoch": self.epoch, "robot": self.about(),
                                      "status": self.keeper.status()}))
@@ -238,14 +239,16 @@ class RobotServer:
 
     async def _hear(self, peer: _Peer, data: object) -> None:
         """Do what a message says."""
+        of: dict[str, Any] = {}
         try:
             message = wire.unpack(data)
+            of = {"of": message["seq"]} if isinstance(message.get("seq"), int) else {}
             answer = self._do(peer, message)
         except ValueError as error:
             peer.wrong += 1
-            answer = {"type": "error", "error": str(error)}
+            answer = {"type": "error", "error": str(error), **of}
         except RealrlError as error:
-            answer = {"type": "error", "error": str(error)}
+            answer = {"type": "error", "error": str(error), **of}
         if answer is not None:
             await peer.socket.send(wire.pack(answer))
 
@@ -289,7 +292,7 @@ class RobotServer:
             self.keeper.act(int(wire.number(message, "seq", 0, 2**53)), action, source=int(wire.number(message, "source", 0, 2, 0)),
                             age=wire.number(message, "age", 0, 1e9, 0.0))
         elif kind == "reset":
-            self.keeper.reset(int(wire.number(message, "seed", 0, 2**63)))
+            self.keeper.reset(int(wire.number(message, "seed", 0, 2**63)), int(wire.number(message, "seq", 0, 2**53, 0)))
         elif kind == "end":
             self.keeper.finish()
         elif kind == "bye":

@@ -81,6 +81,8 @@ class Watch:
         """Why the robot must not be armed, "" where it may."""
         if self.reading is None or self.blind:
             return self._frozen or self._why
+        if self._write_failed is not None:
+            return "commands do not arrive"
         wrong = self._dangers(self.reading, now) | self._cameras(self.reading.images, now)
         return "; ".join(wrong.values())
 
