@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -122,14 +122,17 @@ class RobotClient(RobotEnv):
         self.sent: Array | None = None
         self.who, self.age = 0, 0.0
         self.timing = Timing(0.0, 0.0, 0)
+        self.verdict: Literal["success", "failure", "over"] | None = None
+        """What a person says of the attempt under way: the next step ends it."""
         self._seq, self._images, self._still = 0, dict[str, Array](), np.zeros(len(low))
 
     def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
         """One period, see `RobotEnv.step`."""
-        found = super().step(action)
-        if found[2] or found[3]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        truncated = truncated or (self.verdict == "over" and not terminated)
+        if terminated or truncated:
             self.link.send({"type": "end", "epoch": self.link.epoch})
-        return found
+        return obs, reward, terminated, truncated, info
 
     def still(self) -> Array | None:
         """The action that keeps the robot where it was commanded to last."""
@@ -148,7 +151,7 @@ class RobotClient(RobotEnv):
         self.link.close()
 
     def _begin(self, seed: int) -> Array:
-        self._seq += 1
+        self._seq, self.verdict = self._seq + 1, None
         self.link.send({"type": "reset", "epoch": self.link.epoch, "seq": self._seq, "seed": seed})
         return self._take(self._answer(-1, np.inf if self.about["reset"] == "hand" else MOVING))
 
@@ -159,6 +162,9 @@ class RobotClient(RobotEnv):
         answer = self._answer(self._seq, PATIENCE + 4 * self.task.dt)
         self.sent = self._boxed(answer["sent"])
         self.timing = Timing(float(answer["late"]), float(answer["now"] - answer["stamp"]), int(np.sum(answer["limited"])))
+        if self.verdict in ("success", "failure"):
+            good = self.verdict == "success"
+            return self._take(answer), float(good), True, good
         return self._take(answer), float(answer["reward"]), bool(answer["terminated"]), bool(answer["success"])
 
     def _answer(self, seq: int, patience: float) -> dict[str, Any]:

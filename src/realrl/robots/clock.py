@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import os
@@ -11,8 +10,8 @@ import time
 from collections.abc import Callable
 
 SLACK_NS = 1000  # how late Linux may wake us to save power; its default is 50,000
-CONTROL, HARDWARE = 20, 30
-"""Levels of `urgent`: the control loop, and what stands for hardware, which waits for nobody."""
+CLIENT, CAMERAS, LISTENING, CONTROL, HARDWARE = 5, 10, 15, 20, 30
+"""Levels of `urgent`: who asks for actions, what stands for cameras, a server's two threads, and what stands for hardware."""
 _PR_SET_TIMERSLACK = 29
 
 
@@ -55,13 +54,7 @@ def realtime() -> list[str]:
 def urgent(level: int) -> bool:
     """Put this thread before all ordinary ones; whether that was granted. level: the higher, the sooner it runs."""
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(level))
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(level))
     except (OSError, AttributeError):
         return False
     return True
-
-
-def priority(nice: int) -> None:
-    """Let this thread stand back (above 0), where the system knows of threads' priorities."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, 0, nice)

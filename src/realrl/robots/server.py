@@ -22,7 +22,7 @@ import numpy as np
 
 from realrl.files import printable, read_plain
 from realrl.robots import wire
-from realrl.robots.clock import Ticker, realtime
+from realrl.robots.clock import LISTENING, Ticker, realtime, urgent
 from realrl.robots.driver import Driver
 from realrl.robots.keeper import Answer, Held, Keeper
 from realrl.robots.log import ServerLog
@@ -142,6 +142,7 @@ class RobotServer:
 
     async def _serve(self) -> None:
         from websockets.asyncio.server import serve
+        urgent(LISTENING)
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         if threading.current_thread() is threading.main_thread():
             for name in (signal.SIGTERM, signal.SIGINT):
@@ -180,6 +181,7 @@ class RobotServer:
             while peer is not None:
                 data = await socket.recv()
                 if not self._afford(peer):
+                    await asyncio.sleep(0.05)  # what comes meanwhile waits in its own line
                     continue
                 await self._hear(peer, data)
                 if peer.wrong > WRONG or (peer.role == "commander" and self._commander is not peer):
@@ -249,8 +251,8 @@ class RobotServer:
             answer = {"type": "error", "error": str(error), **of}
         except RealrlError as error:
             answer = {"type": "error", "error": str(error), **of}
-        if answer is not None:
-            await peer.socket.send(wire.pack(answer))
+        if answer is not None:  # who does not read is cut off
+            await asyncio.wait_for(peer.socket.send(wire.pack(answer)), PATIENCE)
 
     def _do(self, peer: _Peer, message: dict[str, Any]) -> dict[str, Any] | None:
         """The answer to a message that has one. Raises ValueError, or RealrlError where the robot does not do it."""

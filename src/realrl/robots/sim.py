@@ -18,7 +18,7 @@ import numpy as np
 
 from realrl.envs import arm
 from realrl.files import derive
-from realrl.robots.clock import HARDWARE, Ticker, priority, urgent
+from realrl.robots.clock import CAMERAS, HARDWARE, Ticker, urgent
 from realrl.robots.driver import Channel, Reading
 from realrl.robots.settings import ServerConfig
 from realrl.types import Array, RealrlError
@@ -197,7 +197,7 @@ class _Cameras:
 
     def live(self) -> None:
         """The thread's life."""
-        priority(5)
+        urgent(CAMERAS)
         robot, ticker = self._robot, Ticker(1 / 30)
         while not robot._over.is_set():
             if not robot.faults.camera:

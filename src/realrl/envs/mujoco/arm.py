@@ -214,11 +214,12 @@ class Views:
         self._world, self._size = world, size
         self._cameras = {name: known.index(name) for name in names}
         self._copy = mujoco.MjData(world.model)
+        self._moment = np.zeros(mujoco.mj_stateSize(world.model, mujoco.mjtState.mjSTATE_FULLPHYSICS.value))
         self._studio: render.Studio | None = None
 
     def take(self) -> None:
         """Copy the moment."""
-        mujoco.mj_copyData(self._copy, self._world.model, self._world.data)
+        mujoco.mj_getState(self._world.model, self._world.data, self._moment, mujoco.mjtState.mjSTATE_FULLPHYSICS.value)
 
     def draw(self) -> dict[str, Array]:
         """uint8 [H, W, 3] of each camera. OpenGL starts here, in the thread that draws."""
@@ -228,6 +229,9 @@ class Views:
             self._scene, self._option = render.scene(model, without_hidden=False)
             self._camera = mujoco.MjvCamera()
             self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED.value
+        mujoco.mj_setState(model, self._copy, self._moment, mujoco.mjtState.mjSTATE_FULLPHYSICS.value)
+        mujoco.mj_kinematics(model, self._copy)
+        mujoco.mj_camlight(model, self._copy)
         pictures = {}
         for name, number in self._cameras.items():
             self._camera.fixedcamid = number

@@ -1,0 +1,124 @@
+"""`realrl deploy`: a policy at work on a served robot, with a dashboard and keys."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realrl.cli.parser import command, interrupted, say, whole
+
+if TYPE_CHECKING:
+    from realrl.cell.deploy import Tally
+    from realrl.robots.client import RobotClient
+
+
+def add(commands: Any) -> None:
+    """`deploy` and its flags."""
+    parser = command(commands, "deploy", "Run a policy on a robot that `realrl robot serve` serves: dashboard, keys, everything recorded; "
+                     "parks on Ctrl-C, on any error and at the end.",
+                     "realrl deploy --policy runs/main/policy --robot ws://127.0.0.1:8770 --episodes 20", _deploy)
+    parser.add_argument("--policy", type=Path, required=True, metavar="DIR", help="folder of a saved policy, e.g. runs/main/policy")
+    parser.add_argument("--robot", required=True, metavar="URL", help="address that `realrl robot serve` printed")
+    parser.add_argument("--episodes", type=whole(1), default=20, metavar="N", help="attempts (default: 20)")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="start of the first attempt (default: 0)")
+    parser.add_argument("--horizon", type=whole(1), metavar="STEPS", help="steps until an attempt is cut off (default: the server's)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="data set that is recorded (default: deployed/ROBOT-TIME)")
+    parser.add_argument("--no-record", action="store_true", help="record nothing")
+
+
+def _deploy(args: argparse.Namespace) -> int:
+    import torch
+
+    from realrl.cell.deploy import HELP, Operator, deploy
+    from realrl.policies.folder import check_fit, load_policy
+    from realrl.robots.client import RobotClient
+    torch.set_num_threads(1)
+    policy, trained_on = load_policy(args.policy)
+    env = RobotClient(args.robot, horizon=args.horizon)
+    try:
+        check_fit(policy, env.task, args.policy, trained_on)
+    except BaseException:
+        env.close()
+        raise
+    folder = None if args.no_record else args.out or Path("deployed", f"{env.task.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    operator, tally = Operator(env), None
+    say(HELP)
+    try:
+        with _keys(operator.press), _dashboard(env) as show:
+            for tally in deploy(env, policy, args.episodes, folder=folder, seed=args.seed, operator=operator):
+                show(tally)
+    except KeyboardInterrupt:
+        return interrupted("; the robot is parked")
+    finally:
+        if tally is not None:
+            for line in tally.lines(env):
+                say(line)
+            if folder is not None:
+                say(f"recorded: {folder}")
+    return 0
+
+
+@contextlib.contextmanager
+def _keys(press: Callable[[str], None]) -> Iterator[None]:
+    """Hands over every key that is pressed, where there is a keyboard."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    import termios
+    import tty
+    before, over = termios.tcgetattr(sys.stdin), threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            if select.select([sys.stdin], [], [], 0.1)[0]:
+                press(sys.stdin.read(1))
+
+    tty.setcbreak(sys.stdin)
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(1)
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _dashboard(env: RobotClient) -> Iterator[Callable[[Tally], None]]:
+    """Shows the tally twice a second from a thread of its own; to a file or a pipe, a line an attempt."""
+    newest: list[Tally] = []
+    if not sys.stdout.isatty():
+        done = 0
+
+        def line(tally: Tally) -> None:
+            nonlocal done
+            if tally.episodes > done:
+                done = tally.episodes
+                say("; ".join(tally.lines(env)[1:3]))
+
+        yield line
+        return
+    from rich.live import Live
+    over = threading.Event()
+
+    def draw() -> None:
+        with Live(auto_refresh=False, transient=True) as live:
+            while not over.wait(0.5):
+                if newest:
+                    live.update("\n".join(newest[-1].lines(env)), refresh=True)
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        yield lambda tally: newest.__setitem__(slice(None), [tally])
+    finally:
+        over.set()
+        thread.join(2)
