@@ -17,6 +17,7 @@ from realrl.cli.parser import command, interrupted, say, whole
 if TYPE_CHECKING:
     from realrl.cell.deploy import Tally
     from realrl.robots.client import RobotClient
+    from realrl.types import Policy
 
 
 def add(commands: Any) -> None:
@@ -30,6 +31,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="start of the first attempt (default: 0)")
     parser.add_argument("--horizon", type=whole(1), metavar="STEPS", help="steps until an attempt is cut off (default: the server's)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="data set that is recorded (default: deployed/ROBOT-TIME)")
+    parser.add_argument("--latency", type=Path, metavar="FILE", help="of realrl calibrate latency: plans of a policy from a simulation begin so "
+                        "much later")
     parser.add_argument("--no-record", action="store_true", help="record nothing")
 
 
@@ -37,13 +40,17 @@ def _deploy(args: argparse.Namespace) -> int:
     import torch
 
     from realrl.cell.deploy import HELP, Operator, deploy
+    from realrl.cell.latency import Ahead, Latency
     from realrl.policies.folder import check_fit, load_policy
     from realrl.robots.client import RobotClient
     torch.set_num_threads(1)
-    policy, trained_on = load_policy(args.policy)
+    loaded, trained_on = load_policy(args.policy)
+    policy: Policy = loaded
     env = RobotClient(args.robot, horizon=args.horizon)
     try:
-        check_fit(policy, env.task, args.policy, trained_on)
+        check_fit(loaded, env.task, args.policy, trained_on)
+        if args.latency:
+            policy = Ahead(loaded, Latency.load(args.latency).whole, env.task.dt)
     except BaseException:
         env.close()
         raise

@@ -124,6 +124,8 @@ class RobotClient(RobotEnv):
         self.timing = Timing(0.0, 0.0, 0)
         self.verdict: Literal["success", "failure", "over"] | None = None
         """What a person says of the attempt under way: the next step ends it."""
+        self.measured = np.zeros(len(low))
+        """[A], where the channels were measured last, each in its unit."""
         self._seq, self._images, self._still = 0, dict[str, Array](), np.zeros(len(low))
 
     def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
@@ -131,12 +133,16 @@ class RobotClient(RobotEnv):
         obs, reward, terminated, truncated, info = super().step(action)
         truncated = truncated or (self.verdict == "over" and not terminated)
         if terminated or truncated:
-            self.link.send({"type": "end", "epoch": self.link.epoch})
+            self.pause()
         return obs, reward, terminated, truncated, info
 
     def still(self) -> Array | None:
         """The action that keeps the robot where it was commanded to last."""
         return self._boxed(self._still)
+
+    def pause(self) -> None:
+        """Nothing comes for a while, and nothing is wrong: the robot holds."""
+        self.link.send({"type": "end", "epoch": self.link.epoch})
 
     def park(self) -> None:
         """Ask the server to park the robot, which then has to be armed again."""
@@ -177,7 +183,7 @@ class RobotClient(RobotEnv):
 
     def _take(self, answer: dict[str, Any]) -> Array:
         self._images = {f"images.{name}": seen["image"] for name, seen in answer["images"].items()}
-        self._still = answer["still"]
+        self._still, self.measured = answer["still"], answer["measured"]
         state: Array = answer["state"]
         return state
 

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -37,8 +38,8 @@ class Ticker:
         return late
 
 
-def realtime() -> list[str]:
-    """Ask for what a control loop needs, for this thread and process; a line for everything that was not granted."""
+def realtime(level: int) -> list[str]:
+    """Ask for what a control loop needs, for the threads that there are; a line for everything that was not granted. level: see `urgent`."""
     gc.collect()
     gc.freeze()
     gc.disable()  # whoever calls this collects when nothing moves
@@ -46,15 +47,16 @@ def realtime() -> list[str]:
     refused = []
     if sys.platform == "linux" and ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, SLACK_NS, 0, 0, 0):
         refused.append("timer slack stays at 50 us: the kernel refused a smaller one")
-    if not urgent(CONTROL):
+    if not urgent(level):
         refused.append("no real-time priority: other programs can delay the control loop (allow it with `ulimit -r 30`, or CAP_SYS_NICE)")
     return refused
 
 
-def urgent(level: int) -> bool:
-    """Put this thread before all ordinary ones; whether that was granted. level: the higher, the sooner it runs."""
+def urgent(level: int, *others: threading.Thread) -> bool:
+    """Put this thread, and others, before all ordinary ones; whether that was granted. level: the higher, the sooner it runs."""
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(level))
+        for thread in (0, *(t.native_id for t in others if t.native_id)):
+            os.sched_setscheduler(thread, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(level))
     except (OSError, AttributeError):
         return False
     return True

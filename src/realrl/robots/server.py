@@ -22,7 +22,7 @@ import numpy as np
 
 from realrl.files import printable, read_plain
 from realrl.robots import wire
-from realrl.robots.clock import LISTENING, Ticker, realtime, urgent
+from realrl.robots.clock import CONTROL, LISTENING, Ticker, realtime, urgent
 from realrl.robots.driver import Driver
 from realrl.robots.keeper import Answer, Held, Keeper
 from realrl.robots.log import ServerLog
@@ -119,7 +119,7 @@ class RobotServer:
     def _control(self) -> None:
         """The control thread."""
         try:
-            for line in realtime():
+            for line in realtime(CONTROL):
                 self._say(f"note: {line}")
             ticker, late, tidied = Ticker(1 / self.cfg.ticks), 0.0, time.monotonic()
             while not self._stopped.is_set():
@@ -328,7 +328,8 @@ class RobotServer:
     def _seen(self, reading: Any, *, still: Array) -> dict[str, Any]:
         images = {name: {"stamp": stamp, "image": image} for name, (stamp, image) in reading.images.items()}
         return {"type": "obs", "stamp": reading.stamp, "now": time.monotonic(), "state": np.asarray(reading.state, np.float64),
-                "measured": np.asarray(reading.measured, np.float64), "images": images, "still": still}
+                "measured": np.asarray(reading.measured, np.float64), "images": images, "still": still,
+                "commanded": np.zeros(0) if self.keeper.guard.now is None else self.keeper.guard.place}
 
     def about(self) -> dict[str, Any]:
         """What a robot says of itself to who connects."""

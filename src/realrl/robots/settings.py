@@ -45,7 +45,7 @@ class ServerConfig:
     """s without a fresh and finite reading after which the robot is held for good."""
     camera_stale: float = 0.5
     """s after which a camera's newest picture is too old to act on."""
-    park_after: float = 30.0
+    park_after: float = 60.0
     """s that a held robot, or one nobody commands, waits for somebody before it parks."""
     host: str = "127.0.0.1"
     """Address to listen on. Any but this computer's own asks for a token."""
