@@ -45,7 +45,8 @@ class Arm:
         if self.broken == "silent":
             raise OSError("no packet")
         at = np.full(2, np.nan) if self.broken == "nan" else np.zeros(3) if self.broken == "shape" else self.at
-        return Reading(self.clock.now - (1.0 if self.broken == "old" else 0.0), at, at, np.array([0, 0, self.force]), self.faults, self.images)
+        age = 1.0 if self.broken == "old" else 0.0
+        return Reading(self.clock.now - age, at, at, np.array([0, 0, self.force]), self.faults, self.images)
 
     def write(self, command):
         if self.broken == "deaf":
@@ -73,13 +74,13 @@ class Bench:
         self.keeper = Keeper(self.arm, settings, self.log, clock=self.clock, deliver=self.answers.append)
         self.seq = 0
 
-    def run(self, seconds: float) -> "Bench":
+    def run(self, seconds: float) -> Bench:
         for _ in range(round(seconds / TICK)):
             self.keeper.tick()
             self.clock.now += TICK
         return self
 
-    def armed(self) -> "Bench":
+    def armed(self) -> Bench:
         self.run(0.03).keeper.arm()
         return self
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_keeper import Arm, Clock
 
 from realrl import envs
 from realrl.cell.rollout import rollout
@@ -22,7 +23,6 @@ from realrl.robots.log import ServerLog, describe, read_events, read_ticks
 from realrl.robots.server import RobotServer
 from realrl.robots.settings import ServerConfig
 from realrl.types import RealrlError
-from test_keeper import Arm, Clock
 
 pytest.importorskip("websockets")
 pytest.importorskip("msgpack")
@@ -42,7 +42,8 @@ def serve(tmp_path):
     running = []
 
     def start(**cfg):
-        settings = {"fps": 50.0, "ticks": 200.0, "port": 0, "log": tmp_path, "park_after": 5.0, "start": (0.1, 0.04), "watchdog": 20.0, **cfg}
+        settings = {"fps": 50.0, "ticks": 200.0, "port": 0, "log": tmp_path, "park_after": 5.0, "start": (0.1, 0.04), "watchdog": 20.0,
+                    **cfg}
         server = RobotServer(Arm(Live()), ServerConfig(**settings), arm=True, say=lambda line: None)
         running.append(server)
         server.start()

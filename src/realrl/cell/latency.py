@@ -107,7 +107,10 @@ def _swing(env: RobotClient, channel: int, share: float, swings: int) -> None:
     if env.measured[channel] + size > about["high"]:
         size = -size
     unit = (about["step"] or about["velocity"] * dt) if steps else (about["high"] - about["low"]) / 2
-    place = lambda t: size * (1 - np.cos(2 * np.pi * t / SWING_S)) / 2
+
+    def place(t: float) -> float:
+        return float(size * (1 - np.cos(2 * np.pi * t / SWING_S)) / 2)
+
     for i in range(round(swings * SWING_S / dt)):
         action = np.array(still, np.float32)
         now = place((i + 1) * dt) - (place(i * dt) if steps else 0.0)

@@ -83,21 +83,29 @@ def _picture(key: str, now: Array, first: Array) -> Finding:
     if now.std() < 2:
         return Finding(key, False, f"{key} shows one colour: is the lens covered, the camera dead?")
     usual = first.mean(0)
-    alike = lambda a, b: float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
-    straight = alike(now, usual)
-    spread = float(np.quantile([alike(picture, usual) for picture in first], 0.02))
+    straight = _alike(now, usual)
+    spread = float(np.quantile([_alike(picture, usual) for picture in first], 0.02))
     ways = {"its colours are swapped (BGR for RGB)": now[..., ::-1], "it is upside down": now[::-1, ::-1], "it is mirrored": now[:, ::-1]}
-    best = max(ways, key=lambda way: alike(ways[way], usual))
-    if alike(ways[best], usual) > max(straight + 0.05, 0.5):
+    best = max(ways, key=lambda way: _alike(ways[way], usual))
+    if _alike(ways[best], usual) > max(straight + 0.05, 0.5):
         return Finding(key, False, f"{key}: {best}")
-    return Finding(key, straight > spread - 0.25, f"{key} resembles the recordings by {straight:.2f} (they each other by {spread:.2f} or more)")
+    return Finding(key, straight > spread - 0.25,
+                   f"{key} resembles the recordings by {straight:.2f} (they each other by {spread:.2f} or more)")
+
+
+def _alike(one: Array, other: Array) -> float:
+    """How two pictures go together, 1 where one is the other but for brightness and contrast."""
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
 def _ranges(env: RobotClient, episodes: Sequence[Episode], state: Array) -> list[Finding]:
     """Each number beside what was recorded of it; one that is outside is looked for elsewhere, and in other units."""
     low, high = _bounds(np.concatenate([e.obs["state"] for e in episodes]))
     names, found = env.about["state"], []
-    within = lambda value, i: low[i] <= value <= high[i]
+
+    def within(value: float, number: int) -> bool:
+        return bool(low[number] <= value <= high[number])
+
     outside = [i for i in range(len(state)) if not within(state[i], i)]
     for i in outside:
         swapped = [j for j in outside if j != i and within(state[j], i) and within(state[i], j)]
@@ -123,8 +131,8 @@ def _signs(env: RobotClient, episodes: Sequence[Episode]) -> list[Finding]:
         size = np.abs(moved) / spread
         lively, strong = size > 0.3 * size.max(initial=1e-12), share[channel] > STRONG
         live = moved / asked
-        wrong = [f"{names[d]} moves {'the other way' if live[d] * gains[channel, d] < 0 else 'by another amount'} ({live[d]:.3g} for each 1 asked, "
-                 f"recorded was {gains[channel, d]:.3g})" for d in np.flatnonzero(lively & strong)
+        wrong = [f"{names[d]} moves {'the other way' if live[d] * gains[channel, d] < 0 else 'by another amount'} "
+                 f"({live[d]:.3g} for each 1 asked, recorded was {gains[channel, d]:.3g})" for d in np.flatnonzero(lively & strong)
                  if not 1 / UNLIKE < live[d] / gains[channel, d] < UNLIKE]
         usual = int(share[channel].argmax())
         if not (lively & strong).any() and share[channel, usual] > 2 * STRONG:

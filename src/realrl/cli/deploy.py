@@ -31,8 +31,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="start of the first attempt (default: 0)")
     parser.add_argument("--horizon", type=whole(1), metavar="STEPS", help="steps until an attempt is cut off (default: the server's)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="data set that is recorded (default: deployed/ROBOT-TIME)")
-    parser.add_argument("--latency", type=Path, metavar="FILE", help="of realrl calibrate latency: plans of a policy from a simulation begin so "
-                        "much later")
+    parser.add_argument("--latency", type=Path, metavar="FILE", help="of realrl calibrate latency: plans of a policy from a simulation "
+                        "begin so much later")
     parser.add_argument("--no-record", action="store_true", help="record nothing")
 
 

@@ -13,8 +13,8 @@ URL = "address that `realrl robot serve` printed"
 
 def add(commands: Any) -> None:
     """Both commands."""
-    parser = command(commands, "preflight", "The live robot beside the recordings a policy was trained on: units, order of joints, rate, ranges, "
-                     "cameras, and the sign of each channel, which is moved by 2 % of its range. Exit code 1 where something is off.",
+    parser = command(commands, "preflight", "The live robot beside the recordings a policy was trained on: units, order of joints, rate, "
+                     "ranges, cameras, the sign of each channel, which is moved by 2 %. Exit code 1 where something is off.",
                      "realrl preflight --robot ws://127.0.0.1:8770 --data demos/plug", _preflight)
     parser.add_argument("--robot", required=True, metavar="URL", help=URL)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data set that the policy was trained on")

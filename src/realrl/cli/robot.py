@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realrl.cli.parser import Parser, command, group, mistake, say, whole
+from realrl.cli.parser import Parser, command, group, mistake, progress, say, screen, whole
 
 if TYPE_CHECKING:
     from realrl.robots.driver import Driver
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     """`robot` and its commands."""
     robot = group(commands, "robot", "Serve a robot, or talk to one that is served.", "realrl robot serve --sim arm/panda-pick")
     inner = robot.add_subparsers(metavar="COMMAND", parser_class=Parser)
-    serve = command(inner, "serve", "Own a robot: guard it, watch its commander, park it, keep a log. Policies may die, the arm stays safe.",
+    serve = command(inner, "serve", "Own a robot: guard it, watch its commander, park it, keep a log. Policies may die, the arm is safe.",
                     "realrl robot serve my-arm.yaml", _serve)
     serve.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="YAML file of realrl.robots.settings.ServerConfig")
     serve.add_argument("--sim", metavar="TASK", help="a simulated robot in real time: arm/panda-reach or arm/panda-pick")
@@ -36,6 +36,13 @@ def add(commands: Any) -> None:
     serve.add_argument("--latency-ms", type=float, default=0.0, metavar="MS", help="age of a simulated robot's readings")
     serve.add_argument("--jitter-ms", type=float, default=0.0, metavar="MS", help="how much that varies")
     serve.add_argument("--loss", type=float, default=0.0, metavar="P", help="share of a simulated robot's packets that are lost")
+    faults = command(inner, "fault-campaign", "Order every fault on a simulated robot at work, and judge its server by its own log.",
+                     "realrl robot fault-campaign --sim arm/panda-pick --times 5", _campaign)
+    faults.add_argument("--sim", default="arm/panda-pick", metavar="TASK", help="the simulated robot (default: arm/panda-pick)")
+    faults.add_argument("--times", type=whole(1), default=5, metavar="N", help="times of each fault (default: 5)")
+    faults.add_argument("--only", type=whole(1), nargs="*", default=(), metavar="NUMBER", help="faults of these numbers alone")
+    faults.add_argument("--cameras", nargs="*", default=(), metavar="NAME", help="its cameras, of which one stands still: front side")
+    faults.add_argument("--log", type=Path, default=Path("fault-campaign"), metavar="DIR", help="where the server's logs go")
     for name, text in SAID.items():
         said = command(inner, name, text, f"realrl robot {name} ws://127.0.0.1:8770", _say)
         said.add_argument("url", nargs="?", default="ws://127.0.0.1:8770", metavar="URL", help="address that `realrl robot serve` printed")
@@ -66,7 +73,25 @@ def _robot(args: argparse.Namespace) -> tuple[Driver, ServerConfig]:
         raise mistake()(f"{args.config}: it names no driver; add driver: MODULE:FACTORY, see docs/howto/your-robot.md")
     from realrl import envs
     made: Any = envs.own(cfg.driver)
-    return made(**cfg.options), cfg
+    driver: Driver = made(**cfg.options)
+    return driver, cfg
+
+
+def _campaign(args: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from realrl.robots.campaign import KINDS, Rig, campaign, table
+    rig = Rig(args.sim, args.log, args.cameras)
+    try:
+        trials = list(progress(campaign(rig, args.times, only=args.only), "faults", args.times * len(KINDS)))
+    finally:
+        rig.close()
+    shown = Table("no", "fault", "times", "noticed after (median, most)", "right reactions", "commands beyond a limit", "episodes lost")
+    for row in table(trials):
+        noticed = "-" if row["median_ms"] is None else f"{row['median_ms']:.0f}, {row['most_ms']:.0f} ms"
+        shown.add_row(*map(str, (row["number"], row["fault"], row["times"], noticed, row["right"], row["unsafe"], row["lost"])))
+    screen().print(shown)
+    return 0 if all(t.reacted and not t.unsafe and not t.lost for t in trials) else 1
 
 
 def _say(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""A Panda arm over a table, in lock-step: "arm/panda-reach" and "arm/panda-pick"; `realrl robot serve --sim` runs the same worlds in real time.
+"""A Panda arm over a table, in lock-step: "arm/panda-reach" and "arm/panda-pick"; `realrl robot serve --sim` runs them in real time.
 
 20 decisions a second. An action of 4 numbers in [-1, 1] moves the place that the hand is drawn to, by up to 12.5 mm along each axis, and
 the opening of the gripper by up to 20 mm; zeros keep it still. What is observed: the finger tips [m], the opening [m],

@@ -108,7 +108,7 @@ def _gains(pole: float) -> Array:
 _GRID, _GAINS = np.linspace(0.0, 1.0, 13), _gains(0.3)
 
 
-def blend(one: Motion, other: Motion, share: Array) -> Motion:
+def blend(one: Motion, other: Motion, share: Array | float) -> Motion:
     """Between two motions: share 0 is the first."""
     return Motion(*(x + share * (y - x) for x, y in zip(one, other, strict=True)))
 

@@ -149,8 +149,8 @@ class Rig:
 
 @dataclass(frozen=True)
 class Kind:
-    """A fault. do: makes it happen, gives the time when it did; event: what the log must then say (a fault's name, or an event's); within: s;
-    stops: whether the robot is then held (else the episode goes on)."""
+    """A fault. do: makes it happen, gives the time when it did; event: what the log must then say (a fault's name, or an event's); within:
+    s; stops: whether the robot is then held (else the episode goes on)."""
 
     number: int
     name: str
@@ -392,7 +392,7 @@ def _stays_held(rig: Rig) -> bool:
     """The cause gone, it is still held: no fault clears itself."""
     rig.inject("none")
     time.sleep(0.3)
-    return rig.status()["mode"] != "armed"
+    return str(rig.status()["mode"]) != "armed"
 
 
 def channels(about: dict[str, Any]) -> tuple[Channel, ...]:
@@ -407,17 +407,18 @@ def unsafe(ticks: Sequence[Tick], limits: Sequence[Channel]) -> int:
         return 0
     at = np.array([t.command for t in ticks])
     dt = np.diff([t.time for t in ticks])[:, None]
-    column = lambda name: np.array([getattr(c, name) for c in limits])
+    low, high, velocity, acceleration, jerk = (np.array([getattr(c, name) for c in limits])
+                                               for name in ("low", "high", "velocity", "acceleration", "jerk"))
     bad = np.zeros(len(ticks), bool)
-    bad |= ((at < column("low") - 1e-6) | (at > column("high") + 1e-6)).any(1)
+    bad |= ((at < low - 1e-6) | (at > high + 1e-6)).any(1)
     going = (dt[:, 0] > 1e-4) & (dt[:, 0] < 0.015)  # what the guard takes as one motion
     v = np.diff(at, axis=0) / np.maximum(dt, 1e-4)
-    bad[1:] |= going & (np.abs(v) > column("velocity") * (1 + TOLERANCE)).any(1)
+    bad[1:] |= going & (np.abs(v) > velocity * (1 + TOLERANCE)).any(1)
     a = np.diff(v, axis=0) / ((dt[1:] + dt[:-1]) / 2)
     both = going[1:] & going[:-1]
-    bad[2:] |= both & (np.abs(a) > column("acceleration") * (1 + TOLERANCE)).any(1)
+    bad[2:] |= both & (np.abs(a) > acceleration * (1 + TOLERANCE)).any(1)
     j = np.diff(a, axis=0) / ((dt[2:] + dt[1:-1] + dt[:-2]) / 3)
-    bad[3:] |= both[1:] & both[:-1] & (np.abs(j) > column("jerk") * (1 + TOLERANCE)).any(1)
+    bad[3:] |= both[1:] & both[:-1] & (np.abs(j) > jerk * (1 + TOLERANCE)).any(1)
     return int(bad.sum())
 
 
@@ -427,7 +428,7 @@ def table(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     for name in dict.fromkeys(t.name for t in trials):
         own = [t for t in trials if t.name == name]
         seen = [1e3 * t.noticed for t in own if t.noticed is not None]
-        rows.append({"number": own[0].number, "fault": name, "times": len(own), "median_ms": round(float(np.median(seen)), 1) if seen else None,
-                     "most_ms": round(max(seen), 1) if seen else None, "right": sum(t.reacted for t in own),
-                     "unsafe": sum(t.unsafe for t in own), "lost": sum(t.lost for t in own)})
+        median, most = (round(float(np.median(seen)), 1), round(max(seen), 1)) if seen else (None, None)
+        rows.append({"number": own[0].number, "fault": name, "times": len(own), "median_ms": median, "most_ms": most,
+                     "right": sum(t.reacted for t in own), "unsafe": sum(t.unsafe for t in own), "lost": sum(t.lost for t in own)})
     return rows

@@ -6,6 +6,7 @@ is not in here; `Link` is what both sides of the house talk through.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -87,7 +88,8 @@ class Link:
         return self.receive(patience)
 
     def _gone(self) -> RealrlError:
-        return RealrlError(f"{self.url}: the connection to the robot's server is lost; the robot brakes and holds, see `realrl robot status`")
+        return RealrlError(f"{self.url}: the connection to the robot's server is lost; the robot brakes and holds, see "
+                           "`realrl robot status`")
 
     def close(self) -> None:
         """Hang up."""
@@ -150,10 +152,8 @@ class RobotClient(RobotEnv):
 
     def close(self) -> None:
         """Give the robot back: it holds, and parks if nobody comes."""
-        try:
+        with contextlib.suppress(RealrlError):
             self.link.send({"type": "bye", "epoch": self.link.epoch})
-        except RealrlError:
-            pass
         self.link.close()
 
     def _begin(self, seed: int) -> Array:

@@ -39,7 +39,7 @@ class Ticker:
 
 
 def realtime(level: int) -> list[str]:
-    """Ask for what a control loop needs, for the threads that there are; a line for everything that was not granted. level: see `urgent`."""
+    """Ask for what a control loop needs, for this thread; a line for everything that was not granted. level: see `urgent`."""
     gc.collect()
     gc.freeze()
     gc.disable()  # whoever calls this collects when nothing moves

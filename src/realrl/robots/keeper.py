@@ -317,7 +317,8 @@ class Keeper:
         if mine.due is None or now < mine.due - 0.5 / self.cfg.ticks or self.mode != "armed":
             return
         reward, terminated, success = self.driver.outcome() if isinstance(self.driver, Tasked) else (0.0, False, False)
-        mine.due, mine.answered = None, mine.due if now - mine.due < 1 / self.cfg.ticks else now  # deadlines do not add up lateness
+        mine.answered = mine.due if now - mine.due < 1 / self.cfg.ticks else now  # deadlines do not add up lateness
+        mine.due = None
         self.deliver(Answer(mine.seq, self._watch.newest(), mine.sent, self._limited.copy(), reward, terminated, success, mine.late))
         self._limited[:] = False
 
@@ -347,7 +348,7 @@ class Keeper:
         reading = self._watch.reading
         aim = self._reference.goal if self._reference is not None else self.guard.place
         self.log.tick(Tick(now, late, self.mode, numbers(reading.measured) if reading else [], numbers(aim), numbers(sent.command),
-                           sent.bits.astype(int).tolist() + [int(sent.workspace)], self._client.seq))
+                           [*sent.bits.astype(int).tolist(), int(sent.workspace)], self._client.seq))
 
     # ---- ways to go by itself
 
@@ -393,6 +394,6 @@ def _pose(given: tuple[float, ...], keeper: Keeper, what: str) -> Array | None:
         return None
     pose = np.array(given, np.float64)
     if pose.shape != keeper.guard.low.shape or not ((pose >= keeper.guard.low) & (pose <= keeper.guard.high)).all():
-        raise RealrlError(f"{keeper.cfg.name}: {what} {list(given)} must be {len(keeper.channels)} numbers inside the limits of the channels "
-                          f"{', '.join(f'{c.name} {c.low:g} to {c.high:g} {c.unit}' for c in keeper.channels)}")
+        raise RealrlError(f"{keeper.cfg.name}: {what} {list(given)} must be {len(keeper.channels)} numbers inside the limits of the "
+                          f"channels {', '.join(f'{c.name} {c.low:g} to {c.high:g} {c.unit}' for c in keeper.channels)}")
     return pose

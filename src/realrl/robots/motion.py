@@ -36,7 +36,8 @@ class Sent(NamedTuple):
 class MotionGuard:
     """Follows what is asked for as quickly as the limits let it. One guard watches one robot; `reset` begins it."""
 
-    def __init__(self, channels: Sequence[Channel], period: float, *, tip: Tip | None = None, box: tuple[Array, Array] | None = None) -> None:
+    def __init__(self, channels: Sequence[Channel], period: float, *, tip: Tip | None = None,
+                 box: tuple[Array, Array] | None = None) -> None:
         """period: s from tick to tick. tip, box: the workspace, low and high corner [3] m. Raises RealrlError for a box without a tip."""
         if box is not None and tip is None:
             raise RealrlError("workspace: this robot does not say where its hand is (its driver has no `tip`), so no box can be kept; "
@@ -142,18 +143,18 @@ class MotionGuard:
         landing &= (jerk == jerks[:n]) & ~self._speeds
         wanted = advance(now, jerk, dt)
         if landing.any():  # it is there but for what a tick's jerk makes a hundred times over
-            wanted = Motion(*(np.where(landing, x, y) for x, y in zip((place, rate, 0.0), wanted, strict=True)))
+            wanted = Motion(*(np.where(landing, x, y) for x, y in zip((place, rate, 0.0 * rate), wanted, strict=True)))
         return wanted, np.where(landing, 0.0, jerk)
 
     def _share(self, now: Motion, calm: Array, safe: Motion, wanted: Motion, jerk: Array, dt: float) -> Array:
         """[C], how much of what is wanted, beside braking, leads to where braking still stays inside. calm: the top speed of braking."""
         peak = np.maximum(top_speed(now, jerk, dt), np.abs(wanted.v))
-        column = lambda m: Motion(*(x[:, None] for x in m))
-        fine = self._viable(column(wanted), peak[:, None])
+        tall = Motion(*(x[:, None] for x in wanted))
+        fine = self._viable(tall, peak[:, None])
         if fine.all():
             return np.ones(len(peak))
         shares = _SHARES
-        fine = self._viable(blend(column(safe), column(wanted), shares),
+        fine = self._viable(blend(Motion(*(x[:, None] for x in safe)), tall, shares),
                             calm[:, None] + shares * np.maximum(peak - calm, 0.0)[:, None])
         fine[:, -1] = True  # braking itself
         share: Array = shares[fine.argmax(1)]
@@ -197,8 +198,8 @@ class MotionGuard:
         low, high = 0.0, 1.0
         for _ in range(6):
             middle = (low + high) / 2
-            low, high = (middle, high) if self._stays(blend(safe, wanted, np.float64(middle))) else (low, middle)
-        return blend(safe, wanted, np.float64(low))
+            low, high = (middle, high) if self._stays(blend(safe, wanted, middle)) else (low, middle)
+        return blend(safe, wanted, low)
 
 
 def _to_speed(now: Motion, rate: Array, A: Array, J: Array, dt: float) -> Array:

@@ -205,9 +205,8 @@ class RobotServer:
         role, who = hello.get("role"), printable(str(socket.remote_address[:2]))
         if not refusal:
             refusal = self._refusal(hello)
-        if not refusal and role == "commander":
-            if self._commander is not None:
-                refusal = f"{self.cfg.name} is commanded from {self._commander.who} already: end that first"
+        if not refusal and role == "commander" and self._commander is not None:
+            refusal = f"{self.cfg.name} is commanded from {self._commander.who} already: end that first"
         if refusal:
             self.log.event("refused", who=who, why=refusal)
             await socket.send(wire.pack({"type": "error", "error": refusal}))
@@ -224,7 +223,8 @@ class RobotServer:
     def _refusal(self, hello: dict[str, Any]) -> str:
         """Why who says this is not welcome, "" where they are."""
         if hello["type"] != "hello" or hello.get("v") != wire.VERSION:
-            return f"this server speaks version {wire.VERSION} of the protocol and begins with hello, got version {str(hello.get('v'))[:20]}"
+            return (f"this server speaks version {wire.VERSION} of the protocol and begins with hello, got version "
+                    f"{str(hello.get('v'))[:20]}")
         if self.token and not hmac.compare_digest(self.token.encode(), str(hello.get("token", ""))[:1000].encode()):
             return "the token is wrong: give the one that stands in the server's file (REALRL_ROBOT_TOKEN)"
         return "" if hello.get("role") in ("commander", "watcher", "person") else "role must be commander, watcher or person"
@@ -315,8 +315,8 @@ class RobotServer:
         if peer is None:
             return
         if answer.failed:
-            message: dict[str, Any] = {"type": "error", "error": f"the robot is {self.keeper.mode} ({answer.failed}): see to it, then arm it "
-                                       "with `realrl robot arm`"}
+            why = f"the robot is {self.keeper.mode} ({answer.failed}): see to it, then arm it with `realrl robot arm`"
+            message: dict[str, Any] = {"type": "error", "error": why, "of": answer.seq}
         else:
             message = {**self._seen(answer.reading, still=self.keeper.still()), "seq": answer.seq, "sent": answer.sent,
                        "limited": answer.limited, "reward": answer.reward, "terminated": answer.terminated, "success": answer.success,

@@ -64,5 +64,6 @@ class ServerConfig:
               start="[-1e6, 1e6]", park="[-1e6, 1e6]", workspace="[-1e3, 1e3]")
         if self.ticks < self.fps:
             raise OutOfBounds(ServerConfig, "ticks", f"must be at least fps, {self.fps:g}, got {self.ticks:g}")
-        if self.workspace and (len(self.workspace) != 6 or not all(a < b for a, b in zip(self.workspace, self.workspace[3:], strict=False))):
+        box = self.workspace
+        if box and (len(box) != 6 or not all(a < b for a, b in zip(box, box[3:], strict=False))):
             raise OutOfBounds(ServerConfig, "workspace", f"must be six numbers, low corner then high corner, got {self.workspace}")

@@ -87,7 +87,7 @@ class ArmWorld:
         self.model = model = _model()
         self.data = mujoco.MjData(model)
         self.setpoint = START.copy()
-        self.stalled = False  # whether the drives push no longer
+        self.stalled = False  # whether the drives push no longer, and brakes hold
         self.push = np.zeros(3)  # N, what else pushes the hand
         self.force = np.zeros(3)
         self._fq = self._fv = slice(7, 9)  # the model's first joints are the arm's seven, then two fingers, then the cube
@@ -140,7 +140,7 @@ class ArmWorld:
         model, data = self.model, self.data
         mujoco.mj_step1(model, data)
         mujoco.mj_jacSite(model, data, self._jp, self._jr, self._site)
-        data.qfrc_applied[ARM] = 0.0 if self.stalled else self._torque()
+        data.qfrc_applied[ARM] = data.qfrc_bias[ARM] - 60 * data.qvel[ARM] if self.stalled else self._torque()
         pull = 600 * (self.setpoint[3] / 2 - data.qpos[self._fq]) - 20 * data.qvel[self._fv]
         data.qfrc_applied[self._fv] = np.minimum(np.maximum(pull, -40.0), 40.0)
         data.xfrc_applied[self._hand, :3] = self.push

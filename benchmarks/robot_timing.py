@@ -1,0 +1,134 @@
+"""Does a policy keep its rate on a served robot while everything is recorded? 100 actions a second through server, guard and recorder.
+
+    python -m benchmarks.robot_timing --seconds 1800
+    python -m benchmarks.robot_timing --seconds 1800 --policy runs/pick/policy     # a trained policy of arm/panda-pick thinks
+    python -m benchmarks.robot_timing --seconds 1800 --beside                      # while a learner trains in another process
+
+Jitter is how much the time between two observations differs from the period, as the client sees it; late ticks and late actions are
+the server's own counts. Writes benchmarks/results/robot_timing.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.lib.common import RESULTS, Table
+from realrl.cell.deploy import deploy
+from realrl.policies.folder import load_policy
+from realrl.robots.client import Link, RobotClient
+from realrl.robots.log import read_ticks
+from realrl.types import Array, Plan, Policy, State
+
+KEY = ("fps", "policy", "beside", "seconds")
+CONFIG = """
+name: timing
+driver: realrl.robots.sim:SimArm
+options: {{task: panda-pick}}
+fps: {fps}
+ticks: 200
+horizon: 1000000
+start: [0.45, 0.0, 0.25, 0.08]
+park: [0.45, 0.0, 0.25, 0.08]
+watchdog: 10
+port: 0
+log: {log}
+"""
+LEARNER = """
+import torch
+net = torch.nn.Sequential(torch.nn.Linear(64, 512), torch.nn.ReLU(), torch.nn.Linear(512, 512), torch.nn.ReLU(), torch.nn.Linear(512, 8))
+optimiser = torch.optim.Adam(net.parameters())
+while True:
+    loss = net(torch.randn(256, 64)).square().mean()
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+"""
+
+
+class Swing:
+    """Small motions back and forth; or the small part of what another policy wants, which thinks all the while."""
+
+    chunk, n_obs = 1, 1
+
+    def __init__(self, inner: Policy | None) -> None:
+        self.inner, self.name, self._i = inner, inner.name if inner else "swing", 0
+        if inner:
+            self.chunk, self.n_obs = inner.chunk, inner.n_obs
+
+    def start(self, batch: int) -> State:
+        """The inner policy's memory."""
+        return self.inner.start(batch) if self.inner else {}
+
+    def act(self, obs: dict[str, Array], state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        """A plan that stays near the middle."""
+        if self.inner:
+            _, state = self.inner.act(obs, state, greedy=greedy, rng=rng)
+        times = self._i + np.arange(self.chunk)
+        self._i += self.chunk
+        action = np.zeros((1, self.chunk, 4), np.float32)
+        action[0, :, 0] = 0.1 * np.sin(times / 20)
+        return Plan(action), state
+
+
+def main() -> None:
+    """Run and write the row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=1800)
+    parser.add_argument("--fps", type=int, default=100)
+    parser.add_argument("--policy", type=Path)
+    parser.add_argument("--beside", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        row = measure(Path(folder), args)
+    Table(RESULTS / "robot_timing.jsonl", KEY).put(row)
+    print(row)
+
+
+def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Serve, run, and read what came of it."""
+    (folder / "arm.yaml").write_text(CONFIG.format(fps=args.fps, log=folder / "log"))
+    server = subprocess.Popen([sys.executable, "-m", "realrl", "robot", "serve", str(folder / "arm.yaml"), "--arm"],
+                              stdout=subprocess.PIPE, text=True)
+    learner = subprocess.Popen([sys.executable, "-c", LEARNER], env={**os.environ, "OMP_NUM_THREADS": "1"}) if args.beside else None
+    try:
+        assert server.stdout is not None
+        url = next(line.split(" is served at ")[1].split()[0] for line in server.stdout if " is served at " in line)
+        inner = load_policy(args.policy)[0] if args.policy else None
+        env, until, gaps = RobotClient(url), 0.0, []
+        steps = deploy(env, Swing(inner), 1, folder=folder / "recorded")
+        for tally in steps:
+            gaps += [tally.gaps[-1]] if tally.gaps else []
+            until = until or time.monotonic() + args.seconds
+            if time.monotonic() > until:
+                with Link(url, "watcher") as link:
+                    status = link.ask({"type": "status"})
+                break
+        steps.close()
+    finally:
+        if learner:
+            learner.kill()
+        server.terminate()
+        server.wait(60)
+    jitter = 1e3 * np.abs(np.array(gaps[10:]) - 1 / args.fps)
+    ticks = 1e3 * np.array([t.late for t in read_ticks(next((folder / "log").iterdir()))])
+    share = lambda values: {f"p{q:g}": round(float(np.quantile(values, q / 100)), 3) for q in (50, 99, 99.9)} | {
+        "max": round(float(values.max()), 3)}
+    return {"fps": args.fps, "policy": str(args.policy) if args.policy else "swing", "beside": args.beside, "seconds": args.seconds,
+            "steps": len(gaps), "load": os.getloadavg()[0], "jitter_ms": share(jitter), "tick_late_ms": share(ticks),
+            "late_actions": tally.late, "late_ticks": status["late_ticks"], "plan_ms": round(1e3 * float(np.median(tally.plans)), 3)}
+
+
+if __name__ == "__main__":
+    main()
