@@ -156,6 +156,7 @@ def deploy(env: RobotClient, policy: Policy, episodes: int, *, folder: Path | No
             yield tally
     finally:
         gc.enable()
+        gc.unfreeze()
         try:
             env.park()
         finally:

@@ -14,7 +14,7 @@ URL = "address that `realrl robot serve` printed"
 def add(commands: Any) -> None:
     """Both commands."""
     parser = command(commands, "preflight", "The live robot beside the recordings a policy was trained on: units, order of joints, rate, "
-                     "ranges, cameras, the sign of each channel, which is moved by 2 %. Exit code 1 where something is off.",
+                     "ranges, cameras, the sign of each channel, which is moved a little. Exit code 1 where something is off.",
                      "realrl preflight --robot ws://127.0.0.1:8770 --data demos/plug", _preflight)
     parser.add_argument("--robot", required=True, metavar="URL", help=URL)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data set that the policy was trained on")
@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="start to go to (default: 0)")
     calibrate = group(commands, "calibrate", "Measure a served robot.", "realrl calibrate latency --robot ws://127.0.0.1:8770")
     inner = calibrate.add_subparsers(metavar="WHAT", parser_class=Parser)
-    latency = command(inner, "latency", "How late readings, motions and pictures are: each channel is swung by 4 % of its range.",
+    latency = command(inner, "latency", "How late readings, motions and pictures are: each channel is swung a little.",
                       "realrl calibrate latency --robot ws://127.0.0.1:8770 --out latency.json", _latency)
     latency.add_argument("--robot", required=True, metavar="URL", help=URL)
     latency.add_argument("--out", type=Path, default=Path("latency.json"), metavar="FILE", help="where it is kept (default: latency.json)")

@@ -38,12 +38,14 @@ class Ticker:
         return late
 
 
-def realtime(level: int) -> list[str]:
-    """Ask for what a control loop needs, for this thread; a line for everything that was not granted. level: see `urgent`."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()  # whoever calls this collects when nothing moves
-    sys.setswitchinterval(5e-4)
+def realtime(level: int, *, whole: bool = True) -> list[str]:
+    """Ask for what a control loop needs, for this thread; a line for everything that was not granted. level: see `urgent`; whole: the process
+    is the loop's: its garbage is collected when the caller says, its threads take turns quickly."""
+    if whole:
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        sys.setswitchinterval(5e-4)
     refused = []
     if sys.platform == "linux" and ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, SLACK_NS, 0, 0, 0):
         refused.append("timer slack stays at 50 us: the kernel refused a smaller one")

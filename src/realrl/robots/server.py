@@ -119,12 +119,12 @@ class RobotServer:
     def _control(self) -> None:
         """The control thread."""
         try:
-            for line in realtime(CONTROL):
+            for line in realtime(CONTROL, whole=self._thread is None):
                 self._say(f"note: {line}")
             ticker, late, tidied = Ticker(1 / self.cfg.ticks), 0.0, time.monotonic()
             while not self._stopped.is_set():
                 self.keeper.tick(late)
-                if not self.keeper.running and time.monotonic() - tidied > 10:
+                if self._thread is None and not self.keeper.running and time.monotonic() - tidied > 10:
                     gc.collect()
                     tidied = time.monotonic()
                 late = ticker.wait()
@@ -182,7 +182,6 @@ class RobotServer:
                 data = await socket.recv()
                 if not self._afford(peer):
                     await asyncio.sleep(0.05)  # what comes meanwhile waits in its own line
-                    continue
                 await self._hear(peer, data)
                 if peer.wrong > WRONG or (peer.role == "commander" and self._commander is not peer):
                     break
@@ -234,10 +233,7 @@ class RobotServer:
         now = time.monotonic()
         peer.left = min(50.0, peer.left + (now - peer.since) * 10 * self.cfg.fps) - 1
         peer.since = now
-        if peer.left < 0:
-            peer.left = 0.0
-            return False
-        return True
+        return peer.left >= 0
 
     async def _hear(self, peer: _Peer, data: object) -> None:
         """Do what a message says."""

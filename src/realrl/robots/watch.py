@@ -84,6 +84,7 @@ class Watch:
         if self._write_failed is not None:
             return "commands do not arrive"
         wrong = self._dangers(self.reading, now) | self._cameras(self.reading.images, now)
+        wrong.pop("stall", None)  # it will begin from where it is
         return "; ".join(wrong.values())
 
     # ---- what is looked at

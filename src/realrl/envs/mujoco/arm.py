@@ -140,7 +140,8 @@ class ArmWorld:
         model, data = self.model, self.data
         mujoco.mj_step1(model, data)
         mujoco.mj_jacSite(model, data, self._jp, self._jr, self._site)
-        data.qfrc_applied[ARM] = data.qfrc_bias[ARM] - 60 * data.qvel[ARM] if self.stalled else self._torque()
+        model.dof_damping[ARM] = 200.0 if self.stalled else 2.0
+        data.qfrc_applied[ARM] = data.qfrc_bias[ARM] if self.stalled else self._torque()
         pull = 600 * (self.setpoint[3] / 2 - data.qpos[self._fq]) - 20 * data.qvel[self._fv]
         data.qfrc_applied[self._fv] = np.minimum(np.maximum(pull, -40.0), 40.0)
         data.xfrc_applied[self._hand, :3] = self.push
