@@ -151,7 +151,8 @@ def every_config() -> list[type]:
 
 SIGNED = {"OPEConfig.margin",  # a candidate may be let through that loses this much
           "SACConfig.entropy",  # of a density, which may be larger than 1
-          "RecordedConfig.low", "RecordedConfig.high"}  # a joint's limits
+          "RecordedConfig.low", "RecordedConfig.high",  # a joint's limits
+          "ServerConfig.start", "ServerConfig.park", "ServerConfig.workspace"}  # places
 
 
 def test_every_number_of_every_configuration_has_its_bounds() -> None:

@@ -135,7 +135,7 @@ def _signs(env: RobotClient, episodes: Sequence[Episode]) -> list[Finding]:
                  f"({live[d]:.3g} for each 1 asked, recorded was {gains[channel, d]:.3g})" for d in np.flatnonzero(lively & strong)
                  if not 1 / UNLIKE < live[d] / gains[channel, d] < UNLIKE]
         usual = int(share[channel].argmax())
-        if not (lively & strong).any() and share[channel, usual] > 2 * STRONG:
+        if not (lively & strong).any() and share[channel, usual] > STRONG:
             wrong.append(f"{names[int(size.argmax())]} moves, in the recordings {names[usual]} did: are they in another order?")
         known = (lively & strong).any() or wrong
         text = f"{about['name']} is asked: {'; '.join(wrong)}" if wrong else (

@@ -39,8 +39,8 @@ class Ticker:
 
 
 def realtime(level: int, *, whole: bool = True) -> list[str]:
-    """Ask for what a control loop needs, for this thread; a line for everything that was not granted. level: see `urgent`; whole: the process
-    is the loop's: its garbage is collected when the caller says, its threads take turns quickly."""
+    """Ask for what a control loop needs, for this thread; a line for everything that was not granted. level: see `urgent`; whole: the
+    process is the loop's: its garbage is collected when the caller says, its threads take turns quickly."""
     if whole:
         gc.collect()
         gc.freeze()

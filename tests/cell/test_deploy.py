@@ -1,0 +1,209 @@
+"""A policy at work on a served robot, and the robot examined before it: recorded, counted, parked whatever happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from realrl.cell.deploy import Operator, Tally, deploy
+from realrl.cell.latency import Ahead, Latency, _channel, calibrate
+from realrl.cell.preflight import preflight
+from realrl.cell.rollout import rollout
+from realrl.data.store import Store
+from realrl.envs.base import RobotEnv
+from realrl.robots.client import RobotClient
+from realrl.robots.driver import Channel, Reading
+from realrl.robots.guard import box_guard
+from realrl.robots.server import RobotServer
+from realrl.robots.settings import ServerConfig
+from realrl.types import Plan, RealrlError, TaskSpec
+
+pytest.importorskip("websockets")
+
+CHANNELS = tuple(Channel(name, "m", "pose", -0.5, 0.5, 2.0, 60.0, 5000.0, step=0.02) for name in ("x", "y"))
+
+
+class Table:
+    """A hand over a table that follows at once; `mix` turns what it senses into what it says."""
+
+    channels, state = CHANNELS, ("hand x", "hand y", "lamp")
+
+    def __init__(self, mix: np.ndarray | None = None, lag: float = 0.0) -> None:
+        self.mix, self.lag = np.eye(2) if mix is None else mix, lag
+        self.places: list[tuple[float, np.ndarray]] = [(time.monotonic(), np.zeros(2))]
+
+    def read(self) -> Reading:
+        now = time.monotonic()
+        at = next((p for t, p in reversed(self.places) if t <= now - self.lag), self.places[0][1]) + 1e-9 * np.sin(now * 1e4)
+        return Reading(now, at, np.array([*self.mix @ at, 0.3]))
+
+    def write(self, command: np.ndarray) -> np.ndarray:
+        self.places.append((time.monotonic(), np.array(command)))
+        return command
+
+    def hold(self) -> None: ...
+
+    def brake(self) -> None: ...
+
+    def park(self) -> None:
+        self.parked = True
+
+    def release(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Wander:
+    """Random steps, chunks of two."""
+
+    name, chunk, n_obs = "wander", 2, 1
+
+    def start(self, batch):
+        return {}
+
+    def act(self, obs, state, *, greedy, rng):
+        return Plan(rng[0].uniform(-1, 1, (1, 4, 2)).astype(np.float32)), state
+
+
+@pytest.fixture
+def cell() -> Iterator:
+    servers = []
+
+    def serve(**how):
+        driver = Table(**how)
+        cfg = ServerConfig(fps=50.0, ticks=100.0, port=0, log=None, start=(0.0, 0.0), park=(0.0, 0.0), watchdog=100.0, horizon=30, pace=1.0)
+        servers.append(RobotServer(driver, cfg, arm=True, say=lambda line: None))
+        servers[-1].start()
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.close()
+
+
+def test_attempts_are_recorded_counted_and_the_robot_is_parked(cell, tmp_path: Path) -> None:
+    server = cell()
+    env = RobotClient(server.url, horizon=12)
+    operator, tally = Operator(env), Tally()
+    for tally in deploy(env, Wander(), 4, folder=tmp_path / "out", operator=operator):
+        if tally.steps in (3, 15, 27):
+            operator.press({3: "\n", 15: "x", 27: "z"}[tally.steps])
+    assert (tally.episodes, tally.successes, tally.judged, tally.discarded) == (4, 1, 2, 1)
+    episodes = Store.open(tmp_path / "out").read()
+    assert [e.succeeded for e in episodes] == [True, False, False] and len(episodes[2]) == 12
+    assert server.keeper.mode in ("parking", "parked") and "parked" in server.keeper.faults
+    assert any("success 50% of 2" in line for line in tally.lines(env))
+
+
+def test_a_takeover_is_one_press_moves_while_a_key_is_held_and_is_recorded(cell, tmp_path: Path) -> None:
+    env = RobotClient(cell().url, horizon=16)
+    operator = Operator(env)
+    for tally in deploy(env, Wander(), 1, folder=tmp_path / "out", operator=operator):
+        if tally.steps in (4, 12):
+            operator.press("\t")
+        if 6 <= tally.steps < 9:
+            operator.press("q")
+    (episode,) = Store.open(tmp_path / "out").read()
+    assert episode.source.tolist() == [0] * 4 + [1] * 8 + [0] * 4
+    assert episode.action[7, 0] == 1.0 and not episode.action[4:6].any() and tally.takeovers == 1
+
+
+def test_it_parks_on_an_error_and_a_recorder_that_fails_stops_nothing(cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Wander):
+        def act(self, obs, state, *, greedy, rng):
+            if obs["state"].any() and float(obs["state"][0, -1, 0]) != 0.0:
+                raise ValueError("the network is broken")
+            return super().act(obs, state, greedy=greedy, rng=rng)
+
+    server = cell()
+    with pytest.raises(ValueError, match="broken"):
+        list(deploy(RobotClient(server.url), Broken(), 1, folder=None))
+    assert "parked" in server.keeper.faults
+    server = cell()
+    from realrl.data.record.recorder import Recorder
+    monkeypatch.setattr(Recorder, "add", lambda self, step: (_ for _ in ()).throw(RealrlError("the disk is full")))
+    *_, tally = deploy(RobotClient(server.url, horizon=6), Wander(), 1, folder=tmp_path / "out")
+    assert tally.steps == 6 and any("disk is full" in note for note in tally.notes)
+
+
+class Flat(RobotEnv):
+    """The table in lock-step."""
+
+    def __init__(self, numbers: int = 3) -> None:
+        super().__init__(TaskSpec("lab", "flat", numbers, 2, 60, 0.02, "wander"), native_low=-0.02, native_high=0.02)
+
+    def _begin(self, seed: int) -> np.ndarray:
+        self.place = np.zeros(2)
+        return self._shows()
+
+    def _shows(self) -> np.ndarray:
+        return np.array([*self.place, 0.3, 0.0])[:self.task.obs_dim]
+
+    def _advance(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        self.place = self.place + action
+        return self._shows(), 0.0, False, False
+
+
+def recorded(folder: Path, fps: int = 50, numbers: int = 3) -> Path:
+    env = Flat(numbers)
+    episodes = list(rollout([env], Wander(), [box_guard(env)], range(3), greedy=True))
+    Store.create(folder, task="lab/flat", fps=fps).append(episodes)
+    return folder
+
+
+@pytest.mark.parametrize(("mix", "words"), [
+    (np.eye(2), []), (np.diag([-1.0, 1.0]), ["x is asked: hand x moves the other way"]),
+    (np.eye(2)[::-1], ["x is asked: hand y moves", "another order"]),
+    (np.diag([1.0, 57.3]), ["y is asked: hand y moves by another amount"])])
+def test_preflight_names_the_channel_that_is_off(cell, tmp_path: Path, mix: np.ndarray, words: list[str]) -> None:
+    env = RobotClient(cell(mix=mix).url, horizon=10_000)
+    found = preflight(env, recorded(tmp_path / "demos"))
+    env.close()
+    told = "; ".join(f.text for f in found if not f.fine)
+    assert all(word in told for word in words) and bool(told) == bool(words), told
+
+
+def test_preflight_sees_another_rate_another_unit_and_another_size(cell, tmp_path: Path) -> None:
+    server = cell()
+    read = server.driver.read
+    server.driver.read = lambda: replace(read(), state=read().state * np.array([1, 1, 180 / np.pi]))
+    env = RobotClient(server.url, horizon=10_000)
+    found = preflight(env, recorded(tmp_path / "demos"), probe=False)
+    assert any(f.what == "lamp" and not f.fine and "degrees for radians" in f.text for f in found)
+    found = preflight(env, recorded(tmp_path / "other", 10, 4), probe=False)
+    assert [f.what for f in found if not f.fine] == ["rate", "numbers"]
+    env.close()
+
+
+def test_latency_is_measured_kept_and_read(cell, tmp_path: Path) -> None:
+    env = RobotClient(cell(lag=0.06).url, horizon=10_000)
+    found = calibrate(env, swings=2)
+    env.close()
+    assert all(0.04 <= late <= 0.1 for late in found.channels.values()) and set(found.channels) == {"x", "y"}
+    assert found.reading < 0.02 and 0.04 < found.whole < 0.15
+    found.save(tmp_path / "latency.json")
+    assert Latency.load(tmp_path / "latency.json") == found
+    with pytest.raises(RealrlError, match="calibrate latency"):
+        Latency.load(tmp_path / "nothing.json")
+
+
+def test_the_lag_of_a_swing_is_found() -> None:
+    t = np.arange(0, 3, 0.01)
+    place = lambda at: np.sin(2 * np.pi * at)
+    seen = [{"now": x, "stamp": x - 0.02, "commanded": np.array([place(x)]), "measured": np.array([0.3 * place(x - 0.02 - 0.12) + 1])}
+            for x in t]
+    assert _channel(seen, 0) == pytest.approx(0.12, abs=0.004)
+    assert _channel(seen[:10], 0) is None
+
+
+def test_what_is_due_already_is_left_out() -> None:
+    obs, rng = {"state": np.zeros((1, 1, 3))}, lambda: [np.random.default_rng(0)]
+    whole = Wander().act(obs, {}, greedy=True, rng=rng())[0].action
+    for delay, first in ((0.0, 0), (0.022, 1), (9.0, 2)):
+        ahead = Ahead(Wander(), delay, 0.02)
+        assert np.array_equal(ahead.act(obs, {}, greedy=True, rng=rng())[0].action, whole[:, first:])
