@@ -165,3 +165,14 @@ def test_the_hand_stays_in_its_workspace(seed):
 def test_a_box_needs_to_know_where_the_hand_is():
     with pytest.raises(RealrlError, match="tip"):
         MotionGuard(CHANNELS, PERIOD, box=(np.zeros(3), np.ones(3)))
+
+
+def test_armed_again_it_goes_on_from_the_last_command_where_the_arm_hangs_near_it():
+    guard = MotionGuard(CHANNELS[:1], PERIOD)
+    guard.reset(np.zeros(1))
+    for _ in range(100):
+        last = guard.follow(np.array([0.5]), np.zeros(1), PERIOD).command
+    guard.reset(last - 0.05)
+    assert guard.brake(PERIOD).command == pytest.approx(last, abs=1e-3)
+    guard.reset(np.array([-0.8]))  # it was moved by hand
+    assert guard.brake(PERIOD).command == pytest.approx([-0.8])

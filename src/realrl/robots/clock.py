@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 
 SLACK_NS = 1000  # how late Linux may wake us to save power; its default is 50,000
-CLIENT, CAMERAS, LISTENING, CONTROL, HARDWARE = 5, 10, 15, 20, 30
-"""Levels of `urgent`: who asks for actions, what stands for cameras, a server's two threads, and what stands for hardware."""
+LOG, CLIENT, CAMERAS, LISTENING, CONTROL, HARDWARE = 1, 5, 10, 15, 20, 30
+"""Levels of `urgent`: a server's log, who asks for actions, what stands for cameras, a server's two threads, what stands for hardware."""
 _PR_SET_TIMERSLACK = 29
 
 

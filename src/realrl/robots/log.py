@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from realrl.files import append, open_append, printable
+from realrl.robots.clock import LOG, urgent
 from realrl.types import Array, RealrlError
 
 FILES, LARGEST, WAITING = 8, 2**26, 20_000
@@ -85,6 +86,7 @@ class ServerLog:
     def _write(self) -> None:
         assert self.folder is not None
         import msgpack
+        urgent(LOG)  # whoever is put off while others wait for Python's lock puts them off
         packer, number, size = msgpack.Packer(use_single_float=True), 0, 0
         while not (self._closing and not self._waiting):
             self._wake.wait(0.25)

@@ -17,6 +17,7 @@ from realrl.types import Array, RealrlError
 
 SLACK = 1e-9  # of a limit; rounding
 OUTSIDE = 0.01  # of a channel's range: so far beyond a limit may a robot stand and still be started, from the limit
+NEAR = 0.1  # of a channel's range: so far from the last command it is still held by that
 SNAP, EASED = 0.01, 0.95  # of a tick's jerk: so near it is there; of the limit of jerk: what is used, the rest is for snapping
 PAUSE = 3.0  # periods: after a longer one the robot has come to rest at the last command
 _SHARES = np.linspace(1.0, 0.0, 17)
@@ -65,7 +66,9 @@ class MotionGuard:
         return bool((np.abs(self.now.v) < 1e-6 * self.velocity).all() and (np.abs(self.now.a) < 1e-4 * self.acceleration).all())
 
     def reset(self, measured: Array) -> None:
-        """Begin from where the robot is [C], at rest. Raises RealrlError where that is not finite, or outside the limits."""
+        """Begin from where the robot is [C]: from the last command where it is still near that (a soft arm hangs a little behind, and going
+        to where it hangs would be a jump), else from what is measured, at rest. Raises RealrlError where that is not finite, or outside
+        the limits."""
         at = np.array(measured, np.float64)
         if at.shape != self.low.shape or not np.isfinite(at).all():
             raise RealrlError(f"the robot says it is at {at.tolist()}, expected {len(self.low)} finite numbers: read it again")
@@ -78,6 +81,8 @@ class MotionGuard:
         if self._box is not None and not self._inside(at):
             raise RealrlError(f"the hand is at {self._where(at)}, outside the workspace: move it inside by hand, or mend the workspace")
         at = np.clip(at, self.low, self.high)
+        if self.now is not None and (np.abs(at - self.now.p) <= NEAR * (self.high - self.low)).all():
+            return
         self.now = Motion(at, np.zeros_like(at), np.zeros_like(at))
 
     def observe(self, measured: Array) -> None:
