@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ from realrl.cell.deploy import Operator, Tally, deploy
 from realrl.cell.latency import Ahead, Latency, _channel, calibrate
 from realrl.cell.preflight import preflight
 from realrl.cell.rollout import rollout
+from realrl.cli import main as cli
 from realrl.data.store import Store
 from realrl.envs.base import RobotEnv
 from realrl.robots.client import RobotClient
@@ -146,12 +148,12 @@ class Flat(RobotEnv):
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
         self.place = self.place + action
-        return self._shows(), 0.0, False, False
+        return self._shows(), 0.0, False, self._t >= 40
 
 
-def recorded(folder: Path, fps: int = 50, numbers: int = 3) -> Path:
+def recorded(folder: Path, fps: int = 50, numbers: int = 3, episodes: int = 3) -> Path:
     env = Flat(numbers)
-    episodes = list(rollout([env], Wander(), [box_guard(env)], range(3), greedy=True))
+    episodes = list(rollout([env], Wander(), [box_guard(env)], range(episodes), greedy=True))
     Store.create(folder, task="lab/flat", fps=fps).append(episodes)
     return folder
 
@@ -207,3 +209,21 @@ def test_what_is_due_already_is_left_out() -> None:
     for delay, first in ((0.0, 0), (0.022, 1), (9.0, 2)):
         ahead = Ahead(Wander(), delay, 0.02)
         assert np.array_equal(ahead.act(obs, {}, greedy=True, rng=rng())[0].action, whole[:, first:])
+
+
+@pytest.mark.slow
+def test_train_evaluate_and_deploy_take_a_robot(cell, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From recordings to attempts, by the command line."""
+    url, demos, run = cell().url, recorded(tmp_path / "demos", episodes=6), tmp_path / "run"
+    small = ["--policy.chunk", "2", "--policy.hidden", "32", "--policy.blocks", "1", "--imitation.steps", "20", "--eval-episodes", "2"]
+    assert cli.main(["train", "bc", "--robot", url, "--data", str(demos), "--run", str(run), "--horizon", "10", *small]) == 0
+    assert cli.main(["evaluate", "--robot", url, "--policy", str(run / "policy"), "--episodes", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["task"] == "robot/robot"
+    out = tmp_path / "deployed"
+    flags = ["--policy", str(run / "policy"), "--episodes", "2"]
+    assert cli.main(["deploy", "--robot", url, *flags, "--horizon", "8", "--out", str(out)]) == 0
+    assert "recorded:" in capsys.readouterr().out and [len(e) for e in Store.open(out).read()] == [8, 8]
+    assert cli.main(["evaluate", "--robot", url, *flags]) == 2  # it is parked
+    assert "realrl robot arm" in capsys.readouterr().err
+    assert cli.main(["robot", "status", url]) == 1 and "parked" in capsys.readouterr().out
+    assert cli.main(["robot", "arm", url]) == 0

@@ -42,8 +42,8 @@ class Arm:
     def read(self):
         if not self.calls:
             self.calls.append("read")
-        if self.broken == "silent":
-            raise OSError("no packet")
+        if self.broken in ("silent", "bug"):
+            raise OSError("no packet") if self.broken == "silent" else ZeroDivisionError
         at = np.full(2, np.nan) if self.broken == "nan" else np.zeros(3) if self.broken == "shape" else self.at
         age = 1.0 if self.broken == "old" else 0.0
         return Reading(self.clock.now - age, at, at, np.array([0, 0, self.force]), self.faults, self.images)
@@ -186,7 +186,7 @@ def test_an_overrun_ends_where_the_action_led_and_is_not_repeated():
     assert answer.late > 0.05 and bench.keeper.overruns == 1 and bench.keeper.mode == "armed"
 
 
-@pytest.mark.parametrize("broken", ["nan", "shape", "silent", "old", "deaf"])
+@pytest.mark.parametrize("broken", ["nan", "shape", "silent", "bug", "old", "deaf"])
 def test_a_robot_that_is_not_heard_holds_and_is_held(broken):
     bench = Bench().armed()
     for _ in range(4):

@@ -87,7 +87,7 @@ def _train(args: argparse.Namespace) -> int:
         from realrl.cell.recordings import sized
         cfg = cfg if chosen else parse(default=sized(cfg))
         cfg = replace(cfg, task=RECORDED + Path(cfg.data).resolve().name)
-    make = _maker(args) if real else partial(envs.make, cfg.task, sight=cfg.sight, randomise=cfg.randomise)
+    make = _maker(args, cfg.horizon) if real else partial(envs.make, cfg.task, sight=cfg.sight, randomise=cfg.randomise)
     if not recorded:  # a misspelt task leaves no folder behind
         spec = _asked(make)
         cfg = replace(cfg, task=spec.id) if real else cfg
@@ -121,13 +121,13 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _maker(args: argparse.Namespace) -> Callable[[], RobotEnv]:
+def _maker(args: argparse.Namespace, horizon: int | None) -> Callable[[], RobotEnv]:
     """What builds an environment of one's own, or connects to a robot."""
     if args.env and args.robot:
         raise mistake()("give --env or --robot, not both: a served robot is an environment already")
     if args.robot:
         from realrl.robots.client import remote
-        return remote(args.robot)
+        return remote(args.robot, horizon)
     from realrl.envs import own
     return own(args.env)
 

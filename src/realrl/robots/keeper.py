@@ -68,10 +68,9 @@ class Answer:
 
 @dataclass
 class _Client:
-    """The commander's part of the state. seq: of its newest action; heard: when; due: when it is answered, None: nothing is owed."""
+    """The commander's part of the state. seq: of its newest action; due: when it is answered, None: nothing is owed."""
 
     seq: int = -1
-    heard: float = 0.0
     due: float | None = None
     answered: float = 0.0
     late: float = 0.0
@@ -81,7 +80,7 @@ class _Client:
 
 
 class Keeper:
-    """One robot. `deliver` is called from the control thread with every answer; `told` with every change worth showing."""
+    """One robot. `deliver` is called with every answer to its commander, mostly from the control thread."""
 
     def __init__(self, driver: Driver, cfg: ServerConfig, log: ServerLog, *, clock: Callable[[], float] = time.monotonic,
                  deliver: Callable[[Answer], None] = lambda answer: None) -> None:
@@ -93,7 +92,7 @@ class Keeper:
         self.rest = _pose(cfg.park, self, "park")
         self._steps = np.array([np.inf if c.step is None else c.step for c in self.channels])
         self._speeds = np.array([c.kind == "velocity" for c in self.channels])
-        self._watch = Watch(driver, cfg, self.guard)
+        self.watch = Watch(driver, cfg, self.guard)
         self._lock = threading.RLock()
         self.mode: Mode = "held"
         self.faults: dict[str, str] = {"new": "the server has just started"}
@@ -116,13 +115,15 @@ class Keeper:
     def arm(self) -> None:
         """A person says that all is well. Raises Held where it is not."""
         with self._lock:
-            trouble = self._watch.wrong_now(self._clock())
+            trouble = self.watch.wrong_now(self._clock())
+            if self.mode == "armed":
+                return
             if trouble:
                 raise Held(f"the robot cannot be armed: {trouble}; mend that first")
-            assert self._watch.reading is not None
-            self.guard.reset(self._watch.reading.measured)
+            assert self.watch.reading is not None
+            self.guard.reset(self.watch.reading.measured)
             self.driver.hold()
-            self._watch.forget()
+            self.watch.forget()
             self.faults, self.mode, self.running, self.phase, self._alone = {}, "armed", False, "", True
             self._reference, self._client = None, _Client(seq=self._client.seq, sent=np.zeros(len(self.channels)))
             self._since = self._clock()
@@ -186,7 +187,7 @@ class Keeper:
             mine.seq, self.running = seq, True
             mine.late = 0.0 if first else max(now - mine.answered - period, 0.0)
             self.overruns += mine.late > 0
-            mine.heard, mine.due = now, now + period if first else max(mine.answered + period, now + period / 2)
+            mine.due = now + period if first else max(mine.answered + period, now + period / 2)
             if mine.source != source:
                 mine.source = source
                 self.log.event("source", source=source, seq=seq)
@@ -243,7 +244,7 @@ class Keeper:
         if owed and self.mode == "armed":
             self._reference = None
         if owed and why:
-            self.deliver(Answer(mine.seq, self._watch.newest(), mine.sent, self._limited.copy(), failed=why))
+            self.deliver(Answer(mine.seq, self.watch.newest(), mine.sent, self._limited.copy(), failed=why))
 
     def _must_follow(self) -> None:
         if self.mode != "armed":
@@ -255,7 +256,7 @@ class Keeper:
     def tick(self, late: float = 0.0) -> None:
         """Read, judge, command, log: call it `cfg.ticks` times a second from one thread. late: s, for the log."""
         now = self._clock()
-        trouble = self._watch.look(now)
+        trouble = self.watch.look(now)
         with self._lock:
             dt = 0.0 if self._last is None else now - self._last
             self._last = now
@@ -269,7 +270,7 @@ class Keeper:
             self._answer(now)
             self._log(now, late, sent)
         if sent is not None:
-            self._watch.write(sent.command, now)
+            self.watch.write(sent.command, now)
 
     def _judge(self, trouble: Mapping[str, str], now: float) -> None:
         """Latch what is wrong: with the robot, and with whoever commands it."""
@@ -297,8 +298,10 @@ class Keeper:
         if self.mode == "parked" or self.guard.now is None:
             return None
         reference = self._reference
-        still = {name for name, why in trouble.items() if name != "hot" and (self.mode == "parking" or why.startswith(REPORTS))}
-        if reference is None or self._watch.blind or still:
+        still = [name for name, why in trouble.items() if name != "hot" and why.startswith(REPORTS)]
+        if self.mode == "parking":  # it needs no eyes
+            still += [name for name in trouble if name != "hot" and not name.startswith("camera")]
+        if reference is None or self.watch.blind or still:
             return self.guard.brake(dt)
         sent = self.guard.follow(*reference.at(now), dt, reference.goal)
         if self.mode == "parking" and self._arrived(now, reference):
@@ -319,7 +322,7 @@ class Keeper:
         reward, terminated, success = self.driver.outcome() if isinstance(self.driver, Tasked) else (0.0, False, False)
         mine.answered = mine.due if now - mine.due < 1 / self.cfg.ticks else now  # deadlines do not add up lateness
         mine.due = None
-        self.deliver(Answer(mine.seq, self._watch.newest(), mine.sent, self._limited.copy(), reward, terminated, success, mine.late))
+        self.deliver(Answer(mine.seq, self.watch.newest(), mine.sent, self._limited.copy(), reward, terminated, success, mine.late))
         self._limited[:] = False
 
     def _set_up(self, now: float) -> None:
@@ -331,12 +334,12 @@ class Keeper:
         if self.phase == "ready":
             if isinstance(self.driver, Tasked):
                 self.driver.begin(self._seed)
-                self._watch.look(now)  # the answer shows the scene that was set up
+                self.watch.look(now)  # the answer shows the scene that was set up
             self.phase, self._reference = "", None
             mine = self._client
             mine.sent, mine.due, mine.answered = self.still(), None, now
             self._limited[:] = False
-            self.deliver(Answer(-1, self._watch.newest(), mine.sent, self._limited.copy()))
+            self.deliver(Answer(-1, self.watch.newest(), mine.sent, self._limited.copy()))
 
     def _arrived(self, now: float, reference: Reference) -> bool:
         near = np.abs(self.guard.place - reference.goal) <= 1e-3 * (self.guard.high - self.guard.low)
@@ -345,7 +348,7 @@ class Keeper:
     def _log(self, now: float, late: float, sent: Sent | None) -> None:
         if sent is None:
             return
-        reading = self._watch.reading
+        reading = self.watch.reading
         aim = self._reference.goal if self._reference is not None else self.guard.place
         self.log.tick(Tick(now, late, self.mode, numbers(reading.measured) if reading else [], numbers(aim), numbers(sent.command),
                            [*sent.bits.astype(int).tolist(), int(sent.workspace)], self._client.seq))
@@ -367,7 +370,7 @@ class Keeper:
 
     def _retract(self, why: str) -> None:
         """Back along the way: to where it came from where it pushed, to where it is where it cannot move."""
-        reading = self._watch.reading
+        reading = self.watch.reading
         if why == "stall" and reading is not None:
             goal = np.clip(reading.measured, self.guard.low, self.guard.high)
         else:
@@ -382,11 +385,11 @@ class Keeper:
     def status(self) -> Mapping[str, Any]:
         """For people."""
         with self._lock:
-            reading = self._watch.reading
+            reading = self.watch.reading
             measured = {} if reading is None else {c.name: round(float(x), 4) for c, x in zip(self.channels, reading.measured, strict=True)}
             return {"name": self.cfg.name, "mode": self.mode, "faults": dict(self.faults), "running": self.running, "phase": self.phase,
                     "episode": self.episode, "measured": measured, "late_ticks": self.late_ticks, "overruns": self.overruns,
-                    "limited_ticks": self.limits, "flags": list(self._watch.flags), "log_lost": self.log.lost}
+                    "limited_ticks": self.limits, "flags": list(self.watch.flags), "log_lost": self.log.lost}
 
 
 def _pose(given: tuple[float, ...], keeper: Keeper, what: str) -> Array | None:

@@ -260,7 +260,7 @@ class RobotServer:
                 raise ValueError(f"{kind} is for a person to say: realrl robot {kind}")
             self._by_hand(kind, message)
         elif kind == "look":
-            return self._seen(keeper._watch.newest(), still=keeper.still())
+            return self._seen(keeper.watch.newest(), still=keeper.still())
         elif kind != "status":
             self._command(peer, message)
             return None
@@ -329,7 +329,7 @@ class RobotServer:
 
     def about(self) -> dict[str, Any]:
         """What a robot says of itself to who connects."""
-        reading = self.keeper._watch.reading
+        reading = self.keeper.watch.reading
         cameras = {} if reading is None else {name: list(image.shape) for name, (_, image) in reading.images.items()}
         low = [c.low if c.step is None and c.kind != "velocity" else -(c.step or c.velocity) for c in self.driver.channels]
         high = [c.high if c.step is None and c.kind != "velocity" else (c.step or c.velocity) for c in self.driver.channels]

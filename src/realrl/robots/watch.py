@@ -71,7 +71,7 @@ class Watch:
         """Send a command; one that does not arrive is not sent twice: the next one says more."""
         try:
             self._driver.write(command)
-        except OSError:
+        except Exception:  # as above
             self.refused += 1
             self._write_failed = now if self._write_failed is None else self._write_failed
             return
@@ -93,10 +93,10 @@ class Watch:
         """A reading that makes sense; None where none came."""
         try:
             reading = self._driver.read()
-        except OSError as error:
+        except Exception as error:  # OSError is what a driver should raise; its own mistakes must not end the server
             self.refused += 1
             self._missing += 1
-            self._why = f"the robot does not answer ({error})"
+            self._why = f"the robot does not answer ({error if isinstance(error, OSError) else repr(error)})"
             return None
         wrong = fault_in(reading, len(self._guard.channels), len(self._driver.state))
         if not wrong:
