@@ -71,8 +71,15 @@ class Reading:
 class Driver(Protocol):
     """A robot."""
 
-    channels: Sequence[Channel]
-    state: Sequence[str]  # the names of what `Reading.state` holds
+    @property
+    def channels(self) -> Sequence[Channel]:
+        """What is sent to it."""
+        ...
+
+    @property
+    def state(self) -> Sequence[str]:
+        """The names of what `Reading.state` holds."""
+        ...
 
     def read(self) -> Reading:
         """What is measured now. Raises OSError where the robot did not answer: the server tries again."""

@@ -14,7 +14,7 @@ from realrl.robots.driver import Channel, checked
 from realrl.types import RealrlError
 
 TABLE = (Channel("shoulder.pos", "deg", "position", -90, 90, 60, 300, 5000, step=3.0),
-         Channel("gripper.pos", "%", "position", 0, 100, 200, 1000, 20000))
+         Channel("gripper.pos", "%", "position", 0, 100, 200, 1000, 20000, step=10.0))
 
 
 class Follower:
@@ -183,6 +183,8 @@ class Leader:
 
 def test_a_leader_moves_the_robot_by_as_much_as_it_is_moved_and_nothing_jumps():
     leader = Leader({"shoulder.pos": 80.0, "gripper.pos": 20.0})  # far from where the robot is
+    with pytest.raises(RealrlError, match="step"):
+        LeRobotHand(leader, (replace(TABLE[0], step=None),), leader=True)
     hand = LeRobotHand(leader, TABLE, leader=True)
     assert hand.poll({}, np.zeros(2)) is None
     hand.engaged = True

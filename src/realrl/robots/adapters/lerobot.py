@@ -120,7 +120,7 @@ class LeRobotArm:
         """Disconnect. lerobot's own `disconnect` cuts the torque, which drops an arm that is not parked: that is switched off first."""
         self._over.set()
         self._thread.join(5)
-        config = getattr(self._robot, "config", None)
+        config: Any = getattr(self._robot, "config", None)
         if not self._released and hasattr(config, "disable_torque_on_disconnect"):
             config.disable_torque_on_disconnect = False
         with contextlib.suppress(OSError):
@@ -162,7 +162,7 @@ class LeRobotArm:
     def _seen(self, images: Mapping[str, Array], now: float) -> dict[str, tuple[float, Array]]:
         """lerobot's pictures carry no time, and a dead camera's last one comes again: a picture is as old as its content."""
         for key, image in images.items():
-            mark = zlib.adler32(np.ascontiguousarray(image[::4, ::4]))
+            mark = zlib.adler32(image[::4, ::4].tobytes())
             if key not in self._images or self._images[key][2] != mark:
                 self._images[key] = (now, image.astype(np.uint8, copy=True), mark)
         return {key: (stamp, image) for key, (stamp, image, _) in self._images.items()}
@@ -191,10 +191,15 @@ class LeRobotHand:
     """
 
     def __init__(self, teleop: Any, channels: Sequence[Channel], *, leader: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        """leader: whether its actions are places in the channels' units, by the channels' names; else they are deltas in [-1, 1]."""
+        """leader: whether its actions are places in the channels' units, by the channels' names; else they are deltas in [-1, 1].
+
+        Raises RealrlError for a channel whose actions are places: what a person does not say would be one, too.
+        """
+        if whole := [c.name for c in channels if c.step is None]:
+            raise RealrlError(f"{_name(teleop)}: {whole[0]} takes places, a person's device moves things: give the channel a step")
         self._teleop, self._channels, self._leader, self._clock = teleop, tuple(channels), leader, clock
         self.engaged = False
-        self._origin: tuple[Array, Array] | None = None  # leader, follower
+        self._origin: Array | None = None  # where the leader was when it took over
         self._asked = np.zeros(len(self._channels))
         self._newest: tuple[float, dict[str, Any]] = (-np.inf, {})
         self._mark: Any = None
@@ -237,11 +242,11 @@ class LeRobotHand:
             return still
         at = np.array(values, np.float64)
         if self._origin is None:
-            self._origin, self._asked = (at, np.zeros_like(at)), np.zeros_like(at)
-        steps = np.array([c.step or (c.high - c.low) / 2 for c in self._channels])
-        action = np.clip((at - self._origin[0] - self._asked) / steps, -1.0, 1.0)
+            self._origin, self._asked = at, np.zeros_like(at)
+        steps = np.array([c.step for c in self._channels])
+        action: Array = np.clip((at - self._origin - self._asked) / steps, -1.0, 1.0).astype(np.float32)
         self._asked = self._asked + action * steps
-        return action.astype(np.float32)
+        return action
 
     def _deltas(self, said: dict[str, Any]) -> Array:
         """delta_x ... by name, or in the channels' order; a gripper's 0 closes, 1 stays, 2 opens."""
