@@ -112,9 +112,10 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             gaps += [tally.gaps[-1]] if tally.gaps else []
             until = until or time.monotonic() + args.seconds
             if time.monotonic() > until:
-                with Link(url, "watcher") as link:
-                    status = link.ask({"type": "status"})
                 break
+        env.pause()
+        with Link(url, "watcher") as link:
+            status = link.ask({"type": "status"})
         steps.close()
     finally:
         if learner:

@@ -115,6 +115,17 @@ def test_a_takeover_is_one_press_moves_while_a_key_is_held_and_is_recorded(cell,
     assert episode.action[7, 0] == 1.0 and not episode.action[4:6].any() and tally.takeovers == 1
 
 
+def test_a_robot_that_is_held_is_parked_all_the_same(cell) -> None:
+    server = cell()
+    env = RobotClient(server.url)
+    env.reset(seed=0)
+    env.step(np.array([0.5, 0.0]))
+    server.keeper.latch("force", "too much of it")  # of which the client has been told, and has not heard yet
+    env.park()
+    env.close()
+    assert server.keeper.mode in ("parking", "parked")
+
+
 def test_it_parks_on_an_error_and_a_recorder_that_fails_stops_nothing(cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Wander):
         def act(self, obs, state, *, greedy, rng):

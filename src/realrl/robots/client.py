@@ -147,8 +147,12 @@ class RobotClient(RobotEnv):
         self.link.send({"type": "end", "epoch": self.link.epoch})
 
     def park(self) -> None:
-        """Ask the server to park the robot, which then has to be armed again."""
-        self.link.ask({"type": "park"})
+        """Ask the server to park the robot, which then has to be armed again; what went wrong before is no reason not to."""
+        self.link.send({"type": "park"})
+        for _ in range(100):
+            with contextlib.suppress(RealrlError):
+                if self.link.receive(PATIENCE)["type"] == "status":
+                    return
 
     def close(self) -> None:
         """Give the robot back: it holds, and parks if nobody comes."""
