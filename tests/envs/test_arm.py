@@ -1,0 +1,37 @@
+"""The simulated Panda: its script solves its tasks, its starts belong to their seeds, and no command pulls harder than the controller may."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from realrl import envs
+from realrl.cell.rollout import rollout
+from realrl.envs.mujoco.arm import CLIP, STIFFNESS, ArmWorld
+from realrl.robots.guard import box_guard
+from realrl.types import RealrlError
+
+
+@pytest.mark.parametrize("task", ["arm/panda-reach", "arm/panda-pick"])
+def test_the_script_solves_it_and_a_seed_is_an_episode(task):
+    env = envs.make(task)
+    first, second, again = rollout([env], envs.expert(task), [box_guard(env)], [3, 4, 3], greedy=True)
+    assert first.succeeded and second.succeeded and first.terminated
+    assert np.array_equal(first.obs["state"], again.obs["state"]) and not np.array_equal(first.obs["state"][0], second.obs["state"][0])
+
+
+def test_a_command_through_the_table_pushes_with_no_more_than_the_spring_may():
+    world = ArmWorld()
+    world.reset()
+    world.setpoint = np.array([0.4, 0.15, -1.0, 0.08])
+    for _ in range(1500):
+        world.step()
+    assert 5 < np.linalg.norm(world.force) < STIFFNESS * CLIP * 1.5 and np.isfinite(world.data.qpos).all()
+
+
+def test_it_says_what_it_has_not():
+    from realrl.scene import RandomiseConfig, SightConfig
+    with pytest.raises(RealrlError, match="cameras"):
+        envs.make("arm/panda-reach", sight=SightConfig(kind="rgb"))
+    with pytest.raises(RealrlError):
+        envs.make("arm/panda-reach", randomise=RandomiseConfig(mass=0.2))
