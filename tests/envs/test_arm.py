@@ -1,4 +1,4 @@
-"""The simulated Panda: its script solves its tasks, its starts belong to their seeds, and no command pulls harder than the controller may."""
+"""The simulated Panda: its script solves its tasks, its starts belong to their seeds, no command pulls harder than it may."""
 
 from __future__ import annotations
 

@@ -219,6 +219,8 @@ def simulated(task: str, cfg: ServerConfig, **how: Any) -> tuple[SimArm, ServerC
         raise RealrlError(f"no simulated robot does {task!r}: choose one of {', '.join(f'arm/{known}' for known in arm.JOBS)}")
     robot = SimArm(name, **how)
     job = arm.JOBS[name]
+    old = 3 * (how.get("latency", 0.0) + how.get("jitter", 0.0))  # s: what is ordered late is not stale
     given = replace(cfg, name=cfg.name if cfg.name != "robot" else name, text=cfg.text or job.text, fps=1 / arm.DT, horizon=job.horizon,
-                    start=robot.start, park=robot.start, force=cfg.force or FORCE_LIMIT, stall=cfg.stall or (0.06, 0.06, 0.06, 0.09))
+                    stale=max(cfg.stale, old), start=robot.start, park=robot.start, force=cfg.force or FORCE_LIMIT,
+                    stall=cfg.stall or (0.06, 0.06, 0.06, 0.09))
     return robot, given
