@@ -130,6 +130,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path, tiny_run
              (tmp_path / "b/policy", tmp_path / "b/policy", None, "the policy itself lies there"),
              (tmp_path / "b/policy", tmp_path / "a/policy", None, "another policy lies there"),
              (tmp_path / "b/policy", tmp_path / "out", tmp_path, "not a LeRobot|no dataset|meta/info.json"),
+             (tmp_path / "b/policy", tmp_path / "out", record(tmp_path / "empty", []), "an empty data set"),
              (saved(tmp_path / "c", diffusion(SENSES)), tmp_path / "out", tiny_run / "dataset", "holds no observation.pointcloud")]
     for source, out, data, line in cases:
         with pytest.raises(RealrlError, match=line) as caught:
@@ -174,6 +175,7 @@ def test_observations_of_a_policy_from_recordings_are_its_own(tmp_path: Path) ->
     save_policy(policy, folder / "policy", task="recorded/data", robot=robot)
     cfg = BCConfig(task="recorded/data", data=str(data), recorded=RecordedConfig(state=("observation.state",)))
     config.save(cfg, folder / "config.yaml")
+    record(folder / "dataset", [])  # where nothing was recorded, as in a run that only imitates
     found = recorded(folder / "policy", {"task": "recorded/data"}, policy, None, 20)
     assert found.data == data and 15 <= len(found.observations) <= 20 and found.fps == 20.0
     first = found.observations[0]

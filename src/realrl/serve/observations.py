@@ -37,12 +37,10 @@ def recorded(folder: Path, about: Mapping[str, Any], policy: Saved, data: Path |
     where they are not what it looks at."""
     cfg = _run_config(folder)
     raw = cfg.get("recorded") or {}
-    names = config.from_dict(RecordedConfig, raw, source=str(folder.parent / "config.yaml")) if isinstance(raw, dict) else RecordedConfig()
-    place = data or _nearby(folder, cfg)
     own = str(about["task"]).startswith("recorded/")
-    store = opened(str(place), names if own else RecordedConfig())
-    if not len(store):
-        raise RealrlError(f"{place}: an empty data set, there is nothing to compare on: name another with --data")
+    names = config.from_dict(RecordedConfig, raw, source=str(folder.parent / "config.yaml")) if own and isinstance(raw, dict) else \
+        RecordedConfig()
+    place, store = _opened([data] if data else _nearby(folder, cfg), names, folder)
     robot = read_robot(folder)
     cameras = {} if robot is None else robot.cameras
     chosen = sorted({int(i) for i in np.linspace(0, len(store) - 1, min(len(store), EPISODES))})
@@ -66,14 +64,20 @@ def _run_config(folder: Path) -> Mapping[str, Any]:
     return config.read(file) if file.is_file() else {}
 
 
-def _nearby(folder: Path, cfg: Mapping[str, Any]) -> Path:
-    """What the policy's run recorded, or learned from. Raises RealrlError where neither is there."""
+def _nearby(folder: Path, cfg: Mapping[str, Any]) -> list[Path]:
+    """Where a policy's run recorded, and what it learned from, as far as they are there."""
     named = [folder.resolve().parent / "dataset", *([Path(cfg["data"])] if isinstance(cfg.get("data"), str) else [])]
-    place = next((p for p in named if (p / "meta/info.json").is_file()), None)
-    if place is None:
-        raise RealrlError(f"{folder}: no recorded observations lie near it, and without them nobody knows whether the graph says the same: "
-                          "name the data set it was trained on with --data")
-    return place
+    return [place for place in named if (place / "meta/info.json").is_file()]
+
+
+def _opened(places: list[Path], names: RecordedConfig, folder: Path) -> tuple[Path, Recordings]:
+    """The first of these data sets that holds anything. Raises RealrlError where none does."""
+    for place in places:
+        if len(store := opened(str(place), names)):
+            return place, store
+    what = f"{places[-1]}: an empty data set" if places else f"{folder}: no recorded observations lie near it"
+    raise RealrlError(f"{what}, and without them nobody knows whether the graph says the same: name the data set the policy was trained on "
+                      "with --data")
 
 
 def _state(episode: Episode, keys: list[str], policy: Saved, place: Path) -> Array:
