@@ -137,8 +137,7 @@ def read_policy_json(path: Path) -> dict[str, Any]:
         raise RealrlError(f"{file}: holds no object but a {type(about).__name__}: the file is damaged, export the policy again")
     kind, layout = about.get("kind"), about.get("format")
     if kind not in KINDS or layout != FORMAT:
-        raise RealrlError(f"{file}: kind {config.shown(kind)}, format {config.shown(layout)}; this version reads {', '.join(KINDS)}, "
-                          f"format {FORMAT}")
+        raise RealrlError(f"{file}: kind {config.shown(kind)}, format {config.shown(layout)}; known: {', '.join(KINDS)}, format {FORMAT}")
     missing = [key for key in ("task", "head", "name", "obs_dim", "action_dim", "config") if key not in about]
     if missing:
         raise RealrlError(f"{file}: {', '.join(missing)} is missing: the file is damaged, export the policy again")
