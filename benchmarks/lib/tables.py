@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib import walking
+from benchmarks.lib import serving, walking
 from benchmarks.lib.common import RESULTS, ROOT, read_rows
 from realrl.cell.evaluate import wilson
 from realrl.files import write_text
@@ -403,6 +403,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "human": human_table,
     "walk": lambda rows: "\n\n".join([grid(walking.HEAD, walking.lines(rows) or [[NOT_RUN] * len(walking.HEAD)]), commands(rows)]),
     "real_data": real_data_table,
+    "serving": lambda rows: "\n\n".join([grid(serving.HEAD, serving.lines(rows) or [[NOT_RUN] * len(serving.HEAD)]), commands(rows)]),
     "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
     "vision_ablations": ablations_table, "cooling": ablations_table, "latent_probe": latent_probe_table,
     "generalise": generalise_table, "critic_fit": critic_fit_table,

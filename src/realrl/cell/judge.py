@@ -21,6 +21,7 @@ from realrl.cell.collect import Collector
 from realrl.cell.evaluate import Evaluation, blind, summarise, trials
 from realrl.files import read_plain, write_json
 from realrl.learn.ope import spearman
+from realrl.policies.exported import sense_type
 from realrl.scene import Scene
 from realrl.types import Episode, Obs, Policy, Source, TaskSpec
 
@@ -111,8 +112,7 @@ def latency(policy: Policy, spec: TaskSpec, calls: int = 200) -> dict[str, float
 
 def blank(spec: TaskSpec, n_obs: int) -> Obs:
     """An observation of nothing, each entry [1, n_obs, ...], with the shapes and types of a task."""
-    kinds = {"images": np.uint8, "depth": np.uint16}
     obs: Obs = {"state": np.zeros((1, n_obs, spec.obs_dim), np.float32)}
     if spec.privileged:
         obs["privileged"] = np.zeros((1, n_obs, spec.privileged), np.float32)
-    return obs | {key: np.zeros((1, n_obs, *shape), kinds.get(key.partition(".")[0], np.float32)) for key, shape in spec.senses.items()}
+    return obs | {key: np.zeros((1, n_obs, *shape), sense_type(key)) for key, shape in spec.senses.items()}

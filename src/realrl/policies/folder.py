@@ -1,7 +1,7 @@
 """A policy in a folder: policy.json says what it is, the weights lie beside it in safetensors. Saved and loaded by kind.
 
 A kind is a class with `KIND`, `describe() -> dict` (all that building it again needs, as JSON) and `rebuild(about, source)`; a new one
-gets a word in `KINDS` and a line in `_kind` and `Saved`.
+gets a word in `KINDS` and a line in `_kind` and `Saved`. One kind is not trained but made of another's: `policies.exported`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 
 from realrl import config
 from realrl.checkpoint import finite, read_parts, save_parts
-from realrl.config import shown
 from realrl.files import read_json, write_json
 from realrl.types import RealrlError, Stateful, TaskSpec
 
 if TYPE_CHECKING:
     from realrl.policies.diffusion import DiffusionPolicy
+    from realrl.policies.exported import ExportedPolicy
     from realrl.policies.gaussian import GaussianPolicy
     from realrl.robots.embodiment import Embodiment
 
 FORMAT: Final = 1
-KINDS: Final = ("diffusion", "gaussian")
-Saved: TypeAlias = "DiffusionPolicy | GaussianPolicy"
+KINDS: Final = ("diffusion", "gaussian", "onnx")
+Saved: TypeAlias = "DiffusionPolicy | GaussianPolicy | ExportedPolicy"
 
 
 class Storable(Stateful, Protocol):
@@ -57,12 +57,15 @@ def save_policy(policy: Storable, path: Path, *, task: str, sight: Any = None, r
 
 
 def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[Saved, str]:
-    """The policy in a folder written by `save_policy`, ready to act, and the task it was trained on.
+    """The policy in a folder, ready to act, and the task it was trained on; an export acts on the CPU, whatever `device` says.
 
     Raises RealrlError when the folder is no policy, is damaged, or was written by a newer format.
     """
     path = Path(path)
     about, file = read_policy_json(path), str(path / "policy.json")
+    if about["kind"] == "onnx":
+        from realrl.policies.exported import read_exported
+        return read_exported(path, about), about["task"]
     kind = _kind(about["kind"])
     _, parts = read_parts(path)
     try:
@@ -87,10 +90,9 @@ def load_diffusion(path: str | Path, device: str | torch.device = "cpu") -> tupl
 
 def read_robot(path: str | Path) -> Embodiment | None:
     """The robot whose numbers a saved policy speaks; None where it speaks a simulator's. Raises RealrlError."""
-    path = Path(path)
     from realrl.robots.embodiment import Embodiment
-    told = read_policy_json(path).get("robot")
-    return None if told is None else config.from_dict(Embodiment, told, source=str(path / "policy.json"))
+    told = read_policy_json(Path(path)).get("robot")
+    return None if told is None else config.from_dict(Embodiment, told, source=f"{path}/policy.json")
 
 
 def _check_weights(sketch: torch.nn.Module, weights: Any, path: Path) -> None:
@@ -115,7 +117,7 @@ def _check_weights(sketch: torch.nn.Module, weights: Any, path: Path) -> None:
     finite(weights, str(path), "its training diverged, or the file is damaged: take an earlier policy")
 
 
-def _kind(name: str) -> type[Saved]:
+def _kind(name: str) -> type[DiffusionPolicy | GaussianPolicy]:
     """The class of a kind, imported when it is needed."""
     from realrl.policies.diffusion import DiffusionPolicy
     from realrl.policies.gaussian import GaussianPolicy
@@ -135,12 +137,12 @@ def read_policy_json(path: Path) -> dict[str, Any]:
         raise RealrlError(f"{file}: holds no object but a {type(about).__name__}: the file is damaged, export the policy again")
     kind, layout = about.get("kind"), about.get("format")
     if kind not in KINDS or layout != FORMAT:
-        raise RealrlError(f"{file}: kind {shown(kind)}, format {shown(layout)}; this version reads {' and '.join(KINDS)}, format {FORMAT}")
+        raise RealrlError(f"{file}: kind {config.shown(kind)}, format {config.shown(layout)}; known: {', '.join(KINDS)}, format {FORMAT}")
     missing = [key for key in ("task", "head", "name", "obs_dim", "action_dim", "config") if key not in about]
     if missing:
         raise RealrlError(f"{file}: {', '.join(missing)} is missing: the file is damaged, export the policy again")
     if not isinstance(about["task"], str):
-        raise RealrlError(f"{file}: 'task' must be a text, got {shown(about['task'])}: the file is damaged, export the policy again")
+        raise RealrlError(f"{file}: 'task' must be a text, got {config.shown(about['task'])}: the file is damaged, export the policy again")
     return about
 
 
