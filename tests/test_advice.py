@@ -48,7 +48,8 @@ def commands() -> tuple[str, ...]:
     """Every command by its words."""
     def listed(*words: str) -> list[str]:
         return re.findall(r"^    ([a-z][\w-]*)", help_of(*words).partition("positional arguments:")[2].partition("options:")[0], re.M)
-    return tuple(name for one in listed() for name in ([f"{one} {two}" for two in listed(one)] if one in ("train", "data") else [one]))
+    groups = ("train", "data", "reward")
+    return tuple(name for one in listed() for name in ([f"{one} {two}" for two in listed(one)] if one in groups else [one]))
 
 
 def takes(command: str, flag: str) -> bool:
