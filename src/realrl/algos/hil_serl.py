@@ -42,9 +42,7 @@ BEHIND = 20
 """Control steps for which updates are made up later, where a learner is slower than its robot."""
 
 LEARNER = SACConfig(utd=4, policy_delay=2, batch=128, gamma=0.97, hidden=(128, 128), actor_q="mean", alpha=0.01, entropy_backup=False)
-# Three observations: what was felt a moment ago says where the slot is when the tip has left the surface again. With one the robot may tap
-# on one place for ever (docs/methods/hil_serl.md has what was tried).
-ACTOR = GaussianConfig(n_obs=3, hidden=(128, 128), norm="layer")
+ACTOR = GaussianConfig(hidden=(128, 128), norm="layer")
 
 
 @dataclass(frozen=True)

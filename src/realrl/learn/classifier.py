@@ -72,9 +72,10 @@ class Pictures(nn.Module):
         net = EfficientNetLite0(height, width).net
         self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
         self.blocks = nn.ModuleList(net._blocks[:11])
-        mean, std = (torch.tensor(c)[:, None, None] for c in COLOURS)
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+        for name, values in zip(("mean", "std"), COLOURS, strict=True):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         self.requires_grad_(False).eval()
 
     @torch.inference_mode()
@@ -93,7 +94,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.shapes, self.cfg, self.threshold = {key: tuple(shape) for key, shape in shapes.items()}, cfg, 0.5
         trunks = {key: Pictures(*shape[:2]) for key, shape in self.shapes.items() if key.startswith("images.")}
-        object.__setattr__(self, "_trunks", trunks)  # no part of the weights: they come with their package
+        self._trunks = [trunks]  # in a list they are no part of the weights: they come with their package
         sizes = [GRID * GRID * 112 if key in trunks else math.prod(shape) for key, shape in self.shapes.items()]
         self.mean: Tensor
         self.std: Tensor
@@ -117,8 +118,8 @@ class Classifier(nn.Module):
         parts = []
         for key in self.shapes:
             rows = torch.from_numpy(np.ascontiguousarray(obs[key]))
-            trunk = self._trunks.get(key)
-            parts.append(torch.cat([trunk(part) for part in rows.split(chunk)]) if trunk else rows.flatten(1).float())
+            trunk = self._trunks[0].get(key)
+            parts.append(torch.cat([trunk(part) for part in torch.split(rows, chunk)]) if trunk else rows.flatten(1).float())
         return torch.cat(parts, 1).clone()
 
     def logits(self, features: Tensor) -> Tensor:
@@ -177,9 +178,9 @@ def split(label: Array, episode: Array, seed: int) -> list[Array]:
         cuts = np.round(np.cumsum(SHARES)[:2] * len(some)).astype(int)
         for part, found in zip(parts, np.split(rng.permutation(some), cuts), strict=True):
             part.append(found)
-    out = [np.sort(np.concatenate(part)) for part in parts]
-    for name, part in zip(("to fit", "for the threshold", "for the audit"), out, strict=True):
-        here = label[np.isin(episode, part)]
+    out: list[Array] = [np.sort(np.concatenate(part)) for part in parts]
+    for name, chosen in zip(("to fit", "for the threshold", "for the audit"), out, strict=True):
+        here = label[np.isin(episode, chosen)]
         if not (here == YES).any() or not (here == NO).any():
             raise RealrlError(f"the episodes {name} hold {int((here == YES).sum())} solved and {int((here == NO).sum())} unsolved frames: "
                               "record or label more episodes of both kinds (8 solved ones at least)")
@@ -280,7 +281,8 @@ def audit(model: Classifier, data: Labelled) -> Audit:
 def run_of(hits: Array, frames: int) -> Array:
     """Where so many in a row have been true: [T] bool."""
     sums = np.cumsum(np.concatenate([np.zeros(frames, int), hits]))
-    return sums[frames:] - sums[:-frames] == frames
+    runs: Array = sums[frames:] - sums[:-frames] == frames
+    return runs
 
 
 # ---- in a run

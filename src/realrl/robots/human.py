@@ -41,7 +41,7 @@ class Attendant(Intervention, Protocol):
 class OperatorConfig:
     """How the scripted operator behaves; steps are control steps."""
 
-    patience: int = 20
+    patience: int = 10
     """Steps without progress after which help is due."""
     slip: float = 10.0
     """Progress lost since the best of the episode (mm, on the contact tasks) after which help is due at once."""
@@ -51,7 +51,7 @@ class OperatorConfig:
     """Steps that what is seen is old."""
     foresight: float = 0.8
     """Share of what happened in those steps that experience makes up for."""
-    hold: tuple[int, int] = (3, 8)
+    hold: tuple[int, int] = (5, 15)
     """Least and most steps of a correction, drawn evenly."""
     rest: int = 8
     """Steps after a correction in which the robot is left to try."""
@@ -146,7 +146,8 @@ class ScriptedOperator:
         plan, _ = self._expert.act({"state": seen}, {}, greedy=True, rng=[self._rng])
         asked = plan.action[0, 0] + self._rng.normal(0.0, cfg.noise, plan.action.shape[-1])
         asked = np.clip(asked, -cfg.cap, cfg.cap)
-        return (np.round(asked / cfg.grain) * cfg.grain if cfg.grain else asked).astype(np.float32)
+        action: Array = (np.round(asked / cfg.grain) * cfg.grain if cfg.grain else asked).astype(np.float32)
+        return action
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered between episodes."""
