@@ -275,7 +275,6 @@ class RewardModel(Protocol):
         ...
 
 
-@runtime_checkable
 class Stateful(Protocol):
     """Anything a checkpoint can hold."""
 
@@ -405,8 +404,7 @@ class Cell(Protocol):
     def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0,
                cfg: Any = None, human: Intervention | None = None, referee: RewardModel | None = None) -> AbstractContextManager[Stream]:
         """One robot that acts while the method learns, recorded under a label. warmup: control steps of even noise at first; cfg: how
-        they go beside each other (`realrl.streaming.StreamConfig`), in turns by default; human: who may take over at any step; referee:
-        who says in the task's place what is rewarded and when it is done."""
+        they go beside each other (`realrl.streaming.StreamConfig`), in turns by default; human: may take over; referee: rewards, ends."""
         ...
 
     def recent(self, count: int) -> list[Episode]:

@@ -10,7 +10,7 @@ import pytest
 from realrl.config import OutOfBounds
 from realrl.envs.base import ScriptedPolicy
 from realrl.robots.human import Attendant, OperatorConfig, ScriptedOperator
-from realrl.types import Array, Stateful
+from realrl.types import Array
 
 STEADY = OperatorConfig(patience=4, reaction=0, late=0, hold=(3, 3), rest=5, noise=0.0, grain=0.0, finish=0.0, fade=0.0)
 PROPOSED = np.zeros(1, np.float32)
@@ -33,7 +33,7 @@ def acts(found: list[float | None]) -> str:
 
 def test_it_helps_when_nothing_goes_on_for_a_while_then_lets_it_try() -> None:
     who = operator(STEADY)
-    assert isinstance(who, Attendant) and isinstance(who, Stateful)
+    assert isinstance(who, Attendant)
     assert acts(watched(who, [1.0] * 20)) == "....hhh.....hhh.....", "four steps of nothing, three of help, five of watching"
     who.begin(1)
     assert acts(watched(who, [float(i) for i in range(20)])) == "." * 20, "it goes on: no help"

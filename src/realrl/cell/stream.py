@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -34,6 +34,11 @@ GOODBYE = 30.0
 
 MOST_DEATHS = 3
 """How often an actor is started anew before it did anything."""
+
+
+@runtime_checkable
+class _Remembering(Stateful, Protocol):
+    """A person who remembers something from episode to episode."""
 
 
 class Interleaved:
@@ -109,12 +114,12 @@ class Interleaved:
         self._writing.close()
         self._open()
         return {"episodes": self.episodes, "steps": self.steps,
-                **({"human": dict(self._human.state_dict())} if isinstance(self._human, Stateful) else {})}
+                **({"human": dict(self._human.state_dict())} if isinstance(self._human, _Remembering) else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.episodes, self.steps = int(state["episodes"]), int(state["steps"])
-        if isinstance(self._human, Stateful) and "human" in state:
+        if isinstance(self._human, _Remembering) and "human" in state:
             self._human.load_state_dict(state["human"])
 
 
