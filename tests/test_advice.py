@@ -48,7 +48,7 @@ def commands() -> tuple[str, ...]:
     """Every command by its words."""
     def listed(*words: str) -> list[str]:
         return re.findall(r"^    ([a-z][\w-]*)", help_of(*words).partition("positional arguments:")[2].partition("options:")[0], re.M)
-    groups = ("train", "data", "robot", "calibrate")
+    groups = ("train", "data", "reward", "robot", "calibrate")
     return tuple(name for one in listed() for name in ([f"{one} {two}" for two in listed(one)] if one in groups else [one]))
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import rl100_adroit, rl100_locomotion, walk
-from benchmarks.lib import baselines, common, comparison, door, gaussian_ppo, tables, walking
+from benchmarks import hil_serl, rl100_adroit, rl100_locomotion, walk
+from benchmarks.lib import baselines, common, comparison, door, gaussian_ppo, helping, tables, walking
 from realrl import envs
 from realrl.algos.rl100 import RL100Config
 from realrl.cell.collect import Collector
@@ -216,3 +216,17 @@ def test_walking_runs_and_has_a_line_a_seed(tmp_path: Path) -> None:
     both, one, two = walking.lines([other, found])
     assert both[:3] == ["**go1, crossq**", "1 of 2 walk", "3,000"] and (one[2], two[2]) == ("never", "3,000")
     assert both[4].startswith(f"{found['speed_mps'] + 0.5:.2f} [{found['speed_mps']:.2f}, {other['speed_mps']:.2f}]; ")
+
+
+def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path) -> None:
+    assert hil_serl.main(["--smoke", "--out", str(tmp_path), "--methods", "corrections", "hg-dagger", "cloning"]) == 0
+    found = common.read_rows(tmp_path / "smoke" / "hil_serl.jsonl")
+    assert [r["method"] for r in found] == ["corrections", "hg-dagger", "cloning"]
+    assert [p["steps"] for p in found[0]["curve"]] == [50, 100] and found[0]["human_s"] >= found[0]["curve"][-1]["human_s"] > 0
+    assert found[2]["human_s"] == 0 and found[2]["curve"] == []
+    better = {**found[0], "seed": 1, "success": {"rate": 1.0, "low": 0.5, "high": 1.0, "n": 4},
+              "curve": [{"steps": 2000, "success": 0.5}, {"steps": 4000, "success": 0.995}]}
+    lines = helping.lines([better, *found])
+    assert [line[0] for line in lines if line[0]] == ["**peg, corrections**", "**peg, hg-dagger**", "**peg, cloning**"]
+    assert lines[0][1] == "2 seeds" and lines[0][2].endswith("100.0]") and lines[2][3:5] == ["50, 100", "4,000"]
+    assert lines[1][4] == "never" and all(len(line) == len(helping.HEAD) for line in lines)

@@ -114,7 +114,7 @@ def unknown_flags(page: Path) -> list[str]:
 
 def unknown_in(words: list[str]) -> list[str]:
     """What a command of these words does not know: itself, or flags of it. COMMAND and the like stand for any."""
-    depth = 2 if words[:1] in (["train"], ["data"], ["robot"], ["calibrate"]) else 1
+    depth = 2 if words[:1] in (["train"], ["data"], ["reward"], ["robot"], ["calibrate"]) else 1
     named = [w for w in words[:depth] if re.fullmatch(r"[a-z][a-z0-9-]*", w)]
     flags = [w.partition("=")[0] for w in words if re.match(r"--[a-z]", w)]
     if not named:

@@ -130,8 +130,8 @@ class Run:
         """A function (step, metrics) that logs under a stage."""
         return lambda step, metrics: self.log(step, metrics, stage)
 
-    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Progress with a time estimate; the body calls what it is given with the number of things done."""
+    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[..., None]]:
+        """Progress with a time estimate; the body calls what it is given with the number of things done, and perhaps a note."""
         return progress_bar(title, total)
 
     def rewind(self, stage: str, step: int) -> None:
@@ -185,31 +185,33 @@ class Run:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
     """A bar on a terminal; in a file or a pipe a line at the beginning, every half minute and at the end. Yields a function that is told
-    how many more things are done."""
+    how many more things are done, and what to say beside it if anything."""
     if not sys.stdout.isatty():
         with _lines(title, total) as advance:
             yield advance
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[note]}"))
     with Progress(*columns, transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda n: progress.advance(task, n)
+        task = progress.add_task(title, total=total, note="")
+        yield lambda n, note="": progress.update(task, advance=n, note=note)
 
 
 @contextlib.contextmanager
-def _lines(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def _lines(title: str, total: int) -> Iterator[Callable[..., None]]:
     began = said = time.monotonic()
     done = 0
 
-    def advance(n: int) -> None:
+    def advance(n: int, note: str = "") -> None:
         nonlocal done, said
         done, now = done + n, time.monotonic()
         if now - said >= 30 and done:
             said = now
-            print(f"{title}: {done} of {total}, about {(now - began) / done * max(total - done, 0):.0f} s to go", flush=True)
+            print(f"{title}: {done} of {total}, about {(now - began) / done * max(total - done, 0):.0f} s to go"
+                  f"{f'; {note}' if note else ''}", flush=True)
 
     yield advance
     if total:

@@ -315,8 +315,8 @@ class Logbook(Protocol):
         """(step, states) of a checkpoint, or None where there is none."""
         ...
 
-    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Shows progress; the body calls what it is given with the number of things done."""
+    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[..., None]]:
+        """Shows progress; the body calls what it is given with the number of things done, and perhaps with a note for who watches."""
         ...
 
 
@@ -402,9 +402,9 @@ class Cell(Protocol):
         ...
 
     def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0,
-               cfg: Any = None) -> AbstractContextManager[Stream]:
+               cfg: Any = None, human: Intervention | None = None, referee: RewardModel | None = None) -> AbstractContextManager[Stream]:
         """One robot that acts while the method learns, recorded under a label. warmup: control steps of even noise at first; cfg: how
-        they go beside each other (`realrl.streaming.StreamConfig`), in turns by default."""
+        they go beside each other (`realrl.streaming.StreamConfig`), in turns by default; human: may take over; referee: rewards, ends."""
         ...
 
     def recent(self, count: int) -> list[Episode]:

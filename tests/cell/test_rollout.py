@@ -206,3 +206,34 @@ def test_every_step_is_paced(monkeypatch):
 def test_a_glance_is_refused_where_a_person_may_end_a_plan():
     with pytest.raises(ValueError, match="every step must be seen"):
         one(line(5), Fixed(chunk=3), human=TakeOver([1], 0.5), glance=True)
+
+
+class Attends(TakeOver):
+    """A person who stays for whole episodes, and says after so many polls how it ended."""
+
+    verdict = None
+
+    def __init__(self, at, action, says):
+        super().__init__(at, action)
+        self.says, self.told = says, []
+
+    def poll(self, obs, proposed):
+        self.verdict = self.says.get(self.polls)
+        return super().poll(obs, proposed)
+
+    def begin(self, seed):
+        self.told.append(seed)
+
+    def end(self, succeeded):
+        self.told.append(succeeded)
+
+
+def test_a_person_is_told_of_every_episode_and_may_say_how_it_ended():
+    env, person = line(6), Attends((), 0.5, {2: "success", 5: "abort", 7: "failure"})
+    success, aborted, failed, clock = rollout([env], Fixed(), [box_guard(env)], [4, 5, 6, 7], greedy=True, human=person)
+    assert person.told == [4, True, 5, False, 6, False, 7, False]
+    assert [len(e) for e in (success, aborted, failed, clock)] == [3, 3, 2, 6]
+    assert success.terminated and success.succeeded and success.reward[-1] == 1.0
+    assert aborted.truncated and not aborted.terminated and not aborted.succeeded, "the return goes on"
+    assert failed.terminated and not failed.truncated and failed.reward[-1] == 0.0
+    assert clock.truncated and not clock.terminated

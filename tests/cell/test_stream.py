@@ -24,6 +24,7 @@ from realrl.learn.sac import SAC, SACConfig
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.run import Run
 from realrl.scene import CollectConfig, Scene
+from realrl.types import Source
 
 HERE = Path(__file__).resolve().parent
 TOY = Scene(task="toy/obstacle", collect=ONE, horizon=9)
@@ -136,3 +137,46 @@ def test_a_killed_robots_steps_are_read_back_and_it_goes_on(tmp_path):
     assert sum(map(len, past)) == known and len(done) == 5 and done[0].first and done[0].seed == seeds[-1] + 1
     past, _, _ = drive(tmp_path, Rail, 0)
     assert sum(map(len, past)) == known + 5, "also of the episode that was left in the middle"
+
+
+class Nudge:
+    """A person who takes over at every third step, and remembers how many episodes there were."""
+
+    verdict = None
+
+    def __init__(self):
+        self.episodes = self.polls = 0
+
+    def begin(self, seed):
+        self.polls = 0
+
+    def end(self, succeeded):
+        self.episodes += 1
+
+    def poll(self, obs, proposed):
+        self.polls += 1
+        return np.full_like(proposed, 0.25) if self.polls % 3 == 0 else None
+
+    def state_dict(self):
+        return {"episodes": self.episodes}
+
+    def load_state_dict(self, state):
+        self.episodes = state["episodes"]
+
+
+def test_a_person_may_take_over_and_is_part_of_a_checkpoint(tmp_path):
+    first, second = Nudge(), Nudge()
+    with Run(tmp_path) as run, WorkCell(run, TOY) as cell:
+        with cell.stream("walk", learner().policy, stage=1, human=first) as stream:
+            moments = [m for _ in range(60) for m in stream.take()]
+            while not stream.between:
+                moments += stream.take()
+            kept = stream.state_dict()
+        done = stream.episodes
+        with cell.stream("walk", learner().policy, stage=1, human=second) as stream:
+            stream.load_state_dict(kept)
+    assert first.episodes == second.episodes == done == kept["human"]["episodes"] > 2
+    sources = [m.step.source for m in moments]
+    assert Source.HUMAN in sources and Source.POLICY in sources
+    assert all((m.step.action == 0.25).all() for m in moments if m.step.source == Source.HUMAN)
+    assert any((m.step.proposed != 0.25).any() for m in moments if m.step.source == Source.HUMAN)

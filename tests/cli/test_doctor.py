@@ -43,3 +43,9 @@ def test_show_prints_mends_for_what_is_missing_only() -> None:
     assert "pip install gone" in text and "never shown" not in text
     assert "Something realrl needs is missing" in text
     assert doctor.healthy(findings[::2])
+
+
+def test_what_a_person_can_steer_with_is_listed_and_never_required():
+    found = {f.name: f for f in doctor.report() if f.group == "people"}
+    assert set(found) == {"keyboard", "gamepad"} and not any(f.required for f in found.values())
+    assert found["gamepad"].ok or found["gamepad"].mend

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
-from realrl.learn.replay import Mixture, Replay
+from realrl.learn.replay import Mixture, Replay, Subset
 from realrl.types import Episode, RealrlError, Source
 
 GAMMA = 0.9
@@ -209,3 +209,23 @@ def test_what_does_not_belong_here_is_one_line_and_changes_nothing():
     assert same(everything(replay), before)
     replay.extend([episode(2, 6)])
     assert everything(replay).next_obs["state"][-1].tolist() == [[6, 2]]
+
+
+def test_a_subset_draws_its_own_steps_as_part_of_their_episodes():
+    replay = Replay(gamma=0.5, n_obs=2, n_step=2)
+    for e in range(2):
+        replay.begin({"state": np.array([e, 0], np.float32)})
+        for i in range(5):
+            replay.add(np.array([i], np.float32), float(i), {"state": np.array([e, i + 1], np.float32)}, truncated=e == 0 and i == 4)
+    some = Subset(replay)
+    with pytest.raises(ValueError, match="nothing to draw from"):
+        some.sample(1, torch.Generator())
+    some.add(1, 3)
+    some.add(5)
+    some.add(9)
+    assert some.steps == 4
+    rows = some.batch(torch.arange(3))
+    assert rows.obs["state"].tolist() == [[[0, 0], [0, 1]], [[0, 1], [0, 2]], [[1, 0], [1, 0]]]
+    assert rows.reward.tolist() == [1 + 0.5 * 2, 2 + 0.5 * 3, 0 + 0.5 * 1] and rows.discount.tolist() == [0.25] * 3
+    drawn = some.sample(200, torch.Generator().manual_seed(0)).action[:, 0, 0]
+    assert set(drawn.tolist()) == {0.0, 1.0, 2.0}, "the last one's return is not known yet"

@@ -314,3 +314,27 @@ def test_metrics_wait_for_nobody():
     told = agent(VARIANTS["crossq"]).update(noise(64))
     assert set(told) == {"critic_loss", "q", "actor_loss", "entropy", "alpha"}
     assert all(isinstance(v, torch.Tensor) and np.isfinite(float(v)) for v in told.values())
+
+
+def test_imitation_fits_what_was_done_and_how_steadily():
+    learner = agent(SACConfig(hidden=(32,), batch=64, actor_lr=3e-3))
+    critics = learner.weights.value.clone()
+    random = torch.Generator().manual_seed(0)
+    told = []
+    for _ in range(400):
+        state = torch.rand(64, 2, generator=random) * 2 - 1
+        action = (0.5 * state + 0.1 * torch.randn(64, 2, generator=random)).clamp(-1, 1)[:, None]
+        told.append(float(learner.imitate(batch_of(state, action, torch.zeros(64), torch.ones(64), state))["imitation_loss"]))
+    state = torch.rand(500, 2, generator=random) * 1.6 - 0.8
+    mean, log_std, _ = learner.policy.distribution(state)
+    assert (mean.tanh() - 0.5 * state).abs().mean() < 0.05 and 0.07 < float(log_std.exp().mean()) < 0.16
+    assert told[-1] < told[0] - 1 and torch.equal(learner.weights.value, critics) and learner.step == 400
+
+
+def test_the_actor_may_wait_until_the_critics_know_something():
+    learner = agent(SACConfig(hidden=(16,), batch=8, actor_start=5))
+    first, told = learner.actor_weights.value.clone(), []
+    for i in range(7):
+        told.append("actor_loss" in learner.update(noise(8, i)))
+        assert torch.equal(learner.actor_weights.value, first) == (i < 5)
+    assert told == [False] * 5 + [True] * 2

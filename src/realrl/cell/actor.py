@@ -29,7 +29,7 @@ from realrl.cell.book import Book
 from realrl.cell.collect import Bench
 from realrl.cell.mailbox import Mailbox
 from realrl.streaming import StreamConfig
-from realrl.types import Array, Episode, Moment, Obs, Plan, Policy, RealrlError, State, TaskSpec
+from realrl.types import Array, Episode, Intervention, Moment, Obs, Plan, Policy, RealrlError, RewardModel, State, TaskSpec
 
 BEAT = 0.1
 """Seconds between two signs of life."""
@@ -90,6 +90,8 @@ class Order:
     warmup: int
     noise_seed: int
     cfg: StreamConfig
+    human: Intervention | None = None
+    referee: RewardModel | None = None
 
 
 class Clock:
@@ -186,7 +188,8 @@ class Actor:
         assert recording is not None
         starts = itertools.count(order.start + self._episodes)
         moments = order.bench.play(self._acting, starts, noise_seed=order.noise_seed, recording=recording,
-                                   pace=None if order.spec.live else self._clock.wait)  # a robot keeps its own time
+                                   pace=None if order.spec.live else self._clock.wait,  # a robot keeps its own time
+                                   human=order.human, referee=order.referee)
         for found in moments:
             if isinstance(found, Episode):
                 self._episodes += 1

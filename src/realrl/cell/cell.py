@@ -29,7 +29,7 @@ from realrl.robots.embodiment import Embodiment
 from realrl.run import Run
 from realrl.scene import Scene
 from realrl.streaming import StreamConfig
-from realrl.types import Array, Episode, Policy, RealrlError, Source, TaskSpec
+from realrl.types import Array, Episode, Intervention, Policy, RealrlError, RewardModel, Source, TaskSpec
 
 
 class WorkCell:
@@ -89,16 +89,19 @@ class WorkCell:
         return [fresh[s] if s in fresh else old[s] for s in seeds]
 
     def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0,
-               cfg: StreamConfig | None = None) -> Interleaved | Beside:
+               cfg: StreamConfig | None = None, human: Intervention | None = None,
+               referee: RewardModel | None = None) -> Interleaved | Beside:
         """One robot that acts while a method learns, see `types.Stream`; both take turns in this process, unless real time is asked for."""
+        going_on = {"reward": "dense"} if referee and self.simulated else {}  # until the referee has seen success
         if cfg and cfg.realtime:
             self.collector.close()  # the robot is the actor's
             return Beside(self.book, policy, Order(
-                Path(), self.book.dir, self.scene.task, self.spec, label, self.collector.bench(), pack(policy), self.seeds(stage, 1)[0],
-                warmup, noise_seed, cfg))
+                Path(), self.book.dir, self.scene.task, self.spec, label, self.collector.bench(**going_on), pack(policy),
+                self.seeds(stage, 1)[0], warmup, noise_seed, cfg, human, referee))
         starts = lambda n: self.seeds(stage, 1, n)[0]
-        bench = self.collector.local() if self.book.is_live else self.collector.bench()
-        return Interleaved(self.book, bench, label, policy, starts, warmup=warmup, noise_seed=noise_seed, again=not self.book.is_live)
+        bench = self.collector.local() if self.book.is_live else self.collector.bench(**going_on)
+        return Interleaved(self.book, bench, label, policy, starts, warmup=warmup, noise_seed=noise_seed, again=not self.book.is_live,
+                           human=human, referee=referee)
 
     def curriculum(self, share: float) -> Practice:
         """Failed starts come back in this share of a round's episodes."""

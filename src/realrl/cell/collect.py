@@ -22,7 +22,7 @@ from realrl.cell.rollout import Recording, play, rollout
 from realrl.envs.base import RobotEnv
 from realrl.robots.guard import box_guard
 from realrl.scene import CollectConfig, GuardConfig, RandomiseConfig, SightConfig
-from realrl.types import Episode, Moment, Policy, RealrlError, Source, TaskSpec
+from realrl.types import Episode, Intervention, Moment, Policy, RealrlError, RewardModel, Source, TaskSpec
 
 MakeEnv = Callable[[], RobotEnv]
 
@@ -93,9 +93,9 @@ class Collector:
         self._local = self._local or self.bench()
         return self._local
 
-    def bench(self) -> Bench:
-        """Environments of the task that are made as they are needed, with their guards."""
-        return Bench(self.task, self.size, self._make, self._guard)
+    def bench(self, **changes: Any) -> Bench:
+        """Environments of the task that are made as they are needed, with their guards. changes: of what `envs.make` is asked for."""
+        return Bench(self.task, self.size, functools.partial(self._make, **changes) if changes else self._make, self._guard)
 
     def _receive(self, pipe: Connection, process: Any) -> Episode | None:
         try:
@@ -159,12 +159,13 @@ class Bench:
                            task=self.task, source=source, glance=glance, recording=recording)
 
     def play(self, policy: Policy, seeds: Iterable[int], *, noise_seed: int, recording: Recording | None,
-             pace: Callable[[], None] | None = None) -> Generator[Moment | Episode]:
+             pace: Callable[[], None] | None = None, human: Intervention | None = None,
+             referee: RewardModel | None = None) -> Generator[Moment | Episode]:
         """One robot, exploring, step by step, see `rollout.play`."""
         if not self.envs:
             self.envs.append(self._make())
         yield from play(self.envs[:1], policy, [box_guard(self.envs[0], self._guard)], seeds, greedy=False, noise_seed=noise_seed,
-                        task=self.task, recording=recording, pace=pace)
+                        task=self.task, recording=recording, pace=pace, human=human, referee=referee)
 
     def close(self) -> None:
         """Close the environments (a robot's port and brakes)."""

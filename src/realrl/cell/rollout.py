@@ -14,7 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from realrl.types import Array, Env, Episode, Guard, Intervention, Moment, Obs, Policy, RealrlError, Source, State, Step
+from realrl.robots.human import Attendant
+from realrl.types import Array, Env, Episode, Guard, Intervention, Moment, Obs, Policy, RealrlError, RewardModel, Source, State, Step
 
 
 class Recording(Protocol):
@@ -45,6 +46,13 @@ class _Poised(Protocol):
     """An environment that knows which action keeps its robot where it is, see `realrl.envs.base.RobotEnv`."""
 
     def still(self) -> Array | None: ...
+
+
+@runtime_checkable
+class _Beginning(Protocol):
+    """Who wants to know that an episode begins."""
+
+    def begin(self, seed: int) -> None: ...
 
 
 @runtime_checkable
@@ -128,10 +136,11 @@ def rollout(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds:
 
 def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: Iterable[int], *, greedy: bool, noise_seed: int = 0,
          task: str = "", source: Source = Source.POLICY, human: Intervention | None = None, pace: Callable[[], None] | None = None,
-         glance: bool = False, recording: Recording | None = None) -> Generator[Moment | Episode]:
+         glance: bool = False, recording: Recording | None = None, referee: RewardModel | None = None) -> Generator[Moment | Episode]:
     """Run one whole episode for every seed, and yield every step as it is done and every episode as it finishes.
 
-    recording: takes down every step of one robot, before anybody can learn from it; it wants one environment.
+    recording: takes down every step of one robot, before anybody can learn from it; it wants one environment. referee: says in the task's
+    place what is rewarded and when it is done, for one robot; where the environment ends an episode all the same, it is as if a clock had.
 
     envs, guards: one of each per slot. greedy: the policy's deployed behaviour, else its exploring one. An intervention takes
     effect at the very step and ends the running plan. glance: simulated eyes open only for what a plan will be made from and at an
@@ -151,26 +160,34 @@ def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: It
         if isinstance(env, _Watchful):
             env.watching = True
     slots, waiting = [], iter(seeds)
+    attending = human if isinstance(human, Attendant) else None
+    told = [x for x in (attending, referee) if isinstance(x, _Beginning)]
     for env, guard, seed in zip(envs, guards, waiting, strict=False):
         slots.append(_Slot(env, guard, recording))
         slots[-1].begin(seed, noise_seed)
+        for one in told:
+            one.begin(seed)
     state = policy.start(len(slots))
     while slots:
         plan, state = policy.act(_stack(slots, policy.n_obs), state, greedy=greedy, rng=[s.rng for s in slots])
         keep = []
         for i, slot in enumerate(slots):
             slot.extras.append({k: v[i] for k, v in plan.extra.items()})
-            over = yield from _carry_out(slot, plan.action[i, :policy.chunk], source, human, pace, unseen)
+            over = yield from _carry_out(slot, plan.action[i, :policy.chunk], source, human, pace, unseen, referee)
             if not over:
                 keep.append(i)
                 continue
             episode = _finish(slot, task, policy.name)
+            if attending:
+                attending.end(episode.succeeded)
             if recording:
                 recording.end(episode)
             yield episode
             following = next(waiting, None)
             if following is not None:
                 slot.begin(following, noise_seed)
+                for one in told:
+                    one.begin(following)
                 _forget(state, policy, i)
                 keep.append(i)
         if len(keep) < len(slots):
@@ -184,7 +201,7 @@ def _stack(slots: Sequence[_Slot], length: int) -> Obs:
 
 
 def _carry_out(slot: _Slot, plan: Array, source: Source, human: Intervention | None, pace: Callable[[], None] | None,
-               unseen: int) -> Generator[Moment, None, bool]:
+               unseen: int, referee: RewardModel | None) -> Generator[Moment, None, bool]:
     """Execute a plan [K, A] until it is used up, a person takes over, or the episode ends. Yields the steps, returns whether it ended.
 
     unseen: how many steps from the plan's beginning nobody will look at.
@@ -202,6 +219,12 @@ def _carry_out(slot: _Slot, plan: Array, source: Source, human: Intervention | N
         if slot.distant:
             action = slot.env.sent  # type: ignore[attr-defined]  # its own guard had the last word
         solved = slot.solved(float(reward), terminated)
+        if referee:
+            reward, done = referee(obs, action, after)
+            solved, terminated, truncated = done >= 0.5, done >= 0.5, (truncated or terminated) and done < 0.5
+        if isinstance(human, Attendant) and not terminated and (said := human.verdict):
+            reward, solved = float(said == "success"), said == "success"
+            terminated, truncated = said != "abort", said == "abort"
         slot.steps.append(Step(obs, proposed, action, who, float(reward), terminated, truncated, solved, time.monotonic(), j == 0))
         slot.frames.append(after)
         if slot.recording:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -26,7 +26,7 @@ from realrl.cell.actor import Acting, Order, launch
 from realrl.cell.book import Book
 from realrl.cell.collect import Bench, available_cores
 from realrl.cell.mailbox import Mailbox, name, places
-from realrl.types import Episode, Moment, Policy, RealrlError
+from realrl.types import Episode, Intervention, Moment, Policy, RealrlError, RewardModel, Stateful
 
 GOODBYE = 30.0
 """Seconds that an actor has to end its episode, finish the recording and close the robot."""
@@ -36,14 +36,21 @@ MOST_DEATHS = 3
 """How often an actor is started anew before it did anything."""
 
 
+@runtime_checkable
+class _Remembering(Stateful, Protocol):
+    """A person who remembers something from episode to episode."""
+
+
 class Interleaved:
     """The stream of one process; use it as a context manager. bench: the robot, one environment; starts: seed of the n-th episode;
-    again: whether what was done after a checkpoint is done again (a simulator) or kept (a robot)."""
+    again: whether what was done after a checkpoint is done again (a simulator) or kept (a robot); human: who may take over;
+    referee: who says when the task is done, where it does not do so itself."""
 
     def __init__(self, book: Book, bench: Bench, label: str, policy: Policy, starts: Callable[[int], int], *, warmup: int, noise_seed: int,
-                 again: bool) -> None:
+                 again: bool, human: Intervention | None = None, referee: RewardModel | None = None) -> None:
         self.steps = self.episodes = 0
         self._book, self._bench, self._label, self._starts, self._noise, self._again = book, bench, label, starts, noise_seed, again
+        self._human, self._referee = human, referee
         self._acting = Acting(policy, warmup, book.spec.action_dim, lambda: self.steps)
         self._known = set(book.recorded(label))
         self._writing = ExitStack()
@@ -78,7 +85,8 @@ class Interleaved:
         """See `types.Stream`: the next control step."""
         if self._moments is None:
             seeds = (self._starts(i) for i in itertools.count(self.episodes))
-            self._moments = self._bench.play(self._acting, seeds, noise_seed=self._noise, recording=self._book.live(self._label, False))
+            self._moments = self._bench.play(self._acting, seeds, noise_seed=self._noise, recording=self._book.live(self._label, False),
+                                             human=self._human, referee=self._referee)
         moment = next(self._moments)
         assert isinstance(moment, Moment)
         self.steps += 1
@@ -105,11 +113,14 @@ class Interleaved:
             raise ValueError("a stream's checkpoint is taken between two episodes")
         self._writing.close()
         self._open()
-        return {"episodes": self.episodes, "steps": self.steps}
+        return {"episodes": self.episodes, "steps": self.steps,
+                **({"human": dict(self._human.state_dict())} if isinstance(self._human, _Remembering) else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.episodes, self.steps = int(state["episodes"]), int(state["steps"])
+        if isinstance(self._human, _Remembering) and "human" in state:
+            self._human.load_state_dict(state["human"])
 
 
 class Beside:

@@ -50,7 +50,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def report() -> list[Finding]:
     """Everything `realrl doctor` looks at. Reads versions and looks for libraries; renders nothing and starts no simulator."""
-    return [*_versions(), *_devices(), *_suites(), *_rendering(), *_groups()]
+    return [*_versions(), *_devices(), *_suites(), *_rendering(), *_people(), *_groups()]
 
 
 def healthy(findings: Sequence[Finding]) -> bool:
@@ -119,6 +119,20 @@ def _rendering() -> list[Finding]:
     except mistake() as error:  # then no simulator can be imported, whatever it would draw
         return [*found, Finding("rendering", "MUJOCO_GL", False, value, str(error))]
     return [*found, Finding("rendering", "MUJOCO_GL", any_there, value, hint, required=False)]
+
+
+def _people() -> list[Finding]:
+    """What a person can steer with: `--human keyboard` and `--human gamepad`."""
+    typed = sys.stdin is not None and sys.stdin.isatty()
+    found = [Finding("people", "keyboard", typed, "a terminal to type in" if typed else "standard input is no terminal",
+                     "only for --human keyboard: run it in a terminal", required=False)]
+    if importlib.util.find_spec("pygame") is None:
+        return [*found, Finding("people", "gamepad", False, "pygame is missing", "only for --human gamepad: pip install pygame",
+                                required=False)]
+    from realrl.robots.devices import gamepads
+    names = gamepads()
+    return [*found, Finding("people", "gamepad", bool(names), ", ".join(names) or "none plugged in",
+                            "only for --human gamepad: plug one in", required=False)]
 
 
 def _groups() -> list[Finding]:

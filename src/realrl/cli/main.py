@@ -1,5 +1,5 @@
-"""The command line: `realrl train | evaluate | export | serve | view | data | robot | preflight | calibrate | deploy | report | tasks |
-doctor`, a file each.
+"""The command line: `realrl train | evaluate | export | serve | view | data | reward | robot | preflight | calibrate | deploy | report |
+tasks | doctor`, a file each.
 
 Every file has `add`, with the command's flags, beside the function it runs, which returns its exit code: 0 done, 1 something was found
 wrong, 2 a mistake the user can mend (one line `error: ...` on standard error; REALRL_DEBUG=1 adds the traceback), 130 interrupted.
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 
 from realrl import __version__
-from realrl.cli import data, deploy, doctor, evaluate, export, preflight, report, robot, serve, tasks, train, view
+from realrl.cli import data, deploy, doctor, evaluate, export, preflight, report, reward, robot, serve, tasks, train, view
 from realrl.cli.parser import Command, Parser, group, interrupted, mistake, told
 
 
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
                 "  realrl evaluate --policy runs/main/policy --episodes 500")
     top.add_argument("--version", action="version", version=f"realrl {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", parser_class=Parser)
-    for part in (train, evaluate, export, serve, view, data, robot, preflight, deploy, report, tasks, doctor):
+    for part in (train, evaluate, export, serve, view, data, reward, robot, preflight, deploy, report, tasks, doctor):
         part.add(commands)
     return top
 

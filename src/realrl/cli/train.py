@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 METHODS = {"rl100": "RL-100: imitation, gated offline RL, online RL, one-step distillation.",
            "bc": "Behaviour cloning with a diffusion policy.",
-           "walk": "A Walk in the Park: a quadruped learns to walk from nothing, with CrossQ, DroQ or SAC."}
+           "walk": "A Walk in the Park: a quadruped learns to walk from nothing, with CrossQ, DroQ or SAC.",
+           "hil-serl": "HIL-SERL: a few demonstrations, then practice with a person's corrections."}
+TASKS = {"walk": "quadruped/go1", "hil-serl": "contact/peg"}
 RECORDED = "recorded/"  # begins the name of a task that is a set of recordings
 RUN_HELP = """{text}
 
@@ -61,6 +63,9 @@ def _method(name: str, flags: Sequence[str]) -> tuple[type[Any], Callable[[Any, 
         asked.add_argument("--algorithm", nargs="?")
         algorithm = asked.parse_known_args(list(flags))[0].algorithm
         return walk.WalkConfig, walk.train, walk.preset(algorithm) if algorithm in walk.ACTORS else None
+    if name == "hil-serl":
+        from realrl.algos import hil_serl
+        return hil_serl.HILConfig, hil_serl.train, None
     from realrl.algos import bc
     return bc.BCConfig, bc.train, None
 
@@ -76,7 +81,7 @@ def _train(args: argparse.Namespace) -> int:
     saved = [] if args.run is None else [args.run / "config.yaml"]
     base = [f"--config={file}" for file in saved if args.resume and file.is_file() and not _mentions(flags, "--config")]
     cls, train, default = _method(args.method, flags)
-    text = RUN_HELP.format(text=METHODS[args.method], method=args.method, task="quadruped/go1" if args.method == "walk" else "toy/obstacle")
+    text = RUN_HELP.format(text=METHODS[args.method], method=args.method, task=TASKS.get(args.method, "toy/obstacle"))
     parse = partial(config.parse, cls, [*base, *flags], prog=f"realrl train {args.method}", description=text,
                     default=default)
     cfg = parse()

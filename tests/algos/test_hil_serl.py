@@ -1,0 +1,303 @@
+"""HIL-SERL: what a correction adds to which memory, what ends a return, two seeds of everything, resumed runs, what the person is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from realrl.algos import hil_serl
+from realrl.algos.hil_serl import HILConfig, Memory, Trial, advice, moments, refuse_contradictions, train
+from realrl.cell.cell import WorkCell
+from realrl.checkpoint import encode
+from realrl.cli import main as cli
+from realrl.config import OutOfBounds
+from realrl.data.store import Store
+from realrl.learn.classifier import Classifier, ClassifierConfig, Labelled, audit, save
+from realrl.learn.sac import SAC, SACConfig
+from realrl.policies.folder import load_policy
+from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
+from realrl.robots.human import OperatorConfig
+from realrl.run import Run, read_metrics
+from realrl.scene import CollectConfig, SightConfig
+from realrl.types import Episode, RealrlError, Source
+
+ONE = CollectConfig(workers=1, envs_per_worker=2)
+
+
+def tiny(**changes: Any) -> HILConfig:
+    """A run of seconds, in which a person helps now and then."""
+    small = SACConfig(utd=2, policy_delay=2, batch=8, hidden=(16,), gamma=0.97, alpha=0.01, entropy_backup=False)
+    return replace(HILConfig(sac=small, policy=GaussianConfig(hidden=(16,), norm="layer"), operator=OperatorConfig(patience=4), steps=130,
+                             start=30, horizon=25, demos=2, save_every=40, log_every=40, eval_episodes=3, collect=ONE), **changes)
+
+
+def run_of(folder: Path, cfg: HILConfig) -> dict[str, Any]:
+    with Run.start(folder, cfg, resume=True) as run, WorkCell(run, cfg) as cell:
+        return train(cfg, cell)
+
+
+def learner(n_step: int = 1, n_obs: int = 1) -> SAC:
+    torch.manual_seed(0)
+    policy = GaussianPolicy(GaussianConfig(hidden=(16,), n_obs=n_obs), 2, 1)
+    return SAC(policy, SACConfig(hidden=(16,), batch=8, gamma=0.9, n_step=n_step), seed=0)
+
+
+def episode(sources: str, *, succeeded: bool = False, aborted: bool = False, seed: int = 1) -> Episode:
+    """h: a person acted, at 0.5 where the policy wanted -0.5. The observation counts the steps."""
+    n = len(sources)
+    human = np.array([s == "h" for s in sources])
+    wanted = np.full((n, 1), -0.5, np.float32)
+    state = np.stack([np.full(n + 1, seed), np.arange(n + 1)], 1).astype(np.float32)
+    reward = np.zeros(n, np.float32)
+    reward[-1] = succeeded
+    return Episode({"state": state, "privileged": state}, np.where(human[:, None], np.float32(0.5), wanted), wanted,
+                   np.where(human, Source.HUMAN, Source.POLICY).astype(np.uint8), reward, reward > 0, np.arange(n) * 0.1, np.ones(n, bool),
+                   succeeded, not succeeded, "lab/peg", "hil-serl", seed)
+
+
+def memory(agent: SAC, *practice: Episode, cost: float = 0.0) -> Memory:
+    made = Memory(agent, [episode("hhhh", succeeded=True, seed=9)], 0.1, cost)
+    made.see(moments(practice))
+    return made
+
+
+# ---- what is learned from
+
+
+def test_a_correction_adds_exactly_its_steps_to_what_people_did() -> None:
+    agent = learner()
+    made = memory(agent)
+    assert (made.prior.steps, made.online.steps) == (4, 0)
+    made.see(moments([episode("ppphhpphhhp")]))
+    assert (made.prior.steps, made.online.steps) == (4 + 5, 11)
+    added = made.prior.batch(torch.arange(4, 9))
+    assert added.obs["state"][:, 0, 1].tolist() == [3, 4, 7, 8, 9]
+    assert added.next_obs["state"][:, 0, 1].tolist() == [4, 5, 8, 9, 10], "each step's own next observation, also the last one's"
+    assert added.discount.tolist() == pytest.approx([0.9] * 5), "a correction's end is no end of the task"
+    assert (added.source == Source.HUMAN).all() and (added.action == 0.5).all()
+    assert made.spent() == {"human_s": 0.5, "takeovers": 2.0}
+
+
+def test_what_was_executed_is_learned_from_and_what_was_proposed_is_not() -> None:
+    made = memory(learner(), episode("pphhp"))
+    assert made.online.batch(torch.arange(5)).action[:, 0, 0].tolist() == [-0.5, -0.5, 0.5, 0.5, -0.5]
+
+
+def test_success_ends_the_return_and_a_clock_or_an_abort_does_not() -> None:
+    made = memory(learner(), episode("pphh", succeeded=True), episode("pphh", seed=2))
+    ends = made.online.batch(torch.tensor([3, 7]))
+    assert ends.discount.tolist() == [0.0, pytest.approx(0.9)] and ends.reward.tolist() == [1.0, 0.0]
+    assert ends.next_obs["state"][:, 0].tolist() == [[1, 4], [2, 4]], "never the next episode's"
+    people = made.prior.batch(torch.tensor([5, 7]))
+    assert people.discount.tolist() == [0.0, pytest.approx(0.9)]
+
+
+def test_a_correction_is_seen_as_part_of_its_episode() -> None:
+    """Histories reach back before it, returns beyond it, and neither into another episode."""
+    made = memory(learner(n_step=3, n_obs=2), episode("hhpphh"), episode("phpp", seed=2))
+    rows = made.prior.batch(torch.arange(4, 9))
+    assert rows.obs["state"][..., 1].tolist() == [[0, 0], [0, 1], [3, 4], [4, 5], [0, 1]]
+    assert rows.next_obs["state"][:, -1].tolist() == [[1, 3], [1, 4], [1, 6], [1, 6], [2, 4]]
+    assert rows.discount.tolist() == pytest.approx([0.729, 0.729, 0.81, 0.9, 0.729]) and made.spent()["takeovers"] == 3
+    running = memory(learner(n_step=3), episode("pphh", succeeded=True))
+    steps = list(moments([episode("phh", seed=3)]))
+    steps[-1].step.truncated = False
+    running.see(steps)
+    drawn = running.prior.sample(400, torch.Generator().manual_seed(0)).obs["state"][:, 0]
+    assert {tuple(s) for s in drawn.tolist() if s[0] == 3} == set(), "not before all that follows is known"
+
+
+def test_to_be_helped_costs_the_step_before() -> None:
+    made = memory(learner(), episode("pphhpph"), episode("hp", seed=2), cost=0.5)
+    assert made.online.batch(torch.arange(9)).reward.tolist() == [0, -0.5, 0, 0, 0, -0.5, 0, 0, 0], "never the step of another episode"
+    assert made.prior.batch(torch.arange(8)).reward.tolist() == [0, 0, 0, 1, 0, 0, 0, 0], "what the person did costs nothing"
+
+
+def test_half_of_every_batch_is_what_people_did_however_little_it_is() -> None:
+    made = memory(learner(), episode("p" * 400))
+    batch = made.both.sample(256, made.random(0, 0))
+    people = batch.source[:, 0] == Source.HUMAN
+    assert int(people.sum()) == 128
+
+
+def test_read_back_from_a_recording_it_is_the_same(tmp_path: Path) -> None:
+    """What was recorded on the way fills the memories to the same numbers in the same order."""
+    cfg, kept = tiny(), []
+    made = Memory.see
+
+    def see(self: Memory, found: Any) -> None:
+        made(self, found)
+        kept.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Memory, "see", see)
+        run_of(tmp_path, cfg)
+    live = kept[-1]
+    with Run(tmp_path, resume=True) as run, WorkCell(run, cfg) as cell:
+        agent = SAC(GaussianPolicy(cfg.policy, 27, 6), cfg.sac, seed=0)
+        again = Memory(agent, cell.demonstrations(), 0.1, cfg.takeover_cost)
+        again.see(moments(sorted(cell.book.labelled("hil-serl"), key=lambda e: e.seed or 0)))
+    assert again.trials == live.trials and live.spent()["takeovers"] > 0
+    for one, two in ((live.online, again.online), (live.prior, again.prior)):
+        assert one.steps == two.steps
+        a, b = one.batch(torch.arange(one.steps)), two.batch(torch.arange(two.steps))
+        assert torch.equal(a.action, b.action) and torch.equal(a.discount, b.discount) and torch.equal(a.obs["state"], b.obs["state"])
+        assert torch.equal(a.next_obs["state"], b.next_obs["state"]) and torch.equal(a.reward, b.reward) and torch.equal(a.source, b.source)
+
+
+def test_demonstrations_that_contradict_themselves_are_refused() -> None:
+    good = episode("hhhh", succeeded=True)
+    refuse_contradictions([good, episode("hhhh")])
+    cases = {"succeeded, but a clock ended it": replace(good, terminated=False, truncated=True),
+             "ended with reward 0 and success": replace(good, reward=np.zeros(4, np.float32)),
+             "ended with reward 1 and failure": replace(good, success=np.zeros(4, bool)),
+             "was ended by the task and by a clock": replace(good, truncated=True)}
+    for said, wrong in cases.items():
+        with pytest.raises(RealrlError, match=f"demonstration 1 .* {said}.*realrl data delete-episodes"):
+            refuse_contradictions([good, wrong])
+
+
+# ---- runs
+
+
+def test_a_run_leaves_a_policy_a_recording_and_its_headline(tmp_path: Path) -> None:
+    cfg = tiny(judge_every=60)
+    summary = run_of(tmp_path, cfg)
+    head = summary["headline"]
+    assert head["transitions"] >= cfg.steps and head["utd"] == pytest.approx(2.0) and 0 < head["human_share"] < 1
+    assert head["episodes"] == 3 and head["success"] <= 1 and head["human_s"] > 0 and head["takeovers"] >= 1
+    assert [s["name"] for s in summary["stages"]] == ["at 60", "at 120", "hil-serl"]
+    assert 0 < summary["stages"][0]["measured"]["human_s"] < summary["stages"][1]["measured"]["human_s"] <= head["human_s"]
+    policy, task = load_policy(tmp_path / "policy")
+    assert task == cfg.task and policy.cfg == cfg.policy
+    lines = [line for line in read_metrics(tmp_path) if line["stage"] == "hil-serl"]
+    assert [line["step"] for line in lines] == [40, 80, 120]
+    assert {"success", "success_helped", "human_share", "prior_steps", "utd_reached", "q", "entropy", "human_s"} <= {*lines[-1]}
+    done = [e for e in Store.open(tmp_path / "dataset").read() if e.policy == "hil-serl"]
+    human = np.concatenate([e.source == Source.HUMAN for e in done])
+    moved = np.concatenate([np.abs(e.action - e.proposed).max(1) > 1e-6 for e in done])
+    assert human.any() and (human == moved).all(), "recorded with what the policy had wanted"
+
+
+def test_nobody_helps_in_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from realrl.cell import evaluate
+    found: list[Episode] = []
+    blind = evaluate.blind
+    monkeypatch.setattr("realrl.cell.judge.blind", lambda e: (found.append(e), blind(e))[1])
+    run_of(tmp_path, tiny())
+    assert len(found) == 3 and all((e.source == Source.POLICY).all() for e in found)
+
+
+def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny(judge_every=60, clone_steps=10)
+    whole = run_of(tmp_path / "straight", cfg)
+    save, left = Run.save, [3, 1, 2]
+
+    def dies(run: Run, *args: Any, **parts: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            left.pop(0)
+            raise KeyboardInterrupt  # before it is written: what was done since the last one is lost
+        save(run, *args, **parts)
+
+    monkeypatch.setattr(Run, "save", dies)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run_of(tmp_path / "killed", cfg)
+    monkeypatch.undo()
+    again = run_of(tmp_path / "killed", cfg)
+    one, two = (weights(tmp_path / name) for name in ("straight", "killed"))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+    assert again["headline"] == whole["headline"]
+    a, b = ({(e.policy, e.seed): e for e in Store.open(tmp_path / name / "dataset").read()} for name in ("straight", "killed"))
+    assert a.keys() == b.keys() and all(np.array_equal(a[k].action, b[k].action) for k in a), "the person did the same again"
+    books = ("step", "success", "success_helped", "human_share", "takeovers", "prior_steps", "utd_reached", "human_s")
+    kept = lambda folder: [[line.get(k) for k in books] for line in read_metrics(folder) if line["stage"] == "hil-serl"]
+    assert kept(tmp_path / "straight") == kept(tmp_path / "killed")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    with Run(folder, resume=True) as run:
+        found = run.read("hil-serl")
+    assert found and found[1]["stream"]["human"]["rewarded"] is not None
+    tensors: dict[str, torch.Tensor] = {}
+    encode({k: found[1][k] for k in ("agent", "stream")}, tensors)
+    return tensors
+
+
+def test_imitation_of_the_person_alone(tmp_path: Path) -> None:
+    summary = run_of(tmp_path, tiny(learner="hg-dagger", clone_steps=20))
+    lines = [line for line in read_metrics(tmp_path) if line["stage"] == "hil-serl"]
+    assert "imitation_loss" in lines[-1] and "q" not in lines[-1] and summary["headline"]["utd"] == pytest.approx(2.0)
+    with pytest.raises(OutOfBounds, match="sight is 'rgb': actor and critics look at the state alone"):
+        tiny(sight=SightConfig("rgb"))
+    with pytest.raises(OutOfBounds, match="hg-dagger imitates a person's corrections, and human is 'none'"):
+        tiny(learner="hg-dagger", human="none")
+
+
+def test_a_classifier_may_say_when_it_is_done(tmp_path: Path) -> None:
+    """It ends practice, by what the robot itself sees; the simulator goes on until then, and still judges the evaluation."""
+    model = Classifier({"state": (27,)}, ClassifierConfig(hidden=(), frames=2))
+    weight = torch.zeros(1, 27)
+    weight[0, 2] = 100.0  # how deep the tip seems to be, in units of 20 mm
+    model.load_state_dict({**model.state_dict(), "net.0.weight": weight, "net.0.bias": torch.tensor([-100.0])})
+    save(model, audit(model, Labelled(torch.zeros(2, 27), np.array([0, 1]), np.array([0, 1]))), tmp_path / "seated")
+    cfg = tiny(reward=str(tmp_path / "seated"), horizon=60, steps=150, operator=OperatorConfig(patience=2, cap=1.0))
+    summary = run_of(tmp_path / "run", cfg)
+    done = [e for e in Store.open(tmp_path / "run/dataset").read() if e.policy == "hil-serl"]
+    won = [e for e in done if e.succeeded]
+    assert won and all(e.terminated and e.reward.sum() == 1.0 for e in won)
+    for e in won:
+        seen = e.obs["state"][1:, 2] > 1.0
+        assert seen[-2:].all() and not (seen[:-2] & seen[1:-1]).any(), "two frames in a row, and not before"
+        assert -e.obs["privileged"][-1, 33] < -0.018, "beyond the depth at which the simulator would have ended it"
+    assert all(e.truncated and not e.reward.any() for e in done if not e.succeeded)
+    assert summary["headline"]["episodes"] == 3
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--steps 40 --start 20 --horizon 20 --demos 2 --sac.batch 8 --sac.hidden 16 --policy.hidden 16 --eval-episodes 2 "
+             "--collect.workers 1")
+    folder = tmp_path / "run"
+    assert cli.main(["train", "hil-serl", "--run", str(folder), "--human", "none", *flags.split()]) == 0
+    assert json.loads((folder / "summary.json").read_text())["headline"]["human_s"] == 0
+    assert cli.main(["train", "hil-serl", "--run", str(tmp_path / "typed"), "--human", "keyboard", *flags.split()]) == 2
+    assert "needs a terminal to type in" in capsys.readouterr().err
+
+
+# ---- what the person is told
+
+
+@pytest.mark.parametrize("trials, said", [
+    ([], "let it try, help where it gets stuck"),
+    ([Trial(100, 10, 1, False)] * 8 + [Trial(30, 10, 1, True)] * 2, "too few rewarded episodes: help it finish"),
+    ([Trial(30, 20, 1, True)] * 10, "you do most of it: shorter corrections"),
+    ([Trial(60, 10, 2, True)] * 10, "let it try 20 to 30 steps"),
+    ([Trial(60, 10, 2, True)] * 10 + [Trial(20, 0, 0, True)] * 10, "it succeeds alone"),
+    ([Trial(20, 0, 0, True)] * 12 + [Trial(60, 10, 2, True)], "let it try 20 to 30 steps"),
+])
+def test_advice(trials: list[Trial], said: str) -> None:
+    assert advice(trials).startswith(said)
+
+
+def test_the_note_says_who_acts_and_how_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    note = hil_serl.Pen.note
+    monkeypatch.setattr(hil_serl.Pen, "note", lambda self, found: (notes.append(note(self, found)), notes[-1])[1])
+    run_of(tmp_path, tiny())
+    assert {n.split()[0] for n in notes} == {"policy", "human"}
+    assert "updates a step 2.0 of 2" in notes[-1] and "solved alone" in notes[-1] and "human" in notes[-1]
+
+
+def test_it_learns_to_insert(tmp_path: Path, long: bool) -> None:
+    """From twenty demonstrations and a person's corrections to a policy that hardly ever fails."""
+    if not long:
+        pytest.skip("minutes: asked for with --long")
+    head = run_of(tmp_path, HILConfig(steps=8000, eval_episodes=100, collect=ONE))["headline"]
+    assert head["success"] > 0.9 and head["cycle_ratio"] < 0.8 and head["human_share"] < 0.1

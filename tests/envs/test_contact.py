@@ -1,0 +1,185 @@
+"""The peg: what is sent to the hand and felt by it, against the laws written out; starts, success, and what is seen of the slot."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mujoco
+import numpy as np
+import pytest
+
+from realrl import envs
+from realrl.cell.rollout import rollout
+from realrl.envs import contact
+from realrl.envs.mujoco import peg
+from realrl.robots.guard import box_guard
+from realrl.scene import SightConfig
+from realrl.types import Array, RealrlError
+
+DOWN = np.array([0, 0, -1.0, 0, 0, 0])
+
+
+def world(name: str = "peg", seed: int = 3) -> peg.PegEnv:
+    env = peg.PegEnv(name)
+    env.reset(seed=seed)
+    return env
+
+
+def put(env: peg.PegEnv, aside: float, height: float) -> None:
+    """The hand at rest, turned as the slot is, so far off its middle along its first axis, so high over its mouth."""
+    data, turn = env._data, env._turn
+    data.qpos[:] = [env._at[0] + math.cos(turn) * aside, env._at[1] + math.sin(turn) * aside, height, turn, 0, 0]
+    data.qvel[:] = 0
+
+
+def press(env: peg.PegEnv, steps: int = 20) -> dict[str, Any]:
+    for _ in range(steps):
+        _, _, terminated, _, info = env.step(DOWN)
+        if terminated:
+            break
+    return {**info, "steps": env._t}
+
+
+def test_an_episode_depends_on_its_seed_alone() -> None:
+    env, other = world(), world("peg", 9)
+    actions = np.random.default_rng(0).uniform(-1, 1, (12, 6))
+
+    def played(e: peg.PegEnv) -> Array:
+        return np.stack([e.reset(seed=5)[0]["privileged"], *(e.step(a)[0]["privileged"] for a in actions)])
+
+    assert np.array_equal(played(env), played(other))
+    assert not np.array_equal(env.reset(seed=6)[0]["state"], env.reset(seed=5)[0]["state"])
+
+
+@pytest.mark.parametrize("name", contact.names())
+def test_starts_are_as_the_table_says(name: str) -> None:
+    env, level = peg.PegEnv(name), contact.LEVELS[name]
+    wrong, turns = [], []
+    for seed in range(60):
+        env.reset(seed=seed)
+        x, y, z, *turn = env._data.qpos
+        assert abs(x) < 0.01 and abs(y) < 0.01 and 0.025 < z < 0.045 and np.abs(turn).max() < 0.05
+        assert np.abs(env._at[:2]).max() <= 0.02 and abs(env._turn) <= level.turn
+        wrong.append(env._wrong)
+        turns.append(env._wrong_turn)
+    assert np.abs(np.array(wrong)[:, :2]).max() <= 2 * level.error
+    assert 0.7 < np.std(np.array(wrong)[:, :2]) / level.error < 1.1 and 0.01 < np.std(turns) < 0.03
+    assert env._model.geom("peg").friction[0] == level.friction and env.task.horizon == 100
+
+
+def test_the_spring_is_clipped_in_every_physics_step() -> None:
+    """The same episode with the law written out between physics steps: pull = clip(kp (target - at)), less kd times the speed."""
+    env = world()
+    data, model = env._data, env._model
+    by_hand = mujoco.MjData(model)
+    by_hand.qpos[:] = data.qpos
+    assert model.opt.timestep <= 0.002 and env._substeps * model.opt.timestep == pytest.approx(env.task.dt)
+    most = np.array([15.0] * 3 + [3.0] * 3)
+    for action in ([1.0, 0.3, 0, 0, 0, 1], [-1, -1, -1, 1, -1, 0], [0, 0, -1, 0, 0, 0], [0, 0, -1, 0, 0, 0]):
+        env.step(np.array(action))
+        target, by_hand.ctrl[:] = data.ctrl.copy(), 0.0
+        for _ in range(env._substeps):
+            stretch = np.array([2000.0] * 3 + [150.0] * 3) * (target - by_hand.qpos)
+            by_hand.ctrl[:] = target
+            mujoco.mj_step(model, by_hand)
+            assert np.allclose(by_hand.actuator_force, np.clip(stretch, -most, most), atol=1e-6)
+    assert np.allclose(by_hand.qpos, data.qpos, atol=1e-9)
+
+
+def test_an_action_goes_so_far_in_the_hands_own_heading() -> None:
+    env = world()
+    env._data.qpos[:], env._data.qvel[:] = [0, 0, 0.04, 0.5, 0, 0], 0.0
+    env.step(np.array([0.5, 0, 0, 0, 0, 0.5]))
+    moved = env._data.qpos[:2] / 0.004
+    assert moved == pytest.approx([math.cos(0.5), math.sin(0.5)], abs=0.08)  # a hundredth of a second is missing to the target
+    assert env._data.qpos[3] - 0.5 == pytest.approx(0.024, abs=0.003)
+    for _ in range(30):
+        env.step(np.array([1.0, 0, 1, 0, 1, 0]))
+    at = env._data.qpos
+    assert np.abs(at[:2]).max() <= peg.SIDE + 1e-3 and at[2] <= peg.HIGH + 1e-3 and at[4] <= peg.LEAN + 1e-3
+
+
+def test_it_goes_in_where_it_fits_and_nowhere_else() -> None:
+    env = world()
+    put(env, 0.0, 0.003)
+    inside = press(env)
+    assert inside["success"] and inside["depth"] >= 15 and inside["steps"] <= 4
+    env.reset(seed=3)
+    put(env, 0.003, 0.003)
+    beside = press(env)
+    assert not beside["success"] and beside["depth"] < 0.5
+    assert beside["force"] == pytest.approx(15.0, abs=0.5), "the spring's limit, and no more"
+    least = min(env._data.contact.dist)
+    assert -5e-5 < least <= 0, "contacts are stiff: a twentieth of a millimetre at most"
+
+
+def test_what_is_felt_is_the_contacts_forces_in_the_hands_frame() -> None:
+    """Against the sum over MuJoCo's contacts, about the peg's tip."""
+    env = world()
+    put(env, 0.004, 0.001)
+    env._data.qpos[4:] = 0.03, -0.05
+    for _ in range(4):
+        env.step(np.array([0.3, 0.2, -1, 0, 0, 0.4]))
+    data, model = env._data, env._model
+    yaw, pitch, roll = data.qpos[3:]
+    # what a step leaves behind belongs to the state before its last physics step; compute both at the state that is there
+    mujoco.mj_forward(model, data)
+    found = env._wrench(math.cos(yaw), math.sin(yaw), pitch, roll)
+    force, torque, hand = np.zeros(3), np.zeros(3), model.body("hand").id
+    for i in range(data.ncon):
+        c, local = data.contact[i], np.zeros(6)
+        mujoco.mj_contactForce(model, data, i, local)
+        sign = 1.0 if model.geom_bodyid[c.geom2] == hand else -1.0
+        world_force = sign * c.frame.reshape(3, 3).T @ local[:3]
+        force += world_force
+        torque += np.cross(c.pos - data.body("hand").xpos, world_force)
+    turn = data.body("hand").xmat.reshape(3, 3)
+    assert data.ncon and np.linalg.norm(force) > 5
+    assert np.allclose(found, [*(turn.T @ force), *(turn.T @ torque)], atol=1e-6)
+
+
+def test_the_policy_sees_the_slot_where_it_is_not() -> None:
+    env = world()
+    seen = []
+    for _ in range(20):
+        obs, *_ = env.step(np.zeros(6))
+        seen.append(0.02 * obs["state"][:3] - obs["privileged"][contact.TRUTH][:3])
+    yaw = env._data.qpos[3]
+    c, s = math.cos(yaw), math.sin(yaw)
+    wrong = [c * env._wrong[0] + s * env._wrong[1], c * env._wrong[1] - s * env._wrong[0], env._wrong[2]]
+    assert np.mean(seen, 0) == pytest.approx(wrong, abs=3e-4), "wrong by the same all episode long"
+    assert 1e-4 < np.std(seen, 0).mean() < 6e-4, "and by a little more at every step"
+    assert obs["state"].shape == (27,) and env.task.obs_dim == 27 and env.task.privileged == contact.FULL
+    assert np.array_equal(obs["state"], obs["privileged"][:27])
+
+
+@pytest.mark.parametrize("name", contact.names())
+def test_the_expert_and_its_progress(name: str) -> None:
+    env, policy = envs.make(f"contact/{name}"), envs.expert(f"contact/{name}", noise=0.1)
+    found = list(rollout([env], policy, [box_guard(env)], range(6), greedy=True))
+    assert all(e.succeeded and e.terminated for e in found)
+    for e in found:
+        way = [envs.progress(f"contact/{name}")(s) for s in e.obs["privileged"]]
+        assert way[0] < -20 and way[-1] > 10
+    assert envs.progress("toy/obstacle")(np.zeros(3)) == 0.0
+
+
+def test_a_hand_with_eyes_is_not_told_where_the_slot_is() -> None:
+    try:
+        env: Any = envs.make("contact/peg", sight=SightConfig("rgb", cameras=("wrist", "side"), height=64, width=64))
+    except RealrlError as error:
+        pytest.skip(f"no OpenGL: {error}")
+    plain, pictures = world(seed=1), []
+    for seed in (1, 2):
+        obs, _ = env.reset(seed=seed)
+        assert obs["state"].shape == (24,) and env.task.obs_dim == 24
+        pictures.append(obs)
+    for key in ("images.wrist", "images.side"):
+        assert pictures[0][key].shape == (64, 64, 3) and pictures[0][key].std() > 10
+        assert not np.array_equal(pictures[0][key], pictures[1][key])
+    env.reset(seed=1)
+    moved, _, _, _, _ = env.step(DOWN)
+    assert np.array_equal(moved["privileged"], plain.step(DOWN)[0]["privileged"]), "the same episode"
+    assert not np.array_equal(moved["images.wrist"], pictures[0]["images.wrist"])
+    env.close()
