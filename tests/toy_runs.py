@@ -13,6 +13,7 @@ from realrl.generative.diffusion import DiffusionConfig, DistillConfig
 from realrl.learn.imitation import ImitationConfig
 from realrl.learn.iql import CriticConfig
 from realrl.learn.ope import OPEConfig
+from realrl.learn.trials import TrialsConfig
 from realrl.policies.diffusion import PolicyConfig
 from realrl.policies.folder import load_policy
 from realrl.run import Run, read_metrics
@@ -35,7 +36,8 @@ def small(**changes: Any) -> RL100Config:
         "offline": OfflineConfig(rounds=1, rollouts=100, iterations=8, states=512, gate_every=4, reimitation=100),
         "online": OnlineConfig(iterations=14, episodes=60, warmup=1, save_every=4),
         "distill": DistillConfig(batch=256, chains=500, beside_rl=3, steps=800),
-        "collect": CollectConfig(workers=1), "eval_episodes": 150, "final_episodes": 150, "audit_episodes": 30}
+        "trials": TrialsConfig(episodes=50, every=5), "collect": CollectConfig(workers=1),
+        "eval_episodes": 150, "final_episodes": 150, "audit_episodes": 30}
     return RL100Config(**{**base, **changes})
 
 
@@ -47,7 +49,7 @@ def tiny(**changes: Any) -> RL100Config:
         "ope": OPEConfig(members=2, elites=2, hidden=(32,), steps=40, starts=30, horizon=10),
         "offline": OfflineConfig(rounds=1, rollouts=24, iterations=5, states=128, gate_every=2, reimitation=60, max_drift=1.0),
         "online": OnlineConfig(iterations=5, episodes=16, warmup=1, save_every=2),
-        "distill": DistillConfig(batch=64, chains=64, beside_rl=2, steps=150),
+        "distill": DistillConfig(batch=64, chains=64, beside_rl=2, steps=150), "trials": TrialsConfig(episodes=10, every=3),
         "eval_episodes": 12, "final_episodes": 12, "audit_episodes": 6, **changes})
 
 

@@ -13,12 +13,12 @@ from realrl.cell.cell import WorkCell
 from realrl.cell.collect import Collector
 from realrl.cell.curriculum import Practice
 from realrl.cell.evaluate import evaluate
+from realrl.cell.judge import judged
 from realrl.data.cache import FrameCache
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
 from realrl.data.windows import ImageWindows
 from realrl.learn.imitation import Imitation, ImitationConfig
-from realrl.learn.ope import judged
 from realrl.learn.ppo import DenoisingPPO, PPOConfig
 from realrl.nets.encoder import EncoderConfig
 from realrl.policies.diffusion import DiffusionPolicy
