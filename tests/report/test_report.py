@@ -180,7 +180,8 @@ def test_rounds_of_one_kind_share_a_figure() -> None:
 
 
 def test_what_explores_and_what_is_deployed_are_drawn_together() -> None:
-    rows = [{"stage": "trials", "step": i, "exploring": .5 + .1 * i, "deployed": .8, "gap": .1 * i - .3, "env_steps": 100 * i} for i in (1, 2)]
+    rows = [{"stage": "trials", "step": i, "exploring": .5 + .1 * i, "deployed": .8, "gap": .1 * i - .3, "env_steps": 100 * i}
+            for i in (1, 2)]
     (part,) = curves(rows)
     assert part["title"] == "Trials" and len(part["main"].pictures) == 1 and not part["count"] and part["once"] is None
     main, _ = _panels(rows)
