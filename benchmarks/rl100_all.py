@@ -34,9 +34,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--setting", default=DEFAULTS, help="what the rows call a configuration that further flags change")
     parser.add_argument("--audit", action=argparse.BooleanOptionalAction, default=False, help="also what every judged candidate is worth")
     args, flags = parser.parse_known_args(words)
-    if flags and args.setting == DEFAULTS and not args.smoke:
-        parser.error(f"{' '.join(flags)} change the defaults: say what the rows shall call that with --setting")
     base, out, results = overridden(RL100Config(), flags), args.out, RESULTS
+    if replace(base, collect=RL100Config().collect) != RL100Config() and args.setting == DEFAULTS:
+        parser.error(f"{' '.join(flags)} change the defaults: say what the rows shall call that with --setting")
     if args.smoke:
         base, out, results = toy_size(base), args.out / "smoke", args.out / "smoke"
     base = base if args.audit else replace(base, audit_episodes=0)
