@@ -72,7 +72,7 @@ class OfflineConfig:
 class OnlineConfig:
     """The online stage: PPO with GAE on whole episodes."""
 
-    iterations: int = 21
+    iterations: int = 20
     """Rounds of collection and update, at most."""
     episodes: int = 100
     """Episodes per round."""

@@ -29,7 +29,7 @@ class TrialsConfig:
     episodes: int = 100
     """Trials of each product, all from the same training starts. They are part of `offline.rollouts` and take the place of rounds of
     `online.iterations`; with fewer of those than this, there are fewer trials. 0 = none, whatever a stage made is kept."""
-    every: int = 8
+    every: int = 7
     """Every so many online rounds, counted from the last one back, a round tries what would be deployed instead of learning."""
     back: float = 0.5
     """A product goes back when it solved fewer starts, and an equally good one would have lost as many of the disputed starts with at
