@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from realrl import config
@@ -73,6 +74,29 @@ def results(folder: Path) -> list[dict[str, Any]]:
     """A run's stages as summary.json has them, without what a clock measured."""
     stages = json.loads((folder / "summary.json").read_text())["stages"]
     return [{k: v for k, v in stage.items() if k not in ("latency_ms", "wall_s")} for stage in stages]
+
+
+class Notebook:
+    """A cell whose trials end as it is told, one list an asking, in success where it is told nothing; `asked` and `said`: what came."""
+
+    def __init__(self, *outcomes: list[bool]) -> None:
+        self.outcomes, self.asked, self.summary = list(outcomes), list[Any](), {"env_steps": 7}
+        self.said: dict[Any, Any] = {}
+        self.run = SimpleNamespace(rewind=lambda stage, step: None, log=lambda step, told, stage: self.said.update({step: told}))
+
+    def seeds(self, stage: int, count: int, first: int = 0) -> list[int]:
+        """Starts of a stage."""
+        return list(range(1000 * stage + first, 1000 * stage + first + count))
+
+    def practise(self, label: str, policy: Any, seeds: list[int], **how: Any) -> list[Any]:
+        """Episodes that only have an end."""
+        self.asked.append((label, seeds, how))
+        won = self.outcomes.pop(0) if self.outcomes else [True] * len(seeds)
+        return [SimpleNamespace(succeeded=w) for w in won]
+
+    def tell(self, stage: str, line: str) -> None:
+        """Keep a line."""
+        self.said[stage] = line
 
 
 def main(folder: str, file: str) -> None:

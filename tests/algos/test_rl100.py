@@ -24,12 +24,13 @@ from realrl.learn import ope
 from realrl.learn.imitation import generator
 from realrl.learn.ope import Verdict
 from realrl.learn.ppo import fit_value
+from realrl.learn.trials import Trials, TrialsConfig
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.folder import load_policy
 from realrl.run import Run, read_parts
 from realrl.scene import CollectConfig
 from realrl.types import RealrlError, Source
-from toy_runs import metrics, small_policy, tiny
+from toy_runs import Notebook, metrics, small_policy, tiny
 
 ROUNDS = 2
 
@@ -91,7 +92,7 @@ def test_every_step_of_the_robot_is_recorded_and_counted_once(whole):
 
 def test_what_is_deployed_is_tried_and_what_was_decided_is_told(whole):
     folder, summary = whole
-    assert list(summary["decisions"]) == ["offline round 1", "offline round 2", "online round 2", "online round 5", "one step"]
+    assert list(summary["decisions"]) == ["offline round 1", "offline round 2", "online round 2", "online round 5", "the one-step student"]
     tried = {}
     for e in Store.open(folder / "dataset").read():
         if e.policy.endswith("deployed") or e.policy.startswith("rollout-one-step"):
@@ -293,6 +294,65 @@ def test_online_state_survives_a_checkpoint(tmp_path):
     assert (other.curriculum.failed, other.iteration, other.ppo.lr) == ([7, 9], 3, 0.5)
     for mine, theirs in ((stage.policy, other.policy), (stage.value, other.value)):
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
+
+
+def tried(*outcomes, standing, **options):
+    """An online stage whose policy moves between its trials, which end as they are told: (stage, weights at each of them)."""
+    stage = online(iterations=3, episodes=len(standing))
+    stage.trials = Trials(Notebook(*outcomes), TrialsConfig(**{"episodes": len(standing), "every": 1, "rest": 0.0, **options}), 0)
+    stage.trials.won, seen = list(standing), []
+    for stage.iteration in range(1, len(outcomes) + 1):
+        with torch.no_grad():
+            for p in stage.policy.net.parameters():
+                p.add_(0.1)
+        seen.append(net(stage))
+        stage.fresh = [True] * 10
+        stage._judge(stage.trials, f"round {stage.iteration}")
+    return stage, seen
+
+
+def test_the_best_online_policy_is_kept_and_is_the_product():
+    good, better, poor = [True, True] + [False] * 6, [True] * 6 + [False] * 2, [True, True, True, True, False, False, True, False]
+    stage, seen = tried(good, better, poor, standing=[True] + [False] * 7)
+    assert torch.equal(net(stage), seen[1]) and stage.over, "the last round's is worse than the second's, and there is no other round"
+    assert stage.trials.won == better and stage.trials.cell.said["round 3"] == "round 3 was sent back: 62 % of 8 trials against 75 %"
+    stage, seen = tried(good, better, better, standing=[True] * 8)
+    assert not any(torch.equal(net(stage), weights) for weights in seen), "none is as good as what the stage began with"
+
+
+def test_learning_goes_on_from_a_worse_policy_unless_that_is_surely_worse():
+    standing, poor, lost = [True] * 8, [True] * 7 + [False], [False] * 8
+    stage, seen = tried(poor, standing=standing)
+    assert torch.equal(net(stage), seen[0]) and "goes on, though it is not the best: 88 %" in stage.trials.cell.said["round 1"]
+    assert stage.ppo.lr == stage.cfg.online.ppo.lr
+    stage, seen = tried(lost, standing=standing)
+    assert not torch.equal(net(stage), seen[0]) and stage.ppo.lr == stage.cfg.online.ppo.lr / 2
+    assert stage.trials.cell.said["round 1"] == "round 1 was sent back: 0 % of 8 trials against 100 %"
+
+
+def test_a_solved_task_ends_early():
+    assert tried([True] * 8, standing=[True] * 8, enough=0.86)[0].over, "18 of 18: the lower bound is 0.869"
+    assert not tried([True] * 8, standing=[True] * 8, enough=0.88)[0].over
+
+
+def test_a_student_that_is_surely_worse_is_no_product(tmp_path, monkeypatch):
+    run = Trials.run
+
+    def outcome(self, policy, label, most, **how):
+        episodes = run(self, policy, label, most, **how)
+        for e in episodes:
+            e.success[-1] = how.get("head") != "one-step"
+        return episodes
+
+    monkeypatch.setattr(Trials, "run", outcome)
+    cfg = tiny(stages=("imitation", "one-step"))
+    with Run.start(tmp_path, cfg) as run_, WorkCell(run_, cfg) as cell:
+        summary = rl100.train(cfg, cell)
+    assert [s["name"] for s in summary["stages"]] == ["imitation"] and load_policy(tmp_path / "policy")[0].head == "ddim"
+    assert summary["decisions"] == {"the one-step student": "the one-step student was sent back: 0 % of 10 trials against 100 %"}
+    with Run.start(tmp_path, cfg, resume=True) as run_, WorkCell(run_, cfg) as cell:
+        rl100.train(cfg, cell)
+    assert load_policy(tmp_path / "policy")[0].head == "ddim", "a resumed run remembers"
 
 
 # -- stages alone -----------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,11 @@ from realrl.learn.ppo import PPOConfig
 from realrl.learn.trials import Duel, Trials, TrialsConfig, duel, left_to_gain, lower
 from realrl.losses import gae
 from realrl.types import RealrlError
-from toy_runs import metrics, small, through
+from toy_runs import Notebook, metrics, small, through
+
+
+def a_policy():
+    return SimpleNamespace(with_head=lambda head: SimpleNamespace(head=head))
 
 
 def test_disputed_starts_decide():
@@ -42,29 +46,6 @@ def test_a_solved_task_rests():
     assert left_to_gain(won(99, 100), 0.05) == pytest.approx(2 / 102 / 0.05)
     assert left_to_gain(won(100, 100), 0.05) == pytest.approx(1 / 102 / 0.05)
     assert left_to_gain(won(3, 3), 0.05) == 1.0, "three trials prove nothing"
-
-
-def a_policy():
-    return SimpleNamespace(with_head=lambda head: SimpleNamespace(head=head))
-
-
-class Notebook:
-    """A cell whose trials end as it is told."""
-
-    def __init__(self, *outcomes):
-        self.outcomes, self.asked, self.summary, self.said = list(outcomes), [], {"env_steps": 7}, {}
-        self.run = SimpleNamespace(rewind=lambda stage, step: None, log=lambda step, told, stage: self.said.update({step: told}))
-
-    def seeds(self, stage, count, first=0):
-        return list(range(1000 * stage + first, 1000 * stage + first + count))
-
-    def practise(self, label, policy, seeds, **how):
-        self.asked.append((label, seeds, how))
-        won = self.outcomes.pop(0) if self.outcomes else [True] * len(seeds)
-        return [SimpleNamespace(succeeded=w) for w in won]
-
-    def tell(self, stage, line):
-        self.said[stage] = line
 
 
 def test_products_are_tried_from_the_same_starts_with_the_same_noise():

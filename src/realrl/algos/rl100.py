@@ -440,7 +440,7 @@ def _one_step(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, demos: Sequ
             cell.run.save("one-step-fit", rounds, policy=policy)
         trials.stand(policy, "rollout-teacher", cfg.online.episodes)
         tried = trials.run(policy, f"rollout-one-step-{rounds}", cfg.online.episodes, head="one-step")
-        product["head"] = "ddim" if trials.challenge("one step", tried, cfg.trials.sure).worse(cfg.trials.sure) else "one-step"
+        product["head"] = "ddim" if trials.challenge("the one-step student", tried, cfg.trials.sure).worse(cfg.trials.sure) else "one-step"
         cell.run.save("one-step", rounds, policy=policy, trials=trials, product=product)
     else:
         cell.run.load("one-step", policy=policy, trials=trials, product=product)
