@@ -219,14 +219,13 @@ class Online:
     def __init__(self, policy: DiffusionPolicy, value: nn.Module | None, cfg: RL100Config, curriculum: Curriculum,
                  trials: Trials | None = None) -> None:
         self.policy, self.cfg, self.curriculum, self.trials = policy, cfg, curriculum, trials
-        self.iteration, self.solved = 0, False
+        self.iteration, self.solved, self.fresh = 0, False, list[bool]()  # fresh: how exploring ended since the last trials
         torch.manual_seed(derive(cfg.seed, "online"))
         self.value = value or value_net(policy.cond_dim, cfg.critic, eyes=policy.encoder is not None).to(policy.device)
         self.value_optimiser = torch.optim.AdamW(self.value.parameters(), lr=cfg.online.value_lr)
         self.eyes = policy.encoder is not None and cfg.online.learn_encoder
         self.ppo, self.student = DenoisingPPO(policy, cfg.online.ppo, encoder=self.eyes), policy.distillation(cfg.distill)
         self.best = self.ppo.keep()
-        self.fresh: list[bool] = []  # how exploring from fresh starts ended since the last trials
 
     @property
     def over(self) -> bool:
@@ -393,9 +392,8 @@ def _offline(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, demo
                 stage = OfflineRound(policy, decisions(data), sized, seed=derive(cfg.seed, "offline", m), log=cell.run.logger(name),
                                      started=started, won=[] if moved else trials.won)
                 stage.improve(advance)
-            fitted.load_state_dict(stage.critics.value.state_dict())
-            if trials.sent_back(policy, began, m, offline.rollouts) and moved and value:
-                fitted.load_state_dict(value.state_dict())
+            back = trials.sent_back(policy, began, m, offline.rollouts)
+            fitted.load_state_dict((value if back and moved and value else stage.critics.value).state_dict())
         seen_with = policy.encoder.state_dict() if policy.encoder else {}
         cell.run.save(f"{name}-candidates", 1, judged={"records": stage.gate.records, "nets": stage.gate.nets, "encoder": seen_with})
         cell.run.save(name, 1, policy=policy, value=fitted, trials=trials)
@@ -428,9 +426,11 @@ def _online(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, value: nn.Mod
 def _one_step(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, demos: Sequence[Episode], rounds: int, trials: Trials) -> None:
     """Distil the policy over the states that it and its recent predecessors visited; again if it has learned since. The student is the
     product unless its own trials are surely worse than its teacher's."""
-    known, product = cell.run.read("one-step"), dict[str, Head]()
-    if known is None or known[0] != rounds:
-        if cell.run.load("one-step-fit", policy=policy) != rounds:
+    product, at = dict[str, Head](), lambda name: (cell.run.read(name) or (None,))[0]
+    if at("one-step") != rounds:
+        if at("one-step-fit") == rounds:  # the student is recorded after it was taught, and must not learn from that
+            cell.run.load("one-step-fit", policy=policy)
+        else:
             view = ChunkView(cell.recent(400) or demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device,
                              every="plan" if policy.senses else "step")  # eyes are closed between the plans of online rounds
             cond = view.encoded(policy.features).cond

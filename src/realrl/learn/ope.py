@@ -365,7 +365,8 @@ class Gate:
                  trials: int = 0) -> None:
         self.policy, self.model, self.q, self.measure, self.seed, self.log = policy, model, q, measure, seed, log
         self.starts, self.error = start_conditions(table, model.cfg), 0.0
-        first = table.first.nonzero().squeeze(-1)[len(table.first.nonzero()) - trials:]
+        first = table.first.nonzero().squeeze(-1)
+        first = first[len(first) - trials:]
         self.tried, self.returned = table.cond[first], table.returns[first]
         self.records: list[dict[str, float]] = []  # what was judged ...
         self.nets: list[dict[str, Tensor]] = []  # ... and the weights, for the audit
