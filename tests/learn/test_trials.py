@@ -81,6 +81,9 @@ def test_rollouts_explore_and_try_within_their_number():
     assert [(label, len(seeds), how.get("greedy", False)) for label, seeds, how in cell.asked] == \
         [("rollout-1-deployed", 3, True), ("rollout-1", 5, False)]
     assert [e.succeeded for e in data[-3:]] == trials.won == [True, False, True], "its own trials are the last of the data"
+    few = Notebook()
+    Trials(few, TrialsConfig(), seed=0).rollouts(a_policy(), 0, 4)
+    assert [len(seeds) for _, seeds, _ in few.asked] == [2, 2], "with few rollouts some still explore"
     assert cell.said[1] == {"exploring": 1.0, "deployed": pytest.approx(2 / 3), "gap": pytest.approx(1 / 3), "env_steps": 7}
 
 

@@ -27,8 +27,8 @@ class TrialsConfig:
     """Real trials of what would be deployed: what a stage made is held against what it began with, and the better one goes on."""
 
     episodes: int = 100
-    """Trials of each product, all from the same training starts. They are part of `offline.rollouts` and take the place of rounds of
-    `online.iterations`; with fewer of those than this, there are fewer trials. 0 = none, whatever a stage made is kept."""
+    """Trials of each product, all from the same training starts; at most two thirds of `offline.rollouts`, which they are a part of, and
+    `online.episodes`. 0 = none, whatever a stage made is kept."""
     every: int = 7
     """Every so many online rounds, counted from the last one back, a round tries what would be deployed instead of learning."""
     back: float = 0.5
@@ -125,11 +125,11 @@ class Trials:
     def rollouts(self, policy: DiffusionPolicy, m: int, most: int) -> list[Episode]:
         """What the offline rounds 0..m begin with, `most` episodes each: exploring, and the trials of all products, those of what round m
         starts from last."""
-        self.tried = self.tried or ["rollout-1-deployed"]
-        tried = [self.run(policy, label, most, plans_only=False) for label in self.tried]
+        self.tried, share = self.tried or ["rollout-1-deployed"], 2 * most // 3
+        tried = [self.run(policy, label, share, plans_only=False) for label in self.tried]
         data: list[Episode] = []
         for r in range(m + 1):
-            starts, noise = self.cell.seeds(1, max(most - self.cfg.episodes, 0), r * most), derive(self.seed, "rollout", r) % 2**31
+            starts, noise = self.cell.seeds(1, most - min(self.cfg.episodes, share), r * most), derive(self.seed, "rollout", r) % 2**31
             data += (explored := self.cell.practise(f"rollout-{r + 1}", policy.with_head("ddim"), starts, noise_seed=noise))
         self.won = [e.succeeded for e in tried[-1]]
         self.gap([e.succeeded for e in explored], self.won)
@@ -141,7 +141,7 @@ class Trials:
         if all(torch.equal(value, began[key]) for key, value in policy.state_dict().items() if not key.startswith("student.")):
             self.lines[stage] = f"{stage} changed nothing: no candidate passed the gate"
             return False
-        tried = self.run(policy, label, most, plans_only=False)
+        tried = self.run(policy, label, 2 * most // 3, plans_only=False)
         back = self.challenge(stage, tried, self.cfg.back, label).worse(self.cfg.back)
         if back:
             policy.load_state_dict(began)
