@@ -97,11 +97,11 @@ def test_an_interrupted_run_continues_to_the_same_numbers(whole, tmp_path, monke
     straight, cfg = whole
     learn, calls = Online._learn, []
 
-    def interrupted(self, found):
+    def interrupted(self, *found):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return learn(self, found)
+        return learn(self, *found)
 
     monkeypatch.setattr(Online, "_learn", interrupted)
     with pytest.raises(KeyboardInterrupt), Run.start(tmp_path, cfg) as run, WorkCell(run, cfg) as cell:

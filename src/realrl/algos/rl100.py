@@ -277,7 +277,7 @@ class Online:
             trials.lines[name] = f"{name} goes on, though it is not the best: {said}"
         trials.tell()
 
-    def _learn(self, episodes: Sequence[Episode], left: float) -> dict[str, float]:
+    def _learn(self, episodes: Sequence[Episode], left: float = 1.0) -> dict[str, float]:
         cfg, policy = self.cfg, self.policy
         random = generator(cfg.seed, "online-update", self.iteration, device=policy.device)
         view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, every="plan", device=policy.device)
