@@ -426,9 +426,9 @@ def _online(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, value: nn.Mod
 def _one_step(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, demos: Sequence[Episode], rounds: int, trials: Trials) -> None:
     """Distil the policy over the states that it and its recent predecessors visited; again if it has learned since. The student is the
     product unless its own trials are surely worse than its teacher's."""
-    product, at = dict[str, Head](), lambda name: (cell.run.read(name) or (None,))[0]
-    if at("one-step") != rounds:
-        if at("one-step-fit") == rounds:  # the student is recorded after it was taught, and must not learn from that
+    product, known, fit = dict[str, Head](), cell.run.read("one-step"), cell.run.read("one-step-fit")
+    if known is None or known[0] != rounds:
+        if fit and fit[0] == rounds:  # the student is recorded after it was taught, and must not learn from that
             cell.run.load("one-step-fit", policy=policy)
         else:
             view = ChunkView(cell.recent(400) or demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device,
