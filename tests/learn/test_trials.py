@@ -110,6 +110,7 @@ def fooled(monkeypatch, folder, trials):
     return {s["name"]: s["success"]["rate"] for s in summary["stages"]}, summary.get("decisions", {})
 
 
+@pytest.mark.slow
 def test_never_worse_where_critics_and_gate_are_fooled(monkeypatch, tmp_path):
     """Every update makes the policy worse and the gate lets all of them pass; only real trials can tell."""
     rates, said = fooled(monkeypatch, tmp_path / "tried", TrialsConfig(episodes=40, every=3))
