@@ -43,7 +43,7 @@ class OfflineConfig:
 
     rounds: int = 2
     """M."""
-    rollouts: int = 150
+    rollouts: int = 220
     """Episodes that each round begins with, exploring but for the trials of what it starts from."""
     iterations: int = 20
     """Inner PPO iterations per round, each on fresh samples of the behaviour policy at recorded states."""

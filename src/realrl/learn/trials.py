@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class TrialsConfig:
     """Real trials of what would be deployed: what a stage made is held against what it began with, and the better one goes on."""
 
-    episodes: int = 100
+    episodes: int = 70
     """Trials of each product, all from the same training starts; at most two thirds of `offline.rollouts`, which they are a part of, and
     `online.episodes`. 0 = none, whatever a stage made is kept."""
     every: int = 7
