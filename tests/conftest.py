@@ -24,8 +24,8 @@ QUICK = ("test_architecture.py", "test_losses.py", "test_config.py", "test_docs.
 # The longest first, so that no process is left alone with one at the end; `--dist loadfile` hands out whole files in this order.
 LONG = ("data/record/test_recorder_kill.py", "test_nothing_lost.py", "algos/test_rl100_eyes.py", "cli/test_cli.py", "test_resume.py",
         "test_benchmarks.py", "algos/test_rl100.py", "test_learns.py", "data/test_fuzz.py", "cell/test_collect.py", "cell/test_cell.py",
-        "cell/test_beside.py", "cell/test_stream.py", "algos/test_walk.py", "learn/test_iql.py", "learn/test_sac.py",
-        "cli/test_cli_data.py", "data/test_store.py")
+        "cell/test_beside.py", "cell/test_stream.py", "algos/test_walk.py", "learn/test_trials.py", "learn/test_iql.py",
+        "learn/test_sac.py", "cli/test_cli_data.py", "data/test_store.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import hil_serl, rl100_adroit, rl100_locomotion, walk
-from benchmarks.lib import baselines, common, comparison, door, gaussian_ppo, helping, tables, walking
+from benchmarks import hil_serl, rl100_adroit, rl100_all, rl100_locomotion, walk
+from benchmarks.lib import baselines, common, comparison, door, everywhere, gaussian_ppo, helping, tables, walking
 from realrl import envs
 from realrl.algos.rl100 import RL100Config
 from realrl.cell.collect import Collector
+from realrl.data.store import Store
 from realrl.policies.diffusion import PolicyConfig
 from realrl.scene import CollectConfig
 from realrl.types import Policy, RealrlError
@@ -95,8 +96,9 @@ def test_the_whole_comparison_runs_and_goes_on(tmp_path: Path) -> None:
     assert all(p.done() for p in parts)
     spent = {r["method"]: r["env_steps"] for r in rows.rows}
     assert spent["dppo"] >= spent["online"] - spent["imitation"] > 0
-    assert spent["weighted-bc"] == spent["offline-1"], "the baselines learn from the first round's data, all of it"
     data = baselines.Offline.of(tmp_path / "run", TOY)
+    tried = [e for e in Store.open(tmp_path / "run" / "dataset").read() if e.policy == "rollout-2-deployed"]
+    assert spent["weighted-bc"] == spent["offline-1"] - sum(map(len, tried)), "the baselines learn from the first round's data, all of it"
     weight = baselines.advantage_weights(data, data.view([*data.demos, *data.rollouts]))
     assert weight.min() > 0 and float(weight.mean()) == pytest.approx(1.0, abs=1e-5)
 
@@ -206,6 +208,32 @@ def test_tables_pool_seeds_name_the_worst_and_mark_what_is_missing(tmp_path: Pat
 
 def test_the_page_says_what_the_results_hold() -> None:
     assert tables.main(["--check"]) == 0, "run python -m benchmarks.lib.tables"
+
+
+def test_every_task_has_a_line_and_goes_on(tmp_path: Path) -> None:
+    words = ["--smoke", "--tasks", "reach-v3", "--out", str(tmp_path)]
+    assert rl100_all.main(words) == 0
+    rows = common.read_rows(tmp_path / "smoke" / "rl100_all.jsonl")
+    assert {r["method"] for r in rows} >= {"demonstrator", "imitation", "offline-1", "online", "run"}
+    assert rl100_all.main(words) == 0 and common.read_rows(tmp_path / "smoke" / "rl100_all.jsonl") == rows, "nothing runs twice"
+    with pytest.raises(SystemExit):
+        rl100_all.main(["--gamma", "0.9"])
+
+
+def test_a_stage_that_lost_is_named() -> None:
+    def row(method: str, n: int, failed: int) -> dict[str, Any]:
+        failures = [everywhere.FIRST + i for i in range(failed)]
+        return {"task": "a", "seed": 0, "setting": "defaults", "method": method, "success": {"rate": 1 - failed / n, "n": n},
+                "failures": failures}
+
+    end: dict[str, Any] = {"task": "a", "seed": 0, "setting": "defaults", "method": "run", "env_steps": 1234, "wall_s": 60.0}
+    rows = [row("imitation", 200, 10), row("offline-1", 200, 20), row("online", 500, 2), row("one-step", 500, 3), end]
+    (line,) = everywhere.lines(rows)
+    assert line[3:] == ["-", "95.0 % of 200", "90.0 % of 200", "-", "99.6 % of 500", "99.4 % of 500",
+                        "offline-1: 190 -> 180 of 200, p = 0.001", "1,234", "1"]
+    assert everywhere.verdict(rows) == ("- defaults: 1 runs; the product succeeds in 99 % or more in 1, in 95 % or more in 1; a stage lost "
+                                        "something at p < 0.01 in 1.")
+    assert everywhere.verdict([]) == "" and everywhere.lines([end])[0][-4:] == ["held back", "nothing", "1,234", "1"]
 
 
 def test_walking_runs_and_has_a_line_a_seed(tmp_path: Path) -> None:

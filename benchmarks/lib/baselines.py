@@ -54,7 +54,7 @@ def first_data(folder: Path, cfg: RL100Config, demos: Sequence[Episode] | None) 
     """(D_0, rollouts of pi_0): what the run's first offline round learned from. demos: D_0 where the run did not record it."""
     store = Store.open(folder / "dataset")
     good = [e for e in labelled(store, "demonstration") if e.succeeded][:cfg.demos] if demos is None else list(demos)
-    rollouts = labelled(store, "rollout-1")
+    rollouts = labelled(store, "rollout-1") + labelled(store, "rollout-1-deployed")
     if not good or not rollouts:
         raise RealrlError(f"{folder}: its dataset holds {len(good)} successful demonstrations and {len(rollouts)} rollouts of round 1; "
                           "let its imitation and offline stages finish first")

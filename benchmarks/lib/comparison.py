@@ -157,5 +157,5 @@ def toy_size(cfg: RL100Config) -> RL100Config:
         critic=replace(cfg.critic, steps=20), ope=replace(cfg.ope, steps=20, starts=8, horizon=5),
         offline=replace(cfg.offline, rounds=1, rollouts=4, iterations=2, gate_every=1, states=32, reimitation=10),
         online=replace(cfg.online, iterations=2, episodes=4, warmup=1),
-        distill=replace(cfg.distill, steps=10, chains=20, beside_rl=1, batch=32),
+        distill=replace(cfg.distill, steps=10, chains=20, beside_rl=1, batch=32), trials=replace(cfg.trials, episodes=2, every=1),
         collect=replace(cfg.collect, workers=1, envs_per_worker=4))

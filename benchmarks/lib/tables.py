@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib import helping, serving, walking
+from benchmarks.lib import everywhere, helping, serving, walking
 from benchmarks.lib.common import RESULTS, ROOT, read_rows
 from realrl.cell.evaluate import wilson
 from realrl.files import write_text
@@ -401,6 +401,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "samplers": samplers_table, "latency": latency_table, "collection": collection_table, "recording": recording_table,
     "loading": loading_table, "scale": scale_table, "ope": ope_table, "ope_stages": ope_stages_table,
     "human": human_table,
+    "rl100_all": lambda rows: "\n\n".join([everywhere.verdict(rows), grid(everywhere.HEAD, everywhere.lines(rows) or
+                                                                           [[NOT_RUN] * len(everywhere.HEAD)]), commands(rows)]),
     "walk": lambda rows: "\n\n".join([grid(walking.HEAD, walking.lines(rows) or [[NOT_RUN] * len(walking.HEAD)]), commands(rows)]),
     "hil_serl": lambda rows: "\n\n".join([grid(helping.HEAD, helping.lines(rows) or [[NOT_RUN] * len(helping.HEAD)]), commands(rows)]),
     "real_data": real_data_table,

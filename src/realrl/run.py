@@ -253,7 +253,8 @@ def _inspect(folder: Path) -> None:
 
 SHAPES: Final[dict[str, Any]] = {
     "meta.json": {"resumed?": list},
-    "summary.json": {"stages?": [{"name": str, "version?": int}], "wall_s?": float, "spent_s?": {"*": float}, "demonstrator?": dict},
+    "summary.json": {"stages?": [{"name": str, "version?": int}], "wall_s?": float, "spent_s?": {"*": float}, "demonstrator?": dict,
+                     "decisions?": {"*": str}},
     "ope.json": {"points": [{"stage": str, "iteration": int, "estimate": float, "true_success": float}]}}
 """What a resumed run relies on: field -> its kind, float for any number, [kind] for a list of it; "?" ends what may be absent, "*"
 stands for every field."""

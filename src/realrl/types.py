@@ -8,7 +8,7 @@ beyond the type.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -427,8 +427,15 @@ class Cell(Protocol):
     def judge_demonstrator(self, n: int) -> None:
         """What the demonstrations' expert achieves: the bar for success and cycle time."""
 
-    def audit(self, judged: Iterable[tuple[dict[str, Any], Policy]], n: int) -> None:
-        """What policies that off-policy evaluation judged are truly worth, beside what it said of them."""
+    def keep(self, policy: Any) -> None:
+        """Write the run's product, a policy that a folder can hold, where `realrl evaluate` finds it."""
+
+    def tell(self, stage: str, line: str) -> None:
+        """Say what was decided in a stage, in words; it stands in the summary and in the report."""
+
+    def audit(self, policy: Any, rounds: int, n: int) -> None:
+        """What every candidate that a gate judged in so many offline rounds is truly worth, beside what was said of it. policy: of their
+        kind, as the run ended."""
 
     def annotate(self, name: str, label: str, values: Callable[[list[Episode]], list[Array]]) -> None:
         """A derived column [T] of the episodes recorded under a label, for the viewer."""

@@ -15,19 +15,22 @@ from realrl.cell.cell import WorkCell
 from realrl.cell.collect import Collector
 from realrl.cell.curriculum import Practice
 from realrl.cell.evaluate import HELD_OUT, evaluate
+from realrl.cell.judge import spearman
 from realrl.data import side
 from realrl.data.store import Store
 from realrl.data.tools.check import check
 from realrl.data.views import ChunkView
+from realrl.learn import ope
 from realrl.learn.imitation import generator
-from realrl.learn.ope import Verdict, spearman
+from realrl.learn.ope import Verdict
 from realrl.learn.ppo import fit_value
+from realrl.learn.trials import Trials, TrialsConfig
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.folder import load_policy
 from realrl.run import Run, read_parts
 from realrl.scene import CollectConfig
 from realrl.types import RealrlError, Source
-from toy_runs import metrics, small_policy, tiny
+from toy_runs import Notebook, metrics, small_policy, tiny
 
 ROUNDS = 2
 
@@ -73,13 +76,33 @@ def test_every_step_of_the_robot_is_recorded_and_counted_once(whole):
     for e in store.read():
         count[e.policy] = count.get(e.policy, 0) + 1
         assert set(e.source) == {Source.SCRIPT if e.policy == "demonstration" else Source.POLICY} and e.seed < HELD_OUT
-    assert count == {"demonstration": 8, "rollout-1": 24, "rollout-2": 24, **{f"online-{i}": 16 for i in range(5)}}
+    changed = [m for m in (1, 2) if "trials" in summary["decisions"][f"offline round {m}"]]
+    tried = ["rollout-1-deployed", *(f"rollout-{m + 1}-deployed" for m in changed), "online-1-deployed", "online-4-deployed",
+             "rollout-one-step-5"]
+    assert count == {"demonstration": 8, "rollout-1": 14, "rollout-2": 14, **dict.fromkeys(tried, 10),
+                     **{f"online-{i}": 16 for i in range(5)}}
     steps = [s["env_steps"] for s in summary["stages"]]
-    assert steps[0] < steps[1] < steps[2] < steps[3] == steps[4] == summary["env_steps"] == store.frames, "evaluation is not training"
-    lengths = store.rows.column("length").to_pylist()
-    assert steps[:3] == [sum(lengths[:8]), sum(lengths[:32]), sum(lengths[:56])]
+    assert steps[0] < steps[1] < steps[2] < steps[3] < steps[4] == summary["env_steps"] == store.frames, "evaluation is not training"
+    lengths, labels = (store.rows.column(name).to_pylist() for name in ("length", "policy"))
+    until = lambda label: sum(lengths[: len(labels) - labels[::-1].index(label)])
+    assert steps[0] == until("demonstration") and steps[3] == until("online-4-deployed")
     online = [line["env_steps"] for line in metrics(folder) if line["stage"] == "online"]
-    assert online == [sum(lengths[: 56 + 16 * (i + 1)]) for i in range(5)]
+    assert online == [until(f"online-{i}") for i in range(5)]
+
+
+def test_what_is_deployed_is_tried_and_what_was_decided_is_told(whole):
+    folder, summary = whole
+    assert list(summary["decisions"]) == ["offline round 1", "offline round 2", "online round 2", "online round 5", "the one-step student"]
+    tried = {}
+    for e in Store.open(folder / "dataset").read():
+        if e.policy.endswith("deployed") or e.policy.startswith("rollout-one-step"):
+            tried.setdefault(e.policy, []).append(e.seed)
+    starts = {tuple(sorted(seeds)) for seeds in tried.values()}
+    assert len(starts) == 1 and not set(next(iter(starts))) & set(summary["stages"][3]["failures"]), "always the same, none held out"
+    gaps = [line for line in metrics(folder) if line["stage"] == "trials"]
+    assert [line["step"] for line in gaps] == [1, 2, 3, 4] and all(line["gap"] == line["exploring"] - line["deployed"] for line in gaps)
+    last = next(line for line in summary["decisions"].values() if line.startswith("online round 5"))
+    assert f"{100 * gaps[-1]['deployed']:.0f} % of 10 trials against" in last
 
 
 def test_metrics_say_why_it_works_or_not(whole):
@@ -147,7 +170,7 @@ def round_of(monkeypatch, verdicts, started=None, **options):
     stage = OfflineRound(policy, ChunkView(data, chunk=2, n_obs=1, gamma=cfg.gamma), cfg, seed=0, log=lambda step, told: None,
                          started=started)
     answers = iter(verdicts)
-    monkeypatch.setattr(rl100, "gate", lambda c, i, **_: Verdict(next(answers), float(c.mean()), float(i.mean()), 0.0, 0.0, 0.0))
+    monkeypatch.setattr(ope, "gate", lambda c, i, **_: Verdict(next(answers), float(c.mean()), float(i.mean()), 0.0, 0.0, 0.0))
     return stage
 
 
@@ -167,9 +190,9 @@ def test_an_accepted_candidate_stays_and_a_later_refusal_goes_back_to_it(monkeyp
     stage = round_of(monkeypatch, [True, False, False], iterations=5)
     before, seen = net(stage), []
     stage.improve(seen.append)
-    first, accepted, *refused = (torch.cat([p.flatten() for p in kept.values()]) for kept in stage.nets)
+    first, accepted, *refused = (torch.cat([p.flatten() for p in kept.values()]) for kept in stage.gate.nets)
     assert torch.equal(net(stage), accepted) and torch.equal(first, before) and not torch.equal(accepted, before)
-    assert [r["accepted"] for r in stage.records] == [1.0, 1.0, 0.0, 0.0] and sum(seen) == 5
+    assert [r["accepted"] for r in stage.gate.records] == [1.0, 1.0, 0.0, 0.0] and sum(seen) == 5
     assert len(refused) == 2 and not any(torch.equal(r, accepted) for r in refused), "the audit keeps the refused ones too"
 
 
@@ -181,7 +204,7 @@ def test_a_round_whose_candidates_are_all_refused_gives_back_what_it_started_fro
     cloned = net(stage)
     stage.improve(lambda n: None)
     assert torch.equal(net(stage), torch.cat([p.flatten() for p in started.values()])) and not torch.equal(net(stage), cloned)
-    assert [(r["iteration"], r["accepted"]) for r in stage.records] == [(-1, 1.0), (0, 0.0), (2, 0.0), (4, 0.0)]
+    assert [(r["iteration"], r["accepted"]) for r in stage.gate.records] == [(-1, 1.0), (0, 0.0), (2, 0.0), (4, 0.0)]
     stage = round_of(monkeypatch, [True, False, False], started=started, iterations=4)
     stage.improve(lambda n: None)
     assert torch.equal(net(stage), cloned), "one that passes is what the round goes on from"
@@ -191,13 +214,13 @@ def test_a_round_ends_where_it_drifts_out_of_the_data(monkeypatch):
     stage = round_of(monkeypatch, [True], max_drift=1e-9)
     seen = []
     stage.improve(seen.append)
-    assert len(seen) == 1 and [r["iteration"] for r in stage.records] == [0, 1], "judged once more, then over"
+    assert len(seen) == 1 and [r["iteration"] for r in stage.gate.records] == [0, 1], "judged once more, then over"
 
 
 def test_a_round_ends_after_refusals_in_a_row(monkeypatch):
     stage = round_of(monkeypatch, [False, True, False, False, True], iterations=10, patience=2)
     stage.improve(lambda n: None)
-    assert [r["iteration"] for r in stage.records] == [0, 2, 4, 6, 8]
+    assert [r["iteration"] for r in stage.gate.records] == [0, 2, 4, 6, 8]
 
 
 def test_a_round_repeats_whatever_was_drawn_before(monkeypatch):
@@ -273,6 +296,65 @@ def test_online_state_survives_a_checkpoint(tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
 
 
+def tried(*outcomes, standing, **options):
+    """An online stage whose policy moves between its trials, which end as they are told: (stage, weights at each of them)."""
+    stage = online(iterations=3, episodes=len(standing))
+    stage.trials = Trials(Notebook(*outcomes), TrialsConfig(**{"episodes": len(standing), "every": 1, "rest": 0.0, **options}), 0)
+    stage.trials.won, seen = list(standing), []
+    for stage.iteration in range(1, len(outcomes) + 1):
+        with torch.no_grad():
+            for p in stage.policy.net.parameters():
+                p.add_(0.1)
+        seen.append(net(stage))
+        stage.fresh = [True] * 10
+        stage._judge(stage.trials, f"round {stage.iteration}")
+    return stage, seen
+
+
+def test_the_best_online_policy_is_kept_and_is_the_product():
+    good, better, poor = [True, True] + [False] * 6, [True] * 6 + [False] * 2, [True, True, True, True, False, False, True, False]
+    stage, seen = tried(good, better, poor, standing=[True] + [False] * 7)
+    assert torch.equal(net(stage), seen[1]) and stage.over, "the last round's is worse than the second's, and there is no other round"
+    assert stage.trials.won == better and stage.trials.cell.said["round 3"] == "round 3 was sent back: 62 % of 8 trials against 75 %"
+    stage, seen = tried(good, better, better, standing=[True] * 8)
+    assert not any(torch.equal(net(stage), weights) for weights in seen), "none is as good as what the stage began with"
+
+
+def test_learning_goes_on_from_a_worse_policy_unless_that_is_surely_worse():
+    standing, poor, lost = [True] * 8, [True] * 7 + [False], [False] * 8
+    stage, seen = tried(poor, standing=standing)
+    assert torch.equal(net(stage), seen[0]) and "goes on, though it is not the best: 88 %" in stage.trials.cell.said["round 1"]
+    assert stage.ppo.lr == stage.cfg.online.ppo.lr
+    stage, seen = tried(lost, standing=standing)
+    assert not torch.equal(net(stage), seen[0]) and stage.ppo.lr == stage.cfg.online.ppo.lr / 2
+    assert stage.trials.cell.said["round 1"] == "round 1 was sent back: 0 % of 8 trials against 100 %"
+
+
+def test_a_solved_task_ends_early():
+    assert tried([True] * 8, standing=[True] * 8, enough=0.86)[0].over, "18 of 18: the lower bound is 0.869"
+    assert not tried([True] * 8, standing=[True] * 8, enough=0.88)[0].over
+
+
+def test_a_student_that_is_surely_worse_is_no_product(tmp_path, monkeypatch):
+    run = Trials.run
+
+    def outcome(self, policy, label, most, **how):
+        episodes = run(self, policy, label, most, **how)
+        for e in episodes:
+            e.success[-1] = how.get("head") != "one-step"
+        return episodes
+
+    monkeypatch.setattr(Trials, "run", outcome)
+    cfg = tiny(stages=("imitation", "one-step"))
+    with Run.start(tmp_path, cfg) as run_, WorkCell(run_, cfg) as cell:
+        summary = rl100.train(cfg, cell)
+    assert [s["name"] for s in summary["stages"]] == ["imitation"] and load_policy(tmp_path / "policy")[0].head == "ddim"
+    assert summary["decisions"] == {"the one-step student": "the one-step student was sent back: 0 % of 10 trials against 100 %"}
+    with Run.start(tmp_path, cfg, resume=True) as run_, WorkCell(run_, cfg) as cell:
+        rl100.train(cfg, cell)
+    assert load_policy(tmp_path / "policy")[0].head == "ddim", "a resumed run remembers"
+
+
 # -- stages alone -----------------------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +367,8 @@ def test_one_step_alone_from_a_saved_policy(whole, tmp_path):
     before, after = (load_policy(folder / "policy")[0] for folder in (whole[0], tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(before.net.parameters(), after.net.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(before.student.parameters(), after.student.parameters(), strict=True))
-    assert {e.policy for e in Store.open(tmp_path / "dataset").read()} == {"online-0"}
+    assert {e.policy for e in Store.open(tmp_path / "dataset").read()} == {"online-start", "online-0", "online-0-deployed",
+                                                                           "rollout-one-step-1"}
     assert not (tmp_path / "ope.json").exists()
 
 
@@ -293,19 +376,17 @@ def test_checkpoints_hold_the_judged_candidates(whole):
     _, parts = read_parts(whole[0] / "checkpoints" / "offline-1-candidates")
     records, nets = parts["judged"]["records"], parts["judged"]["nets"]
     assert len(records) == len(nets) == 5 and np.isfinite([r["estimate"] for r in records]).all()
-    accepted = [n for r, n in zip(records, nets, strict=True) if r["accepted"]]
+    passed = [n for r, n in zip(records, nets, strict=True) if r["accepted"]]
+    product = passed[0] if "sent back" in whole[1]["decisions"]["offline round 1"] else passed[-1]  # the first is what the round began with
     after = read_parts(whole[0] / "checkpoints" / "offline-1")[1]["policy"]
-    if accepted:
-        assert all(torch.equal(after[f"net.{k}"], v) for k, v in accepted[-1].items())
-    else:
-        assert not any(all(torch.equal(after[f"net.{k}"], v) for k, v in n.items()) for n in nets)
+    assert all(torch.equal(after[f"net.{k}"], v) for k, v in product.items())
 
 
 def test_the_value_of_the_last_round_lies_beside_the_recordings(whole):
     folder, _ = whole
     store, value = Store.open(folder / "dataset"), side.read(folder / "dataset", "value").columns["value"]
     ends, labels = np.cumsum([len(e) for e in store.read()]), store.rows.column("policy").to_pylist()
-    last = max((name for name in labels if name.startswith("online-")), key=lambda name: int(name.removeprefix("online-")))
+    last = "online-4"
     for episode, label, end in zip(store.read(), labels, ends, strict=True):
         mine = value[end - len(episode):end]
         assert np.isfinite(mine).all() if label == last else np.isnan(mine).all()

@@ -13,12 +13,12 @@ from realrl.cell.cell import WorkCell
 from realrl.cell.collect import Collector
 from realrl.cell.curriculum import Practice
 from realrl.cell.evaluate import evaluate
+from realrl.cell.judge import judged
 from realrl.data.cache import FrameCache
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
 from realrl.data.windows import ImageWindows
 from realrl.learn.imitation import Imitation, ImitationConfig
-from realrl.learn.ope import judged
 from realrl.learn.ppo import DenoisingPPO, PPOConfig
 from realrl.nets.encoder import EncoderConfig
 from realrl.policies.diffusion import DiffusionPolicy
@@ -97,11 +97,11 @@ def test_an_interrupted_run_continues_to_the_same_numbers(whole, tmp_path, monke
     straight, cfg = whole
     learn, calls = Online._learn, []
 
-    def interrupted(self, found):
+    def interrupted(self, *found):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return learn(self, found)
+        return learn(self, *found)
 
     monkeypatch.setattr(Online, "_learn", interrupted)
     with pytest.raises(KeyboardInterrupt), Run.start(tmp_path, cfg) as run, WorkCell(run, cfg) as cell:

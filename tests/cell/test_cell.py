@@ -13,7 +13,7 @@ import torch
 from realrl import envs
 from realrl.cell.cell import WorkCell, recorded_demonstrations
 from realrl.cell.evaluate import HELD_OUT
-from realrl.cell.judge import latency
+from realrl.cell.judge import latency, spearman
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
 from realrl.learn.imitation import Imitation, ImitationConfig, imitate, worthy
@@ -295,15 +295,24 @@ def test_the_audit_goes_on_and_ranks_within_rounds(tmp_path):
     judged = [({"stage": "offline-1", "iteration": i, "estimate": e}, p) for i, e, p in ((1, 0.9, expert), (2, 0.1, wild), (3, 0.2, wild))]
     later = [({"stage": "offline-2", "iteration": 1, "estimate": -50.0}, expert)]
     with open_cell(tmp_path) as cell:
-        cell.audit(judged, 10)
+        cell.judge.audit(judged, 10)
         first = json.loads((tmp_path / "ope.json").read_text())
         seen = broken_after(cell, 99)
-        cell.audit(judged + later, 10)
+        cell.judge.audit(judged + later, 10)
     assert len(seen) == 1, "only the new one is tried"
     told = json.loads((tmp_path / "ope.json").read_text())
     assert told["points"][:3] == first["points"] and len(told["points"]) == 4
     assert [p["true_success"] for p in told["points"]] == [1.0, 0.0, 0.0, 1.0] and all(p["true_n"] == 10 for p in told["points"])
     assert told["spearman"] == first["spearman"] == pytest.approx(0.866, abs=1e-3)  # ranks 3, 1, 2 against 3, 1.5, 1.5
+
+
+def test_spearman():
+    assert spearman([1, 2, 3, 4], [10, 20, 40, 30]) == pytest.approx(0.8)
+    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
+    assert spearman([1, 1, 2], [5, 5, 9]) == pytest.approx(1.0)
+    assert spearman([1, 1, 1], [1, 2, 3]) == 0.0
+    with pytest.raises(ValueError, match="equal length"):
+        spearman([1], [1])
 
 
 def test_devices():

@@ -184,6 +184,22 @@ def test_gradient_by_hand_in_one_dimension():
     assert policy.net.b.item() - b == pytest.approx(math.copysign(1e-3, expected), rel=1e-3), "Adam's first step: lr, uphill"
 
 
+def test_a_solved_task_takes_smaller_steps_and_the_rate_stays_that_of_a_full_one():
+    """What is left to gain is a share of the full step's KL, which goes as the square of the step."""
+    distance, kl, rates = [], [], []
+    for left in (1.0, 0.25):
+        policy = make_policy()
+        before = torch.cat([p.detach().flatten() for p in policy.net.parameters()])
+        ppo = DenoisingPPO(policy, dataclasses.replace(LOOSE, epochs=2, lr=1e-4, target_kl=1e-3))
+        stats = ppo.fit(*decisions(policy), generator(), left=left)
+        distance.append(float((torch.cat([p.detach().flatten() for p in policy.net.parameters()]) - before).norm()))
+        kl.append(stats["kl"])
+        rates.append(ppo.lr)
+        assert stats["left_to_gain"] == left
+    assert distance[1] == pytest.approx(distance[0] / 2, rel=0.05) and kl[1] == pytest.approx(kl[0] / 4, rel=0.1)
+    assert rates[0] == rates[1]
+
+
 def test_state_continues_to_the_same_numbers():
     cfg = dataclasses.replace(LOOSE, lr=1e-3, target_kl=1e3)
     policy = make_policy()

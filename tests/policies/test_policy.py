@@ -87,6 +87,15 @@ def test_rows_are_independent():
         assert np.abs(alone.action[0] - whole.action[i]).max() < 1e-5
 
 
+@pytest.mark.parametrize("head", ["ddim", "one-step"])
+def test_trials_repeat_to_the_bit_in_any_company(head):
+    policy = make().with_head(head)
+    policy.repeats = True
+    whole, obs = act(policy).action, observe(5)["state"]
+    for rows in ([0], [1, 2], [4, 0, 3]):
+        assert np.array_equal(act(policy, len(rows), seeds=rows, obs={"state": obs[rows]}).action, whole[rows])
+
+
 def test_encoding_is_the_normalised_history():
     policy, obs = make(), observe(2)["state"]
     expected = ((torch.from_numpy(obs) - policy.normaliser.mean) / policy.normaliser.std).reshape(2, 6)

@@ -179,6 +179,28 @@ def test_rounds_of_one_kind_share_a_figure() -> None:
     assert part["title"] == "Offline imitation" and len(part["main"].pictures) == 1
 
 
+def test_what_explores_and_what_is_deployed_are_drawn_together() -> None:
+    rows = [{"stage": "trials", "step": i, "exploring": .5 + .1 * i, "deployed": .8, "gap": .1 * i - .3, "env_steps": 100 * i}
+            for i in (1, 2)]
+    (part,) = curves(rows)
+    assert part["title"] == "Trials" and len(part["main"].pictures) == 1 and not part["count"] and part["once"] is None
+    main, _ = _panels(rows)
+    main[0].draw(axes := Figure().add_subplot())
+    assert [(line.get_label(), list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines] == \
+        [("exploring", [100, 200], pytest.approx([60, 70])), ("deployed", [100, 200], pytest.approx([80, 80]))]
+
+
+def test_what_was_decided_is_told(run: Path) -> None:
+    assert "What was kept" not in write_report(run).read_text(encoding="utf-8")
+    line = "offline round 2 was sent back: 58 % of 150 trials against 64 %"
+    (run / "summary.json").write_text(json.dumps({**SUMMARY, "decisions": {"offline round 2": line + " <b>"}}))
+    html = write_report(run).read_text(encoding="utf-8")
+    assert line.replace(" %", "\xa0%") + " &lt;b&gt;" in html
+    (run / "summary.json").write_text(json.dumps({**SUMMARY, "decisions": [1]}))
+    with pytest.raises(RealrlError, match="'decisions' should be an object"):
+        write_report(run)
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_candidates_of_the_gate_have_whole_numbers(count: int) -> None:
     rows = [{"stage": "offline-1", "ope_gain": .1, "ope_low": .05, "accepted": True}] * count

@@ -15,7 +15,6 @@ from realrl.files import derive
 from realrl.generative.diffusion import DistillConfig, start_from_teacher
 from realrl.learn.imitation import Imitation, ImitationConfig, imitate, prepare
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
-from realrl.policies.folder import save_policy
 from realrl.scene import Scene, device
 from realrl.types import Cell
 
@@ -45,7 +44,7 @@ def train(cfg: BCConfig, cell: Cell) -> dict[str, Any]:
     prepare(policy, view, cell.robot)
     with cell.timed("imitation"):
         imitate(cell.run, Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
-    save_policy(policy, cell.run.dir / "policy", task=cfg.task, sight=cfg.sight, robot=cell.robot)
+    cell.keep(policy)
     cell.judge_demonstrator(cfg.eval_episodes)
     cell.finish_stage("imitation", policy.with_head("ddim"), cfg.eval_episodes)
     if cfg.one_step:
@@ -61,5 +60,5 @@ def _distil(cfg: BCConfig, cell: Cell, policy: DiffusionPolicy, view: ChunkView)
         policy.distillation(cfg.distill).finish(view.encoded(policy.features).cond, derive(cfg.seed, "one-step"),
                                                 cell.run.logger("one-step"), advance)
     policy.distilled = True
-    save_policy(policy, cell.run.dir / "policy", task=cfg.task, sight=cfg.sight, robot=cell.robot)
+    cell.keep(policy)
     cell.finish_stage("one-step", policy.with_head("one-step"), cfg.eval_episodes)

@@ -1,14 +1,15 @@
 """RL-100 (arXiv 2510.14830): demonstrations -> diffusion imitation -> iterated offline RL -> online RL -> a one-step policy.
 
-Read top to bottom: the configuration, the one PPO objective over denoising steps that both RL stages share, the offline stage
-(IQL critics, off-policy-evaluation gate), the online stage (GAE), distillation, and `train`, which runs the stages in order.
-docs/methods/rl100.md maps equations to lines and says where and why this departs from the paper.
+Read top to bottom: the configuration, the offline stage (IQL critics, off-policy-evaluation gate), the online stage (GAE), and `train`,
+which runs the stages in order; both RL stages share the objective of `learn.ppo`, and what a stage made goes on only if its trials are not
+worse than those of what it began with (`learn.trials`). docs/methods/rl100.md maps equations to lines and says where this departs and why.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -21,13 +22,13 @@ from realrl.config import check
 from realrl.data.views import ChunkView
 from realrl.files import derive
 from realrl.generative.diffusion import DiffusionConfig, DistillConfig, start_from_teacher
-from realrl.learn.imitation import Imitation, ImitationConfig, generator, imitate, prepare, worthy
+from realrl.learn.imitation import Imitation, ImitationConfig, generator, imitate, prepare, reimitate, worthy
 from realrl.learn.iql import CriticConfig, Critics, calibration, fit_critics, fit_whitener, value_net, value_traces
-from realrl.learn.ope import OPEConfig, TransitionModel, evaluate_policies, gate, judged, start_conditions
+from realrl.learn.ope import Gate, OPEConfig, TransitionModel
 from realrl.learn.ppo import DenoisingPPO, PPOConfig, fit_value
+from realrl.learn.trials import Trials, TrialsConfig, left_to_gain, lower
 from realrl.losses import explained_variance, gae, monte_carlo
-from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
-from realrl.policies.folder import check_fit, load_diffusion, save_policy
+from realrl.policies.diffusion import DiffusionPolicy, Head, PolicyConfig
 from realrl.scene import Scene, device
 from realrl.types import Cell, Curriculum, Episode, RealrlError
 
@@ -42,8 +43,8 @@ class OfflineConfig:
 
     rounds: int = 2
     """M."""
-    rollouts: int = 150
-    """Episodes collected before each round."""
+    rollouts: int = 220
+    """Episodes that each round begins with, exploring but for the trials of what it starts from."""
     iterations: int = 20
     """Inner PPO iterations per round, each on fresh samples of the behaviour policy at recorded states."""
     states: int = 1024
@@ -71,8 +72,8 @@ class OfflineConfig:
 class OnlineConfig:
     """The online stage: PPO with GAE on whole episodes."""
 
-    iterations: int = 25
-    """Rounds of collection and update."""
+    iterations: int = 20
+    """Rounds of collection and update, at most."""
     episodes: int = 100
     """Episodes per round."""
     practice: float = 0.2
@@ -128,6 +129,8 @@ class RL100Config(Scene):
     """Online RL."""
     distill: DistillConfig = field(default_factory=DistillConfig)
     """One-step student."""
+    trials: TrialsConfig = field(default_factory=TrialsConfig)
+    """Real trials of every product."""
     final_episodes: int = 500
     """Held-out episodes for the online and the one-step policy; eval_episodes are those of the stages before."""
     audit_episodes: int = 50
@@ -148,10 +151,11 @@ class OfflineRound:
 
     started: the noise network as it was before re-imitation, which is then the first candidate to pass the gate; a round whose
     candidates are all refused gives back what it started from. None where the encoder has moved since: it cannot be tried any more.
+    won: how the last episodes of the view ended, which are real trials of what the round starts from.
     """
 
     def __init__(self, policy: DiffusionPolicy, view: ChunkView, cfg: RL100Config, *, seed: int, log: Any,
-                 started: dict[str, Tensor] | None = None) -> None:
+                 started: dict[str, Tensor] | None = None, won: Sequence[bool] = ()) -> None:
         self.policy, self.cfg, self.seed, self.log = policy, cfg, seed, log
         table = view.encoded(policy.features, policy.drawn)  # the encoder is frozen offline, and shared by policy, critics and model
         self.cond = table.cond
@@ -162,33 +166,31 @@ class OfflineRound:
         self.model = TransitionModel(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.ope, seed=seed).to(policy.device)
         quality = self.model.fit(table, log)
         log(0, {**calibration(self.critics, self.cond, table.returns), **{f"model_{k}": v for k, v in quality.items()}})
-        self.starts = start_conditions(table, cfg.ope)
+        self.gate = Gate(policy, self.model, self.critics.q, table, cfg.offline.measure, seed=seed, log=log, trials=len(won))
         self.ppo, self.student = DenoisingPPO(policy, cfg.offline.ppo), policy.distillation(cfg.distill)
-        self.records: list[dict[str, float]] = []  # what the gate judged ...
-        self.nets: list[dict[str, Tensor]] = []  # ... and the weights it judged, for the audit
-        self.started = started
+        self.started, self.won = started, won
+        self.left = left_to_gain(won, cfg.trials.rest)
 
     def improve(self, advance: Any) -> None:
         """Run the round; the policy ends as the last accepted candidate, or as the better of what began it and re-imitation's product."""
         offline, random = self.cfg.offline, generator(self.seed, "offline", device=self.policy.device)
-        product, score = self._begin()
+        product, score = self.gate.begin(self.started, self.won)
         base, refused = self.ppo.keep(), 0  # where refused candidates are undone to: improvement goes on from re-imitation, as in the paper
         origin = self._probe()
         for iteration in range(1, offline.iterations + 1):
-            pick = torch.randint(len(self.cond), (offline.states,), generator=random, device=self.cond.device)
-            cond = self.cond[pick]
+            cond = self.cond[torch.randint(len(self.cond), (offline.states,), generator=random, device=self.cond.device)]
             chain = self.policy.explore(cond, random)
             advantage = self.critics.advantage(cond, chain[:, -1].clamp(-1.0, 1.0))
-            stats = self.ppo.fit(cond, chain, advantage, random)
+            stats = self.ppo.fit(cond, chain, advantage, random, left=self.left)
             drift = float((self._probe() - origin).square().mean().sqrt())
             gap = self.student.follow(self.cond, random)
             self.log(iteration, {"advantage_mean": float(advantage.mean()), "advantage_std": float(advantage.std()), "drift": drift,
                                  "student_gap": gap, **stats})
             advance(1)
             if iteration % offline.gate_every == 0 or iteration == offline.iterations or drift > offline.max_drift:
-                candidate = self._score()
-                if self._judge(iteration, candidate, score):
-                    product, base, score, refused = self._net(), self.ppo.keep(), candidate, 0
+                candidate = self.gate.score()
+                if self.gate.judge(iteration, candidate, score):
+                    product, base, score, refused = self.gate.net(), self.ppo.keep(), candidate, 0
                 else:
                     self.ppo.revert(base)
                     refused += 1
@@ -196,67 +198,39 @@ class OfflineRound:
                     break
         self.policy.net.load_state_dict(product)
 
-    def _net(self) -> dict[str, Tensor]:
-        return {k: v.clone() for k, v in self.policy.net.state_dict().items()}
-
-    def _begin(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(noise network, score) that candidates must beat: re-imitation's, if it passes the gate, else what the round started from."""
-        cloned, first, measure = self._net(), self.started, self.cfg.offline.measure
-        self.policy.net.load_state_dict(first or cloned)
-        before = self._score()
-        self._remember({"iteration": -1 if first else 0, "estimate": float(before[measure].mean()), "accepted": 1.0}, before)
-        self.policy.net.load_state_dict(cloned)
-        if first is None:
-            return cloned, before
-        score = self._score()
-        return (cloned, score) if self._judge(0, score, before) else (first, before)
-
-    def _judge(self, iteration: int, candidate: Mapping[str, Tensor], incumbent: Mapping[str, Tensor]) -> bool:
-        """The paired gate of section 5 on the configured measure; every measure is logged for the audit."""
-        ope, measure = self.cfg.ope, self.cfg.offline.measure
-        ceiling = 1.0 if measure == "success" else None
-        verdict = gate(candidate[measure], incumbent[measure], margin=ope.margin, confidence=ope.confidence, ceiling=ceiling)
-        said = {"ope_estimate": verdict.candidate, "ope_gain": verdict.gain, "ope_low": verdict.low, "accepted": float(verdict.accepted)}
-        self.log(iteration, said)
-        self._remember({"iteration": iteration, "estimate": verdict.candidate, **said}, candidate)
-        return verdict.accepted
-
-    def _remember(self, record: dict[str, float], score: Mapping[str, Tensor]) -> None:
-        """Keep what was judged, for the audit after all training."""
-        self.records.append({**record, **{f"ope_{k}": float(v.mean()) for k, v in score.items()}})
-        self.nets.append(self._net())
-
-    @torch.no_grad()
-    def _score(self) -> dict[str, Tensor]:
-        """Every measure of the policy's deployed behaviour in the model, per start [N]."""
-        policy = self.policy
-        act = lambda cond, noise: policy.diffusion.sample(policy.net, cond, noise, stochastic=False)[:, -1].clamp(-1.0, 1.0)
-        shape = (1, policy.chunk, policy.action_dim)
-        found = evaluate_policies(self.model, self.critics.q, [act], self.starts, shape, seed=derive(self.seed, "gate"))
-        return {"amq": found.amq[0], "returns": found.returns[0], "success": found.success[0]}
-
     def _probe(self) -> Tensor:
         """What the policy does at 1000 fixed recorded states with fixed noise, exploring [1000, K, A]: its distance is the drift."""
         random = generator(self.seed, "probe", device=self.cond.device)
-        pick = torch.randint(len(self.cond), (1000,), generator=random, device=self.cond.device)
-        return self.policy.explore(self.cond[pick], random)[:, -1]
+        cond = self.cond[torch.randint(len(self.cond), (1000,), generator=random, device=self.cond.device)]
+        return self.policy.explore(cond, random)[:, -1]
 
 
 # -- section 4: the online stage --------------------------------------------------------------------------------------------
 
 class Online:
-    """Rounds of whole episodes, GAE on a V warm-started from the offline critic, and the shared objective."""
+    """Rounds of whole episodes, GAE on a V warm-started from the offline critic, and the shared objective.
+
+    trials: with those of what it starts from; the best weights by their own trials are kept, see `_judge`. None = no trials.
+    """
 
     PARTS = ("policy", "value", "value_optimiser", "ppo", "student")
+    PLAIN = ("iteration", "solved", "best", "fresh")
 
-    def __init__(self, policy: DiffusionPolicy, value: nn.Module | None, cfg: RL100Config, curriculum: Curriculum) -> None:
-        self.policy, self.cfg, self.iteration = policy, cfg, 0
+    def __init__(self, policy: DiffusionPolicy, value: nn.Module | None, cfg: RL100Config, curriculum: Curriculum,
+                 trials: Trials | None = None) -> None:
+        self.policy, self.cfg, self.curriculum, self.trials = policy, cfg, curriculum, trials
+        self.iteration, self.solved, self.fresh = 0, False, list[bool]()  # fresh: how exploring ended since the last trials
         torch.manual_seed(derive(cfg.seed, "online"))
         self.value = value or value_net(policy.cond_dim, cfg.critic, eyes=policy.encoder is not None).to(policy.device)
         self.value_optimiser = torch.optim.AdamW(self.value.parameters(), lr=cfg.online.value_lr)
         self.eyes = policy.encoder is not None and cfg.online.learn_encoder
         self.ppo, self.student = DenoisingPPO(policy, cfg.online.ppo, encoder=self.eyes), policy.distillation(cfg.distill)
-        self.curriculum = curriculum
+        self.best = self.ppo.keep()
+
+    @property
+    def over(self) -> bool:
+        """Whether all rounds are done, or the task is solved."""
+        return self.solved or self.iteration == self.cfg.online.iterations
 
     def starts(self, cell: Cell) -> tuple[list[int], list[int]]:
         """(fresh starts, starts to practise because they failed before) of this round."""
@@ -265,8 +239,7 @@ class Online:
 
     def heat(self) -> float:
         """What this round leaves of the sampling noise."""
-        cfg = self.cfg.online
-        return 1 - (1 - cfg.cool) * min(self.iteration / max(cfg.iterations - 1, 1), 1.0)
+        return 1 - (1 - self.cfg.online.cool) * min(self.iteration / max(self.cfg.online.iterations - 1, 1), 1.0)
 
     def round(self, cell: Cell) -> dict[str, float]:
         """Collect, learn, and return what one needs to see."""
@@ -280,19 +253,38 @@ class Online:
                  "failed_starts": len(self.curriculum.failed), "episode_steps": float(np.mean([len(e) for e in episodes])),
                  "episode_return": float(np.mean([e.reward.sum() for e in episodes])), "env_steps": cell.summary["env_steps"],
                  "round_steps": sum(map(len, episodes))}
-        stats |= self._learn(episodes)
+        self.fresh += won[: len(fresh)]
+        stats |= self._learn(episodes, left_to_gain(won[: len(fresh)], self.cfg.trials.rest) if self.trials else 1.0)
         self.iteration += 1
+        if self.trials and (self.cfg.online.iterations - self.iteration) % self.cfg.trials.every == 0:
+            self._judge(self.trials, f"online round {self.iteration}")
         return stats
 
-    def _learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
+    def _judge(self, trials: Trials, name: str) -> None:
+        """Try what would be deployed. The best weights are these, unless they solve fewer starts; learning returns to the best where
+        these are surely worse, and with its last round. It ends early where nearly nothing has failed since the last trials."""
+        cfg, fresh, self.fresh = trials.cfg, self.fresh, []
+        tried = trials.run(self.policy, f"online-{self.iteration - 1}-deployed", self.cfg.online.episodes)
+        won = [e.succeeded for e in tried]
+        trials.gap(fresh, won)
+        self.solved = lower(sum(fresh + won), len(fresh + won)) >= cfg.enough
+        said = trials.challenge(name, tried, cfg.back)
+        if not said.worse(cfg.back):
+            self.best = self.ppo.keep()
+        elif self.over or said.worse(cfg.sure):
+            self.ppo.revert(self.best)
+        else:
+            trials.lines[name] = f"{name} goes on, though it is not the best: {said}"
+        trials.tell()
+
+    def _learn(self, episodes: Sequence[Episode], left: float = 1.0) -> dict[str, float]:
         cfg, policy = self.cfg, self.policy
         random = generator(cfg.seed, "online-update", self.iteration, device=policy.device)
         view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, every="plan", device=policy.device)
         table = view.encoded(policy.features)
-        cond, next_cond = table.cond, table.next_cond
-        fit_whitener(self.value, cond)
+        fit_whitener(self.value, cond := table.cond)
         with torch.no_grad():
-            value, next_value = self.value(cond)[:, 0], self.value(next_cond)[:, 0]
+            value, next_value = self.value(cond)[:, 0], self.value(table.next_cond)[:, 0]
         advantage, _ = gae(view.reward, view.discount, value, next_value, view.last, cfg.online.lam)
         _, target = gae(view.reward, view.discount, value, next_value, view.last, cfg.online.value_lam)
         returns = monte_carlo(view.reward, view.discount, next_value, view.last)
@@ -302,24 +294,25 @@ class Online:
         if not warming:
             chain = torch.from_numpy(np.concatenate([e.extra["chain"] for e in episodes])).to(policy.device)
             again = (lambda rows: policy.regularise(view.batch(rows).obs, random)) if self.eyes else None
-            stats |= self.ppo.fit(cond, chain, advantage, random, again)
+            stats |= self.ppo.fit(cond, chain, advantage, random, again, left=left)
             if again:  # the latents have moved
                 cond = view.encoded(policy.features).cond
-        epochs = cfg.online.value_epochs * (3 if warming else 1)
-        stats["loss_v"] = fit_value(self.value, self.value_optimiser, cond, target, epochs, random)
+        stats["loss_v"] = fit_value(self.value, self.value_optimiser, cond, target, cfg.online.value_epochs * (3 if warming else 1), random)
         stats["student_gap"] = self.student.follow(cond, random)
         return stats
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to continue to the same numbers."""
         parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
-        return {**parts, "failed": self.curriculum.failed, "iteration": self.iteration}
+        return {**parts, "failed": self.curriculum.failed, **{name: getattr(self, name) for name in self.PLAIN}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
-        self.curriculum.failed, self.iteration = list(state["failed"]), state["iteration"]
+        for name in self.PLAIN:
+            setattr(self, name, copy.deepcopy(state[name]))  # what is loaded is also what others hold
+        self.curriculum.failed = list(state["failed"])
 
 
 # -- section 6: the algorithm -----------------------------------------------------------------------------------------------
@@ -332,16 +325,18 @@ def train(cfg: RL100Config, cell: Cell) -> dict[str, Any]:
     """
     torch.manual_seed(derive(cfg.seed, "weights"))
     policy, demos = _start(cfg, cell)
-    value: nn.Module | None = None
+    value, trials = None, Trials(cell, cfg.trials, cfg.seed)
     for m in range(cfg.offline.rounds):
         if "offline" in cfg.stages or cell.run.read(f"offline-{m + 1}"):
-            value = _offline(cfg, cell, policy, m, demos)
-    rounds = _online(cfg, cell, policy, value) if "online" in cfg.stages or cell.run.read("online") else 0
+            value = _offline(cfg, cell, policy, m, demos, value, trials)
+    stage = _online(cfg, cell, policy, value, trials) if "online" in cfg.stages or cell.run.read("online") else None
     if "one-step" in cfg.stages or cell.run.read("one-step"):
-        _one_step(cfg, cell, policy, demos, rounds)
-    save_policy(policy, cell.run.dir / "policy", task=cfg.task, sight=cfg.sight, robot=cell.robot)
+        _one_step(cfg, cell, policy, demos, stage.iteration if stage else 0, trials)
+    if stage and stage.over:  # after the last trials: a column belongs to the episodes that there are
+        cell.annotate("value", f"online-{stage.iteration - 1}", lambda found: value_traces(found, stage.value, policy, cfg.gamma))
+    cell.keep(policy)
     if "offline" in cfg.stages:
-        cell.audit(judged(cell.run, cfg.offline.rounds, policy), cfg.audit_episodes)
+        cell.audit(policy, cfg.offline.rounds, cfg.audit_episodes)
     return cell.summary
 
 
@@ -353,6 +348,7 @@ def _start(cfg: RL100Config, cell: Cell) -> tuple[DiffusionPolicy, list[Episode]
     policy = DiffusionPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, name="rl100").to(place).eval()
     demos = cell.demonstrations() if cfg.data or not cfg.init else []
     if cfg.init:
+        from realrl.policies.folder import check_fit, load_diffusion
         policy, task = load_diffusion(cfg.init, place)
         check_fit(policy, spec, cfg.init, task)
         policy.head = "ddim"
@@ -369,81 +365,86 @@ def _start(cfg: RL100Config, cell: Cell) -> tuple[DiffusionPolicy, list[Episode]
     return policy, demos
 
 
-def _offline(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, demos: Sequence[Episode]) -> nn.Module:
-    """Round m: rollouts of pi_m join the data, pi_m <- IL(D_m) on the successes, critics and model are fitted, the policy improves.
+def _offline(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, demos: Sequence[Episode], value: nn.Module | None,
+             trials: Trials) -> nn.Module | None:
+    """Round m: rollouts of pi_m join the data, pi_m <- IL(D_m) on the successes, critics and model are fitted, the policy improves, its
+    product is tried, and the better one goes on.
 
     Returns V. The paper re-imitates at the end of a round; doing it at the beginning is the same loop, except that the first
     round profits too, and that a round ends with the policy it judged.
     """
     name, offline = f"offline-{m + 1}", cfg.offline
-    value = value_net(policy.cond_dim, cfg.critic, eyes=policy.encoder is not None).to(policy.device)
-    if cell.run.load(name, policy=policy, value=value) is None:
+    fitted = value_net(policy.cond_dim, cfg.critic, eyes=policy.encoder is not None).to(policy.device)
+    if cell.run.load(name, policy=policy, value=fitted, trials=trials) is None:
         with cell.timed(name):
-            data = list(demos)
-            for r in range(m + 1):
-                starts, noise = cell.seeds(1, offline.rollouts, r * offline.rollouts), derive(cfg.seed, "rollout", r) % 2**31
-                data += cell.practise(f"rollout-{r + 1}", policy.with_head("ddim"), starts, noise_seed=noise)
+            data = [*demos, *trials.rollouts(policy, m, offline.rollouts)]
+            began = {k: v.clone() for k, v in policy.state_dict().items()}
             decisions = partial(ChunkView, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
-            started = _reimitate(cfg, cell, policy, m, decisions, data)
+            started, good = None, worthy(data) if offline.reimitation else []
+            if good:
+                again, seed = replace(cfg.imitation, steps=offline.reimitation), derive(cfg.seed, "imitation", m + 1)
+                started = reimitate(cell.run, policy, decisions(good), again, f"{name}-imitation", seed, offline.reimitate_encoder)
+            moved = bool(good) and started is None  # the encoder: the new V knows other latents, the model cannot try the old policy
             cell.run.rewind(name, -1)
             horizon = cfg.ope.horizon or math.ceil((cfg.horizon or cell.spec.horizon) / policy.chunk)
             sized = replace(cfg, ope=replace(cfg.ope, horizon=horizon))
             with cell.run.bar(f"{name}: improving", offline.iterations) as advance:
                 stage = OfflineRound(policy, decisions(data), sized, seed=derive(cfg.seed, "offline", m), log=cell.run.logger(name),
-                                     started=started)
+                                     started=started, won=[] if moved else trials.won)
                 stage.improve(advance)
-        value.load_state_dict(stage.critics.value.state_dict())
+            back = trials.sent_back(policy, began, m, offline.rollouts)
+            fitted.load_state_dict((value if back and moved and value else stage.critics.value).state_dict())
         seen_with = policy.encoder.state_dict() if policy.encoder else {}
-        cell.run.save(f"{name}-candidates", 1, judged={"records": stage.records, "nets": stage.nets, "encoder": seen_with})
-        cell.run.save(name, 1, policy=policy, value=value)
+        cell.run.save(f"{name}-candidates", 1, judged={"records": stage.gate.records, "nets": stage.gate.nets, "encoder": seen_with})
+        cell.run.save(name, 1, policy=policy, value=fitted, trials=trials)
+    trials.tell()
     cell.finish_stage(name, policy.with_head("ddim"), cfg.eval_episodes)
-    return value
+    return fitted
 
 
-def _reimitate(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, decisions: Callable[[Sequence[Episode]], ChunkView],
-               data: Sequence[Episode]) -> dict[str, Tensor] | None:
-    """pi_m <- IL(D_m) on the successes so far. Returns the noise network as it was; None where there is nothing to go back to."""
-    offline, good = cfg.offline, worthy(data)
-    if not (offline.reimitation and good):
-        return None
-    before = {k: v.clone() for k, v in policy.net.state_dict().items()}
-    seen, again = decisions(good), replace(cfg.imitation, steps=offline.reimitation)
-    cond = None if offline.reimitate_encoder else seen.encoded(policy.features).cond
-    imitate(cell.run, Imitation(policy, seen, again, seed=derive(cfg.seed, "imitation", m + 1), cond=cond), f"offline-{m + 1}-imitation")
-    return None if policy.encoder and offline.reimitate_encoder else before
-
-
-def _online(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, value: nn.Module | None) -> int:
-    """Returns how many rounds the policy has had."""
-    stage = Online(policy, value, cfg, cell.curriculum(cfg.online.practice))
-    cell.run.load("online", stage=stage)
-    if "online" in cfg.stages and stage.iteration < cfg.online.iterations:
+def _online(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, value: nn.Module | None, trials: Trials) -> Online:
+    stage = Online(policy, value, cfg, cell.curriculum(cfg.online.practice), trials)
+    begun = cell.run.load("online", stage=stage, trials=trials)
+    if "online" in cfg.stages and not stage.over:
+        if begun is None:
+            trials.stand(policy, "online-start", cfg.online.episodes)
         cell.run.rewind("online", stage.iteration)
         with cell.run.bar("online: rounds", cfg.online.iterations) as advance, cell.timed("online"):
             advance(stage.iteration)
-            while stage.iteration < cfg.online.iterations:
-                cell.run.log(stage.iteration + 1, stage.round(cell), "online")
+            while not stage.over:
+                stats = stage.round(cell)
+                cell.run.log(stage.iteration, stats, "online")
                 advance(1)
-                if stage.iteration % cfg.online.save_every == 0 or stage.iteration == cfg.online.iterations:
-                    cell.run.save("online", stage.iteration, stage=stage)
-    if stage.iteration == cfg.online.iterations:
+                if stage.iteration % cfg.online.save_every == 0 or stage.over:
+                    cell.run.save("online", stage.iteration, stage=stage, trials=trials)
+    trials.tell()
+    if stage.over:
         cell.finish_stage("online", policy.with_head("ddim"), cfg.final_episodes)
-        cell.annotate("value", f"online-{stage.iteration - 1}", lambda found: value_traces(found, stage.value, policy, cfg.gamma))
-    return stage.iteration
+    return stage
 
 
-def _one_step(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, demos: Sequence[Episode], rounds: int) -> None:
-    """Distil the policy over the states that it and its recent predecessors visited; again if it has learned since."""
-    known = cell.run.read("one-step")
+def _one_step(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, demos: Sequence[Episode], rounds: int, trials: Trials) -> None:
+    """Distil the policy over the states that it and its recent predecessors visited; again if it has learned since. The student is the
+    product unless its own trials are surely worse than its teacher's."""
+    product, known, fit = dict[str, Head](), cell.run.read("one-step"), cell.run.read("one-step-fit")
     if known is None or known[0] != rounds:
-        view = ChunkView(cell.recent(400) or demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device,
-                         every="plan" if policy.senses else "step")  # eyes are closed between the plans of online rounds
-        cond = view.encoded(policy.features).cond
-        cell.run.rewind("one-step", 0)
-        with cell.run.bar("one-step: distilling", cfg.distill.steps) as advance, cell.timed("one-step"):
-            policy.distillation(cfg.distill).finish(cond, derive(cfg.seed, "one-step"), cell.run.logger("one-step"), advance)
-        cell.run.save("one-step", rounds, policy=policy)
+        if fit and fit[0] == rounds:  # the student is recorded after it was taught, and must not learn from that
+            cell.run.load("one-step-fit", policy=policy)
+        else:
+            view = ChunkView(cell.recent(400) or demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device,
+                             every="plan" if policy.senses else "step")  # eyes are closed between the plans of online rounds
+            cond = view.encoded(policy.features).cond
+            cell.run.rewind("one-step", 0)
+            with cell.run.bar("one-step: distilling", cfg.distill.steps) as advance, cell.timed("one-step"):
+                policy.distillation(cfg.distill).finish(cond, derive(cfg.seed, "one-step"), cell.run.logger("one-step"), advance)
+            cell.run.save("one-step-fit", rounds, policy=policy)
+        trials.stand(policy, "rollout-teacher", cfg.online.episodes)
+        tried = trials.run(policy, f"rollout-one-step-{rounds}", cfg.online.episodes, head="one-step")
+        product["head"] = "ddim" if trials.challenge("the one-step student", tried, cfg.trials.sure).worse(cfg.trials.sure) else "one-step"
+        cell.run.save("one-step", rounds, policy=policy, trials=trials, product=product)
     else:
-        cell.run.load("one-step", policy=policy)
-    policy.head, policy.distilled = "one-step", True
-    cell.finish_stage("one-step", policy.with_head("one-step"), cfg.final_episodes, version=rounds)
+        cell.run.load("one-step", policy=policy, trials=trials, product=product)
+    trials.tell()
+    policy.head, policy.distilled = product["head"], True
+    if policy.head == "one-step":
+        cell.finish_stage("one-step", policy.with_head("one-step"), cfg.final_episodes, version=rounds)

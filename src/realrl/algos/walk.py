@@ -23,7 +23,6 @@ from realrl.config import OutOfBounds, check
 from realrl.envs.quadruped import SPEED, motion
 from realrl.files import derive
 from realrl.learn.sac import CROSSQ, PRESETS, SAC, SACConfig
-from realrl.policies.folder import save_policy
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
@@ -102,7 +101,7 @@ def train(cfg: WalkConfig, cell: Cell) -> dict[str, Any]:
     with cell.timed("walk"):
         health = learn(cfg, cell, agent, gait)
     agent.policy.requires_grad_(False)
-    save_policy(agent.policy, cell.run.dir / "policy", task=cfg.task, robot=cell.robot)
+    cell.keep(agent.policy)
     for name, greedy in (("walk", True), ("walk-noisy", False)):
         cell.finish_stage(name, agent.policy, cfg.eval_episodes, greedy=greedy, measure=lambda episode: measured(episode, spec.dt))
     cell.summary["headline"] = headline(cfg, cell.summary, agent, gait) | {name: health[name] for name in CLOCK if name in health}

@@ -48,6 +48,13 @@ class Account:
             spent = self.summary.setdefault("spent_s", {})
             spent[name] = round(spent.get(name, 0.0) + time.monotonic() - began, 1)
 
+    def tell(self, stage: str, line: str) -> None:
+        """Say what was decided in a stage, once, and keep it for the report."""
+        told = self.summary.setdefault("decisions", {})
+        if told.get(stage) != line:
+            print(line, flush=True)
+        told[stage] = line
+
     def save(self) -> None:
         """Write summary.json."""
         self.summary |= {"wall_s": round(time.monotonic() - self._began, 1), "env_steps": self.steps()}

@@ -6,7 +6,7 @@ It records every episode before anyone learns from it (`book`), evaluates with f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -21,10 +21,12 @@ from realrl.cell.actor import Order
 from realrl.cell.book import GROUP, Book
 from realrl.cell.collect import Collector, MakeEnv, pack
 from realrl.cell.curriculum import Practice
-from realrl.cell.judge import Judge, Measure
+from realrl.cell.judge import Judge, Measure, judged
 from realrl.cell.stream import Beside, Interleaved
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.learn.imitation import worthy
+from realrl.policies.diffusion import DiffusionPolicy
+from realrl.policies.folder import Storable, save_policy
 from realrl.robots.embodiment import Embodiment
 from realrl.run import Run
 from realrl.scene import Scene
@@ -85,7 +87,8 @@ class WorkCell:
                 put(episode)
                 fresh[episode.seed] = episode if chains else _without_extra(episode)
                 advance(1)
-        self.summary["env_steps"] = self.book.steps_until(label, seeds)
+        if seeds:
+            self.summary["env_steps"] = self.book.steps_until(label, seeds)
         return [fresh[s] if s in fresh else old[s] for s in seeds]
 
     def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0,
@@ -165,10 +168,18 @@ class WorkCell:
         """What the demonstrations' expert achieves: the bar for success and cycle time."""
         self.judge.judge_demonstrator(n)
 
-    def audit(self, judged: Iterable[tuple[dict[str, Any], Policy]], n: int) -> None:
+    def keep(self, policy: Storable) -> None:
+        """Write the run's product into its folder `policy`."""
+        save_policy(policy, self.run.dir / "policy", task=self.scene.task, sight=self.scene.sight, robot=self.robot)
+
+    def tell(self, stage: str, line: str) -> None:
+        """Say what was decided in a stage; it stays in the summary."""
+        self.account.tell(stage, line)
+
+    def audit(self, policy: DiffusionPolicy, rounds: int, n: int) -> None:
         """What policies that off-policy evaluation judged are truly worth; never on a robot: a gate refused some of them."""
         if self.simulated and n:
-            self.judge.audit(judged, n)
+            self.judge.audit(judged(self.run, rounds, policy), n)
 
 
 def _without_extra(episode: Episode) -> Episode:

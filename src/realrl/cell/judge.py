@@ -8,22 +8,23 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 
 from realrl import envs
 from realrl.cell.account import Account
 from realrl.cell.collect import Collector
 from realrl.cell.evaluate import Evaluation, blind, summarise, trials
 from realrl.files import read_plain, write_json
-from realrl.learn.ope import spearman
+from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.exported import sense_type
 from realrl.scene import Scene
-from realrl.types import Episode, Obs, Policy, Source, TaskSpec
+from realrl.types import Episode, Logbook, Obs, Policy, Source, TaskSpec
 
 Measure = Callable[[Episode], Mapping[str, float]]
 
@@ -92,6 +93,28 @@ class Judge:
                  measure: Measure | None = None) -> dict[str, Any]:
         result = self.evaluate(policy, n, label=name, source=source, greedy=greedy, measure=measure)
         return {"name": name, **result.to_dict(), "latency_ms": latency(policy, self.spec)}
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Rank correlation of two equally long lists, e.g. estimates and true success over checkpoints; 0 when either is constant."""
+    if len(x) != len(y) or len(x) < 2:
+        raise ValueError(f"rank correlation needs two lists of equal length >= 2, got {len(x)} and {len(y)}")
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        return 0.0
+    return float(stats.spearmanr(x, y).statistic)
+
+
+def judged(run: Logbook, rounds: int, policy: DiffusionPolicy) -> Iterator[tuple[dict[str, Any], DiffusionPolicy]]:
+    """Every candidate that a gate judged in a run's offline rounds, with what it said; policy: as the run ended."""
+    for name in (f"offline-{m + 1}" for m in range(rounds)):
+        found = run.read(f"{name}-candidates")
+        kept: dict[str, Any] = found[1]["judged"] if found else {"records": (), "nets": ()}
+        for record, net in zip(kept["records"], kept["nets"], strict=True):
+            candidate = policy.with_head("ddim")
+            candidate.net.load_state_dict(net)
+            if candidate.encoder and "encoder" in kept:  # it has learned since
+                candidate.encoder.load_state_dict(kept["encoder"])
+            yield {"stage": name, **record}, candidate
 
 
 def latency(policy: Policy, spec: TaskSpec, calls: int = 200) -> dict[str, float]:

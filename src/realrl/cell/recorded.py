@@ -8,7 +8,7 @@ episodes that were kept back (`foresight`), and what that cannot say is said.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from realrl.cell.recordings import Material
 from realrl.data.views import ChunkView
 from realrl.files import write_bytes
 from realrl.policies.diffusion import DiffusionPolicy
+from realrl.policies.folder import Storable, save_policy
 from realrl.robots.embodiment import Embodiment
 from realrl.run import Run
 from realrl.scene import Scene
@@ -140,7 +141,15 @@ class RecordedCell:
     def judge_demonstrator(self, n: int) -> None:
         """Nobody is there to be judged."""
 
-    def audit(self, judged: Iterable[tuple[dict[str, Any], Policy]], n: int) -> None:
+    def keep(self, policy: Storable) -> None:
+        """Write the run's product into its folder `policy`."""
+        save_policy(policy, self.run.dir / "policy", task=self.scene.task, sight=self.scene.sight, robot=self.robot)
+
+    def tell(self, stage: str, line: str) -> None:
+        """Say what was decided in a stage; it stays in the summary."""
+        self.account.tell(stage, line)
+
+    def audit(self, policy: DiffusionPolicy, rounds: int, n: int) -> None:
         """No trial is possible, so what estimates are worth stays unknown."""
 
     def annotate(self, name: str, label: str, values: Callable[[list[Episode]], list[Array]]) -> None:

@@ -200,3 +200,13 @@ def imitate(run: Logbook, trainer: Imitation, stage: str) -> None:
             if trainer.step % 500 == 0:
                 run.save(name, trainer.step, trainer=trainer)
     trainer.finish()
+
+
+def reimitate(run: Logbook, policy: DiffusionPolicy, view: ChunkView, cfg: ImitationConfig, stage: str, seed: int,
+              encoder: bool) -> dict[str, Tensor] | None:
+    """pi <- IL(D) on the successes so far. encoder: whether that trains the encoder, too, where there is one. Returns the noise network
+    as it was; None where the encoder has learned, which its latents were."""
+    before = {k: v.clone() for k, v in policy.net.state_dict().items()}
+    cond = None if encoder else view.encoded(policy.features).cond
+    imitate(run, Imitation(policy, view, cfg, seed=seed, cond=cond), stage)
+    return None if policy.encoder and encoder else before

@@ -11,12 +11,11 @@ Letters: M members, E elites, P policies, N start states, B rows, C size of a co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +23,7 @@ from realrl.config import OutOfBounds, check
 from realrl.data.views import Encoded, continue_chunks
 from realrl.files import derive
 from realrl.nets.mlp import EnsembleMLP
-from realrl.types import Logbook, RealrlError
+from realrl.types import RealrlError
 
 if TYPE_CHECKING:
     from realrl.policies.diffusion import DiffusionPolicy
@@ -326,42 +325,105 @@ class Verdict:
     delta: float
 
 
-def gate(candidate: Tensor, incumbent: Tensor, *, margin: float, confidence: float, ceiling: float | None = None) -> Verdict:
+def gate(candidate: Tensor, incumbent: Tensor, *, margin: float, confidence: float, ceiling: float | None = None,
+         error: float = 0.0) -> Verdict:
     """Whether the candidate replaces the incumbent: the lower confidence bound of the mean paired difference is positive and at
     least delta. candidate, incumbent: [N], estimates from the same starts with the same noise.
 
     Without a ceiling, `margin` is a share of the incumbent's estimate, delta = margin |J| (RL-100, section 5; for AM-Q). With one
     (1 for a success probability), it is a share of what is left to gain, delta = margin (ceiling - J): a policy at 0.97 can never
-    be improved by 5 % of itself, but by 5 % of its failures it can. The bound covers the draw of start states, not the model's
-    error, so N should not exceed the distinct starts by much. Pure: no state, no randomness.
+    be improved by 5 % of itself, but by 5 % of its failures it can. The bound covers the draw of start states, so N should not exceed
+    the distinct starts by much, and the model's `error` where real trials showed it (`misjudged`). Pure: no state, no randomness.
     """
     if candidate.shape != incumbent.shape or candidate.ndim != 1 or len(candidate) < 2:
         raise ValueError(f"the gate compares two vectors of equal length >= 2, got {list(candidate.shape)} and {list(incumbent.shape)}")
     difference = (candidate - incumbent).double()
     gain = float(difference.mean())
-    low = gain - confidence * float(difference.std()) / math.sqrt(len(difference))
+    low = gain - confidence * math.hypot(float(difference.std()) / math.sqrt(len(difference)), error)
     now = float(incumbent.double().mean())
     delta = margin * (abs(now) if ceiling is None else max(ceiling - now, 0.0))
     return Verdict(low > 0 and low >= delta, float(candidate.double().mean()), now, gain, low, delta)
 
 
-def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Rank correlation of two equally long lists, e.g. estimates and true success over checkpoints; 0 when either is constant."""
-    if len(x) != len(y) or len(x) < 2:
-        raise ValueError(f"rank correlation needs two lists of equal length >= 2, got {len(x)} and {len(y)}")
-    if len(set(x)) == 1 or len(set(y)) == 1:
+def misjudged(estimate: Tensor, truth: Tensor) -> float:
+    """By how much a model misjudges a policy whose real trials are known, beyond what their number explains: the mean difference [],
+    less its standard error in squares. estimate, truth: [N], the same measure from the same starts; 0 with fewer than 2 trials."""
+    if len(truth) < 2:
         return 0.0
-    return float(stats.spearmanr(x, y).statistic)
+    difference = (estimate - truth).double()
+    return math.sqrt(max(float(difference.mean()) ** 2 - float(difference.var()) / len(difference), 0.0))
 
 
-def judged(run: Logbook, rounds: int, policy: DiffusionPolicy) -> Iterator[tuple[dict[str, Any], DiffusionPolicy]]:
-    """Every candidate that a gate judged in a run's offline rounds, with what it said; policy: as the run ended."""
-    for name in (f"offline-{m + 1}" for m in range(rounds)):
-        found = run.read(f"{name}-candidates")
-        kept: dict[str, Any] = found[1]["judged"] if found else {"records": (), "nets": ()}
-        for record, net in zip(kept["records"], kept["nets"], strict=True):
-            candidate = policy.with_head("ddim")
-            candidate.net.load_state_dict(net)
-            if candidate.encoder and "encoder" in kept:  # it has learned since
-                candidate.encoder.load_state_dict(kept["encoder"])
-            yield {"stage": name, **record}, candidate
+class Gate:
+    """A round's judge (section 5): scores the policy as it is now in the model, compares scores, remembers all of it for the audit.
+
+    trials: how many of the last recorded episodes are real trials of what the round starts from; `check` then asks the model about
+    those, and what it is found wrong by counts as the error of all that it says.
+    """
+
+    def __init__(self, policy: DiffusionPolicy, model: TransitionModel, q: Value, table: Encoded, measure: str, *, seed: int, log: Log,
+                 trials: int = 0) -> None:
+        self.policy, self.model, self.q, self.measure, self.seed, self.log = policy, model, q, measure, seed, log
+        self.starts, self.error = start_conditions(table, model.cfg), 0.0
+        first = table.first.nonzero().squeeze(-1)
+        first = first[len(first) - trials:]
+        self.tried, self.returned = table.cond[first], table.returns[first]
+        self.records: list[dict[str, float]] = []  # what was judged ...
+        self.nets: list[dict[str, Tensor]] = []  # ... and the weights, for the audit
+
+    @torch.no_grad()
+    def score(self, starts: Tensor | None = None) -> dict[str, Tensor]:
+        """Every measure of the policy's deployed behaviour in the model, per start [N]."""
+        policy = self.policy
+        act = lambda cond, noise: policy.diffusion.sample(policy.net, cond, noise, stochastic=False)[:, -1].clamp(-1.0, 1.0)
+        shape = (1, policy.chunk, policy.action_dim)
+        found = evaluate_policies(self.model, self.q, [act], self.starts if starts is None else starts, shape,
+                                  seed=derive(self.seed, "gate"))
+        return {"amq": found.amq[0], "returns": found.returns[0], "success": found.success[0]}
+
+    def begin(self, started: dict[str, Tensor] | None, won: Sequence[bool]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(noise network, score) that a round's candidates must beat: re-imitation's, which the policy holds, if it passes the gate, else
+        that of `started`, the network from before; None where that one cannot be tried. won: how the real trials of it ended.
+
+        Where those show that the model misjudges, it has no vote, except that it may be sure: re-imitation, which the paper does not
+        judge, is then left to its own trials.
+        """
+        cloned = self.net()
+        self.policy.net.load_state_dict(started or cloned)
+        self.check(won)
+        before = self.score()
+        estimate = float(before[self.measure].mean())
+        self.remember({"iteration": -1 if started else 0, "estimate": estimate, "accepted": 1.0}, before)
+        self.policy.net.load_state_dict(cloned)
+        if started is None:
+            return cloned, before
+        score = self.score()
+        return (cloned, score) if self.judge(0, score, before, veto=self.error > 0) else (started, before)
+
+    def net(self) -> dict[str, Tensor]:
+        """A copy of the noise network's weights."""
+        return {k: v.clone() for k, v in self.policy.net.state_dict().items()}
+
+    def check(self, won: Sequence[bool]) -> None:
+        """Ask the model about the policy whose real trials are known. won: their outcomes."""
+        if self.measure != "amq" and len(self.tried) > 1:  # nobody has seen a sum of Q
+            said = self.score(self.tried)[self.measure]
+            truth = self.returned if self.measure == "returns" else torch.tensor(won, device=said.device).float()
+            self.error = misjudged(said, truth)
+            self.log(0, {"model_said": float(said.mean()), "trials_said": float(truth.mean()), "model_error": self.error})
+
+    def judge(self, iteration: int, candidate: Mapping[str, Tensor], incumbent: Mapping[str, Tensor], *, veto: bool = False) -> bool:
+        """The paired gate on the configured measure; every measure is remembered. veto: the candidate passes unless it surely loses."""
+        cfg, measure = self.model.cfg, self.measure
+        verdict = gate(candidate[measure], incumbent[measure], margin=cfg.margin, confidence=cfg.confidence,
+                       ceiling=1.0 if measure == "success" else None, error=self.error)
+        accepted = 2 * verdict.gain - verdict.low > 0 if veto else verdict.accepted  # twice the mean less the lower bound: the upper one
+        said = {"ope_estimate": verdict.candidate, "ope_gain": verdict.gain, "ope_low": verdict.low, "accepted": float(accepted)}
+        self.log(iteration, said)
+        self.remember({"iteration": iteration, "estimate": verdict.candidate, **said}, candidate)
+        return accepted
+
+    def remember(self, record: dict[str, float], score: Mapping[str, Tensor]) -> None:
+        """Keep what was judged, for the audit after all training."""
+        self.records.append({**record, **{f"ope_{k}": float(v.mean()) for k, v in score.items()}})
+        self.nets.append(self.net())

@@ -7,6 +7,7 @@ known exactly; all steps of a decision share its environment-level advantage (as
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,7 @@ class DenoisingPPO:
     """
 
     def __init__(self, policy: DiffusionPolicy, cfg: PPOConfig, *, encoder: bool = False) -> None:
-        self.policy, self.cfg, self.lr = policy, cfg, cfg.lr
+        self.policy, self.cfg, self.lr, self.left = policy, cfg, cfg.lr, 1.0
         self.actor = policy.actor if encoder else torch.nn.ModuleDict({"net": policy.net})
         self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, weight_decay=0.0)
         self.likely = torch.tensor(policy.diffusion.likely[-(cfg.last or 0):], device=policy.device)
@@ -72,8 +73,12 @@ class DenoisingPPO:
         steps = [self.policy.diffusion.mean(self.policy.net, chain[:, k], k.expand(len(cond)), cond) for k in self.likely]
         return torch.stack(steps, 1)
 
-    def fit(self, cond: Tensor, chain: Tensor, advantage: Tensor, random: torch.Generator, embed: Embed | None = None) -> dict[str, float]:
+    def fit(self, cond: Tensor, chain: Tensor, advantage: Tensor, random: torch.Generator, embed: Embed | None = None, *,
+            left: float = 1.0) -> dict[str, float]:
         """Improve on N decisions with their chains and advantages [N] under the policy as it is now; returns statistics.
+
+        left: what is left to gain, (0, 1]; the KL of a full step is multiplied by it. Adam does not feel how large advantages are, so a
+        solved task, whose advantages are noise, rests only if the step itself is small.
 
         The reference means are recomputed here, so the ratio is exactly 1 at the start whatever machine drew the chains. A fit that
         goes past `max_kl` stops at once; if that is in its first pass, the learning rate is too high for this network and action: the
@@ -82,14 +87,15 @@ class DenoisingPPO:
         self.actor.requires_grad_(True).eval()  # no dropout: it would shake the ratio
         spread = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         advantage = spread.clamp(-self.cfg.advantage_clip, self.cfg.advantage_clip)
+        self.left = left
         data, retries = (cond, chain, self.means(cond, chain), advantage), 0
         before = self.keep()
         stats = self._passes(*data, random, embed)
         while stats["kl"] > self.cfg.max_kl and stats["epochs"] == 1:
             self.revert(before)
             stats, retries = self._passes(*data, random, embed), retries + 1
-        self._adapt(stats["kl"])
-        return {**stats, "lr": self.lr, "retries": retries}
+        self._adapt(stats["kl"] / left)
+        return {**stats, "lr": self.lr, "retries": retries, "left_to_gain": left}
 
     def _passes(self, cond: Tensor, chain: Tensor, old: Tensor, advantage: Tensor, random: torch.Generator,
                 embed: Embed | None) -> dict[str, float]:
@@ -146,7 +152,7 @@ class DenoisingPPO:
 
     def _step(self, loss: Tensor) -> float:
         """One gradient step; returns the gradient's norm."""
-        self.optimiser.param_groups[0]["lr"] = self.lr
+        self.optimiser.param_groups[0]["lr"] = self.lr * math.sqrt(self.left)  # a step's KL goes as its square
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.actor.parameters(), self.cfg.grad_clip)
@@ -154,7 +160,8 @@ class DenoisingPPO:
         return float(norm)
 
     def _adapt(self, kl: float) -> None:
-        """Hold the trust region: without it one run in a few collapses, and a rate small enough for all of them learns nothing."""
+        """Hold the trust region: without it one run in a few collapses, and a rate small enough for all of them learns nothing. kl: of a
+        full step."""
         if kl > 1.5 * self.cfg.target_kl:
             self.lr /= 1.3
         elif kl < self.cfg.target_kl / 1.5:

@@ -26,8 +26,8 @@ from realrl.types import Array, Obs, Plan, RealrlError, State
 
 Head = Literal["ddim", "one-step"]
 WHOLE = 4
-"""An exploring batch is filled up to a multiple of this: odd rows go through other routines on the CPU, whose last bits differ, and an
-episode that is collected again after a kill, in other company, would not be the same."""
+"""A batch whose episodes have to repeat to the bit is filled up to a multiple of this: odd rows go through other routines on the CPU,
+whose last bits differ, and an episode that is collected again after a kill, in other company, would not be the same."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class DiffusionPolicy(nn.Module):
         self.chunk, self.n_obs, self.senses = cfg.chunk, cfg.n_obs, {k: tuple(v) for k, v in (senses or {}).items()}
         self.head: Head = "ddim"
         self.distilled = False  # whether the one-step head was ever taught
+        self.repeats = False  # whether it repeats to the bit in other company when it does not explore, too, which costs a robot time
         self.normaliser = Normaliser(obs_dim)
         self.diffusion = Diffusion(cfg.diffusion)
         self.encoder = Encoder(cfg.encoder, obs_dim, self.senses, fetch=fetch) if self.senses else None
@@ -228,11 +229,11 @@ class DiffusionPolicy(nn.Module):
         rows = self.cfg.diffusion.steps + 1 if noisy else 1
         shape = (rows, self.chunk, self.action_dim)
         noise = torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in rng])).to(self.device)
-        if self.head == "one-step":
-            return Plan(self._sent(self.one_step(noise[:, 0], cond), obs)), state
-        if noisy and len(noise) % WHOLE:
+        if (noisy or self.repeats) and len(noise) % WHOLE:
             filled = torch.arange(len(noise) + -len(noise) % WHOLE, device=self.device) % len(noise)
             cond, noise = cond[filled], noise[filled]
+        if self.head == "one-step":
+            return Plan(self._sent(self.one_step(noise[:, 0], cond)[: len(rng)], obs)), state
         chain = self.diffusion.sample(self.net, cond, noise, stochastic=noisy)[: len(rng)]
         return Plan(self._sent(chain[:, -1].clamp(-1.0, 1.0), obs), {"chain": chain.cpu().numpy()} if explore else {}), state
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,8 @@ WELL_KNOWN: tuple[tuple[str, str, float, tuple[str, ...]], ...] = (
     ("Student-teacher gap", "RMS gap (action units)", 1, ("student_teacher_gap", "student_gap", "gap")),
 )
 GATE = ("ope_gain", "ope_low", "accepted")
-BOOKKEEPING = {"stage", "step", "time", "env_steps", "iteration", "round", "epoch", "seed", "wall_s", *GATE}
+TRIALS = ("exploring", "deployed", "gap")
+BOOKKEEPING = {"stage", "step", "time", "env_steps", "iteration", "round", "epoch", "seed", "wall_s", *GATE, *TRIALS}
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,10 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Panel], list[Panel]
     rest: list[Panel] = []
     if gate := [r for r in rows if values_of(r.get("ope_gain"))]:
         main.append(Panel("OPE gate", "gain over behaviour policy", "candidate, in order", partial(_draw_gate, rows=gate)))
+    if tried := [r for r in rows if all(values_of(r.get(name)) for name in ("exploring", "deployed"))]:
+        xlabel, explored = _series(tried, "exploring", 100)
+        both = [replace(one, stage=name) for name, one in (("exploring", explored[0]), ("deployed", _series(tried, "deployed", 100)[1][0]))]
+        main.append(Panel("What explores and what is deployed", "success (%)", xlabel, partial(_draw_lines, series=both)))
     for key in _metrics(rows):
         title, ylabel, factor, _ = WELL_KNOWN[_known(key)] if _known(key) < len(WELL_KNOWN) else (key, "", 1.0, ())
         xlabel, series = _series(rows, key, factor)

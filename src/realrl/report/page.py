@@ -75,6 +75,14 @@ def _tiles(summary: Mapping[str, Any], stages: Sequence[StageRow], where: str) -
     return tiles
 
 
+def _decisions(summary: Mapping[str, Any], where: str) -> list[str]:
+    """What was decided, a line each. Raises RealrlError on something else."""
+    told = summary.get("decisions") or {}
+    if not isinstance(told, Mapping):
+        raise RealrlError(f"{where}: field 'decisions' should be an object with a line for each stage")
+    return [str(line).replace(" %", "\xa0%") for line in told.values()]
+
+
 def _failures(entries: Sequence[Any], stages: Sequence[StageRow], where: str) -> tuple[str, list[dict[str, Any]]]:
     if not all(isinstance(e, Mapping) and "seed" in e for e in entries):
         raise RealrlError(f"{where}: every entry should be an object with 'stage', 'seed' and 'steps'")
@@ -169,6 +177,7 @@ def _page(run_dir: Path) -> dict[str, Any]:
         "foresight": foresight_parts(run_dir, summary, str(at_summary)),
         "title": str(summary.get("task") or meta.get("task") or run_dir.resolve().name), "kicker": " · ".join(filter(None, kicker)),
         "lead": [verdict(summary)] if foresight_of(summary, str(at_summary)) else _lead(stages),
+        "decisions": _decisions(summary, str(at_summary)),
         "tiles": _tiles(summary, stages, str(at_summary)), "success": success_figure(stages),
         "stages": stage_grid(stages, PAGE, drop_empty=True), "curves": curves(read_rows(at_metrics)),
         "cycle": cycle, "cycle_all": cycle_all, "failures": failures, "failures_text": text, "kept": failure_parts(run_dir),

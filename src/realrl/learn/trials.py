@@ -1,0 +1,184 @@
+"""Real trials: which of two policies is better, when to go back to the older one, when a task is solved. Pure functions.
+
+Products are tried from the same training starts with the same noise, so that only disputed starts, which one of two policies solves and
+the other does not, say anything about them (Q. McNemar 1947). Evaluation starts decide nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from realrl.config import check
+from realrl.files import derive
+from realrl.types import Cell, Episode
+
+if TYPE_CHECKING:
+    from realrl.policies.diffusion import DiffusionPolicy, Head
+
+
+@dataclass(frozen=True)
+class TrialsConfig:
+    """Real trials of what would be deployed: what a stage made is held against what it began with, and the better one goes on."""
+
+    episodes: int = 70
+    """Trials of each product, all from the same training starts; at most two thirds of `offline.rollouts`, which they are a part of, and
+    `online.episodes`. 0 = none, whatever a stage made is kept."""
+    every: int = 7
+    """Every so many online rounds, counted from the last one back, a round tries what would be deployed instead of learning."""
+    back: float = 0.5
+    """A product goes back when it solved fewer starts, and an equally good one would have lost as many of the disputed starts with at
+    most this probability (one-sided McNemar test): 0.5 = whenever it solved fewer, 0.05 = only when that is hardly luck."""
+    sure: float = 0.05
+    """The same where going back costs more: the online policy returns to its best weights in mid-training, a student is held back."""
+    enough: float = 0.995
+    """Online RL ends where the lower confidence bound of the success since the trials before, exploring and deployed, reaches this."""
+    rest: float = 0.05
+    """Share of failures below which RL takes smaller steps, in proportion, see `left_to_gain`; 0 = never."""
+
+    def __post_init__(self) -> None:
+        check(self, episodes="[0, 1e5]", every="[1, 1e6]", back="[0, 0.5]", sure="[0, 0.5]", enough="(0, 1]", rest="[0, 1]")
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Two policies from the same n starts. new, old: starts that each solved; gained, lost: disputed starts, which only the new one and
+    only the old one solved."""
+
+    n: int
+    new: int
+    old: int
+    gained: int
+    lost: int
+
+    def luck(self) -> float:
+        """Probability that a new policy which is as good as the old one loses at least as many of the disputed starts: the exact one-sided
+        McNemar test, a binomial tail."""
+        disputed = self.gained + self.lost
+        return sum(math.comb(disputed, k) for k in range(self.lost, disputed + 1)) / (1 << disputed)
+
+    def worse(self, level: float) -> bool:
+        """Whether the new policy solved fewer starts, by luck with a probability of at most `level`; 0.5 = fewer is enough."""
+        return self.lost > self.gained and self.luck() <= level
+
+    def __str__(self) -> str:
+        return f"{100 * self.new / max(self.n, 1):.0f} % of {self.n} trials against {100 * self.old / max(self.n, 1):.0f} %"
+
+
+def duel(new: Sequence[bool], old: Sequence[bool]) -> Duel:
+    """Compare what two policies solved, start by start; where one was tried from fewer, the others do not count."""
+    pairs = list(zip(new, old, strict=False))
+    return Duel(len(pairs), sum(a for a, _ in pairs), sum(b for _, b in pairs), sum(a and not b for a, b in pairs),
+                sum(b and not a for a, b in pairs))
+
+
+def lower(successes: int, n: int, z: float = 1.645) -> float:
+    """Lower confidence bound of a success rate (Wilson 1927; one-sided 95 % by default); 0 without a trial."""
+    if not n:
+        return 0.0
+    p = successes / n
+    centre = p + z * z / (2 * n)
+    return max((centre - z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n), 0.0)
+
+
+def left_to_gain(won: Sequence[bool], rest: float) -> float:
+    """How much of a step RL may still take, (0, 1]: the share of failures, as a part of `rest`, at most 1; 1 without trials.
+
+    Advantages are normalised, so once nearly every trial succeeds they are noise of full size. The share is Laplace's, (failures + 1) /
+    (n + 2): a few trials without a failure do not stop anything.
+    """
+    return min(1.0, (len(won) - sum(won) + 1) / (len(won) + 2) / rest) if rest and won else 1.0
+
+
+class Trials:
+    """The real trials of a run, and what they say of the policy as it stands.
+
+    won: how its own ended, start by start; tried: labels of the trials of all offline products, its own last; lines: what was decided, by
+    stage, for people; gaps: how often exploring was compared with them.
+    """
+
+    PARTS = ("won", "tried", "lines", "gaps")
+
+    def __init__(self, cell: Cell, cfg: TrialsConfig, seed: int) -> None:
+        self.cell, self.cfg, self.seed = cell, cfg, seed
+        self.won: list[bool] = []
+        self.tried: list[str] = []
+        self.lines: dict[str, str] = {}
+        self.gaps = 0
+
+    def run(self, policy: DiffusionPolicy, label: str, most: int, *, head: Head = "ddim", plans_only: bool = True) -> list[Episode]:
+        """At most so many trials of a policy as it would be deployed: always from the same training starts, with the same noise."""
+        starts, noise = self.cell.seeds(2, min(self.cfg.episodes, most)), derive(self.seed, "trials") % 2**31
+        acting = policy.with_head(head)
+        acting.repeats = True
+        return self.cell.practise(label, acting, starts, greedy=True, noise_seed=noise, plans_only=plans_only) if starts else []
+
+    def stand(self, policy: DiffusionPolicy, label: str, most: int) -> None:
+        """Try the policy as it stands, if nobody has."""
+        self.won = self.won or [e.succeeded for e in self.run(policy, label, most)]
+
+    def rollouts(self, policy: DiffusionPolicy, m: int, most: int) -> list[Episode]:
+        """What the offline rounds 0..m begin with, `most` episodes each: exploring, and the trials of all products, those of what round m
+        starts from last."""
+        self.tried, share = self.tried or ["rollout-1-deployed"], 2 * most // 3
+        tried = [self.run(policy, label, share, plans_only=False) for label in self.tried]
+        data: list[Episode] = []
+        for r in range(m + 1):
+            starts, noise = self.cell.seeds(1, most - min(self.cfg.episodes, share), r * most), derive(self.seed, "rollout", r) % 2**31
+            data += (explored := self.cell.practise(f"rollout-{r + 1}", policy.with_head("ddim"), starts, noise_seed=noise))
+        self.won = [e.succeeded for e in tried[-1]]
+        self.gap([e.succeeded for e in explored], self.won)
+        return [*data, *(e for episodes in tried for e in episodes)]
+
+    def sent_back(self, policy: DiffusionPolicy, began: Mapping[str, Any], m: int, most: int) -> bool:
+        """Try the product of offline round m, and go back to what the round began with where that solved more. Whether it did."""
+        stage, label = f"offline round {m + 1}", f"rollout-{m + 2}-deployed"
+        if all(torch.equal(value, began[key]) for key, value in policy.state_dict().items() if not key.startswith("student.")):
+            self.lines[stage] = f"{stage} changed nothing: no candidate passed the gate"
+            return False
+        tried = self.run(policy, label, 2 * most // 3, plans_only=False)
+        back = self.challenge(stage, tried, self.cfg.back, label).worse(self.cfg.back)
+        if back:
+            policy.load_state_dict(began)
+        return back
+
+    def challenge(self, stage: str, tried: Sequence[Episode], level: float, label: str = "") -> Duel:
+        """A stage's product, by its trials, against the policy as it stands: it takes the place of that one unless it is worse."""
+        won = [e.succeeded for e in tried]
+        said = duel(won, self.won)
+        back = said.worse(level)
+        if tried:
+            self.lines[stage] = f"{stage} {'was sent back' if back else 'stays'}: {said}"
+        if label:
+            self.tried.insert(len(self.tried) - back, label)
+        if not back:
+            self.won = won
+        return said
+
+    def gap(self, explored: Sequence[bool], won: Sequence[bool]) -> None:
+        """Note how exploring and deployed trials of one policy ended."""
+        self.gaps += 1
+        self.cell.run.rewind("trials", self.gaps - 1)
+        if explored and won:
+            a, b = sum(explored) / len(explored), sum(won) / len(won)
+            said = {"exploring": a, "deployed": b, "gap": a - b, "env_steps": self.cell.summary["env_steps"]}
+            self.cell.run.log(self.gaps, said, "trials")
+
+    def tell(self) -> None:
+        """Say what was decided."""
+        for stage, line in self.lines.items():
+            self.cell.tell(stage, line)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return copy.deepcopy({name: getattr(self, name) for name in self.PARTS})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        for name in self.PARTS:
+            setattr(self, name, copy.deepcopy(state[name]))

@@ -1,0 +1,123 @@
+"""Real trials: the tests by hand, what goes on and what goes back, and that nothing gets worse where critics and gate are fooled."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from realrl.algos import rl100
+from realrl.algos.rl100 import OfflineConfig, OnlineConfig
+from realrl.learn import ope
+from realrl.learn.iql import Critics
+from realrl.learn.ppo import PPOConfig
+from realrl.learn.trials import Duel, Trials, TrialsConfig, duel, left_to_gain, lower
+from realrl.losses import gae
+from realrl.types import RealrlError
+from toy_runs import Notebook, metrics, small, through
+
+
+def a_policy():
+    return SimpleNamespace(with_head=lambda head: SimpleNamespace(head=head))
+
+
+def test_disputed_starts_decide():
+    said = duel([True, True, False, False, True], [True, False, True, False])
+    assert said == Duel(n=4, new=2, old=2, gained=1, lost=1) and not said.worse(0.5), "the fifth start was tried once"
+    assert Duel(100, 60, 66, gained=2, lost=8).luck() == pytest.approx((45 + 10 + 1) / 1024)
+    assert Duel(100, 60, 66, 2, 8).worse(0.06) and not Duel(100, 60, 66, 2, 8).worse(0.05)
+    assert Duel(9, 3, 4, 0, 1).luck() == 0.5 and Duel(9, 3, 4, 0, 1).worse(0.5), "one start fewer is fewer"
+    assert not Duel(9, 4, 3, 1, 0).worse(0.5) and not Duel(100, 50, 50, 20, 20).worse(0.5)
+    assert Duel(2000, 0, 1500, 0, 1500).luck() == 0.0, "a tail too small for a float is none"
+    assert str(Duel(150, 87, 96, 20, 29)) == "58 % of 150 trials against 64 %"
+    assert not duel([], [True]).worse(0.5), "without trials nothing is known"
+
+
+def test_lower_bound_of_a_rate():
+    assert lower(0, 0) == 0.0 and lower(0, 50) == pytest.approx(0.0, abs=1e-12)
+    assert lower(10, 10) == pytest.approx(10 / (10 + 1.645**2))  # Wilson's bound where all succeeded
+    assert lower(80, 100, z=1.959964) == pytest.approx(0.7112, abs=1e-4)
+    assert lower(659, 660) < TrialsConfig().enough <= lower(660, 660)
+
+
+def test_a_solved_task_rests():
+    won = lambda good, n: [True] * good + [False] * (n - good)
+    assert left_to_gain(won(50, 100), 0.05) == left_to_gain([], 0.05) == left_to_gain(won(100, 100), 0.0) == 1.0
+    assert left_to_gain(won(99, 100), 0.05) == pytest.approx(2 / 102 / 0.05)
+    assert left_to_gain(won(100, 100), 0.05) == pytest.approx(1 / 102 / 0.05)
+    assert left_to_gain(won(3, 3), 0.05) == 1.0, "three trials prove nothing"
+
+
+def test_products_are_tried_from_the_same_starts_with_the_same_noise():
+    cell = Notebook()
+    trials = Trials(cell, TrialsConfig(episodes=5), seed=3)
+    trials.run(a_policy(), "first", 100)
+    trials.run(a_policy(), "second", 4, plans_only=False)
+    (_, starts, how), (_, fewer, other) = cell.asked
+    assert starts[:4] == fewer and len(starts) == 5 and how["greedy"] and how["noise_seed"] == other["noise_seed"]
+    assert Trials(cell, TrialsConfig(episodes=0), seed=3).run(a_policy(), "none", 100) == [] and len(cell.asked) == 2
+
+
+def test_a_worse_product_does_not_take_the_place():
+    trials = Trials(Notebook(), TrialsConfig(episodes=4), seed=0)
+    ended = lambda *won: [SimpleNamespace(succeeded=w) for w in won]
+    trials.won, trials.tried = [True, True, True, False], ["a"]
+    assert trials.challenge("round 1", ended(True, False, True, False), 0.5, "b").worse(0.5)
+    assert trials.won == [True, True, True, False] and trials.tried == ["b", "a"], "the last trials are those of what stands"
+    assert not trials.challenge("round 2", ended(True, True, True, True), 0.5, "c").worse(0.5)
+    assert trials.won == [True] * 4 and trials.tried == ["b", "a", "c"]
+    trials.tell()
+    assert trials.cell.said == {"round 1": "round 1 was sent back: 50 % of 4 trials against 75 %",
+                                "round 2": "round 2 stays: 100 % of 4 trials against 75 %"}
+    other = Trials(Notebook(), TrialsConfig(), seed=0)
+    other.load_state_dict(trials.state_dict())
+    assert other.state_dict() == trials.state_dict() and other.won is not trials.won
+
+
+def test_rollouts_explore_and_try_within_their_number():
+    cell = Notebook([True, False, True], [True] * 5)
+    trials = Trials(cell, TrialsConfig(episodes=3), seed=0)
+    data = trials.rollouts(a_policy(), 0, 8)
+    assert [(label, len(seeds), how.get("greedy", False)) for label, seeds, how in cell.asked] == \
+        [("rollout-1-deployed", 3, True), ("rollout-1", 5, False)]
+    assert [e.succeeded for e in data[-3:]] == trials.won == [True, False, True], "its own trials are the last of the data"
+    few = Notebook()
+    Trials(few, TrialsConfig(), seed=0).rollouts(a_policy(), 0, 4)
+    assert [len(seeds) for _, seeds, _ in few.asked] == [2, 2], "with few rollouts some still explore"
+    assert cell.said[1] == {"exploring": 1.0, "deployed": pytest.approx(2 / 3), "gap": pytest.approx(1 / 3), "env_steps": 7}
+
+
+@pytest.mark.parametrize("field", [{"back": 0.6}, {"enough": 0.0}, {"every": 0}, {"episodes": -1}])
+def test_bounds(field):
+    with pytest.raises(RealrlError, match=next(iter(field))):
+        TrialsConfig(**field)
+
+
+def fooled(monkeypatch, folder, trials):
+    """A run whose critics, gate and V all say the opposite of the truth: {stage: success}, and the run's decisions."""
+    cfg = small(demos=25, demo_noise=0.2, imitation=replace(small().imitation, steps=400), trials=trials, audit_episodes=0,
+                critic=replace(small().critic, steps=100), ope=replace(small().ope, steps=50), stages=("imitation", "offline", "online"),
+                eval_episodes=100, final_episodes=100,
+                offline=OfflineConfig(rounds=1, rollouts=60, iterations=6, states=512, gate_every=2, reimitation=0, max_drift=1e3,
+                                      ppo=PPOConfig(lr=1e-3, target_kl=0.1, max_kl=1.0)),
+                online=OnlineConfig(iterations=6, episodes=40, warmup=1, practice=0.0, ppo=PPOConfig(lr=1e-3, target_kl=0.1, max_kl=1.0)))
+    true = Critics.advantage
+    with monkeypatch.context() as patch:
+        patch.setattr(Critics, "advantage", lambda self, cond, action: -true(self, cond, action))
+        patch.setattr(ope, "gate", lambda c, i, **_: ope.Verdict(True, float(c.mean()), float(i.mean()), 1.0, 1.0, 0.0))
+        patch.setattr(rl100, "gae", lambda *args: (-gae(*args)[0], gae(*args)[1]))
+        summary = through(folder, cfg)
+    return {s["name"]: s["success"]["rate"] for s in summary["stages"]}, summary.get("decisions", {})
+
+
+@pytest.mark.slow
+def test_never_worse_where_critics_and_gate_are_fooled(monkeypatch, tmp_path):
+    """Every update makes the policy worse and the gate lets all of them pass; only real trials can tell."""
+    rates, said = fooled(monkeypatch, tmp_path / "tried", TrialsConfig(episodes=40, every=3))
+    assert rates["imitation"] > 0.6
+    assert rates["imitation"] == rates["offline-1"] == rates["online"], "every product went back to what it began with"
+    assert "offline round 1 was sent back" in said["offline round 1"] and "online round 6 was sent back" in said["online round 6"]
+    assert next(line["deployed"] for line in metrics(tmp_path / "tried") if line["stage"] == "trials") > 0.6
+    untried, nothing = fooled(monkeypatch, tmp_path / "untried", TrialsConfig(episodes=0))
+    assert untried["online"] < rates["imitation"] - 0.3 and not [line for line in nothing.values() if "trials" in line]
+    assert np.isfinite(list(untried.values())).all()
