@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from realrl.data import video
+from realrl.data.errors import mend
 from realrl.data.video import CODECS, Codec, PacketEncoder
 from realrl.types import Array, RealrlError
 
@@ -163,3 +164,10 @@ def test_damaged_files_give_an_error_that_names_them_or_frames(tmp_path: Path, k
                 assert "damaged.mp4" in str(error) and "\n" not in str(error)
                 refused += 1
     assert refused > 250
+
+
+def test_a_folder_called_data_far_above_is_no_data_set(tmp_path):
+    (tmp_path / "data/chunk-000").mkdir(parents=True)
+    (tmp_path / "data/chunk-000/file-000.parquet").touch()
+    assert mend(tmp_path / "videos/top/chunk-000/file-000.mp4") == f"run 'realrl data repair {tmp_path}'"
+    assert mend(tmp_path / "in/push/videos/top/chunk-000/file-000.mp4") == "restore it from a copy"

@@ -37,6 +37,7 @@ def plain(path: Path) -> Path:
 
 
 SMALL = 1024  # bytes: what stands for a file in git-lfs has fewer
+DEEP = 4  # folders above a file in which its data set may begin: videos/CAMERA/chunk-000/file-000.mp4
 POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -51,13 +52,13 @@ def is_pointer(path: Path) -> bool:
 def refuse_pointer(path: Path) -> None:
     """Raise RealrlError for a git-lfs pointer: the file is not damaged, it was never fetched."""
     if is_pointer(path):
-        folder = next((root for root in path.parents if (root / "meta").is_dir()), path.parent)
+        folder = next((root for root in path.parents[:DEEP] if (root / "meta").is_dir()), path.parent)
         raise RealrlError(f"{path} is a git-lfs pointer, not the file: run 'git lfs pull' in {folder}")
 
 
 def mend(path: str | Path) -> str:
     """What to do about a damaged or missing file: `repair` mends a dataset of version 3, all else has to come from a copy."""
-    root = next((root for root in Path(path).parents if any((root / name).is_dir() for name in ("meta", "data"))), None)
+    root = next((root for root in Path(path).parents[:DEEP] if any((root / name).is_dir() for name in ("meta", "data"))), None)
     if root is not None:
         version = ""
         with contextlib.suppress(OSError, RealrlError, ValueError, AttributeError, RecursionError):
