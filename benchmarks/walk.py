@@ -3,6 +3,10 @@
     OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq
     OMP_NUM_THREADS=1 python -m benchmarks.walk --methods droq sac --seeds 0 1 2
     OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq --tasks go1-rough go1-wide a1
+    OMP_NUM_THREADS=1 python -m benchmarks.walk --methods realtime killed --seeds 0
+
+realtime is crossq with the robot in a process of its own, at 20 Hz by the clock; of killed the learner is killed (-9) halfway and begins
+again ten seconds later, while the robot's process waits.
 
 A run is `realrl train walk` in one process, physics included, and then 20 held-out episodes of 20 s without and 20 with the policy's noise.
 Rows go to benchmarks/results/walk.jsonl; the same command goes on where it was stopped, within a run too.
@@ -10,7 +14,9 @@ Rows go to benchmarks/results/walk.jsonl; the same command goes on where it was 
 
 from __future__ import annotations
 
+import multiprocessing as mp
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +24,19 @@ from typing import Any
 from benchmarks.lib.common import RESULTS, Part, Table, arguments, overridden, run_parts, slim
 from realrl.algos.walk import WalkConfig, preset, train
 from realrl.cell.cell import WorkCell
+from realrl.cell.mailbox import Mailbox, name
 from realrl.envs.quadruped import names
 from realrl.run import Run
 from realrl.scene import CollectConfig
+from realrl.streaming import StreamConfig
 
 KEY = ("task", "method", "seed")
 HALF = 10
 METHODS = {"crossq": replace(preset("crossq"), steps=6000), "droq": preset("droq"), "sac": preset("sac"),
            "droq-10": replace(preset("droq"), sac=replace(preset("droq").sac, utd=HALF, policy_delay=HALF))}
+METHODS |= {name: replace(METHODS["crossq"], stream=StreamConfig(realtime=True)) for name in ("realtime", "killed")}
 """What is compared; droq-10 makes half the paper's updates."""
+AWAY = 10.0  # seconds without a learner
 
 
 def toy_size(cfg: WalkConfig) -> WalkConfig:
@@ -42,20 +52,37 @@ class Job:
     cfg: WalkConfig
     folder: Path
     table: Table
-    name: str
+    task: str
     method: str
 
     def part(self) -> Part:
         """Its run."""
-        key = (self.name, self.method, self.cfg.seed)
-        return Part(f"{self.name} {self.method} seed {self.cfg.seed}", lambda: self.table.find(*key) is not None, self.run)
+        key = (self.task, self.method, self.cfg.seed)
+        return Part(f"{self.task} {self.method} seed {self.cfg.seed}", lambda: self.table.find(*key) is not None, self.run)
+
+    def learn(self) -> dict[str, Any]:
+        """The run, or what is left of it."""
+        with Run.start(self.folder, self.cfg, resume=True, ignore=("collect",)) as run, WorkCell(run, self.cfg) as cell:
+            return train(self.cfg, cell)
+
+    def die(self) -> None:
+        """Half of the run, in a process that is killed then."""
+        process = mp.get_context("spawn").Process(target=self.learn)
+        process.start()
+        mine = name(self.folder / "dataset")
+        while process.is_alive() and not any(box.head["ticks"] > self.cfg.steps / 2 for box in Mailbox.find(mine)):
+            time.sleep(0.1)
+        process.kill()
+        process.join()
+        time.sleep(AWAY)
 
     def run(self) -> None:
         """Learn, and write the row."""
-        with Run.start(self.folder, self.cfg, resume=True, ignore=("collect",)) as run, WorkCell(run, self.cfg) as cell:
-            summary = train(self.cfg, cell)
+        if self.method == "killed" and not self.folder.exists():
+            self.die()
+        summary = self.learn()
         success: dict[str, Any] = {stage["name"]: slim(stage)["success"] for stage in summary["stages"]}
-        self.table.put({"task": self.name, "method": self.method, "seed": self.cfg.seed, "steps": summary["env_steps"],
+        self.table.put({"task": self.task, "method": self.method, "seed": self.cfg.seed, "steps": summary["env_steps"],
                         "success": success["walk"], "success_noisy": success["walk-noisy"], **summary["headline"]})
 
 

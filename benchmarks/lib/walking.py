@@ -10,7 +10,7 @@ Row = dict[str, Any]
 COLUMNS = {"steps to 0.5 m/s": ("steps_to_half_mps", 0), "minutes to it": ("minutes_to_half_mps", 1), "speed [m/s]": ("speed_mps", 2),
            "net distance of path": ("net_of_path", 2), "falls a minute": ("falls_per_minute", 1),
            "change of the action": ("action_change", 2), "falls while learning": ("falls_learning", 0),
-           "minutes of learning": ("wall_min", 1)}
+           "minutes of learning": ("wall_min", 1), "late ticks": ("deadline_misses", 0)}
 HEAD = ("", "", *COLUMNS)
 
 
@@ -28,7 +28,8 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
 
 def told(of: Sequence[Row], key: str, digits: int) -> str:
     """One figure of these runs: its median, and its range where there are several."""
-    values = [r[key] for r in of if r[key] is not None]
-    low, middle, high = (f"{f(values):,.{digits}f}" for f in (min, statistics.median, max)) if values else ("", "never", "")
+    values = [r[key] for r in of if r.get(key) is not None]
+    nothing = "never" if key in of[0] else "-"
+    low, middle, high = (f"{f(values):,.{digits}f}" for f in (min, statistics.median, max)) if values else ("", nothing, "")
     noisy = f"; {told(of, f'noisy_{key}', digits)}" if f"noisy_{key}" in of[0] else ""
     return (f"{middle} [{low}, {high}]" if len(values) > 1 else middle) + noisy
