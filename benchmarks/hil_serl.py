@@ -12,18 +12,14 @@ Rows go to benchmarks/results/hil_serl.jsonl; the same command goes on where it 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.lib.common import RESULTS, Part, Table, arguments, overridden, run_parts, slim
+from benchmarks.lib.common import slim
+from benchmarks.lib.jobs import Job, run_jobs
 from realrl.algos.hil_serl import HILConfig, train
-from realrl.cell.cell import WorkCell
 from realrl.envs.contact import names
-from realrl.run import Run
-from realrl.scene import CollectConfig
 
-KEY = ("task", "method", "seed")
 BASE = HILConfig(steps=10_000, judge_every=2500)
 METHODS = {"corrections": BASE, "demonstrations": replace(BASE, human="none"),
            "hg-dagger": replace(BASE, learner="hg-dagger", sac=replace(BASE.sac, utd=1), clone_steps=2000, steps=4000),
@@ -38,50 +34,25 @@ def toy_size(cfg: HILConfig) -> HILConfig:
                    clone_steps=min(cfg.clone_steps, 20), horizon=40, judge_every=50, eval_episodes=4)
 
 
-@dataclass(frozen=True)
-class Job:
+class Practice(Job):
     """One task, method and seed."""
-
-    cfg: HILConfig
-    folder: Path
-    table: Table
-    name: str
-    method: str
-
-    def part(self) -> Part:
-        """Its run."""
-        key = (self.name, self.method, self.cfg.seed)
-        return Part(f"{self.name} {self.method} seed {self.cfg.seed}", lambda: self.table.find(*key) is not None, self.run)
 
     def run(self) -> None:
         """Learn, and write the row."""
-        with Run.start(self.folder, self.cfg, resume=True, ignore=("collect",)) as run, WorkCell(run, self.cfg) as cell:
-            summary = train(self.cfg, cell)
+        summary = self.learn(train)
         head: dict[str, Any] = summary["headline"]
         stages = [s for s in summary["stages"] if s["name"].startswith("at ")]
         curve = [{"steps": int(s["name"].removeprefix("at ")), "success": s["success"]["rate"], "cycle_steps": s["cycle_steps"],
                   **s["measured"]} for s in stages]
-        self.table.put({"task": self.name, "method": self.method, "seed": self.cfg.seed, "steps": self.cfg.steps,
-                        "success": slim(summary["stages"][-1])["success"], "curve": curve, "wall_s": summary["spent_s"]["hil-serl"],
-                        **{k: v for k, v in head.items() if k != "success"}})
+        self.put(steps=self.cfg.steps, success=slim(summary["stages"][-1])["success"], curve=curve, wall_s=summary["spent_s"]["hil-serl"],
+                 **{k: v for k, v in head.items() if k != "success"})
 
 
 def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
-    parser = arguments(__doc__ or "", seeds=range(3))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--tasks", nargs="+", default=["peg"], choices=names(), metavar="TASK", help="of contact/, e.g. peg peg-hard")
-    args, flags = parser.parse_known_args(words)
-    out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
-    table = Table(results / "hil_serl.jsonl", KEY)
-    jobs = []
-    for seed in args.seeds[:1] if args.smoke else args.seeds:
-        for task in args.tasks:
-            for method in args.methods:
-                base = overridden(toy_size(METHODS[method]) if args.smoke else METHODS[method], flags)
-                cfg = replace(base, task=f"contact/{task}", seed=seed, collect=CollectConfig(workers=1))
-                jobs.append(Job(cfg, out / "hil_serl" / f"{task}-{method}-s{seed}", table, task, method))
-    return min(run_parts([job.part() for job in jobs], args.budget), 1)
+    tasks = sorted(names(), key=lambda task: task != "peg")  # the middle one first
+    return run_jobs(Practice, __doc__ or "", words, file="hil_serl", suite="contact", tasks=tasks, methods=METHODS, toy_size=toy_size,
+                    seeds=range(3))
 
 
 if __name__ == "__main__":

@@ -17,20 +17,16 @@ from __future__ import annotations
 import multiprocessing as mp
 import sys
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.lib.common import RESULTS, Part, Table, arguments, overridden, run_parts, slim
+from benchmarks.lib.common import slim
+from benchmarks.lib.jobs import Job, run_jobs
 from realrl.algos.walk import WalkConfig, preset, train
-from realrl.cell.cell import WorkCell
 from realrl.cell.mailbox import Mailbox, name
 from realrl.envs.quadruped import names
-from realrl.run import Run
-from realrl.scene import CollectConfig
 from realrl.streaming import StreamConfig
 
-KEY = ("task", "method", "seed")
 HALF = 10
 METHODS = {"crossq": replace(preset("crossq"), steps=6000), "droq": preset("droq"), "sac": preset("sac"),
            "droq-10": replace(preset("droq"), sac=replace(preset("droq").sac, utd=HALF, policy_delay=HALF))}
@@ -45,29 +41,12 @@ def toy_size(cfg: WalkConfig) -> WalkConfig:
     return replace(cfg, sac=sac, policy=replace(cfg.policy, hidden=(16,)), steps=100, random_steps=40, horizon=40, eval_episodes=2)
 
 
-@dataclass(frozen=True)
-class Job:
+class Walk(Job):
     """One task, method and seed."""
-
-    cfg: WalkConfig
-    folder: Path
-    table: Table
-    task: str
-    method: str
-
-    def part(self) -> Part:
-        """Its run."""
-        key = (self.task, self.method, self.cfg.seed)
-        return Part(f"{self.task} {self.method} seed {self.cfg.seed}", lambda: self.table.find(*key) is not None, self.run)
-
-    def learn(self) -> dict[str, Any]:
-        """The run, or what is left of it."""
-        with Run.start(self.folder, self.cfg, resume=True, ignore=("collect",)) as run, WorkCell(run, self.cfg) as cell:
-            return train(self.cfg, cell)
 
     def die(self) -> None:
         """Half of the run, in a process that is killed then."""
-        process = mp.get_context("spawn").Process(target=self.learn)
+        process = mp.get_context("spawn").Process(target=self.learn, args=(train,))
         process.start()
         mine = name(self.folder / "dataset")
         while process.is_alive() and not any(box.head["ticks"] > self.cfg.steps / 2 for box in Mailbox.find(mine)):
@@ -80,28 +59,15 @@ class Job:
         """Learn, and write the row."""
         if self.method == "killed" and not self.folder.exists():
             self.die()
-        summary = self.learn()
+        summary = self.learn(train)
         success: dict[str, Any] = {stage["name"]: slim(stage)["success"] for stage in summary["stages"]}
-        self.table.put({"task": self.task, "method": self.method, "seed": self.cfg.seed, "steps": summary["env_steps"],
-                        "success": success["walk"], "success_noisy": success["walk-noisy"], **summary["headline"]})
+        self.put(steps=summary["env_steps"], success=success["walk"], success_noisy=success["walk-noisy"], **summary["headline"])
 
 
 def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
-    parser = arguments(__doc__ or "", seeds=range(5))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--tasks", nargs="+", default=["go1"], choices=names(), metavar="TASK", help="of quadruped/, e.g. go1 go1-rough a1")
-    args, flags = parser.parse_known_args(words)
-    out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
-    table = Table(results / "walk.jsonl", KEY)
-    jobs = []
-    for task in args.tasks:
-        for method in args.methods:
-            base = overridden(toy_size(METHODS[method]) if args.smoke else METHODS[method], flags)
-            for seed in args.seeds[:1] if args.smoke else args.seeds:
-                cfg = replace(base, task=f"quadruped/{task}", seed=seed, collect=CollectConfig(workers=1))
-                jobs.append(Job(cfg, out / "walk" / f"{task}-{method}-s{seed}", table, task, method))
-    return min(run_parts([job.part() for job in jobs], args.budget), 1)
+    return run_jobs(Walk, __doc__ or "", words, file="walk", suite="quadruped", tasks=names(), methods=METHODS, toy_size=toy_size,
+                    seeds=range(5))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from realrl import config
 from realrl.algos.rl100 import OfflineConfig, OnlineConfig, RL100Config, train
@@ -52,6 +55,25 @@ def tiny(**changes: Any) -> RL100Config:
         "online": OnlineConfig(iterations=5, episodes=16, warmup=1, save_every=2),
         "distill": DistillConfig(batch=64, chains=64, beside_rl=2, steps=150), "trials": TrialsConfig(episodes=10, every=3),
         "eval_episodes": 12, "final_episodes": 12, "audit_episodes": 6, **changes})
+
+
+def killed_at_saves(monkeypatch: pytest.MonkeyPatch, saves: Sequence[int], run: Callable[[], object]) -> None:
+    """Begin a run as often as there are numbers, each time interrupted just before so many more checkpoints are written; what was done
+    since the last one is lost."""
+    save, left = Run.save, list(saves)
+
+    def dies(self: Run, *args: Any, **parts: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            left.pop(0)
+            raise KeyboardInterrupt
+        save(self, *args, **parts)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "save", dies)
+        for _ in saves:
+            with pytest.raises(KeyboardInterrupt):
+                run()
 
 
 def through(folder: Path, cfg: RL100Config) -> dict[str, Any]:

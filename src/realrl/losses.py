@@ -1,4 +1,4 @@
-"""Losses and targets as pure functions. B batch, T time, N decisions."""
+"""Losses, targets and intervals as pure functions. B batch, T time, N decisions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import math
 
 import torch
 from torch import Tensor
+
+
+def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """(low, high) of a proportion, 95 % by default (E. B. Wilson 1927); (0, 1) of nothing."""
+    if not n:
+        return 0.0, 1.0
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(centre - half, 0.0) if successes else 0.0, min(centre + half, 1.0) if successes < n else 1.0
 
 
 def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from realrl.robots.human import OperatorConfig
 from realrl.run import Run, read_metrics
 from realrl.scene import CollectConfig, SightConfig
 from realrl.types import Episode, RealrlError, Source
+from toy_runs import killed_at_saves
 
 ONE = CollectConfig(workers=1, envs_per_worker=2)
 
@@ -197,20 +198,7 @@ def test_nobody_helps_in_an_evaluation(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny(judge_every=60, clone_steps=10)
     whole = run_of(tmp_path / "straight", cfg)
-    save, left = Run.save, [3, 1, 2]
-
-    def dies(run: Run, *args: Any, **parts: Any) -> None:
-        left[0] -= 1
-        if not left[0]:
-            left.pop(0)
-            raise KeyboardInterrupt  # before it is written: what was done since the last one is lost
-        save(run, *args, **parts)
-
-    monkeypatch.setattr(Run, "save", dies)
-    for _ in range(3):
-        with pytest.raises(KeyboardInterrupt):
-            run_of(tmp_path / "killed", cfg)
-    monkeypatch.undo()
+    killed_at_saves(monkeypatch, (3, 1, 2), lambda: run_of(tmp_path / "killed", cfg))
     again = run_of(tmp_path / "killed", cfg)
     one, two = (weights(tmp_path / name) for name in ("straight", "killed"))
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)

@@ -24,7 +24,7 @@ from realrl.policies.folder import load_policy
 from realrl.run import Run
 from realrl.scene import CollectConfig
 from realrl.types import Episode, Moment, RealrlError, Source, Step
-from toy_runs import metrics
+from toy_runs import killed_at_saves, metrics
 
 ONE = CollectConfig(workers=1, envs_per_worker=4)
 
@@ -67,20 +67,7 @@ def test_it_learns_while_it_walks(algorithm: str, tmp_path: Path) -> None:
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny()
     whole = run_of(tmp_path / "straight", cfg)
-    save, left = Run.save, [3, 1, 2]
-
-    def dies(run: Run, *args: Any, **parts: Any) -> None:
-        left[0] -= 1
-        if not left[0]:
-            left.pop(0)
-            raise KeyboardInterrupt  # before it is written: what was done since the last one is lost
-        save(run, *args, **parts)
-
-    monkeypatch.setattr(Run, "save", dies)
-    for _ in range(3):
-        with pytest.raises(KeyboardInterrupt):
-            run_of(tmp_path / "killed", cfg)
-    monkeypatch.undo()
+    killed_at_saves(monkeypatch, (3, 1, 2), lambda: run_of(tmp_path / "killed", cfg))
     again = run_of(tmp_path / "killed", cfg)
     one, two = (weights(tmp_path / name) for name in ("straight", "killed"))
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
@@ -111,6 +98,7 @@ def fake(speeds: list[float], *, fell: bool = False) -> Episode:
     n = len(speeds)
     action = np.zeros((n, 12), np.float32)
     action[1::2] = 0.5
+    state[1:, -12:] = action  # what the servos got is observed
     return Episode({"state": state}, action, action, np.zeros(n, np.uint8), np.zeros(n, np.float32), np.zeros(n, bool), np.arange(n) * 0.05,
                    np.ones(n, bool), fell, not fell, "quadruped/go1", "walk", 1)
 
@@ -132,10 +120,14 @@ def test_walking_begins_with_five_seconds_of_half_a_metre_in_one_episode() -> No
     assert gait.half == 2 * 99 + 20 + 91, "the first step at which the mean of 100 is 0.5: 91 of them at 0.55, nine at rest"
     again = Gait(0.05)
     again.load_state_dict({"seconds": 9.0, "half_s": 4.0})
+    again.remember([fake([0.0] * 100)])
+    assert again.seconds == 9.0
+    again.remember([fake([0.0] * 500)])
+    assert again.seconds == pytest.approx(499 * 0.05), "the clock went on while nobody wrote a checkpoint"
     episode = fake([0.55] * 100)
     steps = [Step({}, a, a, Source.POLICY, 0.0, False, False, False, 0.0) for a in episode.action]
     again.see([Moment(s, {"state": x}, 1, i == 0) for i, (s, x) in enumerate(zip(steps, episode.obs["state"][1:], strict=True))])
-    assert (again.half, again.half_s) == (100, 4.0), "when it was is in the checkpoint"
+    assert (again.half, again.half_s) == (700, 4.0), "when it was is in the checkpoint"
 
 
 @pytest.mark.parametrize("task", ["go1", "go1-paper", "go1-command"])

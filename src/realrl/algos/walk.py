@@ -225,11 +225,12 @@ class Pen:
 
 def measured(episode: Episode, dt: float) -> dict[str, float]:
     """What an episode says of the gait, from the robot's own senses (`envs.quadruped.motion`). speed: m/s; net, path: metres from start to
-    end, and along the way; turning: rad/s; change: of the action from step to step, its size on average over the joints; seconds."""
-    speed, over = motion(episode.obs["state"][1:], dt)
+    end, and along the way; change: of the action from step to step, as the servos got it, its size on average over the joints; seconds."""
+    state = episode.obs["state"][1:]
+    speed, over = motion(state, dt)
     return {"speed": float(speed.mean()), "fell": float(episode.terminated), "seconds": len(episode) * dt,
             "net": float(np.hypot(*(over.sum(0) * dt))), "path": float(np.hypot(*over.T).sum() * dt),
-            "change": float(np.abs(np.diff(episode.action, axis=0)).mean()) if len(episode) > 1 else 0.0}
+            "change": float(np.abs(np.diff(state[:, -episode.action.shape[1]:], axis=0)).mean()) if len(episode) > 1 else 0.0}
 
 
 def utd_reached(cfg: WalkConfig, agent: SAC, gait: Gait) -> float:

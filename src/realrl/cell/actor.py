@@ -28,6 +28,7 @@ from rich.console import Console
 from realrl.cell.book import Book
 from realrl.cell.collect import Bench
 from realrl.cell.mailbox import Mailbox
+from realrl.robots.clock import CLIENT, Ticker, realtime
 from realrl.streaming import StreamConfig
 from realrl.types import Array, Episode, Intervention, Moment, Obs, Plan, Policy, RealrlError, RewardModel, State, TaskSpec
 
@@ -95,26 +96,27 @@ class Order:
 
 
 class Clock:
-    """Keeps a control period [s] by deadlines. A tick that comes late is not made up for by hurrying the next ones."""
+    """Keeps a control period [s] by deadlines, and counts those that are missed. A tick that comes late is not made up for by hurrying the
+    next ones."""
 
     def __init__(self, period: float, head: Any) -> None:
-        self._period, self._head, self._due = period, head, 0.0
+        self._period, self._head = period, head
+        self._ticker: Ticker | None = None
 
     def rest(self) -> None:
         """The next tick begins a new count."""
-        self._due = 0.0
+        self._ticker = None
 
     def wait(self) -> None:
         """Sleep until this tick's deadline."""
-        now = time.monotonic()
-        due = self._due + self._period if self._due else now + self._period
-        time.sleep(max(due - now, 0.0))
-        late = time.monotonic() - due
+        self._ticker = self._ticker or Ticker(self._period)
+        late = self._ticker.wait()
         head = self._head
         head["ticks"] += 1
-        head["missed"] += late > LATE * self._period
         head["worst"] = max(float(head["worst"]), late)
-        self._due = max(due, now)
+        if late > LATE * self._period:
+            head["missed"] += 1
+            self.rest()
 
 
 class Actor:
@@ -244,8 +246,8 @@ def _run(order: Order, box: Mailbox) -> None:
     book = Book(order.dataset, order.task, order.spec, live=True)
     try:
         actor = Actor(order, box, book)
-        gc.freeze()
-        gc.disable()  # between episodes it may take its time
+        for line in realtime(CLIENT):  # between episodes garbage may take its time
+            Console(stderr=True).print(f"note: {line}", markup=False)
         actor.run()
     finally:
         order.bench.close()

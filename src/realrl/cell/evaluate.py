@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from realrl import losses
 from realrl.cell.collect import Collector
 from realrl.types import Array, Episode, Policy, Source
 
@@ -53,10 +53,7 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> Rate:
     """Wilson score interval for a proportion (E. B. Wilson 1927). Raises ValueError for n < 1."""
     if n < 1:
         raise ValueError("an interval needs at least one episode")
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Rate(p, n, max(centre - half, 0.0) if successes else 0.0, min(centre + half, 1.0) if successes < n else 1.0)
+    return Rate(successes / n, n, *losses.wilson(successes, n, z))
 
 
 def held_out(n: int, seed: int = 0) -> list[int]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from realrl import config
 from realrl.files import derive, read_json, read_plain, write_bytes, write_json
+from realrl.losses import wilson
 from realrl.types import Array, Episode, Obs, RealrlError
 
 UNLABELLED, NO, YES = -1, 0, 1
@@ -232,12 +233,7 @@ class Share:
     @property
     def interval(self) -> tuple[float, float]:
         """(low, high); (0, 1) of nothing."""
-        n, z = self.of, 1.959964
-        if not n:
-            return 0.0, 1.0
-        p = self.count / n
-        centre, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(centre - half, 0.0) if self.count else 0.0, min(centre + half, 1.0) if self.count < n else 1.0
+        return wilson(self.count, self.of)
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,10 @@ class SACConfig:
     """Whether targets value entropy to come."""
 
     def __post_init__(self) -> None:
-        check(self, utd="[1, 1000]", policy_delay="[1, 1000]", actor_start="[0, 1e9]", batch="[2, 1e6]", gamma="(0, 1]", n_step="[1, 1000]",
-              hidden="[1, 16384]",
-              critics="[1, 100]", subset="[1, 100]", dropout="[0, 0.9]", warmup="[0, 1e9]", target_rate="[0, 1]", critic_lr="(0, 1]",
-              actor_lr="(0, 1]", alpha_lr="[0, 1]", beta1="[0, 1)", alpha="[0, 1e6]", entropy="[-1000, 1000]")
+        check(self, utd="[1, 1000]", policy_delay="[1, 1000]", actor_start="[0, 1e9]", batch="[2, 1e6]", gamma="(0, 1]",
+              n_step="[1, 1000]", hidden="[1, 16384]", critics="[1, 100]", subset="[1, 100]", dropout="[0, 0.9]", warmup="[0, 1e9]",
+              target_rate="[0, 1]", critic_lr="(0, 1]", actor_lr="(0, 1]", alpha_lr="[0, 1]", beta1="[0, 1)", alpha="[0, 1e6]",
+              entropy="[-1000, 1000]")
         if not 1 <= len(self.hidden) <= 20:
             raise OutOfBounds(SACConfig, "hidden", f"must have at least one layer and at most 20, got {len(self.hidden)}")
         if self.subset > self.critics:

@@ -16,6 +16,7 @@ import torch
 
 from realrl.config import check
 from realrl.files import derive
+from realrl.losses import wilson
 from realrl.types import Cell, Episode
 
 if TYPE_CHECKING:
@@ -79,11 +80,7 @@ def duel(new: Sequence[bool], old: Sequence[bool]) -> Duel:
 
 def lower(successes: int, n: int, z: float = 1.645) -> float:
     """Lower confidence bound of a success rate (Wilson 1927; one-sided 95 % by default); 0 without a trial."""
-    if not n:
-        return 0.0
-    p = successes / n
-    centre = p + z * z / (2 * n)
-    return max((centre - z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n), 0.0)
+    return wilson(successes, n, z)[0]
 
 
 def left_to_gain(won: Sequence[bool], rest: float) -> float:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import gc
 import hmac
-import ipaddress
 import signal
 import threading
 import time
@@ -346,12 +345,8 @@ async def _quietly(socket: Any, message: dict[str, Any]) -> None:
 
 def _token(cfg: ServerConfig) -> str:
     """The token that is asked for, "" for none. Raises RealrlError for a server that anybody could reach."""
-    try:
-        local = cfg.host == "localhost" or ipaddress.ip_address(cfg.host).is_loopback
-    except ValueError:
-        local = False
     if cfg.token is None:
-        if local:
+        if wire.loopback(cfg.host):
             return ""
         raise RealrlError(f"{cfg.host} can be reached from other computers: write at least 16 secret characters into a file and give it as "
                           "token in the configuration, or serve on 127.0.0.1")

@@ -13,6 +13,7 @@ Arrays are {"_a": dtype, "s": shape, "b": bytes}, of the types in `KINDS` alone.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,14 @@ KINDS = ("|u1", "<u2", "<i4", "<i8", "<f4", "<f8", "|b1")
 LARGEST_IN = 2**16  # bytes that a server takes in one message
 LARGEST_OUT = 2**26  # bytes that a client takes
 _INSTALL = "pip install 'realrl[serve]' (websockets and msgpack)"
+
+
+def loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def need() -> None:

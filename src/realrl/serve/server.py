@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import ipaddress
 import signal
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from http import HTTPStatus
 from typing import Any
 
 from realrl.config import check
+from realrl.robots.wire import loopback
 from realrl.serve import wire
 from realrl.serve.session import Served, Session
 from realrl.types import RealrlError
@@ -49,7 +49,7 @@ class Server:
     def __init__(self, served: Served, cfg: ServeConfig, token: str | None = None, tell: Callable[[str], object] = lambda line: None
                  ) -> None:
         """Raises RealrlError for an address that others can reach without a token."""
-        if not token and not _own(cfg.host):
+        if not token and not loopback(cfg.host):
             raise RealrlError(f"--host {cfg.host}: others can reach it, so a token is needed: put one into a file and name it with "
                               "--token-file, or into the environment as REALRL_TOKEN")
         wire.load()
@@ -155,14 +155,6 @@ def serve(served: Served, cfg: ServeConfig, token: str | None = None, *, tell: C
         await server.run(ready, stop)
 
     asyncio.run(run())
-
-
-def _own(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _allowed(headers: list[str], token: str) -> bool:

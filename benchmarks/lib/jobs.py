@@ -1,0 +1,65 @@
+"""Benchmarks of methods that learn while a robot moves: a run for every task, method and seed, and its row."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lib.common import RESULTS, Part, Table, arguments, overridden, run_parts
+from realrl.cell.cell import WorkCell
+from realrl.run import Run
+from realrl.scene import CollectConfig
+
+KEY = ("task", "method", "seed")
+
+
+@dataclass(frozen=True)
+class Job(ABC):
+    """One task, method and seed; a benchmark says what its `train` is and what goes into the row."""
+
+    cfg: Any
+    folder: Path
+    table: Table
+    task: str
+    method: str
+
+    def part(self) -> Part:
+        """Its run."""
+        key = (self.task, self.method, self.cfg.seed)
+        return Part(f"{self.task} {self.method} seed {self.cfg.seed}", lambda: self.table.find(*key) is not None, self.run)
+
+    def learn(self, train: Callable[[Any, WorkCell], dict[str, Any]]) -> dict[str, Any]:
+        """The run, or what is left of it; its summary."""
+        with Run.start(self.folder, self.cfg, resume=True, ignore=("collect",)) as run, WorkCell(run, self.cfg) as cell:
+            return train(self.cfg, cell)
+
+    def put(self, **row: Any) -> None:
+        """Write the row."""
+        self.table.put({"task": self.task, "method": self.method, "seed": self.cfg.seed, **row})
+
+    @abstractmethod
+    def run(self) -> None:
+        """Learn, and write the row."""
+
+
+def run_jobs(kind: type[Job], doc: str, words: list[str] | None, *, file: str, suite: str, tasks: Sequence[str], methods: Mapping[str, Any],
+             toy_size: Callable[[Any], Any], seeds: Sequence[int]) -> int:
+    """Run what is missing. file: name of the results and of the runs' folder; tasks: of `suite`, the first one by default; toy_size:
+    a configuration with budgets that show nothing but that the script works."""
+    parser = arguments(doc, seeds=seeds)
+    parser.add_argument("--methods", nargs="+", default=list(methods), choices=list(methods))
+    parser.add_argument("--tasks", nargs="+", default=[tasks[0]], choices=tasks, metavar="TASK", help=f"of {suite}/: {' '.join(tasks)}")
+    args, flags = parser.parse_known_args(words)
+    out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
+    table = Table(results / f"{file}.jsonl", KEY)
+    jobs = []
+    for task in args.tasks:
+        for method in args.methods:
+            base = overridden(toy_size(methods[method]) if args.smoke else methods[method], flags)
+            for seed in args.seeds[:1] if args.smoke else args.seeds:
+                cfg = replace(base, task=f"{suite}/{task}", seed=seed, collect=CollectConfig(workers=1))
+                jobs.append(kind(cfg, out / file / f"{task}-{method}-s{seed}", table, task, method))
+    return min(run_parts([job.part() for job in jobs], args.budget), 1)
