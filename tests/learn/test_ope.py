@@ -230,9 +230,11 @@ def test_what_a_model_without_a_vote_cannot_decide_is_left_to_trials(view: Chunk
     policy = DiffusionPolicy(small_policy(), 2, 2)
     cloned, started = ({k: v + i for k, v in policy.net.state_dict().items()} for i in (0, 1))
     told: dict[str, float] = {}
+    few, first = ChunkView([walk(s) for s in range(76, 80)], chunk=2, n_obs=1, gamma=0.98), view.encoded(state).first
     for error, gain, goes_on in ((0.0, -0.02, started), (0.0, 0.1, cloned), (0.05, -0.02, cloned), (0.05, -0.1, started)):
-        gate_ = Gate(policy, fitted[0], nothing, view.encoded(state), "returns", seed=0, log=lambda step, said: told.update(said), trials=4)
-        assert len(gate_.tried) == 4 and torch.equal(gate_.returned, view.encoded(state).returns[view.encoded(state).first][-4:])
+        gate_ = Gate(policy, fitted[0], nothing, view.encoded(state), "returns", seed=0, log=lambda step, said: told.update(said),
+                     tried=few)
+        assert gate_.tried and len(gate_.tried[0]) == 4 and torch.equal(gate_.tried[1], view.encoded(state).returns[first][-4:])
         before = torch.linspace(0.3, 0.4, 100)
         scores = iter([{"returns": before}, {"returns": before + gain}])
         monkeypatch.setattr(gate_, "check", lambda won, gate_=gate_, error=error: setattr(gate_, "error", error))
@@ -248,7 +250,8 @@ def test_the_model_is_asked_about_the_starts_that_were_tried(view: ChunkView, fi
     torch.manual_seed(0)
     told: dict[str, float] = {}
     gate_ = Gate(DiffusionPolicy(small_policy(), 2, 2), fitted[0], nothing, view.encoded(state), "success", seed=0,
-                 log=lambda step, said: told.update(said), trials=20)
+                 log=lambda step, said: told.update(said),
+                 tried=ChunkView([walk(s) for s in range(60, 80)], chunk=2, n_obs=1, gamma=0.98))
     gate_.check([True] * 20)
     assert told["trials_said"] == 1.0 and told["model_said"] < 0.5, "a policy that knows nothing does not succeed"
     assert told["model_error"] == gate_.error > 0.3

@@ -61,11 +61,11 @@ def test_products_are_tried_from_the_same_starts_with_the_same_noise():
 def test_a_worse_product_does_not_take_the_place():
     trials = Trials(Notebook(), TrialsConfig(episodes=4), seed=0)
     ended = lambda *won: [SimpleNamespace(succeeded=w) for w in won]
-    trials.won, trials.tried = [True, True, True, False], ["a"]
+    trials.won, trials.tried = [True, True, True, False], "a"
     assert trials.challenge("round 1", ended(True, False, True, False), 0.5, "b").worse(0.5)
-    assert trials.won == [True, True, True, False] and trials.tried == ["b", "a"], "the last trials are those of what stands"
+    assert trials.won == [True, True, True, False] and trials.tried == "a", "those of what stands"
     assert not trials.challenge("round 2", ended(True, True, True, True), 0.5, "c").worse(0.5)
-    assert trials.won == [True] * 4 and trials.tried == ["b", "a", "c"]
+    assert trials.won == [True] * 4 and trials.tried == "c"
     trials.tell()
     assert trials.cell.said == {"round 1": "round 1 was sent back: 50 % of 4 trials against 75 %",
                                 "round 2": "round 2 stays: 100 % of 4 trials against 75 %"}
@@ -77,12 +77,14 @@ def test_a_worse_product_does_not_take_the_place():
 def test_rollouts_explore_and_try_within_their_number():
     cell = Notebook([True, False, True], [True] * 5)
     trials = Trials(cell, TrialsConfig(episodes=3), seed=0)
-    data = trials.rollouts(a_policy(), 0, 8)
+    demos = [SimpleNamespace(succeeded=True)]
+    data, tried = trials.rollouts(a_policy(), demos, 0, 8)
     assert [(label, len(seeds), how.get("greedy", False)) for label, seeds, how in cell.asked] == \
         [("rollout-1-deployed", 3, True), ("rollout-1", 5, False)]
-    assert [e.succeeded for e in data[-3:]] == trials.won == [True, False, True], "its own trials are the last of the data"
+    assert [e.succeeded for e in tried] == trials.won == [True, False, True]
+    assert data[0] is demos[0] and len(data) == 1 + 5 and not any(e is d for e in tried for d in data), "nobody learns from what is evidence"
     few = Notebook()
-    Trials(few, TrialsConfig(), seed=0).rollouts(a_policy(), 0, 4)
+    Trials(few, TrialsConfig(), seed=0).rollouts(a_policy(), [], 0, 4)
     assert [len(seeds) for _, seeds, _ in few.asked] == [2, 2], "with few rollouts some still explore"
     assert cell.said[1] == {"exploring": 1.0, "deployed": pytest.approx(2 / 3), "gap": pytest.approx(1 / 3), "env_steps": 7}
 

@@ -151,11 +151,11 @@ class OfflineRound:
 
     started: the noise network as it was before re-imitation, which is then the first candidate to pass the gate; a round whose
     candidates are all refused gives back what it started from. None where the encoder has moved since: it cannot be tried any more.
-    won: how the last episodes of the view ended, which are real trials of what the round starts from.
+    tried, won: real trials of what the round starts from, and how they ended.
     """
 
     def __init__(self, policy: DiffusionPolicy, view: ChunkView, cfg: RL100Config, *, seed: int, log: Any,
-                 started: dict[str, Tensor] | None = None, won: Sequence[bool] = ()) -> None:
+                 started: dict[str, Tensor] | None = None, tried: ChunkView | None = None, won: Sequence[bool] = ()) -> None:
         self.policy, self.cfg, self.seed, self.log = policy, cfg, seed, log
         table = view.encoded(policy.features, policy.drawn)  # the encoder is frozen offline, and shared by policy, critics and model
         self.cond = table.cond
@@ -166,7 +166,7 @@ class OfflineRound:
         self.model = TransitionModel(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.ope, seed=seed).to(policy.device)
         quality = self.model.fit(table, log)
         log(0, {**calibration(self.critics, self.cond, table.returns), **{f"model_{k}": v for k, v in quality.items()}})
-        self.gate = Gate(policy, self.model, self.critics.q, table, cfg.offline.measure, seed=seed, log=log, trials=len(won))
+        self.gate = Gate(policy, self.model, self.critics.q, table, cfg.offline.measure, seed=seed, log=log, tried=tried)
         self.ppo, self.student = DenoisingPPO(policy, cfg.offline.ppo), policy.distillation(cfg.distill)
         self.started, self.won = started, won
         self.left = left_to_gain(won, cfg.trials.rest)
@@ -377,7 +377,7 @@ def _offline(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, demo
     fitted = value_net(policy.cond_dim, cfg.critic, eyes=policy.encoder is not None).to(policy.device)
     if cell.run.load(name, policy=policy, value=fitted, trials=trials) is None:
         with cell.timed(name):
-            data = [*demos, *trials.rollouts(policy, m, offline.rollouts)]
+            data, tried = trials.rollouts(policy, demos, m, offline.rollouts)
             began = {k: v.clone() for k, v in policy.state_dict().items()}
             decisions = partial(ChunkView, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=policy.device)
             started, good = None, worthy(data) if offline.reimitation else []
@@ -389,13 +389,13 @@ def _offline(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, demo
             horizon = cfg.ope.horizon or math.ceil((cfg.horizon or cell.spec.horizon) / policy.chunk)
             sized = replace(cfg, ope=replace(cfg.ope, horizon=horizon))
             with cell.run.bar(f"{name}: improving", offline.iterations) as advance:
+                known = decisions(tried) if tried and not moved else None
                 stage = OfflineRound(policy, decisions(data), sized, seed=derive(cfg.seed, "offline", m), log=cell.run.logger(name),
-                                     started=started, won=[] if moved else trials.won)
+                                     started=started, tried=known, won=[] if moved else trials.won)
                 stage.improve(advance)
             back = trials.sent_back(policy, began, m, offline.rollouts)
             fitted.load_state_dict((value if back and moved and value else stage.critics.value).state_dict())
-        seen_with = policy.encoder.state_dict() if policy.encoder else {}
-        cell.run.save(f"{name}-candidates", 1, judged={"records": stage.gate.records, "nets": stage.gate.nets, "encoder": seen_with})
+        cell.run.save(f"{name}-candidates", 1, judged=stage.gate.kept())
         cell.run.save(name, 1, policy=policy, value=fitted, trials=trials)
     trials.tell()
     cell.finish_stage(name, policy.with_head("ddim"), cfg.eval_episodes)

@@ -13,14 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from realrl.config import OutOfBounds, check
-from realrl.data.views import Encoded, continue_chunks
+from realrl.data.views import ChunkView, Encoded, continue_chunks
 from realrl.files import derive
 from realrl.nets.mlp import EnsembleMLP
 from realrl.types import RealrlError
@@ -357,17 +357,16 @@ def misjudged(estimate: Tensor, truth: Tensor) -> float:
 class Gate:
     """A round's judge (section 5): scores the policy as it is now in the model, compares scores, remembers all of it for the audit.
 
-    trials: how many of the last recorded episodes are real trials of what the round starts from; `check` then asks the model about
-    those, and what it is found wrong by counts as the error of all that it says.
+    tried: real trials of what the round starts from; `check` asks the model about those, and what it is found wrong by counts as the error
+    of all that it says.
     """
 
     def __init__(self, policy: DiffusionPolicy, model: TransitionModel, q: Value, table: Encoded, measure: str, *, seed: int, log: Log,
-                 trials: int = 0) -> None:
+                 tried: ChunkView | None = None) -> None:
         self.policy, self.model, self.q, self.measure, self.seed, self.log = policy, model, q, measure, seed, log
         self.starts, self.error = start_conditions(table, model.cfg), 0.0
-        first = table.first.nonzero().squeeze(-1)
-        first = first[len(first) - trials:]
-        self.tried, self.returned = table.cond[first], table.returns[first]
+        known = None if tried is None else tried.encoded(policy.features, policy.drawn)
+        self.tried = None if known is None else (known.cond[known.first], known.returns[known.first])  # beginnings, and returns
         self.records: list[dict[str, float]] = []  # what was judged ...
         self.nets: list[dict[str, Tensor]] = []  # ... and the weights, for the audit
 
@@ -400,15 +399,20 @@ class Gate:
         score = self.score()
         return (cloned, score) if self.judge(0, score, before, veto=self.error > 0) else (started, before)
 
+    def kept(self) -> dict[str, Any]:
+        """What the audit needs: all that was judged, with the encoder it was seen with."""
+        return {"records": self.records, "nets": self.nets, "encoder": self.policy.encoder.state_dict() if self.policy.encoder else {}}
+
     def net(self) -> dict[str, Tensor]:
         """A copy of the noise network's weights."""
         return {k: v.clone() for k, v in self.policy.net.state_dict().items()}
 
     def check(self, won: Sequence[bool]) -> None:
         """Ask the model about the policy whose real trials are known. won: their outcomes."""
-        if self.measure != "amq" and len(self.tried) > 1:  # nobody has seen a sum of Q
-            said = self.score(self.tried)[self.measure]
-            truth = self.returned if self.measure == "returns" else torch.tensor(won, device=said.device).float()
+        if self.tried is not None and self.measure != "amq":  # nobody has seen a sum of Q
+            begun, returned = self.tried
+            said = self.score(begun)[self.measure]
+            truth = returned if self.measure == "returns" else torch.tensor(won, device=said.device).float()
             self.error = misjudged(said, truth)
             self.log(0, {"model_said": float(said.mean()), "trials_said": float(truth.mean()), "model_error": self.error})
 

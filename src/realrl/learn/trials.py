@@ -95,8 +95,8 @@ def left_to_gain(won: Sequence[bool], rest: float) -> float:
 class Trials:
     """The real trials of a run, and what they say of the policy as it stands.
 
-    won: how its own ended, start by start; tried: labels of the trials of all offline products, its own last; lines: what was decided, by
-    stage, for people; gaps: how often exploring was compared with them.
+    won: how its own ended, start by start; tried: label of those that it began its offline round with; lines: what was decided, by stage,
+    for people; gaps: how often exploring was compared with them.
     """
 
     PARTS = ("won", "tried", "lines", "gaps")
@@ -104,7 +104,7 @@ class Trials:
     def __init__(self, cell: Cell, cfg: TrialsConfig, seed: int) -> None:
         self.cell, self.cfg, self.seed = cell, cfg, seed
         self.won: list[bool] = []
-        self.tried: list[str] = []
+        self.tried = "rollout-1-deployed"
         self.lines: dict[str, str] = {}
         self.gaps = 0
 
@@ -119,18 +119,21 @@ class Trials:
         """Try the policy as it stands, if nobody has."""
         self.won = self.won or [e.succeeded for e in self.run(policy, label, most)]
 
-    def rollouts(self, policy: DiffusionPolicy, m: int, most: int) -> list[Episode]:
-        """What the offline rounds 0..m begin with, `most` episodes each: exploring, and the trials of all products, those of what round m
-        starts from last."""
-        self.tried, share = self.tried or ["rollout-1-deployed"], 2 * most // 3
-        tried = [self.run(policy, label, share, plans_only=False) for label in self.tried]
-        data: list[Episode] = []
+    def rollouts(self, policy: DiffusionPolicy, demos: Sequence[Episode], m: int, most: int) -> tuple[list[Episode], list[Episode]]:
+        """(what offline round m learns from, demonstrations and what the rounds 0..m explored; the trials of what it starts from), `most`
+        episodes a round in all.
+
+        Nobody learns from trials: they would no longer be evidence, and on peg-insert-side a round learned worse with them.
+        """
+        share = 2 * most // 3
+        tried = self.run(policy, self.tried, share, plans_only=False)
+        data = list(demos)
         for r in range(m + 1):
             starts, noise = self.cell.seeds(1, most - min(self.cfg.episodes, share), r * most), derive(self.seed, "rollout", r) % 2**31
             data += (explored := self.cell.practise(f"rollout-{r + 1}", policy.with_head("ddim"), starts, noise_seed=noise))
-        self.won = [e.succeeded for e in tried[-1]]
+        self.won = [e.succeeded for e in tried]
         self.gap([e.succeeded for e in explored], self.won)
-        return [*data, *(e for episodes in tried for e in episodes)]
+        return data, tried
 
     def sent_back(self, policy: DiffusionPolicy, began: Mapping[str, Any], m: int, most: int) -> bool:
         """Try the product of offline round m, and go back to what the round began with where that solved more. Whether it did."""
@@ -151,10 +154,8 @@ class Trials:
         back = said.worse(level)
         if tried:
             self.lines[stage] = f"{stage} {'was sent back' if back else 'stays'}: {said}"
-        if label:
-            self.tried.insert(len(self.tried) - back, label)
         if not back:
-            self.won = won
+            self.won, self.tried = won, label or self.tried
         return said
 
     def gap(self, explored: Sequence[bool], won: Sequence[bool]) -> None:
