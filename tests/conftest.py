@@ -60,7 +60,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def long(request: pytest.FixtureRequest) -> bool:
-    """Whether to kill two hundred times rather than thirty."""
+    """Whether to kill two hundred times rather than sixteen."""
     return bool(request.config.getoption("--long"))
 
 

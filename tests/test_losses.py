@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from scipy import stats
 from torch import tensor
 from torch.distributions import Normal, kl_divergence
 
@@ -168,3 +169,14 @@ def test_chamfer_does_not_feel_order_and_refuses_what_does_not_match():
     for wrong in (b[:2], b[..., :2], b[:, :0], b[0]):
         with pytest.raises(ValueError, match="chamfer: clouds of shapes"):
             losses.chamfer(a, wrong)
+
+
+def test_rank_correlation():
+    assert losses.spearman([1, 2, 3, 4], [10, 20, 40, 30]) == pytest.approx(0.8)
+    assert losses.spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
+    assert losses.spearman([1, 1, 2], [5, 5, 9]) == pytest.approx(1.0)
+    assert losses.spearman([1, 1, 1], [1, 2, 3]) == 0.0
+    x, y = ([i * i % 7 for i in range(20)], [i * 5 % 11 for i in range(20)])  # many of them equal
+    assert losses.spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    with pytest.raises(ValueError, match="equal length"):
+        losses.spearman([1], [1])

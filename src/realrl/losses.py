@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +18,20 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(centre - half, 0.0) if successes else 0.0, min(centre + half, 1.0) if successes < n else 1.0
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Rank correlation of two equally long lists, e.g. estimates and true success over checkpoints; 0 when either is constant.
+
+    (scipy has it, too, but takes a second and a half to import, which every command would wait for.)
+    """
+    if len(x) != len(y) or len(x) < 2:
+        raise ValueError(f"rank correlation needs two lists of equal length >= 2, got {len(x)} and {len(y)}")
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        return 0.0
+    values = np.array([x, y], np.float64)
+    below, same = (values[:, :, None] > values[:, None]).sum(2), (values[:, :, None] == values[:, None]).sum(2)
+    return float(np.corrcoef(below + (same - 1) / 2)[0, 1])  # equals share the mean of their ranks
 
 
 def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from realrl.cell.cell import WorkCell
 from realrl.cell.collect import Collector
 from realrl.cell.curriculum import Practice
 from realrl.cell.evaluate import HELD_OUT, evaluate
-from realrl.cell.judge import spearman
 from realrl.data import side
 from realrl.data.store import Store
 from realrl.data.tools.check import check
@@ -25,6 +24,7 @@ from realrl.learn.imitation import generator
 from realrl.learn.ope import Verdict
 from realrl.learn.ppo import fit_value
 from realrl.learn.trials import Trials, TrialsConfig
+from realrl.losses import spearman
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.folder import load_policy
 from realrl.run import Run, read_parts

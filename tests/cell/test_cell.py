@@ -13,7 +13,7 @@ import torch
 from realrl import envs
 from realrl.cell.cell import WorkCell, recorded_demonstrations
 from realrl.cell.evaluate import HELD_OUT
-from realrl.cell.judge import latency, spearman
+from realrl.cell.judge import latency
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
 from realrl.learn.imitation import Imitation, ImitationConfig, imitate, worthy
@@ -304,15 +304,6 @@ def test_the_audit_goes_on_and_ranks_within_rounds(tmp_path):
     assert told["points"][:3] == first["points"] and len(told["points"]) == 4
     assert [p["true_success"] for p in told["points"]] == [1.0, 0.0, 0.0, 1.0] and all(p["true_n"] == 10 for p in told["points"])
     assert told["spearman"] == first["spearman"] == pytest.approx(0.866, abs=1e-3)  # ranks 3, 1, 2 against 3, 1.5, 1.5
-
-
-def test_spearman():
-    assert spearman([1, 2, 3, 4], [10, 20, 40, 30]) == pytest.approx(0.8)
-    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
-    assert spearman([1, 1, 2], [5, 5, 9]) == pytest.approx(1.0)
-    assert spearman([1, 1, 1], [1, 2, 3]) == 0.0
-    with pytest.raises(ValueError, match="equal length"):
-        spearman([1], [1])
 
 
 def test_devices():

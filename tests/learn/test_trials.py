@@ -82,7 +82,7 @@ def test_rollouts_explore_and_try_within_their_number():
     assert [(label, len(seeds), how.get("greedy", False)) for label, seeds, how in cell.asked] == \
         [("rollout-1-deployed", 3, True), ("rollout-1", 5, False)]
     assert [e.succeeded for e in tried] == trials.won == [True, False, True]
-    assert data[0] is demos[0] and len(data) == 1 + 5 and not any(e is d for e in tried for d in data), "nobody learns from what is evidence"
+    assert data[0] is demos[0] and len(data) == 1 + 5 and not any(e is d for e in tried for d in data), "nobody learns from evidence"
     few = Notebook()
     Trials(few, TrialsConfig(), seed=0).rollouts(a_policy(), [], 0, 4)
     assert [len(seeds) for _, seeds, _ in few.asked] == [2, 2], "with few rollouts some still explore"

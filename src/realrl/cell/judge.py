@@ -8,19 +8,19 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from realrl import envs
 from realrl.cell.account import Account
 from realrl.cell.collect import Collector
 from realrl.cell.evaluate import Evaluation, blind, summarise, trials
 from realrl.files import read_plain, write_json
+from realrl.losses import spearman
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.exported import sense_type
 from realrl.scene import Scene
@@ -93,15 +93,6 @@ class Judge:
                  measure: Measure | None = None) -> dict[str, Any]:
         result = self.evaluate(policy, n, label=name, source=source, greedy=greedy, measure=measure)
         return {"name": name, **result.to_dict(), "latency_ms": latency(policy, self.spec)}
-
-
-def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Rank correlation of two equally long lists, e.g. estimates and true success over checkpoints; 0 when either is constant."""
-    if len(x) != len(y) or len(x) < 2:
-        raise ValueError(f"rank correlation needs two lists of equal length >= 2, got {len(x)} and {len(y)}")
-    if len(set(x)) == 1 or len(set(y)) == 1:
-        return 0.0
-    return float(stats.spearmanr(x, y).statistic)
 
 
 def judged(run: Logbook, rounds: int, policy: DiffusionPolicy) -> Iterator[tuple[dict[str, Any], DiffusionPolicy]]:

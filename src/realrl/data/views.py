@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
-from scipy.signal import lfilter
 from torch import Tensor
 
 from realrl.types import Array, Batch, Episode, RealrlError
@@ -150,7 +150,8 @@ def _decisions(episode: Episode, chunk: int, gamma: float, every: str) -> tuple[
     discount = gamma ** count.astype(np.float64)
     if episode.terminated:
         discount[stop == length] = 0.0
-    to_go = lfilter([1.0], [1.0, -gamma], episode.reward[::-1].astype(np.float64))[::-1]
+    backwards = accumulate(episode.reward[::-1].tolist(), lambda after, now: now + gamma * after)
+    to_go = np.array(list(backwards), np.float64)[::-1]
     return start, count, reward, discount, to_go[start]
 
 

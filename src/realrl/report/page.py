@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from scipy.stats import spearmanr
 
 from realrl.files import write_text
+from realrl.losses import spearman
 from realrl.report.curves import curves
 from realrl.report.failures import failure_parts
 from realrl.report.figures import STYLE, cycle_figures, ope_figure, success_figure
@@ -140,7 +140,7 @@ def _ope_parts(ope: Mapping[str, Any], where: str) -> dict[str, Any]:
     estimate, truth = ([p[key] for p in points] for key in ("estimate", "true_success"))
     rank = number_of(ope, "spearman", where)
     if rank is None and min(len(set(estimate)), len(set(truth))) > 1:
-        rank = float(spearmanr(estimate, truth).statistic)
+        rank = spearman(estimate, truth)
     told = f"Rank correlation (Spearman) {rank:+.2f} over {len(points)} checkpoints; " if rank is not None else ""
     text = told + "+1 means that the offline estimate puts the checkpoints in the order of their true success, 0 that it says nothing."
     return {"ope": ope_figure(points, where), "ope_text": text[:1].upper() + text[1:]}

@@ -30,7 +30,7 @@ from realrl.data.tools.check import check
 from realrl.types import Episode, Obs, Source, Step
 
 SIZE = (16, 24)
-FEW, MANY = 15, 101  # kills a run, without and with --long; there are two runs
+FEW, MANY = 8, 101  # kills a run, without and with --long; there are two runs
 
 
 def observation(seed: int, t: int) -> Obs:

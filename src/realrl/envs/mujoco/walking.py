@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
-from scipy.signal import butter
 
 from realrl.envs.base import RobotEnv
 from realrl.envs.mujoco import legs
@@ -84,7 +83,9 @@ class QuadrupedEnv(RobotEnv):
         super().__init__(task, reward=reward, kinds=("dense",), native_low=self._stand - self._box, native_high=self._stand + self._box,
                          eyes=seen, whims=randomiser(randomise, model, self._data, seen, ((-1.0, -1.0, 0.0), (1.0, 1.0, 1.0))))
         self._swing = np.array(made.swing)
-        self._b, self._a = butter(2, CUTOFF, fs=HZ)
+        if about.filtered:
+            from scipy.signal import butter  # it takes two seconds to import
+            self._b, self._a = butter(2, CUTOFF, fs=HZ)
 
     # ---- an episode
 
