@@ -41,8 +41,8 @@ LAST = 50
 BEHIND = 20
 """Control steps for which updates are made up later, where a learner is slower than its robot."""
 
-LEARNER = SACConfig(utd=4, policy_delay=2, batch=128, gamma=0.97, hidden=(128, 128), actor_q="mean", alpha=0.01, entropy_backup=False)
-ACTOR = GaussianConfig(hidden=(128, 128), norm="layer")
+LEARNER = SACConfig(utd=4, policy_delay=2, gamma=0.97, actor_q="mean", alpha=0.01, entropy_backup=False)
+ACTOR = GaussianConfig(n_obs=6, norm="layer")  # what was felt has to be remembered when the hand is in the air again
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Attendant(Intervention, Protocol):
 class OperatorConfig:
     """How the scripted operator behaves; steps are control steps."""
 
-    patience: int = 10
+    patience: int = 20
     """Steps without progress after which help is due."""
     slip: float = 10.0
     """Progress lost since the best of the episode (mm, on the contact tasks) after which help is due at once."""
@@ -53,7 +53,7 @@ class OperatorConfig:
     """Share of what happened in those steps that experience makes up for."""
     hold: tuple[int, int] = (5, 15)
     """Least and most steps of a correction, drawn evenly."""
-    rest: int = 8
+    rest: int = 20
     """Steps after a correction in which the robot is left to try."""
     cap: float = 0.5
     """Largest action, of 1."""
