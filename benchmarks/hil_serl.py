@@ -20,7 +20,7 @@ from benchmarks.lib.jobs import Job, run_jobs
 from realrl.algos.hil_serl import HILConfig, train
 from realrl.envs.contact import names
 
-BASE = HILConfig(steps=10_000, judge_every=2500)
+BASE = HILConfig(judge_every=2500)
 METHODS = {"corrections": BASE, "demonstrations": replace(BASE, human="none"),
            "hg-dagger": replace(BASE, learner="hg-dagger", sac=replace(BASE.sac, utd=1), clone_steps=2000, steps=4000),
            "cloning": replace(BASE, human="none", clone_steps=4000, steps=1, start=10**6)}
