@@ -80,7 +80,8 @@ def expert(name: str, path: str | Path | None = None) -> Policy:
 
 
 class Careful:
-    """Over the slot first, 4 mm above it, upright and turned as it is; then down. reach: of a full action, m."""
+    """Over the slot first, 4 mm above it, upright and turned as it is; then down. Where it has touched down beside the slot it slides over,
+    pressing lightly, as people do: what is felt then tells the way. reach: of a full action, m."""
 
     def __init__(self, reach: float, most: float = 0.5) -> None:
         self._reach, self._most = reach, most
@@ -92,6 +93,7 @@ class Careful:
         inside = way[:, 2] > 0.002  # its tip is under the mouth's rim
         aligned = (off < 0.0006) & (np.abs(turn) < 0.03)
         down = np.where(aligned | (inside & (off < 0.0015)), way[:, 2] - DEPTH - 0.005, way[:, 2] + 0.004)
+        down = np.where(~aligned & (np.abs(way[:, 2]) < 0.001), -0.001, down)
         rest = np.stack([-states[:, TILT.start] * TILTED, -states[:, TILT.start + 1] * TILTED, turn], 1)
         asked = np.concatenate([way[:, :2], down[:, None], rest / WIDE], 1) / self._reach
         return np.clip(asked, -self._most, self._most)
