@@ -148,8 +148,8 @@ def lambda_return(reward: Tensor, discount: Tensor, value: Tensor, lam: float) -
 
 
 def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) [...] of categoricals given by log-probabilities [..., S, C], summed over all S of them."""
-    return (p.exp() * (p - q)).sum((-2, -1))
+    """KL(p || q) [...] of categoricals given by probabilities [..., S, C], none of them 0, summed over all S of them."""
+    return (p * (p.log() - q.log())).sum((-2, -1))
 
 
 def chamfer(a: Tensor, b: Tensor) -> Tensor:

@@ -89,6 +89,10 @@ class DreamConfig:
             raise OutOfBounds(DreamConfig, "last", f"must be at most length + 1 = {self.length + 1}, got {self.last}")
 
 
+CPU = DreamConfig(batch=32, length=16, last=4, lr=3e-4, warmup=200)
+"""A core has little time between two steps: short stretches, which begin where memory was, and few starts of dreams."""
+
+
 @dataclass(frozen=True)
 class DaydreamerConfig(Scene):
     """A world model learned while the robot moves; `--preset` has three sizes."""
@@ -99,9 +103,9 @@ class DaydreamerConfig(Scene):
     """Whose values all that follows has by default: cpu (a processor's core), daydreamer (the paper's sizes) or v3 (DreamerV3's smallest)."""
     sight: SightConfig = field(default_factory=lambda: SightConfig(height=64, width=64))
     """What the policy sees: the state, or pictures beside it."""
-    policy: RecurrentConfig = field(default_factory=RecurrentConfig)
+    policy: RecurrentConfig = field(default_factory=lambda: RecurrentConfig(RSSMConfig(hidden=128, units=128)))
     """Model and actor."""
-    dream: DreamConfig = field(default_factory=lambda: DreamConfig(lr=2e-4))
+    dream: DreamConfig = field(default_factory=lambda: CPU)
     """The learner."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     """How robot and learner go beside each other."""
@@ -130,7 +134,7 @@ class DaydreamerConfig(Scene):
 PRESETS = {
     "cpu": DaydreamerConfig(),
     "daydreamer": DaydreamerConfig(
-        preset="daydreamer", policy=RecurrentConfig(RSSMConfig(stoch=32, classes=32, prior_layers=3, units=512, layers=4, depth=48)),
+        preset="daydreamer", policy=RecurrentConfig(RSSMConfig(deter=512, hidden=512, stoch=32, classes=32, prior_layers=3, units=512, layers=4, depth=48)),
         dream=DreamConfig(batch=32, length=32, last=32, remember=False, pixels=True, gamma=0.995, lr=1e-4), steps=72_000, prefill=5000,
         ratio=512.0),
     "v3": DaydreamerConfig(

@@ -137,13 +137,17 @@ class RSSM(nn.Module):
             self.inner = BlockLinear(g, cfg.deter // g + 3 * hidden, cfg.deter // g)
             self.inner_norm = nn.LayerNorm(cfg.deter, eps=1e-4)
             self.gates: nn.Module = BlockLinear(g, cfg.deter // g, 3 * cfg.deter // g)
+            nn.init.constant_(self.gates.bias[:, 2 * cfg.deter // g:], -1.0)
         else:
             self.gates = linear(hidden + cfg.deter, 3 * cfg.deter)
             self.gate_norm = nn.LayerNorm(3 * cfg.deter, eps=1e-4)
+            nn.init.constant_(self.gate_norm.bias[2 * cfg.deter:], -1.0)  # at first it remembers rather than updates
         sizes = [cfg.deter, *[hidden] * cfg.prior_layers]
         self.prior_net = nn.Sequential(*(Layer(a, b) for a, b in zip(sizes, sizes[1:], strict=False)), linear(hidden, codes))
         self.post_deter, self.post_embed = linear(cfg.deter, hidden), linear(embed, hidden)
         self.post_norm, self.post_out = nn.LayerNorm(hidden, eps=1e-4), linear(hidden, codes)
+        self.register_buffer("_even", torch.full((), 1 / cfg.classes), persistent=False)
+        self._even: Tensor
 
     def start(self, batch: int) -> Latent:
         """An empty memory."""
@@ -166,26 +170,25 @@ class RSSM(nn.Module):
         else:
             x = functional.silu(self.in_norm(drive + act))
             reset, cand, update = self.gate_norm(self.gates(torch.cat([x, deter.to(x.dtype)], -1))).chunk(3, -1)
-        update = (update - 1).sigmoid()
-        after: Tensor = deter + update * ((reset.sigmoid() * cand).tanh() - deter)
+        after: Tensor = torch.lerp(deter, (reset.sigmoid() * cand).tanh().to(deter.dtype), update.sigmoid().to(deter.dtype))
         return after
 
-    def log_probs(self, logits: Tensor) -> Tensor:
-        """Log-probabilities [..., S, C] of raw outputs [..., S*C], a share of even chance mixed in."""
+    def chances(self, logits: Tensor) -> Tensor:
+        """Probabilities [..., S, C] of raw outputs [..., S*C], a share of even chance mixed in."""
         probs = logits.float().unflatten(-1, (self.cfg.stoch, self.cfg.classes)).softmax(-1)
-        return ((1 - self.cfg.unimix) * probs + self.cfg.unimix / self.cfg.classes).log()
+        return torch.lerp(probs, self._even, self.cfg.unimix)
 
     def prior(self, deter: Tensor) -> Tensor:
-        """What is expected, log-probabilities [..., S, C]."""
-        return self.log_probs(self.prior_net(deter))
+        """What is expected, probabilities [..., S, C]."""
+        return self.chances(self.prior_net(deter))
 
     def posterior(self, deter: Tensor, seen: Tensor) -> Tensor:
-        """What holds after seeing, log-probabilities [..., S, C]. seen: `post_embed` of what was seen [..., hidden]."""
-        return self.log_probs(self.post_out(functional.silu(self.post_norm(self.post_deter(deter) + seen))))
+        """What holds after seeing, probabilities [..., S, C]. seen: `post_embed` of what was seen [..., hidden]."""
+        return self.chances(self.post_out(functional.silu(self.post_norm(self.post_deter(deter) + seen))))
 
     def observe(self, embed: Tensor, action: Tensor, first: Tensor, noise: Tensor,
                 known: tuple[Latent, Tensor] | None = None) -> tuple[Latent, Tensor]:
-        """Through a stretch of time: the states (posteriors drawn, gradients straight through) and log-probabilities [T, B, S, C].
+        """Through a stretch of time: the states (posteriors drawn, gradients straight through) and their probabilities [T, B, S, C].
 
         embed: [T, B, E]; action: [T, B, A], what led to each row; first: [T, B] bool, where memory and action are forgotten, as they are
         before the first row; noise: [T, B, S, C], exponential; known: the first row's state, remembered, and in which columns [B] it is to
@@ -194,18 +197,18 @@ class RSSM(nn.Module):
         seen, keep = self.post_embed(embed), (~first)[..., None]
         act = self.act(action * keep)
         begins, state = first.any(1).tolist(), self.start(embed.shape[1])
-        deters, stochs, logps = [], [], []
+        deters, stochs, chances = [], [], []
         for t in range(len(embed)):
             if begins[t]:
                 state = Latent(state.deter * keep[t], state.stoch * keep[t])
             deter = self.step(state, act[t])
-            logp = self.posterior(deter, seen[t])
-            state = Latent(deter, drawn(logp, noise[t]))
+            probs = self.posterior(deter, seen[t])
+            state = Latent(deter, drawn(probs, noise[t]))
             if t == 0 and known:
                 state = Latent(*(torch.where(known[1][:, None], old, new) for old, new in zip(known[0], state, strict=True)))
-            for kept, value in ((deters, state.deter), (stochs, state.stoch), (logps, logp)):
+            for kept, value in ((deters, state.deter), (stochs, state.stoch), (chances, probs)):
                 kept.append(value)
-        return Latent(torch.stack(deters), torch.stack(stochs)), torch.stack(logps)
+        return Latent(torch.stack(deters), torch.stack(stochs)), torch.stack(chances)
 
     def dream(self, state: Latent, action: Tensor, noise: Tensor) -> Latent:
         """The next state as it is expected, drawn. state: [B, ...]; action: [B, A]; noise: [B, S, C], exponential."""
@@ -213,14 +216,12 @@ class RSSM(nn.Module):
         return Latent(deter, drawn(self.prior(deter), noise))
 
 
-def drawn(logp: Tensor, noise: Tensor) -> Tensor:
-    """A draw [..., S*C], one-hot, from log-probabilities [..., S, C], with gradients straight through to the probabilities: of clocks that
-    ring after noise / p the first one rings with chance p. noise: exponential."""
-    probs = logp.exp()
-    hard = functional.one_hot((probs.detach() / noise).argmax(-1), probs.shape[-1]).to(probs.dtype)
-    if probs.requires_grad:
-        hard = hard + (probs - probs.detach())
-    return hard.flatten(-2)
+def drawn(probs: Tensor, noise: Tensor) -> Tensor:
+    """A draw [..., S*C], one-hot, from probabilities [..., S, C], with gradients straight through to them: of clocks that ring after
+    noise / p the first one rings with chance p. noise: exponential."""
+    with torch.no_grad():
+        hard = torch.zeros_like(probs).scatter_(-1, (probs / noise).argmax(-1, keepdim=True), 1.0)
+    return (hard + (probs - probs.detach()) if probs.requires_grad else hard).flatten(-2)
 
 
 # ---- what is seen

@@ -95,7 +95,7 @@ class RecurrentPolicy(nn.Module):
 
     def draw(self, told: tuple[Tensor, Tensor], noise: Tensor) -> Tensor:
         """An action [..., A] of a distribution. noise: [..., A], normal; discrete, exponential."""
-        return drawn(told[0][..., None, :].detach(), noise[..., None, :]) if self.discrete else torch.addcmul(told[0], told[1], noise)
+        return drawn(told[0][..., None, :].detach().exp(), noise[..., None, :]) if self.discrete else torch.addcmul(told[0], told[1], noise)
 
     def logp(self, told: tuple[Tensor, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
         """(log-probability of actions [..., A], entropy), each [...]."""
