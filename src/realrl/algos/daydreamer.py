@@ -5,7 +5,7 @@ Beside the acting robot, the learner draws stretches of what it remembers, fits 
 steps, and improves actor and critic on those dreams alone.
 
 What of it is where: the model in `nets/rssm.py`, acting in `policies/recurrent.py`, memory in `learn/replay.py`, the arithmetic of symlog,
-two-hot codes, lambda-returns and KL in `losses.py`. This file has the learner, the presets and the loop.
+two-hot codes, lambda-returns and KL in `losses.py`, the optimiser in `learn/dreaming.py`. This file has the learner, its presets, the loop.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive
+from realrl.learn.dreaming import LaProp, Memory
 from realrl.learn.replay import Replay
 from realrl.losses import categorical_kl, lambda_return, symexp_bins, symlog, twohot_loss, twohot_mean
 from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
@@ -89,8 +90,9 @@ class DreamConfig:
             raise OutOfBounds(DreamConfig, "last", f"must be at most length + 1 = {self.length + 1}, got {self.last}")
 
 
-CPU = DreamConfig(batch=32, length=16, last=4, lr=3e-4, warmup=200)
-"""A core has little time between two steps: short stretches, which begin where memory was, and few starts of dreams."""
+CPU = DreamConfig(batch=32, length=16, last=4, gamma=0.985, lr=4e-4, warmup=200)
+"""A core has little time between two steps: short stretches, which begin where memory was, few starts of dreams, and a horizon that values
+reach within some hundred updates."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class DaydreamerConfig(Scene):
     task: str = "quadruped/go1-from-back"
     """Environment, see `realrl tasks`."""
     preset: Literal["cpu", "daydreamer", "v3"] = "cpu"
-    """Whose values all that follows has by default: cpu (a processor's core), daydreamer (the paper's sizes) or v3 (DreamerV3's smallest)."""
+    """Whose values all that follows has by default: cpu (for a core), daydreamer (the paper's sizes) or v3 (DreamerV3's smallest)."""
     sight: SightConfig = field(default_factory=lambda: SightConfig(height=64, width=64))
     """What the policy sees: the state, or pictures beside it."""
     policy: RecurrentConfig = field(default_factory=lambda: RecurrentConfig(RSSMConfig(hidden=128, units=128)))
@@ -134,12 +136,13 @@ class DaydreamerConfig(Scene):
 PRESETS = {
     "cpu": DaydreamerConfig(),
     "daydreamer": DaydreamerConfig(
-        preset="daydreamer", policy=RecurrentConfig(RSSMConfig(deter=512, hidden=512, stoch=32, classes=32, prior_layers=3, units=512, layers=4, depth=48)),
+        preset="daydreamer", policy=RecurrentConfig(RSSMConfig(deter=512, hidden=512, stoch=32, classes=32, prior_layers=3, units=512,
+                                                               layers=4, depth=48)),
         dream=DreamConfig(batch=32, length=32, last=32, remember=False, pixels=True, gamma=0.995, lr=1e-4), steps=72_000, prefill=5000,
         ratio=512.0),
     "v3": DaydreamerConfig(
-        preset="v3", policy=RecurrentConfig(RSSMConfig(deter=512, stoch=32, classes=4, hidden=64, blocks=8, prior_layers=2, units=64, layers=3,
-                                                       depth=4)),
+        preset="v3", policy=RecurrentConfig(RSSMConfig(deter=512, hidden=64, stoch=32, classes=4, blocks=8, prior_layers=2, units=64,
+                                                       layers=3, depth=4)),
         dream=DreamConfig(batch=16, length=64, last=64, pixels=True), steps=72_000, prefill=1000, ratio=512.0),
 }
 """cpu: what a core does eight updates a second of; daydreamer: the paper's sizes, batch, discount and rate; v3: DreamerV3's size1m."""
@@ -162,7 +165,7 @@ class Dreamer:
         self.bins = symexp_bins(BINS).to(place)
         self.range = torch.zeros((), device=place)  # of returns, from the 5th to the 95th in a hundred
         self._parts = nn.ModuleDict({"policy": policy, "heads": self.heads, "painters": self.painters})
-        self.optimiser = LaProp(list(self._parts.parameters()), cfg)
+        self.optimiser = LaProp(list(self._parts.parameters()), lr=cfg.lr, warmup=cfg.warmup, clip=cfg.clip)
         self.memory = Memory(size, place)
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -299,82 +302,6 @@ class Dreamer:
         self.range, self.step = state["range"].to(self.bins.device), int(state["step"])
 
 
-class LaProp:
-    """RMS first, momentum afterwards (arXiv 2002.04839), behind gradients that are clipped tensor by tensor (AGC, arXiv 2102.06171)."""
-
-    BETA1, BETA2, EPS, FLOOR = 0.9, 0.999, 1e-20, 1e-3
-
-    def __init__(self, parameters: Sequence[Tensor], cfg: DreamConfig) -> None:
-        self.parameters, self._cfg = list(parameters), cfg
-        self.square, self.momentum = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
-
-    @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor | None], done: int) -> None:
-        """One step after `done` others."""
-        cfg, ps = self._cfg, self.parameters
-        gs = [torch.zeros_like(p) if g is None else g for p, g in zip(ps, gradients, strict=True)]
-        most = [cfg.clip * n.clamp(min=self.FLOOR) for n in torch._foreach_norm(ps)]
-        gs = torch._foreach_mul(gs, [(m / n.clamp(min=1e-12)).clamp(max=1.0) for m, n in zip(most, torch._foreach_norm(gs), strict=True)])
-        torch._foreach_lerp_(self.square, torch._foreach_mul(gs, gs), 1 - self.BETA2)
-        scale = torch._foreach_div(self.square, 1 - self.BETA2 ** (done + 1))
-        torch._foreach_sqrt_(scale)
-        torch._foreach_add_(scale, self.EPS)
-        torch._foreach_lerp_(self.momentum, torch._foreach_div(gs, scale), 1 - self.BETA1)
-        rate = cfg.lr * min(1.0, (done + 1) / max(cfg.warmup, 1)) / (1 - self.BETA1 ** (done + 1))
-        torch._foreach_add_(ps, self.momentum, alpha=-rate)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Its two memories."""
-        return {"square": self.square, "momentum": self.momentum}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        for mine, its in ((self.square, state["square"]), (self.momentum, state["momentum"])):
-            torch._foreach_copy_(mine, list(its))
-
-
-class Memory:
-    """The states that observations had when they were last looked at, by their number in the replay."""
-
-    def __init__(self, cfg: RSSMConfig, place: torch.device) -> None:
-        self._classes = cfg.classes
-        self.deter = torch.zeros(1024, cfg.deter, dtype=torch.float16, device=place)
-        self.code = torch.zeros(1024, cfg.stoch, dtype=torch.uint8, device=place)
-        self.known = torch.zeros(1024, dtype=torch.bool, device=place)
-
-    def _reach(self, count: int) -> None:
-        """Make room for so many."""
-        while len(self.known) < count:
-            self.deter, self.code, self.known = (torch.cat([x, torch.zeros_like(x)]) for x in (self.deter, self.code, self.known))
-
-    def put(self, s: Segment, states: Latent) -> None:
-        """Keep the states [T + 1, B, ...] of stretches."""
-        there = torch.cat([torch.ones_like(s.valid[:1]), s.valid])
-        frame = s.frame[there]
-        self._reach(int(frame.max()) + 1)
-        self.deter[frame] = states.deter[there].to(torch.float16)
-        self.code[frame] = states.stoch[there].unflatten(-1, (-1, self._classes)).argmax(-1).to(torch.uint8)
-        self.known[frame] = True
-
-    def get(self, frame: Tensor) -> tuple[Latent, Tensor]:
-        """(states [B, ...], which of them are known [B])."""
-        self._reach(int(frame.max()) + 1)
-        codes = nn.functional.one_hot(self.code[frame].long(), self._classes)
-        return Latent(self.deter[frame].float(), codes.flatten(-2).float()), self.known[frame]
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, up to the last one known."""
-        count = int(self.known.nonzero().max()) + 1 if bool(self.known.any()) else 0
-        return {"deter": self.deter[:count].clone(), "code": self.code[:count].clone(), "known": self.known[:count].clone()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self._reach(count := len(state["known"]))
-        self.known.zero_()
-        for mine, name in ((self.deter, "deter"), (self.code, "code"), (self.known, "known")):
-            mine[:count] = state[name]
-
-
 # ---- learning
 
 
@@ -441,7 +368,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> di
 
 
 class Books:
-    """How it goes. steps: control steps seen; let_go: updates that were due and will not be made; seconds: by the clock while it learned."""
+    """How it goes. steps: control steps seen; let_go: updates that were due and will not be made; seconds: by the clock."""
 
     def __init__(self, cfg: DaydreamerConfig) -> None:
         self._cfg, self.steps, self.let_go, self.seconds, self._clock = cfg, 0, 0.0, 0.0, time.monotonic()
@@ -506,7 +433,7 @@ def _slot(key: str) -> str:
 
 
 def _exponential(shape: Sequence[int], random: torch.Generator) -> Tensor:
-    return torch.rand(tuple(shape), generator=random, device=random.device).log_().neg_()  # five times as fast as exponential_
+    return torch.rand(tuple(shape), generator=random, device=random.device).log_().neg_()  # sooner than exponential_
 
 
 def _normal(shape: Sequence[int], random: torch.Generator) -> Tensor:

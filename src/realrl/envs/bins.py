@@ -1,11 +1,12 @@
-"""Two bins and a hand between them: "bins/panda", after DayDreamer's pick and place (arXiv 2206.14176): carry things from bin to bin, and back.
+"""Two bins and a hand between them, "bins/panda", after DayDreamer's pick and place (arXiv 2206.14176): carry things over, and back again.
 
-Two decisions a second, each a whole move; 100 of them are an episode. An action is one of six (`TaskSpec.discrete`; the largest of six numbers
-counts): a cell forward, back, left, right (4 cm, within the bin), open or close the gripper, and down; up it goes only with something in it.
-Rewards are sparse: 1 for a grasp, 10 for what was carried over the divide at a height, where it is let go by itself, -1 for letting go before.
+Two decisions a second, each a whole move; 100 of them are an episode. An action is one of six (`TaskSpec.discrete`, the largest of six
+numbers counts): a cell forward, back, left, right (4 cm, within the bin), open or close the gripper, and down; up it goes only with
+something in it. Rewards are sparse: 1 for a grasp, 10 for what was carried over the divide at a height, where it is let go by itself, and
+-1 for letting go before.
 
-`state` [9], with eyes: the hand's place [3], the opening, over which bin [2], whether it holds [2], whether it is up. The camera "front" sees
-bins and things. Without eyes the things' places follow, 3 numbers each. `info` has the number of things carried.
+`state` [9], with eyes: the hand's place [3], the opening, over which bin [2], whether it holds [2], whether it is up. The camera "front"
+sees bins and things. Without eyes the things' places follow, 3 numbers each. `info` has the number of things carried.
 """
 
 from __future__ import annotations

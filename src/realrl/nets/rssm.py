@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -83,7 +84,7 @@ def linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
 def head(cfg: RSSMConfig, outputs: int, scale: float = 1.0) -> nn.Sequential:
     """An MLP from features [..., F] to [..., outputs]; scale: of the last layer's first weights, 0 for a head that begins with nothing."""
     sizes = [cfg.feature, *[cfg.units] * cfg.layers]
-    inner = [Layer(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+    inner = [Layer(a, b) for a, b in pairwise(sizes)]
     last = linear(cfg.units, outputs, scale or 1.0)
     if not scale:
         nn.init.zeros_(last.weight)
@@ -143,7 +144,7 @@ class RSSM(nn.Module):
             self.gate_norm = nn.LayerNorm(3 * cfg.deter, eps=1e-4)
             nn.init.constant_(self.gate_norm.bias[2 * cfg.deter:], -1.0)  # at first it remembers rather than updates
         sizes = [cfg.deter, *[hidden] * cfg.prior_layers]
-        self.prior_net = nn.Sequential(*(Layer(a, b) for a, b in zip(sizes, sizes[1:], strict=False)), linear(hidden, codes))
+        self.prior_net = nn.Sequential(*(Layer(a, b) for a, b in pairwise(sizes)), linear(hidden, codes))
         self.post_deter, self.post_embed = linear(cfg.deter, hidden), linear(embed, hidden)
         self.post_norm, self.post_out = nn.LayerNorm(hidden, eps=1e-4), linear(hidden, codes)
         self.register_buffer("_even", torch.full((), 1 / cfg.classes), persistent=False)
@@ -234,7 +235,7 @@ class Encoder(nn.Module):
     def __init__(self, cfg: RSSMConfig, state: int, senses: Mapping[str, Sequence[int]]) -> None:
         super().__init__()
         sizes = [state, *[cfg.units] * cfg.layers]
-        self.state = nn.Sequential(*(Layer(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+        self.state = nn.Sequential(*(Layer(a, b) for a, b in pairwise(sizes)))
         self.cameras = tuple(senses)
         self.eyes = nn.ModuleList(_eye(cfg.depth, shape[2]) for shape in senses.values())
         self.size = cfg.units + sum(8 * cfg.depth * (s[0] // 16) * (s[1] // 16) for s in senses.values())
@@ -265,7 +266,7 @@ def _eye(depth: int, channels: int) -> nn.Sequential:
     """Four convolutions 4x4 with stride 2: a sixteenth of the side, eight times the depth."""
     sizes = [channels, depth, 2 * depth, 4 * depth, 8 * depth]
     return nn.Sequential(*(nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), ChannelNorm(b), nn.SiLU())
-                           for a, b in zip(sizes, sizes[1:], strict=False)))
+                           for a, b in pairwise(sizes)))
 
 
 class Painter(nn.Module):
@@ -276,7 +277,7 @@ class Painter(nn.Module):
         self.shape, self.low = tuple(shape), (8 * cfg.depth, shape[0] // 16, shape[1] // 16)
         self.spread = linear(cfg.feature, self.low[0] * self.low[1] * self.low[2])
         sizes = [8 * cfg.depth, 4 * cfg.depth, 2 * cfg.depth, cfg.depth]
-        inner = [nn.Sequential(nn.ConvTranspose2d(a, b, 4, 2, 1), ChannelNorm(b), nn.SiLU()) for a, b in zip(sizes, sizes[1:], strict=False)]
+        inner = [nn.Sequential(nn.ConvTranspose2d(a, b, 4, 2, 1), ChannelNorm(b), nn.SiLU()) for a, b in pairwise(sizes)]
         self.net = nn.Sequential(*inner, nn.ConvTranspose2d(cfg.depth, shape[2], 4, 2, 1))
 
     def forward(self, feature: Tensor) -> Tensor:

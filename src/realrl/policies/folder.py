@@ -124,7 +124,7 @@ def _kind(name: str) -> type[DiffusionPolicy | GaussianPolicy | RecurrentPolicy]
     from realrl.policies.gaussian import GaussianPolicy
     from realrl.policies.recurrent import RecurrentPolicy
     kinds: tuple[type[DiffusionPolicy | GaussianPolicy | RecurrentPolicy], ...] = (GaussianPolicy, RecurrentPolicy, DiffusionPolicy)
-    return next(kind for kind in kinds if kind.KIND == name)
+    return next(kind for kind in kinds if name == kind.KIND)
 
 
 def read_policy_json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from realrl import config
-from realrl.nets.rssm import Encoder, Latent, RSSM, RSSMConfig, drawn, head
+from realrl.nets.rssm import RSSM, Encoder, Latent, RSSMConfig, drawn, head
 from realrl.types import Array, Obs, Plan, RealrlError, State
 
 LEAST = 0.1

@@ -1,4 +1,4 @@
-"""The environment of "quadruped/...-from-back": a robot that begins on its back and gets no help, in MuJoCo. See `realrl.envs.quadruped.rising`.
+"""The environment of "quadruped/...-from-back": a robot that begins on its back and gets no help, see `realrl.envs.quadruped.rising`.
 
 20 decisions a second: an action of 12 numbers in [-1, 1] is a target for each joint, over nearly all of its range. The targets go through a
 low-pass filter of 1.5 Hz, stay within 0.2 rad of where the joints are, and are moved there evenly over the step.
