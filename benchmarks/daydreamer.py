@@ -31,7 +31,7 @@ CPU = DaydreamerConfig()
 METHODS = {"cpu": CPU, "realtime": replace(CPU, stream=StreamConfig(realtime=True))}
 TASKS = ("quadruped/go1-from-back", *(f"bins/{name}" for name in bins()))
 EVERY, HELD = 1000, 50
-"""Steps of a point of the curve; steps over which a phase has to be reached on average to count as reached."""
+"""Steps of a point of the curve; steps in nine tenths of which a phase has to be reached to count as reached."""
 
 
 def toy_size(cfg: DaydreamerConfig) -> DaydreamerConfig:
@@ -61,7 +61,7 @@ def means(values: Array) -> list[float]:
 
 
 def phases(practice: Sequence[Episode]) -> dict[str, Any]:
-    """How far each phase was in practice, and the first step at which it had been reached for `HELD` steps: upright, stands, walks."""
+    """How far each phase was in practice, and the first step at which it had been reached over `HELD` steps: upright, stands, walks."""
     rows = []
     for episode in practice:
         for state, reward in zip(episode.obs["state"][1:], episode.reward, strict=True):
@@ -71,8 +71,8 @@ def phases(practice: Sequence[Episode]) -> dict[str, Any]:
     reached = {"upright": table[:, 0] > 0.9, "stands": (table[:, :4] > REACHED).all(1), "walks": table[:, 4] > 0.5}
     out: dict[str, Any] = {"phases": [[round(float(v), 3) for v in table[i:i + EVERY].mean(0)] for i in range(0, len(table), EVERY)]}
     for name, yes in reached.items():
-        share = np.convolve(yes, np.ones(HELD) / HELD, "valid") if len(yes) >= HELD else np.zeros(0)
-        hits = np.flatnonzero(share > 0.9)
+        often = np.convolve(yes.astype(int), np.ones(HELD, int), "valid") if len(yes) >= HELD else np.zeros(0)
+        hits = np.flatnonzero(often >= 0.9 * HELD)
         out[name] = int(hits[0]) + HELD if len(hits) else None
     return out
 

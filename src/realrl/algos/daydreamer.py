@@ -202,14 +202,11 @@ class Dreamer:
         and ends (DreamerV3, eq. 2 to 4)."""
         cfg, rssm = self.cfg, self.policy.rssm
         there = torch.cat([torch.ones_like(s.valid[:1]), s.valid])
-        first = torch.zeros_like(there)
         action = torch.cat([torch.zeros_like(s.action[:1]), s.action])
-        known = None
-        if cfg.remember:
-            state, found = self.memory.get(s.frame[0])
-            known = state, found & ~s.first
+        state, found = self.memory.get(s.frame[0])
+        known = (state, found & ~s.first) if cfg.remember else None
         noise = _exponential((*there.shape, rssm.cfg.stoch, rssm.cfg.classes), random)
-        states, post = rssm.observe(self.policy.encoder(s.obs), action, first, noise, known)
+        states, post = rssm.observe(self.policy.encoder(s.obs), action, torch.zeros_like(there), noise, known)
         prior = rssm.prior(states.deter)
         weight = there.float() / there.sum()
         seen = weight if known is None else weight * torch.cat([~known[1][None], torch.ones_like(s.valid)])
@@ -288,6 +285,20 @@ class Dreamer:
         feature, weight = starts.feature[:-1], counts[:-1] / counts[:-1].sum().clamp(min=1)
         return (weight * self._critic_loss(self.heads["critic"](feature), feature, target)).sum()
 
+    @torch.no_grad()
+    def foresee(self, s: Segment, seen: int) -> Tensor:
+        """Readings as they are expected after the first `seen` observations, without looking again: their symlog [T + 1 - seen, B, D]."""
+        rssm, random = self.policy.rssm, torch.Generator(self.policy.device).manual_seed(derive(self.seed, "foresee"))
+        noise = _exponential((*s.frame.shape, rssm.cfg.stoch, rssm.cfg.classes), random)
+        action = torch.cat([torch.zeros_like(s.action[:1]), s.action])
+        embed = self.policy.encoder({key: value[:seen] for key, value in s.obs.items()})
+        states, _ = rssm.observe(embed, action[:seen], torch.zeros_like(s.frame[:seen], dtype=torch.bool), noise[:seen])
+        state, out = Latent(states.deter[-1], states.stoch[-1]), list[Tensor]()
+        for t in range(seen, len(action)):
+            state = rssm.dream(state, action[t], noise[t])
+            out.append(self.heads["state"](state.feature))
+        return torch.stack(out)
+
     # -- on disk
 
     def state_dict(self) -> dict[str, Any]:
@@ -298,7 +309,7 @@ class Dreamer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         for part, name in ((self._parts, "parts"), (self.slow, "slow"), (self.optimiser, "optimiser"), (self.memory, "memory")):
-            part.load_state_dict(state[name])  # type: ignore[attr-defined]
+            part.load_state_dict(state[name])
         self.range, self.step = state["range"].to(self.bins.device), int(state["step"])
 
 
@@ -396,8 +407,7 @@ class Books:
 
     def ratio(self, agent: Dreamer) -> float:
         """Replayed steps for every control step since learning began."""
-        dream = self._cfg.dream
-        return agent.step * dream.batch * dream.length / max(self.steps - self._cfg.prefill, 1)
+        return agent.step * self._cfg.ratio / self._per_step / max(self.steps - self._cfg.prefill, 1)
 
     def lines(self, agent: Dreamer) -> dict[str, float]:
         """Means since the last line."""

@@ -27,8 +27,8 @@ class LaProp:
         """One step after `done` others."""
         ps = self.parameters
         gs = [torch.zeros_like(p) if g is None else g for p, g in zip(ps, gradients, strict=True)]
-        most = [self._clip * n.clamp(min=self.FLOOR) for n in torch._foreach_norm(ps)]
-        gs = torch._foreach_mul(gs, [(m / n.clamp(min=1e-12)).clamp(max=1.0) for m, n in zip(most, torch._foreach_norm(gs), strict=True)])
+        norms = zip(torch._foreach_norm(ps), torch._foreach_norm(gs), strict=True)
+        gs = list(torch._foreach_mul(gs, [(self._clip * p.clamp(min=self.FLOOR) / g.clamp(min=1e-12)).clamp(max=1.0) for p, g in norms]))
         torch._foreach_lerp_(self.square, torch._foreach_mul(gs, gs), 1 - self.BETA2)
         scale = torch._foreach_div(self.square, 1 - self.BETA2 ** (done + 1))
         torch._foreach_sqrt_(scale)
@@ -67,7 +67,7 @@ class Memory:
         frame = s.frame[there]
         self._reach(int(frame.max()) + 1)
         self.deter[frame] = states.deter[there].to(torch.float16)
-        self.code[frame] = states.stoch[there].unflatten(-1, (-1, self._classes)).argmax(-1).to(torch.uint8)
+        self.code[frame] = states.stoch[there].view(len(frame), -1, self._classes).argmax(-1).to(torch.uint8)
         self.known[frame] = True
 
     def get(self, frame: Tensor) -> tuple[Latent, Tensor]:

@@ -157,7 +157,8 @@ class RSSM(nn.Module):
 
     def act(self, action: Tensor) -> Tensor:
         """What `step` wants to know of actions [..., A]; numbers beyond [-1, 1] are as if at the edge."""
-        return self.act_in(action / action.abs().clamp(min=1.0))
+        told: Tensor = self.act_in(action / action.abs().clamp(min=1.0))
+        return told
 
     def step(self, state: Latent, act: Tensor) -> Tensor:
         """The memory [B, D] after an action, of which `act` told [B, hidden]."""
@@ -176,7 +177,7 @@ class RSSM(nn.Module):
 
     def chances(self, logits: Tensor) -> Tensor:
         """Probabilities [..., S, C] of raw outputs [..., S*C], a share of even chance mixed in."""
-        probs = logits.float().unflatten(-1, (self.cfg.stoch, self.cfg.classes)).softmax(-1)
+        probs = logits.float().view(*logits.shape[:-1], self.cfg.stoch, self.cfg.classes).softmax(-1)
         return torch.lerp(probs, self._even, self.cfg.unimix)
 
     def prior(self, deter: Tensor) -> Tensor:
@@ -198,7 +199,7 @@ class RSSM(nn.Module):
         seen, keep = self.post_embed(embed), (~first)[..., None]
         act = self.act(action * keep)
         begins, state = first.any(1).tolist(), self.start(embed.shape[1])
-        deters, stochs, chances = [], [], []
+        deters, stochs, chances = list[Tensor](), list[Tensor](), list[Tensor]()
         for t in range(len(embed)):
             if begins[t]:
                 state = Latent(state.deter * keep[t], state.stoch * keep[t])
