@@ -115,7 +115,7 @@ class DaydreamerConfig(Scene):
     """Control steps to learn for; the episode that is under way then is finished."""
     prefill: int = 1000
     """Control steps of random actions at first, before anything is learned."""
-    ratio: float = 256.0
+    ratio: float = 192.0
     """Replayed steps for every control step: of how often each is learned from. A learner that is slower is told so by `train_ratio`."""
     bf16: bool = True
     """Whether most of the arithmetic is in half the precision, where the processor can."""
