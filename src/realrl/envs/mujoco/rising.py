@@ -8,12 +8,12 @@ low-pass filter of 1.5 Hz, stay within 0.2 rad of where the joints are, and are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import mujoco
 import numpy as np
-from scipy.signal import butter
 
 from realrl.envs.base import RobotEnv
 from realrl.envs.mujoco import legs
@@ -37,6 +37,13 @@ WALKING = 0.5
 _LAST = 50
 
 
+def butterworth(cutoff: float, rate: float) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """(b, a) of the low-pass filter of order 2, both in Hz. (scipy has it too, and takes two seconds to import.)"""
+    k = math.tan(math.pi * cutoff / rate)
+    scale = 1.0 / (1.0 + math.sqrt(2.0) * k + k * k)
+    return (k * k * scale, 2 * k * k * scale, k * k * scale), (1.0, 2 * (k * k - 1) * scale, (1 - math.sqrt(2.0) * k + k * k) * scale)
+
+
 class RisingEnv(RobotEnv):
     """One robot, see the module. An episode begins on the back; with `carry_on` only the first does, and every other where the robot is."""
 
@@ -55,7 +62,7 @@ class RisingEnv(RobotEnv):
         seen = eyes(sight, stage, model, self._data, ("rgb", "depth"))
         super().__init__(task, reward=reward, kinds=("dense",), native_low=np.tile(RISE_LOW, 4), native_high=np.tile(RISE_HIGH, 4),
                          eyes=seen, whims=randomiser(randomise, model, self._data, seen, ((-1.0, -1.0, 0.0), (1.0, 1.0, 1.0))))
-        self._b, self._a = butter(2, CUTOFF, fs=HZ)
+        self._b, self._a = butterworth(CUTOFF, HZ)
         self.carry_on = False
         self.push: Array | None = None
         self._alive = False
