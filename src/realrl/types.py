@@ -52,6 +52,7 @@ class TaskSpec:
     {"pointcloud": (512, 3)}; privileged: numbers of the simulator's full state, 0 where `state` is all of it (no eyes).
     control: what keeps the robot still: "relative", zeros do (velocities and deltas); "absolute", the last action does (positions).
     live: there is one such robot, and every step of it is on disk before anyone learns from it.
+    discrete: an action is one of `action_dim` choices: the largest of the numbers counts.
     """
 
     suite: str
@@ -65,6 +66,7 @@ class TaskSpec:
     privileged: int = 0
     control: Literal["relative", "absolute"] = "relative"
     live: bool = False
+    discrete: bool = False
 
     @property
     def id(self) -> str:
@@ -196,8 +198,9 @@ class Batch:
 
 @dataclass
 class Segment:
-    """Stretches of episodes for world models, time-major. obs: each [T, B, ...]; action: [T, B, A], what was sent at that observation;
-    reward, terminated: [T, B], what followed; first: [T, B] bool, where an episode begins and memory is forgotten; valid: [T, B] bool.
+    """Stretches of T steps of episodes for world models, time-major, and the T + 1 observations around them. obs: each [T + 1, B, ...];
+    action: [T, B, A], what was sent at an observation; reward, terminated: [T, B], what followed; first: [B] bool, whether its episode
+    begins there, too; valid: [T, B] bool, which steps really were; frame: [T + 1, B], an observation's number in what it was drawn from.
     """
 
     obs: dict[str, Tensor]
@@ -206,6 +209,7 @@ class Segment:
     terminated: Tensor
     first: Tensor
     valid: Tensor
+    frame: Tensor
 
 
 @dataclass

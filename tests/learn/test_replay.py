@@ -146,13 +146,16 @@ def test_stretches_stay_within_their_episode():
     replay = filled(made, running=7)
     drawn = replay.segments(300, 6, rng())
     number, frame = drawn.obs["state"].unbind(-1)
-    assert drawn.action.shape == (6, 300, 2) and (number == number[0]).all() and drawn.first[0].all() and not drawn.first[1:].any()
+    assert drawn.action.shape == (6, 300, 2) and frame.shape == drawn.frame.shape == (7, 300) and (number == number[0]).all()
     length = torch.tensor([3, 20, 9, 7])[number[0].long()]
     assert torch.equal(drawn.valid.sum(0), length.clamp(max=6)) and (frame[0] + drawn.valid.sum(0) <= length).all()
-    assert (frame[1:] - frame[:-1])[drawn.valid[1:]].eq(1).all() and set(number[0].tolist()) == {0, 1, 2, 3}
-    last = (frame == length - 1) & drawn.valid & ((number == 0) | (number == 2))
-    assert torch.equal(drawn.terminated, last) and last.any()
-    assert torch.allclose(drawn.reward[drawn.valid], (frame + 1 + number / 8)[drawn.valid]) and not drawn.reward[~drawn.valid].any()
+    assert (frame[1:] - frame[:-1])[drawn.valid].eq(1).all() and set(number[0].tolist()) == {0, 1, 2, 3}
+    assert torch.equal(drawn.first, frame[0] == 0)
+    last = (frame[1:] == length) & drawn.valid & ((number[0] == 0) | (number[0] == 2))
+    assert torch.equal(drawn.terminated, last) and last.any(), "and what was seen then is there"
+    assert torch.allclose(drawn.reward[drawn.valid], (frame[1:] + number[1:] / 8)[drawn.valid]) and not drawn.reward[~drawn.valid].any()
+    begins = torch.tensor([0, 4, 25, 35])[number[0].long()]
+    assert torch.equal(drawn.frame, (begins + frame).long()) and replay.frames == 43, "every observation has a number of its own"
 
 
 # ---- mixtures -------------------------------------------------------------------------------------------------------------------

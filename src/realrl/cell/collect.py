@@ -11,9 +11,9 @@ import multiprocessing as mp
 import os
 import pickle
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -25,6 +25,19 @@ from realrl.scene import CollectConfig, GuardConfig, RandomiseConfig, SightConfi
 from realrl.types import Episode, Intervention, Moment, Policy, RealrlError, RewardModel, Source, TaskSpec
 
 MakeEnv = Callable[[], RobotEnv]
+
+
+@runtime_checkable
+class _Continuing(Protocol):
+    """An environment that, with `carry_on`, begins an episode where the one before left the robot: nobody puts it back."""
+
+    carry_on: bool
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that its next episode depends on, as arrays."""
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a snapshot."""
 
 
 class Collector:
@@ -162,10 +175,27 @@ class Bench:
              pace: Callable[[], None] | None = None, human: Intervention | None = None,
              referee: RewardModel | None = None) -> Generator[Moment | Episode]:
         """One robot, exploring, step by step, see `rollout.play`."""
-        if not self.envs:
-            self.envs.append(self._make())
+        self._robot()
         yield from play(self.envs[:1], policy, [box_guard(self.envs[0], self._guard)], seeds, greedy=False, noise_seed=noise_seed,
                         task=self.task, recording=recording, pace=pace, human=human, referee=referee)
+
+    def _robot(self) -> Any:
+        """The one robot; where it can, it goes on from where an episode left it."""
+        if not self.envs:
+            self.envs.append(self._make())
+        if isinstance(self.envs[0], _Continuing):
+            self.envs[0].carry_on = True
+        return self.envs[0]
+
+    def snapshot(self) -> dict[str, Any]:
+        """Between two episodes: where the one robot is, {} where an episode begins anew anyhow."""
+        robot = self._robot()
+        return robot.snapshot() if isinstance(robot, _Continuing) else {}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a snapshot."""
+        if saved:
+            self._robot().restore(saved)
 
     def close(self) -> None:
         """Close the environments (a robot's port and brakes)."""

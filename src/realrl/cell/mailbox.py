@@ -25,8 +25,8 @@ from realrl.data.record.journal import memory_file, memory_folders
 from realrl.envs.base import spaces
 from realrl.types import Moment, Obs, RealrlError, Source, Step, TaskSpec
 
-MAGIC = b"realrl actor 1\n"
-TOP = 4096  # bytes before the head: magic and layout
+MAGIC = b"realrl actor 2\n"
+TOP = 16384  # bytes before the head: magic and layout
 DEAD = 3.0
 """Seconds without a sign of life after which an actor's process is taken for dead; it gives one ten times a second."""
 _HEAD = np.dtype([

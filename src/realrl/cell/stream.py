@@ -113,12 +113,14 @@ class Interleaved:
             raise ValueError("a stream's checkpoint is taken between two episodes")
         self._writing.close()
         self._open()
-        return {"episodes": self.episodes, "steps": self.steps,
+        robot = {key: torch.as_tensor(value) for key, value in self._bench.snapshot().items()} if self._again else {}
+        return {"episodes": self.episodes, "steps": self.steps, "robot": robot,
                 **({"human": dict(self._human.state_dict())} if isinstance(self._human, _Remembering) else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.episodes, self.steps = int(state["episodes"]), int(state["steps"])
+        self._bench.restore({key: value.numpy() for key, value in state.get("robot", {}).items()})
         if isinstance(self._human, _Remembering) and "human" in state:
             self._human.load_state_dict(state["human"])
 

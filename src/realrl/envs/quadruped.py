@@ -9,6 +9,8 @@ task is a robot ("go1", "go2", "a1") and perhaps a variant:
 - "go1-command": follow a velocity (forward, sideways, turning) that is drawn anew every 5 s.
 - "go1-fallen": walk forward, from a fall: every episode's robot lies somehow and gets up first, see `QuadrupedEnv.reset`.
 - "go1-paper": what the paper's simulation observes and rewards, with its stand pose and gains.
+- "go1-from-back": from its back onto its feet and away, after DayDreamer (arXiv 2206.14176): nothing ends or resets it while it learns,
+  see `rising`; what is observed and how it is driven is its own.
 
 What is observed is what a robot has: its encoders, its gyroscope, the velocity that it estimates from its legs, its attitude. `info`
 holds what people want to see: speed, path, net distance, feet on the ground, whether it fell.
@@ -36,7 +38,7 @@ YAW, ATTITUDE, TORQUE, CHANGE = 0.1, 10.0, 3e-4, 0.1
 SMOOTH = 4.0
 """How much more `-smooth` asks for a change of the action."""
 
-Goal = Literal["walk", "command", "paper"]
+Goal = Literal["walk", "command", "paper", "rise"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ VARIANTS = {
     "command": Variant("walk as commanded: forward, sideways, turning", "command"),
     "fallen": Variant("get up from a fall and walk forward", fallen=True),
     "paper": Variant("walk forward, as in A Walk in the Park", "paper"),
+    "from-back": Variant("roll over, stand up and walk", "rise"),
 }
 ROBOTS = ("go1", "go2", "a1")
 """See `realrl.envs.mujoco.legs` for what they are."""
@@ -74,6 +77,9 @@ def names() -> tuple[str, ...]:
 def make(name: str, *, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
          randomise: RandomiseConfig | None = None) -> RobotEnv:
     """Environment `name` of `names()`; its reward is dense, its sights are "rgb" and "depth". Raises RealrlError on another."""
+    if VARIANTS[name.partition("-")[2]].goal == "rise":
+        from realrl.envs.mujoco.rising import RisingEnv
+        return RisingEnv(name, reward, horizon, sight, randomise)
     from realrl.envs.mujoco.walking import QuadrupedEnv  # it imports the simulator
     return QuadrupedEnv(name, reward, horizon, sight, randomise)
 
@@ -133,3 +139,34 @@ def command_reward(error: float, turn_error: float, tilt: float, torque: float, 
     """Following a command. error: m/s off, forward and sideways together; turn_error: rad/s off; the rest as `walk_reward`."""
     followed = 0.7 * math.exp(-error * error / 0.1) + 0.3 * math.exp(-turn_error * turn_error / 0.25)
     return 10.0 * max(0.0, followed - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
+
+
+# ---- from its back
+
+REACHED = 0.7
+"""A phase counts as reached above that, and only then the next one pays."""
+RISE_LOW = np.array([-0.787, -0.995, -2.679])
+"""Least targets of hip, thigh and knee, rad: 1 % of an A1's range each."""
+RISE_HIGH = np.array([0.787, 3.665, -1.628])
+"""Largest ones: 99, 90 and 60 %."""
+RISE_STAND = np.tile(RISE_LOW + np.array([0.5, 0.4, 1.0]) * (RISE_HIGH - RISE_LOW), 4)
+"""Where it stands, [12] rad: 0, -0.2 and 1 in actions."""
+RISE_SPEED = 0.3
+"""From here on going forward pays in full, m/s."""
+
+
+def rising(up: float, joints: Array, velocity: Array) -> tuple[float, Array]:
+    """(reward of a step, how far each phase is [5], in [0, 1], the last in [-1, 1]): upright, hips, thighs and knees as when it stands,
+    walking. Each pays only once the one before is reached; together at most 14, and 5 for lying on the back.
+
+    up: the vertical part of the trunk's own upward axis; joints: [12] rad; velocity: [3] m/s in the trunk's frame. (DayDreamer's A1.)
+    """
+    off = np.abs(joints - RISE_STAND) / np.tile(np.maximum(RISE_HIGH - RISE_STAND[:3], RISE_STAND[:3] - RISE_LOW), 4)
+    hips, thighs, knees = (1.0 - off.reshape(4, 3).clip(0.0, 1.0).mean(0)).tolist()
+    phases = [(up + 1.0) / 2.0]
+    for closeness in (hips, thighs, knees):
+        phases.append(closeness if phases[-1] > REACHED else 0.0)
+    forward, size = float(velocity[0]), float(np.linalg.norm(velocity))
+    straight = max(0.0, forward) / size if size > 1e-6 else 0.0
+    phases.append(straight * min(max(forward / RISE_SPEED, -1.0), 1.0) if phases[-1] > REACHED else 0.0)
+    return sum(phases[:4]) + 5.0 * (phases[4] + 1.0), np.array(phases)

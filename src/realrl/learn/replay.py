@@ -181,12 +181,15 @@ class Replay:
         index = torch.maximum(torch.minimum(index, stop - length), start)
         step = index + torch.arange(length, device=self.device)[:, None]
         valid, step = step < stop, torch.minimum(step, stop - 1)
-        first = torch.zeros_like(valid)
-        first[0] = True
+        frame = torch.cat([index[None], step + 1]) + episode
         ended = self._ended.rows[episode] & (step == stop - 1) & valid
-        return Segment(obs={key: column.rows[step + episode] for key, column in self._frames.items()},
-                       action=self._steps["action"].rows[step], reward=self._steps["reward"].rows[step] * valid, terminated=ended,
-                       first=first, valid=valid)
+        return Segment(obs={key: column.rows[frame] for key, column in self._frames.items()}, action=self._steps["action"].rows[step],
+                       reward=self._steps["reward"].rows[step] * valid, terminated=ended, first=index == start, valid=valid, frame=frame)
+
+    @property
+    def frames(self) -> int:
+        """Observations in it."""
+        return self.steps + self.episodes
 
     def _draw(self, among: int, count: int, random: torch.Generator) -> Tensor:
         if not among:

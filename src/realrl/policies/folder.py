@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from realrl.policies.diffusion import DiffusionPolicy
     from realrl.policies.exported import ExportedPolicy
     from realrl.policies.gaussian import GaussianPolicy
+    from realrl.policies.recurrent import RecurrentPolicy
     from realrl.robots.embodiment import Embodiment
 
 FORMAT: Final = 1
-KINDS: Final = ("diffusion", "gaussian", "onnx")
-Saved: TypeAlias = "DiffusionPolicy | GaussianPolicy | ExportedPolicy"
+KINDS: Final = ("diffusion", "gaussian", "recurrent", "onnx")
+Saved: TypeAlias = "DiffusionPolicy | GaussianPolicy | RecurrentPolicy | ExportedPolicy"
 
 
 class Storable(Stateful, Protocol):
@@ -117,11 +118,13 @@ def _check_weights(sketch: torch.nn.Module, weights: Any, path: Path) -> None:
     finite(weights, str(path), "its training diverged, or the file is damaged: take an earlier policy")
 
 
-def _kind(name: str) -> type[DiffusionPolicy | GaussianPolicy]:
+def _kind(name: str) -> type[DiffusionPolicy | GaussianPolicy | RecurrentPolicy]:
     """The class of a kind, imported when it is needed."""
     from realrl.policies.diffusion import DiffusionPolicy
     from realrl.policies.gaussian import GaussianPolicy
-    return GaussianPolicy if name == GaussianPolicy.KIND else DiffusionPolicy
+    from realrl.policies.recurrent import RecurrentPolicy
+    kinds: tuple[type[DiffusionPolicy | GaussianPolicy | RecurrentPolicy], ...] = (GaussianPolicy, RecurrentPolicy, DiffusionPolicy)
+    return next(kind for kind in kinds if name == kind.KIND)
 
 
 def read_policy_json(path: Path) -> dict[str, Any]:

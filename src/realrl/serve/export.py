@@ -24,6 +24,7 @@ from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.exported import GRAPH, ExportedAbout, ExportedPolicy, digest
 from realrl.policies.folder import FORMAT, load_policy, read_policy_json, read_robot
 from realrl.policies.gaussian import GaussianPolicy
+from realrl.policies.recurrent import RecurrentPolicy
 from realrl.serve.observations import Recorded, recorded
 from realrl.types import Obs, Policy, RealrlError
 
@@ -54,6 +55,8 @@ def export(source: Path, out: Path, data: Path | None = None) -> Export:
     policy, task = load_policy(source)
     if isinstance(policy, ExportedPolicy):
         raise RealrlError(f"{source}: it is an ONNX graph already: give the policy it was exported from")
+    if isinstance(policy, RecurrentPolicy):
+        raise RealrlError(f"{source}: it remembers from step to step, which no graph of a single step does: serve the folder as it is")
     _check_room(source, out)
     policy = deployed(policy, source)
     told = read_policy_json(source)

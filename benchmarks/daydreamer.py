@@ -1,0 +1,87 @@
+"""A world model learned while the robot moves: reward a step against robot time, and when a robot is upright, stands and walks.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --tasks quadruped/go1-from-back --seeds 0
+    OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --tasks bins/panda --seeds 0
+    OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --methods realtime --seeds 0
+
+cpu is `realrl train daydreamer` as it is by default, in one process that takes turns; realtime is the same with the robot in a process of
+its own, at its rate by the clock. The curve has the mean reward a step of every 1,000 control steps of practice, noise and all.
+Rows go to benchmarks/results/daydreamer.jsonl; the same command goes on where it was stopped, within a run too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.lib.common import slim
+from benchmarks.lib.jobs import Job, run_jobs
+from realrl.algos.daydreamer import DaydreamerConfig, train
+from realrl.data.store import Store
+from realrl.envs.bins import names as bins
+from realrl.envs.quadruped import REACHED, rising
+from realrl.streaming import StreamConfig
+from realrl.types import Array, Episode
+
+CPU = DaydreamerConfig()
+METHODS = {"cpu": CPU, "realtime": replace(CPU, stream=StreamConfig(realtime=True))}
+TASKS = ("quadruped/go1-from-back", *(f"bins/{name}" for name in bins()))
+EVERY, HELD = 1000, 50
+"""Steps of a point of the curve; steps in nine tenths of which a phase has to be reached to count as reached."""
+
+
+def toy_size(cfg: DaydreamerConfig) -> DaydreamerConfig:
+    """The same with budgets that show nothing but that the script works."""
+    rssm = replace(cfg.policy.rssm, deter=16, hidden=16, units=16, stoch=4, classes=4, depth=2)
+    dream = replace(cfg.dream, batch=4, length=6, imagine=3)
+    return replace(cfg, policy=replace(cfg.policy, rssm=rssm), dream=dream, steps=120, prefill=40, ratio=4.0, horizon=40, eval_episodes=2)
+
+
+class Dream(Job):
+    """One task, method and seed."""
+
+    def run(self) -> None:
+        """Learn, and write the row."""
+        cfg = replace(self.cfg, sight=replace(self.cfg.sight, kind="rgb")) if self.task.startswith("bins/") else self.cfg
+        summary = replace(self, cfg=cfg).learn(train)
+        episodes = Store.open(self.folder / "dataset").read(images=False)
+        practice = sorted((e for e in episodes if e.policy == "daydreamer"), key=lambda e: e.time[0])
+        stage = next(s for s in summary["stages"] if s["name"] == "daydreamer")
+        told = phases(practice) if self.task.startswith("quadruped/") else {"returns": [float(e.reward.sum()) for e in practice][-20:]}
+        self.put(success=slim(stage)["success"], curve=means(np.concatenate([e.reward for e in practice])), **told, **summary["headline"])
+
+
+def means(values: Array) -> list[float]:
+    """Of every so many steps."""
+    return [round(float(np.mean(values[i:i + EVERY])), 3) for i in range(0, len(values), EVERY)]
+
+
+def phases(practice: Sequence[Episode]) -> dict[str, Any]:
+    """How far each phase was in practice, and the first step at which it had been reached over `HELD` steps: upright, stands, walks."""
+    rows = []
+    for episode in practice:
+        for state, reward in zip(episode.obs["state"][1:], episode.reward, strict=True):
+            first = rising(-float(state[2]), state[6:18].astype(np.float64), np.zeros(3))[1][:4]
+            rows.append([*first, (float(reward) - first.sum()) / 5.0 - 1.0])  # no sensor tells the velocity, the reward does
+    table = np.array(rows)
+    reached = {"upright": table[:, 0] > 0.9, "stands": (table[:, :4] > REACHED).all(1), "walks": table[:, 4] > 0.5}
+    out: dict[str, Any] = {"phases": [[round(float(v), 3) for v in table[i:i + EVERY].mean(0)] for i in range(0, len(table), EVERY)]}
+    for name, yes in reached.items():
+        often = np.convolve(yes.astype(int), np.ones(HELD, int), "valid") if len(yes) >= HELD else np.zeros(0)
+        hits = np.flatnonzero(often >= 0.9 * HELD)
+        out[name] = int(hits[0]) + HELD if len(hits) else None
+    return out
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run what is missing."""
+    return run_jobs(Dream, __doc__ or "", words, file="daydreamer", suite="", tasks=TASKS, methods=METHODS, toy_size=toy_size,
+                    seeds=range(3))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,450 @@
+"""DayDreamer (arXiv 2206.14176): a robot learns a model of its world while it moves, and what to do in dreams of that model.
+
+The model is DreamerV3's (arXiv 2301.04104): a recurrent state-space model of categoricals, from which readings, rewards and ends are told.
+Beside the acting robot, the learner draws stretches of what it remembers, fits the model to them, dreams on from where they end for 15
+steps, and improves actor and critic on those dreams alone.
+
+What of it is where: the model in `nets/rssm.py`, acting in `policies/recurrent.py`, memory in `learn/replay.py`, the arithmetic of symlog,
+two-hot codes, lambda-returns and KL in `losses.py`, the optimiser in `learn/dreaming.py`. This file has the learner, its presets, the loop.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from realrl.config import OutOfBounds, check
+from realrl.files import derive
+from realrl.learn.dreaming import LaProp, Memory
+from realrl.learn.replay import Replay
+from realrl.losses import categorical_kl, lambda_return, symexp_bins, symlog, twohot_loss, twohot_mean
+from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
+from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
+from realrl.scene import Scene, SightConfig, device
+from realrl.streaming import StreamConfig
+from realrl.types import Cell, Segment
+
+BINS = 255
+"""Of rewards and values, even in symlog from -20 to 20."""
+BEHIND = 40
+"""Control steps for which updates are made up later, where a learner is slower than its robot."""
+LATELY = 2500
+"""Control steps that the headline's reward is a mean of."""
+CLOCK = ("ticks", "deadline_misses", "worst_late_ms", "holds")
+"""What the headline says of a run in real time."""
+
+
+@dataclass(frozen=True)
+class DreamConfig:
+    """How the learner learns: DreamerV3's losses."""
+
+    batch: int = 16
+    """Stretches of an update."""
+    length: int = 32
+    """Steps of each."""
+    last: int = 8
+    """Observations at the end of each from which it dreams on."""
+    imagine: int = 15
+    """Steps of a dream."""
+    remember: bool = True
+    """Whether stretches begin with the state that was there when they were last looked at, rather than with none."""
+    pixels: bool = False
+    """Whether pictures are reconstructed, too, and not the robot's readings alone."""
+    gamma: float = 1 - 1 / 333
+    """Discount of a control step."""
+    lam: float = 0.95
+    """Of the lambda-return."""
+    entropy: float = 3e-4
+    """What a nat of the actor's entropy is worth, in normalised returns."""
+    free: float = 1.0
+    """Nats of KL, of all categoricals together, that cost nothing."""
+    dyn: float = 1.0
+    """Weight of the KL that teaches what to expect."""
+    rep: float = 0.1
+    """Weight of the KL that makes what is seen easy to expect."""
+    replayed: float = 0.3
+    """Weight of the critic's loss on what was really done; it reaches into the model."""
+    slow: float = 0.02
+    """Share of the critic that its slow copy takes over in an update."""
+    lr: float = 4e-5
+    """Learning rate."""
+    warmup: int = 1000
+    """Updates over which it rises from nothing."""
+    clip: float = 0.3
+    """The largest gradient of a tensor, as a share of the tensor's own norm."""
+
+    def __post_init__(self) -> None:
+        check(self, batch="[1, 65536]", length="[2, 4096]", last="[2, 4096]", imagine="[1, 1000]", gamma="(0, 1]", lam="[0, 1]",
+              entropy="[0, 100]", free="[0, 100]", dyn="[0, 100]", rep="[0, 100]", replayed="[0, 100]", slow="(0, 1]", lr="(0, 1]",
+              warmup="[0, 1e9]", clip="(0, 1e9]")
+        if self.last > self.length + 1:
+            raise OutOfBounds(DreamConfig, "last", f"must be at most length + 1 = {self.length + 1}, got {self.last}")
+
+
+CPU = DreamConfig(batch=32, length=16, last=4, gamma=0.985, lr=4e-4, warmup=200)
+"""A core has little time between two steps: short stretches, which begin where memory was, few starts of dreams, and a horizon that values
+reach within some hundred updates."""
+
+
+@dataclass(frozen=True)
+class DaydreamerConfig(Scene):
+    """A world model learned while the robot moves; `--preset` has three sizes."""
+
+    task: str = "quadruped/go1-from-back"
+    """Environment, see `realrl tasks`."""
+    preset: Literal["cpu", "daydreamer", "v3"] = "cpu"
+    """Whose values all that follows has by default: cpu (for a core), daydreamer (the paper's sizes) or v3 (DreamerV3's smallest)."""
+    sight: SightConfig = field(default_factory=lambda: SightConfig(height=64, width=64))
+    """What the policy sees: the state, or pictures beside it."""
+    policy: RecurrentConfig = field(default_factory=lambda: RecurrentConfig(RSSMConfig(hidden=128, units=128)))
+    """Model and actor."""
+    dream: DreamConfig = field(default_factory=lambda: CPU)
+    """The learner."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """How robot and learner go beside each other."""
+    steps: int = 20_000
+    """Control steps to learn for; the episode that is under way then is finished."""
+    prefill: int = 1000
+    """Control steps of random actions at first, before anything is learned."""
+    ratio: float = 192.0
+    """Replayed steps for every control step: of how often each is learned from. A learner that is slower is told so by `train_ratio`."""
+    bf16: bool = True
+    """Whether most of the arithmetic is in half the precision, where the processor can."""
+    save_every: int = 2000
+    """Control steps after which the next end of an episode brings a checkpoint."""
+    log_every: int = 500
+    """Control steps between two lines of the curves."""
+    eval_episodes: int = 20
+    """Held-out episodes at the end: so many without noise, so many with."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, steps="[1, 1e9]", prefill="[1, 1e9]", ratio="(0, 1e6]", save_every="[1, 1e9]", log_every="[1, 1e9]")
+        if self.data is not None:
+            raise OutOfBounds(DaydreamerConfig, "data", "has no use here: everything is learned from nothing")
+
+
+PRESETS = {
+    "cpu": DaydreamerConfig(),
+    "daydreamer": DaydreamerConfig(
+        preset="daydreamer", policy=RecurrentConfig(RSSMConfig(deter=512, hidden=512, stoch=32, classes=32, prior_layers=3, units=512,
+                                                               layers=4, depth=48)),
+        dream=DreamConfig(batch=32, length=32, last=32, remember=False, pixels=True, gamma=0.995, lr=1e-4), steps=72_000, prefill=5000,
+        ratio=512.0),
+    "v3": DaydreamerConfig(
+        preset="v3", policy=RecurrentConfig(RSSMConfig(deter=512, hidden=64, stoch=32, classes=4, blocks=8, prior_layers=2, units=64,
+                                                       layers=3, depth=4)),
+        dream=DreamConfig(batch=16, length=64, last=64, pixels=True), steps=72_000, prefill=1000, ratio=512.0),
+}
+"""cpu: what a core does eight updates a second of; daydreamer: the paper's sizes, batch, discount and rate; v3: DreamerV3's size1m."""
+
+
+# ---- the learner
+
+
+class Dreamer:
+    """Model, actor, critic and their optimiser; see `types.Agent`. seed: of all its noise, a function of it and the number of updates."""
+
+    def __init__(self, policy: RecurrentPolicy, cfg: DreamConfig, *, seed: int, bf16: bool = False) -> None:
+        size, place = policy.cfg.rssm, policy.device
+        self.policy, self.cfg, self.seed, self.step, self._bf16 = policy, cfg, seed, 0, bf16
+        self.heads = nn.ModuleDict({"state": head(size, policy.obs_dim), "reward": head(size, BINS, 0.0), "goes_on": head(size, 1),
+                                    "critic": head(size, BINS, 0.0)}).to(place)
+        self.painters = nn.ModuleDict({_slot(key): Painter(size, shape) for key, shape in policy.senses.items()
+                                       if cfg.pixels}).to(place)
+        self.slow = copy.deepcopy(self.heads["critic"]).requires_grad_(False)
+        self.bins = symexp_bins(BINS).to(place)
+        self.range = torch.zeros((), device=place)  # of returns, from the 5th to the 95th in a hundred
+        self._parts = nn.ModuleDict({"policy": policy, "heads": self.heads, "painters": self.painters})
+        self.optimiser = LaProp(list(self._parts.parameters()), lr=cfg.lr, warmup=cfg.warmup, clip=cfg.clip)
+        self.memory = Memory(size, place)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Half of it, where it pays. A context of its own for every part of an update: weights are cast once in each."""
+        return torch.autocast(self.policy.device.type, torch.bfloat16) if self._bf16 else nullcontext()
+
+    def update(self, segment: Segment) -> dict[str, Tensor]:
+        """One step on stretches of episodes; its losses and what else is worth a curve, as tensors that nobody has waited for."""
+        random = torch.Generator(self.policy.device).manual_seed(derive(self.seed, "dream", self.step))
+        with self._precision():
+            losses, states, told = self._model(segment, random)
+        last, counts = self._ends(segment)
+        starts = Latent(*(x.gather(0, last[..., None].expand(-1, -1, x.shape[-1])) for x in states))
+        with self._precision():
+            dream = self._imagine(starts.detach(), random)
+        with self._precision():
+            behaviour, returns, more = self._behave(dream, counts)
+            losses |= behaviour
+            losses["replayed"] = self.cfg.replayed * self._replayed(segment, starts, last, counts, returns)
+        loss = torch.stack(list(losses.values())).sum()
+        self.optimiser.step(torch.autograd.grad(loss, self.optimiser.parameters, allow_unused=True), self.step)
+        with torch.no_grad():
+            for slow, fast in zip(self.slow.parameters(), self.heads["critic"].parameters(), strict=True):
+                slow.lerp_(fast, self.cfg.slow)
+        self.step += 1
+        if self.cfg.remember:
+            self.memory.put(segment, states.detach())
+        return {**{name: value.detach() for name, value in losses.items()}, **told, **more}
+
+    # -- the model
+
+    def _model(self, s: Segment, random: torch.Generator) -> tuple[dict[str, Tensor], Latent, dict[str, Tensor]]:
+        """(losses, states at the observations [T + 1, B, ...], what else is told): to reconstruct, to expect what is seen, to tell rewards
+        and ends (DreamerV3, eq. 2 to 4)."""
+        cfg, rssm = self.cfg, self.policy.rssm
+        there = torch.cat([torch.ones_like(s.valid[:1]), s.valid])
+        action = torch.cat([torch.zeros_like(s.action[:1]), s.action])
+        state, found = self.memory.get(s.frame[0])
+        known = (state, found & ~s.first) if cfg.remember else None
+        noise = _exponential((*there.shape, rssm.cfg.stoch, rssm.cfg.classes), random)
+        states, post = rssm.observe(self.policy.encoder(s.obs), action, torch.zeros_like(there), noise, known)
+        prior = rssm.prior(states.deter)
+        weight = there.float() / there.sum()
+        seen = weight if known is None else weight * torch.cat([~known[1][None], torch.ones_like(s.valid)])
+        feature = states.feature
+        losses = {"state": (self.heads["state"](feature).float() - symlog(s.obs["state"])).square().sum(-1)}
+        for key in self.policy.senses if cfg.pixels else ():
+            losses[_slot(key)] = (self.painters[_slot(key)](feature).float() - s.obs[key] / 255.0).square().sum((-3, -2, -1))
+        kl = categorical_kl(post.detach(), prior)
+        losses["dyn"] = cfg.dyn * kl.clamp(min=cfg.free)
+        losses["rep"] = cfg.rep * categorical_kl(post, prior.detach()).clamp(min=cfg.free)
+        out = {name: (loss * seen).sum() for name, loss in losses.items()}
+        steps, valid = feature[1:], s.valid / s.valid.sum()
+        out["reward"] = (twohot_loss(self.heads["reward"](steps), s.reward, self.bins) * valid).sum()
+        goes_on = nn.functional.binary_cross_entropy_with_logits(
+            self.heads["goes_on"](steps)[..., 0].float(), cfg.gamma * (~s.terminated).float(), reduction="none")
+        out["goes_on"] = (goes_on * valid).sum()
+        return out, states, {"kl": (kl.detach() * seen).sum() / seen.sum()}
+
+    def _ends(self, s: Segment) -> tuple[Tensor, Tensor]:
+        """Which observations are the last of each stretch [K, B], and which of them count [K, B]: they are there, and the task goes on."""
+        stop = s.valid.sum(0) + 1
+        wanted = stop - self.cfg.last + torch.arange(self.cfg.last, device=stop.device)[:, None]
+        last = wanted.clamp(min=0)
+        over = torch.cat([torch.zeros_like(s.terminated[:1]), s.terminated]).gather(0, last)
+        return last, (wanted >= 0) & ~over
+
+    # -- dreams
+
+    @torch.no_grad()
+    def _imagine(self, starts: Latent, random: torch.Generator) -> dict[str, Tensor]:
+        """Dreams of H steps from N = K * B states, by the actor, without a graph. feature: [H + 1, N, F]; action: [H, N, A]; reward,
+        discount: [H, N], what followed."""
+        policy, rssm = self.policy, self.policy.rssm
+        state = Latent(*(x.flatten(0, 1).float() for x in starts))
+        shape = (self.cfg.imagine, len(state.deter))
+        noise = _exponential((*shape, rssm.cfg.stoch, rssm.cfg.classes), random)
+        chance = (_exponential if policy.discrete else _normal)((*shape, policy.action_dim), random)
+        features, actions = [state.feature], []
+        for t in range(self.cfg.imagine):
+            actions.append(policy.draw(policy.distribution(features[-1]), chance[t]))
+            state = rssm.dream(state, actions[-1], noise[t])
+            features.append(state.feature)
+        feature = torch.stack(features)
+        return {"feature": feature, "action": torch.stack(actions), "reward": twohot_mean(self.heads["reward"](feature[1:]), self.bins),
+                "discount": self.heads["goes_on"](feature[1:])[..., 0].float().sigmoid()}
+
+    def _behave(self, dream: Mapping[str, Tensor], counts: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        """(losses of actor and critic, lambda-returns at the starts [K, B], what else is told), DreamerV3, eq. 5 to 11."""
+        cfg, feature = self.cfg, dream["feature"]
+        logits = self.heads["critic"](feature)
+        value = twohot_mean(logits.detach(), self.bins)
+        target = lambda_return(dream["reward"], dream["discount"], value[1:], cfg.lam)
+        weight = torch.cat([counts.flatten()[None].float(), dream["discount"][:-1]]).cumprod(0)
+        weight = weight / counts.sum().clamp(min=1) / cfg.imagine
+        low, high = torch.quantile(target[:, counts.flatten()], torch.tensor([0.05, 0.95], device=target.device))
+        self.range = self.range + 0.01 * (high - low - self.range)
+        advantage = (target - value[:-1]) / self.range.clamp(min=1.0)
+        logp, entropy = self.policy.logp(told := self.policy.distribution(feature[:-1]), dream["action"])
+        losses = {"actor": -(weight * (advantage * logp + cfg.entropy * entropy)).sum(),
+                  "critic": (weight * self._critic_loss(logits[:-1], feature[:-1], target)).sum()}
+        more = {"return": target.mean(), "value": value.mean(), "entropy": entropy.detach().mean(), "return_range": self.range,
+                "dreamt_reward": dream["reward"].mean(), **({} if self.policy.discrete else {"deviation": told[1].detach().mean()})}
+        return losses, target[0].view_as(counts), more
+
+    def _critic_loss(self, logits: Tensor, feature: Tensor, target: Tensor) -> Tensor:
+        """Of values [...] told by logits [..., BINS]: to be the returns, and not to run away from the slow copy."""
+        slow = twohot_mean(self.slow(feature.detach()), self.bins)
+        return twohot_loss(logits, target, self.bins) + twohot_loss(logits, slow, self.bins)
+
+    def _replayed(self, s: Segment, starts: Latent, last: Tensor, counts: Tensor, returns: Tensor) -> Tensor:
+        """The critic's loss on what was really done at the last observations, continued by the returns that were dreamt from each."""
+        step = last[:-1].clamp(max=len(s.reward) - 1)
+        reward, over = s.reward.gather(0, step), s.terminated.gather(0, step)
+        target = lambda_return(reward, self.cfg.gamma * (~over).float(), returns[1:], self.cfg.lam)
+        feature, weight = starts.feature[:-1], counts[:-1] / counts[:-1].sum().clamp(min=1)
+        return (weight * self._critic_loss(self.heads["critic"](feature), feature, target)).sum()
+
+    @torch.no_grad()
+    def foresee(self, s: Segment, seen: int) -> Tensor:
+        """Readings as they are expected after the first `seen` observations, without looking again: their symlog [T + 1 - seen, B, D]."""
+        rssm, random = self.policy.rssm, torch.Generator(self.policy.device).manual_seed(derive(self.seed, "foresee"))
+        noise = _exponential((*s.frame.shape, rssm.cfg.stoch, rssm.cfg.classes), random)
+        action = torch.cat([torch.zeros_like(s.action[:1]), s.action])
+        embed = self.policy.encoder({key: value[:seen] for key, value in s.obs.items()})
+        states, _ = rssm.observe(embed, action[:seen], torch.zeros_like(s.frame[:seen], dtype=torch.bool), noise[:seen])
+        state, out = Latent(states.deter[-1], states.stoch[-1]), list[Tensor]()
+        for t in range(seen, len(action)):
+            state = rssm.dream(state, action[t], noise[t])
+            out.append(self.heads["state"](state.feature))
+        return torch.stack(out)
+
+    # -- on disk
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that goes on."""
+        return {"parts": self._parts.state_dict(), "slow": self.slow.state_dict(), "optimiser": self.optimiser.state_dict(),
+                "range": self.range, "step": self.step, "memory": self.memory.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        for part, name in ((self._parts, "parts"), (self.slow, "slow"), (self.optimiser, "optimiser"), (self.memory, "memory")):
+            part.load_state_dict(state[name])
+        self.range, self.step = state["range"].to(self.bins.device), int(state["step"])
+
+
+# ---- learning
+
+
+def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
+    """Learn, evaluate without noise and with, leave the policy in the run's folder `policy`; returns the summary with its `headline`.
+    Continues an interrupted run."""
+    torch.manual_seed(derive(cfg.seed, "weights"))
+    spec, place, books = cell.spec, device(cfg.device), Books(cfg)
+    policy = RecurrentPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, discrete=spec.discrete, name="daydreamer")
+    agent = Dreamer(policy.to(place), cfg.dream, seed=derive(cfg.seed, "learner"), bf16=cfg.bf16 and halves(place))
+    with cell.timed("daydreamer"):
+        health = learn(cfg, cell, agent, books)
+    policy.requires_grad_(False).wander.zero_()
+    cell.keep(policy)
+    for name, quiet in (("daydreamer", True), ("daydreamer-noisy", False)):
+        cell.finish_stage(name, policy, cfg.eval_episodes, greedy=quiet, measure=lambda e: {"reward_per_step": float(e.reward.mean())})
+    greedy, noisy = (round(stage["measured"]["reward_per_step"], 4) for stage in cell.summary["stages"][-2:])
+    cell.summary["headline"] = {**books.headline(agent), "greedy_reward_per_step": greedy, "noisy_reward_per_step": noisy,
+                                **{name: health[name] for name in CLOCK if name in health}}
+    return cell.summary
+
+
+def halves(place: torch.device) -> bool:
+    """Whether products of numbers of half the precision are fast here."""
+    return bool(torch.cpu._is_avx512_bf16_supported() if place.type == "cpu" else place.type == "cuda" and torch.cuda.is_bf16_supported())
+
+
+def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> dict[str, float]:
+    """Act, and learn from what is remembered as often as `ratio` says, until the robot has made its steps; checkpoints between episodes
+    only. Returns how robot and learner got along, see `types.Stream.health`."""
+    policy, place = agent.policy, agent.policy.device
+    policy.wander.fill_(1.0)
+    with cell.stream("daydreamer", policy, stage=1, noise_seed=derive(cfg.seed, "daydreamer") % 2**31, cfg=cfg.stream) as stream:
+        saved = cell.run.load("daydreamer", agent=agent, stream=stream, books=books) or 0
+        replay, seen = Replay(device=place), ("state", *policy.senses)
+        for episode in stream.past():
+            replay.extend([replace(episode, obs={key: episode.obs[key] for key in seen})])
+            books.see(episode.reward)
+        books.mark(agent)
+        cell.run.rewind("daydreamer", stream.steps)
+        with cell.run.bar("daydreamer: control steps", cfg.steps) as advance:
+            advance(stream.steps)
+            while stream.steps < cfg.steps or not stream.between:
+                policy.wander.fill_(float(stream.steps < cfg.prefill))
+                moments = stream.take(wait=books.owed(agent) < 1)
+                replay.put(replace(m, step=replace(m.step, obs={key: m.step.obs[key] for key in seen}),
+                                   after={key: m.after[key] for key in seen}) for m in moments)
+                books.see([m.step.reward for m in moments])
+                for _ in range(min(int(books.owed(agent)), books.most)):
+                    random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
+                    books.told.append(agent.update(replay.segments(cfg.dream.batch, cfg.dream.length, random)))
+                    stream.publish(policy)
+                advance(len(moments))
+                books.tick(agent)
+                if stream.steps // cfg.log_every > books.line // cfg.log_every:
+                    cell.run.log(stream.steps, {**books.lines(agent), **stream.health()}, "daydreamer")
+                if stream.between and stream.steps - saved >= cfg.save_every:
+                    cell.run.save("daydreamer", saved := stream.steps, agent=agent, stream=stream, books=books)
+        cell.run.save("daydreamer", stream.steps, agent=agent, stream=stream, books=books)
+        return stream.health()
+
+
+class Books:
+    """How it goes. steps: seen so far; let_go: updates that will not be made; seconds: by the clock; most: updates between two steps."""
+
+    def __init__(self, cfg: DaydreamerConfig) -> None:
+        self._cfg, self.steps, self.let_go, self.seconds, self._clock = cfg, 0, 0.0, 0.0, time.monotonic()
+        self._per_step = cfg.ratio / (cfg.dream.batch * cfg.dream.length)
+        self.most = int(self._per_step) + 1
+        self._lately: deque[float] = deque(maxlen=LATELY)
+        self.told: list[dict[str, Tensor]] = []
+        self.line, self._rewards, self._mark = 0, list[float](), (0, 0.0)
+
+    def see(self, rewards: Iterable[float]) -> None:
+        """Steps as they are done."""
+        found = [float(r) for r in rewards]
+        self.steps += len(found)
+        self._lately.extend(found)
+        self._rewards += found
+
+    def owed(self, agent: Dreamer) -> float:
+        """Updates that are due."""
+        return max(self.steps - self._cfg.prefill, 0) * self._per_step - agent.step - self.let_go
+
+    def tick(self, agent: Dreamer) -> None:
+        """Look at the clock; what is due since too long is let go."""
+        now = time.monotonic()
+        self.let_go += max(self.owed(agent) - BEHIND * self._per_step - 1, 0.0)
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+
+    def ratio(self, agent: Dreamer) -> float:
+        """Replayed steps for every control step since learning began."""
+        return agent.step * self._cfg.ratio / self._per_step / max(self.steps - self._cfg.prefill, 1)
+
+    def lines(self, agent: Dreamer) -> dict[str, float]:
+        """Means since the last line."""
+        updates, seconds = self._mark
+        out = {"reward_per_step": float(np.mean(self._rewards)), "train_ratio": self.ratio(agent),
+               "updates_per_s": (agent.step - updates) / max(self.seconds - seconds, 1e-9)}
+        if self.told:
+            out |= {name: float(torch.stack([t[name].float() for t in self.told]).mean()) for name in self.told[0]}
+        self.mark(agent)
+        return out
+
+    def mark(self, agent: Dreamer) -> None:
+        """The next line begins here."""
+        self.told.clear()
+        self._rewards.clear()
+        self.line, self._mark = self.steps, (agent.step, self.seconds)
+
+    def headline(self, agent: Dreamer) -> dict[str, Any]:
+        """The run in a few numbers; the reward is that of the last `LATELY` steps of practice, noise and all."""
+        return {"reward_per_step": round(float(np.mean(self._lately)), 4), "env_steps": self.steps,
+                "train_ratio": round(self.ratio(agent), 2), "updates_per_s": round(agent.step / max(self.seconds, 1e-9), 3),
+                "wall_min": round(self.seconds / 60, 3)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What no recording says."""
+        return {"seconds": self.seconds, "let_go": self.let_go}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.seconds, self.let_go, self._clock = state["seconds"], state["let_go"], time.monotonic()
+
+
+def _slot(key: str) -> str:
+    """A camera's name as a module may be called."""
+    return key.replace(".", "_")
+
+
+def _exponential(shape: Sequence[int], random: torch.Generator) -> Tensor:
+    return torch.rand(tuple(shape), generator=random, device=random.device).log_().neg_()  # sooner than exponential_
+
+
+def _normal(shape: Sequence[int], random: torch.Generator) -> Tensor:
+    return torch.randn(tuple(shape), generator=random, device=random.device)

