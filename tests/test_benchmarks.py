@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import daydreamer, hil_serl, rl100_adroit, rl100_all, rl100_locomotion, walk
-from benchmarks.lib import baselines, common, comparison, door, everywhere, gaussian_ppo, helping, tables, walking
+from benchmarks import daydreamer, hil_serl, recap, rl100_adroit, rl100_all, rl100_locomotion, walk
+from benchmarks.lib import advantage, baselines, common, comparison, door, everywhere, gaussian_ppo, helping, tables, walking
 from benchmarks.studies import dreams
 from realrl import envs
 from realrl.algos.rl100 import RL100Config
@@ -285,3 +285,15 @@ def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path) -> None
     assert [line[0] for line in lines if line[0]] == ["**peg, corrections**", "**peg, hg-dagger**", "**peg, cloning**"]
     assert lines[0][1] == "2 seeds" and lines[0][2].endswith("100.0]") and lines[2][3:5] == ["50, 100", "4,000"]
     assert lines[1][4] == "never" and all(len(line) == len(helping.HEAD) for line in lines)
+
+
+def test_recap_has_a_row_a_method_and_ratios_to_fine_tuning(tmp_path: Path) -> None:
+    assert recap.main(["--smoke", "--out", str(tmp_path), "--no-marks"]) == 0
+    found = common.read_rows(tmp_path / "smoke" / "recap.jsonl")
+    assert [r["method"] for r in found] == ["fine-tuned", "recap-1", "filtered", "swapped"]
+    assert all(r["success"]["n"] == 6 and set(r["by_task"]) == {"red", "blue"} for r in found)
+    good = {"rate": 0.5, "n": 10, "low": 0.0, "high": 1.0}
+    rows = [{**found[0], "success": good, "per_hour": 100.0}, {**found[1], "success": {**good, "rate": 0.8}, "per_hour": 170.0}]
+    base, mine = advantage.lines(rows)
+    assert base[7:9] == ["1.00", "1.00"] and mine[1] == "**Recap, round 1**" and mine[7:9] == ["1.70", "0.40"]
+    assert recap.main(["--smoke", "--out", str(tmp_path), "--no-marks"]) == 0, "what is done is not done again"

@@ -46,7 +46,8 @@ class RealrlError(Exception):
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a task is. dt: seconds of a control step; horizon: steps after which an episode is truncated; text: in words.
+    """What a task is. dt: seconds of a control step; horizon: steps after which an episode is truncated; text: in words; paraphrases:
+    other words for it, the last of which nobody learns from: it asks whether a policy that reads has understood.
 
     obs_dim: numbers of `state` as a policy sees it; senses: the shape of every observation beside `state` and `privileged`, e.g.
     {"pointcloud": (512, 3)}; privileged: numbers of the simulator's full state, 0 where `state` is all of it (no eyes).
@@ -67,6 +68,7 @@ class TaskSpec:
     control: Literal["relative", "absolute"] = "relative"
     live: bool = False
     discrete: bool = False
+    paraphrases: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -391,6 +393,11 @@ class Cell(Protocol):
         """Whether episodes can be run at will: what a gate refused is never tried on a robot."""
         ...
 
+    def at(self, task: str) -> Cell:
+        """The cell of another task of the same run, for methods that learn several. It shares what is not the task's: recordings, account,
+        progress. Raises RealrlError where there is but one."""
+        ...
+
     def seeds(self, stage: int, count: int, first: int = 0) -> list[int]:
         """Training starts of a stage (0..9), disjoint from every other's and from the evaluation's."""
         ...
@@ -400,9 +407,10 @@ class Cell(Protocol):
         ...
 
     def practise(self, label: str, policy: Policy, seeds: Sequence[int], *, greedy: bool = False, noise_seed: int = 0,
-                 plans_only: bool = False, chains: bool = False) -> list[Episode]:
-        """Whole episodes, recorded under a label, in the order of the seeds. plans_only: nobody looks at what is seen between plans;
-        chains: what plans carry in `extra` is kept, too."""
+                 source: Source = Source.POLICY, plans_only: bool = False, chains: bool = False,
+                 human: Intervention | None = None) -> list[Episode]:
+        """Whole episodes, recorded under a label, in the order of the seeds. source: who the policy is; plans_only: nobody looks at what is
+        seen between plans; chains: what plans carry in `extra` is kept, too; human: may take over, so robots act one at a time."""
         ...
 
     def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0,
@@ -441,5 +449,5 @@ class Cell(Protocol):
         """What every candidate that a gate judged in so many offline rounds is truly worth, beside what was said of it. policy: of their
         kind, as the run ended."""
 
-    def annotate(self, name: str, label: str, values: Callable[[list[Episode]], list[Array]]) -> None:
-        """A derived column [T] of the episodes recorded under a label, for the viewer."""
+    def annotate(self, name: str, label: str | Sequence[str], values: Callable[[list[Episode]], list[Array]]) -> None:
+        """A derived column [T] of the episodes recorded under a label or several, for the viewer."""

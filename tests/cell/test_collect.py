@@ -46,7 +46,7 @@ def collect(made, policy, **options):
 def test_workers_give_the_same_episodes_as_this_process(pair):
     expert = envs.expert("toy/obstacle", noise=0.3)
     there, here = collect(pair, expert, noise_seed=5, source=Source.SCRIPT), collect(collector(workers=1), expert, noise_seed=5)
-    assert len(pair._processes) == 2 and sorted(there) == sorted(here) == SEEDS
+    assert len(pair.crew.processes) == 2 and sorted(there) == sorted(here) == SEEDS
     for seed in SEEDS:
         a, b = there[seed], here[seed]
         assert np.array_equal(a.action, b.action) and np.array_equal(a.obs["state"], b.obs["state"])
@@ -57,13 +57,13 @@ def test_workers_give_the_same_episodes_as_this_process(pair):
 def test_workers_are_kept_and_get_the_newest_policy(pair):
     torch.manual_seed(0)
     policy = DiffusionPolicy(PolicyConfig(chunk=2, hidden=32), 2, 2).eval()
-    running = [p.pid for p in pair._processes]
+    running = [p.pid for p in pair.crew.processes]
     before = collect(pair, policy)
     with torch.no_grad():
         for p in policy.net.parameters():
             p.mul_(0.5)
     after, here = collect(pair, policy), collect(collector(workers=1), policy)
-    assert [p.pid for p in pair._processes] == (running or [p.pid for p in pair._processes])
+    assert [p.pid for p in pair.crew.processes] == (running or [p.pid for p in pair.crew.processes])
     for seed in SEEDS:
         assert not np.array_equal(before[seed].action[0], after[seed].action[0])
         assert len(after[seed]) == len(here[seed]) and np.abs(after[seed].action - here[seed].action).max() < 1e-5
@@ -73,7 +73,7 @@ def test_workers_are_kept_and_get_the_newest_policy(pair):
 def test_a_few_seeds_need_no_workers():
     with collector() as made:
         assert len(list(made.collect(envs.expert("toy/obstacle"), [0, 1, 2], greedy=True))) == 3
-        assert made._processes == []
+        assert made.crew.processes == []
 
 
 def test_a_killed_worker_is_one_clear_error_and_the_next_collection_works():
@@ -81,7 +81,7 @@ def test_a_killed_worker_is_one_clear_error_and_the_next_collection_works():
     with collector("toy/line", reward="dense", horizon=2000) as made:
         stream = made.collect(policy, list(range(40)), greedy=True)
         assert len(next(stream)) == 2000
-        victim, other = (p.pid for p in made._processes)
+        victim, other = (p.pid for p in made.crew.processes)
         os.kill(victim, signal.SIGKILL)
         with pytest.raises(RealrlError, match=r"toy/line: a collection worker died \(exit code -9\): run again"):
             list(stream)
@@ -89,11 +89,11 @@ def test_a_killed_worker_is_one_clear_error_and_the_next_collection_works():
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
         assert sorted(e.seed for e in made.collect(policy, range(6), greedy=True)) == list(range(6)), "it starts new workers"
-        os.kill(made._processes[1].pid, signal.SIGKILL)  # this time between two collections
-        made._processes[1].join()
+        os.kill(made.crew.processes[1].pid, signal.SIGKILL)  # this time between two collections
+        made.crew.processes[1].join()
         with pytest.raises(RealrlError, match="a collection worker died"):
             list(made.collect(policy, range(6), greedy=True))
-        assert made._processes == []
+        assert made.crew.processes == []
 
 
 def test_a_new_collector_works_after_another_was_abandoned(pair):
@@ -121,7 +121,7 @@ def test_a_policy_that_cannot_travel_is_refused_before_anything_starts():
     with collector() as made:
         with pytest.raises(RealrlError, match=r"'home-made' cannot be sent to worker processes .*workers 1"):
             collect(made, ScriptedPolicy("home-made", lambda states: states))
-        assert made._processes == []
+        assert made.crew.processes == []
 
 
 def check_travels(expert, obs_dim):

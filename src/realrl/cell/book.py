@@ -189,9 +189,9 @@ class Book:
         index = max((rows[s] for s in seeds if s in rows), default=-1)
         return int(pc.sum(self.store.rows.column("length")[: index + 1]).as_py()) if index >= 0 else 0
 
-    def annotate(self, name: str, label: str, values: Callable[[list[Episode]], list[Array]]) -> None:
-        """A derived column of the data set, once: [T] for each episode recorded under a label, NaN elsewhere; for `realrl view`."""
-        rows = list(self.recorded(label).values())
+    def annotate(self, name: str, labels: Sequence[str], values: Callable[[list[Episode]], list[Array]]) -> None:
+        """A derived column of the data set, once: [T] for each episode recorded under these labels, NaN elsewhere; for `realrl view`."""
+        rows = sorted(row for label in labels for row in self.recorded(label).values())
         if not rows or name in side.names(self.store.dir):
             return
         ends = np.cumsum(self.store.rows.column("length").to_numpy())

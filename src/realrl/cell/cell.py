@@ -33,23 +33,34 @@ from realrl.scene import Scene
 from realrl.streaming import StreamConfig
 from realrl.types import Array, Episode, Intervention, Policy, RealrlError, RewardModel, Source, TaskSpec
 
+PER_TASK = 50_000
+"""Starts of a stage that a task has for itself, where a run has several."""
+
 
 class WorkCell:
     """Collects, records, evaluates and reports for one run. Use it as a context manager."""
 
-    def __init__(self, run: Run, scene: Scene, *, reward: str | None = None, make: MakeEnv | None = None) -> None:
+    def __init__(self, run: Run, scene: Scene, *, reward: str | None = None, make: MakeEnv | None = None,
+                 host: WorkCell | None = None) -> None:
         """make: builds an environment of your own; scene.task is then just its name, and scene.data holds its demonstrations. With one
-        worker and one environment every step of it is on disk before anyone learns from it."""
-        self.run, self.scene, self.simulated = run, scene, make is None
+        worker and one environment every step of it is on disk before anyone learns from it. host: the cell of the run's first task, whose
+        recordings, account and workers this one shares."""
+        self.run, self.scene, self.simulated, self._reward = run, scene, make is None, reward
+        self._others: dict[str, WorkCell] = {}
+        self._place = 0 if host is None else len(host._others) + 1
         open_with = partial(Collector, scene.task, reward=reward, horizon=scene.horizon, sight=scene.sight, randomise=scene.randomise,
-                            guard=scene.guard, make=make)
-        self.collector = open_with(scene.collect)
+                            guard=scene.guard, make=make, crew=host.collector.crew if host else None)
+        self.collector: Collector = open_with(scene.collect)
         self.spec: TaskSpec = self.collector.spec()
         if self.spec.live:
             self.collector = open_with(replace(scene.collect, workers=1, envs_per_worker=1))
         live = self.spec.live or (make is not None and self.collector.workers == self.collector.size == 1)
-        self.book = Book(run.dir / "dataset", scene.task, self.spec, group=GROUP if make is None else 1, live=live)
-        self.account = Account(run, scene.task, scene.seed, lambda: self.book.frames)
+        if host is not None and _records_alike(host.spec, self.spec):
+            self.book: Book = host.book
+        else:
+            self.book = Book(run.dir / ("dataset" if host is None else f"dataset-{self._place}"), scene.task, self.spec,
+                             group=GROUP if make is None else 1, live=live)
+        self.account: Account = host.account if host else Account(run, scene.task, scene.seed, self._frames)
         self.judge = Judge(self.account, scene, self.collector, self.spec)
 
     def __enter__(self) -> WorkCell:
@@ -57,24 +68,43 @@ class WorkCell:
 
     def __exit__(self, *_: object) -> None:
         try:
-            self.book.close()
+            for cell in (*self._others.values(), self):
+                cell.book.close()
         finally:
             self.account.save()
-            self.collector.close()
+            for cell in (*self._others.values(), self):
+                cell.collector.close()
+
+    def at(self, task: str) -> WorkCell:
+        """The cell of another task of this run (`types.Cell.at`)."""
+        if task == self.scene.task:
+            return self
+        if not self.simulated:
+            raise RealrlError(f"{self.scene.task}: an environment of your own has one task: leave {task} out of --tasks")
+        if task not in self._others:
+            self._others[task] = WorkCell(self.run, replace(self.scene, task=task), reward=self._reward, host=self)
+        return self._others[task]
+
+    def _frames(self) -> int:
+        """Control steps that the run has recorded."""
+        books = {id(cell.book): cell.book for cell in (self, *self._others.values())}
+        return sum(book.frames for book in books.values())
 
     # -- practice -------------------------------------------------------------------------------------------------------------
 
     def seeds(self, stage: int, count: int, first: int = 0) -> list[int]:
         """Training starts of a stage (0..9): disjoint between stages and run seeds, and from every evaluation's."""
-        base = (self.scene.seed % 90 + 1) * 10_000_000 + stage * 1_000_000 + first
+        base = (self.scene.seed % 90 + 1) * 10_000_000 + stage * 1_000_000 + self._place * PER_TASK + first
         return list(range(base, base + count))
 
     def practise(self, label: str, policy: Policy, seeds: Sequence[int], *, greedy: bool = False, noise_seed: int = 0,
-                 source: Source = Source.POLICY, plans_only: bool = False, chains: bool = False) -> list[Episode]:
+                 source: Source = Source.POLICY, plans_only: bool = False, chains: bool = False,
+                 human: Intervention | None = None) -> list[Episode]:
         """Episodes of `policy` from the given starts, recorded under `label`, in the order of the seeds.
 
         What an interrupted run already recorded is read back, not repeated. plans_only: simulated eyes open for the plans alone and the
         last sight is held in between (`CollectConfig.every_frame`). chains: what plans carry in `extra` is kept beside the recording.
+        human: see `types.Cell`; what is remembered between episodes is lost with an interruption.
         """
         known = self.book.recorded(label)
         old = self.book.read(label, [s for s in seeds if s in known], chains)
@@ -82,7 +112,7 @@ class WorkCell:
         fresh: dict[int, Episode] = {}
         with self.book.writing(label, chains) as put, self.run.bar(f"{label}: episodes", len(todo)) as advance:
             for episode in self.collector.collect(policy, todo, greedy=greedy, noise_seed=noise_seed, source=source, glance=plans_only,
-                                                  recording=self.book.live(label, chains)):
+                                                  recording=self.book.live(label, chains), human=human):
                 assert episode.seed is not None
                 put(episode)
                 fresh[episode.seed] = episode if chains else _without_extra(episode)
@@ -118,7 +148,7 @@ class WorkCell:
         """
         scene = self.scene
         if scene.data is not None:
-            return recorded_demonstrations(scene.data, self.spec)
+            return recorded_demonstrations(scene.data, self.spec, several=bool(self._others or self._place))
         if not self.simulated:
             raise RealrlError(f"{scene.task}: an environment of your own has no scripted expert: record demonstrations and name their "
                               "folder with --data")
@@ -150,9 +180,9 @@ class WorkCell:
         """The newest recorded episodes, oldest first."""
         return self.book.recent(count)
 
-    def annotate(self, name: str, label: str, values: Callable[[list[Episode]], list[Array]]) -> None:
-        """A derived column [T] of the episodes recorded under a label, once; for `realrl view`."""
-        self.book.annotate(name, label, values)
+    def annotate(self, name: str, label: str | Sequence[str], values: Callable[[list[Episode]], list[Array]]) -> None:
+        """A derived column [T] of the episodes recorded under a label or several, once; for `realrl view`."""
+        self.book.annotate(name, [label] if isinstance(label, str) else label, values)
 
     def timed(self, name: str) -> AbstractContextManager[None]:
         """Adds the seconds its body takes to a stage's account."""
@@ -169,8 +199,9 @@ class WorkCell:
         self.judge.judge_demonstrator(n)
 
     def keep(self, policy: Storable) -> None:
-        """Write the run's product into its folder `policy`."""
-        save_policy(policy, self.run.dir / "policy", task=self.scene.task, sight=self.scene.sight, robot=self.robot)
+        """Write the run's product into its folder `policy`; that of a further task into `policy-NAME`."""
+        folder = self.run.dir / (f"policy-{self.spec.name}" if self._place else "policy")
+        save_policy(policy, folder, task=self.scene.task, sight=self.scene.sight, robot=self.robot)
 
     def tell(self, stage: str, line: str) -> None:
         """Say what was decided in a stage; it stays in the summary."""
@@ -182,19 +213,32 @@ class WorkCell:
             self.judge.audit(judged(self.run, rounds, policy), n)
 
 
+def _records_alike(one: TaskSpec, other: TaskSpec) -> bool:
+    """Whether episodes of two tasks fit into one data set."""
+    return all(getattr(one, name) == getattr(other, name) for name in ("obs_dim", "action_dim", "dt", "senses", "privileged", "live"))
+
+
 def _without_extra(episode: Episode) -> Episode:
     """As it would be read back."""
     episode.extra = {}
     return episode
 
 
-def recorded_demonstrations(data: str, spec: TaskSpec) -> list[Episode]:
-    """The worthy episodes of a recorded data set. Raises RealrlError where it does not fit the task, naming what differs and the mend."""
+def recorded_demonstrations(data: str, spec: TaskSpec, *, several: bool = False) -> list[Episode]:
+    """The worthy episodes of a recorded data set. several: it may hold several tasks; those of this one bear its name or a text of it.
+    Raises RealrlError where it does not fit the task, naming what differs and the mend."""
     from realrl.data.formats import open_dataset  # all formats, which few runs need
     store = open_dataset(data)
     episodes = store.read(images=any(key.startswith(CAMERA_PREFIXES) for key in spec.senses))
     if not episodes or "state" not in episodes[0].obs:
         raise RealrlError(f"{data}: {'no observation.state in it' if episodes else 'an empty data set'}, there is nothing to imitate")
+    if several:
+        mine = (spec.id, spec.text, *spec.paraphrases)
+        there = sorted({e.task for e in episodes})
+        episodes = [e for e in episodes if e.task in mine]
+        if not episodes:
+            raise RealrlError(f"{data}: none of its episodes is of {spec.id}; its task texts are {', '.join(there)[:300]}: leave the task "
+                              "out, or give its episodes its text")
     first = episodes[0]
     for key, shape in spec.senses.items():
         if key not in first.obs or first.obs[key].shape[1:] != shape:

@@ -45,9 +45,9 @@ class Collector:
 
     def __init__(self, task: str, cfg: CollectConfig | None = None, *, reward: str | None = None, horizon: int | None = None,
                  sight: SightConfig | None = None, randomise: RandomiseConfig | None = None, guard: GuardConfig | None = None,
-                 make: MakeEnv | None = None) -> None:
+                 make: MakeEnv | None = None, crew: Crew | None = None) -> None:
         """make: builds an environment of your own for a task that `realrl.envs` does not know; a function of a module, because the
-        workers are sent its name."""
+        workers are sent its name. crew: of another collector, to share its workers."""
         cfg = cfg or CollectConfig()
         self.task = task
         self._make: MakeEnv = make or functools.partial(envs.make, task, reward=reward, horizon=horizon, sight=sight,
@@ -56,8 +56,7 @@ class Collector:
         self.workers, self.size = cfg.workers or available_cores(), cfg.envs_per_worker
         self._every_frame = cfg.every_frame or make is not None  # a robot's cameras run anyway
         self._local: Bench | None = None
-        self._pipes: list[Connection] = []
-        self._processes: list[Any] = []
+        self.crew = crew or Crew(self.workers)
 
     def spec(self) -> TaskSpec:
         """What the task is; makes an environment to ask, and closes it."""
@@ -72,23 +71,26 @@ class Collector:
         self.close()
 
     def collect(self, policy: Policy, seeds: Sequence[int], *, greedy: bool, noise_seed: int = 0,
-                source: Source = Source.POLICY, glance: bool = False, recording: Recording | None = None) -> Iterator[Episode]:
+                source: Source = Source.POLICY, glance: bool = False, recording: Recording | None = None,
+                human: Intervention | None = None) -> Iterator[Episode]:
         """Yield an episode for every seed, as they finish. The order is not fixed; sort by `episode.seed` where it matters.
 
         glance: simulated eyes open only where a plan begins, see `rollout`; for who needs no more than the plans. recording: takes
-        down every step of one robot, in this process.
+        down every step of one robot, in this process. human: watches one robot after the other, in this process, and may take over.
         Raises RealrlError when a worker dies, with what it said, and when the policy cannot be sent to one.
         """
-        glance = glance and not self._every_frame
+        glance = glance and not self._every_frame and human is None
+        if human:
+            yield from self.local().attended(policy, seeds, greedy, noise_seed, human, recording)
+            return
         if recording or self.workers == 1 or len(seeds) < 2 * self.workers:
             yield from self.local().run(policy, seeds, greedy, noise_seed, source, glance, recording)
             return
         blob = pack(policy)
-        self._start()
-        busy = {pipe: p for pipe, p in zip(self._pipes, self._processes, strict=True)}
+        busy = self.crew.start()
         try:
-            for w, pipe in enumerate(self._pipes):
-                self._send(pipe, busy[pipe], (blob, list(seeds[w::self.workers]), greedy, noise_seed, int(source), glance))
+            for w, pipe in enumerate(list(busy)):
+                self._send(pipe, busy[pipe], (self.bench(), blob, list(seeds[w::self.workers]), greedy, noise_seed, int(source), glance))
             while busy:
                 for ready in wait(list(busy)):
                     assert isinstance(ready, Connection)
@@ -131,29 +133,45 @@ class Collector:
         return RealrlError(f"{self.task}: a collection worker died (exit code {process.exitcode}): run again with --resume; "
                            "if it repeats, use --collect.workers 1 to see why")
 
-    def _start(self) -> None:
-        if self._processes:
-            return
-        context = mp.get_context("spawn")  # fork is unsafe beside torch's threads and GL contexts
-        for _ in range(self.workers):
-            here, there = context.Pipe()
-            process = context.Process(target=_work, args=(there, self.bench()), daemon=True)
-            process.start()
-            there.close()
-            self._pipes.append(here)
-            self._processes.append(process)
-
     def close(self) -> None:
         """Stop the workers and close this process's environments (a robot's port and brakes)."""
         if self._local:
             self._local.close()
             self._local = None
-        for pipe in self._pipes:
+        self.crew.close()
+
+
+class Crew:
+    """Worker processes, started when they are needed; each keeps the environments of every task that it was asked for."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._members: dict[Connection, Any] = {}
+
+    @property
+    def processes(self) -> list[Any]:
+        """Those that were started."""
+        return list(self._members.values())
+
+    def start(self) -> dict[Connection, Any]:
+        """The way to every worker, and its process; waiting for orders."""
+        context = mp.get_context("spawn")  # fork is unsafe beside torch's threads and GL contexts
+        while len(self._members) < self.workers:
+            here, there = context.Pipe()
+            process = context.Process(target=_work, args=(there,), daemon=True)
+            process.start()
+            there.close()
+            self._members[here] = process
+        return dict(self._members)
+
+    def close(self) -> None:
+        """Stop them."""
+        for pipe in self._members:
             pipe.close()
-        for process in self._processes:
+        for process in self._members.values():
             process.terminate()
             process.join(10)
-        self._pipes, self._processes = [], []
+        self._members = {}
 
 
 class Bench:
@@ -171,12 +189,19 @@ class Bench:
         yield from rollout(self.envs, policy, [box_guard(e, self._guard) for e in self.envs], seeds, greedy=greedy, noise_seed=noise_seed,
                            task=self.task, source=source, glance=glance, recording=recording)
 
+    def attended(self, policy: Policy, seeds: Sequence[int], greedy: bool, noise_seed: int, human: Intervention,
+                 recording: Recording | None) -> Iterator[Episode]:
+        """Whole episodes of one robot beside which a person stands."""
+        for found in self.play(policy, seeds, greedy=greedy, noise_seed=noise_seed, recording=recording, human=human):
+            if isinstance(found, Episode):
+                yield found
+
     def play(self, policy: Policy, seeds: Iterable[int], *, noise_seed: int, recording: Recording | None,
-             pace: Callable[[], None] | None = None, human: Intervention | None = None,
+             greedy: bool = False, pace: Callable[[], None] | None = None, human: Intervention | None = None,
              referee: RewardModel | None = None) -> Generator[Moment | Episode]:
-        """One robot, exploring, step by step, see `rollout.play`."""
+        """One robot step by step, exploring unless it is `greedy`, see `rollout.play`."""
         self._robot()
-        yield from play(self.envs[:1], policy, [box_guard(self.envs[0], self._guard)], seeds, greedy=False, noise_seed=noise_seed,
+        yield from play(self.envs[:1], policy, [box_guard(self.envs[0], self._guard)], seeds, greedy=greedy, noise_seed=noise_seed,
                         task=self.task, recording=recording, pace=pace, human=human, referee=referee)
 
     def _robot(self) -> Any:
@@ -214,14 +239,16 @@ def pack(policy: Policy) -> bytes:
                           "of a module, or use --collect.workers 1") from None
 
 
-def _work(pipe: Connection, bench: Bench) -> None:
+def _work(pipe: Connection) -> None:
     torch.set_num_threads(1)
+    benches: dict[str, Bench] = {}
     while True:
         try:
-            blob, seeds, greedy, noise_seed, source, glance = pipe.recv()
+            bench, blob, seeds, greedy, noise_seed, source, glance = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
         try:
+            bench = benches.setdefault(bench.task, bench)
             for episode in bench.run(pickle.loads(blob), seeds, greedy, noise_seed, Source(source), glance):
                 pipe.send(("episode", episode))
             pipe.send(("done", None))

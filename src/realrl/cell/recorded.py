@@ -65,6 +65,12 @@ class RecordedCell:
         """What will stand in summary.json."""
         return self.account.summary
 
+    def at(self, task: str) -> RecordedCell:
+        """Recordings are one task. Raises RealrlError for another."""
+        if task != self.scene.task:
+            raise RealrlError(f"{self.scene.data}: recordings are one task here, {task} is none of them: name simulated tasks with --tasks")
+        return self
+
     def seeds(self, stage: int, count: int, first: int = 0) -> list[int]:
         """Nobody starts anything here; numbers all the same."""
         return list(range(first, first + count))
@@ -152,7 +158,7 @@ class RecordedCell:
     def audit(self, policy: DiffusionPolicy, rounds: int, n: int) -> None:
         """No trial is possible, so what estimates are worth stays unknown."""
 
-    def annotate(self, name: str, label: str, values: Callable[[list[Episode]], list[Array]]) -> None:
+    def annotate(self, name: str, label: str | Sequence[str], values: Callable[[list[Episode]], list[Array]]) -> None:
         """The recordings are somebody else's and stay as they are."""
 
 

@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
                      "realrl deploy --policy runs/main/policy --robot ws://127.0.0.1:8770 --episodes 20", _deploy)
     parser.add_argument("--policy", type=Path, required=True, metavar="DIR", help="folder of a saved policy, e.g. runs/main/policy")
     parser.add_argument("--robot", required=True, metavar="URL", help="address that `realrl robot serve` printed")
+    parser.add_argument("--text", metavar="WORDS", help="what a flow policy is told to do (default: what it was told when it was saved)")
     parser.add_argument("--episodes", type=whole(1), default=20, metavar="N", help="attempts (default: 20)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="start of the first attempt (default: 0)")
     parser.add_argument("--horizon", type=whole(1), metavar="STEPS", help="steps until an attempt is cut off (default: the server's)")
@@ -41,10 +42,11 @@ def _deploy(args: argparse.Namespace) -> int:
 
     from realrl.cell.deploy import HELP, Operator, deploy
     from realrl.cell.latency import Ahead, Latency
-    from realrl.policies.folder import check_fit, load_policy
+    from realrl.policies.folder import check_fit, for_task, load_policy
     from realrl.robots.client import RobotClient
     torch.set_num_threads(1)
     loaded, trained_on = load_policy(args.policy)
+    loaded = for_task(loaded, trained_on, args.text)
     policy: Policy = loaded
     env = RobotClient(args.robot, horizon=args.horizon)
     try:

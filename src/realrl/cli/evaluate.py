@@ -32,12 +32,16 @@ def add(commands: Any) -> None:
                         "(default: no limit but the box)")
     parser.add_argument("--episodes", type=whole(1), default=100, metavar="N", help="held-out episodes (default: 100)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="which set of held-out starts (default: 0)")
-    parser.add_argument("--head", choices=("ddim", "one-step"), help="which product acts (default: the one the policy was saved with)")
+    parser.add_argument("--head", choices=("ddim", "flow", "one-step"), help="which product acts (default: as it was saved)")
     parser.add_argument("--sampler", choices=("mean", "ddim", "sampled"), help="how the ddim head acts: its chain with the noise left out, "
                         "with eta = 0, or with its noise (default: as it was saved)")
     parser.add_argument("--horizon", type=whole(1), metavar="STEPS", help="steps until an episode is cut off (default: the task's own)")
     parser.add_argument("--workers", type=whole(0), default=0, metavar="W", help="worker processes (default: one a CPU core)")
     parser.add_argument("--robustness", action="store_true", help="also under changed light, colours, cameras, clutter, friction and mass")
+    parser.add_argument("--text", metavar="WORDS", help="what a flow policy is told to do (default: the task's own text)")
+    parser.add_argument("--blind", action="store_true", help="also with black pictures: does it look?")
+    parser.add_argument("--swap-text", action="store_true", help="also told to do another task that it knows: does it read?")
+    parser.add_argument("--paraphrase", action="store_true", help="also told in words that nobody trained it on")
     parser.add_argument("--save-failures", type=whole(1), metavar="N", help="keep the first N failures as a dataset and a page")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where failures go (default: failures-HEAD beside the policy)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output, and nothing else there")
@@ -51,6 +55,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         return 0
     from realrl.report import stage_table
     changed = [{"name": f"under: {change}", **found} for change, found in result.get("robustness", {}).items()]
+    changed += [{"name": change, **found} for change, found in result.get("understanding", {}).items()]
     screen().print(stage_table({"task": result["task"], "stages": [{"name": result["head"], **result}, *changed]}))
     if seeds := result["failures"]:
         more = f" and {len(seeds) - SHOWN} more (--json lists all)" if len(seeds) > SHOWN else ""
@@ -68,7 +73,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from realrl.cell.evaluate import summarise, trials
     from realrl.cell.judge import latency
     from realrl.cell.robustness import robustness, scene_changes
-    from realrl.policies.folder import check_fit, load_policy
+    from realrl.cell.understanding import variants
+    from realrl.policies.folder import check_fit, for_task, load_policy
     from realrl.report import failures, write_report
     from realrl.scene import CollectConfig, GuardConfig
     policy, trained_on = load_policy(args.policy)
@@ -81,8 +87,10 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     env.close()
     spec = env.task
     task = spec.id if make else task
+    policy = for_task(policy, task, args.text)
     check_fit(policy, spec, args.policy, trained_on)
     policy = _product(policy, args)
+    others = dict(variants(policy, spec, blind=args.blind, swap=args.swap_text, paraphrase=args.paraphrase))
     out = args.out or args.policy.resolve().parent / f"failures-{policy.head}"
     if args.save_failures:
         failures.room(out)  # before anything long
@@ -94,12 +102,14 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         watch = lambda episodes: progress(episodes, f"evaluating on {task}", args.episodes)
         finished = trials(collector, policy, args.episodes, seed=args.seed, plans_only=not args.save_failures,  # films need every frame
                           keep=kept.pick, watch=watch)
+        understood = {name: summarise(trials(collector, who, args.episodes, seed=args.seed, watch=watch), spec.dt).to_dict()
+                      for name, who in others.items()}
     result = summarise(finished, spec.dt).to_dict()
-    other: dict[str, Any] = {}
+    other: dict[str, Any] = {"understanding": {name: _short(found) for name, found in understood.items()}} if understood else {}
     if args.robustness:
         under = robustness(policy, task, args.episodes, sight=sight, collect=CollectConfig(workers=args.workers), dt=spec.dt,
                            horizon=args.horizon, seed=args.seed, watch=progress)
-        other = {"robustness": {change: {k: found.to_dict()[k] for k in ("success", "cycle_steps")} for change, found in under}}
+        other["robustness"] = {change: _short(found.to_dict()) for change, found in under}
     if page := kept.save(out, task=task, dt=spec.dt, each=progress):
         other["failures_page"] = str(page)
         if (run := page.parent.parent).joinpath("metrics.jsonl").is_file():
@@ -109,12 +119,25 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
             "policy": str(args.policy), "head": policy.head, "seed": args.seed, "episodes": args.episodes}
 
 
+def _short(found: dict[str, Any]) -> dict[str, Any]:
+    """What is said of an evaluation beside another one."""
+    return {name: found[name] for name in ("success", "cycle_steps")}
+
+
 def _product(policy: Saved, args: argparse.Namespace) -> Saved:
     """What a policy deploys, as --head and --sampler say."""
+    if policy.KIND == "flow":
+        if args.head == "ddim" or args.sampler:
+            raise mistake()(f"{args.policy}: a flow policy acts with head flow or one-step and has one sampler; leave --sampler out")
+        if args.head == "one-step" and not policy.distilled:
+            raise mistake()(f"{args.policy}: its one-step head was never trained; use --head flow, or realrl train flow --one-step")
+        return policy.with_head(args.head or policy.head)
     if policy.KIND != "diffusion":
         if args.head or args.sampler:
             raise mistake()(f"{args.policy}: a {policy.KIND} policy has but one way to act; leave --head and --sampler out")
         return policy
+    if args.head == "flow":
+        raise mistake()(f"{args.policy}: a diffusion policy has the heads ddim and one-step; leave --head flow out")
     if args.head == "one-step" and not policy.distilled:
         raise mistake()(f"{args.policy}: its one-step head was never trained; use --head ddim, or run the stage one-step on it")
     policy = policy.with_head(args.head or policy.head)

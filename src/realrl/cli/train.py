@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 METHODS = {"rl100": "RL-100: imitation, gated offline RL, online RL, one-step distillation.",
            "bc": "Behaviour cloning with a diffusion policy.",
+           "flow": "A flow policy that is told what to do: imitation of several tasks at once.",
+           "recap": "Recap: a flow policy that learns from its own experience by being told what was good in it.",
            "walk": "A Walk in the Park: a quadruped learns to walk from nothing, with CrossQ, DroQ or SAC.",
            "hil-serl": "HIL-SERL: a few demonstrations, then practice with a person's corrections.",
            "daydreamer": "DayDreamer: a robot learns a model of its world while it moves, and what to do in dreams of it."}
-TASKS = {"walk": "quadruped/go1", "hil-serl": "contact/peg", "daydreamer": "quadruped/go1-from-back"}
+TASKS = {"flow": "metaworld/push-v3", "recap": "metaworld/coffee-push-v3", "walk": "quadruped/go1", "hil-serl": "contact/peg",
+         "daydreamer": "quadruped/go1-from-back"}
+READERS = ("flow", "recap")  # methods of several tasks, of which a data set may hold some
 RECORDED = "recorded/"  # begins the name of a task that is a set of recordings
 RUN_HELP = """{text}
 
@@ -69,6 +73,12 @@ def _method(name: str, flags: Sequence[str]) -> tuple[type[Any], Callable[[Any, 
         asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         asked.add_argument("--preset", nargs="?")
         return daydreamer.DaydreamerConfig, daydreamer.train, daydreamer.PRESETS.get(asked.parse_known_args(list(flags))[0].preset)
+    if name == "flow":
+        from realrl.algos import flow
+        return flow.FlowTrainConfig, flow.train, None
+    if name == "recap":
+        from realrl.algos import recap
+        return recap.RecapConfig, recap.train, None
     if name == "hil-serl":
         from realrl.algos import hil_serl
         return hil_serl.HILConfig, hil_serl.train, None
@@ -91,7 +101,7 @@ def _train(args: argparse.Namespace) -> int:
     parse = partial(config.parse, cls, [*base, *flags], prog=f"realrl train {args.method}", description=text,
                     default=default)
     cfg = parse()
-    chosen = base or any(_mentions(flags, flag) for flag in ("--task", "--config"))
+    chosen = base or args.method in READERS or any(_mentions(flags, flag) for flag in ("--task", "--config"))
     real = bool(args.env or args.robot)
     recorded = cfg.data is not None and not real and (cfg.task.startswith(RECORDED) or not chosen)
     if recorded:
@@ -101,6 +111,8 @@ def _train(args: argparse.Namespace) -> int:
     make = _maker(args, cfg.horizon) if real else partial(envs.make, cfg.task, sight=cfg.sight, randomise=cfg.randomise)
     if not recorded:  # a misspelt task leaves no folder behind
         spec = _asked(make)
+        for other in () if real else getattr(cfg, "tasks", ()):
+            _asked(partial(envs.make, other, sight=cfg.sight, randomise=cfg.randomise))
         cfg = replace(cfg, task=spec.id) if real else cfg
     if args.robot:  # there is one
         cfg = replace(cfg, collect=replace(cfg.collect, workers=1, envs_per_worker=1))

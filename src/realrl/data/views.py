@@ -108,6 +108,10 @@ class ChunkView:
         """Rows [B, H] of `frames` before and after the decisions at `index`; episodes lie one after the other, T + 1 rows each."""
         return self._obs[index], self._next[index]
 
+    def chunks(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """(actions [B, K, A], which of them ran [B, K]) of the decisions at `index`."""
+        return self.actions[self._act[index]], self.valid[index]
+
     def batch(self, index: Tensor | slice = slice(None)) -> Batch:
         """The decisions at `index` [B] (all of them by default)."""
         (now, after), act = self.rows(index), self._act[index]

@@ -23,6 +23,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from realrl.envs.base import RobotEnv, ScriptedPolicy
 from realrl.envs.mujoco.randomise import randomiser
 from realrl.envs.mujoco.sight import Mark, Scenery, View, eyes
+from realrl.envs.texts import TEXTS
 from realrl.scene import RandomiseConfig, SightConfig
 from realrl.types import Array, Policy, RealrlError, TaskSpec
 
@@ -77,9 +78,9 @@ class MetaWorldEnv(RobotEnv):
     def __init__(self, name: str, *, reward: str | None, horizon: int, sight: SightConfig | None = None,
                  randomise: RandomiseConfig | None = None) -> None:
         sim: Any = ALL_V3_ENVIRONMENTS[name]()  # Any: its methods are replaced below
-        text = name.removesuffix("-v3").replace("-", " ")
+        text, *others = TEXTS[name]
         dt = sim.model.opt.timestep * sim.frame_skip
-        task = TaskSpec("metaworld", name, 39, 4, horizon, dt, text)
+        task = TaskSpec("metaworld", name, 39, 4, horizon, dt, text, paraphrases=tuple(others))
         stage = Scenery(task.id, _VIEWS, (*range(4), *range(18, 22)), _BOX, _AWAY, self._goals, self._settle,
                       hand=lambda: sim.data.body("hand").xpos)
         seen = eyes(sight, stage, sim.model, sim.data)

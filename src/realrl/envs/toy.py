@@ -4,12 +4,14 @@
 - "toy/obstacle": drive a point from the left to a goal on the right, around a disc in the middle. Demonstrations pass it on
   either side, at random: their mean hits it.
 - "toy/line": a point on a line, `steps` steps from the goal; its optimal values are known in closed form (`line_value`).
+- "toy/red", "toy/blue": drive a hand to one of two discs, both of which are there; nothing but the text says to which.
 - "toy/reach": drive a hand to a target. It can be looked at, as a picture, a depth or a cloud, and then only its eyes see the target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from realrl.types import Array, Obs, Plan, Policy, RealrlError, State, TaskSpec
 
 def names() -> tuple[str, ...]:
     """All task names of this suite."""
-    return ("identity", "obstacle", "line", "reach")
+    return ("identity", "obstacle", "line", "red", "blue", "reach")
 
 
 def make(name: str, *, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
@@ -35,6 +37,8 @@ def make(name: str, *, reward: str | None = None, horizon: int | None = None, si
     sees(f"toy/{name}", sight, (), "toy/reach can be looked at")
     if name == "identity":
         return IdentityEnv(reward, horizon)
+    if name in COLOURS:
+        return ColourEnv(name, reward, horizon)
     return ObstacleEnv(reward, horizon) if name == "obstacle" else LineEnv(reward, horizon)
 
 
@@ -48,6 +52,8 @@ def expert(name: str, path: str | Path | None = None) -> Policy:
         return ScriptedPolicy("script-identity", np.array)
     if name == "reach":
         return ScriptedPolicy("script-reach", _reach)
+    if name in COLOURS:
+        return ScriptedPolicy(f"script-{name}", partial(_to_colour, name))
     return ScriptedPolicy("script-line", np.ones_like)
 
 
@@ -172,6 +178,45 @@ def line_value(distance: Array, gamma: float, action: Array | None = None) -> Ar
         return np.where(steps > 0, gamma ** (np.maximum(steps, 1) - 1), 0.0)
     after = np.clip(cells - action, 0.0, LineEnv.CELLS)
     return np.where(after < _LINE_TOLERANCE, 1.0, gamma * line_value(after / LineEnv.CELLS, gamma))
+
+
+COLOURS = ("red", "blue")
+
+
+class ColourEnv(RobotEnv):
+    """State [6]: hand x, y, red disc x, y, blue disc x, y, all in [-1, 1]: the same for both tasks. Action: velocity, `SPEED` a step.
+
+    The hand starts within 0.2 of the middle, the discs lie on opposite sides of it. Success: the hand is within `REACH` of the disc of the
+    task's colour; to come there with the other one ends the episode without success. Dense reward: minus the distance.
+    """
+
+    SPEED = 0.2
+    REACH = 0.15
+
+    def __init__(self, colour: str, reward: str | None, horizon: int | None) -> None:
+        said = (f"touch the {colour} disc", f"move the hand to the {colour} one", f"go to what is {colour}")
+        horizon = 20 if horizon is None else horizon
+        super().__init__(TaskSpec("toy", colour, 6, 2, horizon, 0.1, said[0], paraphrases=said[1:]), reward=reward)
+        self._mine = COLOURS.index(colour)
+
+    def _begin(self, seed: int) -> Array:
+        self._hand = self.np_random.uniform(-0.2, 0.2, 2)
+        turn, far = self.np_random.uniform(0, 2 * np.pi), self.np_random.uniform(0.5, 0.8, 2)
+        way = np.array([np.cos(turn), np.sin(turn)])
+        self._discs = np.stack([far[0] * way, -far[1] * way])
+        return np.concatenate([self._hand, *self._discs])
+
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        self._hand = np.clip(self._hand + self.SPEED * action, -1.0, 1.0)
+        left = np.linalg.norm(self._discs - self._hand, axis=-1)
+        there = left <= self.REACH
+        return np.concatenate([self._hand, *self._discs]), -float(left[self._mine]), bool(there.any()), bool(there[self._mine])
+
+
+def _to_colour(colour: str, states: Array) -> Array:
+    """Straight to the disc of that colour, [B, 6] -> [B, 2]."""
+    at = 2 + 2 * COLOURS.index(colour)
+    return (states[:, at:at + 2] - states[:, :2]) / ColourEnv.SPEED
 
 
 class ReachEnv(RobotEnv):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -216,10 +216,24 @@ def start_from_teacher(student: nn.Module, teacher: nn.Module) -> None:
 
 
 @torch.no_grad()
-def teacher_chain(diffusion: Diffusion, teacher: nn.Module, cond: Tensor, generator: torch.Generator, shape: tuple[int, int]) -> Tensor:
+def teacher_chain(diffusion: Chain, teacher: nn.Module, cond: Tensor, generator: torch.Generator, shape: tuple[int, int]) -> Tensor:
     """Deterministic chains [B, S+1, K, A] from fresh noise. cond: [B, C]; shape: (K, A)."""
     noise = torch.randn((len(cond), 1, *shape), generator=generator, device=cond.device)
     return diffusion.sample(teacher, cond, noise, stochastic=False)
+
+
+class Chain(Protocol):
+    """What a student is taught: the cfg.steps S steps of a sampler, `Diffusion`'s or a flow's. t: [S], what it is told of each."""
+
+    @property
+    def t(self) -> Tensor: ...
+
+    @property
+    def cfg(self) -> Any: ...
+
+    def sample(self, net: Any, cond: Tensor, noise: Tensor, *, stochastic: bool) -> Tensor:
+        """See `Diffusion.sample`."""
+        ...
 
 
 class Distillation:
@@ -229,7 +243,7 @@ class Distillation:
     each on its own term. cond: [N, C] encoded observations throughout.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, diffusion: Diffusion, shape: tuple[int, int], cfg: DistillConfig) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, diffusion: Chain, shape: tuple[int, int], cfg: DistillConfig) -> None:
         """shape: (K, A) of a chunk."""
         self.student, self.teacher = student.requires_grad_(True).eval(), teacher
         self.diffusion, self.shape, self.cfg = diffusion, shape, cfg

@@ -235,6 +235,39 @@ class EfficientNetLite0(nn.Module):
         return out
 
 
+class ImageTokens(nn.Module):
+    """Frozen EfficientNet-Lite0 to its map at stride 16, pooled: uint8 [B, H, W, 3] -> [B, 16, 112], what is where on a grid of 4 x 4.
+
+    The map before the last stages says better where things are than the whole network does, and under other light, too. A frame's tokens
+    never change, so that they may be kept (half precision: 3.6 kB).
+    """
+
+    SHAPE = (16, 112)
+    BLOCKS = 11  # to the end of stage 5
+
+    def __init__(self, height: int, width: int, fetch: bool = True) -> None:
+        super().__init__()
+        net = EfficientNetLite0(height, width, fetch).net
+        self.stem, self.active, self.blocks = net._conv_stem, net._swish, nn.ModuleList(net._blocks[:self.BLOCKS])
+        self.requires_grad_(False).eval()
+        mean, std = (torch.tensor(c)[:, None, None] for c in COLOURS)
+        self.gain: Tensor
+        self.offset: Tensor
+        self.register_buffer("gain", 1 / std, persistent=False)
+        self.register_buffer("offset", -mean / std, persistent=False)
+
+    def train(self, mode: bool = True) -> ImageTokens:
+        """It never trains."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.active(self.stem(pixels(images) * self.gain + self.offset))
+        for block in self.blocks:
+            x = block(x)
+        return nn.functional.adaptive_avg_pool2d(x, 4).flatten(2).transpose(1, 2)
+
+
 def torchvision(name: str, pretrained: bool = True, fetch: bool = True) -> nn.Module:
     """The convolutional part of a torchvision classifier, e.g. resnet50 or convnext_tiny. Raises RealrlError, see `image_net`."""
     models = _package("torchvision.models", f"torchvision/{name}", "pip install torchvision, of the build that fits torch")

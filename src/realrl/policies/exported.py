@@ -25,7 +25,7 @@ MOST = 2**31  # bytes of a graph: what its format can hold
 @dataclass(frozen=True)
 class ExportedAbout:
     """What the policy.json of an export says of its graph. noise: whether it wants standard normal noise [1, K, A] beside what is seen;
-    sha256: of the graph's file, so that the two belong together."""
+    sha256: of the graph's file, so that the two belong together; plan: actions of a plan, K, where fewer are carried out (chunk)."""
 
     head: Literal["one-step", "mean"]
     name: str
@@ -36,14 +36,15 @@ class ExportedAbout:
     noise: bool
     sha256: str
     senses: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    plan: int = 0
 
     def __post_init__(self) -> None:
-        config.check(self, obs_dim="[1, 1e6]", action_dim="[1, 1e4]", chunk="[1, 1000]", n_obs="[1, 1000]")
+        config.check(self, obs_dim="[1, 1e6]", action_dim="[1, 1e4]", chunk="[1, 1000]", n_obs="[1, 1000]", plan="[0, 1000]")
 
     def inputs(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape, type) of what the graph takes, in its order; its one output is `action` [1, K, A]."""
         seen: dict[str, tuple[tuple[int, ...], str]] = {"state": ((1, self.n_obs, self.obs_dim), "float32")}
-        seen |= {"noise": ((1, self.chunk, self.action_dim), "float32")} if self.noise else {}
+        seen |= {"noise": ((1, self.plan or self.chunk, self.action_dim), "float32")} if self.noise else {}
         return seen | {key: ((1, self.n_obs, *shape), sense_type(key).name) for key, shape in self.senses.items()}
 
 
@@ -97,7 +98,7 @@ class ExportedPolicy:
 
     def _row(self, seen: dict[str, Array], rng: np.random.Generator) -> Array:
         if self.about.noise:
-            seen["noise"] = rng.standard_normal((1, self.chunk, self.action_dim), dtype=np.float32)
+            seen["noise"] = rng.standard_normal((1, self.about.plan or self.chunk, self.action_dim), dtype=np.float32)
         action: Array = self._session.run(None, seen)[0]
         return action
 

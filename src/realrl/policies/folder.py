@@ -6,6 +6,7 @@ gets a word in `KINDS` and a line in `_kind` and `Saved`. One kind is not traine
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,13 +23,14 @@ from realrl.types import RealrlError, Stateful, TaskSpec
 if TYPE_CHECKING:
     from realrl.policies.diffusion import DiffusionPolicy
     from realrl.policies.exported import ExportedPolicy
+    from realrl.policies.flow import FlowPolicy
     from realrl.policies.gaussian import GaussianPolicy
     from realrl.policies.recurrent import RecurrentPolicy
     from realrl.robots.embodiment import Embodiment
 
 FORMAT: Final = 1
-KINDS: Final = ("diffusion", "gaussian", "recurrent", "onnx")
-Saved: TypeAlias = "DiffusionPolicy | GaussianPolicy | RecurrentPolicy | ExportedPolicy"
+KINDS: Final = ("diffusion", "flow", "gaussian", "recurrent", "onnx")
+Saved: TypeAlias = "DiffusionPolicy | FlowPolicy | GaussianPolicy | RecurrentPolicy | ExportedPolicy"
 
 
 class Storable(Stateful, Protocol):
@@ -111,15 +113,18 @@ def _check_weights(sketch: torch.nn.Module, weights: Any, path: Path) -> None:
         if name in weights and weights[name].dtype != wanted.dtype:
             raise RealrlError(f"{path}: the weights do not fit policy.json ({name} is {weights[name].dtype}, must be {wanted.dtype}): "
                               "save the policy again")
-        if name.endswith("normaliser.std") and not bool((weights[name] > 0).all()):
+        if re.search(r"normaliser\.(\d+\.)?std$", name) and not bool((weights[name] > 0).all()):
             raise RealrlError(f"{path}: {name} is not positive everywhere: save the policy again")
         if name.endswith(".running") and not bool((weights[name][1] >= 0).all()):
             raise RealrlError(f"{path}: {name} holds a variance below 0: save the policy again")
     finite(weights, str(path), "its training diverged, or the file is damaged: take an earlier policy")
 
 
-def _kind(name: str) -> type[DiffusionPolicy | GaussianPolicy | RecurrentPolicy]:
+def _kind(name: str) -> type[DiffusionPolicy | FlowPolicy | GaussianPolicy | RecurrentPolicy]:
     """The class of a kind, imported when it is needed."""
+    if name == "flow":
+        from realrl.policies.flow import FlowPolicy
+        return FlowPolicy
     from realrl.policies.diffusion import DiffusionPolicy
     from realrl.policies.gaussian import GaussianPolicy
     from realrl.policies.recurrent import RecurrentPolicy
@@ -147,6 +152,16 @@ def read_policy_json(path: Path) -> dict[str, Any]:
     if not isinstance(about["task"], str):
         raise RealrlError(f"{file}: 'task' must be a text, got {config.shown(about['task'])}: the file is damaged, export the policy again")
     return about
+
+
+def for_task(policy: Saved, task: str, text: str | None = None) -> Saved:
+    """The policy as it does a task: one that reads is told the task's text, where it knows the task, or another. Raises RealrlError where a
+    text is given to one that does not read."""
+    if policy.KIND == "flow":
+        return policy.told(task, text) if text is not None or task in policy.tasks else policy
+    if text is not None:
+        raise RealrlError(f"--text: a {policy.KIND} policy is told nothing: leave it out")
+    return policy
 
 
 def check_fit(policy: Saved, spec: TaskSpec, name: object, trained_on: str) -> None:

@@ -22,13 +22,14 @@ from realrl import config
 from realrl.files import write_bytes, write_json
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.exported import GRAPH, ExportedAbout, ExportedPolicy, digest
+from realrl.policies.flow import FlowPolicy
 from realrl.policies.folder import FORMAT, load_policy, read_policy_json, read_robot
 from realrl.policies.gaussian import GaussianPolicy
 from realrl.policies.recurrent import RecurrentPolicy
 from realrl.serve.observations import Recorded, recorded
 from realrl.types import Obs, Policy, RealrlError
 
-Trained: TypeAlias = DiffusionPolicy | GaussianPolicy
+Trained: TypeAlias = DiffusionPolicy | FlowPolicy | GaussianPolicy
 TOLERANCE = 1e-5  # of actions in [-1, 1]
 COMPARED = 256  # recorded observations, evenly spread
 
@@ -82,7 +83,7 @@ def deployed(policy: Trained, source: Path) -> Trained:
         return policy
     if not policy.distilled:
         raise RealrlError(f"{source}: its one-step head was never trained, and a chain of denoising steps is not exported: train with "
-                          "--one-step (bc), or run the stage one-step (rl100)")
+                          "--one-step (bc, flow, recap), or run the stage one-step (rl100)")
     return policy.with_head("one-step")
 
 
@@ -123,7 +124,7 @@ def to_onnx(policy: Trained) -> tuple[ExportedAbout, bytes]:
     """(description, graph) of a policy as it is deployed. Raises RealrlError without the packages, and for what ONNX cannot express."""
     head, noise = ("mean", False) if isinstance(policy, GaussianPolicy) else ("one-step", True)
     about = ExportedAbout(head, policy.name, policy.obs_dim, policy.action_dim, policy.chunk, policy.n_obs, noise,  # type: ignore[arg-type]
-                          "", policy.senses)
+                          "", policy.senses, policy.cfg.plan if isinstance(policy, FlowPolicy) else 0)
     inputs = {key: torch.zeros(shape, dtype=getattr(torch, kind)) for key, (shape, kind) in about.inputs().items()}
     try:
         import onnx  # noqa: F401

@@ -2,7 +2,8 @@
 
 A message is a map of observations, as openpi's clients send it, and may carry more of ours: `seq`, a number that grows with every
 message; `obs_time`, a stamp that is sent back; `episode`, an id: another one begins with fresh memory; `seed`, of the plan's noise;
-`greedy`; `boxed`, whether actions are wanted in [-1, 1] rather than in the robot's units.
+`greedy`; `boxed`, whether actions are wanted in [-1, 1] rather than in the robot's units; openpi's `prompt`, what a policy that reads is
+told (by default what it was told when it was saved).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from realrl.robots.embodiment import Embodiment
 from realrl.types import Array, Obs, RealrlError, State
 
 EPISODES = 64  # a client's, whose memory is kept
-OURS = ("seq", "obs_time", "episode", "seed", "greedy", "boxed")
+TEXTS = 16  # that a client may say by turns without their being read again
+OURS = ("seq", "obs_time", "episode", "seed", "greedy", "boxed", "prompt")
 
 
 @dataclass
@@ -78,13 +80,15 @@ class Session:
     def __init__(self, served: Served) -> None:
         self.served = served
         self._seq = -1
+        self._told: OrderedDict[str, Saved] = OrderedDict()
         self._episodes: OrderedDict[int | str, _Memory] = OrderedDict()
 
     def answer(self, message: Any) -> dict[str, Any]:
         """The reply to a message, its timing aside. Raises RealrlError, in a line for the client, on what it should not have sent."""
-        served, policy = self.served, self.served.policy
+        served = self.served
         if not isinstance(message, dict) or len(message) > 256:
             raise RealrlError("a message must be a map of observations")
+        policy = self._policy(message.get("prompt"))
         stamps = self._stamps(message)
         seen = {key: self._observation(message, key) for key in served.sees}
         memory = self._memory(message.get("episode", 0))
@@ -96,6 +100,19 @@ class Session:
         if served.robot is not None and message.get("boxed") is not True:
             actions = served.robot.to_robot(actions).astype(np.float32)
         return {"actions": actions, **stamps}
+
+    def _policy(self, prompt: Any) -> Saved:
+        """The policy, told what the client says, if it reads. Raises RealrlError for a text that cannot be read."""
+        policy = self.served.policy
+        if prompt is None or policy.KIND != "flow":
+            return policy
+        if not isinstance(prompt, str) or len(prompt) > 1000:
+            raise RealrlError("prompt must be a text of at most 1,000 characters")
+        if prompt not in self._told:
+            self._told[prompt] = policy.told(self.served.task, prompt)
+            if len(self._told) > TEXTS:
+                self._told.popitem(last=False)
+        return self._told[prompt]
 
     def _stamps(self, message: Mapping[Any, Any]) -> dict[str, Any]:
         """What is sent back as it came; a number that does not grow is refused: its message was sent twice, or overtaken."""

@@ -1,0 +1,404 @@
+"""Recap (pi*0.6, arXiv 2511.14759): a generalist policy that learns from its own experience by being told what was good in it.
+
+Pre-training on all tasks: a value over 201 bins says how far from done a state is (section IV-A); an action's advantage over a threshold of
+its task is its indicator, and the policy learns actions under their indicator, which it is not told 30 % of the time (section IV-B). Then,
+task by task: fine-tuning on demonstrations, all taken for good; and rounds of {practice, a person's corrections, value, advantage, policy},
+each round's value and policy from the pre-trained ones on all data of the task (section IV-C, algorithm 1). It acts as if all it did were
+good. What the paper leaves open, and what was chosen: docs/methods/recap.md.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from realrl.config import OutOfBounds, check
+from realrl.files import derive
+from realrl.generative.diffusion import DistillConfig
+from realrl.learn.fit import ImitationConfig, imitate
+from realrl.learn.flow import FlowFit, Lessons, cells_of, distil, listed, make_policy
+from realrl.learn.value import Value, ValueConfig, ValueFit, advantages, column, returns, threshold
+from realrl.nets.transformer import NEGATIVE, NONE, POSITIVE
+from realrl.policies.flow import FlowPolicy, FlowPolicyConfig
+from realrl.robots.human import OperatorConfig, ScriptedOperator
+from realrl.scene import Scene, device
+from realrl.types import Array, Cell, Episode, Obs, Plan, Policy, Source, State
+
+Learner = Literal["recap", "shuffled", "filtered", "positive", "awr"]
+COFFEE = ("metaworld/coffee-push-v3", "metaworld/coffee-pull-v3")
+PERSON = OperatorConfig(patience=30, slip=10.0, hold=(15, 30), cap=1.0, grain=0.0, finish=0.0, fade=0.0)
+"""Takes over when the value fell by 0.1 or stood still for 30 steps, for 15 to 30 steps; remembers nothing between episodes."""
+PRETRAINING, FINE_TUNING = ImitationConfig(steps=2500, batch=128), ImitationConfig(steps=1000, batch=128, lr=5e-4, warmup=50)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a demonstrator does what its script says. speed: share of the hand's motion; pause: chance a step to rest for 5 to 15 steps;
+    noise: standard deviation a step; drift: of what the hand is off in a whole episode."""
+
+    speed: float = 1.0
+    pause: float = 0.0
+    noise: float = 0.1
+    drift: float = 0.0
+
+
+MANNERS = {"fast": Manner(), "slow": Manner(0.5, 0.04), "noisy": Manner(noise=0.4), "lost": Manner(noise=0.2, drift=0.6)}
+"""Whose demonstrations there are, as many of each; of the lost ones most fail, and they are in the pre-training alone."""
+
+
+@dataclass(frozen=True)
+class RecapConfig(Scene):
+    """Learning from experience with an advantage-conditioned policy."""
+
+    task: str = ""
+    """The first of the tasks; leave it to --tasks."""
+    tasks: tuple[str, ...] = COFFEE
+    """Environments, separated by spaces or commas, see `realrl tasks`."""
+    demos: int = 15
+    """Demonstrations of every manner and task: fast, slow with pauses, noisy, lost."""
+    policy: FlowPolicyConfig = field(default_factory=FlowPolicyConfig)
+    """The policy; its flow.guidance is beta, which acts after pre-training."""
+    value: ValueConfig = field(default_factory=ValueConfig)
+    """The value network and its fits."""
+    pretraining: ImitationConfig = PRETRAINING
+    """The policy's fit on all tasks."""
+    finetuning: ImitationConfig = FINE_TUNING
+    """Its fit on one task's demonstrations, and in every round on all data of the task."""
+    rounds: int = 1
+    """Rounds of practice and learning."""
+    rollouts: int = 60
+    """Episodes of practice of every task in a round."""
+    corrected: float = 0.2
+    """Share of them beside which a (scripted) person stands and corrects."""
+    operator: OperatorConfig = PERSON
+    """How that person behaves; progress is 100 times the value."""
+    ahead: int = 20
+    """N, steps that an action's advantage looks ahead in a round; pre-training looks at the end of the episode."""
+    positive_demos: float = 0.3
+    """Share of the demonstrations' actions that are taken for good in pre-training."""
+    positive: float = 0.4
+    """Share of the practised actions that are taken for good in a round."""
+    dropout: float = 0.3
+    """How often the policy is not told the indicator."""
+    temperature: float = 0.1
+    """Of advantage-weighted regression, where --compare has awr: weights are exp(A / temperature)."""
+    compare: tuple[Learner, ...] = ()
+    """What else is learned from the last round's data and judged: recap's controls and the baselines."""
+    marks: bool = False
+    """Whether the last round's policy is judged without the indicator and with the negative one, too."""
+    one_step: bool = False
+    """Whether the product is distilled to one step, guidance absorbed."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """That distillation."""
+    eval_episodes: int = 100
+    """Held-out episodes of every task after a stage."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", listed(self.task, self.tasks, COFFEE))
+        object.__setattr__(self, "task", self.task or self.tasks[0])
+        super().__post_init__()
+        check(self, rounds="[1, 100]", rollouts="[1, 1e6]", corrected="[0, 1]", ahead="[1, 1e6]", positive_demos="(0, 1)",
+              positive="(0, 1)", dropout="[0, 1]", temperature="(0, 1e3]")
+        if self.sight.kind != "state":
+            raise OutOfBounds(RecapConfig, "sight", f"is {self.sight.kind!r}: the value looks at the state alone, leave it out")
+
+
+# -- the method --------------------------------------------------------------------------------------------------------
+
+
+def train(cfg: RecapConfig, cell: Cell) -> dict[str, Any]:
+    """Algorithm 1: pre-training on all tasks; then every task's fine-tuning, rounds and product, in the run's folder `policy` and, of the
+    tasks after the first, `policy-NAME`. Returns the summary with its `headline`. Continues an interrupted run."""
+    torch.manual_seed(derive(cfg.seed, "weights"))
+    cells = cells_of(cell, cfg.task, cfg.tasks)
+    demos = {task: demonstrations(cfg, at) for task, at in cells.items()}
+    policy = make_policy(cfg.policy, cells, name="recap").to(device(cfg.device))
+    lessons = Lessons(policy, {task: every(found) for task, found in demos.items()})
+    for odd in policy.fit_senses(lessons.frames()):
+        cell.tell("pre-training", odd)
+    lessons.encode()
+    critic = pretrain(cfg, cells, policy, lessons, demos)
+    for task, at in cells.items():
+        learn_task(cfg, at, task, policy, critic, demos[task])
+    cell.summary["headline"] = headline(cfg, cells)
+    return cell.summary
+
+
+def pretrain(cfg: RecapConfig, cells: Mapping[str, Cell], policy: FlowPolicy, lessons: Lessons,
+             demos: Mapping[str, Mapping[str, list[Episode]]]) -> Critic:
+    """V_pre and pi_pre on all tasks: A looks at the end of the episode, the best 30 % of a task's demonstrated actions are good.
+    demos: task -> manner -> episodes, in the order of the lessons."""
+    cell = next(iter(cells.values()))
+    critic = Critic(cfg, policy, {task: at.spec.horizon for task, at in cells.items()})
+    with cell.timed("pre-training"):
+        critic.fit(cell, "pre-training value", {task: every(found) for task, found in demos.items()})
+        marks = []
+        for task, found in demos.items():
+            said = [critic.judge(task, e, None) for e in every(found)]
+            least = threshold(column([a for _, a in said]), cfg.positive_demos)
+            marks.append(column([np.where(a > least, POSITIVE, NEGATIVE) for _, a in said]))
+        imitate(cell.run, FlowFit(policy, lessons, cfg.pretraining, seed=derive(cfg.seed, "pre-training"),
+                                  mark=torch.from_numpy(column(marks)).long(), dropout=cfg.dropout), "pre-training")
+    return critic
+
+
+def learn_task(cfg: RecapConfig, cell: Cell, task: str, base: FlowPolicy, critic: Critic, demos: Mapping[str, list[Episode]]) -> None:
+    """Fine-tuning of one task and its rounds. base, critic: the pre-trained ones, which every fit begins from."""
+    name, everything = cell.spec.name, every(demos)
+    good = [e for e in everything if e.succeeded]
+    fit = partial(tune, cfg, cell, task, base)
+    policy = fit("fine-tuned", good, np.full(sum(map(len, good)), POSITIVE))
+    cell.finish_stage(f"fine-tuned {name}", policy, cfg.eval_episodes)
+    for k in range(1, cfg.rounds + 1):
+        practised = practise(cfg, cell, task, policy, critic, k)
+        everything = everything + practised
+        own = critic.for_task(cell, f"recap-{k} {name} value", task, everything)
+        labels = label(cfg, own, task, everything, practised)
+        policy = fit(f"recap-{k}", everything, labels.mark)
+        cell.finish_stage(f"recap-{k} {name}", policy, cfg.eval_episodes)
+        cell.tell(f"recap-{k} {name}", f"{name}, round {k}: {labels.told}")
+        cell.run.rewind(f"practice {name}", k - 1)
+        cell.run.log(k, labels.numbers, f"practice {name}")
+    annotate(cell, everything, labels)
+    for learner in cfg.compare:
+        other = fit(learner, everything, *plan(cfg, learner, everything, labels))
+        cell.finish_stage(f"{learner} {name}", other, cfg.eval_episodes)
+    if cfg.marks:
+        for word, mark in (("unmarked", NONE), ("negative", NEGATIVE)):
+            cell.finish_stage(f"{word} {name}", policy.acting(mark), cfg.eval_episodes)
+    cell.keep(policy)
+    if cfg.one_step:
+        stage = f"one-step {name}"
+        distil(cell, policy, Lessons(policy, {task: everything}).encode(), cfg.distill, derive(cfg.seed, "one-step", task), stage)
+        cell.keep(policy)
+        cell.finish_stage(stage, policy.with_head("one-step"), cfg.eval_episodes)
+
+
+def tune(cfg: RecapConfig, cell: Cell, task: str, base: FlowPolicy, stage: str, episodes: Sequence[Episode], mark: Array,
+         weight: Array | None = None, among: Array | None = None) -> FlowPolicy:
+    """A copy of the pre-trained policy, fitted to a task's episodes under their indicators [N], told the task and acting as if good."""
+    policy = copy.deepcopy(base).requires_grad_(True)
+    policy.name = stage
+    lessons = Lessons(policy, {task: episodes}).encode()
+    name = f"{stage} {cell.spec.name}"
+    with cell.timed(name):
+        imitate(cell.run, FlowFit(policy, lessons, cfg.finetuning, seed=derive(cfg.seed, stage, task), mark=torch.from_numpy(mark).long(),
+                                  dropout=cfg.dropout, weight=None if weight is None else torch.from_numpy(weight).float(),
+                                  among=None if among is None else torch.from_numpy(among)), name)
+    return policy.told(task).acting(POSITIVE)
+
+
+class Critic:
+    """V of states under a task's text, and the advantage of what was done there."""
+
+    def __init__(self, cfg: RecapConfig, policy: FlowPolicy, limits: Mapping[str, int]) -> None:
+        self.cfg, self.policy, self.limits = cfg, policy, limits
+        torch.manual_seed(derive(cfg.seed, "value weights"))
+        size = policy.prefix.state_in.shape[1] + policy.instructions.axes.shape[1]
+        self.value = Value(cfg.value, size).to(policy.device)
+
+    @torch.no_grad()
+    def see(self, task: str, states: Array) -> Tensor:
+        """What the value looks at: states [N, D] as the policy sees them, and the task's text -> [N, I]."""
+        x = self.policy.look({"state": torch.as_tensor(states, device=self.policy.device)}, self.policy.tasks[task].body)["state"]
+        said = self.policy.instructions
+        return torch.cat([x, said(said.vectors[said.rows(task)[0]]).expand(len(x), -1)], 1)
+
+    def fit(self, cell: Cell, stage: str, episodes: Mapping[str, Sequence[Episode]]) -> None:
+        """Fit the value to what became of these episodes, task -> its own; what it knows of held-out ones is told."""
+        flat = [(task, e) for task, of in episodes.items() for e in of]
+        x = torch.cat([self.see(task, e.obs["state"][:-1]) for task, e in flat])
+        target = torch.from_numpy(column([returns(e, self.limits[task]) for task, e in flat])).to(x.device)
+        which = torch.repeat_interleave(torch.arange(len(flat)), torch.tensor([len(e) for _, e in flat]))
+        fit = ValueFit(self.value, self.cfg.value, x, target, which, seed=derive(self.cfg.seed, stage))
+        imitate(cell.run, fit, stage, "reading what became of it")
+        found = fit.quality()
+        said = {task: self.see(task, e.obs["state"][:1]) for task, e in flat}
+        if len(said) > 1:  # does it read? states of one task under the next one's text
+            rows = fit.held
+            other = torch.cat([said[task] for task in (*list(said)[1:], next(iter(said)))])[:, -self.policy.instructions.axes.shape[1]:]
+            number = torch.tensor([list(said).index(task) for task, _ in flat])[which[rows]]
+            swapped = torch.cat([x[rows][:, :-other.shape[1]], other[number]], 1)
+            with torch.no_grad():
+                found["entropy_swapped_text"] = float(fit.entropy(rows, swapped).mean())
+        cell.run.log(self.cfg.value.steps, {f"value_{k}": v for k, v in found.items()}, stage)
+        cell.summary.setdefault("values", {})[stage] = found
+
+    def for_task(self, cell: Cell, stage: str, task: str, episodes: Sequence[Episode]) -> Critic:
+        """Another one, from this one's weights, fitted to all data of a task."""
+        other = copy.copy(self)
+        other.value = copy.deepcopy(self.value).requires_grad_(True)
+        other.fit(cell, stage, {task: episodes})
+        return other
+
+    def judge(self, task: str, episode: Episode, ahead: int | None) -> tuple[Array, Array]:
+        """(V, A), each [T]. ahead: see `advantages`."""
+        v = self.value.value(self.see(task, episode.obs["state"][:-1])).cpu().numpy()
+        return v, advantages(v, returns(episode, self.limits[task]), self.limits[task], ahead)
+
+    def progress(self, task: str, state: Array) -> float:
+        """100 V of one state [D]: what a person watches."""
+        return 100 * float(self.value.value(self.see(task, state[None].astype(np.float32))))
+
+
+# -- what was good -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Labels:
+    """Of all steps of some episodes, one after the other: value, advantage [N], mark [N] the indicator; told, numbers: of the round."""
+
+    value: Array
+    advantage: Array
+    mark: Array
+    told: str
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+def label(cfg: RecapConfig, critic: Critic, task: str, episodes: Sequence[Episode], practised: Sequence[Episode]) -> Labels:
+    """I = [A > eps], eps such that 40 % of the newest practice are good; what a person did in a policy's episode always is."""
+    said = [critic.judge(task, e, cfg.ahead) for e in episodes]
+    value, advantage = (column(list(part)) for part in zip(*said, strict=True))
+    newest = {id(e) for e in practised}
+    least = threshold(column([a for e, (_, a) in zip(episodes, said, strict=True) if id(e) in newest]), cfg.positive)
+    mark = np.where(advantage > least, POSITIVE, NEGATIVE)
+    helped = column([(e.source == Source.HUMAN) & (e.source != Source.HUMAN).any() for e in episodes])
+    mark[helped] = POSITIVE
+    told = (f"threshold {least:.3f}, {100 * (mark == POSITIVE).mean():.0f} % of all steps good, {100 * helped.mean():.1f} % a person's, "
+            f"{sum(e.succeeded for e in practised)} of {len(practised)} practised episodes succeeded")
+    numbers = {"threshold": least, "positive_share": float((mark == POSITIVE).mean()), "person_share": float(helped.mean()),
+               "practice_success": float(np.mean([e.succeeded for e in practised])), "advantage_spread": float(advantage.std())}
+    return Labels(value, advantage, mark, told, numbers)
+
+
+def plan(cfg: RecapConfig, learner: Learner, episodes: Sequence[Episode], labels: Labels) -> tuple[Array, Array | None, Array | None]:
+    """(mark, weight, among) of what else may be learned from the same data.
+
+    shuffled: indicators in any order, so that they say nothing; filtered: clones the successes; positive: clones what is good; awr:
+    clones all of it, weighted by exp(A / temperature) (arXiv 1910.00177), weights at most 20.
+    """
+    good = np.full(len(labels.mark), POSITIVE)
+    if learner == "shuffled":
+        return np.random.default_rng(derive(cfg.seed, "shuffled")).permutation(labels.mark), None, None
+    if learner == "filtered":
+        return good, None, column([np.full(len(e), e.succeeded) for e in episodes]).nonzero()[0]
+    if learner == "positive":
+        return good, None, (labels.mark == POSITIVE).nonzero()[0]
+    if learner == "awr":
+        weight = np.exp(labels.advantage / cfg.temperature).clip(max=20.0)
+        return good, weight / weight.mean(), None
+    return labels.mark, None, None
+
+
+def annotate(cell: Cell, episodes: Sequence[Episode], labels: Labels) -> None:
+    """Value, advantage and indicator of all that was learned from, beside the recordings."""
+    ends = np.cumsum([len(e) for e in episodes])
+    place = {(e.policy, e.seed): slice(end - len(e), end) for e, end in zip(episodes, ends, strict=True)}
+
+    def rows(of: Array, found: list[Episode]) -> list[Array]:
+        return [of[place[e.policy, e.seed]] if (e.policy, e.seed) in place else np.full(len(e), np.nan) for e in found]
+
+    labelled = {"value": labels.value, "advantage": labels.advantage, "indicator": (labels.mark == POSITIVE) * 1.0}
+    for name, of in labelled.items():
+        cell.annotate(f"{name}-{cell.spec.name}", sorted({e.policy for e in episodes}), partial(rows, of))
+
+
+# -- experience --------------------------------------------------------------------------------------------------------
+
+
+class Demonstrator:
+    """A task's script in one of its `MANNERS`; the first three numbers of an action move the hand, as far as there are so many."""
+
+    chunk = n_obs = 1
+
+    def __init__(self, expert: Policy, manner: Manner, name: str) -> None:
+        self.name, self._expert, self._manner = name, expert, manner
+
+    def start(self, batch: int) -> State:
+        """rest: steps of a pause that are left; off: how far off the hand is, NaN before the first step."""
+        return {"rest": torch.zeros(batch), "off": torch.full((batch, 3), float("nan"))}
+
+    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        """The script's action, in this manner."""
+        m = self._manner
+        plan, _ = self._expert.act(obs, {}, greedy=greedy, rng=rng)
+        action, rest, off = plan.action[:, 0].copy(), state["rest"].clone(), state["off"].clone()
+        moves = min(3, action.shape[-1])
+        for i, g in enumerate(rng):
+            if bool(off[i].isnan().any()):
+                off[i] = torch.from_numpy(g.normal(0.0, m.drift, 3))
+            if rest[i] <= 0 and g.uniform() < m.pause:
+                rest[i] = float(g.integers(5, 16))
+            action[i, :moves] = 0.0 if rest[i] > 0 else m.speed * action[i, :moves] + off[i, :moves].numpy()
+            rest[i] -= 1
+            action[i] += g.normal(0.0, m.noise, action.shape[-1])
+        return Plan(np.clip(action, -1.0, 1.0).astype(np.float32)[:, None]), {"rest": rest, "off": off}
+
+
+def demonstrations(cfg: RecapConfig, cell: Cell) -> dict[str, list[Episode]]:
+    """Manner -> its episodes, failures too; of a recorded set, what is worth imitating under one name."""
+    if cfg.data is not None or not cell.simulated:
+        return {"recorded": cell.demonstrations()}
+    from realrl import envs
+    expert = envs.expert(cell.spec.id, cfg.expert)
+    return {name: cell.practise(f"demonstration {name}", Demonstrator(expert, manner, name), cell.seeds(0, cfg.demos, i * cfg.demos),
+                                greedy=True, source=Source.SCRIPT) for i, (name, manner) in enumerate(MANNERS.items())}
+
+
+def every(demos: Mapping[str, Sequence[Episode]]) -> list[Episode]:
+    """The episodes of all manners."""
+    return [e for of in demos.values() for e in of]
+
+
+def practise(cfg: RecapConfig, cell: Cell, task: str, policy: FlowPolicy, critic: Critic, k: int) -> list[Episode]:
+    """A round's episodes: alone, and some beside a person who takes over where the value falls or stands still."""
+    from realrl import envs
+    helped = round(cfg.corrected * cfg.rollouts) if cell.simulated else 0
+    noise, seeds = derive(cfg.seed, "practice", k) % 2**31, cell.seeds(k, cfg.rollouts)
+    alone = cell.practise(f"rollout-{k}", policy, seeds[helped:], noise_seed=noise)
+    if not helped:
+        return alone
+    person = ScriptedOperator(cfg.operator, envs.expert(task, cfg.expert), partial(critic.progress, task),
+                              seed=derive(cfg.seed, "operator"))
+    return [*alone, *cell.practise(f"corrected-{k}", policy, seeds[:helped], noise_seed=noise, human=person)]
+
+
+# -- what it came to ---------------------------------------------------------------------------------------------------
+
+
+def throughput(stages: Sequence[Mapping[str, Any]], dts: Sequence[float], reset: float) -> float:
+    """Successes an hour over several tasks' held-out episodes, failures' time counted, so many seconds a reset."""
+    good = sum(round(s["success"]["rate"] * s["success"]["n"]) for s in stages)
+    seconds = sum(float(s["steps"]) * dt + reset * s["success"]["n"] for s, dt in zip(stages, dts, strict=True))
+    return float(3600 * good / seconds)
+
+
+def headline(cfg: RecapConfig, cells: Mapping[str, Cell]) -> dict[str, Any]:
+    """Against fine-tuning, pooled over the tasks: throughput with 0 and 5 s a reset, failures, success. A ratio to nothing is None."""
+    found = {s["name"]: s for s in next(iter(cells.values())).summary["stages"]}
+    names, dts = [at.spec.name for at in cells.values()], [at.spec.dt for at in cells.values()]
+
+    def told(stage: str) -> dict[str, float]:
+        of = [found[f"{stage} {name}"] for name in names]
+        n = sum(s["success"]["n"] for s in of)
+        return {"success": sum(s["success"]["rate"] * s["success"]["n"] for s in of) / n, "episodes": n,
+                "per_hour": throughput(of, dts, 0.0), "per_hour_5s": throughput(of, dts, 5.0)}
+
+    stages = ["fine-tuned", *(f"recap-{k}" for k in range(1, cfg.rounds + 1)), *cfg.compare]
+    stages += ["unmarked", "negative"] * cfg.marks + ["one-step"] * cfg.one_step
+    all_of = {stage: told(stage) for stage in stages}
+    base, mine = all_of["fine-tuned"], all_of[f"recap-{cfg.rounds}"]
+
+    def ratio(a: float, b: float) -> float | None:
+        return a / b if b > 0 else None
+
+    return {"throughput_ratio": ratio(mine["per_hour"], base["per_hour"]), "throughput_ratio_5s": ratio(mine["per_hour_5s"],
+            base["per_hour_5s"]), "failure_ratio": ratio(1 - mine["success"], 1 - base["success"]), "success": mine["success"],
+            "fine_tuned_success": base["success"], "stages": all_of}

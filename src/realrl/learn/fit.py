@@ -1,0 +1,106 @@
+"""Fits that continue: a learning rate that warms up and cools down, weights that are averaged, and the loop that logs and saves.
+
+Every batch is a function of (seed, stage, step), so a run that is resumed from a checkpoint continues to the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from realrl.config import check
+from realrl.files import derive
+from realrl.types import Logbook, Stateful
+
+
+class Fit(Stateful, Protocol):
+    """What `imitate` runs: `cfg.steps` updates, then `finish`. update: the losses of a gradient step; validate: the loss on what the fit
+    does not see, nothing where it sees everything; finish: what was fitted gets its final weights."""
+
+    step: int
+
+    @property
+    def cfg(self) -> Any: ...
+
+    def update(self) -> dict[str, float]: ...
+
+    def validate(self) -> dict[str, float]: ...
+
+    def finish(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class ImitationConfig:
+    """Behaviour cloning with the denoising loss."""
+
+    steps: int = 1500
+    """Gradient steps."""
+    batch: int = 256
+    """Chunks per step."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW (cosine decay after the warm-up)."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 1e-6
+    """AdamW's."""
+    ema: float = 0.75
+    """Power of the weight average: decay = min(1 - (1 + step)^-power, 0.9999)."""
+    validation: float = 0.0
+    """Share of the episodes that the fit does not see; they tell when it only remembers, and how far to follow it beyond a reference."""
+
+    def __post_init__(self) -> None:
+        check(self, steps="[1, 1e9]", batch="[1, 1e6]", lr="(0, 1]", warmup="[0, 1e9]", weight_decay="[0, 1]", ema="(0, 10]",
+              validation="[0, 0.9]")
+
+
+def cosine(step: int, steps: int, warmup: int) -> float:
+    """Learning-rate factor at `step` of `steps`: linear warm-up, then half a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def averaged(module: torch.nn.Module, power: float) -> AveragedModel:
+    """torch's weight average with Diffusion Policy's warming decay."""
+    @torch.no_grad()
+    def update(average: Sequence[Tensor], value: Sequence[Tensor], count: Tensor | int) -> None:
+        decay = min(1 - (1 + int(count)) ** -power, 0.9999)
+        torch._foreach_lerp_(list(average), list(value), 1 - decay)  # one call for all: a GPU waits for the launches, not for the sums
+
+    return AveragedModel(module, multi_avg_fn=update)
+
+
+def generator(seed: int, *tags: int | str, device: str | torch.device = "cpu") -> torch.Generator:
+    """A fresh generator for one purpose, see `files.derive`."""
+    return torch.Generator(device).manual_seed(derive(seed, *tags))
+
+
+def reseed(seed: int, device: torch.device) -> None:
+    """torch.manual_seed for one device. The original asks every backend, and for those that are not there keeps a traceback a call: a
+    millisecond and some memory at each gradient step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def imitate(run: Logbook, trainer: Fit, stage: str, what: str = "cloning") -> None:
+    """Run a fit to its end, logging its loss under `stage` and saving it every 500 steps; continues an interrupted one."""
+    name, steps = f"{stage}-fit", trainer.cfg.steps
+    run.load(name, trainer=trainer)
+    run.rewind(stage, trainer.step)
+    with run.bar(f"{stage}: {what}", steps) as advance:
+        advance(trainer.step)
+        while trainer.step < steps:
+            losses = trainer.update()
+            advance(1)
+            if trainer.step % 50 == 0:
+                run.log(trainer.step, losses | (trainer.validate() if trainer.step % 250 == 0 else {}), stage)
+            if trainer.step % 500 == 0:
+                run.save(name, trainer.step, trainer=trainer)
+    trainer.finish()

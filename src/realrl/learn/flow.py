@@ -1,0 +1,254 @@
+"""Fits of a flow policy: decisions of several tasks and robots as one table, the flow-matching loss over it, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from realrl.data.views import ChunkView
+from realrl.files import derive
+from realrl.generative.flow import draw_fixed, draw_time, flow_loss
+from realrl.learn.fit import ImitationConfig, averaged, cosine, generator, reseed
+from realrl.nets.transformer import NONE
+from realrl.policies.flow import FlowPolicy, FlowPolicyConfig, Told, body_of
+from realrl.types import Cell, Episode, RealrlError
+
+if TYPE_CHECKING:
+    from realrl.generative.diffusion import DistillConfig
+
+
+@dataclass
+class Lesson:
+    """Decisions for learning. state: [B, D] as the network sees it; pictures: each [B, 16, 112]; text: [B, E]; robot: [B];
+    action: [B, K, A] filled up with zeros; real: [B, A] bool, numbers that the robot has; valid: [B, K] bool."""
+
+    state: Tensor
+    pictures: dict[str, Tensor]
+    text: Tensor
+    robot: Tensor
+    action: Tensor
+    real: Tensor
+    valid: Tensor
+
+
+class Lessons:
+    """All decisions of several tasks' episodes, task by task. Frames are encoded once, what a frozen network says of them is kept.
+
+    episodes: task -> its episodes; their order is kept. `views`, `task`, `row`: decision i belongs to the task of number task[i] and is
+    decision row[i] of its view, one a task.
+    """
+
+    def __init__(self, policy: FlowPolicy, episodes: Mapping[str, Sequence[Episode]]) -> None:
+        """Raises RealrlError for a task without episodes, and for episodes that are not of its robot."""
+        self.policy, self.tasks = policy, list(episodes)
+        self.views: list[ChunkView] = []
+        self.seen: list[dict[str, Tensor]] = []
+        for task, of in episodes.items():
+            body = policy.bodies[policy.tasks[task].body]
+            for e in of:
+                if (e.obs["state"].shape[-1], e.action.shape[-1]) != (body.obs_dim, body.action_dim):
+                    raise RealrlError(f"{task}: an episode of {e.obs['state'].shape[-1]} observation and {e.action.shape[-1]} action "
+                                      f"numbers, its robot has {body.obs_dim} and {body.action_dim}: name the task it was recorded on")
+            view = ChunkView(of, chunk=policy.cfg.plan, n_obs=1, gamma=1.0, device=policy.device)
+            self.views.append(view)
+        if not self.views:
+            raise RealrlError("no task to learn: name some with --tasks")
+        self.sizes = torch.tensor([len(view) for view in self.views])
+        self.first = self.sizes.cumsum(0) - self.sizes
+        self.task = torch.repeat_interleave(torch.arange(len(self.views)), self.sizes)
+        self.row = torch.arange(len(self.task)) - self.first[self.task]
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    def frames(self) -> dict[int, dict[str, Tensor]]:
+        """Body -> all frames of its tasks, as they were recorded: for `FlowPolicy.fit_senses`."""
+        of: dict[int, list[ChunkView]] = {}
+        for task, view in zip(self.tasks, self.views, strict=True):
+            of.setdefault(self.policy.tasks[task].body, []).append(view)
+        return {body: {key: torch.cat([v.frames[key] for v in views]) for key in views[0].frames} for body, views in of.items()}
+
+    def encode(self) -> Lessons:
+        """Look at every frame once, after the policy's normalisers are fitted; pictures are let go."""
+        self.seen = [self.policy.look(view.frames, self.policy.tasks[task].body) for task, view in zip(self.tasks, self.views, strict=True)]
+        for view in self.views:
+            view.frames = {key: x for key, x in view.frames.items() if key == "state"}
+        said = self.policy.instructions
+        self.texts = said(said.vectors)
+        self.text_rows = [torch.tensor(said.rows(task), device=self.policy.device) for task in self.tasks]
+        return self
+
+    def draw(self, size: int, random: torch.Generator, among: Tensor | None = None) -> Tensor:
+        """Numbers [size] of decisions, every task as often. among: [n] numbers to choose from, by default all."""
+        if among is not None:
+            return among[torch.randint(len(among), (size,), generator=random)]
+        task = torch.randint(len(self.views), (size,), generator=random)
+        return self.first[task] + (torch.rand(size, generator=random) * self.sizes[task]).long()
+
+    def batch(self, index: Tensor, random: torch.Generator | None = None) -> Lesson:
+        """The decisions of these numbers [B], in another order: task by task. random: draws among a task's texts, else the first is
+        said. `order` tells which decision a row is."""
+        parts = [self._part(t, self.row[index[self.task[index] == t]], random) for t in range(len(self.views))]
+        return _joined([part for part in parts if len(part.state)])
+
+    def order(self, index: Tensor) -> Tensor:
+        """The numbers [B] as `batch` lays them out."""
+        return index[torch.argsort(self.task[index], stable=True)]
+
+    def _part(self, t: int, rows: Tensor, random: torch.Generator | None) -> Lesson:
+        policy, view, seen, said = self.policy, self.views[t], self.seen[t], self.text_rows[t]
+        body, device = policy.tasks[self.tasks[t]].body, policy.device
+        rows = rows.to(device)
+        now = view.rows(rows)[0][:, 0]
+        action, valid = view.chunks(rows)
+        size = policy.actor.action_in.shape[1]
+        which = torch.zeros(len(rows), dtype=torch.int64) if random is None else torch.randint(len(said), (len(rows),), generator=random)
+        real = (torch.arange(size, device=device) < action.shape[-1]).expand(len(rows), -1)
+        return Lesson(seen["state"][now], {key: seen[key][now] for key in policy.senses}, self.texts[said[which.to(device)]],
+                      torch.full((len(rows),), body, device=device), nn.functional.pad(action, (0, size - action.shape[-1])), real, valid)
+
+    @torch.no_grad()
+    def conditions(self, size: int = 512) -> Tensor:
+        """The prefix [N, P W] of every decision under its task's first text, for distillation."""
+        told = (self.batch(index) for index in torch.split(torch.arange(len(self)), size))
+        return torch.cat([self.policy.prefix(b.state, b.text, b.pictures, b.robot) for b in told])
+
+
+def _joined(parts: Sequence[Lesson]) -> Lesson:
+    one = parts[0]
+    if len(parts) == 1:
+        return one
+    names = ("state", "text", "robot", "action", "real", "valid")
+    return Lesson(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names},
+                  pictures={key: torch.cat([p.pictures[key] for p in parts]) for key in one.pictures})
+
+
+class FlowFit:
+    """Flow matching on recorded chunks (`generative.flow.flow_loss`); the averaged weights become the policy's. See `learn.fit.Fit`.
+
+    mark: [N] what the advantage indicator says of every decision, None for plain imitation; dropout: how often the network is not told;
+    weight: [N]; among: [n] the decisions to learn from, all by default. Prefix and expert learn together: the frozen networks under the
+    prefix have no knowledge that the expert's gradients could spoil.
+    """
+
+    def __init__(self, policy: FlowPolicy, lessons: Lessons, cfg: ImitationConfig, *, seed: int, mark: Tensor | None = None,
+                 dropout: float = 0.0, weight: Tensor | None = None, among: Tensor | None = None) -> None:
+        self.policy, self.lessons, self.cfg, self.seed = policy, lessons, cfg, seed
+        self.mark, self.dropout, self.weight, self.among = mark, dropout, weight, among
+        self.net = nn.ModuleDict({"prefix": policy.prefix, "actor": policy.actor}).requires_grad_(True).train()
+        self.average = averaged(self.net, cfg.ema)
+        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=cfg.lr, betas=(0.9, 0.98), weight_decay=cfg.weight_decay)
+        self.step = 0
+        self.kept_back: Tensor | None = None
+        if cfg.validation:
+            from realrl.learn.reference import kept_back
+            fitted, self.kept_back = kept_back(_episodes(lessons), cfg.validation)
+            self.among = fitted if among is None else among[torch.isin(among, fitted)]
+
+    def update(self) -> dict[str, float]:
+        """One gradient step; returns the loss."""
+        random = generator(self.seed, "flow", self.step)
+        reseed(derive(self.seed, "dropout", self.step), self.policy.device)
+        index = self.lessons.draw(self.cfg.batch, random, self.among)
+        self.optimiser.param_groups[0]["lr"] = self.cfg.lr * cosine(self.step, self.cfg.steps, self.cfg.warmup)
+        loss = self.loss(index, random)
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimiser.step()
+        self.average.update_parameters(self.net)
+        self.step += 1
+        return {"loss": float(loss.detach())}
+
+    def loss(self, index: Tensor, random: torch.Generator) -> Tensor:
+        """The flow's loss [] on decisions of these numbers [B]."""
+        policy, device = self.policy, self.policy.device
+        batch, index = self.lessons.batch(index, random), self.lessons.order(index)
+        noise = torch.randn(batch.action.shape, generator=random).to(device)
+        t, free = draw_time(len(index), random).to(device)[:, None], batch.valid
+        if policy.cfg.flow.delay:
+            fixed = draw_fixed(len(index), policy.cfg.plan, policy.cfg.flow.delay, random).to(device)
+            t, free = t.masked_fill(fixed, 0.0), free & ~fixed
+        mark = torch.full((len(index),), NONE) if self.mark is None else self.mark[index]
+        mark = mark.masked_fill(torch.rand(len(index), generator=random) < self.dropout, NONE).to(device)
+        state = batch.state
+        if policy.senses and policy.cfg.state_dropout:
+            state = state * (torch.rand(len(state), 1, generator=random) >= policy.cfg.state_dropout).to(device)
+        memory = policy.actor.remember(policy.prefix(state, batch.text, batch.pictures, batch.robot))
+        counts = batch.real[:, None] & free[..., None]
+        weight = None if self.weight is None else self.weight[index].to(device)
+        return flow_loss(lambda x, t: policy.actor(x, t, memory, batch.robot, mark, batch.valid), batch.action, noise, t, counts, weight)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The loss on episodes that the fit does not see, with the weights as they are."""
+        if self.kept_back is None:
+            return {}
+        return {"validation": float(self.loss(self.kept_back[::4], generator(self.seed, "validation")))}
+
+    def finish(self) -> None:
+        """Give the policy the averaged weights."""
+        self.net.load_state_dict(self.average.module.state_dict())
+        self.net.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, average, optimiser and step."""
+        return {"net": self.net.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
+                "step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.net.load_state_dict(state["net"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step = state["step"]
+
+
+def listed(task: str, tasks: Sequence[str], usual: Sequence[str]) -> tuple[str, ...]:
+    """The tasks that a configuration names, each once: those of --tasks, also with commas between them, or the one of --task alone where
+    --tasks was left as it is."""
+    if task and task not in tasks and tuple(tasks) == tuple(usual):
+        return (task,)
+    return tuple(dict.fromkeys(name for word in tasks for name in word.split(",") if name)) or tuple(usual)
+
+
+def cells_of(cell: Cell, task: str, tasks: Sequence[str]) -> dict[str, Cell]:
+    """Task -> its cell. task: the one of `cell`. Raises RealrlError where that is none of the tasks."""
+    if task not in tasks:
+        raise RealrlError(f"--task {task} is none of the tasks {', '.join(tasks)}: leave it out, or name it among --tasks")
+    return {name: cell.at(name) for name in tasks}
+
+
+def make_policy(cfg: FlowPolicyConfig, cells: Mapping[str, Cell], *, name: str) -> FlowPolicy:
+    """A policy for the tasks of these cells and their robots. A task's text and its paraphrases but the last are what it is told."""
+    bodies = list(dict.fromkeys(body_of(at.spec) for at in cells.values()))
+    tasks = {task: Told((at.spec.text or at.spec.id, *at.spec.paraphrases[:-1]), bodies.index(body_of(at.spec)))
+             for task, at in cells.items()}
+    return FlowPolicy(cfg, bodies, tasks, senses=next(iter(cells.values())).spec.senses, name=name)
+
+
+def judge(cells: Mapping[str, Cell], stage: str, policy: FlowPolicy, n: int) -> None:
+    """Evaluate a stage's product on every task with its own text; entered as "stage task"."""
+    for task, at in cells.items():
+        at.finish_stage(f"{stage} {at.spec.name}", policy.told(task), n)
+
+
+def distil(cell: Cell, policy: FlowPolicy, lessons: Lessons, cfg: DistillConfig, seed: int, stage: str = "one-step") -> None:
+    """Teach the policy's student its own chain, as it acts, at the decisions of the lessons."""
+    cell.run.rewind(stage, 0)
+    with cell.run.bar(f"{stage}: distilling", cfg.steps) as advance, cell.timed(stage):
+        policy.distillation(cfg).finish(lessons.conditions(), seed, cell.run.logger(stage), advance)
+    policy.distilled = True
+
+
+def _episodes(lessons: Lessons) -> Tensor:
+    """[N] which episode a decision is of, counted through all tasks."""
+    first, found = 0, []
+    for view in lessons.views:
+        found.append(view.episode.cpu() + first)
+        first += int(view.episode[-1]) + 1
+    return torch.cat(found)

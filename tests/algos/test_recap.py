@@ -1,0 +1,188 @@
+"""Recap: what is taken for good, what each learner is given, whole runs resumed, and what they leave for the viewer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from realrl import envs
+from realrl.algos import recap
+from realrl.algos.recap import MANNERS, Demonstrator, Labels, Manner, RecapConfig, headline, label, plan, throughput, train
+from realrl.cell import judge
+from realrl.cell.cell import WorkCell
+from realrl.config import OutOfBounds
+from realrl.data import side
+from realrl.data.store import Store
+from realrl.generative.diffusion import DistillConfig
+from realrl.generative.flow import FlowConfig
+from realrl.learn.fit import ImitationConfig
+from realrl.learn.value import ValueConfig
+from realrl.nets.transformer import NEGATIVE, POSITIVE
+from realrl.policies.flow import FlowPolicyConfig
+from realrl.policies.folder import load_policy
+from realrl.robots.human import OperatorConfig
+from realrl.run import Run
+from realrl.scene import CollectConfig, SightConfig
+from realrl.types import Episode, Source
+
+FIT = ImitationConfig(steps=3, batch=8, warmup=0)
+
+
+def tiny(**changes: Any) -> RecapConfig:
+    policy = FlowPolicyConfig(plan=2, chunk=2, width=16, heads=2, expert=1, trunk=0, reader="words", flow=FlowConfig(steps=2))
+    return replace(RecapConfig(
+        tasks=("toy/red", "toy/blue"), demos=2, policy=policy, value=ValueConfig(steps=4, hidden=(8,), every=2), pretraining=FIT,
+        finetuning=FIT, rollouts=5, operator=OperatorConfig(patience=2, reaction=0, hold=(3, 3), finish=0.0, fade=0.0), eval_episodes=3,
+        horizon=10, collect=CollectConfig(workers=1)), **changes)
+
+
+@pytest.fixture(autouse=True)
+def few_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage's latency from 5 decisions."""
+    monkeypatch.setattr(judge, "latency", partial(judge.latency, calls=5))
+
+
+def run_of(folder: Path, cfg: RecapConfig) -> dict[str, Any]:
+    with Run.start(folder, cfg, resume=True) as run, WorkCell(run, cfg) as cell:
+        return train(cfg, cell)
+
+
+def episode(sources: str, succeeded: bool, seed: int = 0) -> Episode:
+    n = len(sources)
+    zeros = np.zeros(n, np.float32)
+    return Episode({"state": np.zeros((n + 1, 2), np.float32)}, zeros[:, None], zeros[:, None],
+                   np.array([Source.HUMAN if s == "h" else Source.POLICY for s in sources], np.uint8), zeros,
+                   np.arange(n) == (n - 1 if succeeded else -1), zeros, zeros.astype(bool), succeeded, not succeeded, "t", "p", seed)
+
+
+class Known:
+    """A critic that says what it was given, step by step."""
+
+    def __init__(self, advantage: dict[int, list[float]]) -> None:
+        self.advantage = advantage
+
+    def judge(self, task: str, episode: Episode, ahead: int | None) -> tuple[Any, Any]:
+        found = np.array(self.advantage[episode.seed or 0])
+        return found * 0, found
+
+
+def test_what_is_good_is_above_the_threshold_of_the_newest_practice_or_a_person_s() -> None:
+    old, new = episode("pp", True, 0), episode("pphhp", False, 1)
+    critic = Known({0: [0.9, -0.9], 1: [0.1, 0.2, -0.8, -0.7, 0.5]})
+    found = label(tiny(positive=0.4), critic, "t", [old, new], [new])  # type: ignore[arg-type]
+    shown = [episode("hh", True)]
+    people = label(tiny(positive=0.4), Known({0: [0.9, -0.9]}), "t", shown, shown)  # type: ignore[arg-type]
+    assert people.mark.tolist() == [POSITIVE, NEGATIVE], "a person's demonstration is no correction"
+    # of the new one's -0.8, -0.7, 0.1, 0.2, 0.5 the best two are good: the threshold lies between 0.1 and 0.2
+    assert found.mark.tolist() == [POSITIVE, NEGATIVE, NEGATIVE, POSITIVE, POSITIVE, POSITIVE, POSITIVE]
+    assert "29 %" in found.told.replace("28.6", "29") and "0 of 1 practised episodes succeeded" in found.told
+
+
+def test_what_every_learner_is_given() -> None:
+    episodes = [episode("ppp", True), episode("pp", False)]
+    labels = Labels(np.zeros(5), np.array([0.2, -0.1, 0.1, -0.3, 9.0]), np.array([2, 1, 2, 1, 2]), "")
+    cfg = tiny(temperature=0.1)
+    mark, weight, among = plan(cfg, "recap", episodes, labels)
+    assert mark is labels.mark and weight is among is None
+    mark, _, _ = plan(cfg, "shuffled", episodes, labels)
+    assert sorted(mark) == sorted(labels.mark) and mark.tolist() == plan(cfg, "shuffled", episodes, labels)[0].tolist()
+    mark, _, among = plan(cfg, "filtered", episodes, labels)
+    assert (mark == POSITIVE).all() and among is not None and among.tolist() == [0, 1, 2]
+    _, _, among = plan(cfg, "positive", episodes, labels)
+    assert among is not None and among.tolist() == [0, 2, 4]
+    _, weight, among = plan(cfg, "awr", episodes, labels)
+    assert weight is not None and among is None and weight.mean() == pytest.approx(1)
+    assert weight[0] / weight[1] == pytest.approx(np.exp(3))
+    assert weight.max() / weight[0] == pytest.approx(20 / np.exp(2)), "at most 20"
+
+
+def test_a_demonstrator_has_its_manner() -> None:
+    expert = envs.expert("toy/red")
+    obs = {"state": np.array([[[0, 0, 0.8, 0, -0.8, 0]]] * 400, np.float32)}
+
+    def does(manner: Manner) -> Any:
+        who = Demonstrator(expert, manner, "x")
+        state, said = who.start(400), []
+        rng = [np.random.default_rng(i) for i in range(400)]
+        for _ in range(3):
+            action, state = who.act(obs, state, greedy=True, rng=rng)
+            said.append(action.action[:, 0])
+        return np.stack(said)
+
+    assert (does(Manner(noise=0.0))[..., 0] == 1).all()
+    assert does(Manner(0.25, noise=0.0))[..., 0] == pytest.approx(0.25)
+    rests = does(Manner(pause=0.2, noise=0.0))[..., 0] == 0
+    assert rests[0].mean() == pytest.approx(0.2, abs=0.06) and (rests[1] >= rests[0]).all(), "a pause lasts"
+    off = does(Manner(noise=0.0, drift=0.3))[..., 1]
+    assert off.std(1)[0] == pytest.approx(0.3, abs=0.04) and np.array_equal(off[0], off[2]), "the whole episode"
+    assert set(MANNERS) == {"fast", "slow", "noisy", "lost"}
+
+
+def test_throughput_counts_the_time_of_failures_and_resets() -> None:
+    stage = {"success": {"rate": 0.5, "n": 10}, "steps": 1000}
+    assert throughput([stage, stage], [0.1, 0.1], 0.0) == pytest.approx(3600 * 10 / 200)
+    assert throughput([stage], [0.1], 5.0) == pytest.approx(3600 * 5 / 150)
+
+
+def test_a_run_and_what_it_leaves(tmp_path: Path) -> None:
+    """Every stage of every task; the controls; a policy a task, acting as if good; columns for the viewer; corrections marked as such."""
+    cfg = tiny(compare=("shuffled",), marks=True, one_step=True, distill=DistillConfig(steps=3, batch=8, chains=4))
+    summary = run_of(tmp_path, cfg)
+    stages = ["fine-tuned", "recap-1", *cfg.compare, "unmarked", "negative", "one-step"]
+    assert [s["name"] for s in summary["stages"]] == [f"{stage} {task}" for task in ("red", "blue") for stage in stages]
+    head = summary["headline"]
+    assert {"throughput_ratio", "failure_ratio", "success"} <= head.keys() and set(head["stages"]) == set(stages)
+    assert set(summary["values"]) == {"pre-training value", "recap-1 red value", "recap-1 blue value"}
+    assert "entropy_swapped_text" in summary["values"]["pre-training value"], "whether the value reads is told"
+    for name, task in (("policy", "toy/red"), ("policy-blue", "toy/blue")):
+        policy, of = load_policy(tmp_path / name)
+        assert policy.KIND == "flow" and (of, policy.mark, policy.distilled) == (task, POSITIVE, True)
+        assert policy.text == policy.tasks[task].texts[0]
+    store = Store.open(tmp_path / "dataset")
+    episodes = store.read()
+    count = {name: sum(e.policy == name for e in episodes) for name in {e.policy for e in episodes}}
+    assert count["rollout-1"] == 8 and count["corrected-1"] == 2 and count["demonstration lost"] == 4
+    ends = np.cumsum([len(e) for e in episodes])
+    for task in ("red", "blue"):
+        value, good = (side.read(store.dir, f"{what}-{task}", missing="nan").columns[f"{what}-{task}"] for what in ("value", "indicator"))
+        own = np.concatenate([np.full(len(e), e.task == f"toy/{task}") for e in episodes])
+        assert np.array_equal(np.isfinite(value), own) and np.nanmin(value) >= -1 and np.nanmax(value) <= 0
+        helped = np.concatenate([e.source == Source.HUMAN for e in episodes]) & own
+        assert helped.any() and (good[helped] == 1).all() and ends[-1] == len(good)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off after the last practice: nothing is practised or judged again, and the weights are the same."""
+    cfg = tiny(rounds=2, tasks=("toy/red",))
+    run_of(tmp_path / "a", cfg)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        def cut(*_: Any) -> None:
+            raise KeyboardInterrupt
+        patch.setattr(recap, "annotate", cut)
+        run_of(tmp_path / "b", cfg)
+    run_of(tmp_path / "b", cfg)
+    a, b = (load_policy(tmp_path / run / "policy")[0].state_dict() for run in "ab")
+    assert all(torch.equal(value, b[key]) for key, value in a.items())
+    one, two = (sorted((e.policy, e.task, e.seed or 0, len(e)) for e in Store.open(tmp_path / run / "dataset").read()) for run in "ab")
+    assert one == two and {f"rollout-{k}" for k in (1, 2)} <= {policy for policy, *_ in one}
+
+
+def test_ratios_to_nothing_are_none() -> None:
+    class Cell:
+        spec = envs.make("toy/red").task
+        summary = {"stages": [{"name": f"{stage} red", "success": {"rate": rate, "n": 10}, "steps": 100}  # noqa: RUF012
+                              for stage, rate in (("fine-tuned", 1.0), ("recap-1", 0.9))]}
+    head = headline(tiny(tasks=("toy/red",)), {"toy/red": Cell()})  # type: ignore[dict-item]
+    assert head["failure_ratio"] is None and head["throughput_ratio"] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("wrong", [{"sight": SightConfig(kind="rgb")}, {"positive": 0.0}, {"dropout": 1.5}, {"ahead": 0}])
+def test_bounds(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OutOfBounds):
+        tiny(**wrong)

@@ -1,0 +1,129 @@
+"""Lessons of several tasks and robots as one table, and a fit that padding cannot change."""
+
+import numpy as np
+import pytest
+import torch
+
+from realrl.learn.fit import ImitationConfig
+from realrl.learn.flow import FlowFit, Lessons, listed
+from realrl.nets.transformer import NEGATIVE, NONE, POSITIVE
+from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
+from realrl.types import Episode, RealrlError
+
+
+def episode(steps, obs=3, act=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return Episode(obs={"state": rng.normal(size=(steps + 1, obs)).astype(np.float32)},
+                   action=rng.uniform(-1, 1, (steps, act)).astype(np.float32), proposed=np.zeros((steps, act), np.float32),
+                   source=np.zeros(steps, np.uint8), reward=np.zeros(steps, np.float32), success=np.zeros(steps, bool),
+                   time=np.arange(steps) * 0.1, starts_plan=np.ones(steps, bool), terminated=True, truncated=False, task="t", policy="p",
+                   seed=seed)
+
+
+def make(**changes):
+    torch.manual_seed(0)
+    cfg = FlowPolicyConfig(**{"plan": 4, "chunk": 4, "width": 16, "heads": 2, "expert": 1, "reader": "words", **changes})
+    return FlowPolicy(cfg, [Body("arm", 3, 2), Body("hand", 2, 1)],
+                      {"a": Told(("open it", "pull it open")), "b": Told(("close it",)), "c": Told(("wave",), 1)})
+
+
+def lessons(policy):
+    found = Lessons(policy, {"a": [episode(5), episode(3, seed=1)], "b": [episode(4, seed=2)], "c": [episode(6, 2, 1, seed=3)]})
+    policy.fit_senses(found.frames())
+    return found.encode()
+
+
+def test_a_table_of_all_decisions():
+    policy = make()
+    table = lessons(policy)
+    assert len(table) == 18 and table.task.tolist() == [0] * 8 + [1] * 4 + [2] * 6
+    index = torch.tensor([17, 0, 9, 7])
+    order = table.order(index)
+    batch = table.batch(index)
+    assert order.tolist() == [0, 7, 9, 17] and batch.robot.tolist() == [0, 0, 0, 1]
+    assert batch.action.shape == (4, 4, 2) and batch.state.shape == (4, 3)
+    assert torch.equal(batch.action[0], torch.from_numpy(episode(5).action[:4])) and batch.valid[1].tolist() == [True, False, False, False]
+    assert batch.real.tolist() == [[True, True]] * 3 + [[True, False]] and (batch.action[3, :, 1] == 0).all() and batch.state[3, 2] == 0
+    assert torch.equal(batch.text[2], table.texts[2]) and not torch.equal(batch.text[2], batch.text[0])
+
+
+def test_every_task_is_drawn_as_often_and_every_text():
+    table = lessons(make())
+    index = table.draw(3000, torch.Generator().manual_seed(0))
+    assert table.task[index].bincount().tolist() == pytest.approx([1000] * 3, rel=0.1)
+    batch = table.batch(index[table.task[index] == 0], torch.Generator().manual_seed(0))
+    assert float((batch.text == table.texts[0]).all(1).float().mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_padding_cannot_change_the_loss():
+    """Neither actions beyond an episode's end, nor numbers that a robot has not."""
+    policy = make()
+    table = lessons(policy)
+    fit = FlowFit(policy, table, ImitationConfig(batch=8), seed=0)
+    index = torch.arange(len(table))
+    before = float(fit.loss(index, torch.Generator().manual_seed(0)).detach())
+    true = table.batch
+
+    def padded(index, random=None):
+        batch = true(index, random)
+        counts = batch.valid[..., None] & batch.real[:, None]
+        batch.action = torch.where(counts, batch.action, 7.0)
+        return batch
+
+    table.batch = padded
+    torch.nn.init.normal_(policy.actor.expert.tone.weight, std=0.3)
+    table.batch, one = true, float(fit.loss(index, torch.Generator().manual_seed(0)).detach())
+    table.batch = padded
+    assert float(fit.loss(index, torch.Generator().manual_seed(0)).detach()) == pytest.approx(one, abs=1e-6) and one != before
+
+
+def test_the_indicator_is_dropped_as_often_as_said(monkeypatch):
+    policy = make()
+    table = lessons(policy)
+    told = []
+    monkeypatch.setattr(policy.actor, "forward", lambda x, t, memory, robot, mark, valid: told.append(mark) or x * 0)
+    mark = torch.where(torch.arange(len(table)) % 2 == 0, POSITIVE, NEGATIVE)
+    fit = FlowFit(policy, table, ImitationConfig(batch=8), seed=0, mark=mark, dropout=0.3)
+    index = torch.arange(len(table)).repeat(200)
+    fit.loss(index, torch.Generator().manual_seed(0))
+    assert float((told[0] == NONE).float().mean()) == pytest.approx(0.3, abs=0.03)
+    heard = told[0] != NONE
+    assert torch.equal(told[0][heard], mark[table.order(index)][heard]), "each decision its own"
+
+
+def test_weights_and_a_choice_of_decisions():
+    policy = make()
+    table = lessons(policy)
+    fit = FlowFit(policy, table, ImitationConfig(batch=8), seed=0, among=torch.tensor([3, 5]))
+    assert set(table.draw(100, torch.Generator().manual_seed(0), fit.among).tolist()) == {3, 5}
+    fit.weight = torch.zeros(len(table))
+    assert float(fit.loss(torch.arange(8), torch.Generator().manual_seed(0)).detach()) == 0
+
+
+def test_a_task_of_another_robot_is_refused():
+    with pytest.raises(RealrlError, match="c: an episode of 3 observation and 2 action numbers, its robot has 2 and 1"):
+        Lessons(make(), {"c": [episode(3)]})
+
+
+def test_what_tasks_are_named():
+    assert listed("", ("a,b", "c"), ("x",)) == ("a", "b", "c") and listed("", ("x",), ("x",)) == ("x",)
+    assert listed("a", ("x", "y"), ("x", "y")) == ("a",) and listed("y", ("x", "y"), ("x", "y")) == ("x", "y")
+
+
+def test_a_fit_goes_on_where_it_was():
+    weights = []
+    for first in (4, 2):
+        policy = make()
+        fit = FlowFit(policy, lessons(policy), ImitationConfig(batch=8, steps=4, warmup=1), seed=3)
+        for _ in range(first):
+            fit.update()
+        if first < 4:
+            state = fit.state_dict()
+            policy = make()
+            fit = FlowFit(policy, lessons(policy), ImitationConfig(batch=8, steps=4, warmup=1), seed=3)
+            fit.load_state_dict(state)
+            for _ in range(4 - first):
+                fit.update()
+        fit.finish()
+        weights.append(policy.state_dict())
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
