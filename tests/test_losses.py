@@ -183,31 +183,7 @@ def test_rank_correlation():
         losses.spearman([1], [1])
 
 
-# ---- symlog, two-hot codes, lambda-returns, categoricals
-
-
-def test_symlog_and_back():
-    x = tensor([-1000.0, -1.0, 0.0, 0.5, 20.0])
-    assert torch.allclose(losses.symlog(x), tensor([-6.9088, -0.6931, 0.0, 0.4055, 3.0445]), atol=1e-4)
-    assert torch.allclose(losses.symexp(losses.symlog(x)), x, rtol=1e-5)
-
-
-def test_a_two_hot_code_begins_at_nothing_exactly():
-    bins = losses.symexp_bins(255)
-    assert len(bins) == 255 and bins[127] == 0 and torch.equal(bins, -bins.flip(0)) and float(bins[-1]) == pytest.approx(485165194.4)
-    assert torch.equal(losses.twohot_mean(torch.zeros(3, 255), bins), torch.zeros(3)), "not a rounding error times half a billion"
-    with pytest.raises(ValueError, match="4 bins have no middle"):
-        losses.symexp_bins(4)
-
-
-def test_two_hot_by_hand():
-    bins = tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
-    logits = tensor([0.1, -0.3, 0.7, 0.2, 0.0])
-    logp = logits.log_softmax(0)
-    found = losses.twohot_loss(logits.expand(4, 5), tensor([0.25, -1.0, 7.0, -9.0]), bins)
-    want = tensor([-(0.75 * logp[2] + 0.25 * logp[3]), -logp[1], -logp[4], -logp[0]])
-    assert torch.allclose(found, want), "between two bins, on one, and beyond the last"
-    assert torch.allclose(losses.twohot_mean(logits, bins), (logits.softmax(0) * bins).sum())
+# ---- lambda-returns, categoricals
 
 
 def test_lambda_returns_by_hand():

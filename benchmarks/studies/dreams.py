@@ -19,7 +19,7 @@ from realrl import config
 from realrl.algos.daydreamer import DaydreamerConfig, Dreamer
 from realrl.data.store import Store
 from realrl.learn.replay import Replay
-from realrl.losses import symlog
+from realrl.nets.twohot import symlog
 from realrl.policies.folder import load_policy
 from realrl.policies.recurrent import RecurrentPolicy
 from realrl.run import Run

@@ -96,45 +96,6 @@ def explained_variance(prediction: Tensor, target: Tensor) -> float:
     return float(1 - (target - prediction).var() / variance) if variance > 1e-12 else 0.0
 
 
-def symlog(x: Tensor) -> Tensor:
-    """sign(x) log(1 + |x|): large numbers made small, small ones left alone (DreamerV3, arXiv 2301.04104, eq. 9)."""
-    return x.sign() * x.abs().log1p()
-
-
-def symexp(x: Tensor) -> Tensor:
-    """The inverse of `symlog`."""
-    return x.sign() * x.abs().expm1()
-
-
-def symexp_bins(count: int, reach: float = 20.0) -> Tensor:
-    """The numbers [count] that a two-hot code stands on: symexp of even steps from -reach to reach, exactly symmetric about 0.
-    Raises ValueError for an even count, which has no middle."""
-    if count % 2 == 0:
-        raise ValueError(f"{count} bins have no middle: take an odd number")
-    half = symexp(torch.linspace(-reach, 0.0, count // 2 + 1, dtype=torch.float64)).float()
-    return torch.cat([half, -half[:-1].flip(0)])
-
-
-def twohot_mean(logits: Tensor, bins: Tensor) -> Tensor:
-    """The mean [...] of a distribution [..., N] over bins [N]; both sides are added up from the outside in pairs, so that an even one has
-    the mean 0 exactly."""
-    probs = logits.float().softmax(-1)
-    half = len(bins) // 2
-    return (probs[..., half + 1:] * bins[half + 1:] + (probs[..., :half] * bins[:half]).flip(-1)).sum(-1)
-
-
-def twohot_loss(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
-    """Cross-entropy [...] of a distribution [..., N] with the two-hot code of numbers [...]: all weight on the two neighbouring bins, so
-    that their mean is the number (DreamerV3, eq. 10). Beyond the outermost bins the code is theirs."""
-    target = target.clamp(bins[0], bins[-1]).contiguous()
-    above = torch.searchsorted(bins, target).clamp(1, len(bins) - 1)
-    low, high = bins[above - 1], bins[above]
-    share = ((target - low) / (high - low))[..., None]
-    logp = logits.float().log_softmax(-1)
-    picked = logp.gather(-1, torch.stack([above - 1, above], -1))
-    return -(picked[..., :1] * (1 - share) + picked[..., 1:] * share)[..., 0]
-
-
 def lambda_return(reward: Tensor, discount: Tensor, value: Tensor, lam: float) -> Tensor:
     """G[t] = reward[t] + discount[t] ((1 - lam) value[t] + lam G[t + 1]), the last with value alone (DreamerV3, eq. 7).
 

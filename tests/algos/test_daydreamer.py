@@ -20,8 +20,8 @@ from realrl.cli import main as cli
 from realrl.config import OutOfBounds
 from realrl.data.store import Store
 from realrl.learn.replay import Replay
-from realrl.losses import symlog
 from realrl.nets.rssm import Latent, RSSMConfig
+from realrl.nets.twohot import symlog
 from realrl.policies.folder import load_policy
 from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
 from realrl.run import Run

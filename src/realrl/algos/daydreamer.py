@@ -4,8 +4,8 @@ The model is DreamerV3's (arXiv 2301.04104): a recurrent state-space model of ca
 Beside the acting robot, the learner draws stretches of what it remembers, fits the model to them, dreams on from where they end for 15
 steps, and improves actor and critic on those dreams alone.
 
-What of it is where: the model in `nets/rssm.py`, acting in `policies/recurrent.py`, memory in `learn/replay.py`, the arithmetic of symlog,
-two-hot codes, lambda-returns and KL in `losses.py`, the optimiser in `learn/dreaming.py`. This file has the learner, its presets, the loop.
+What of it is where: the model in `nets/rssm.py`, symlog and two-hot codes in `nets/twohot.py`, acting in `policies/recurrent.py`, memory in
+`learn/replay.py`, the optimiser in `learn/dreaming.py`. This file has the learner, its presets, the loop.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from realrl.config import OutOfBounds, check
 from realrl.files import derive
 from realrl.learn.dreaming import LaProp, Memory
 from realrl.learn.replay import Replay
-from realrl.losses import categorical_kl, lambda_return, symexp_bins, symlog, twohot_loss, twohot_mean
+from realrl.losses import categorical_kl, lambda_return
 from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
+from realrl.nets.twohot import symexp_bins, symlog, twohot_loss, twohot_mean
 from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
 from realrl.scene import Scene, SightConfig, device
 from realrl.streaming import StreamConfig
@@ -91,8 +92,7 @@ class DreamConfig:
 
 
 CPU = DreamConfig(batch=32, length=16, last=4, gamma=0.985, lr=4e-4, warmup=200)
-"""A core has little time between two steps: short stretches, which begin where memory was, few starts of dreams, and a horizon that values
-reach within some hundred updates."""
+"""A core has little time: short stretches, which begin where memory was, few starts of dreams, a horizon reached in some hundred updates."""
 
 
 @dataclass(frozen=True)

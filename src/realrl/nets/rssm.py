@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from realrl.config import OutOfBounds, check
-from realrl.losses import symlog
+from realrl.nets.twohot import symlog
 
 
 @dataclass(frozen=True)
