@@ -92,7 +92,7 @@ class DreamConfig:
 
 
 CPU = DreamConfig(batch=32, length=16, last=4, gamma=0.985, lr=4e-4, warmup=200)
-"""A core has little time: short stretches, which begin where memory was, few starts of dreams, a horizon reached in some hundred updates."""
+"""A core has little time: short stretches, which begin where memory was, few starts of dreams, a horizon of some hundred updates."""
 
 
 @dataclass(frozen=True)
