@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
     serve = command(inner, "serve", "Own a robot: guard it, watch its commander, park it, keep a log. Policies may die, the arm is safe.",
                     "realrl robot serve my-arm.yaml", _serve)
     serve.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="YAML file of realrl.robots.settings.ServerConfig")
-    serve.add_argument("--sim", metavar="TASK", help="a simulated robot in real time: arm/panda-reach or arm/panda-pick")
+    serve.add_argument("--sim", metavar="TASK", help="a simulated robot in real time: arm/..., contact/... or quadruped/...")
     serve.add_argument("--host", metavar="H", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=whole(0), metavar="P", help="port to listen on, 0 for a free one (default: 8770)")
     serve.add_argument("--log", type=Path, metavar="DIR", help="folder for the server's own log (default: robot-log)")
@@ -80,10 +80,11 @@ def _robot(args: argparse.Namespace) -> tuple[Driver, ServerConfig]:
 def _campaign(args: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from realrl.robots.campaign import KINDS, Rig, campaign, table
+    from realrl.robots.campaign import campaign, kinds, table
+    from realrl.robots.faults import Rig
     rig = Rig(args.sim, args.log, args.cameras)
     try:
-        trials = list(progress(campaign(rig, args.times, only=args.only), "faults", args.times * len(KINDS)))
+        trials = list(progress(campaign(rig, args.times, only=args.only), "faults", args.times * len(kinds(rig, args.only))))
     finally:
         rig.close()
     shown = Table("no", "fault", "times", "noticed after (median, most)", "right reactions", "commands beyond a limit", "episodes lost")
