@@ -132,6 +132,15 @@ class Tasked(Protocol):
         ...
 
 
+@runtime_checkable
+class Recovers(Protocol):
+    """A driver of a robot that latches faults of its own, a reflex or a protective stop."""
+
+    def recover(self) -> None:
+        """A person says that all is well: clear them. It may take a second, and is called from another thread than the rest."""
+        ...
+
+
 def reach(channel: Channel) -> tuple[float, float]:
     """What a policy's actions -1 and 1 mean of a channel, in its unit (a velocity's: per second)."""
     if channel.kind == "velocity" or channel.step is not None:

@@ -320,7 +320,7 @@ def some(*ways: Callable[[Rig, np.random.Generator], float]) -> Callable[[Rig, n
 
 KINDS = (
     Kind(1, "client dead or hung", client_dies, "commander", 0.35, True),
-    Kind(2, "server dead, started again", server_dies, "armed", 60.0, False),
+    Kind(2, "server dead, started again", server_dies, "armed", 180.0, False),
     Kind(3, "actions NaN or of a wrong size", senseless, "actions", 0.4, True),
     Kind(4, "encoders NaN or frozen", some(injected("nan", 1, 0.5), injected("frozen", 1, 0.6)), "readings", 0.6, True),
     Kind(5, "camera stands still", injected("camera", 1, 0.9), "camera", 0.75, True, "camera"),

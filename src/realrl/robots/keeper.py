@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from realrl.robots.driver import Driver, Reading, Tasked, checked
+from realrl.robots.driver import Driver, Reading, Recovers, Tasked, checked
 from realrl.robots.log import ServerLog, Tick, numbers
 from realrl.robots.motion import MotionGuard, Sent
 from realrl.robots.settings import ServerConfig
@@ -114,7 +114,9 @@ class Keeper:
     # ---- what people and commanders ask for
 
     def arm(self) -> None:
-        """A person says that all is well. Raises Held where it is not."""
+        """A person says that all is well: what the robot itself latched is cleared, where its driver can. Raises Held where it is not."""
+        if self.mode != "armed" and isinstance(self.driver, Recovers):
+            self.driver.recover()  # this may take a second; the control loop goes on
         with self._lock:
             trouble = self.watch.wrong_now(self._clock())
             if self.mode == "armed":
