@@ -27,7 +27,7 @@ def test_no_sequence_of_orders_gets_beyond_the_limits_of_its_table(task):
     made = body(task)
     n = len(made.channels)
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=8, deadline=None)
     @given(orders(n), st.integers(0, 2**32), st.lists(st.floats(0, 1), min_size=n, max_size=n))
     def kept(asked, seed, at):
         stays_inside(MotionGuard(made.channels, 1 / made.served.get("ticks", 100.0)), np.array(at), asked, seed)

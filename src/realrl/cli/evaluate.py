@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from realrl.envs.base import RobotEnv
     from realrl.policies.folder import Saved
     from realrl.scene import CollectConfig, SightConfig
-    from realrl.serve.client import RemotePolicy
 
 SHOWN = 20  # failed starts that `evaluate` lists; --json has them all
 

@@ -6,7 +6,7 @@ A body's world is the one of the lock-step task of the same name, and so is what
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,8 +65,8 @@ class ArmBody:
         self.channels = tuple(Channel(name, "m", "pose" if name != "width" else "position", float(LOW[i]), float(HIGH[i]), *limits[i],
                                       step=float(arm.STEP[i])) for i, name in enumerate(names))
         at = tuple(START.tolist())
-        self.served = {"text": job.text, "fps": 1 / arm.DT, "horizon": job.horizon, "start": at, "park": at, "force": FORCE_LIMIT,
-                       "stall": (0.06, 0.06, 0.06, 0.09)}
+        self.served: Mapping[str, Any] = {"text": job.text, "fps": 1 / arm.DT, "horizon": job.horizon, "start": at, "park": at,
+                                          "force": FORCE_LIMIT, "stall": (0.06, 0.06, 0.06, 0.09)}
 
     def drive(self, command: Array) -> None:
         """See `Body`."""
@@ -110,11 +110,13 @@ class PegBody:
         self.state = contact.STATE[:contact.SEEN]
         self._order = [0, 1, 2, 5, 4, 3]  # channels say roll, pitch, yaw; the joints are yaw, pitch, roll
         limits = ((0.25, 6.0, 400.0),) * 3 + ((1.5, 36.0, 2400.0),) * 3
-        box = peg.BOX[:, self._order].T.tolist()
-        self.channels = tuple(Channel(name, "m" if i < 3 else "rad", "pose", *box[i], *limits[i], step=float(env.reach[i]), lead=0.0)
-                              for i, name in enumerate(("x", "y", "z", "roll", "pitch", "yaw")))
+        low, high = peg.BOX[:, self._order].tolist()
+        names, steps = ("x", "y", "z", "roll", "pitch", "yaw"), env.reach.tolist()
+        self.channels = tuple(Channel(name, "m" if i < 3 else "rad", "pose", low[i], high[i], *limits[i], step=steps[i], lead=0.0)
+                              for i, name in enumerate(names))
         at = (0.0, 0.0, 0.035, 0.0, 0.0, 0.0)
-        self.served = {"text": env.task.text, "fps": peg.HZ, "horizon": env.task.horizon, "start": at, "park": at, "force": FORCE_LIMIT}
+        self.served: Mapping[str, Any] = {"text": env.task.text, "fps": peg.HZ, "horizon": env.task.horizon, "start": at,
+                                          "park": at, "force": FORCE_LIMIT}
         self._live = Live(self.model, self.data, self.model.nbody - 1, 5000.0)  # the hand is the last body
         self._went: deque[Array] = deque(maxlen=round(1 / (peg.HZ * peg.STEP)) + 1)
         self._force, self._push = np.zeros(3), 0.0
@@ -141,11 +143,12 @@ class PegBody:
         return self.data.qpos[self._order], state[:contact.SEEN], self._force.copy()
 
     def begin(self, seed: int) -> None:
-        """Another slot; the hand stays."""
-        pose, ctrl = self.data.qpos.copy(), self.data.ctrl.copy()
+        """Another slot, under a hand that stands where it was sent: one that is still on its way may be inside."""
+        sent = self.data.ctrl.copy()
         self._env.reset(seed=seed)
-        self.data.qpos[:], self.data.ctrl[:] = pose, ctrl
+        self.data.qpos[:] = self.data.ctrl[:] = sent
         self._env.start_from_here()
+        self._force[:] = 0.0
         self._went.clear()
 
     def outcome(self) -> tuple[float, bool, bool]:
@@ -169,11 +172,12 @@ class LegsBody:
         self._env = env = walking.QuadrupedEnv(name, shown=shown)
         env.reset(seed=0)
         (self.model, self.data), self.state = env.world, quadruped.state_names(quadruped.VARIANTS[name.partition("-")[2]].goal)
-        stops, aims = np.stack(env.stops, 1).tolist(), np.stack([env.pose - env.box, env.pose + env.box], 1).tolist()
-        self.channels = tuple(Channel(" ".join(joint), "rad", "position", *stops[i], 20.0, 1000.0, 1e5, aim=(aims[i][0], aims[i][1]))
+        low, high, least, most = np.stack([*env.stops, env.pose - env.box, env.pose + env.box]).tolist()
+        self.channels = tuple(Channel(" ".join(joint), "rad", "position", low[i], high[i], 20.0, 1000.0, 1e5, aim=(least[i], most[i]))
                               for i, joint in enumerate(quadruped.JOINTS))
         at = tuple(env.pose.tolist())
-        self.served = {"text": env.task.text, "fps": walking.HZ, "ticks": 200.0, "horizon": env.task.horizon, "start": at, "park": at}
+        self.served: Mapping[str, Any] = {"text": env.task.text, "fps": walking.HZ, "ticks": 200.0, "horizon": env.task.horizon,
+                                          "start": at, "park": at}
         self._live = Live(self.model, self.data, 1, 500.0)  # the trunk is the first body
         self.drive(env.pose)
 
@@ -220,5 +224,5 @@ def body(task: str, shown: bool = False) -> Body:
         from realrl.config import nearest
         raise RealrlError(f"no simulated robot does {task!r}{nearest(task, tasks())}")
     suite, _, name = task.partition("/")
-    made: Body = {"arm": ArmBody, "contact": PegBody, "quadruped": LegsBody}[suite](name, shown)
-    return made
+    makes: dict[str, Callable[[str, bool], Body]] = {"arm": ArmBody, "contact": PegBody, "quadruped": LegsBody}
+    return makes[suite](name, shown)
