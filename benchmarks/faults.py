@@ -4,7 +4,7 @@
     python -m benchmarks.faults --times 20 --only 5 --cameras front
 
 It goes on where it was: a round of all faults is a row of benchmarks/results/faults.jsonl, and what is said at the end is of all rounds.
-A round takes about a minute of real time and half a minute of a processor's, most of it two servers that start; one at a time.
+A round takes about a minute of real time and a quarter of one of a processor's, two servers that start included; one at a time.
 What a lab runs on the simulation of its own cell is `realrl robot fault-campaign`.
 """
 

@@ -32,7 +32,8 @@ def add(commands: Any) -> None:
     serve.add_argument("--port", type=whole(0), metavar="P", help="port to listen on, 0 for a free one (default: 8770)")
     serve.add_argument("--log", type=Path, metavar="DIR", help="folder for the server's own log (default: robot-log)")
     serve.add_argument("--arm", action="store_true", help="arm it at once: you stand beside it and all is well (a simulated one always is)")
-    serve.add_argument("--cameras", nargs="*", default=(), metavar="NAME", help="cameras of a simulated robot: front side")
+    serve.add_argument("--cameras", nargs="*", default=(), metavar="NAME", help="cameras of a simulated robot: an arm has front "
+                       "and side, the peg wrist and side, four legs beside")
     serve.add_argument("--latency-ms", type=float, default=0.0, metavar="MS", help="age of a simulated robot's readings")
     serve.add_argument("--jitter-ms", type=float, default=0.0, metavar="MS", help="how much that varies")
     serve.add_argument("--loss", type=float, default=0.0, metavar="P", help="share of a simulated robot's packets that are lost")

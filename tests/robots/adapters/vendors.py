@@ -160,7 +160,7 @@ class Franky:
             def poll_motion(self):
                 if self.mode == Mode.Reflex:
                     raise module.ControlException("libfranka: Move command aborted: motion aborted by reflex!")
-                return self.mode == Mode.Idle
+                return self.mode == Mode.Move
 
             def move(self, motion, asynchronous=False, limit_rate=False, cutoff_frequency=100.0):
                 assert asynchronous and not motion.returns, "the control loop would wait"
