@@ -211,9 +211,10 @@ class LegsBody:
 
 
 def tasks() -> list[str]:
-    """What can be served. Not the quadrupeds that get up by a script or whose actions are filtered: nobody acts meanwhile, or twice."""
+    """What can be served. Not the quadrupeds that get up by a script or whose actions are filtered (nobody acts meanwhile, or
+    somebody twice), nor the one on its back, whose world is another."""
     walks = {name: quadruped.VARIANTS[name.partition("-")[2]] for name in quadruped.names()}
-    legs = [name for name, walk in walks.items() if not (walk.fallen or walk.filtered)]
+    legs = [name for name, walk in walks.items() if not (walk.fallen or walk.filtered or walk.goal == "rise")]
     found = {"arm": arm.names(), "contact": contact.names(), "quadruped": legs}
     return [f"{suite}/{name}" for suite, names in found.items() for name in names]
 
