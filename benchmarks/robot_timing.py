@@ -33,8 +33,8 @@ from realrl.types import Array, Plan, Policy, State
 KEY = ("fps", "policy", "beside", "seconds")
 CONFIG = """
 name: timing
-driver: realrl.robots.sim:SimArm
-options: {{task: panda-pick}}
+driver: realrl.robots.sim:SimRobot
+options: {{task: arm/panda-pick}}
 fps: {fps}
 ticks: 200
 horizon: 1000000

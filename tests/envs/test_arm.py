@@ -1,4 +1,4 @@
-"""The simulated Panda: its script solves its tasks, its starts belong to their seeds, no command pulls harder than it may."""
+"""The simulated arms: their script solves their tasks, starts belong to their seeds, no command pulls harder than it may."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from realrl.robots.guard import box_guard
 from realrl.types import RealrlError
 
 
-@pytest.mark.parametrize("task", ["arm/panda-reach", "arm/panda-pick"])
+@pytest.mark.parametrize("task", ["arm/panda-reach", "arm/panda-pick", "arm/ur5e-pick"])
 def test_the_script_solves_it_and_a_seed_is_an_episode(task):
     env = envs.make(task)
     first, second, again = rollout([env], envs.expert(task), [box_guard(env)], [3, 4, 3], greedy=True)

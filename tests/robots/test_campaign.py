@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from realrl.robots.campaign import Rig, Trial, campaign, table, unsafe
+from realrl.robots.campaign import Trial, campaign, table, unsafe
 from realrl.robots.driver import Channel
+from realrl.robots.faults import Rig
 from realrl.robots.log import Tick
 
 LIMITS = (Channel("x", "m", "pose", 0.0, 1.0, 0.5, 5.0, 200.0),)

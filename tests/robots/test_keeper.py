@@ -120,6 +120,21 @@ def test_an_action_moves_it_and_is_answered_a_period_later():
     assert max(c[0] for c in bench.arm.sent) <= 0.2 + 2e-5  # it does not shoot past the last place it was told
 
 
+def test_what_presses_against_something_does_not_wind_up():
+    """With a lead of 5 mm what is commanded stays near a stuck arm, and the first step back moves it back."""
+    bench = Bench(watchdog=20.0)
+    bench.arm.channels = bench.keeper.channels = (replace(ARM[0], lead=0.005), ARM[1])
+    bench.keeper = Keeper(bench.arm, bench.keeper.cfg, bench.log, clock=bench.clock, deliver=bench.answers.append)
+    bench.armed().arm.broken = "stuck"
+    for _ in range(20):
+        bench.act(0.02)
+    bench.run(0.2)
+    assert bench.arm.sent[-1][0] == pytest.approx(0.1 + 0.005 + 0.02, abs=1e-4)
+    bench.act(-0.02)
+    bench.run(0.2)
+    assert bench.arm.sent[-1][0] == pytest.approx(0.1 + 0.005 - 0.02, abs=1e-4)
+
+
 def test_the_executed_action_is_told():
     bench = Bench().armed()
     assert bench.act(1.0).sent == pytest.approx([0.02, 0.04])  # no further than a step

@@ -16,8 +16,12 @@ PERIOD = 0.01
 CHANNELS = (Channel("elbow", "rad", "position", -1, 1, 2.0, 10.0, 500.0), Channel("x", "m", "pose", 0, 0.5, 0.3, 6.0, 200.0),
             Channel("wheel", "rad", "velocity", -1, 1, 1.0, 5.0, 100.0), Channel("wrist", "rad", "delta", -2, 2, 1.0, 5.0, 50.0))
 numbers = st.one_of(st.floats(-3, 3), st.sampled_from([np.nan, np.inf, -np.inf, 1e300, -1e300, 0.0]))
-orders = st.lists(st.tuples(st.lists(numbers, min_size=4, max_size=4), st.lists(numbers, min_size=4, max_size=4),
-                            st.integers(1, 30), st.booleans()), min_size=1, max_size=12)
+
+
+def orders(channels: int):
+    """Sequences of what may be asked for: (place [C], rate [C], ticks, whether to brake instead)."""
+    asked = st.lists(numbers, min_size=channels, max_size=channels)
+    return st.lists(st.tuples(asked, asked, st.integers(1, 30), st.booleans()), min_size=1, max_size=12)
 
 
 def steps(places: Array, times: Array) -> tuple[Array, Array, Array]:
@@ -35,7 +39,7 @@ def travelled(guard: MotionGuard, start: Array, asked: list[tuple[list[float], l
     times, places = [0.0], [guard.place.copy()]
     for place, rate, ticks, braked in asked:
         for _ in range(ticks):
-            dt = rng.uniform(0.2, 1.5) * PERIOD
+            dt = rng.uniform(0.2, 1.5) * guard.period
             sent = guard.brake(dt) if braked else guard.follow(np.array(place), np.array(rate), dt)
             assert np.isfinite(sent.command).all()
             times.append(times[-1] + dt)
@@ -44,12 +48,17 @@ def travelled(guard: MotionGuard, start: Array, asked: list[tuple[list[float], l
 
 
 @settings(max_examples=60, deadline=None)
-@given(orders, st.integers(0, 2**32), st.tuples(*[st.floats(0, 1)] * 4))
+@given(orders(4), st.integers(0, 2**32), st.tuples(*[st.floats(0, 1)] * 4))
 def test_no_sequence_of_orders_gets_beyond_a_limit(asked, seed, at):
     guard = MotionGuard(CHANNELS, PERIOD)
-    places, times = travelled(guard, guard.low + np.array(at) * (guard.high - guard.low), asked, seed)
+    stays_inside(guard, np.array(at), asked, seed)
+
+
+def stays_inside(guard: MotionGuard, at: Array, asked: list[tuple[list[float], list[float], int, bool]], seed: int) -> None:
+    """at: [C] in [0, 1], where it begins."""
+    places, times = travelled(guard, guard.low + at * (guard.high - guard.low), asked, seed)
     v, a, j = steps(places, times)
-    column = lambda name: np.array([getattr(c, name) for c in CHANNELS])
+    column = lambda name: np.array([getattr(c, name) for c in guard.channels])
     assert (places >= guard.low).all() and (places <= guard.high).all()
     assert (np.abs(v) <= column("velocity") * (1 + 1e-6)).all()
     assert (np.abs(a) <= column("acceleration") * (1 + 1e-6)).all()

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from test_keeper import Arm, Clock
 
-from realrl import envs
 from realrl.cell.rollout import rollout
 from realrl.robots import wire
 from realrl.robots.client import Link, RobotClient
@@ -205,19 +204,3 @@ def test_the_log_never_makes_anybody_wait(tmp_path):
     assert time.monotonic() - began < 0.5
     log.close()
     assert log.lost == 200
-
-
-def test_a_simulated_arm_is_served_and_solves_its_task(tmp_path):
-    """The whole of it, once: physics in real time, a script that moves it, success, parking."""
-    from realrl.robots.sim import simulated
-    driver, cfg = simulated("arm/panda-reach", ServerConfig(port=0, log=tmp_path, watchdog=20.0))
-    server = RobotServer(driver, cfg, arm=True, say=lambda line: None)
-    server.start()
-    try:
-        env = RobotClient(server.url)
-        (episode,) = rollout([env], envs.expert("arm/panda-reach"), [box_guard(env)], [0], greedy=True)
-        assert episode.succeeded and episode.obs["state"].shape[1] == 14
-        env.close()
-    finally:
-        server.close()
-    assert server.keeper.mode == "parked"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import subprocess
@@ -25,6 +26,8 @@ from test_wire import openpi_pack, openpi_unpack
 from realrl.cell.rollout import rollout
 from realrl.cli.main import main
 from realrl.envs import make
+from realrl.generative.diffusion import DiffusionConfig
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.policies.folder import load_policy
 from realrl.robots.embodiment import Embodiment
 from realrl.robots.guard import box_guard
@@ -397,3 +400,17 @@ def test_openpi_s_own_client_works_unchanged(tiny_run: Path) -> None:
                                env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
     assert found.returncode == 0, found.stderr
     assert "[(2,), (2,), (2,), (2,), (2,)]" in found.stdout and "observation state [2] is missing" in found.stdout
+
+
+def test_evaluate_tries_a_policy_that_is_served_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    policy = DiffusionPolicy(PolicyConfig(chunk=4, hidden=16, blocks=1, diffusion=DiffusionConfig(steps=3)), 2, 2)
+    arguments = ["evaluate", "--episodes", "3", "--json", "--workers", "1", "--policy"]
+    with served(policy, token="sesame") as url:
+        assert main([*arguments, url]) == 2 and "refuses" in capsys.readouterr().err
+        monkeypatch.setenv("REALRL_TOKEN", "sesame")
+        assert main([*arguments, url]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["task"] == "toy/obstacle" and found["policy"] == url and found["success"]["n"] == 3 and found["latency_ms"]["p50"] > 0
+    assert main([*arguments, "ws://127.0.0.1:9"]) == 2 and "no policy's server answers" in capsys.readouterr().err

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from realrl.cli.parser import command, mistake, progress, screen, stdout_kept_clean, whole
 
@@ -24,7 +25,8 @@ def add(commands: Any) -> None:
     """`evaluate` and its flags."""
     parser = command(commands, "evaluate", "Success, cycle time and latency of a saved policy, from held-out starts that no training sees.",
                      "realrl evaluate --policy runs/main/policy --episodes 500 --json > result.json", _evaluate)
-    parser.add_argument("--policy", type=Path, required=True, metavar="DIR", help="folder of a saved policy, e.g. runs/main/policy")
+    parser.add_argument("--policy", type=_place, required=True, metavar="DIR", help="folder of a saved policy, e.g. runs/main/policy; or "
+                        "ws://HOST:PORT, where `realrl serve` serves one (its token in REALRL_TOKEN)")
     parser.add_argument("--task", metavar="TASK", help="task to run it on (default: the one it was trained on)")
     parser.add_argument("--env", metavar="M:F", help="an environment of your own: F, a class or function in the module M, builds it")
     parser.add_argument("--robot", metavar="URL", help="a robot that `realrl robot serve` serves at this address")
@@ -74,11 +76,11 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from realrl.cell.judge import latency
     from realrl.cell.robustness import robustness, scene_changes
     from realrl.cell.understanding import variants
-    from realrl.policies.folder import check_fit, for_task, load_policy
+    from realrl.policies.folder import check_fit, for_task
     from realrl.report import failures, write_report
     from realrl.scene import CollectConfig, GuardConfig
-    policy, trained_on = load_policy(args.policy)
-    task, sight = args.task or trained_on, _sight(args.policy)
+    policy, trained_on, sight = _loaded(args)
+    task = args.task or trained_on
     if task.startswith("recorded/") and not (args.env or args.robot):
         raise mistake()(f"{args.policy} was imitated from recordings ({task}), there is nothing here to try it in: name its robot with "
                         "--env, or a simulator that speaks its numbers with --task; its held-out errors are in its run's report")
@@ -91,7 +93,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     check_fit(policy, spec, args.policy, trained_on)
     policy = _product(policy, args)
     others = dict(variants(policy, spec, blind=args.blind, swap=args.swap_text, paraphrase=args.paraphrase))
-    out = args.out or args.policy.resolve().parent / f"failures-{policy.head}"
+    out = args.out or (Path() if isinstance(args.policy, str) else args.policy.resolve().parent) / f"failures-{policy.head}"
     if args.save_failures:
         failures.room(out)  # before anything long
     if args.robustness:
@@ -122,6 +124,25 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
 def _short(found: dict[str, Any]) -> dict[str, Any]:
     """What is said of an evaluation beside another one."""
     return {name: found[name] for name in ("success", "cycle_steps")}
+
+
+def _place(text: str) -> Path | str:
+    """Where a policy is: a folder, or a server's address."""
+    return text if "://" in text else Path(text)
+
+
+def _loaded(args: argparse.Namespace) -> tuple[Saved, str, SightConfig]:
+    """(the policy, the task that it was trained on, what it saw there)."""
+    from realrl.policies.folder import load_policy
+    if not isinstance(args.policy, str):
+        return *load_policy(args.policy), _sight(args.policy)
+    from realrl.scene import SightConfig
+    from realrl.serve.client import RemotePolicy
+    remote = RemotePolicy(args.policy, os.environ.get("REALRL_TOKEN") or None)
+    if remote.senses and not (args.env or args.robot):
+        raise mistake()(f"{args.policy}: its policy sees {', '.join(remote.senses)}, and its server does not say how those are drawn: "
+                        "evaluate its folder where it is, or try it on a robot with --robot")
+    return cast("Saved", remote), remote.task, SightConfig()  # it says as much of itself as a saved one
 
 
 def _product(policy: Saved, args: argparse.Namespace) -> Saved:

@@ -27,12 +27,13 @@ def add(commands: Any) -> None:
     serve = command(inner, "serve", "Own a robot: guard it, watch its commander, park it, keep a log. Policies may die, the arm is safe.",
                     "realrl robot serve my-arm.yaml", _serve)
     serve.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="YAML file of realrl.robots.settings.ServerConfig")
-    serve.add_argument("--sim", metavar="TASK", help="a simulated robot in real time: arm/panda-reach or arm/panda-pick")
+    serve.add_argument("--sim", metavar="TASK", help="a simulated robot in real time: arm/..., contact/... or quadruped/...")
     serve.add_argument("--host", metavar="H", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=whole(0), metavar="P", help="port to listen on, 0 for a free one (default: 8770)")
     serve.add_argument("--log", type=Path, metavar="DIR", help="folder for the server's own log (default: robot-log)")
     serve.add_argument("--arm", action="store_true", help="arm it at once: you stand beside it and all is well (a simulated one always is)")
-    serve.add_argument("--cameras", nargs="*", default=(), metavar="NAME", help="cameras of a simulated robot: front side")
+    serve.add_argument("--cameras", nargs="*", default=(), metavar="NAME", help="cameras of a simulated robot: an arm has front "
+                       "and side, the peg wrist and side, four legs beside")
     serve.add_argument("--latency-ms", type=float, default=0.0, metavar="MS", help="age of a simulated robot's readings")
     serve.add_argument("--jitter-ms", type=float, default=0.0, metavar="MS", help="how much that varies")
     serve.add_argument("--loss", type=float, default=0.0, metavar="P", help="share of a simulated robot's packets that are lost")
@@ -80,10 +81,11 @@ def _robot(args: argparse.Namespace) -> tuple[Driver, ServerConfig]:
 def _campaign(args: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from realrl.robots.campaign import KINDS, Rig, campaign, table
+    from realrl.robots.campaign import campaign, kinds, table
+    from realrl.robots.faults import Rig
     rig = Rig(args.sim, args.log, args.cameras)
     try:
-        trials = list(progress(campaign(rig, args.times, only=args.only), "faults", args.times * len(KINDS)))
+        trials = list(progress(campaign(rig, args.times, only=args.only), "faults", args.times * len(kinds(rig, args.only))))
     finally:
         rig.close()
     shown = Table("no", "fault", "times", "noticed after (median, most)", "right reactions", "commands beyond a limit", "episodes lost")

@@ -1,11 +1,12 @@
-"""A Panda arm over a table, in lock-step: "arm/panda-reach" and "arm/panda-pick"; `realrl robot serve --sim` runs them in real time.
+"""An arm over a table, in lock-step: "arm/panda-reach", "arm/panda-pick" and the same of a UR5e, "arm/ur5e-reach", "arm/ur5e-pick";
+`realrl robot serve --sim` runs them in real time.
 
 20 decisions a second. An action of 4 numbers in [-1, 1] moves the place that the hand is drawn to, by up to 12.5 mm along each axis, and
 the opening of the gripper by up to 20 mm; zeros keep it still. What is observed: the finger tips [m], the opening [m],
-the tips' speed [m/s], the place commanded [m, 4 numbers], for "panda-pick" the cube [m], and the goal [m].
+the tips' speed [m/s], the place commanded [m, 4 numbers], for "-pick" the cube [m], and the goal [m].
 
-- "panda-reach": the finger tips to the goal, to within 15 mm.
-- "panda-pick": grasp the cube and hold it at the goal, to within 30 mm.
+- "-reach": the finger tips to the goal, to within 15 mm.
+- "-pick": grasp the cube and hold it at the goal, to within 30 mm.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ _OWN = ("x", "y", "z", "width", "speed x", "speed y", "speed z", "aim x", "aim y
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done. cube: whether it is about the cube; near: m; horizon: steps."""
+    """What is to be done. robot: "panda" or "ur5e"; cube: whether it is about the cube; near: m; horizon: steps."""
 
+    robot: str
     text: str
     cube: bool
     near: float
@@ -45,8 +47,9 @@ class Job:
         return (*_OWN, *(("cube x", "cube y", "cube z") if self.cube else ()), "goal x", "goal y", "goal z")
 
 
-JOBS = {"panda-reach": Job("move the finger tips to the green ball", False, 0.015, 80),
-        "panda-pick": Job("pick up the cube and hold it at the green ball", True, 0.03, 200)}
+JOBS = {f"{robot}-{what}": job for robot in ("panda", "ur5e") for what, job in (
+    ("reach", Job(robot, "move the finger tips to the green ball", False, 0.015, 80)),
+    ("pick", Job(robot, "pick up the cube and hold it at the green ball", True, 0.03, 200)))}
 
 
 def names() -> tuple[str, ...]:
@@ -94,7 +97,7 @@ def make(name: str, *, reward: str | None = None, horizon: int | None = None, si
 
 def expert(name: str, path: str | Path | None = None) -> Policy:
     """A script that solves the task; path is not used."""
-    return ScriptedPolicy(f"arm-{name}", _reach if name == "panda-reach" else _pick)
+    return ScriptedPolicy(f"arm-{name}", _pick if JOBS[name].cube else _reach)
 
 
 def _reach(state: Array) -> Array:

@@ -33,6 +33,9 @@ DEPTH = 0.015
 """How deep the tip has to be, m."""
 SEEN, OWN, FULL = 27, slice(7, 31), 35
 """Numbers of `state`; which of the full state a hand with eyes knows of itself; numbers of the full state."""
+STATE = (*(f"{how} {axis}" for how in ("slot", "slot near") for axis in "xyz"), "roll", "pitch", "slot turn",
+         *(f"{what} {axis}" for what in ("speed", "force", "action") for axis in ("x", "y", "z", "roll", "pitch", "yaw")))
+"""Names of the numbers of `state`."""
 TRUTH = slice(31, 35)
 """In the full state: from the tip to the slot's mouth [3], m, in the hand's heading, and the turn that is missing, rad."""
 TILT = slice(6, 8)

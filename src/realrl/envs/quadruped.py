@@ -69,6 +69,19 @@ ROBOTS = ("go1", "go2", "a1")
 """See `realrl.envs.mujoco.legs` for what they are."""
 
 
+JOINTS = tuple((leg, part) for leg in ("FR", "FL", "RR", "RL") for part in ("hip", "thigh", "knee"))
+"""In the order of actions."""
+
+
+def state_names(goal: Goal) -> tuple[str, ...]:
+    """Names of the numbers that are observed, see docs/methods/walk.md."""
+    joints = [" ".join(joint) for joint in JOINTS]
+    turned = ("quat w", "quat x", "quat y", "quat z") if goal == "paper" else ("gravity x", "gravity y", "gravity z")
+    end = {"walk": ("cos off", "sin off"), "command": ("wanted forward", "wanted left", "wanted turning"), "paper": ()}[goal]
+    return (*joints, *(f"speed {joint}" for joint in joints), *(f"gyro {axis}" for axis in "xyz"), *(f"velocity {axis}" for axis in "xyz"),
+            *turned, *end, *(f"action {joint}" for joint in joints))
+
+
 def names() -> tuple[str, ...]:
     """All task names of this suite."""
     return tuple(f"{robot}-{variant}" if variant else robot for robot in ROBOTS for variant in VARIANTS)

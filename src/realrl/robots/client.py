@@ -120,7 +120,8 @@ class RobotClient(RobotEnv):
         absolute = any(c["step"] is None and c["kind"] != "velocity" for c in self.about["channels"])
         super().__init__(TaskSpec("robot", self.about["name"], len(self.about["state"]), len(low), horizon or self.about["horizon"],
                                   1 / self.about["fps"], self.about["text"], senses=senses,
-                                  control="absolute" if absolute else "relative", live=True), native_low=low, native_high=high)
+                                  control="absolute" if absolute else "relative", live=True), native_low=low, native_high=high,
+                         reward=self.about["reward"], kinds=("sparse", "dense"))
         self.sent: Array | None = None
         self.who, self.age = 0, 0.0
         self.timing = Timing(0.0, 0.0, 0)

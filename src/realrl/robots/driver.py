@@ -27,7 +27,9 @@ class Channel:
     kind: position, where a joint (or gripper) shall be; pose, a coordinate of where the hand shall be; velocity, how fast a joint shall
     go; delta, by how much a joint shall move until the next command. low, high: where what it moves may be, in `unit`; velocity,
     acceleration, jerk: the most of each, in unit/s, unit/s2 and unit/s3. step: by how much one action of a policy may move it; None:
-    actions say where it shall be (or, of a velocity, how fast), and not by how much it shall move.
+    actions say where it shall be (or, of a velocity, how fast), and not by how much it shall move. lead: how far what is commanded may run
+    ahead of where it is when the next step is added; 0 goes on from the measured place, so that nothing winds up while it is pressed
+    against something; None: as far as it may be. aim: between which places an action of a policy may send it; None: low and high.
     """
 
     name: str
@@ -39,10 +41,12 @@ class Channel:
     acceleration: float
     jerk: float
     step: float | None = None
+    lead: float | None = None
+    aim: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         check(self, low="[-1e6, 1e6]", high="[-1e6, 1e6]", velocity="(0, 1e6]", acceleration="(0, 1e6]", jerk="(0, 1e9]",
-              step="(0, 1e6]")
+              step="(0, 1e6]", lead="[0, 1e6]")
         if not re.fullmatch(r"[\w. -]{1,64}", self.name):
             raise OutOfBounds(Channel, "name", f"must be a word of at most 64 letters, got {self.name[:80]!r}")
         if not self.unit.strip():
@@ -51,6 +55,10 @@ class Channel:
             raise OutOfBounds(Channel, "low", f"of {self.name} must lie below high, got {self.low:g} and {self.high:g}")
         if self.step is not None and self.kind == "velocity":
             raise OutOfBounds(Channel, "step", f"of {self.name} makes no sense for a velocity, leave it out")
+        if self.aim is not None and not (self.low <= self.aim[0] < self.aim[1] <= self.high):
+            raise OutOfBounds(Channel, "aim", f"of {self.name} must be two places inside {self.low:g} to {self.high:g}, got {self.aim}")
+        if self.step is None and self.lead is not None:
+            raise OutOfBounds(Channel, "lead", f"of {self.name} makes no sense without a step, leave it out")
 
 
 @dataclass
@@ -119,8 +127,26 @@ class Tasked(Protocol):
         ...
 
     def outcome(self) -> tuple[float, bool, bool]:
-        """(reward, whether the task itself ended, whether it is solved now)."""
+        """(reward, whether the task itself ended, whether it is solved now), once a period of the commander's. The reward is 1 where it is
+        solved, or what the attribute `reward = "dense"` announces."""
         ...
+
+
+@runtime_checkable
+class Recovers(Protocol):
+    """A driver of a robot that latches faults of its own, a reflex or a protective stop."""
+
+    def recover(self) -> None:
+        """A person says that all is well: clear them. It may take a second, and is called from another thread than the rest."""
+        ...
+
+
+def reach(channel: Channel) -> tuple[float, float]:
+    """What a policy's actions -1 and 1 mean of a channel, in its unit (a velocity's: per second)."""
+    if channel.kind == "velocity" or channel.step is not None:
+        most = channel.step or channel.velocity
+        return -most, most
+    return channel.aim or (channel.low, channel.high)
 
 
 def checked(driver: Driver, name: str) -> Driver:

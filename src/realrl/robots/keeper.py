@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from realrl.robots.driver import Driver, Reading, Tasked, checked
+from realrl.robots.driver import Driver, Reading, Recovers, Tasked, checked
 from realrl.robots.log import ServerLog, Tick, numbers
 from realrl.robots.motion import MotionGuard, Sent
 from realrl.robots.settings import ServerConfig
@@ -91,6 +91,7 @@ class Keeper:
         self.start = _pose(cfg.start, self, "start")
         self.rest = _pose(cfg.park, self, "park")
         self._steps = np.array([np.inf if c.step is None else c.step for c in self.channels])
+        self._leads = np.array([np.inf if c.lead is None else c.lead for c in self.channels])
         self._speeds = np.array([c.kind == "velocity" for c in self.channels])
         self.watch = Watch(driver, cfg, self.guard)
         self._lock = threading.RLock()
@@ -113,7 +114,9 @@ class Keeper:
     # ---- what people and commanders ask for
 
     def arm(self) -> None:
-        """A person says that all is well. Raises Held where it is not."""
+        """A person says that all is well: what the robot itself latched is cleared, where its driver can. Raises Held where it is not."""
+        if self.mode != "armed" and isinstance(self.driver, Recovers):
+            self.driver.recover()  # this may take a second; the control loop goes on
         with self._lock:
             trouble = self.watch.wrong_now(self._clock())
             if self.mode == "armed":
@@ -206,7 +209,8 @@ class Keeper:
             if mine.bad >= BAD:
                 self.latch("actions", f"{BAD} actions in a row were not finite, or of another size")
             return
-        was = at if self._reference is None else self._reference.goal
+        was, here = at if self._reference is None else self._reference.goal, self.watch.newest().measured
+        was = np.clip(was, here - self._leads, here + self._leads)
         steps = np.isfinite(self._steps)
         wish = np.where(steps, was + np.clip(action, -self._steps, self._steps), action)
         if self._speeds.any():

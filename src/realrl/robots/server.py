@@ -22,7 +22,7 @@ import numpy as np
 from realrl.files import printable, read_plain
 from realrl.robots import wire
 from realrl.robots.clock import CONTROL, LISTENING, Ticker, realtime, urgent
-from realrl.robots.driver import Driver
+from realrl.robots.driver import Driver, reach
 from realrl.robots.keeper import Answer, Held, Keeper
 from realrl.robots.log import ServerLog
 from realrl.robots.settings import ServerConfig
@@ -330,11 +330,17 @@ class RobotServer:
         """What a robot says of itself to who connects."""
         reading = self.keeper.watch.reading
         cameras = {} if reading is None else {name: list(image.shape) for name, (_, image) in reading.images.items()}
-        low = [c.low if c.step is None and c.kind != "velocity" else -(c.step or c.velocity) for c in self.driver.channels]
-        high = [c.high if c.step is None and c.kind != "velocity" else (c.step or c.velocity) for c in self.driver.channels]
+        low, high = zip(*map(reach, self.driver.channels), strict=True)
         return {"name": self.cfg.name, "text": self.cfg.text, "fps": self.cfg.fps, "horizon": self.cfg.horizon,
                 "channels": [asdict(c) for c in self.driver.channels], "state": list(self.driver.state), "cameras": cameras,
-                "low": low, "high": high, "judged": hasattr(self.driver, "outcome"), "reset": self.cfg.reset}
+                "low": list(low), "high": list(high), "judged": hasattr(self.driver, "outcome"),
+                "reward": getattr(self.driver, "reward", "sparse"), "reset": self.cfg.reset, "ticks": self.cfg.ticks,
+                "watched": self._watched()}
+
+    def _watched(self) -> list[str]:
+        cfg, reading = self.cfg, self.keeper.watch.reading
+        felt = cfg.force is not None and reading is not None and reading.force is not None
+        return [*["force"] * felt, *["stall"] * bool(cfg.stall), *["camera"] * bool(reading is not None and reading.images)]
 
 
 async def _quietly(socket: Any, message: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """A simulated robot that behaves like one: its physics run in real time whatever its server or anybody else does, and it can be broken.
 
-Its own thread steps the world at 500 Hz. `read` and `write` go through a connection with latency, jitter and loss; `inject` orders
-faults. Cameras are drawn by another thread.
+Its own thread steps the world 500 times a second (or as often as its physics ask for). `read` and `write` go through a connection with
+latency, jitter and loss; `inject` orders faults. Cameras are drawn by another thread.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from realrl.envs import arm
 from realrl.files import derive
+from realrl.robots.bodies import body
 from realrl.robots.clock import CAMERAS, HARDWARE, Ticker, urgent
-from realrl.robots.driver import Channel, Reading
+from realrl.robots.driver import Reading
 from realrl.robots.settings import ServerConfig
-from realrl.types import Array, RealrlError
-
-FORCE_LIMIT = 40.0  # N
+from realrl.types import Array
 
 
 @dataclass
 class Faults:
     """What is wrong with it now. latency, jitter: s that a reading is old, and how much that varies; loss: share of reads that fail; nan: a
-    joint's encoder says NaN; frozen: encoders say what they said; silent: it answers nothing; camera: cameras stand still; estop: the
-    button is pressed; hot: its drives are; stall: they do not push; push: N that something pushes the hand with, upward; drift: m/s that
-    its idea of the cube drifts away; lost: the cube falls off the table once; deaf: commands do not arrive."""
+    channel's encoder says NaN; frozen: encoders say what they said; silent: it answers nothing; camera: cameras stand still; estop: the
+    button is pressed; hot: its drives are; stall: they do not push; push: N that something pushes the hand (or trunk) with, upward; drift:
+    m/s (a walker's: rad/s) that its idea of where to go drifts away; lost: what it works on gets lost, once; deaf: commands do not
+    arrive."""
 
     latency: float = 0.0
     jitter: float = 0.0
@@ -49,30 +48,22 @@ class Faults:
     deaf: float = 0.0
 
 
-class SimArm:
-    """The Panda of `realrl.envs.arm` as a driver, with a task."""
+class SimRobot:
+    """The robot of a task as a driver, see `realrl.robots.bodies`."""
 
     def __init__(self, task: str, *, cameras: Sequence[str] = (), size: int = 96, latency: float = 0.0, jitter: float = 0.0,
                  loss: float = 0.0, seed: int = 0) -> None:
-        """task: of `realrl.envs.arm`, without "arm/". Raises RealrlError on another."""
-        if task not in arm.JOBS:
-            raise RealrlError(f"no simulated robot does {task!r}: choose one of {', '.join(f'arm/{name}' for name in arm.JOBS)}")
-        from realrl.envs.mujoco.arm import HIGH, LOW, START, STEP_S, ArmWorld
-        self._task, self._rng = task, np.random.default_rng(derive(seed, "sim robot"))
-        self.world = ArmWorld()
-        self.world.reset()
-        self.start = tuple(START.tolist())
-        names, limits = ("x", "y", "z", "width"), ((0.3, 6.0, 200.0),) * 3 + ((0.4, 8.0, 400.0),)
-        self.channels = tuple(Channel(name, "m", "pose" if name != "width" else "position", float(LOW[i]), float(HIGH[i]), *limits[i],
-                                      step=float(arm.STEP[i])) for i, name in enumerate(names))
-        self.state = arm.JOBS[task].state
+        """task: one of `realrl.robots.bodies.tasks`. Raises RealrlError on another."""
+        self.body = made = body(task, bool(cameras))
+        self._rng = np.random.default_rng(derive(seed, "sim robot"))
+        self.channels, self.state, self.reward = made.channels, made.state, made.reward
         self.faults = self._usual = Faults(latency=latency, jitter=jitter, loss=loss)
         self._lock, self._over = threading.Lock(), threading.Event()
-        self._past: deque[Reading] = deque(maxlen=int(1.0 / STEP_S))
+        self._step_s = float(made.model.opt.timestep)
+        self._past: deque[Reading] = deque(maxlen=int(1.0 / self._step_s))
         self._images: dict[str, tuple[float, Array]] = {}
-        self._drifted = np.zeros(3)
-        self._held = self.slow = 0
-        self._step_s = STEP_S
+        self.drifted = 0.0
+        self.slow = 0
         self._sense(time.monotonic())
         self._threads = [threading.Thread(target=self._live, name="physics", daemon=True)]
         if cameras:
@@ -104,26 +95,24 @@ class SimArm:
         return replace(reading, images=images)
 
     def write(self, command: Array) -> Array:
-        """Where the hand is drawn to from now on. Raises OSError where it did not arrive."""
+        """Where it goes from now on. Raises OSError where it did not arrive."""
         if self.faults.deaf:
             raise OSError("no acknowledgement came")
         with self._lock:
-            self.world.setpoint = np.array(command, np.float64)
+            self.body.drive(command)
         return command
 
     def hold(self) -> None:
         """Its drives are on."""
-        self._held = 0
 
     def brake(self) -> None:
-        """Its impedance holds; there is no brake of its own."""
+        """Its controller holds; there is no brake of its own."""
 
     def park(self) -> None:
         """Its brakes engage."""
 
     def release(self) -> None:
         """Its brakes are engaged, the drives may go."""
-        self._held = 1
 
     def close(self) -> None:
         """End its threads."""
@@ -134,17 +123,16 @@ class SimArm:
     # ---- the task
 
     def begin(self, seed: int) -> None:
-        """Cube and goal to where they belong; the hand has moved to the start by itself."""
+        """The scene to where it belongs; the robot has moved to the start by itself."""
         with self._lock:
-            self.world.place(*arm.start(self._task, seed))
-            self._drifted[:] = 0.0
+            self.body.begin(seed)
+            self.drifted = 0.0
             self._sense(time.monotonic())
 
     def outcome(self) -> tuple[float, bool, bool]:
-        """See `realrl.envs.arm.outcome`: a success ends the task."""
+        """As the body says."""
         with self._lock:
-            _, success = arm.outcome(self._task, self.world.sensed(), self.world.goal)
-        return float(success), success, success
+            return self.body.outcome()
 
     def inject(self, name: str, value: Any = 1.0) -> None:
         """Order a fault, or with 0 end it; "none" ends all. Raises ValueError on another."""
@@ -163,14 +151,11 @@ class SimArm:
         while not self._over.is_set():
             wrong = self.faults
             with self._lock:
-                world = self.world
-                world.stalled = bool(wrong.stall or wrong.estop)
-                world.push = np.array([0.0, 0.0, wrong.push])
                 if wrong.lost:
-                    world.place(np.array([0.5, 0.8]), 0.0, world.goal)
+                    self.body.lose()
                     self.faults = replace(wrong, lost=0.0)
-                self._drifted += wrong.drift * self._step_s
-                world.step()
+                self.drifted += wrong.drift * self._step_s
+                self.body.step(bool(wrong.stall or wrong.estop), wrong.push)
                 if not wrong.frozen:
                     self._sense(time.monotonic())
                 else:  # an interface that goes on sending what it has
@@ -181,19 +166,17 @@ class SimArm:
         return tuple(name for name in ("estop", "hot") if getattr(self.faults, name))
 
     def _sense(self, now: float) -> None:
-        seen = self.world.sensed()
-        seen = replace(seen, cube=seen.cube + self._drifted)
-        state = arm.observe(self._task, seen, self.world.setpoint, self.world.goal)
-        self._past.append(Reading(now, np.array([*seen.tip, seen.width]), state, seen.force, self._reports()))
+        measured, state, force = self.body.sense(self.drifted)
+        self._past.append(Reading(now, measured, state, force, self._reports()))
 
 
 class _Cameras:
     """Draws what cameras see, 30 times a second or as often as the machine can."""
 
-    def __init__(self, robot: SimArm, names: Sequence[str], size: int) -> None:
-        from realrl.envs.mujoco.arm import Views
-        self._robot, self._names = robot, names
-        self._views = Views(robot.world, names, size)
+    def __init__(self, robot: SimRobot, names: Sequence[str], size: int) -> None:
+        from realrl.envs.mujoco.live import Views
+        self._robot = robot
+        self._views = Views(robot.body.model, robot.body.data, names, size)
 
     def live(self) -> None:
         """The thread's life."""
@@ -212,15 +195,10 @@ class _Cameras:
             self._views.close()
 
 
-def simulated(task: str, cfg: ServerConfig, **how: Any) -> tuple[SimArm, ServerConfig]:
-    """The simulated robot of a task, "arm/panda-pick", and how it is served."""
-    suite, _, name = task.partition("/")
-    if suite != "arm":
-        raise RealrlError(f"no simulated robot does {task!r}: choose one of {', '.join(f'arm/{known}' for known in arm.JOBS)}")
-    robot = SimArm(name, **how)
-    job = arm.JOBS[name]
+def simulated(task: str, cfg: ServerConfig, **how: Any) -> tuple[SimRobot, ServerConfig]:
+    """The simulated robot of a task, "arm/panda-pick", and how it is served: as its task says, but for what the configuration does."""
+    robot, usual = SimRobot(task, **how), ServerConfig()
     old = 3 * (how.get("latency", 0.0) + how.get("jitter", 0.0))  # s: what is ordered late is not stale
-    given = replace(cfg, name=cfg.name if cfg.name != "robot" else name, text=cfg.text or job.text, fps=1 / arm.DT, horizon=job.horizon,
-                    stale=max(cfg.stale, old), start=robot.start, park=robot.start, force=cfg.force or FORCE_LIMIT,
-                    stall=cfg.stall or (0.06, 0.06, 0.06, 0.09))
-    return robot, given
+    own = {"name": task.partition("/")[2], **robot.body.served}
+    given = {name: value for name, value in own.items() if getattr(cfg, name) == getattr(usual, name)}
+    return robot, replace(cfg, **given, stale=max(cfg.stale, old))

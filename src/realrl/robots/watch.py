@@ -81,10 +81,10 @@ class Watch:
         """Why the robot must not be armed, "" where it may."""
         if self.reading is None or self.blind:
             return self._frozen or self._why
-        if self._write_failed is not None:
-            return "commands do not arrive"
         wrong = self._dangers(self.reading, now) | self._cameras(self.reading.images, now)
         wrong.pop("stall", None)  # it will begin from where it is
+        if self._write_failed is not None:
+            wrong["commands"] = "commands do not arrive"
         return "; ".join(wrong.values())
 
     # ---- what is looked at

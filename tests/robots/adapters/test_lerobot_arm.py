@@ -157,6 +157,10 @@ def test_release_is_not_disconnect_and_disconnecting_drops_nothing(arm):
     robot = Follower()
     driver = arm(robot)
     driver.release()
+    for _ in range(400):  # the thread that owns the robot does it
+        if robot.calls:
+            break
+        time.sleep(0.005)
     assert robot.calls == ["off"]
     driver.close()
     assert robot.calls == ["off", "cut"]

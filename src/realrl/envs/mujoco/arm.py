@@ -1,14 +1,13 @@
-"""A Panda arm over a table, moved by Cartesian impedance: what a lock-step task and the real-time simulated robot have in common.
+"""An arm over a table, moved by Cartesian impedance: what a lock-step task and the real-time simulated robot have in common.
 
-The controller is the one that labs run on the real arm: the hand is drawn to a commanded place by a spring and a damper, the spring's
-error is clipped (so that no command, however far, pulls with more than a known force), its orientation is kept, gravity is compensated.
-Setpoints are [x, y, z of the finger tips in the world, m; opening of the gripper, m].
+A Panda, or a UR5e with two fingers of ours. The controller is the one that labs run on the real arms: the hand is drawn to a commanded
+place by a spring and a damper, the spring's error is clipped (so that no command, however far, pulls with more than a known force), its
+orientation is kept, gravity is compensated. Setpoints are [x, y, z of the finger tips in the world, m; opening of the gripper, m].
 """
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +18,6 @@ import numpy as np
 
 from realrl.envs import arm
 from realrl.envs.base import RobotEnv
-from realrl.envs.mujoco import render
 from realrl.types import Array, RealrlError
 
 LOW, HIGH = np.array([0.30, -0.25, 0.02, 0.0]), np.array([0.65, 0.25, 0.40, 0.08])
@@ -30,49 +28,100 @@ STEP_S = 0.002
 HALF = 0.02  # half the cube's edge, m
 STIFFNESS, DAMPING, CLIP = 900.0, 60.0, 0.04  # N/m, N s/m, m: at most 36 N along an axis
 TWIST, TWIST_DAMPING, TWIST_CLIP = 40.0, 4.0, 0.3  # N m/rad, N m s/rad, rad
-FORCES = np.array([87.0] * 4 + [12.0] * 3)  # N m, the arm's own limits
-ARM = slice(0, 7)
-_HOME = np.array([0.0, 0.0, 0.0, -2.0, 0.0, 0.5, 0.8])
 _DOWN = np.array([[1.0, 0, 0], [0, -1.0, 0], [0, 0, -1.0]])
 
 
 @dataclass(frozen=True)
 class Sensed:
-    """What the arm's sensors say now. tip: [3] m; speed: [3] m/s; width: of the gripper, m; joints: [7] rad; force: [3] N at the
-    hand, what the world does to it, filtered; cube: [3] m."""
+    """What the arm's sensors say now. tip: [3] m; speed: [3] m/s; width: of the gripper, m; force: [3] N at the hand, what the world
+    does to it, filtered; cube: [3] m."""
 
     tip: Array
     speed: Array
     width: float
-    joints: Array
     force: Array
     cube: Array
 
 
-def _part(folder: Path, name: str) -> str:
-    """The inside of one of the files that make up the arm's model."""
-    root = ElementTree.parse(folder / name).getroot()
-    for compiler in root.findall("compiler") + root.findall("size"):
-        root.remove(compiler)
+@dataclass(frozen=True)
+class _Make:
+    """An arm. package: has its model, in `folder`; home: [N] rad, near where an episode begins; forces: [N] N m, its own limits; hand: the
+    body that feels."""
+
+    package: str
+    install: str
+    folder: str
+    home: tuple[float, ...]
+    forces: tuple[float, ...]
+    hand: str
+
+
+MAKES = {
+    "panda": _Make("gymnasium_robotics", "gymnasium-robotics", "envs/assets/kitchen_franka/franka_assets",
+                   (0.0, 0.0, 0.0, -2.0, 0.0, 0.5, 0.8), (87.0,) * 4 + (12.0,) * 3, "panda0_link7"),
+    "ur5e": _Make("ogbench", "--no-deps ogbench", "manipspace/descriptions/universal_robots_ur5e",
+                  (0.0, -1.57, 1.57, -1.57, -1.57, -1.57), (150.0,) * 3 + (28.0,) * 3, "wrist_3_link"),
+}
+_FINGER = """<body pos="0 0 0.07"><joint type="slide" axis="0 {side} 0" range="0 0.04"/>
+  <geom type="box" size="0.011 0.006 0.045" pos="0 {at} 0.045" mass="0.05" friction="1.2 0.01 0.001" condim="4" rgba="0.2 0.2 0.22 1"/>
+</body>"""
+_GRIPPER = f"""<body name="gripper" pos="0 0.1 0" quat="-1 1 0 0">
+  <geom type="box" size="0.03 0.06 0.035" pos="0 0 0.035" mass="0.8" rgba="0.3 0.3 0.32 1"/>
+  {_FINGER.format(side=1, at=0.006)}{_FINGER.format(side=-1, at=-0.006)}
+  <site name="end_effector" pos="0 0 0.152"/>
+</body>"""
+"""In place of the two fingers of a Hand-E: closed they touch, each opens by 40 mm; the site is 8 mm above their ends, as the Panda's is."""
+
+
+def _folder(robot: str) -> Path:
+    make = MAKES[robot]
+    found = find_spec(make.package)
+    folder = None if found is None or found.origin is None else Path(found.origin).parent / make.folder
+    if folder is None or not folder.is_dir():
+        raise RealrlError(f"the model of arm/{robot} is not installed: pip install {make.install}")
+    return folder
+
+
+def _part(path: Path, *but: str) -> Any:
+    """One of the files that make up an arm's model, without what is ours to say."""
+    root = ElementTree.parse(path).getroot()
+    for child in [c for c in root if c.tag in ("compiler", "size", *but)]:
+        root.remove(child)
+    return root
+
+
+def _inside(root: Any) -> str:
     return "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
 
 
-def _model() -> Any:
-    found = find_spec("gymnasium_robotics")
-    if found is None or found.origin is None:
-        raise RealrlError("the Panda's model is not installed: pip install gymnasium-robotics")
-    folder = Path(found.origin).parent / "envs" / "assets" / "kitchen_franka" / "franka_assets"
+def _panda(folder: Path, shown: bool) -> str:
+    return f"{_inside(_part(folder / 'assets.xml'))}<worldbody>{_inside(_part(folder / 'chain.xml'))}</worldbody>"
+
+
+def _ur5e(folder: Path, shown: bool) -> str:
+    """With a gripper at its flange. shown: with its looks, 20 meshes that take a second to read."""
+    root = _part(folder / "ur5e.xml", "option", "actuator", "keyframe", *(() if shown else ("asset",)))
+    for body in root.iter("body"):
+        for geom in [] if shown else [g for g in body.findall("geom") if "mesh" in g.attrib]:
+            body.remove(geom)
+    (flange,) = (body for body in root.iter("body") if body.get("name") == "wrist_3_link")
+    flange.append(ElementTree.fromstring(_GRIPPER))
+    return _inside(root)
+
+
+def _model(robot: str, shown: bool) -> Any:
+    folder = _folder(robot)
+    meshes = folder / ("meshes" if robot == "panda" else "assets")
     return mujoco.MjModel.from_xml_string(f"""
-    <mujoco><compiler angle="radian" meshdir="{folder / 'meshes'}"/>
+    <mujoco><compiler angle="radian" meshdir="{meshes}"/>
       <option timestep="{STEP_S}" integrator="implicitfast" cone="elliptic"/>
       <visual><global offwidth="640" offheight="480"/><headlight ambient="0.4 0.4 0.4" diffuse="0.5 0.5 0.5"/></visual>
-      {_part(folder, "assets.xml")}
+      {(_panda if robot == "panda" else _ur5e)(folder, shown)}
       <worldbody>
         <light pos="0.5 0 2" dir="0 0 -1"/>
         <geom name="table" type="box" size="0.5 0.6 0.02" pos="0.5 0 -0.02" rgba="0.55 0.5 0.45 1"/>
         <camera name="front" pos="1.25 0 0.65" xyaxes="0 1 0 -0.55 0 0.85" fovy="45"/>
         <camera name="side" pos="0.5 -0.95 0.55" xyaxes="1 0 0 0 0.5 0.87" fovy="45"/>
-        {_part(folder, "chain.xml")}
         <body name="cube" pos="0.5 0 {HALF}"><freejoint/>
           <geom name="cube" type="box" size="{HALF} {HALF} {HALF}" mass="0.08" friction="1.2 0.01 0.001" condim="4" solref="0.01 1"
                 rgba="0.85 0.2 0.15 1"/></body>
@@ -83,18 +132,23 @@ def _model() -> Any:
 class ArmWorld:
     """The arm, a cube on the table and a goal. `setpoint` [4] is where it is drawn to; `step` is one 2 ms step of physics."""
 
-    def __init__(self) -> None:
-        self.model = model = _model()
+    def __init__(self, robot: str = "panda", *, shown: bool = True) -> None:
+        """robot: one of `MAKES`; shown: whether somebody looks. Raises RealrlError where its model is not installed."""
+        make = MAKES[robot]
+        self.model = model = _model(robot, shown)
+        self._home, self._forces = np.array(make.home), np.array(make.forces)
+        n = len(make.home)
         self.data = mujoco.MjData(model)
         self.setpoint = START.copy()
         self.stalled = False  # whether the drives push no longer, and brakes hold
         self.push = np.zeros(3)  # N, what else pushes the hand
         self.force = np.zeros(3)
-        self._fq = self._fv = slice(7, 9)  # the model's first joints are the arm's seven, then two fingers, then the cube
-        model.dof_damping[ARM], model.dof_damping[self._fv], model.dof_armature[self._fv] = 2.0, 20.0, 1.0
+        self._arm, self._fq = slice(0, n), slice(n, n + 2)  # the model's first joints are the arm's, then two fingers, then the cube
+        model.dof_damping[self._arm], model.dof_damping[self._fq], model.dof_armature[self._fq] = 2.0, 20.0, 1.0
         self._site, self._cube = model.site("end_effector").id, model.body("cube").id
-        model.site_pos[self._site, 2] = 0.245  # the tips of the fingers, 8 mm of them below
-        self._hand = model.body("panda0_link7").id
+        if robot == "panda":
+            model.site_pos[self._site, 2] = 0.245  # the tips of the fingers, 8 mm of them below
+        self._hand = model.body(make.hand).id
         self._cube_q = int(model.jnt_qposadr[model.body_jntadr[self._cube]])
         self._goal = model.site("goal").id
         self._jp, self._jr = np.zeros((3, model.nv)), np.zeros((3, model.nv))
@@ -106,17 +160,17 @@ class ArmWorld:
         self.home = self._at_start()
 
     def _at_start(self) -> Array:
-        """[7] joints with the finger tips at `START`, found by letting the controller go there."""
-        self.data.qpos[ARM] = _HOME
+        """[N] joints with the finger tips at `START`, found by letting the controller go there."""
+        self.data.qpos[self._arm] = self._home
         self.data.qpos[self._fq] = 0.04
         for _ in range(1500):
             self.step()
-        return np.array(self.data.qpos[ARM])
+        return np.array(self.data.qpos[self._arm])
 
     def reset(self) -> None:
         """Everything to the start, at rest."""
         mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[ARM], self.data.qpos[self._fq] = self.home, START[3] / 2
+        self.data.qpos[self._arm], self.data.qpos[self._fq] = self.home, START[3] / 2
         self.setpoint, self.stalled = START.copy(), False
         self.push, self.force = np.zeros(3), np.zeros(3)
         self.place(np.array([0.5, 0.0]), 0.0, self.goal)
@@ -140,24 +194,24 @@ class ArmWorld:
         model, data = self.model, self.data
         mujoco.mj_step1(model, data)
         mujoco.mj_jacSite(model, data, self._jp, self._jr, self._site)
-        model.dof_damping[ARM] = 200.0 if self.stalled else 2.0
-        data.qfrc_applied[ARM] = data.qfrc_bias[ARM] if self.stalled else self._torque()
-        pull = 600 * (self.setpoint[3] / 2 - data.qpos[self._fq]) - 20 * data.qvel[self._fv]
-        data.qfrc_applied[self._fv] = np.minimum(np.maximum(pull, -40.0), 40.0)
+        model.dof_damping[self._arm] = 200.0 if self.stalled else 2.0
+        data.qfrc_applied[self._arm] = data.qfrc_bias[self._arm] if self.stalled else self._torque()
+        pull = 600 * (self.setpoint[3] / 2 - data.qpos[self._fq]) - 20 * data.qvel[self._fq]
+        data.qfrc_applied[self._fq] = np.minimum(np.maximum(pull, -40.0), 40.0)
         data.xfrc_applied[self._hand, :3] = self.push
         mujoco.mj_step2(model, data)
         self.force += 0.1 * (self._touch() + self.push - self.force)  # a wrist sensor's filter, 18 ms
 
     def _torque(self) -> Array:
-        """[7] N m: spring, damper, and what holds the arm against gravity."""
-        data, jp, jr = self.data, self._jp[:, ARM], self._jr[:, ARM]
-        speed = data.qvel[ARM]
+        """[N] N m: spring, damper, and what holds the arm against gravity."""
+        data, jp, jr = self.data, self._jp[:, self._arm], self._jr[:, self._arm]
+        speed = data.qvel[self._arm]
         stretch = np.minimum(np.maximum(self.setpoint[:3] - data.site_xpos[self._site], -CLIP), CLIP)
         m = _DOWN @ data.site_xmat[self._site].reshape(3, 3).T
         error = 0.5 * np.array([m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]])
         twist = TWIST * np.minimum(np.maximum(error, -TWIST_CLIP), TWIST_CLIP) - TWIST_DAMPING * (jr @ speed)
-        torque = jp.T @ (STIFFNESS * stretch - DAMPING * (jp @ speed)) + jr.T @ twist + data.qfrc_bias[ARM]
-        clipped: Array = np.minimum(np.maximum(torque, -FORCES), FORCES)
+        torque = jp.T @ (STIFFNESS * stretch - DAMPING * (jp @ speed)) + jr.T @ twist + data.qfrc_bias[self._arm]
+        clipped: Array = np.minimum(np.maximum(torque, -self._forces), self._forces)
         return clipped
 
     def _touch(self) -> Array:
@@ -172,11 +226,11 @@ class ArmWorld:
                     total += force if self._mine[two] else -force
         return total
 
-    def sensed(self) -> Sensed:
-        """What the sensors say now."""
+    def sensed(self, drift: float = 0.0) -> Sensed:
+        """What the sensors say now. drift: m along each axis that the cube is seen wrong by."""
         data = self.data
         return Sensed(np.array(data.site_xpos[self._site]), self._jp @ data.qvel, float(data.qpos[self._fq].sum()),
-                      np.array(data.qpos[ARM]), self.force.copy(), np.array(data.xpos[self._cube]))
+                      self.force.copy(), data.xpos[self._cube] + drift)
 
 
 class ArmEnv(RobotEnv):
@@ -184,7 +238,7 @@ class ArmEnv(RobotEnv):
 
     def __init__(self, name: str, reward: str | None, horizon: int | None) -> None:
         super().__init__(arm.spec(name, horizon), reward=reward, native_low=-arm.STEP, native_high=arm.STEP)
-        self.world = ArmWorld()
+        self.world = ArmWorld(arm.JOBS[name].robot, shown=False)
         self._name = name
 
     def _begin(self, seed: int) -> Array:
@@ -202,47 +256,3 @@ class ArmEnv(RobotEnv):
         seen = world.sensed()
         reward, success = arm.outcome(self._name, seen, world.goal)
         return arm.observe(self._name, seen, world.setpoint, world.goal), reward, False, success
-
-
-class Views:
-    """Pictures of a running world: `take` copies what is to be seen while nothing moves, `draw` draws it, in one thread and at leisure."""
-
-    def __init__(self, world: ArmWorld, names: Sequence[str], size: int) -> None:
-        """Raises RealrlError on an unknown camera."""
-        known = [world.model.camera(i).name for i in range(world.model.ncam)]
-        if wrong := [name for name in names if name not in known]:
-            raise RealrlError(f"the simulated robot has no camera {wrong[0]!r}, it has {', '.join(known)}")
-        self._world, self._size = world, size
-        self._cameras = {name: known.index(name) for name in names}
-        self._copy = mujoco.MjData(world.model)
-        self._moment = np.zeros(mujoco.mj_stateSize(world.model, mujoco.mjtState.mjSTATE_FULLPHYSICS.value))
-        self._studio: render.Studio | None = None
-
-    def take(self) -> None:
-        """Copy the moment."""
-        mujoco.mj_getState(self._world.model, self._world.data, self._moment, mujoco.mjtState.mjSTATE_FULLPHYSICS.value)
-
-    def draw(self) -> dict[str, Array]:
-        """uint8 [H, W, 3] of each camera. OpenGL starts here, in the thread that draws."""
-        model = self._world.model
-        if self._studio is None:
-            self._studio = render.studio(f"arm-{id(self)}", model, self._size, self._size)
-            self._scene, self._option = render.scene(model, without_hidden=False)
-            self._camera = mujoco.MjvCamera()
-            self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED.value
-        mujoco.mj_setState(model, self._copy, self._moment, mujoco.mjtState.mjSTATE_FULLPHYSICS.value)
-        mujoco.mj_kinematics(model, self._copy)
-        mujoco.mj_camlight(model, self._copy)
-        pictures = {}
-        for name, number in self._cameras.items():
-            self._camera.fixedcamid = number
-            mujoco.mjv_updateScene(model, self._copy, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene)
-            picture, _ = self._studio.shoot(self._scene, colour=True, depth=None)
-            assert picture is not None
-            pictures[name] = picture
-        return pictures
-
-    def close(self) -> None:
-        """Free the context."""
-        if self._studio is not None:
-            render.leave(self._studio)

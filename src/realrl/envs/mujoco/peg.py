@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 
 from realrl.envs.base import Eyes, RobotEnv
-from realrl.envs.contact import DEPTH, FULL, LEVELS, OWN, SEEN, TILTED, WIDE
+from realrl.envs.contact import DEPTH, FULL, LEVELS, OWN, SEEN, TILTED, TRUTH, WIDE
 from realrl.envs.mujoco.randomise import randomiser
 from realrl.envs.mujoco.sight import Scenery, View, eyes
 from realrl.scene import RandomiseConfig, SightConfig
@@ -106,7 +106,7 @@ class PegEnv(RobotEnv):
         seen: Eyes = _Felt() if looked is None else looked
         super().__init__(task, reward=reward, kinds=("sparse", "dense"), eyes=seen,
                          whims=randomiser(randomise, self._model, self._data, looked, ((-0.1, -0.1, 0.0), (0.1, 0.1, 0.1))))
-        self._reach = np.array([level.reach] * 3 + [WIDE * level.reach] * 3)
+        self.reach = np.array([level.reach] * 3 + [WIDE * level.reach] * 3)
         self._low = np.full(ACTION, -1.0)
 
     def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
@@ -125,45 +125,64 @@ class PegEnv(RobotEnv):
         wrong[:2] = np.clip(wrong[:2], -2 * level.error, 2 * level.error)
         self._wrong, self._wrong_turn = wrong, float(rng.normal(0.0, YAW_SEEN))
         data.qpos[:] = [*rng.uniform(-0.01, 0.01, 2), rng.uniform(0.025, 0.045), *rng.uniform(-0.05, 0.05, 3)]
-        self._start, self._before = data.qpos[:4].copy(), np.zeros(ACTION)
-        mujoco.mj_forward(model, data)
+        self.start_from_here()
+        return self.look()
+
+    def start_from_here(self) -> None:
+        """The hand's place in `data` is where the episode begins."""
+        self._start, self.before = self._data.qpos[:4].copy(), np.zeros(ACTION)
+        mujoco.mj_forward(self._model, self._data)
         self._facts: dict[str, Any] = {"depth": 0.0, "force": 0.0}
-        return self._see()[0]
+
+    def slide_away(self) -> None:
+        """The slot is out of reach."""
+        self._at[:2] = 0.2
+        self._model.body_pos[self._slot] = self._at
+
+    @property
+    def world(self) -> tuple[Any, Any]:
+        """MuJoCo's model and data, for who lets them run by a clock."""
+        return self._model, self._data
 
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
         data = self._data
         c, s = math.cos(data.qpos[3]), math.sin(data.qpos[3])
-        x, y, z, roll, pitch, yaw = action * self._reach
+        x, y, z, roll, pitch, yaw = action * self.reach
         target = data.qpos + np.array([c * x - s * y, s * x + c * y, z, yaw, pitch, roll])
-        data.ctrl[:] = np.clip(target, _BOX[0], _BOX[1])
+        data.ctrl[:] = np.clip(target, BOX[0], BOX[1])
         mujoco.mj_step(self._model, data, self._substeps)
         if not np.isfinite(data.qpos).all():
             raise RealrlError(f"{self.task.id}: the hand's simulation flew apart: reset it, and look at what is sent to it")
-        self._before = action
-        state, depth, off = self._see()
+        self.before = action
+        return self.judge()
+
+    def judge(self) -> tuple[Array, float, bool, bool]:
+        """What `_advance` gives, of the world as it is."""
+        state = self.look()
+        depth, off = -self._data.qpos[2], float(np.hypot(*state[TRUTH][:2]))
         success = depth >= DEPTH and off < 0.002
         return state, min(max(depth / DEPTH, 0.0), 1.0), False, success
 
-    def _see(self) -> tuple[Array, float, float]:
-        """(the full state, depth of the tip, how far it is off the slot's middle, m)."""
+    def look(self, drift: float = 0.0) -> Array:
+        """The full state. drift: m along each axis that the slot is seen wrong by, besides."""
         data, rng = self._data, self.np_random
         x, y, z, yaw, pitch, roll = data.qpos.tolist()
         c, s = math.cos(yaw), math.sin(yaw)
         way, turn = self._at - (x, y, z), self._turn - yaw
         true = np.array([c * way[0] + s * way[1], c * way[1] - s * way[0], way[2]])
-        wrong = self._wrong + rng.normal(0.0, JITTER, 3)
+        wrong = self._wrong + drift + rng.normal(0.0, JITTER, 3)
         seen = true + np.array([c * wrong[0] + s * wrong[1], c * wrong[1] - s * wrong[0], wrong[2]])
         vx, vy, vz, wz, wy, wx = data.qvel.tolist()
-        felt = self._wrench(c, s, pitch, roll) + rng.normal(0.0, _NOISE)
+        self.felt = felt = self._wrench(c, s, pitch, roll) + rng.normal(0.0, _NOISE)
         moved = (c * (x - self._start[0]) + s * (y - self._start[1]), c * (y - self._start[1]) - s * (x - self._start[0]),
                  z - self._start[2], yaw - self._start[3])
         state = np.concatenate([
             seen / 0.02, np.tanh(seen / 0.004), (roll / TILTED, pitch / TILTED, (turn + self._wrong_turn) / 0.1),
             np.array([c * vx + s * vy, c * vy - s * vx, vz]) / 0.05, np.array([wx, wy, wz]) / 0.3,
-            np.tanh(felt[:3] / _FELT[0]), np.tanh(felt[3:] / _FELT[1]), self._before, np.array(moved) / (0.02, 0.02, 0.02, 0.2), true,
+            np.tanh(felt[:3] / _FELT[0]), np.tanh(felt[3:] / _FELT[1]), self.before, np.array(moved) / (0.02, 0.02, 0.02, 0.2), true,
             (turn,)])
         self._facts = {"depth": -1000.0 * z, "force": float(np.linalg.norm(felt[:3]))}
-        return state, -z, float(np.hypot(true[0], true[1]))
+        return state
 
     def _wrench(self, c: float, s: float, pitch: float, roll: float) -> Array:
         """What the surroundings do to the hand [6]: force (N) and torque about the peg's tip (N m), in the hand's frame. The solver has
@@ -176,4 +195,4 @@ class PegEnv(RobotEnv):
         return np.array([fx, cr * fy + sr * fz, cr * fz - sr * fy, qx, cr * qy + sr * along, cr * along - sr * qy])
 
 
-_BOX = np.array([[-SIDE, -SIDE, LOW, -TURN, -LEAN, -LEAN], [SIDE, SIDE, HIGH, TURN, LEAN, LEAN]])
+BOX = np.array([[-SIDE, -SIDE, LOW, -TURN, -LEAN, -LEAN], [SIDE, SIDE, HIGH, TURN, LEAN, LEAN]])

@@ -59,12 +59,13 @@ class QuadrupedEnv(RobotEnv):
     """One robot on its ground, see the module."""
 
     def __init__(self, name: str, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
-                 randomise: RandomiseConfig | None = None) -> None:
+                 randomise: RandomiseConfig | None = None, *, shown: bool = False) -> None:
+        """shown: with what pictures need, whoever takes them."""
         robot, _, variant = name.partition("-")
         about, made = VARIANTS[variant], legs.ROBOTS[robot]
         self._about = about
         stand, kp, kd, dt = _PAPER if about.goal == "paper" else (made.stand, made.kp, made.kd, 0.002)
-        looked_at = sight is not None and sight.kind != "state"
+        looked_at = shown or (sight is not None and sight.kind != "state")
         self._model = model = legs.build(robot, kp=kp, kd=kd, dt=dt, rough=about.rough, shown=looked_at)
         self._data = mujoco.MjData(model)
         self._substeps = round(1 / (HZ * dt))
@@ -72,15 +73,15 @@ class QuadrupedEnv(RobotEnv):
         self._at, self._to = model.jnt_qposadr[hinges], model.jnt_dofadr[hinges]
         self._feet = [int(model.geom(leg + made.foot).id) for leg in legs.LEGS]
         self._friction = model.geom_friction[self._feet, 0].copy()
-        self._stand = np.tile(stand, 4)
-        self._low_stop, self._high_stop = model.jnt_range[hinges].T
-        nearest = np.minimum(self._high_stop - self._stand, self._stand - self._low_stop)
-        self._box = 0.95 * nearest if about.wide else np.tile(made.box, 4)
+        self.pose = np.tile(stand, 4)
+        self.stops = self._low_stop, self._high_stop = model.jnt_range[hinges].T
+        nearest = np.minimum(self._high_stop - self.pose, self.pose - self._low_stop)
+        self.box = 0.95 * nearest if about.wide else np.tile(made.box, 4)
         task = TaskSpec("quadruped", name, _SIZES[about.goal], ACTION, HORIZON if horizon is None else horizon, 1 / HZ, about.text,
                         control="absolute")
         stage = Scenery(task.id, (View("beside"),) if looked_at else (), tuple(range(task.obs_dim)))
         seen = eyes(sight, stage, model, self._data, ("rgb", "depth"))
-        super().__init__(task, reward=reward, kinds=("dense",), native_low=self._stand - self._box, native_high=self._stand + self._box,
+        super().__init__(task, reward=reward, kinds=("dense",), native_low=self.pose - self.box, native_high=self.pose + self.box,
                          eyes=seen, whims=randomiser(randomise, model, self._data, seen, ((-1.0, -1.0, 0.0), (1.0, 1.0, 1.0))))
         self._swing = np.array(made.swing)
         if about.filtered:
@@ -117,12 +118,12 @@ class QuadrupedEnv(RobotEnv):
         if self._about.rough:
             legs.bumps(model, rng)
             model.geom_friction[self._feet, 0] *= rng.uniform(0.75, 1.25)
-        self._before, self._memory = np.zeros(ACTION), np.zeros((2, ACTION))
+        self._before, self._judged, self._memory = np.zeros(ACTION), np.zeros(ACTION), np.zeros((2, ACTION))
         self._command = self._draw()
         alike = self._about.goal == "paper"
         told = self._get_up(rng) if self._about.fallen else {}
         if told.get("lifted", True):
-            self._place(np.array([1.0, 0.0, 0.0, 0.0]), self._stand + (0.0 if alike else rng.uniform(-0.03, 0.03, ACTION)))
+            self._place(np.array([1.0, 0.0, 0.0, 0.0]), self.pose + (0.0 if alike else rng.uniform(-0.03, 0.03, ACTION)))
         self._heading = self._sense().yaw + (0.0 if alike else rng.uniform(-START, START))
         self._steps, self._from, self._last = 0, data.qpos[:2].copy(), data.qpos[:2].copy()
         self._window: deque[Any] = deque(maxlen=min(self._wanted(), self.task.horizon))
@@ -130,21 +131,43 @@ class QuadrupedEnv(RobotEnv):
                                        **told}
         return self._see(self._sense())
 
+    @property
+    def world(self) -> tuple[Any, Any]:
+        """MuJoCo's model and data, for who lets them run by a clock."""
+        return self._model, self._data
+
+    @property
+    def joints(self) -> Array:
+        """[12] rad."""
+        return np.array(self._data.qpos[self._at])
+
+    def look(self, drift: float = 0.0) -> Array:
+        """The observation of the world as it is. drift: rad that the way to go is believed wrong by."""
+        sensed = self._sense()
+        return self._see(sensed._replace(yaw=sensed.yaw + drift))
+
+    def aim(self, action: Array) -> None:
+        """Where the servos take the joints [12], rad."""
+        sent = (action - self.pose) / self.box
+        self._before = self._smooth(sent) if self._about.filtered else sent
+        self._data.ctrl[:] = self.pose + self.box * self._before
+
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
-        data, before = self._data, self._before
-        sent = (action - self._stand) / self._box
-        if self._about.filtered:
-            sent = self._smooth(sent)
-        self._before = sent
-        data.ctrl[:] = self._stand + self._box * sent
-        mujoco.mj_step(self._model, data, self._substeps)
+        self.aim(action)
+        mujoco.mj_step(self._model, self._data, self._substeps)
+        return self.judge()
+
+    def judge(self) -> tuple[Array, float, bool, bool]:
+        """What `_advance` gives, of the world as it is; once a control step, for it keeps books."""
+        data, moved = self._data, self._before - self._judged
+        self._judged = self._before
         if not (np.isfinite(data.qpos).all() and np.isfinite(data.qvel).all()):
             raise RealrlError(f"{self.task.id}: {self._broken()} reads no finite number: the robot (or its simulation) flew apart; "
                               "reset it, and if it happens again look at that joint and at what is sent to it")
         sensed = self._sense()
         self._steps += 1
         fell = max(abs(sensed.roll), abs(sensed.pitch)) > TILT
-        reward, success = self._judge(sensed, sent - before, fell)
+        reward, success = self._judge(sensed, moved, fell)
         if self._steps % _REDRAW == 0:
             self._command = self._draw()
         return self._see(sensed), reward, fell, success
@@ -230,8 +253,8 @@ class QuadrupedEnv(RobotEnv):
                 for seconds, swing in zip((0.5, 0.3), self._swing, strict=True):
                     self._go(self._swung(swing, bool(gravity[1] > 0)), seconds)
                 self._go(np.tile(_TUCK, 4), 0.5)
-            self._go(self._stand, 0.7)
-            self._go(self._stand, 0.3)
+            self._go(self.pose, 0.7)
+            self._go(self.pose, 0.3)
             if self._sense().gravity[2] < -0.95 and self._grounded().all():
                 return {"tries": tries, "lifted": False}
         return {"tries": TRIES, "lifted": True}
@@ -277,7 +300,7 @@ class QuadrupedEnv(RobotEnv):
         goal = self._about.goal
         if goal == "paper":
             return np.concatenate([s.joints, s.speeds, s.gyro, s.velocity, s.quat, self._before])
-        joints = (s.joints - self._stand, s.speeds / 25.0, s.gyro / 10.0)
+        joints = (s.joints - self.pose, s.speeds / 25.0, s.gyro / 10.0)
         off = s.yaw - self._heading
         end = self._command if goal == "command" else (math.cos(off), math.sin(off))
         return np.concatenate([*joints, s.velocity, s.gravity, end, self._before])

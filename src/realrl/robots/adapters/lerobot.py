@@ -1,15 +1,14 @@
 """A LeRobot robot as a driver, and a LeRobot teleoperator as somebody who takes over: by what they can do, nothing of lerobot is imported.
 
 lerobot's features carry no units: the same keys hold degrees or per cent, of this version or that. So a table of channels is demanded, one
-for every key of `action_features`. Its calls may block for as long as a bus or a camera takes, and are not safe from several threads:
-here one thread owns the robot, and the control loop never waits for it.
+for every key of `action_features`. Its calls may block for as long as a bus or a camera takes, and are not safe from several threads,
+see `realrl.robots.adapters.owned`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from realrl.robots.adapters.owned import Owned
 from realrl.robots.driver import Channel, Reading
 from realrl.types import Array, Obs, RealrlError
 
@@ -36,7 +36,7 @@ def _name(device: Any) -> str:
     return str(getattr(device, "name", None) or type(device).__name__)
 
 
-class LeRobotArm:
+class LeRobotArm(Owned):
     """`realrl.robots.driver.Driver` of a lerobot robot."""
 
     def __init__(self, robot: Any, channels: Sequence[Channel], *, rate: float = 100.0) -> None:
@@ -44,7 +44,8 @@ class LeRobotArm:
 
         Raises RealrlError for a robot that is not calibrated, and for a table that does not name what it takes.
         """
-        self._robot, self.channels, self._rate = robot, tuple(channels), rate
+        super().__init__(rate)
+        self._robot, self.channels = robot, tuple(channels)
         self._check_table()
         features = _feature_keys(robot, "observation_features")
         self.state = tuple(key for key, kind in features.items() if not isinstance(kind, tuple | list))
@@ -54,14 +55,9 @@ class LeRobotArm:
             raise RealrlError(f"{_name(robot)}: it does not observe {', '.join(missing)}, so nobody would know where it is; it observes "
                               f"{', '.join(self.state)}")
         self._connect()
-        self._lock, self._over = threading.Lock(), threading.Event()
-        self._command: Array | None = None
-        self._newest: Reading | None = None
-        self._failed: OSError | None = OSError("it has not been read yet")
         self._images: dict[str, tuple[float, Array, int]] = {}
         self._released = False
-        self._thread = threading.Thread(target=self._live, name="lerobot", daemon=True)
-        self._thread.start()
+        self.begin()
 
     def _check_table(self) -> None:
         wanted = _feature_keys(self._robot, "action_features")
@@ -85,41 +81,19 @@ class LeRobotArm:
 
     # ---- the driver
 
-    def read(self) -> Reading:
-        """The newest observation. Raises OSError where the last attempt failed."""
-        with self._lock:
-            if self._failed is not None or self._newest is None:
-                raise self._failed or OSError("nothing was read")
-            return self._newest
-
-    def write(self, command: Array) -> Array:
-        """Hand a command to the thread that owns the robot; the newest one goes."""
-        with self._lock:
-            if self._failed is not None:
-                raise self._failed
-            self._command = np.array(command)
-        return command
-
     def hold(self) -> None:
         """Torque on, where it can be switched."""
         self._released = False
-        self._bus("enable_torque")
-
-    def brake(self) -> None:
-        """It has no stop of its own."""
-
-    def park(self) -> None:
-        """It stands where it rests."""
+        self.order(lambda: self._bus("enable_torque"))
 
     def release(self) -> None:
         """Torque off; the connection stays."""
         self._released = True
-        self._bus("disable_torque")
+        self.order(lambda: self._bus("disable_torque"))
 
     def close(self) -> None:
         """Disconnect. lerobot's own `disconnect` cuts the torque, which drops an arm that is not parked: that is switched off first."""
-        self._over.set()
-        self._thread.join(5)
+        self.halt()
         config: Any = getattr(self._robot, "config", None)
         if not self._released and hasattr(config, "disable_torque_on_disconnect"):
             config.disable_torque_on_disconnect = False
@@ -128,26 +102,10 @@ class LeRobotArm:
 
     # ---- the thread that owns the robot
 
-    def _live(self) -> None:
-        while not self._over.is_set():
-            begun = time.monotonic()
-            try:
-                self._once()
-                failed = None
-            except OSError as error:  # lerobot's "not connected" is one, too
-                failed = error
-            except Exception as error:  # what it raises is in no contract
-                failed = OSError(f"{type(error).__name__}: {error}")
-            with self._lock:
-                self._failed = failed
-            self._over.wait(max(1 / self._rate - (time.monotonic() - begun), 0.0))
+    def _tell(self, command: Array) -> None:
+        self._robot.send_action({c.name: float(x) for c, x in zip(self.channels, command, strict=True)})
 
-    def _once(self) -> None:
-        """Send the newest command, then observe."""
-        with self._lock:
-            command, self._command = self._command, None
-        if command is not None:
-            self._robot.send_action({c.name: float(x) for c, x in zip(self.channels, command, strict=True)})
+    def _ask(self) -> Reading:
         stamp = time.monotonic()
         seen = self._robot.get_observation()
         try:
@@ -156,8 +114,7 @@ class LeRobotArm:
             raise OSError(f"an observation that lacks a number ({error})") from error
         measured = np.array([float(seen[c.name]) for c in self.channels])
         images = self._seen({key: np.asarray(seen[key]) for key in self._cameras if seen.get(key) is not None}, stamp)
-        with self._lock:
-            self._newest = Reading(stamp, measured, state, images=images)
+        return Reading(stamp, measured, state, images=images)
 
     def _seen(self, images: Mapping[str, Array], now: float) -> dict[str, tuple[float, Array]]:
         """lerobot's pictures carry no time, and a dead camera's last one comes again: a picture is as old as its content."""

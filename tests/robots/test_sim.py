@@ -1,0 +1,141 @@
+"""The simulated robots: their tables are kept, their worlds are those of the lock-step tasks, and they are served as hardware is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_motion import orders, stays_inside
+
+from realrl import envs
+from realrl.cell.rollout import rollout
+from realrl.envs.base import ScriptedPolicy
+from realrl.envs.contact import LEVELS, Careful
+from realrl.robots.bodies import body, tasks
+from realrl.robots.client import RobotClient
+from realrl.robots.guard import box_guard
+from realrl.robots.motion import MotionGuard
+from realrl.robots.server import RobotServer
+from realrl.robots.settings import ServerConfig
+from realrl.robots.sim import simulated
+from realrl.types import RealrlError
+
+
+@pytest.mark.parametrize("task", ["arm/ur5e-pick", "contact/peg", "quadruped/go1"])
+def test_no_sequence_of_orders_gets_beyond_the_limits_of_its_table(task):
+    made = body(task)
+    n = len(made.channels)
+
+    @settings(max_examples=8, deadline=None)
+    @given(orders(n), st.integers(0, 2**32), st.lists(st.floats(0, 1), min_size=n, max_size=n))
+    def kept(asked, seed, at):
+        stays_inside(MotionGuard(made.channels, 1 / made.served.get("ticks", 100.0)), np.array(at), asked, seed)
+
+    kept()
+
+
+def test_every_table_holds_where_its_robot_begins_and_parks_and_names_what_is_seen():
+    for task in ("arm/panda-reach", "arm/ur5e-pick", "contact/peg-hard", "quadruped/go2", "quadruped/go1-command", "quadruped/go1-paper"):
+        made = body(task)
+        measured, state, _ = made.sense(0.0)
+        for what in ("start", "park"):
+            assert all(c.low <= x <= c.high for c, x in zip(made.channels, made.served[what], strict=True)), task
+        assert measured.shape == (len(made.channels),) and state.shape == (len(made.state),) == (len(set(made.state)),), task
+
+
+def test_what_gets_up_by_a_script_is_not_served():
+    assert not any("from-back" in task or "fallen" in task for task in tasks()) and "quadruped/go1-filter" not in tasks()
+    with pytest.raises(RealrlError, match="did you mean 'arm/ur5e-pick'"):
+        body("arm/ur5-pick")
+
+
+def test_legs_moved_by_a_clock_go_as_in_lock_step():
+    """The same targets, held as long, make the same observations, rewards and fall."""
+    env, made, rng = envs.make("quadruped/go1"), body("quadruped/go1"), np.random.default_rng(0)
+    obs, _ = env.reset(seed=4)
+    made.begin(4)
+    made.drive(env.pose)
+    assert made.sense(0.0)[1] == pytest.approx(obs["state"], abs=1e-6)
+    for _ in range(40):
+        action = rng.uniform(-1, 1, 12)
+        obs, reward, fell, _, _ = env.step(action)
+        made.drive(env.pose + env.box * action)
+        for _ in range(25):
+            made.step(False, 0.0)
+        assert made.sense(0.0)[1] == pytest.approx(obs["state"], abs=1e-4)
+        assert made.outcome() == (pytest.approx(reward, abs=1e-4), fell, False)
+        if fell:
+            break
+
+
+@pytest.mark.parametrize("task", ["arm/ur5e-pick", "contact/peg", "quadruped/go1"])
+def test_what_breaks_in_it_is_felt(task):
+    made = body(task)
+    there = np.array(made.served["start"])
+    made.drive(there)
+    for _ in range(50):
+        made.step(False, 0.0)
+    before, seen, force = made.sense(0.0)
+    made.drive(there - 0.02)
+    for _ in range(50):  # its drives do not push
+        made.step(True, 0.0)
+    assert np.abs(made.sense(0.0)[0] - before)[:3].max() < 0.01
+    for _ in range(50):
+        made.step(False, 0.0)
+    assert np.abs(made.sense(0.0)[0] - before)[:3].max() > 0.01
+    for _ in range(100):
+        made.step(False, 30.0)
+        pushed = made.sense(0.0)[2]
+    assert (force is None and task.startswith("quadruped")) or pushed[2] > 15
+    assert np.abs(made.sense(0.5)[1] - seen).max() > 0.1
+    made.lose()
+    made.step(False, 0.0)
+    assert not made.outcome()[2]
+
+
+def served(task, tmp_path, policy, seeds, **cfg):
+    """Episodes on a served robot; it is parked at the end."""
+    driver, given_cfg = simulated(task, ServerConfig(port=0, log=tmp_path, watchdog=20.0, **cfg))
+    server = RobotServer(driver, given_cfg, arm=True, say=lambda line: None)
+    server.start()
+    try:
+        env = RobotClient(server.url)
+        found = list(rollout([env], policy(driver), [box_guard(env)], seeds, greedy=True))
+        env.close()
+    finally:
+        server.close()
+    assert server.keeper.mode == "parked"
+    return found
+
+
+@pytest.mark.parametrize("task", ["arm/panda-reach", "arm/ur5e-reach"])
+def test_a_simulated_arm_is_served_and_solves_its_task(task, tmp_path):
+    """The whole of it, once: physics in real time, a script that moves it, success, parking."""
+    (episode,) = served(task, tmp_path, lambda driver: envs.expert(task), [0])
+    assert episode.succeeded and episode.obs["state"].shape[1] == 14
+
+
+def test_a_peg_is_pressed_home_on_a_served_robot(tmp_path):
+    """The careful demonstrator, who knows where the slot is; it is solved twice, so the hand came out again by itself."""
+    def careful(driver):
+        control = Careful(LEVELS["peg-easy"].reach)
+        return ScriptedPolicy("careful", lambda state: control(driver.body._env.look()[None]))
+
+    episodes = served("contact/peg-easy", tmp_path, careful, [0, 1], ticks=200.0)
+    assert all(e.succeeded and e.terminated and e.obs["state"].shape[1] == 27 for e in episodes)
+
+
+def test_a_quadruped_stands_is_paid_for_it_and_is_lifted_after_a_fall(tmp_path):
+    def thrown(driver):
+        steps = iter(range(1000))
+
+        def control(state):
+            if next(steps) == 5:
+                driver.inject("lost")
+            return np.zeros((1, 12))
+        return ScriptedPolicy("stand", control)
+
+    fallen, stood = served("quadruped/go1", tmp_path, thrown, [0, 1], horizon=25)
+    assert fallen.terminated and not fallen.succeeded and 5 < len(fallen) < 12 and fallen.reward[1] > 3
+    assert stood.truncated and len(stood) == 25 and stood.reward[-1] > 3
