@@ -394,7 +394,7 @@ class Cell(Protocol):
         ...
 
     def at(self, task: str) -> Cell:
-        """The cell of another task of the same run, which shares recordings, account, progress. Raises RealrlError where there is but one."""
+        """The cell of another task of the run, which shares recordings, account, progress. Raises RealrlError where there is one alone."""
         ...
 
     def seeds(self, stage: int, count: int, first: int = 0) -> list[int]:
