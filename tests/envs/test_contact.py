@@ -178,7 +178,8 @@ def test_a_hand_with_eyes_is_not_told_where_the_slot_is() -> None:
     for key in ("images.wrist", "images.side"):
         assert pictures[0][key].shape == (64, 64, 3) and pictures[0][key].std() > 10
         assert not np.array_equal(pictures[0][key], pictures[1][key])
-    env.reset(seed=1)
+    first, whole = env.reset(seed=1)[0]["state"], plain.reset(seed=1)[0]["privileged"]
+    assert np.array_equal(first[:2], whole[contact.TILT]) and np.array_equal(first[2:], whole[9:31]), "its own lean, not the turn that is missing"
     moved, _, _, _, _ = env.step(DOWN)
     assert np.array_equal(moved["privileged"], plain.step(DOWN)[0]["privileged"]), "the same episode"
     assert not np.array_equal(moved["images.wrist"], pictures[0]["images.wrist"])

@@ -31,7 +31,7 @@ from realrl.types import Array, Policy
 
 DEPTH = 0.015
 """How deep the tip has to be, m."""
-SEEN, OWN, FULL = 27, slice(7, 31), 35
+SEEN, OWN, FULL = 27, (6, 7, *range(9, 31)), 35
 """Numbers of `state`; which of the full state a hand with eyes knows of itself; numbers of the full state."""
 STATE = (*(f"{how} {axis}" for how in ("slot", "slot near") for axis in "xyz"), "roll", "pitch", "slot turn",
          *(f"{what} {axis}" for what in ("speed", "force", "action") for axis in ("x", "y", "z", "roll", "pitch", "yaw")))

@@ -102,7 +102,7 @@ class PegEnv(RobotEnv):
         self._substeps = round(1 / (HZ * STEP))
         task = TaskSpec("contact", name, FULL, ACTION, HORIZON if horizon is None else horizon, 1 / HZ, level.text)
         views = (View("wrist"), View("side"))
-        looked = eyes(sight, Scenery(task.id, views, tuple(range(OWN.start, OWN.stop))), self._model, self._data, ("rgb", "depth"))
+        looked = eyes(sight, Scenery(task.id, views, OWN), self._model, self._data, ("rgb", "depth"))
         seen: Eyes = _Felt() if looked is None else looked
         super().__init__(task, reward=reward, kinds=("sparse", "dense"), eyes=seen,
                          whims=randomiser(randomise, self._model, self._data, looked, ((-0.1, -0.1, 0.0), (0.1, 0.1, 0.1))))
