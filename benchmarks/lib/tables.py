@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib import advantage, everywhere, helping, serving, walking
+from benchmarks.lib import advantage, assembling, everywhere, helping, serving, walking
 from benchmarks.lib.common import RESULTS, ROOT, read_rows
 from realrl.cell.evaluate import wilson
 from realrl.files import write_text
@@ -404,6 +404,9 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "rl100_all": lambda rows: "\n\n".join([everywhere.verdict(rows), grid(everywhere.HEAD, everywhere.lines(rows) or
                                                                            [[NOT_RUN] * len(everywhere.HEAD)]), commands(rows)]),
     "walk": lambda rows: "\n\n".join([grid(walking.HEAD, walking.lines(rows) or [[NOT_RUN] * len(walking.HEAD)]), commands(rows)]),
+    "admittance": lambda rows: "\n\n".join([
+        grid(assembling.HEAD, assembling.lines(rows) or [[NOT_RUN] * len(assembling.HEAD)]),
+        grid(assembling.LOOP, assembling.loop(rows) or [[NOT_RUN] * len(assembling.LOOP)]), commands(rows)]),
     "hil_serl": lambda rows: "\n\n".join([grid(helping.HEAD, helping.lines(rows) or [[NOT_RUN] * len(helping.HEAD)]), commands(rows)]),
     "recap": lambda rows: "\n\n".join([grid(advantage.HEAD, advantage.lines(rows) or [[NOT_RUN] * len(advantage.HEAD)]), commands(rows)]),
     "real_data": real_data_table,

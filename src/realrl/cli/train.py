@@ -27,9 +27,10 @@ METHODS = {"rl100": "RL-100: imitation, gated offline RL, online RL, one-step di
            "recap": "Recap: a flow policy that learns from its own experience by being told what was good in it.",
            "walk": "A Walk in the Park: a quadruped learns to walk from nothing, with CrossQ, DroQ or SAC.",
            "hil-serl": "HIL-SERL: a few demonstrations, then practice with a person's corrections.",
-           "daydreamer": "DayDreamer: a robot learns a model of its world while it moves, and what to do in dreams of it."}
+           "daydreamer": "DayDreamer: a robot learns a model of its world while it moves, and what to do in dreams of it.",
+           "admittance": "Assembly learned in simulation, adapted on the robot by an online admittance residual."}
 TASKS = {"flow": "metaworld/push-v3", "recap": "metaworld/coffee-push-v3", "walk": "quadruped/go1", "hil-serl": "contact/peg",
-         "daydreamer": "quadruped/go1-from-back"}
+         "daydreamer": "quadruped/go1-from-back", "admittance": "assembly/square"}
 READERS = ("flow", "recap")  # methods of several tasks, of which a data set may hold some
 RECORDED = "recorded/"  # begins the name of a task that is a set of recordings
 RUN_HELP = """{text}
@@ -82,6 +83,9 @@ def _method(name: str, flags: Sequence[str]) -> tuple[type[Any], Callable[[Any, 
     if name == "hil-serl":
         from realrl.algos import hil_serl
         return hil_serl.HILConfig, hil_serl.train, None
+    if name == "admittance":
+        from realrl.algos import admittance
+        return admittance.AdmittanceConfig, admittance.train, None
     from realrl.algos import bc
     return bc.BCConfig, bc.train, None
 

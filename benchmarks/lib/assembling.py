@@ -1,0 +1,46 @@
+"""The tables of `benchmarks/admittance.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.lib.helping import rate
+
+Row = dict[str, Any]
+HEAD = ("", "method", "success [95 %]", "peak force [N]", "seconds to success", "damping at the end [N s/m]")
+LOOP = ("step, delay, lag [ms]", "3 kN/m", "10 kN/m", "50 kN/m")
+
+
+def lines(rows: Sequence[Row]) -> list[list[str]]:
+    """A line an arm: first the learned policy's, in both worlds, then the scripted trajectory's, shape by shape."""
+    out = []
+    for r in (r for r in rows if r["method"] == "learned"):
+        head = r["headline"]
+        for name, found in r["rates"].items():
+            prefix = "" if name == "adapted" else f"{name}_"
+            out.append([f"square, {name}", f"learned, seed {r['seed']}", rate({"success": found}),
+                        *(told(head.get(prefix + key)) for key in ("peak_force_n", "seconds")), "–"])
+    for r in (r for r in rows if r["method"] == "scripted"):
+        out.append([r["task"], "scripted", rate(r), *(spread(r[key]) for key in ("peak_force_n", "seconds", "damping"))])
+    return out
+
+
+def told(value: float | None) -> str:
+    """A number, or that there is none."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def spread(value: dict[str, float] | None) -> str:
+    """A mean and its 95 % interval."""
+    return "–" if value is None else f"{value['mean']:.1f} ± {value['half']:.1f}"
+
+
+def loop(rows: Sequence[Row]) -> list[list[str]]:
+    """A line a loop: the smallest damping that is stable, over masses of 1 to 6 kg."""
+    found: dict[str, list[str]] = {}
+    for r in (r for r in rows if r["method"] == "loop"):
+        step, delay, lag, _ = (float(x) for x in r["task"].split("/"))
+        found.setdefault(f"{1000 * step:g}, {1000 * delay:g}, {1000 * lag:g}", []).append(
+            "any" if not r["most"] else f"{r['least']:.0f}–{r['most']:.0f}")
+    return [[name, *cells] for name, cells in found.items()]

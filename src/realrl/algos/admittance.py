@@ -1,0 +1,230 @@
+"""Contact-rich assembly: learned in simulation, adapted on the robot by an online admittance residual (arXiv 2310.10509).
+
+Offline, soft actor-critic learns in "simulation" where to press and how stiff: an action is a desired velocity and the stiffness of an
+admittance law, and is held until time, way or force say stop. Online, on the "real" arm, the trajectory stays as it was learned and a
+residual on the law's mass, damping and stiffness is fitted to the newest wrenches, twice a second, within bounds of force and stability.
+
+What of it is where: the learner in `learn/sac.py`; the law and the residual in `robots/admittance.py`; both worlds, what is observed and
+what ends a decision in `envs/assembly.py`. This file has the loop, and says what becomes of the policy in the other world.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from realrl.config import OutOfBounds, check
+from realrl.envs.assembly import TRUTH
+from realrl.files import derive
+from realrl.learn.sac import SAC, SACConfig
+from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
+from realrl.scene import Scene, device
+from realrl.streaming import StreamConfig
+from realrl.types import Cell, Episode, Moment, Stream
+
+LEARNER = SACConfig(utd=4, policy_delay=2, gamma=0.95, critic_lr=1e-3, actor_lr=1e-3, alpha_lr=1e-3, hidden=(128, 128), alpha=0.01)
+"""The published code's networks and discount, with smaller batches, LayerNorm and a faster critic."""
+LAST = 50
+"""Episodes over which a share of 0.9 counts as learned."""
+
+
+@dataclass(frozen=True)
+class AdmittanceConfig(Scene):
+    """Learning to assemble in simulation, and adapting the admittance on the robot."""
+
+    task: str = "assembly/square"
+    """The simulation, see `realrl tasks assembly`."""
+    real: str = "assembly/square-real"
+    """The other world, in which the policy is judged without adaptation and with it; its controls are named after it."""
+    controls: tuple[str, ...] = ()
+    """What else it is compared with there: manual, rule, free."""
+    sac: SACConfig = LEARNER
+    """The learner."""
+    policy: GaussianConfig = field(default_factory=lambda: GaussianConfig(hidden=(128, 128)))
+    """The actor."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """How robot and learner go beside each other."""
+    steps: int = 25_000
+    """Decisions to learn for; the episode that is under way then is finished."""
+    random_steps: int = 500
+    """Decisions of even noise at first, before anything is learned."""
+    save_every: int = 1000
+    """Decisions after which the next end of an episode brings a checkpoint."""
+    log_every: int = 500
+    """Decisions between two lines of the curves."""
+    eval_episodes: int = 100
+    """Held-out trials at the end, in every world and with every control."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, steps="[1, 1e9]", random_steps="[1, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]",
+              eval_episodes="[1, 1e6]")
+        if self.data is not None:
+            raise OutOfBounds(AdmittanceConfig, "data", "has no use here: assembly is learned from nothing")
+        if unknown := sorted({*self.controls} - {"manual", "rule", "free"}):
+            raise OutOfBounds(AdmittanceConfig, "controls", f"must be of manual, rule, free, got {', '.join(unknown)}")
+
+
+# ---- offline: the policy, in simulation
+
+
+def train(cfg: AdmittanceConfig, cell: Cell) -> dict[str, Any]:
+    """Learn, judge in both worlds, leave the policy in the run's folder `policy`; returns the summary, whose `headline` sets the adapted
+    arm beside direct transfer. Continues an interrupted run."""
+    torch.manual_seed(derive(cfg.seed, "weights"))
+    spec, place = cell.spec, device(cfg.device)
+    agent = SAC(GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, name="admittance").to(place), cfg.sac,
+                seed=derive(cfg.seed, "learner"))
+    record = Record()
+    with cell.timed("simulation"):
+        learn(cfg, cell, agent, record)
+    agent.policy.requires_grad_(False)
+    cell.keep(agent.policy)
+    cell.finish_stage("simulation", agent.policy, cfg.eval_episodes, measure=measured)
+    for control in ("direct", "adapted", *cfg.controls):
+        with cell.timed(control):
+            transfer(cfg, cell, agent.policy, control)
+    cell.summary["headline"] = headline(cell.summary, record)
+    return cell.summary
+
+
+def learn(cfg: AdmittanceConfig, cell: Cell, agent: SAC, record: Record) -> None:
+    """One decision, `utd` updates, until the steps are done; checkpoints between episodes only."""
+    place, noise = agent.policy.device, derive(cfg.seed, "assembly") % 2**31
+    with cell.stream("simulation", agent.policy, stage=1, warmup=cfg.random_steps, noise_seed=noise, cfg=cfg.stream) as stream:
+        saved = cell.run.load("simulation", agent=agent, stream=stream, record=record) or 0
+        replay, past = agent.replay(), stream.past()
+        replay.extend(past)
+        record.remember(past)
+        cell.run.rewind("simulation", stream.steps)
+        pen, owed = Pen(agent, record, stream), 0
+        with cell.run.bar("simulation: decisions", cfg.steps) as advance:
+            advance(stream.steps)
+            while stream.steps < cfg.steps or not stream.between:
+                moments = stream.take(wait=owed < 1)
+                replay.put(moments)
+                record.see(moments)
+                owed += len(moments) if stream.steps > cfg.random_steps else 0
+                if owed and len(replay):
+                    owed -= 1
+                    random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
+                    pen.told.append(agent.update(replay.sample(cfg.sac.batch, random, cfg.sac.utd)))
+                    stream.publish(agent.policy)
+                advance(len(moments))
+                record.tick()
+                if stream.steps // cfg.log_every > pen.step // cfg.log_every:
+                    cell.run.log(stream.steps, pen.line(), "simulation")
+                if stream.between and stream.steps - saved >= cfg.save_every:
+                    saved = stream.steps
+                    cell.run.save("simulation", saved, agent=agent, stream=stream, record=record)
+        cell.run.save("simulation", stream.steps, agent=agent, stream=stream, record=record)
+
+
+class Record:
+    """How learning goes. ninety: the first decision after which `LAST` episodes in a row had 90 % successes; ninety_s: seconds by the clock
+    until then; seconds: until now. A checkpoint holds the seconds, the recording the rest."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.ninety: int | None = None
+        self.ninety_s: float | None = None
+        self.seconds, self._clock = 0.0, time.monotonic()
+        self.ends: deque[bool] = deque(maxlen=LAST)
+
+    def see(self, moments: list[Moment]) -> None:
+        """Decisions as they are done."""
+        for m in moments:
+            self._step(m.step.terminated or m.step.truncated, m.step.success)
+
+    def remember(self, episodes: list[Episode]) -> None:
+        """Decisions of before."""
+        self.seconds = max(self.seconds, float(sum(e.time[-1] - e.time[0] for e in episodes)))
+        for e in episodes:
+            for i, success in enumerate(e.success):
+                self._step(i == len(e) - 1, bool(success))
+        self._clock = time.monotonic()
+
+    def _step(self, ended: bool, success: bool) -> None:
+        self.steps += 1
+        if ended:
+            self.ends.append(success)
+        if self.ninety is None and len(self.ends) == LAST and sum(self.ends) >= 0.9 * LAST:
+            self.ninety = self.steps
+            self.ninety_s = self.seconds if self.ninety_s is None else self.ninety_s
+
+    def tick(self) -> None:
+        """Look at the clock."""
+        now = time.monotonic()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+
+    def state_dict(self) -> dict[str, Any]:
+        """What no recording says."""
+        return {"seconds": self.seconds, "ninety_s": self.ninety_s}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.seconds, self.ninety_s = state["seconds"], state["ninety_s"]
+
+
+class Pen:
+    """A line of the curves now and then. told: what updates told since the last one."""
+
+    def __init__(self, agent: SAC, record: Record, stream: Stream) -> None:
+        self._agent, self._record, self._stream = agent, record, stream
+        self.told: list[dict[str, Tensor]] = []
+        self._mark()
+
+    def _mark(self) -> None:
+        self.step, self._seconds = self._stream.steps, self._record.seconds
+        self.told.clear()
+
+    def line(self) -> dict[str, float]:
+        """Means since the last line; success: over the last episodes."""
+        record = self._record
+        out = {"success": float(np.mean(record.ends)) if record.ends else 0.0, "episodes": float(self._stream.episodes),
+               "decisions_per_s": (self._stream.steps - self.step) / max(record.seconds - self._seconds, 1e-9), **self._stream.health()}
+        names = list({name: None for told in self.told for name in told})
+        out |= {name: float(torch.stack([told[name] for told in self.told if name in told]).mean()) for name in names}
+        self._mark()
+        return out
+
+
+# ---- online: the residual, on the other arm
+
+
+def transfer(cfg: AdmittanceConfig, cell: Cell, policy: GaussianPolicy, control: str) -> None:
+    """The learned trajectory in the other world, its gains taken as they are ("direct") or adapted as `control` says. Every trial begins
+    without a residual, so that the first touch is made with the offline gains."""
+    task = cfg.real if control == "direct" else f"{cfg.real}-{control}"
+    cell.at(task).finish_stage(control, policy, cfg.eval_episodes, measure=measured)
+
+
+def measured(episode: Episode) -> dict[str, float]:
+    """What a trial says: its seconds, the largest filtered force (N), fits and failed fits of the residual, the damping at its end (N s/m);
+    success_seconds: its seconds where it succeeded, and solved: whether."""
+    last = episode.obs["privileged"][-1]
+    solved = float(episode.succeeded)
+    told = {name: float(last[TRUTH[name]]) for name in ("seconds", "peak", "fits", "failed", "damping")}
+    return told | {"solved": solved, "success_seconds": solved * told["seconds"]}
+
+
+def headline(summary: Mapping[str, Any], record: Record) -> dict[str, Any]:
+    """The run in a few numbers: what was learned and how soon; then success (share), peak force (N) and seconds to success in the other
+    world, of the adapted arm and, with a prefix, of every control."""
+    found = {stage["name"]: stage for stage in summary["stages"]}
+    out: dict[str, Any] = {"simulation_success": found["simulation"]["success"]["rate"], "steps_to_90": record.ninety,
+                           "minutes_to_90": None if record.ninety_s is None else round(record.ninety_s / 60, 3),
+                           "learning_min": round(record.seconds / 60, 3)}
+    for name, stage in found.items():
+        if name != "simulation":
+            prefix, means = "" if name == "adapted" else f"{name}_", stage["measured"]
+            out |= {f"{prefix}success": stage["success"]["rate"], f"{prefix}peak_force_n": round(means["peak"], 2),
+                    f"{prefix}seconds": round(means["success_seconds"] / means["solved"], 2) if means["solved"] else None}
+    return out

@@ -1,0 +1,208 @@
+"""The admittance law against its filter and its energy; a residual that no window can bring out of its bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.signal import lfilter
+from scipy.spatial.transform import Rotation
+
+from realrl.robots.admittance import (
+    LEAST,
+    MOST,
+    Gains,
+    Law,
+    LimitsConfig,
+    Tuner,
+    TunerConfig,
+    Window,
+    bounds,
+    critical,
+    fit,
+    replay,
+    rotation_vector,
+    saturated,
+    stable_damping,
+    touched,
+    turned,
+)
+from realrl.types import Array, RealrlError
+
+WIDE = LimitsConfig(force=1e4, torque=1e3, speed=10.0, turn=100.0, stuck=0)
+SPRING = np.array([200.0] * 3 + [10.0] * 3)
+positive = st.floats(0.01, 1e4)
+
+
+def energy(law: Law) -> float:
+    """Of the pretended mass and spring, along x, y and z, set point 0."""
+    mass, _, stiffness = law.gains.table()[:3].T
+    return 0.5 * float(np.sum(mass * np.square(law.twist[:3])) + np.sum(stiffness * np.square(law.position)))
+
+
+@given(arrays(float, 6, elements=positive), arrays(float, 6, elements=positive), arrays(float, 6, elements=st.floats(0, 1e4)),
+       st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_it_never_gives_more_than_it_gets(mass: Array, damping: Array, stiffness: Array, seed: int) -> None:
+    """Energy of the pretended mass and spring grows by no more than the wrench's work, at any gains; a millisecond or eight."""
+    rng = np.random.default_rng(seed)
+    for dt in (0.001, 0.008):
+        law = Law(Gains(mass, damping, stiffness), WIDE, dt)
+        law.begin(rng.normal(0, 0.02, 3))
+        for _ in range(30):
+            before, force = energy(law), rng.normal(0, 10, 3)
+            law.step([*force, 0, 0, 0], (0, 0, 0))
+            work = dt * float(np.dot(force, law.twist[:3]))
+            if np.linalg.norm(law.twist[:3]) < WIDE.speed * 0.999:
+                assert energy(law) <= before + work + 1e-9 * (1 + before + abs(work))
+
+
+def test_it_is_the_filter_that_the_fit_replays() -> None:
+    rng, goal = np.random.default_rng(0), 0.01
+    force = rng.normal(0, 5, 400)
+    gains = critical(SPRING)
+    law = Law(gains, WIDE, 0.001)
+    law.begin((0.003, 0.0, 0.0))
+    told = [law.step([f, 0, 0, 0, 0, 0], (goal, 0, 0))[0][0] for f in force]
+    np.testing.assert_allclose(replay(gains.table()[0], np.array([0.003, 0.0]), force, np.full(400, goal), 0.001), told, atol=1e-13)
+
+
+def test_a_turn_is_pulled_back_in_the_worlds_axes() -> None:
+    law = Law(critical(SPRING), WIDE)
+    goal = Rotation.from_rotvec([0.3, -0.2, 0.5])
+    start = Rotation.from_rotvec([0.0, 0.1, 0.0]) * goal
+    law.begin((0, 0, 0), np.roll(start.as_quat(), 1))
+    for i in range(3000):
+        law.step([i * 1e-12, 0, 0, 0, 0, 0], (0, 0, 0), np.roll(goal.as_quat(), 1).tolist())
+        if i == 100:
+            left = rotation_vector(law.quaternion, np.roll(goal.as_quat(), 1).tolist())
+            assert 0.02 < left[1] < 0.1 and abs(left[0]) + abs(left[2]) < 1e-6, "about the axis that it was turned about"
+    assert np.linalg.norm(rotation_vector(law.quaternion, np.roll(goal.as_quat(), 1).tolist())) < 1e-4
+
+
+@given(arrays(float, 3, elements=st.floats(-2, 2)), arrays(float, 3, elements=st.floats(-1.5, 1.5)))
+@settings(max_examples=50, deadline=None)
+def test_turns_agree_with_scipys(one: Array, two: Array) -> None:
+    q = turned(turned((1, 0, 0, 0), one.tolist()), two.tolist())
+    rotation = Rotation.from_rotvec(two) * Rotation.from_rotvec(one)
+    assert abs(np.dot(np.roll(rotation.as_quat(), 1), q)) == pytest.approx(1, abs=1e-9)
+    back = Rotation.from_rotvec(rotation_vector(q, turned((1, 0, 0, 0), one.tolist())))
+    assert (back.inv() * Rotation.from_rotvec(two)).magnitude() < 1e-6
+
+
+@given(arrays(float, 6, elements=st.floats(-1e6, 1e6)))
+@settings(max_examples=50, deadline=None)
+def test_no_wrench_moves_it_faster_than_it_may(wrench: Array) -> None:
+    law = Law(critical(SPRING), LimitsConfig(speed=0.1, turn=0.5))
+    for _ in range(50):
+        law.step(wrench.tolist(), (0, 0, 0))
+        assert np.linalg.norm(law.twist[:3]) <= 0.1 + 1e-12 and np.linalg.norm(law.twist[3:]) <= 0.5 + 1e-12
+    # 40 N against 200 N/m
+    assert np.linalg.norm(law.position) <= 0.2 + 1e-9
+
+
+def test_small_wrenches_count_as_none() -> None:
+    assert saturated((0.3, 0, 0), 10, dead=0.5) == [0, 0, 0] and saturated((1.5, 0, 0), 10, dead=0.5) == [1.0, 0, 0]
+    assert saturated((0, 30, 40), 5) == pytest.approx([0, 3, 4])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_dead_sensor_makes_it_hold(bad: float) -> None:
+    law = Law(critical(SPRING))
+    law.step([5, 0, 0, 0, 0, 0], (0.02, 0, 0))
+    place = list(law.position)
+    assert law.twist[0] > 0
+    law.step([bad, 0, 0, 0, 0, 0], (0.02, 0, 0))
+    assert law.position == place and law.twist == [0] * 6 and law.held == 1
+    law.step([5, 0, 0, 0, 0, 0], (0.02, 0, 0))
+    assert law.position[0] > place[0], "it goes on when the sensor does"
+
+
+def test_a_stuck_sensor_makes_it_hold() -> None:
+    law = Law(critical(SPRING), LimitsConfig(stuck=5))
+    for _ in range(12):
+        law.step([5, 0, 0, 0, 0, 0], (0.02, 0, 0))
+    assert law.held == 7
+
+
+def test_gains_that_are_none_are_refused_in_one_line() -> None:
+    with pytest.raises(RealrlError, match="damping must be 6 finite positive"):
+        Gains(np.ones(6), np.full(6, np.nan), np.ones(6))
+
+
+# ---- the residual
+
+
+def pressed(seed: int = 0, k: float = 8000.0) -> Window:
+    """A second on a surface at 0 along z: N and m."""
+    rng, t = np.random.default_rng(seed), np.arange(125) * 0.008
+    pose, wrench = rng.normal(0, 1e-5, (125, 6)), rng.normal(0, 0.2, (125, 6)) * ([1.0] * 3 + [0.01] * 3)
+    pose[:, 2] = -5e-4 - 4e-4 * np.sin(40 * t) * np.exp(-3 * t)
+    arm = lfilter([8 / 28], [1, -20 / 28], pose[:, 2], zi=[20 / 28 * pose[0, 2]])[0]  # 20 ms behind
+    wrench[1:, 2] += -k * arm[:-1]  # and told 8 ms later
+    wrench[0, 2] += -k * arm[0]
+    goal = np.tile([0, 0, -0.02, 0, 0, 0], (125, 1))
+    return Window(pose, np.gradient(pose, 0.008, axis=0), wrench, goal)
+
+
+def test_how_stiff_a_surface_is_comes_from_the_window() -> None:
+    k = touched(pressed(), TunerConfig())
+    assert k[2] == pytest.approx(8000, rel=0.1) and (k[[0, 1, 3, 4, 5]] == 0).all()
+
+
+def test_the_fit_without_bounds_always_wants_a_stiffer_spring_and_the_bounds_forbid_it() -> None:
+    base = critical(SPRING).table()
+    free = fit(pressed(), base, base, TunerConfig(mode="free", prior=0.001))
+    held = fit(pressed(), base, base, TunerConfig())
+    assert free[2, 2] > 2 * base[2, 2] and free[2, 2] * 0.02 > 10
+    assert held[2, 2] * 0.0209 <= 10.0 + 1e-6
+    assert held[2, 1] >= 0.7 * 0.028 * 8000 * 0.9, "stability wins over how much a fit may change"
+    np.testing.assert_array_equal(held[[0, 1, 3, 4, 5]], base[[0, 1, 3, 4, 5]])  # nothing was felt there
+    rule = fit(pressed(), base, base, TunerConfig(mode="rule"))
+    assert rule[2, 1] == pytest.approx(held[2, 1], rel=0.3)
+    np.testing.assert_array_equal(rule[:, [0, 2]], base[:, [0, 2]])
+
+
+hostile = arrays(float, (20, 4, 6), elements=st.one_of(st.floats(-1e3, 1e3), st.floats(allow_nan=True, allow_infinity=True)))
+
+
+@given(hostile, st.floats(20, 200))
+@settings(max_examples=30, deadline=None)
+def test_no_window_brings_a_gain_out_of_its_bounds(rows: Array, stiffness: float) -> None:
+    cfg = TunerConfig(every=0.08, window=0.16)
+    tuner, base = Tuner(cfg), critical(SPRING * stiffness / 200)
+    for row in rows:
+        now = tuner.gains(base).table()
+        if tuner.see(*row, base):
+            tuned = tuner.gains(base).table()
+            assert (tuned >= LEAST * (1 - 1e-9)).all() and (tuned <= MOST * (1 + 1e-9)).all()
+            window = Window(*np.stack(list(tuner._rows)).transpose(1, 0, 2))
+            low, _ = bounds(window, now, cfg)
+            stable = np.minimum(stable_damping(window, cfg), MOST[:, 1])
+            assert (tuned[:, 1] >= stable * (1 - 1e-9)).all() and (low[:, 1] >= stable * (1 - 1e-9)).all()
+    assert tuner.fits + tuner.failed == 2
+
+
+def test_a_failed_solve_leaves_the_last_good_gains() -> None:
+    tuner, base, good = Tuner(), critical(SPRING), pressed()
+    def second(spoil: float) -> None:
+        for i in range(63):
+            tuner.see(good.pose[i], good.twist[i], good.wrench[i] + spoil, good.goal[i], base)
+    second(0.0)
+    kept = tuner.gains(base).table()
+    assert tuner.fits == 1 and kept[2, 1] > 3 * base.damping[2]
+    second(np.nan)
+    assert (tuner.fits, tuner.failed) == (1, 1)
+    np.testing.assert_array_equal(tuner.gains(base).table(), kept)
+    tuner.begin()
+    np.testing.assert_array_equal(tuner.gains(base).table(), base.table())
+
+
+def test_beside_the_law_a_late_solve_is_counted_and_nothing_waits() -> None:
+    tuner, base, good = Tuner(TunerConfig(every=0.016), beside=True), critical(SPRING), pressed()
+    for i in range(4000):
+        tuner.see(good.pose[i % 125], good.twist[i % 125], good.wrench[i % 125], good.goal[i % 125], base)
+    tuner.close()
+    assert tuner.late > 0 and tuner.fits + tuner.late + tuner.failed >= 1990, "each that was due was begun or counted"

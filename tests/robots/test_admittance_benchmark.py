@@ -1,0 +1,38 @@
+"""What the assembly benchmark says of loops and arms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.admittance import least_damping, radius, spread
+from benchmarks.lib import assembling
+
+
+@pytest.mark.parametrize(("loop", "touched", "low", "high"), [
+    ((0.001, 0.002, 0.005), 1e4, 50, 70), ((0.001, 0.008, 0.020), 3e3, 45, 75), ((0.001, 0.008, 0.020), 1e4, 120, 200),
+    ((0.008, 0.008, 0.020), 1e4, 115, 180)])
+def test_a_late_loop_needs_damping(loop: tuple[float, float, float], touched: float, low: float, high: float) -> None:
+    for mass in (1.0, 6.0):
+        least = least_damping(mass, touched, loop)
+        assert low < least < high
+        assert radius(least * 1.05, mass, touched, loop) < 1 <= radius(least * 0.9, mass, touched, loop)
+
+
+def test_without_delay_any_damping_will_do() -> None:
+    assert least_damping(1.0, 5e4, (0.001, 0.0, 0.0)) == 0.0
+
+
+def test_a_line_an_arm_and_a_line_a_loop() -> None:
+    found = {"rate": 0.9, "low": 0.8, "high": 0.95, "n": 100}
+    rows: list[dict[str, Any]] = [
+        {"task": "square", "method": "learned", "seed": 1, "rates": {"direct": found, "adapted": found},
+         "headline": {"direct_peak_force_n": 60.0, "peak_force_n": 30.0, "seconds": 5.0, "direct_seconds": None}},
+        {"task": "round-real", "method": "scripted", "success": found, "peak_force_n": spread([10.0, 20.0]), "seconds": None,
+         "damping": spread([28.0])},
+        *({"task": f"0.001/0.008/0.02/{k}", "method": "loop", "least": 10.0, "most": most} for k, most in ((3000, 12.0), (10000, 0.0)))]
+    direct, adapted, scripted = assembling.lines(rows)
+    assert direct[:2] == ["square, direct", "learned, seed 1"] and direct[3:5] == ["60.0", "–"] and adapted[3:5] == ["30.0", "5.0"]
+    assert scripted[2:] == ["90.0 % [80.0, 95.0], n = 100", "15.0 ± 9.8", "–", "28.0 ± 0.0"]
+    assert assembling.loop(rows) == [["1, 8, 20", "10–12", "any"]]
