@@ -162,7 +162,7 @@ def test_tasks_version_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["tasks"]) == 0
     assert capsys.readouterr().out.split() == envs.tasks()
     assert cli.main(["tasks", "toy"]) == 0
-    assert capsys.readouterr().out.split() == ["toy/identity", "toy/obstacle", "toy/line", "toy/reach"]
+    assert capsys.readouterr().out.split() == ["toy/identity", "toy/obstacle", "toy/line", "toy/red", "toy/blue", "toy/reach"]
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out.startswith("realrl ")
