@@ -176,3 +176,9 @@ def test_the_checks_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             test_imports_go_down(tmp_path / name)
     with pytest.raises(AssertionError):
         test_simulators_stay_in_envs(tmp_path / "algos" / "two.py")
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest would leave all but one of them out, and say so where nobody looks."""
+    names = [p.name for p in Path(__file__).parent.rglob("test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}

@@ -162,7 +162,7 @@ def test_files_that_are_no_policy(tmp_path):
         file.write_bytes(file.read_bytes()[:-100])
 
     assert "format 2; known: diffusion, flow, gaussian, recurrent, onnx, format 1" in error(lambda f: damage(f, format=2))
-    assert "kind 'flow'" in error(lambda f: damage(f, kind="flow"))
+    assert "kind 'tokens'" in error(lambda f: damage(f, kind="tokens"))
     assert "damaged or truncated" in error(cut)
     assert "is missing" in error(lambda f: next(f.glob("tensors-*")).unlink())
     assert "no checkpoint" in error(lambda f: next(f.glob("state-*.json")).unlink())

@@ -43,6 +43,7 @@ ROBOT = Embodiment("arm", ("a", "b", "c"), ("", "m", "m"), (-1, 0, 0), (1, 10, 4
 class Counter:
     """Remembers how often it was asked, and says what it saw: (plans of this episode, newest x, oldest x)."""
 
+    KIND = "counter"
     name, head, chunk, n_obs, obs_dim, action_dim = "counter", "mean", 2, 3, 2, 3
     senses: dict[str, tuple[int, ...]] = {}  # noqa: RUF012
 
