@@ -64,7 +64,7 @@ def test_a_row_replaces_its_like_and_survives(tmp_path: Path) -> None:
 
 def test_a_row_names_the_command_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("benchmarks.studies.ope", None), raising=False)
-    monkeypatch.setattr(sys, "argv", ["ope.py", "--runs", str(common.ROOT / "runs")])
+    monkeypatch.setattr(sys, "argv", ["ope.py", "--out", "/somewhere", "--runs", str(common.ROOT / "runs")])
     assert common.command() == "python -m benchmarks.studies.ope --runs runs"
 
 
