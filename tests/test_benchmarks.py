@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import daydreamer, hil_serl, recap, rl100_adroit, rl100_all, rl100_locomotion, walk
 from benchmarks.lib import advantage, baselines, common, comparison, door, everywhere, gaussian_ppo, helping, tables, walking
-from benchmarks.studies import dreams
+from benchmarks.studies import dreams, peg_search
 from realrl import envs
 from realrl.algos.rl100 import RL100Config
 from realrl.cell.collect import Collector
@@ -273,7 +273,7 @@ def test_phases_are_told_from_what_was_observed_and_paid() -> None:
     assert found["phases"][0] == pytest.approx([80 / 120, 80 / 120, 80 / 120, 80 / 120, 20 / 120], abs=1e-3)
 
 
-def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path) -> None:
+def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert hil_serl.main(["--smoke", "--out", str(tmp_path), "--methods", "corrections", "hg-dagger", "cloning"]) == 0
     found = common.read_rows(tmp_path / "smoke" / "hil_serl.jsonl")
     assert [r["method"] for r in found] == ["corrections", "hg-dagger", "cloning"]
@@ -285,6 +285,10 @@ def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path) -> None
     assert [line[0] for line in lines if line[0]] == ["**peg, corrections**", "**peg, hg-dagger**", "**peg, cloning**"]
     assert lines[0][1] == "2 seeds" and lines[0][2].endswith("100.0]") and lines[2][3:5] == ["50, 100", "4,000"]
     assert lines[1][4] == "never" and all(len(line) == len(helping.HEAD) for line in lines)
+    run = next(p.parent for p in tmp_path.rglob("config.yaml") if "corrections" in str(p))
+    assert peg_search.main([str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "solved alone" in said and "moments of contact" in said
 
 
 def test_recap_has_a_row_a_method_and_ratios_to_fine_tuning(tmp_path: Path) -> None:

@@ -46,14 +46,12 @@ class RealrlError(Exception):
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a task is. dt: seconds of a control step; horizon: steps after which an episode is truncated; text: in words; paraphrases:
-    other words for it, the last of which nobody learns from: it asks whether a policy that reads has understood.
+    """What a task is. dt: seconds a step; horizon: steps until it is cut; text: in words; paraphrases: others, the last not learned from.
 
     obs_dim: numbers of `state` as a policy sees it; senses: the shape of every observation beside `state` and `privileged`, e.g.
     {"pointcloud": (512, 3)}; privileged: numbers of the simulator's full state, 0 where `state` is all of it (no eyes).
     control: what keeps the robot still: "relative", zeros do (velocities and deltas); "absolute", the last action does (positions).
-    live: there is one such robot, and every step of it is on disk before anyone learns from it.
-    discrete: an action is one of `action_dim` choices: the largest of the numbers counts.
+    live: one such robot, whose steps are on disk before anyone learns from them. discrete: of an action the largest number's place counts.
     """
 
     suite: str

@@ -37,6 +37,21 @@ class Eyes(Protocol):
         ...
 
 
+class NoEyes:
+    """No cameras: what is known of the world is told in numbers. own: which of the full state's."""
+
+    def __init__(self, own: Sequence[int]) -> None:
+        self.senses: Mapping[str, tuple[int, ...]] = {}
+        self.own = own
+
+    def look(self, *, first: bool) -> Obs:
+        """Nothing beside the state."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
 class Whims(Protocol):
     """What differs from episode to episode: `realrl.envs.mujoco.randomise.Randomiser`."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import xml.etree.ElementTree as ElementTree
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ import mujoco
 import numpy as np
 
 from realrl.envs.assembly import AHEAD, DEPTH, FULL, LEVELS, NEAR, SEEN, SOFT, SPEED, STIFF, TURN_SPEED, reward_of
-from realrl.envs.base import Eyes, RobotEnv
+from realrl.envs.base import Eyes, NoEyes, RobotEnv
 from realrl.envs.mujoco.randomise import randomiser
 from realrl.envs.mujoco.sight import Scenery, View, eyes
 from realrl.robots.admittance import Gains, Law, LimitsConfig, Mode, Tuner, TunerConfig, critical, rotation_vector, turned
 from realrl.scene import RandomiseConfig, SightConfig
-from realrl.types import Array, Obs, RealrlError, TaskSpec
+from realrl.types import Array, RealrlError, TaskSpec
 
 DT, HORIZON, ACTION = 0.001, 20, 12
 HALF, SHAFT, BEVEL = 0.0195, 0.06, 0.0005
@@ -219,20 +219,6 @@ class Wrist:
                 r[0] * sx + r[1] * sy + r[2] * sz, r[3] * sx + r[4] * sy + r[5] * sz, r[6] * sx + r[7] * sy + r[8] * sz]
 
 
-class _Felt:
-    """A hand without cameras: it is told where the hole seems to be."""
-
-    senses: Mapping[str, tuple[int, ...]] = {}
-    own: Sequence[int] = range(SEEN)
-
-    def look(self, *, first: bool) -> Obs:
-        """Nothing beside the state."""
-        return {}
-
-    def close(self) -> None:
-        """Nothing to free."""
-
-
 class AssemblyEnv(RobotEnv):
     """An arm with a peg over its hole, see `realrl.envs.assembly`."""
 
@@ -249,7 +235,7 @@ class AssemblyEnv(RobotEnv):
         steps = HORIZON if horizon is None else horizon
         task = TaskSpec("assembly", name, FULL, ACTION, steps, world.hold, f"put the {level.shape} peg into its hole")
         looked = eyes(sight, Scenery(task.id, (View("side"),), tuple(range(SEEN))), model, self._data, ("rgb", "depth"))
-        seen: Eyes = _Felt() if looked is None else looked
+        seen: Eyes = NoEyes(range(SEEN)) if looked is None else looked
         super().__init__(task, reward=reward, kinds=("dense", "sparse"), eyes=seen,
                          whims=randomiser(randomise, model, self._data, looked, ((0.3, -0.2, 0.0), (0.7, 0.2, 0.3))))
         self._law = Law(critical(STIFF), LimitsConfig(speed=FASTEST))

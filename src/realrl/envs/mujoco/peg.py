@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mujoco
 import numpy as np
 
-from realrl.envs.base import Eyes, RobotEnv
+from realrl.envs.base import Eyes, NoEyes, RobotEnv
 from realrl.envs.contact import DEPTH, FULL, LEVELS, OWN, SEEN, TILTED, TRUTH, WIDE
 from realrl.envs.mujoco.randomise import randomiser
 from realrl.envs.mujoco.sight import Scenery, View, eyes
@@ -76,20 +75,6 @@ def _model(friction: float) -> str:
 </mujoco>"""
 
 
-class _Felt:
-    """A hand without cameras: it is told where the slot seems to be. The truth is for scripts."""
-
-    senses: Mapping[str, tuple[int, ...]] = {}
-    own: Sequence[int] = range(SEEN)
-
-    def look(self, *, first: bool) -> Obs:
-        """Nothing beside the state."""
-        return {}
-
-    def close(self) -> None:
-        """Nothing to free."""
-
-
 class PegEnv(RobotEnv):
     """A peg and its slot, see `realrl.envs.contact`."""
 
@@ -103,7 +88,7 @@ class PegEnv(RobotEnv):
         task = TaskSpec("contact", name, FULL, ACTION, HORIZON if horizon is None else horizon, 1 / HZ, level.text)
         views = (View("wrist"), View("side"))
         looked = eyes(sight, Scenery(task.id, views, OWN), self._model, self._data, ("rgb", "depth"))
-        seen: Eyes = _Felt() if looked is None else looked
+        seen: Eyes = NoEyes(range(SEEN)) if looked is None else looked
         super().__init__(task, reward=reward, kinds=("sparse", "dense"), eyes=seen,
                          whims=randomiser(randomise, self._model, self._data, looked, ((-0.1, -0.1, 0.0), (0.1, 0.1, 0.1))))
         self.reach = np.array([level.reach] * 3 + [WIDE * level.reach] * 3)
