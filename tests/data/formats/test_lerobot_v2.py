@@ -14,7 +14,7 @@ from realrl.data import video
 from realrl.data.formats import open_dataset
 from realrl.data.formats.lerobot_v2 import Legacy
 from realrl.data.store import Store
-from realrl.data.tools.check import check
+from realrl.data.tools.check import check, describe
 from realrl.types import RealrlError, Source
 
 FPS, LENGTHS = 20, (6, 4, 5)
@@ -77,7 +77,6 @@ def test_version_3_opens_as_a_store_and_others_get_one_line(tmp_path: Path) -> N
     assert isinstance(open_dataset(tmp_path / "new"), Store)
     with pytest.raises(RealrlError, match=r"v2\.1.*open_dataset"):
         Store.open(old(tmp_path / "old"))
-    assert [p.severity for p in check(tmp_path / "old")] == ["error"]
     path = tmp_path / "old/meta/info.json"
     for version in ("v1.6", "v4.0", None):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"codebase_version": version}))
@@ -85,6 +84,26 @@ def test_version_3_opens_as_a_store_and_others_get_one_line(tmp_path: Path) -> N
             open_dataset(tmp_path / "old")
     with pytest.raises(RealrlError, match="not a LeRobot dataset"):
         open_dataset(tmp_path)
+
+
+def test_version_2_is_examined_like_version_3(tmp_path: Path) -> None:
+    root = old(tmp_path / "d")
+    edit(root / "meta/info.json", total_frames=sum(LENGTHS))
+    assert check(root, limits=(-10, 10), decode=True) == []
+    about = describe(root)
+    assert (about["episodes"], about["frames"], about["data_files"], about["video_files"]) == (3, 15, 3, 3)
+    assert about["tasks"] == ["task 0", "task 1"] and about["success_rate"] is None
+    path = root / "data/chunk-000/episode_000001.parquet"
+    table = pq.read_table(path)
+    path.unlink()
+    spoiled = pa.array(np.where(np.arange(4) == 2, np.nan, 0.0), pa.float32())
+    pq.write_table(table.set_column(table.column_names.index("next.reward"), "next.reward", spoiled), path)
+    (root / "videos/chunk-001/observation.images.top/episode_000002.mp4").unlink()
+    (root / "data/chunk-000/episode_000000.parquet").unlink()
+    said = sorted(str(problem) for problem in check(root, limits=(-10, 10)))
+    assert [next(text for text in ("episode_000000.parquet: is missing", "next.reward is NaN or infinite in 1 frames, first in episode 1, "
+                                   "frame 2", "the video of episodes 2 to 2 is missing") if text in line) for line in said]
+    assert len(said) == 3 and not any("data repair" in line for line in said)
 
 
 def edit(path: Path, **changes: object) -> None:

@@ -155,3 +155,22 @@ def test_what_training_refuses_is_an_error(tmp_path: Path, renamed: dict[str, st
 def test_episodes_are_grouped() -> None:
     assert grouped([3]) == "episode 3" and grouped({5, 1, 2, 3}) == "episodes 1 to 3, 5 (4 in all)"
     assert grouped(range(0, 40, 2)) == "episodes 0, 2, 4, 6, 8, 10, ... (20 in all)"
+
+
+def way(side: Any) -> Any:
+    """Much the same path each time, round the left or the right of something: side(number, start) says which."""
+    def spoil(number: int, state: Array, action: Array) -> tuple[Array, Array]:
+        state = 0.3 * state + 0.7 * moved(99)[0]
+        bend = (np.sin(np.pi * np.linspace(0, 1, len(state))) * side(number, state[0])).astype(np.float32)
+        state[:, 0] += 1.5 * bend
+        return state, action
+    return spoil
+
+
+def test_two_ways_of_one_task_are_told_where_the_start_does_not_say_which(tmp_path: Path) -> None:
+    said = told(recorded(tmp_path / "two", 16, way(lambda number, start: 1 if number % 4 else -1)))
+    assert len(said) == 1 and "one task is done in two ways" in said[0] and "episodes 0, 4, 8, 12 (4 in all)" in said[0]
+    assert told(recorded(tmp_path / "one", 16, way(lambda number, start: 1))) == []
+    assert told(recorded(tmp_path / "answers", 16, way(lambda number, start: np.sign(start[0])))) == []
+    assert told(recorded(tmp_path / "spread", 16, way(lambda number, start: np.random.default_rng(number).uniform(-1, 1)))) == []
+    assert told(recorded(tmp_path / "few", 6, way(lambda number, start: 1 if number % 2 else -1))) == []

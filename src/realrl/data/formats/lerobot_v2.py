@@ -107,6 +107,26 @@ class Legacy:
         texts = [[str(t) for t in row.get("tasks") or []] for row in self._rows]
         return pa.table({"length": [row["length"] for row in self._rows], "tasks": pa.array(texts, pa.list_(pa.string()))})
 
+    def as_version_3(self) -> tuple[Info, pa.Table]:
+        """info.json and the episodes table that version 3 would have of these files, for who reads only those; nothing is written.
+
+        Every file holds one episode. The running number of frames, which nobody reads, is left out of the columns.
+        """
+        info, rows, length = self.info, self.rows, self.lengths
+        numbers = np.array([row["episode_index"] for row in self._rows], np.int64)
+        told = {"episode_index": numbers, "dataset_from_index": np.cumsum(length) - length, "dataset_to_index": np.cumsum(length),
+                "data/chunk_index": numbers // self._chunks, "data/file_index": numbers}
+        for camera in tables.cameras(info["features"]):
+            told |= {f"videos/{camera}/chunk_index": numbers // self._chunks, f"videos/{camera}/file_index": numbers,
+                     f"videos/{camera}/from_timestamp": np.zeros(len(self)), f"videos/{camera}/to_timestamp": length / float(self.fps)}
+        for name, column in told.items():
+            rows = rows.append_column(name, pa.array(column))
+        for name, usual in (("data_path", DATA_PATH), ("video_path", VIDEO_PATH)):
+            path = str(info.get(name) or usual)
+            info[name] = path.replace("{episode_chunk", "{chunk_index").replace("{episode_index", "{file_index")
+        info["features"].pop("index", None)
+        return info, rows
+
     def read(self, indices: Sequence[int] | None = None, images: bool = True) -> list[Episode]:
         """Episodes by index (all by default), in that order. images: False leaves cameras out, and needs no video file.
 

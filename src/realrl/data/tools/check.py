@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from realrl.data import compaction, labels, schema, tables
 from realrl.data.errors import DAMAGED, line, mend, read_json
+from realrl.data.formats.lerobot_v2 import Legacy
 from realrl.data.schema import Info
 from realrl.data.stats import Stats
 from realrl.data.tables import FileKey
@@ -32,26 +33,13 @@ def check(directory: str | Path, *, decode: bool = False, limits: tuple[float, f
     and cameras that froze; limits: what actions must stay within.
     """
     root = Path(directory)
-    try:
-        info = schema.read_info(root)
-    except RealrlError as error:
-        return [from_error(error)]
     problems: list[Problem] = []
-    found = []
-    for path in tables.episode_files(root):
-        try:
-            found.append(tables.read_rows(path))
-        except RealrlError as error:
-            problems.append(from_error(error))
     try:
-        rows = tables.newest(found, root)
+        info, rows = _described(root, problems)
     except RealrlError as error:
         return [*problems, from_error(error)]
     problems += _check_use(root, info)
-    problems += _check_rows(root, rows)
-    problems += _check_summaries(root, info, rows)
     problems += _check_labels(root, rows)
-    problems += _check_leftovers(root, info, rows, sum(len(t) for t in found))
     stats: Stats = {}
     for key in _keys(rows, "data"):
         problems += check_data(root, info, rows, key, limits, stats)
@@ -60,6 +48,32 @@ def check(directory: str | Path, *, decode: bool = False, limits: tuple[float, f
     for camera in tables.cameras(info["features"]):
         problems += _check_camera(root, info, rows, camera, decode)
     return problems
+
+
+def _described(root: Path, problems: list[Problem]) -> tuple[Info, pa.Table]:
+    """info.json and the episodes' rows; what is wrong with these two and the folder is added to `problems`."""
+    if (old := _legacy(root)) is not None:
+        info, rows = old.as_version_3()
+        problems += [Problem("warning", f"{root}/meta/episodes.jsonl", note, "nothing reads them") for note in old.notes]
+        problems += _check_counts(root, info, rows, "correct it; nobody here reads it")
+        return info, rows
+    info, found = schema.read_info(root), []
+    for path in tables.episode_files(root):
+        try:
+            found.append(tables.read_rows(path))
+        except RealrlError as error:
+            problems.append(from_error(error))
+    rows = tables.newest(found, root)
+    problems += _check_rows(root, rows)
+    problems += _check_counts(root, info, rows, "opening the dataset for use corrects it")
+    problems += _check_summaries(root, rows)
+    problems += _check_leftovers(root, info, rows, sum(len(t) for t in found))
+    return info, rows
+
+
+def _legacy(root: Path) -> Legacy | None:
+    """The dataset, if it is one of version 2."""
+    return Legacy(root) if str(schema.read_json(root).get("codebase_version")).startswith("v2.") else None
 
 
 def _check_use(root: Path, info: Info) -> Iterator[Problem]:
@@ -72,7 +86,8 @@ def _check_use(root: Path, info: Info) -> Iterator[Problem]:
                       "'realrl train', or --rename action=COLUMN to 'realrl data import'")
     if not any(name.startswith("observation.") for name in features):
         yield Problem("error", where, f"there is no observation, no column 'observation.…' among {', '.join(features)[:120]}",
-                      "nothing can be learned from it; columns of other names have to be renamed")
+                      "nothing can be learned from it; of another name, give --recorded.names observation.state=COLUMN to 'realrl train', "
+                      "or --rename observation.state=COLUMN to 'realrl data import'")
 
 
 def _check_rows(root: Path, rows: pa.Table) -> Iterator[Problem]:
@@ -93,12 +108,14 @@ def _check_rows(root: Path, rows: pa.Table) -> Iterator[Problem]:
                       repair)
 
 
-def _check_summaries(root: Path, info: Info, rows: pa.Table) -> Iterator[Problem]:
-    frames = int(rows["length"].to_numpy().sum())
-    for name, true in {"total_episodes": len(rows), "total_frames": frames}.items():
+def _check_counts(root: Path, info: Info, rows: pa.Table, advice: str) -> Iterator[Problem]:
+    for name, true in {"total_episodes": len(rows), "total_frames": int(rows["length"].to_numpy().sum())}.items():
         if info.get(name) != true:
-            yield Problem("warning", f"{root}/meta/info.json", f"{name} is {info.get(name)}, the episodes tables hold {true}",
-                          "opening the dataset for use corrects it")
+            yield Problem("warning", f"{root}/meta/info.json", f"{name} is {info.get(name)}, the episodes tables hold {true}", advice)
+
+
+def _check_summaries(root: Path, rows: pa.Table) -> Iterator[Problem]:
+    frames = int(rows["length"].to_numpy().sum())
     try:
         tasks = tables.read_tasks(root, frames)
         named = {t for texts in rows["tasks"].to_pylist() for t in texts or []} if "tasks" in rows.column_names else set()
@@ -187,8 +204,11 @@ def describe(directory: str | Path) -> dict[str, Any]:
     "success", "failure" and "unknown", and how many of these a person said.
     """
     root = Path(directory)
-    info = schema.read_info(root)
-    rows = tables.episodes(root)
+    if (old := _legacy(root)) is not None:
+        (info, rows), tasks = old.as_version_3(), old.tasks
+    else:
+        info, rows = schema.read_info(root), tables.episodes(root)
+        tasks = tables.read_tasks(root, int(rows["length"].to_numpy().sum()))
     policies = [v for v in rows["policy"].to_pylist() if v is not None] if "policy" in rows.column_names else []
     ended = Counter(labels.WORD[good] for good in labels.outcomes(root, info, rows))
     judged = ended["success"] + ended["failure"]
@@ -196,7 +216,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
     length = rows["length"].to_numpy()
     films = tables.cameras(info["features"])
     return {
-        "path": str(root), "robot_type": info.get("robot_type"), "fps": info["fps"], "tasks": tables.read_tasks(root, int(length.sum())),
+        "path": str(root), "robot_type": info.get("robot_type"), "fps": info["fps"], "tasks": tasks,
         "episodes": len(rows), "frames": int(length.sum()), "mean_length": float(length.mean()) if len(rows) else 0.0,
         "success_rate": ended["success"] / judged if judged else None, "policies": dict(Counter(policies)),
         "outcomes": {word: ended[word] for word in labels.CHOICES}, "labels": {word: said[word] for word in labels.CHOICES},

@@ -38,7 +38,8 @@ class Problem:
 
 def from_error(error: RealrlError, severity: str = "error") -> Problem:
     """What a reader complained of, as a problem."""
-    what, _, mend = str(error).rpartition("; ")
+    text = str(error)
+    what, _, mend = text.rpartition("; " if "; " in text else ": ")
     where, _, rest = what.partition(" ")
     return Problem(severity, where.rstrip(":"), rest, mend)
 

@@ -1,8 +1,8 @@
 """What spoils imitation though no file is wrong: pauses, joints that are stuck, labels that say nothing, clocks, texts that change.
 
 Thresholds lie beyond what clean recordings of people and of scripted experts show (Adroit's and PushT's people, robosuite's, ALOHA's,
-a humanoid's, BridgeData's; experts of the toy tasks, Meta-World and Adroit). Two ways of doing a task in one set are not looked for:
-sets that are meant so cannot be told from those that are not.
+a humanoid's, BridgeData's; experts of the toy tasks, Meta-World and Adroit). Two ways of doing a task are looked for where the start does
+not say which is meant.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ GRIPPER = re.compile(r"grip|finger|jaw|claw|hand", re.IGNORECASE)
 SAME = 0.95  # of all frames; an action of zeros is equal to a velocity of zeros in up to 0.75
 SAMPLED = 1000  # frames of a file that are compared, evenly spread
 CLOCK = 0.02  # relative difference of the rates
+PLACES, POINTS, DIRECTIONS = 64, 16, 3  # states kept of an episode, compared of it; directions of difference looked along
+LEAST_EPISODES, LEAST_SHARE = 10, 0.2  # of one task; of the rarer way
+APART = 7.0  # distance of two ways over their scatter; an even spread halved has 3.5, and nothing clean that we saw more than 5.7
+FORESEEN = 0.9  # of all pairs that one number of the start puts in order: the person answered to what was found
 COLUMNS = ("action", "observation.state", "timestamp", "task_index", "episode_index")
 
 
@@ -49,6 +53,7 @@ class _Seen:
     paused: dict[int, float] = field(default_factory=dict)
     changed: list[int] = field(default_factory=list)
     ticks: list[float] = field(default_factory=list)
+    paths: dict[int, list[tuple[int, int, Array]]] = field(default_factory=dict)  # of a task: episode, steps, states at PLACES places
 
 
 def habits(root: Path, info: Info, rows: pa.Table, keys: Sequence[FileKey], stats: Stats) -> Iterator[Problem]:
@@ -91,6 +96,9 @@ def _look(columns: dict[str, Array], length: Array, index: Array, fps: float, st
             seen.paused[number] = still / fps
         if "task_index" in columns and (columns["task_index"][rows] != columns["task_index"][start]).any():
             seen.changed.append(number)
+        if state is not None:
+            task = int(columns["task_index"][start].item()) if "task_index" in columns else 0
+            seen.paths.setdefault(task, []).append((number, count, state[start + np.linspace(0, count - 1, PLACES).astype(int)]))
         if "timestamp" in columns and count > 1:
             seen.ticks.append(float(np.median(np.diff(columns["timestamp"][rows].reshape(-1).astype(np.float64)))))
 
@@ -103,6 +111,54 @@ def _still(state: Array, stats: dict[str, Array]) -> int:
         return 0
     gone = (np.abs(state - state[0])[:, counts] > MOVES * span[counts]).any(1)
     return int(np.argmax(gone)) if gone.any() else len(state)
+
+
+def _ways(paths: Sequence[tuple[int, int, Array]], span: Array) -> list[list[int]]:
+    """The episodes of two ways of doing one task; empty where there are not two, or the start tells them apart.
+
+    paths: number, steps, states [PLACES, D]. They are compared while most are under way: whoever tries again at the end does nothing else.
+    """
+    if len(paths) < LEAST_EPISODES or not (moving := span > 0).any():
+        return []
+    until = np.quantile([steps for _, steps, _ in paths], 0.25) - 1
+    at = [(np.linspace(0, until, POINTS) * (PLACES - 1) / max(1, steps - 1)).round().astype(int).clip(max=PLACES - 1) for _, steps, _ in paths]
+    x = np.stack([path[i] for (_, _, path), i in zip(paths, at, strict=True)])[:, :, moving] / span[moving]
+    first = _halved((x - x[:, :1]).reshape(len(x), -1))
+    if first is None or min(first.mean(), 1 - first.mean()) < LEAST_SHARE or _foreseen(x[:, 0], first):
+        return []
+    return [[number for (number, _, _), mine in zip(paths, heap, strict=True) if mine] for heap in (first, ~first)]
+
+
+def _foreseen(starts: Array, first: Array) -> bool:
+    """Whether one number of the start [N, D] orders the episodes by their way [N], nearly."""
+    higher = (starts[first][:, None] > starts[~first][None]) + 0.5 * (starts[first][:, None] == starts[~first][None])
+    share = higher.mean((0, 1))
+    return bool(np.maximum(share, 1 - share).max() > FORESEEN)
+
+
+def _halved(x: Array) -> Array | None:
+    """Which rows of x [N, D] are of the first of two heaps, None where there are not two. Heaps are sought along the few directions in
+    which the rows differ most, for among many directions any rows fall into two."""
+    centred = x - x.mean(0)
+    few = centred @ np.linalg.svd(centred, full_matrices=False)[2][:DIRECTIONS].T
+    found = [heap for axis in few.T if (heap := _settled(few, axis < 0)) is not None]
+    apart, first = max(found, key=lambda heap: heap[0], default=(0.0, None))
+    return first if apart > APART else None
+
+
+def _settled(x: Array, first: Array) -> tuple[float, Array] | None:
+    """Two heaps of x [N, D] after each row went to the nearer one, and how far apart they are, in their scatter along the line between
+    their middles. first: the rows of the first to begin with."""
+    for _ in range(20):
+        if not 1 < first.sum() < len(x) - 1:
+            return None
+        middle, other = x[first].mean(0), x[~first].mean(0)
+        place = (x - (middle + other) / 2) @ (middle - other)
+        if ((place > 0) == first).all():
+            break
+        first = place > 0
+    scatter = np.sqrt((place[first].var() + place[~first].var()) / 2)
+    return float((place[first].mean() - place[~first].mean()) / max(scatter, 1e-12)), first
 
 
 def _told(where: str, info: Info, stats: Stats, seen: _Seen) -> Iterator[Problem]:
@@ -131,6 +187,10 @@ def _told(where: str, info: Info, stats: Stats, seen: _Seen) -> Iterator[Problem
         longest = max(seen.paused, key=lambda n: seen.paused[n])
         yield Problem("warning", where, f"nothing moves at the beginning of {grouped(seen.paused)}, for up to {seen.paused[longest]:.1f} s "
                       f"(episode {longest})", "cut the pauses off with 'realrl data trim'")
+    for paths in seen.paths.values():
+        if state is not None and (ways := _ways(paths, _span(state))):
+            yield Problem("warning", where, f"one task is done in two ways, {grouped(ways[0])} and {grouped(ways[1])}",
+                          "starts do not tell which: imitation may go between them; keep one of them ('realrl data split'), or use chunks")
     tick = float(np.median(seen.ticks)) if seen.ticks else 0.0
     if tick > 0 and abs(tick * info["fps"] - 1) > CLOCK:
         yield Problem("warning", where, f"the timestamps say {1 / tick:.4g} steps a second, meta/info.json {info['fps']:g}",
