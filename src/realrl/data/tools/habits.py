@@ -121,7 +121,8 @@ def _ways(paths: Sequence[tuple[int, int, Array]], span: Array) -> list[list[int
     if len(paths) < LEAST_EPISODES or not (moving := span > 0).any():
         return []
     until = np.quantile([steps for _, steps, _ in paths], 0.25) - 1
-    at = [(np.linspace(0, until, POINTS) * (PLACES - 1) / max(1, steps - 1)).round().astype(int).clip(max=PLACES - 1) for _, steps, _ in paths]
+    looked = np.linspace(0, until, POINTS) * (PLACES - 1)
+    at = [(looked / max(1, steps - 1)).round().astype(int).clip(max=PLACES - 1) for _, steps, _ in paths]
     x = np.stack([path[i] for (_, _, path), i in zip(paths, at, strict=True)])[:, :, moving] / span[moving]
     first = _halved((x - x[:, :1]).reshape(len(x), -1))
     if first is None or min(first.mean(), 1 - first.mean()) < LEAST_SHARE or _foreseen(x[:, 0], first):
