@@ -146,7 +146,7 @@ def test_with_a_delay_a_plan_begins_with_what_was_decided():
     policy = make(plan=6, chunk=4, flow=FlowConfig(steps=3, delay=2)).told("lab/open")
     first, memory = act(policy)
     after, _ = act(policy, state=memory)
-    assert first.action.shape == (5, 6, 3) and (memory["decided"] == 1).all()
+    assert first.action.shape == (5, 6, 3) and (memory["decided"] == 2).all()
     assert np.array_equal(after.action[:, :2], memory["ahead"].numpy())
     assert not np.array_equal(act(policy)[0].action[:, :2], memory["ahead"].numpy())
     fresh = {k: v.clone() for k, v in memory.items()}

@@ -196,6 +196,8 @@ class _Timed:
     def __init__(self, inner: Policy, tally: Tally) -> None:
         self.name, self.chunk, self.n_obs, self.start = inner.name, inner.chunk, inner.n_obs, inner.start
         self._inner, self._tally = inner, tally
+        if hasattr(inner, "interrupt"):
+            self.interrupt = inner.interrupt
 
     def act(self, obs, state, *, greedy, rng):  # type: ignore[no-untyped-def]
         """As the policy."""
@@ -207,9 +209,8 @@ class _Timed:
 
 def _warm(env: RobotClient, policy: Policy) -> None:
     """A few plans of nothing, so that the first real one is as quick as the others."""
-    obs = {key: np.zeros((1, policy.n_obs, *space.shape), space.dtype) for key, space in env.observation_space.spaces.items()}  # type: ignore[attr-defined]
     for _ in range(5):
-        policy.act(obs, policy.start(1), greedy=True, rng=[np.random.default_rng(0)])
+        policy.act(env.nothing(policy.n_obs), policy.start(1), greedy=True, rng=[np.random.default_rng(0)])
 
 
 def _recorder(env: RobotClient, folder: Path, name: str) -> Recorder:

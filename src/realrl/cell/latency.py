@@ -171,6 +171,8 @@ class Ahead:
     def __init__(self, inner: Policy, delay: float, dt: float) -> None:
         self.name, self.chunk, self.n_obs, self.start = inner.name, inner.chunk, inner.n_obs, inner.start
         self._inner, self.steps = inner, round(delay / dt)
+        if hasattr(inner, "interrupt"):
+            self.interrupt = inner.interrupt
 
     def act(self, obs: dict[str, Array], state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
         """The later part of the inner plan."""

@@ -49,6 +49,13 @@ class _Poised(Protocol):
 
 
 @runtime_checkable
+class _Foresighted(Protocol):
+    """A policy that has decided more than its last plan carried out."""
+
+    def interrupt(self, state: State, row: int) -> None: ...
+
+
+@runtime_checkable
 class _Beginning(Protocol):
     """Who wants to know that an episode begins."""
 
@@ -175,6 +182,8 @@ def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: It
             slot.extras.append({k: v[i] for k, v in plan.extra.items()})
             over = yield from _carry_out(slot, plan.action[i, :policy.chunk], source, human, pace, unseen, referee)
             if not over:
+                if slot.steps[-1].source == Source.HUMAN and isinstance(policy, _Foresighted):
+                    policy.interrupt(state, i)
                 keep.append(i)
                 continue
             episode = _finish(slot, task, policy.name)

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realrl.cli.parser import command, interrupted, say, whole
+from realrl.cli.parser import command, interrupted, mistake, say, whole
 
 if TYPE_CHECKING:
     from realrl.cell.deploy import Tally
+    from realrl.cell.overlap import How
     from realrl.robots.client import RobotClient
     from realrl.types import Policy
 
@@ -34,6 +35,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="data set that is recorded (default: deployed/ROBOT-TIME)")
     parser.add_argument("--latency", type=Path, metavar="FILE", help="of realrl calibrate latency: plans of a policy from a simulation "
                         "begin so much later")
+    parser.add_argument("--overlap", choices=("stop", "naive", "best", "prefix"), help="plan while the robot moves, for networks that take "
+                        "longer than a control step: hold the robot meanwhile, leave out what is over, take the best of 8 so, or go on "
+                        "from what is decided (a flow policy with --policy.flow.delay)")
     parser.add_argument("--no-record", action="store_true", help="record nothing")
 
 
@@ -51,8 +55,11 @@ def _deploy(args: argparse.Namespace) -> int:
     env = RobotClient(args.robot, horizon=args.horizon)
     try:
         check_fit(loaded, env.task, args.policy, trained_on)
+        if args.latency and args.overlap == "prefix":
+            raise mistake()("--latency shifts plans, --overlap prefix goes on from their beginning: leave one of them out")
         if args.latency:
             policy = Ahead(loaded, Latency.load(args.latency).whole, env.task.dt)
+        policy = _overlapping(policy, env, args.overlap)
     except BaseException:
         env.close()
         raise
@@ -72,6 +79,19 @@ def _deploy(args: argparse.Namespace) -> int:
             if folder is not None:
                 say(f"recorded: {folder}")
     return 0
+
+
+def _overlapping(policy: Policy, env: RobotClient, how: How | None) -> Policy:
+    """The policy, planning beside its own motion if that is wished for; says so where it would be needed."""
+    from realrl.cell.overlap import Overlap, OverlapConfig, steps_of
+    steps, slowest = steps_of(policy, env.nothing(policy.n_obs), env.task.dt)
+    told = f"a plan takes {1e3 * slowest:.0f} ms, a control step {1e3 * env.task.dt:.0f} ms"
+    if how is None:
+        if slowest > env.task.dt:
+            say(f"{told}: the robot waits for every plan; see --overlap")
+        return policy
+    say(f"{told}: plans are asked for {steps} steps ahead")
+    return Overlap(policy, OverlapConfig(how, steps), relative=env.task.control == "relative", beside=True)
 
 
 @contextlib.contextmanager

@@ -285,7 +285,7 @@ class FlowPolicy(nn.Module):
         return Distillation(_Student(self), self.actor, _Chain(self), (self.cfg.plan, self.actor.action_in.shape[1]), cfg)
 
     def start(self, batch: int) -> State:
-        """Nothing, unless plans overlap: then what is decided already [B, delay, A] and whether there is any [B]."""
+        """Nothing, unless plans overlap: then what is decided already [B, delay, A] and how much of it is [B]."""
         delay = self.cfg.flow.delay
         return {"ahead": torch.zeros(batch, delay, self.action_dim), "decided": torch.zeros(batch)} if delay else {}
 
@@ -309,8 +309,13 @@ class FlowPolicy(nn.Module):
         x = chain[: len(rng), -1, :, :self.action_dim].clamp(-1.0, 1.0)
         if fixed is not None:
             after = x[:, self.chunk:self.chunk + self.cfg.flow.delay].cpu()
-            state = {"ahead": after, "decided": torch.ones(len(x))}
+            state = {"ahead": after, "decided": torch.full((len(x),), float(self.cfg.flow.delay))}
         return Plan(x.cpu().numpy()), state
+
+    def interrupt(self, state: State, row: int) -> None:
+        """Somebody else moved this robot: what its last plan had decided is not done."""
+        if "decided" in state:
+            state["decided"][row] = 0
 
     def _decided(self, state: State, noise: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(actions [B, K, A] that are decided, where [B, K])."""
@@ -319,7 +324,7 @@ class FlowPolicy(nn.Module):
             return None, None
         known = torch.zeros_like(noise)
         known[:, :delay, :self.action_dim] = state["ahead"].to(noise)
-        fixed = (torch.arange(self.cfg.plan, device=noise.device) < delay) & (state["decided"].to(noise.device) > 0)[:, None]
+        fixed = torch.arange(self.cfg.plan, device=noise.device) < state["decided"].to(noise.device)[:, None]
         return known, fixed
 
     def _check_upright(self, obs: Obs) -> None:

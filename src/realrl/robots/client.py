@@ -143,6 +143,11 @@ class RobotClient(RobotEnv):
         """The action that keeps the robot where it was commanded to last."""
         return self._boxed(self._still)
 
+    def nothing(self, length: int) -> Obs:
+        """`length` observations of zeros [1, length, ...], for plans that nobody carries out."""
+        spaces = self.observation_space.spaces.items()  # type: ignore[attr-defined]
+        return {key: np.zeros((1, length, *space.shape), space.dtype) for key, space in spaces}
+
     def pause(self) -> None:
         """Nothing comes for a while, and nothing is wrong: the robot holds."""
         self.link.send({"type": "end", "epoch": self.link.epoch})
