@@ -38,7 +38,7 @@ def main(words: list[str] | None = None) -> int:
     if replace(base, collect=RL100Config().collect) != RL100Config() and args.setting == DEFAULTS:
         parser.error(f"{' '.join(flags)} change the defaults: say what the rows shall call that with --setting")
     if args.smoke:
-        base, out, results = toy_size(base), args.out / "smoke", args.out / "smoke"
+        base, out, results = replace(toy_size(base), horizon=80), args.out / "smoke", args.out / "smoke"
     base = base if args.audit else replace(base, audit_episodes=0)
     table = Table(Path(results) / "rl100_all.jsonl", KEY)
     jobs = [Job(replace(base, task=f"metaworld/{task}", seed=seed), out / "all", args.setting, table) for seed in args.seeds

@@ -55,8 +55,10 @@ def test_imitation():
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_offline_round_improves_a_mediocre_policy(seed, monkeypatch):
+def test_the_offline_round_improves_a_mediocre_policy(seed, monkeypatch, long):
     """From recorded episodes alone: while it learns, no environment can be made or stepped."""
+    if seed and not long:
+        pytest.skip("a second seed: see `make test-long`")
     cfg = small(task="toy/identity", imitation=ImitationConfig(steps=150, batch=128, lr=2e-3, warmup=30),
                 critic=CriticConfig(steps=1000, batch=256, lr=1e-3, hidden=64),
                 ope=OPEConfig(members=3, elites=2, hidden=(64, 64), steps=500, starts=200, horizon=1),

@@ -126,11 +126,11 @@ def test_wrong_tables_are_one_line(tmp_path: Path, changes: dict[str, Any], says
     assert "\n" not in str(error.value)
 
 
-def test_every_cut_is_one_line(tmp_path: Path) -> None:
+def test_every_cut_is_one_line(tmp_path: Path, long: bool) -> None:
     path = folder(tmp_path / "a", table(1, **{"observation.images.top": None}))
     file = path / "train/data-00000-of-00001.arrow"
     whole = file.read_bytes()
-    for n in range(0, len(whole) - 8, 7):  # a stream's last eight bytes are an end mark that may be missing
+    for n in range(0, len(whole) - 8, 7 if long else 37):  # a stream's last eight bytes are an end mark that may be missing
         file.write_bytes(whole[:n])
         with pytest.raises(RealrlError):
             list(formats.read(path).episodes)

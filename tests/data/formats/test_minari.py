@@ -301,23 +301,23 @@ def test_an_environment_that_the_metadata_name_is_not_built(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("form", ["arrow", "parquet"])
-def test_tables_changed_anywhere_are_one_line_or_harmless(library: Path, form: str) -> None:
+def test_tables_changed_anywhere_are_one_line_or_harmless(library: Path, form: str, long: bool) -> None:
     rng, refused = np.random.default_rng(0), 0
     made("plain-v0", form, spaces.Box(-np.inf, np.inf, (5,), np.float64), BOX,
          [{"obs": rng.normal(size=(STEPS + 1, 5)), "action": rng.uniform(-2, 2, (STEPS, 3)).astype(np.float32)}])
     path, = (library / "plain-v0/data/0").glob(f"*.{form}")
     whole = path.read_bytes()
-    for number in range(120):
+    for number in range(120 if long else 40):
         data = bytearray(whole)
         for at in rng.integers(len(data), size=3):
             data[at] = rng.integers(256)
-        path.write_bytes(data[:int(rng.integers(1, len(data)))] if number < 30 else data)
+        path.write_bytes(data[:int(rng.integers(1, len(data)))] if number % 4 == 0 else data)
         try:
             list(formats.read(library / "plain-v0").episodes)
         except RealrlError as error:
             assert "\n" not in str(error)
             refused += 1
-    assert refused >= 30
+    assert refused >= (number + 1) // 4
     path.unlink()
     path.symlink_to("/etc/passwd")
     with pytest.raises(RealrlError, match="leads out"):
