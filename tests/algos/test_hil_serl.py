@@ -25,7 +25,8 @@ from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.robots.human import OperatorConfig
 from realrl.run import Run, read_metrics
 from realrl.scene import CollectConfig, SightConfig
-from realrl.types import Episode, RealrlError, Source
+from realrl.streaming import StreamConfig
+from realrl.types import Episode, Moment, RealrlError, Source, Step
 from toy_runs import killed_at_saves
 
 ONE = CollectConfig(workers=1, envs_per_worker=2)
@@ -281,6 +282,42 @@ def test_the_note_says_who_acts_and_how_it_goes(tmp_path: Path, monkeypatch: pyt
     run_of(tmp_path, tiny())
     assert {n.split()[0] for n in notes} == {"policy", "human"}
     assert "updates a step 2.0 of 2" in notes[-1] and "solved alone" in notes[-1] and "human" in notes[-1]
+
+
+class Opinion:
+    """Critics and memory that say what they are told to."""
+
+    def __init__(self, *worth: float) -> None:
+        self.left = list(worth)
+
+    def newest(self, count: int) -> int:
+        return count
+
+    def worth(self, count: int) -> torch.Tensor:
+        return torch.tensor([self.left.pop(0) for _ in range(count)])
+
+
+def moment(first: bool, source: Source = Source.POLICY) -> Moment:
+    zero = np.zeros(1, np.float32)
+    return Moment(Step({}, zero, zero, source, 0.0, False, False, False, 0.0), {}, 0, first)
+
+
+def test_the_robot_asks_for_help_where_its_value_does_not_rise(tmp_path: Path) -> None:
+    cfg = tiny(help_after=4)
+    rising, flat = [0.2 * cfg.sac.gamma ** -i for i in range(8)], [0.2] * 8
+    critics: Any = Opinion(*rising, *flat, 0.2, *flat)
+    help, said = hil_serl.Help(cfg, critics, critics), []
+    for i in range(8 + 8 + 1 + 8):
+        human = i == 16
+        help.see([moment(i in (0, 8), Source.HUMAN if human else Source.POLICY)])
+        said.append(help.asks)
+    assert said == [False] * 8 + [False] * 4 + [True] * 4 + [False] + [False] * 3 + [True] * 5
+    assert help.asked == 2
+    summary = run_of(tmp_path, tiny(help_after=3, steps=200))
+    asked = [line["asked_for_help"] for line in read_metrics(tmp_path) if "asked_for_help" in line]
+    assert 0 < summary["headline"]["takeovers"] <= asked[-1], "who is asked comes only then"
+    with pytest.raises(OutOfBounds, match=r"help_after is above 0, and with stream\.realtime nobody"):
+        tiny(help_after=3, stream=StreamConfig(realtime=True))
 
 
 def test_it_learns_to_insert(tmp_path: Path, long: bool) -> None:

@@ -33,7 +33,7 @@ from realrl.robots.devices import DEVICES, Teleoperator
 from realrl.robots.human import OperatorConfig, ScriptedOperator
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
-from realrl.types import Cell, Episode, Intervention, Moment, Obs, RealrlError, Source, Step, Stream, TaskSpec
+from realrl.types import Batch, Cell, Episode, Intervention, Moment, Obs, RealrlError, Source, Step, Stream, TaskSpec
 
 LAST = 50
 """Episodes that "lately" means."""
@@ -69,6 +69,9 @@ class HILConfig(Scene):
     """Whether updates are compiled: about a minute at first, then nearly twice as fast; needs a C++ compiler."""
     takeover_cost: float = 0.0
     """Taken off the reward of the policy's step before a takeover (as in RLIF, arXiv 2311.12996), so that to be helped does not pay."""
+    help_after: int = 0
+    """Control steps in which the critics' value has to rise half as fast as on the way to a success; else the robot asks for help, and the
+    scripted person comes when asked, not when progress stops. 0 = it never asks."""
     clone_steps: int = 0
     """Updates in which the actor imitates the demonstrations before anything else; let sac.actor-start be more than them."""
     average: float = 0.998
@@ -91,11 +94,14 @@ class HILConfig(Scene):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, takeover_cost="[0, 1e3]", clone_steps="[0, 1e9]", average="[0, 1)", steps="[1, 1e9]", start="[0, 1e9]",
-              save_every="[1, 1e9]", log_every="[1, 1e9]", judge_every="[0, 1e9]")
+        check(self, takeover_cost="[0, 1e3]", help_after="[0, 1e6]", clone_steps="[0, 1e9]", average="[0, 1)", steps="[1, 1e9]",
+              start="[0, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]", judge_every="[0, 1e9]")
         if self.stream.realtime and self.human in ("keyboard", "gamepad"):
             raise OutOfBounds(HILConfig, "stream", f"has realtime, a process without a {self.human}: leave it out, the control loop keeps "
                               "the person's time anyhow")
+        if self.stream.realtime and self.help_after:
+            raise OutOfBounds(HILConfig, "help_after", "is above 0, and with stream.realtime nobody beside the robot hears the critics: "
+                              "leave one of them out")
         if self.sight.kind != "state":
             raise OutOfBounds(HILConfig, "sight", f"is {self.sight.kind!r}: actor and critics look at the state alone, leave it out")
         if self.learner == "hg-dagger" and self.human == "none":
@@ -130,17 +136,21 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, memory: Memory, average: Avera
     referee = None if cfg.reward is None else Referee(load(cfg.reward), cfg.reward)
     with (operator(cfg, cell.spec) as human,
           cell.stream("hil-serl", agent.policy, stage=1, noise_seed=noise, cfg=cfg.stream, human=human, referee=referee) as stream):
-        saved = cell.run.load("hil-serl", agent=agent, average=average, stream=stream)
+        help = Help(cfg, agent, memory)
+        saved = cell.run.load("hil-serl", agent=agent, average=average, stream=stream, help=help)
         if saved is None:
             saved = clone(cfg, agent, memory)
         memory.see(moments(stream.past()))
+        if isinstance(human, ScriptedOperator) and cfg.help_after:
+            human.asked = lambda: help.asks
         cell.run.rewind("hil-serl", stream.steps)
-        pen, last, owed = Pen(cfg, agent, memory, stream), stream.steps, 0
+        pen, last, owed = Pen(cfg, agent, memory, stream, help), stream.steps, 0
         with cell.run.bar("hil-serl: control steps", cfg.steps) as advance:
             advance(stream.steps)
             while stream.steps < cfg.steps or not stream.between:
                 found = stream.take(wait=owed < 1)
                 memory.see(found)
+                help.see(found)
                 owed += len(found) if stream.steps > cfg.start else 0
                 if owed:
                     owed = min(owed - 1, BEHIND)
@@ -158,8 +168,8 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, memory: Memory, average: Avera
                 last = stream.steps
                 if last - saved >= cfg.save_every:
                     saved = last
-                    cell.run.save("hil-serl", saved, agent=agent, average=average, stream=stream)
-        cell.run.save("hil-serl", stream.steps, agent=agent, average=average, stream=stream)
+                    cell.run.save("hil-serl", saved, agent=agent, average=average, stream=stream, help=help)
+        cell.run.save("hil-serl", stream.steps, agent=agent, average=average, stream=stream, help=help)
 
 
 @contextmanager
@@ -260,6 +270,10 @@ class Memory:
                 self.trials.append(now)
                 self._now = Trial()
 
+    def newest(self, count: int) -> Batch:
+        """The last steps, as they are learned from."""
+        return self._all.batch(torch.arange(self._all.steps - count, self._all.steps))
+
     def random(self, seed: int, updates: int) -> torch.Generator:
         """The noise of a draw after so many updates."""
         return torch.Generator(self._all.device).manual_seed(derive(seed, "replay", updates))
@@ -276,6 +290,36 @@ class Memory:
         """What it took of a person's time so far: seconds at the device, and takeovers; demonstrations aside."""
         steps, takeovers = sum(t.human for t in self.trials) + self._now.human, sum(t.takeovers for t in self.trials)
         return {"human_s": round(steps * self._dt, 3), "takeovers": float(takeovers)}
+
+
+class Help:
+    """Says when the robot wants help: over `help_after` steps of its own, its critics' value of what it does rose less than half as fast as
+    on the way to a reward, where it is 1 / gamma times as much a step later."""
+
+    def __init__(self, cfg: HILConfig, agent: SAC, memory: Memory) -> None:
+        self._after, self._rise, self._agent, self._memory = cfg.help_after, cfg.sac.gamma ** (-0.5 * cfg.help_after), agent, memory
+        self._worth: list[float] = []
+        self.asks, self.asked = False, 0
+
+    def see(self, found: Sequence[Moment]) -> None:
+        """The newest steps, which the memory has seen."""
+        if not (self._after and found):
+            return
+        for m, worth in zip(found, self._agent.worth(self._memory.newest(len(found))).tolist(), strict=True):
+            if m.first or m.step.source == Source.HUMAN:
+                self._worth.clear()
+            self._worth.append(worth)
+        before, asks = self._worth[-self._after - 1:][0], self.asks
+        self.asks = len(self._worth) > self._after and self._worth[-1] < max(before, 0.0) * self._rise
+        self.asked += self.asks and not asks
+
+    def state_dict(self) -> dict[str, Any]:
+        """How often it asked; checkpoints are made between episodes."""
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.asked = int(state["asked"])
 
 
 @dataclass
@@ -324,8 +368,8 @@ def refuse_contradictions(demos: Sequence[Episode]) -> None:
 class Pen:
     """A line of the curves now and then, and a note beside the progress bar. told: what updates told since the last line."""
 
-    def __init__(self, cfg: HILConfig, agent: SAC, memory: Memory, stream: Stream) -> None:
-        self._cfg, self._agent, self._memory, self._stream = cfg, agent, memory, stream
+    def __init__(self, cfg: HILConfig, agent: SAC, memory: Memory, stream: Stream, help: Help) -> None:
+        self._cfg, self._agent, self._memory, self._stream, self._help = cfg, agent, memory, stream, help
         self.step = stream.steps
         self.told: list[Mapping[str, Tensor]] = []
 
@@ -335,6 +379,7 @@ class Pen:
         out = {"success": m.rate(helped=False), "success_helped": m.rate(helped=True), "human_share": m.share(),
                "takeovers_per_episode": sum(t.takeovers for t in m.lately) / max(len(m.lately), 1), "prior_steps": float(m.prior.steps),
                "utd_reached": utd_reached(self._cfg, self._agent, self._stream.steps), **m.spent()}
+        out |= {"asked_for_help": float(self._help.asked)} if self._cfg.help_after else {}
         out |= self._stream.health()
         names = list({name: None for told in self.told for name in told})
         out |= {name: float(torch.stack([t[name] for t in self.told if name in t]).mean()) for name in names}
@@ -350,7 +395,8 @@ class Pen:
             self._text = (f"solved alone {100 * m.rate(helped=False):.0f} %, helped {100 * m.rate(helped=True):.0f} %; "
                           f"human {100 * m.share():.0f} %; updates a step {utd:.1f} of {self._cfg.sac.utd}; "
                           f"{m.online.steps} + {m.prior.steps} steps; {advice(m.lately)}")
-        return f"{found[-1].step.source.name.lower()} acts; {self._text}" if found else self._text
+        acts = f"{found[-1].step.source.name.lower()} acts; " if found else ""
+        return f"{'PLEASE HELP; ' if self._help.asks else ''}{acts}{self._text}"
 
     _text = ""
 

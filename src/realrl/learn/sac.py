@@ -290,6 +290,13 @@ class SAC:
         return {"actor_loss": value, "entropy": entropy, "alpha": alpha}
 
     @torch.no_grad()
+    def worth(self, batch: Batch) -> Tensor:
+        """Q(s, a) of what was done [B], the critics' mean."""
+        pair = torch.cat([self.policy.encode(batch.obs), batch.action.flatten(1)], -1)
+        q: Tensor = self.critic(pair, self.weights.views())
+        return q[..., 0].mean(0)
+
+    @torch.no_grad()
     def imitate(self, batch: Batch) -> dict[str, Tensor]:
         """A step of the actor towards a batch's actions, by their log-density before the squashing; it counts as an update."""
         cond, wanted = self.policy.encode(batch.obs), batch.action.flatten(1).clamp(-0.999, 0.999).atanh()

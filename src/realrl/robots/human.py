@@ -84,6 +84,7 @@ class ScriptedOperator:
         self.rewarded: deque[bool] = deque(maxlen=20)
         self.alone: deque[bool] = deque(maxlen=20)
         self.verdict: Verdict | None = None  # the task itself says how it ended
+        self.asked: Callable[[], bool] | None = None  # whether the robot asks for help; who is asked looks for nothing else
         self.begin(0)
 
     def begin(self, seed: int) -> None:
@@ -126,7 +127,7 @@ class ScriptedOperator:
         slipped = self._value < self._best - self.cfg.slip
         self._stalled = 0 if self._value > self._best + 0.5 else self._stalled + 1
         self._best = max(self._best, self._value)
-        return slipped or self._stalled >= self.cfg.patience
+        return self.asked() if self.asked is not None else slipped or self._stalled >= self.cfg.patience
 
     def _notices(self) -> int:
         """Steps until the hand is at the device; -1 where it goes unnoticed, until the next stall."""
