@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -48,10 +48,13 @@ class RoboCatConfig(Scene):
     """Environments that the first generalist learns, separated by spaces or commas, see `realrl tasks`."""
     held_out: tuple[str, ...] = HELD_OUT
     """Environments that it then practises, of the same robots."""
+    unseen: tuple[str, ...] = ()
+    """Environments of which no generalist sees anything: every generalist, and fresh weights, are fine-tuned to their few demonstrations,
+    which says what the variety of the training is worth."""
     demos: int = 30
     """Demonstrations of every training task."""
     few: int = 10
-    """Demonstrations of every held-out task."""
+    """Demonstrations of every other task."""
     policy: FlowPolicyConfig = POLICY
     """The policy; its flow.guidance leads towards the goal."""
     goals: GoalConfig = field(default_factory=GoalConfig)
@@ -64,6 +67,8 @@ class RoboCatConfig(Scene):
     """Rounds of practice, each followed by the next generalist."""
     practice: int = 200
     """Episodes of practice of every held-out task in a round."""
+    pool: bool = False
+    """Whether the held-out tasks, which then share a scene and undo one another, are practised in turn by one robot without resets."""
     labelled: int = 100
     """How many of them, the first, a person labels (in a simulator: it does); the success classifier is fitted to these."""
     labels: Literal["classifier", "simulator"] = "classifier"
@@ -87,11 +92,13 @@ class RoboCatConfig(Scene):
         object.__setattr__(self, "tasks", listed(self.task, self.tasks, TRAINING))
         object.__setattr__(self, "task", self.task or self.tasks[0])
         object.__setattr__(self, "held_out", listed("", self.held_out, HELD_OUT))
+        object.__setattr__(self, "unseen", listed("", self.unseen, ()))
         super().__post_init__()
         check(self, few=f"[1, {self.demos}]", rounds="[1, 8]", practice="[1, 50000]", labelled="[4, 1e6]", false="[0, 0.5]",
               failures="[0, 0.9]")
-        if twice := set(self.tasks) & set(self.held_out):
-            raise OutOfBounds(RoboCatConfig, "held_out", f"has {sorted(twice)[0]}, which is among the tasks, too: leave it out of one")
+        every = (*self.tasks, *self.held_out, *self.unseen)
+        if twice := [task for task in dict.fromkeys(every) if every.count(task) > 1]:
+            raise OutOfBounds(RoboCatConfig, "held_out", f"or unseen has {twice[0]}, which is among the others, too: name it once")
         if not self.policy.goals:
             raise OutOfBounds(RoboCatConfig, "policy", "has goals turned off, and goals are what this method is about: leave it on")
 
@@ -117,11 +124,11 @@ Data = dict[str, list[Record]]
 
 
 def demonstrations(cfg: RoboCatConfig, cells: Mapping[str, Cell]) -> Data:
-    """Of every task its own; of a held-out one a few."""
+    """Of every training task its own; of the others a few."""
     found: Data = {}
     for task, at in cells.items():
         shown = at.demonstrations()
-        shown = shown[:cfg.few] if task in cfg.held_out else shown
+        shown = shown if task in cfg.tasks else shown[:cfg.few]
         found[task] = [Record(e, task, "demonstration", 0, e.policy, True, "script") for e in shown]
     return found
 
@@ -146,19 +153,22 @@ def chosen(cfg: RoboCatConfig, records: Sequence[Record]) -> list[Record]:
 def train(cfg: RoboCatConfig, cell: Cell) -> dict[str, Any]:
     """The cycle of figure 1. Leaves the last generalist in the run's folder `policy`, and of every held-out task its fine-tuned policy in
     `policy-NAME`; returns the summary with its `headline`. Continues an interrupted run."""
-    cells = cells_of(cell, cfg.task, (*cfg.tasks, *cfg.held_out))
+    cells = cells_of(cell, cfg.task, (*cfg.tasks, *cfg.held_out, *cfg.unseen))
     data = demonstrations(cfg, cells)
     start = fresh(cfg, cells, data)
+    unseen = {task: data.pop(task) for task in cfg.unseen}
+    variety(cfg, cells, "variety-0", start, unseen)
     for k in range(1, cfg.rounds + 1):
         known = data if k > 1 else {task: data[task] for task in cfg.tasks}
         generalist = generalise(cfg, cells, f"generalist-{k}", start, known)
-        for task in cfg.held_out:
-            policy = specialise(cfg, cells[task], f"fine-tuned-{k}", task, generalist, data[task])
-            practised = practise(cfg, cells[task], task, policy, k)
-            data[task] = data[task] + label(cfg, cells[task], data[task], practised, policy.name, k)
-            lineage(cell, data)
+        variety(cfg, cells, f"variety-{k}", generalist, unseen)
+        policies = {task: specialise(cfg, cells[task], f"fine-tuned-{k}", task, generalist, data[task]) for task in cfg.held_out}
+        for task, practised in practise(cfg, cells, policies, k).items():
+            data[task] = data[task] + label(cfg, cells[task], data[task], practised, policies[task].name, k)
+        lineage(cell, data)
     last = cfg.rounds + 1
     final = generalise(cfg, cells, f"generalist-{last}", start, data)
+    variety(cfg, cells, f"variety-{last}", final, unseen)
     cell.keep(final.told(cfg.task))
     for task in cfg.held_out:
         cells[task].finish_stage(f"generalist-{last} {cells[task].spec.name}", final.told(task), cfg.eval_episodes)
@@ -210,9 +220,20 @@ def specialise(cfg: RoboCatConfig, cell: Cell, stage: str, task: str, generalist
     return policy
 
 
-def practise(cfg: RoboCatConfig, cell: Cell, task: str, policy: FlowPolicy, k: int) -> list[Episode]:
-    """A round's episodes of a task, by itself."""
-    return cell.practise(f"practice-{k}", policy, cell.seeds(k, cfg.practice), noise_seed=derive(cfg.seed, "practice", k) % 2**31)
+def variety(cfg: RoboCatConfig, cells: Mapping[str, Cell], stage: str, base: FlowPolicy, unseen: Data) -> None:
+    """A generalist, or fresh weights, fine-tuned to the few demonstrations of tasks that it has seen nothing of."""
+    for task, records in unseen.items():
+        specialise(cfg, cells[task], stage, task, base, records)
+
+
+def practise(cfg: RoboCatConfig, cells: Mapping[str, Cell], policies: Mapping[str, FlowPolicy], k: int) -> dict[str, list[Episode]]:
+    """A round's episodes of every held-out task, by itself: each from its own starts, or in turn in one scene that nobody resets."""
+    name, noise = f"practice-{k}", derive(cfg.seed, "practice", k) % 2**31
+    if cfg.pool:
+        seeds = cells[cfg.task].seeds(k, cfg.practice * len(policies))
+        return cells[cfg.task].take_turns(f"{name}-pool", policies, seeds, noise_seed=noise)
+    return {task: cells[task].practise(name, policy, cells[task].seeds(k, cfg.practice), noise_seed=noise)
+            for task, policy in policies.items()}
 
 
 # -- what succeeded ----------------------------------------------------------------------------------------------------
@@ -362,7 +383,7 @@ def lineage(cell: Cell, data: Data) -> None:
 def headline(cfg: RoboCatConfig, cells: Mapping[str, Cell]) -> dict[str, Any]:
     """Success [%] on the held-out tasks, pooled: fine-tuned before and after practice; of all other stages, too; the classifier's worth."""
     summary = next(iter(cells.values())).summary
-    held = {cells[task].spec.name for task in cfg.held_out}
+    held = {cells[task].spec.name for task in (*cfg.held_out, *cfg.unseen)}
     pooled: dict[str, list[int]] = {}
     for s in summary["stages"]:
         stage, _, name = s["name"].rpartition(" ")
@@ -375,5 +396,11 @@ def headline(cfg: RoboCatConfig, cells: Mapping[str, Cell]) -> dict[str, Any]:
     before, after = stages["fine-tuned-1"], stages[f"fine-tuned-{cfg.rounds + 1}"]
     return {"before": before["success_pct"], "after": after["success_pct"], "episodes": after["episodes"],
             "generalist": stages[f"generalist-{cfg.rounds + 1}"]["success_pct"], "stages": stages,
+            "interventions_per_hour": _interventions(summary.get("pool", {}).values()),
             "classifier_precision": 1 - false / taken if taken else None,
             "classifier_false_positives": false / failures if failures else None}
+
+
+def _interventions(pools: Collection[Mapping[str, float]]) -> float | None:
+    """An hour, over all rounds; None where nothing ran in turn."""
+    return sum(p["interventions"] for p in pools) / sum(p["hours"] for p in pools) if pools else None

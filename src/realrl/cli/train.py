@@ -120,7 +120,7 @@ def _train(args: argparse.Namespace) -> int:
     make = _maker(args, cfg.horizon) if real else partial(envs.make, cfg.task, sight=cfg.sight, randomise=cfg.randomise)
     if not recorded:  # a misspelt task leaves no folder behind
         spec = _asked(make)
-        for other in () if real else (*getattr(cfg, "tasks", ()), *getattr(cfg, "held_out", ())):
+        for other in () if real else [task for name in ("tasks", "held_out", "unseen") for task in getattr(cfg, name, ())]:
             _asked(partial(envs.make, other, sight=cfg.sight, randomise=cfg.randomise))
         cfg = replace(cfg, task=spec.id) if real else cfg
     if args.robot:  # there is one
