@@ -27,18 +27,20 @@ from realrl.cell.evaluate import wilson
 from realrl.scene import CollectConfig
 
 KEY = ("task", "sweep", "seed", "method")
-SAWYER = tuple(f"metaworld/{name}-v3" for name in ("coffee-push", "coffee-button", "push", "pick-place"))
+SMALL = tuple(f"metaworld/{name}-v3" for name in ("coffee-push", "coffee-button", "push"))
+SAWYER = tuple(f"metaworld/{name}-v3" for name in ("coffee-push", "coffee-button", "push", "pick-place", "drawer-open", "window-open"))
 UR5E = tuple(f"ogbench/{name}" for name in ("drawer-close", "window-open", "window-close", "button-drawer"))
 HELD_OUT = ("metaworld/coffee-pull-v3", "metaworld/box-close-v3")
 GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "toys": (("toy/red", "toy/line"), ("toy/blue",), ("toy/obstacle",)),
+    "small": (SMALL, HELD_OUT, ()),
     "sawyer": (SAWYER, HELD_OUT, ("metaworld/shelf-place-v3", "metaworld/hammer-v3")),
     "ur5e": (UR5E, ("ogbench/cube", "ogbench/drawer-open"), ("ogbench/button-window",)),
     "two-robots": ((*SAWYER, *UR5E), (*HELD_OUT, "ogbench/cube"), ("metaworld/shelf-place-v3", "metaworld/hammer-v3"))}
 """Group -> (tasks of the first generalist, tasks that are practised, tasks that no generalist sees)."""
 BASE = RoboCatConfig(compare=("demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch"), swapped=True)
 SWEEPS: dict[str, Mapping[str, Any]] = {
-    "base": {}, **{f"guidance-{w}": {"guidance": w} for w in (1.5, 2.0, 3.0)}, **{f"few-{n}": {"few": n} for n in (5, 25)},
+    "base": {}, **{f"guidance-{w}": {"guidance": w} for w in (1.5, 2.0, 3.0)}, **{f"few-{n}": {"few": n} for n in (3, 10, 25)},
     "no-foresight": {"foresight": 0.0}, "hindsight-alone": {"other": 0.0}}
 """What else is tried: guidance on the goal, how many demonstrations a held-out task has, no auxiliary task, no goals of other episodes."""
 
@@ -93,7 +95,7 @@ class Group(Job):
 def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     parser = arguments(__doc__ or "", seeds=range(1))
-    parser.add_argument("--groups", nargs="+", default=["sawyer"], choices=list(GROUPS))
+    parser.add_argument("--groups", nargs="+", default=["small"], choices=list(GROUPS))
     parser.add_argument("--sweep", nargs="+", default=["base"], choices=list(SWEEPS))
     args, flags = parser.parse_known_args(words)
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)

@@ -32,10 +32,10 @@ from realrl.types import Array, Cell, Episode, Source
 
 Origin = Literal["demonstration", "practice"]
 Control = Literal["demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch"]
-TRAINING = ("metaworld/coffee-push-v3", "metaworld/coffee-button-v3", "metaworld/push-v3", "metaworld/pick-place-v3")
+TRAINING = ("metaworld/coffee-push-v3", "metaworld/coffee-button-v3", "metaworld/push-v3")
 HELD_OUT = ("metaworld/coffee-pull-v3", "metaworld/box-close-v3")
 POLICY = FlowPolicyConfig(goals=True)
-GENERALIST, FINE_TUNING = ImitationConfig(steps=3000, batch=128), ImitationConfig(steps=1000, batch=128, lr=5e-4, warmup=50)
+GENERALIST, FINE_TUNING = ImitationConfig(steps=3000, batch=64), ImitationConfig(steps=1000, batch=64, lr=5e-4, warmup=50)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RoboCatConfig(Scene):
     which says what the variety of the training is worth."""
     demos: int = 30
     """Demonstrations of every training task."""
-    few: int = 10
+    few: int = 5
     """Demonstrations of every other task."""
     policy: FlowPolicyConfig = POLICY
     """The policy; its flow.guidance leads towards the goal."""
@@ -364,20 +364,19 @@ def more(cfg: RoboCatConfig, cell: Cell, task: str, count: int) -> list[Record]:
 
 
 def lineage(cell: Cell, data: Data) -> None:
-    """Where every episode that was learned from came from: a line each in lineage.jsonl, and the sums in the summary."""
-    rows = [{"task": r.task, "origin": r.origin, "round": r.round, "policy": r.made_by, "seed": r.episode.seed, "steps": len(r.episode),
-             "success": r.episode.succeeded, "taken_for_success": r.worthy, "said_by": r.said_by,
-             "goals": ["hindsight", "others"] if r.worthy else ["hindsight"]} for of in data.values() for r in of]
-    write_text(cell.run.dir / "lineage.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    table: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        key = tuple(row[name] for name in ("task", "round", "origin", "policy"))
-        entry = table.setdefault(key, {**dict(zip(("task", "round", "origin", "policy"), key, strict=True)), "episodes": 0, "steps": 0,
-                                       "successes": 0, "taken_for_success": 0})
-        for name, more in (("episodes", 1), ("steps", row["steps"]), ("successes", row["success"]),
-                           ("taken_for_success", row["taken_for_success"])):
-            entry[name] += int(more)
-    cell.summary["lineage"] = list(table.values())
+    """Where every episode that may be learned from came from: a line each in lineage.jsonl, and the sums in the summary."""
+    records = [r for of in data.values() for r in of]
+    write_text(cell.run.dir / "lineage.jsonl", "".join(json.dumps({
+        "task": r.task, "origin": r.origin, "round": r.round, "policy": r.made_by, "seed": r.episode.seed, "steps": len(r.episode),
+        "success": r.episode.succeeded, "taken_for_success": r.worthy, "said_by": r.said_by,
+        "goals": ["hindsight", "others"] if r.worthy else ["hindsight"]}) + "\n" for r in records))
+    groups: dict[tuple[str, int, Origin, str], list[Record]] = {}
+    for r in records:
+        groups.setdefault((r.task, r.round, r.origin, r.made_by), []).append(r)
+    cell.summary["lineage"] = [
+        {"task": task, "round": k, "origin": origin, "policy": policy, "episodes": len(of), "steps": sum(len(r.episode) for r in of),
+         "successes": sum(r.episode.succeeded for r in of), "taken_for_success": sum(r.worthy for r in of)}
+        for (task, k, origin, policy), of in groups.items()]
 
 
 def headline(cfg: RoboCatConfig, cells: Mapping[str, Cell]) -> dict[str, Any]:
