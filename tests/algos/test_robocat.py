@@ -169,6 +169,12 @@ def test_a_control_learns_from_what_it_is_said_to(tmp_path: Path, monkeypatch: p
     assert "scratch-generalist" not in given and given["scratch"] == [shown, (own, True), (own, False)]
 
 
+def test_another_task_s_cell_keeps_the_lists() -> None:
+    cfg = RoboCatConfig()
+    other = replace(cfg, task=cfg.held_out[0])
+    assert (other.tasks, other.held_out, other.task) == (cfg.tasks, cfg.held_out, cfg.held_out[0]) and cfg.task == cfg.tasks[0]
+
+
 @pytest.mark.parametrize("wrong", [{"held_out": ("toy/red",)}, {"unseen": ("toy/blue",)}, {"few": 4}, {"failures": 1.0}, {"rounds": 0},
                                    {"policy": FlowPolicyConfig()}])
 def test_bounds(wrong: dict[str, Any]) -> None:

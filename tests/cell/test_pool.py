@@ -1,8 +1,9 @@
-"""Tasks that undo one another in turn without resets: each begins where the one before ended, interventions are counted, a kill costs nothing."""
+"""Tasks that undo one another in turn without resets: each begins where the one before ended, interventions are counted."""
 
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_each_begins_where_the_one_before_ended() -> None:
     found = pool()
     assert [task for task, _, _ in found] == ["left", "right"] * 4 and all(e.succeeded for _, e, _ in found)
     assert not any(helped for *_, helped in found)
-    for (_, before, _), (_, after, _) in zip(found, found[1:], strict=False):
+    for (_, before, _), (_, after, _) in pairwise(found):
         assert after.obs["state"][0] == before.obs["state"][-1], "nobody reset it"
     assert found[0][1].obs["state"][0] == 0.5
 

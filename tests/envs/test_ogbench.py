@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_without_its_packages_it_says_what_to_install(monkeypatch: pytest.Monkey
         raise ModuleNotFoundError("No module named 'dm_control'", name="dm_control")
 
     monkeypatch.setattr(ogbench, "_built", missing)
-    with pytest.raises(RealrlError, match="ogbench/cube: its simulator is not installed .*dm_control.*pip install --no-deps ogbench"):
+    with pytest.raises(RealrlError, match=r"ogbench/cube: its simulator is not installed .*dm_control.*pip install --no-deps ogbench"):
         envs.make("ogbench/cube")
 
 
@@ -72,7 +73,7 @@ def test_drawer_and_window_undo_one_another_without_resets() -> None:
                          noise_seed=0))
     assert sum(e.succeeded for _, e, _ in found) >= 7 and not any(helped for *_, helped in found)
     assert {task for task, *_ in found} == set(tasks)
-    for (_, before, _), (_, after, _) in zip(found, found[1:], strict=False):
+    for (_, before, _), (_, after, _) in pairwise(found):
         assert np.allclose(before.obs["state"][-1][19:22], after.obs["state"][0][19:22], atol=1e-3), "the cube stays where it was"
 
 

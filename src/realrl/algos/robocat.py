@@ -89,7 +89,7 @@ class RoboCatConfig(Scene):
     """Held-out episodes of every held-out task after a stage; of the training tasks, a fifth."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tasks", listed(self.task, self.tasks, TRAINING))
+        object.__setattr__(self, "tasks", listed("", self.tasks, TRAINING))
         object.__setattr__(self, "task", self.task or self.tasks[0])
         object.__setattr__(self, "held_out", listed("", self.held_out, HELD_OUT))
         object.__setattr__(self, "unseen", listed("", self.unseen, ()))
