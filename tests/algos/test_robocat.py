@@ -176,7 +176,7 @@ def test_another_task_s_cell_keeps_the_lists() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"held_out": ("toy/red",)}, {"unseen": ("toy/blue",)}, {"few": 4}, {"failures": 1.0}, {"rounds": 0},
-                                   {"policy": FlowPolicyConfig()}])
+                                   {"policy": FlowPolicyConfig()}, {"pool": True}])
 def test_bounds(wrong: dict[str, Any]) -> None:
     with pytest.raises(OutOfBounds):
         tiny(**wrong)

@@ -15,6 +15,7 @@ from realrl.learn.goals import GoalConfig, Goals
 from realrl.policies.flow import FlowPolicy, FlowPolicyConfig, Told, body_of
 from realrl.policies.goals import KEPT
 from realrl.robots.guard import box_guard
+from realrl.scene import SightConfig
 from realrl.types import Episode, RealrlError
 
 TASKS = ("toy/red", "toy/blue", "toy/line")
@@ -136,3 +137,30 @@ def test_foresight_learns_what_comes_next_and_counts_no_numbers_that_a_robot_has
     assert (state[batch.robot == 1][:, 1:] == 0).all(), "the walker has one number"
     assert float(Goals(lessons, {task: np.ones(20, bool) for task in TASKS}, GoalConfig(foresight=0.0)).foresight(
         torch.zeros(1, 1), batch.robot[:1], index[:1])) == 0
+
+
+def test_a_goal_is_a_picture_where_the_policy_sees_pictures() -> None:
+    """Tokens of the end's picture, through the frames' own way; another picture as the goal is another plan."""
+    task = "toy/reach"
+    env = envs.make(task, sight=SightConfig(kind="rgb", height=32, width=32))
+    shown = list(rollout([env], envs.expert(task), [box_guard(env)], range(4), greedy=True))
+    torch.manual_seed(0)
+    cfg = FlowPolicyConfig(goals=True, reader="words", width=32, heads=2, expert=1, plan=2, chunk=2, flow=FlowConfig(steps=2))
+    made = FlowPolicy(cfg, [body_of(env.task)], {task: Told((env.task.text,))}, senses=env.task.senses)
+    lessons = Lessons(made, {task: shown})
+    made.fit_senses(lessons.frames())
+    goals = Goals(lessons.encode(), {task: np.array([True, True, True, False])}, GoalConfig(hide_goal=0.0, hide_text=0.0))
+    torch.nn.init.normal_(made.actor.expert.tone.weight, std=0.3)
+    goal = goals.draw(torch.arange(len(lessons)), torch.Generator().manual_seed(0))
+    assert goal.pictures["images.top"].shape == (len(lessons), 16, 112) and goal.given.all()
+    fit = FlowFit(made, lessons, ImitationConfig(steps=2, batch=8), seed=0, goals=goals)
+    assert np.isfinite(fit.update()["loss"])
+    fit.finish()
+    ends = made.look({key: torch.from_numpy(np.stack([e.obs[key][-1] for e in shown[:3]])) for key in ("state", "images.top")}, 0)
+    assert made.goals is not None and torch.allclose(made.goals.pictures[0, :3, 0].float(), ends["images.top"].float(), atol=0.05)
+    obs = {key: x[:1][None] for key, x in shown[0].obs.items()}
+    plans = []
+    for number in (0, 2):
+        state = {"goal": torch.tensor([number])}
+        plans.append(made.told(task, means="goal").act(obs, state, greedy=True, rng=[np.random.default_rng(0)])[0].action)
+    assert not np.allclose(*plans)

@@ -99,6 +99,9 @@ class RoboCatConfig(Scene):
         every = (*self.tasks, *self.held_out, *self.unseen)
         if twice := [task for task in dict.fromkeys(every) if every.count(task) > 1]:
             raise OutOfBounds(RoboCatConfig, "held_out", f"or unseen has {twice[0]}, which is among the others, too: name it once")
+        if self.pool and (wrong := [task for task in self.held_out if not task.startswith("ogbench/")]):
+            raise OutOfBounds(RoboCatConfig, "pool", f"wants held-out tasks of ogbench's scene, which one task hands on to the next, and "
+                                                     f"{wrong[0]} is none: leave it out")
         if not self.policy.goals:
             raise OutOfBounds(RoboCatConfig, "policy", "has goals turned off, and goals are what this method is about: leave it on")
 
