@@ -150,7 +150,8 @@ def test_a_control_learns_from_what_it_is_said_to(tmp_path: Path, monkeypatch: p
         given[stage] = {task: [(r.origin, r.worthy) for r in of] for task, of in data.items()}
         return start
 
-    def specialise(cfg: Any, cell: Any, stage: str, task: str, base: Any, of: Any) -> None:
+    def specialise(cfg: Any, cell: Any, stage: str, task: str, base: Any, of: Any, scratch: bool) -> None:
+        assert scratch == (stage == "scratch")
         given[stage] = [(r.origin, r.worthy) for r in of]
 
     data = {"toy/red": [record(3, True)], "toy/blue": [

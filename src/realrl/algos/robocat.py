@@ -82,7 +82,7 @@ class RoboCatConfig(Scene):
     """Failures, with their own ends as goals, are taken up to this share of a task's data."""
     compare: tuple[Control, ...] = ()
     """What else the last round's fits are made from and judged on: demonstrations alone; the simulator's labels; no failures; as many
-    demonstrations more as there were own successes; the same fine-tuning without a generalist under it."""
+    demonstrations more as there were own successes; a held-out task's data alone, without a generalist, in as many steps."""
     swapped: bool = False
     """Whether the product is judged by its goals alone, by its text alone, and with another task's goals, too."""
     eval_episodes: int = 100
@@ -103,7 +103,7 @@ class RoboCatConfig(Scene):
             raise OutOfBounds(RoboCatConfig, "pool", f"wants held-out tasks of ogbench's scene, which one task hands on to the next, and "
                                                      f"{wrong[0]} is none: leave it out")
         if not self.policy.goals:
-            raise OutOfBounds(RoboCatConfig, "policy", "has goals turned off, and goals are what this method is about: leave it on")
+            raise OutOfBounds(RoboCatConfig, "policy", "has its goals turned off, and they are what this is about: leave --policy.no-goals out")
 
 
 # -- what there is to learn from ---------------------------------------------------------------------------------------
@@ -215,10 +215,12 @@ def generalise(cfg: RoboCatConfig, cells: Mapping[str, Cell], stage: str, start:
     return policy
 
 
-def specialise(cfg: RoboCatConfig, cell: Cell, stage: str, task: str, generalist: FlowPolicy, records: Sequence[Record]) -> FlowPolicy:
-    """A generalist fine-tuned to one held-out task, judged there."""
+def specialise(cfg: RoboCatConfig, cell: Cell, stage: str, task: str, base: FlowPolicy, records: Sequence[Record], *,
+               scratch: bool = False) -> FlowPolicy:
+    """A generalist fine-tuned to one held-out task, judged there. scratch: base has learned nothing, and gets a generalist's steps, too."""
     name = f"{stage} {cell.spec.name}"
-    policy = fitted(cfg, cell, name, generalist, {task: list(records)}, cfg.finetuning).told(task)
+    fit = replace(cfg.generalist, steps=cfg.generalist.steps + cfg.finetuning.steps) if scratch else cfg.finetuning
+    policy = fitted(cfg, cell, name, base, {task: list(records)}, fit).told(task)
     cell.finish_stage(name, policy, cfg.eval_episodes)
     return policy
 
@@ -226,7 +228,7 @@ def specialise(cfg: RoboCatConfig, cell: Cell, stage: str, task: str, generalist
 def variety(cfg: RoboCatConfig, cells: Mapping[str, Cell], stage: str, base: FlowPolicy, unseen: Data) -> None:
     """A generalist, or fresh weights, fine-tuned to the few demonstrations of tasks that it has seen nothing of."""
     for task, records in unseen.items():
-        specialise(cfg, cells[task], stage, task, base, records)
+        specialise(cfg, cells[task], stage, task, base, records, scratch=stage == "variety-0")
 
 
 def practise(cfg: RoboCatConfig, cells: Mapping[str, Cell], policies: Mapping[str, FlowPolicy], k: int) -> dict[str, list[Episode]]:
@@ -352,7 +354,7 @@ def compare(cfg: RoboCatConfig, cells: Mapping[str, Cell], control: Control, sta
         name = cells[task].spec.name
         if base is not start:
             cells[task].finish_stage(f"{control}-generalist {name}", base.told(task), cfg.eval_episodes)
-        specialise(cfg, cells[task], control, task, base, final[task])
+        specialise(cfg, cells[task], control, task, base, final[task], scratch=base is start)
 
 
 def more(cfg: RoboCatConfig, cell: Cell, task: str, count: int) -> list[Record]:

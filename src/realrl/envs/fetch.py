@@ -107,7 +107,7 @@ class FetchEnv(RobotEnv):
         own = tuple(range(size)) if name == "reach" else _OWN
         still = frozenset(sim.model.body(i).name for i in range(sim.model.nbody)
                           if not any(part in sim.model.body(i).name for part in ("gripper", "object")))
-        stage = Scenery(task.id, (View("external_camera_0", (1.9, 0.75, 0.95), (1.3, 0.75, 0.5)),), own, _BOX, still,
+        stage = Scenery(task.id, (View("external_camera_0", fovy=42.0),), own, _BOX, still,
                         lambda: [Mark(sim.goal, np.full(3, 0.02), sim.model.site_rgba[self._site])], self._settle,
                         hand=lambda: sim.data.site("robot0:grip").xpos)
         super().__init__(task, reward=reward, eyes=eyes(sight, stage, sim.model, sim.data))
