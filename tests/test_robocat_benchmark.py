@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+
+import pytest
 
 from benchmarks import robocat
 from benchmarks.lib import common, practising
+from realrl.cell import judge
 
 
-def test_practice_has_a_row_a_method_and_a_line_of_the_classifier(tmp_path: Path) -> None:
+def test_practice_has_a_row_a_method_and_a_line_of_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "latency", partial(judge.latency, calls=5))
     assert robocat.main(["--smoke", "--out", str(tmp_path)]) == 0
     found = common.read_rows(tmp_path / "smoke" / "robocat.jsonl")
     assert {r["method"] for r in found} >= {"fine-tuned-1", "fine-tuned-2", "generalist-2", "demonstrations", "simulator", "goal swapped",

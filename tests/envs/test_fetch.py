@@ -37,5 +37,6 @@ def test_it_can_be_looked_at_and_the_goal_is_seen() -> None:
     assert obs[key].shape == (64, 64, 3) and obs["state"].shape == (10,) and obs["privileged"].shape == (28,)
     seen = obs[key].astype(int)
     assert ((seen[..., 0] > 120) & (seen[..., 1] < 80) & (seen[..., 2] < 80)).any(), "the red ball"
+    env.close()
     with pytest.raises(RealrlError, match="differs from start to start"):
         envs.make("fetch/reach", randomise=RandomiseConfig(mass=0.2))

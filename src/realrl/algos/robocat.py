@@ -103,7 +103,7 @@ class RoboCatConfig(Scene):
             raise OutOfBounds(RoboCatConfig, "pool", f"wants held-out tasks of ogbench's scene, which one task hands on to the next, and "
                                                      f"{wrong[0]} is none: leave it out")
         if not self.policy.goals:
-            raise OutOfBounds(RoboCatConfig, "policy", "has its goals turned off, and they are what this is about: leave --policy.no-goals out")
+            raise OutOfBounds(RoboCatConfig, "policy", "has its goals turned off, and this is about them: leave --policy.no-goals out")
 
 
 # -- what there is to learn from ---------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Fetch, a mobile manipulator's arm over a table (gymnasium-robotics): "fetch/reach", "fetch/push", "fetch/pick-place".
 
 25 decisions a second. Action [4]: the hand's motion and the gripper's. State: what the package observes (the hand's place, the object's,
-fingers, speeds; [25], without an object [10]) and the goal [3]. Success, as the package has it: the hand, or the object, is within 5 cm of
-the goal. The demonstrators are short scripts. An episode depends on its seed alone; one that would begin solved draws another start from it.
+fingers, speeds; [25], without an object [10]) and the goal [3]. Success, as the package has it: the hand, or the object, is within 5 cm
+of the goal. The demonstrators are short scripts. An episode depends on its seed alone; one that would begin solved draws another start.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CLASSES = {"reach": ("reach", "MujocoFetchReachEnv"), "push": ("push", "MujocoF
             "pick-place": ("pick_and_place", "MujocoFetchPickAndPlaceEnv")}
 _TEXTS = {"reach": ("bring the hand to the red ball", "move the fingers to the ball in the air", "put the hand where the ball is"),
           "push": ("push the box over the table to the red ball", "shove the box to the ball", "slide the black box onto the red mark"),
-          "pick-place": ("pick up the box and hold it at the red ball", "carry the box to the ball", "grasp the box and bring it to the mark")}
+          "pick-place": ("pick up the box and hold it at the red ball", "carry the box to the ball", "grasp the box, bring it to the mark")}
 _OWN = (0, 1, 2, 9, 10, 20, 21, 22, 23, 24)  # the hand's place, fingers, and their speeds
 _BOX = ((1.0, 0.4, 0.4), (1.6, 1.1, 0.95))
 _STEP = 0.05
@@ -90,7 +90,8 @@ def _pick(s: Array) -> Array:
         return np.array([0.0, 0.0, 0.0, -1.0])
     if np.linalg.norm(off[:2]) < 0.012:
         return _to(hand, box, 1.0)
-    return _to(hand, box + [0, 0, 0.06 if hand[2] < box[2] + 0.09 else 0.1], 1.0)
+    above = 0.06 if hand[2] < box[2] + 0.09 else 0.1
+    return _to(hand, np.array([box[0], box[1], box[2] + above]), 1.0)
 
 
 class FetchEnv(RobotEnv):
@@ -128,6 +129,11 @@ class FetchEnv(RobotEnv):
     def _state(self, obs: Any) -> Array:
         out: Array = np.concatenate([obs["observation"], obs["desired_goal"]])
         return out
+
+    def close(self) -> None:
+        """Free eyes and simulator."""
+        super().close()
+        self._sim.close()
 
     def _settle(self) -> None:
         """The goal's ball to the goal."""
