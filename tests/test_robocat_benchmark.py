@@ -12,7 +12,9 @@ from benchmarks.lib import common, practising
 from realrl.cell import judge
 
 
-def test_practice_has_a_row_a_method_and_a_line_of_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_practice_has_a_row_a_method_and_a_line_of_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
+    if not long:
+        pytest.skip("ten seconds: asked for with --long")
     monkeypatch.setattr(judge, "latency", partial(judge.latency, calls=5))
     assert robocat.main(["--smoke", "--out", str(tmp_path)]) == 0
     found = common.read_rows(tmp_path / "smoke" / "robocat.jsonl")

@@ -68,11 +68,13 @@ def test_a_failure_is_shown_its_own_end_alone_and_told_nothing() -> None:
     assert others / counted == pytest.approx(0.5 * 3 / 4, abs=0.06), "half are drawn, of those a quarter is its own again"
 
 
-def test_text_and_goal_each_suffice_to_two_robots_under_one_policy() -> None:
+def test_text_and_goal_each_suffice_to_two_robots_under_one_policy(long: bool) -> None:
+    if not long:
+        pytest.skip("ten seconds: asked for with --long")
     made, lessons = prepared(60)
     goals = Goals(lessons, {task: np.ones(60, bool) for task in TASKS}, GoalConfig(hide_goal=0.3, hide_text=0.5))
-    fit = FlowFit(made, lessons, ImitationConfig(steps=220, batch=96, lr=3e-3, warmup=20), seed=0, goals=goals)
-    while fit.step < 220:
+    fit = FlowFit(made, lessons, ImitationConfig(steps=400, batch=128, lr=3e-3, warmup=20), seed=0, goals=goals)
+    while fit.step < 400:
         fit.update()
     fit.finish()
 

@@ -344,6 +344,7 @@ class FlowPolicy(nn.Module):
     def interrupt(self, state: State, row: int) -> None:
         """Somebody else moved this robot: what its last plan had decided is not done."""
         if "decided" in state:
+            state["decided"] = state["decided"].clone()  # it was made in inference mode
             state["decided"][row] = 0
 
     def _conditions(self, found: Mapping[str, Tensor], state: State) -> tuple[Tensor, Tensor | None]:
