@@ -4,11 +4,12 @@
     OMP_NUM_THREADS=1 python -m benchmarks.robocat --groups ur5e --seeds 0 1 2
     OMP_NUM_THREADS=1 python -m benchmarks.robocat --groups sawyer two-robots --seeds 0 1 2 --sweep base guidance-1.5 no-foresight
 
-A run is the whole cycle of a group: `fine-tuned-1` before and `fine-tuned-2` after practice, both from as many gradient steps, and
-`generalist-2` as it is. Controls, made from the same cycle's data: `demonstrations` (no own episodes), `simulator` (its labels in place of
-the classifier's), `no-failures`, `more-demonstrations` (as many as there were own successes: the upper bound), `scratch` (no generalist
-under the fine-tuning); the product shown goals alone, told by text alone, and shown another task's goals, which must fail. `variety-0`,
-`-1` and `-2` are fresh weights, the first and the last generalist fine-tuned to the few demonstrations of tasks that none of them has seen.
+A run is the whole cycle of a group: `fine-tuned-1` before practice, `generalist-2` after it. Controls, from the same cycle's data and as
+many gradient steps as a generalist: `demonstrations` (no own episodes), `simulator` (its labels in place of the classifier's),
+`no-failures`, `more-demonstrations` (as many as there were own successes: the upper bound); `scratch` (a held-out task's data alone) and
+`fine-tuned-2` (the next generalist fine-tuned); the next generalist shown goals alone, told by text alone, and shown another task's goals,
+which must fail. `variety-0`, `-1` and `-2` are fresh weights, the first and the next generalist fine-tuned to the few demonstrations of
+tasks that none of them has seen.
 Success from held-out starts, pooled over a group's held-out tasks (for variety: its unseen ones); a row a group, sweep, seed and method in
 benchmarks/results/robocat.jsonl. The same command goes on where it was stopped, within a run too.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 from benchmarks.lib.common import RESULTS, Part, Table, arguments, overridden, run_parts
 from benchmarks.lib.jobs import Job
+from benchmarks.lib.practising import METHODS
 from realrl.algos.robocat import RoboCatConfig, train
 from realrl.cell.evaluate import wilson
 from realrl.scene import CollectConfig
@@ -38,7 +40,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "ur5e": (UR5E, ("ogbench/cube", "ogbench/drawer-open"), ("ogbench/button-window",)),
     "two-robots": ((*SAWYER, *UR5E), (*HELD_OUT, "ogbench/cube"), ("metaworld/shelf-place-v3", "metaworld/hammer-v3"))}
 """Group -> (tasks of the first generalist, tasks that are practised, tasks that no generalist sees)."""
-BASE = RoboCatConfig(compare=("demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch"), swapped=True)
+BASE = RoboCatConfig(compare=("demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch", "fine-tuned"), swapped=True)
 SWEEPS: dict[str, Mapping[str, Any]] = {
     "base": {}, **{f"guidance-{w}": {"guidance": w} for w in (1.5, 2.0, 3.0)}, **{f"few-{n}": {"few": n} for n in (3, 10, 25)},
     "no-foresight": {"foresight": 0.0}, "hindsight-alone": {"other": 0.0}}
@@ -80,7 +82,7 @@ class Group(Job):
         found: dict[str, list[dict[str, Any]]] = {}
         for s in summary["stages"]:
             method, _, name = s["name"].rpartition(" ")
-            if name in known:
+            if name in known and method in METHODS:
                 found.setdefault(method, []).append(s)
         own = [row for row in summary["lineage"] if row["origin"] == "practice"]
         for method, of in found.items():

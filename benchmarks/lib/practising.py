@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
-METHODS = {"fine-tuned-1": "fine-tuned, before practice", "fine-tuned-2": "**fine-tuned, after practice**",
-           "fine-tuned-3": "fine-tuned, after two rounds", "generalist-2": "the next generalist as it is",
-           "generalist-3": "the generalist after two rounds as it is", "demonstrations-generalist": "the same without own episodes",
-           "demonstrations": "fine-tuned, no own episodes (as many steps)", "simulator": "after practice, the simulator's labels",
-           "no-failures": "after practice, no failures", "more-demonstrations": "as many demonstrations as own successes",
-           "scratch": "after practice, no generalist under it", "goal alone": "after practice, shown goals alone",
-           "text alone": "after practice, told by text alone", "goal swapped": "after practice, another task's goals alone",
+METHODS = {"fine-tuned-1": "the first generalist fine-tuned, before practice", "generalist-2": "**the next generalist, after practice**",
+           "generalist-3": "**the generalist after two rounds**", "demonstrations": "a generalist from all demonstrations alone",
+           "simulator": "after practice, the simulator's labels", "no-failures": "after practice, no failures",
+           "more-demonstrations": "as many demonstrations more as own successes", "fine-tuned-2": "the next generalist, fine-tuned",
+           "scratch": "a task's data alone, from scratch", "goal-alone": "the next generalist, shown goals alone",
+           "text-alone": "the next generalist, told by text alone", "goal-swapped": "the next generalist, shown another task's goals alone",
            "variety-0": "unseen tasks, from scratch", "variety-1": "unseen tasks, from the first generalist",
            "variety-2": "unseen tasks, from the next generalist", "variety-3": "unseen tasks, from the one after"}
 HEAD = ("tasks, sweep", "policy", "seeds", "success [95 %]", "n", "by task [%]")

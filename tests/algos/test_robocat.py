@@ -88,20 +88,21 @@ def test_the_jury_keeps_to_its_false_positives_and_is_audited_on_what_it_has_not
 
 
 def test_two_rounds_over_two_robots_and_what_they_leave(tmp_path: Path) -> None:
-    cfg = tiny(rounds=2, swapped=True, unseen=("toy/obstacle",), compare=("more-demonstrations",))
+    cfg = tiny(rounds=2, swapped=True, unseen=("toy/obstacle",), compare=("more-demonstrations", "fine-tuned"))
     summary = run_of(tmp_path, cfg)
     names = [s["name"] for s in summary["stages"]]
     for k in (1, 2, 3):
-        assert {f"generalist-{k} red", f"generalist-{k} line", f"fine-tuned-{k} blue", f"variety-{k} obstacle"} <= set(names)
-    assert {"generalist-3 blue", "variety-0 obstacle", "goal alone blue", "text alone blue", "goal swapped blue",
-            "more-demonstrations-generalist blue", "more-demonstrations blue"} <= set(names)
+        assert {f"generalist-{k} red", f"generalist-{k} line", f"variety-{k} obstacle"} <= set(names)
+    assert {"fine-tuned-1 blue", "generalist-2 blue", "generalist-3 blue", "variety-0 obstacle", "goal-alone blue", "text-alone blue",
+            "goal-swapped blue", "fine-tuned-3 blue", "more-demonstrations blue"} <= set(names)
     assert "generalist-1 blue" not in names
     head = summary["headline"]
-    assert {"before", "after", "generalist", "classifier_precision", "classifier_false_positives"} <= head.keys()
+    assert {"before", "after", "interventions_per_hour", "classifier_precision", "classifier_false_positives"} <= head.keys()
     assert head["before"] == head["stages"]["fine-tuned-1"]["success_pct"] and head["episodes"] == 3
+    assert head["after"] == head["stages"]["generalist-3"]["success_pct"]
     lines = [json.loads(line) for line in (tmp_path / "lineage.jsonl").read_text().splitlines()]
     own = [line for line in lines if line["origin"] == "practice"]
-    assert len(own) == 16 and {line["policy"] for line in own if line["round"] == 2} == {"fine-tuned-2"}
+    assert len(own) == 16 and {line["policy"] for line in own if line["round"] == 2} == {"generalist-2"}
     assert [line["said_by"] for line in own[:8]] == ["person"] * 4 + ["classifier"] * 4
     assert all(line["goals"] == ["hindsight"] for line in own if not line["taken_for_success"])
     assert sum(row["episodes"] for row in summary["lineage"]) == len(lines) == 16 + 3 + 3 + 2
@@ -151,23 +152,23 @@ def test_a_control_learns_from_what_it_is_said_to(tmp_path: Path, monkeypatch: p
         return start.told("toy/red")
 
     def specialise(cfg: Any, cell: Any, stage: str, task: str, base: Any, of: Any, scratch: bool) -> None:
-        assert scratch == (stage == "scratch")
+        assert scratch == (stage == "scratch") and base.name == ("robocat" if scratch else "last")
         given[stage] = [(r.origin, r.worthy) for r in of]
 
-    data = {"toy/red": [record(3, True)], "toy/blue": [
+    data = {"toy/red": [replace(record(3, True), origin="demonstration")], "toy/blue": [
         replace(record(3, True), origin="demonstration"), replace(record(3, False), worthy=True), replace(record(3, True), worthy=False)]}
     monkeypatch.setattr(robocat, "fitted", fitted)
     monkeypatch.setattr(robocat, "specialise", specialise)
     with Run.start(tmp_path, cfg) as run, WorkCell(run, cfg) as cell:
         cells = {task: cell.at(task) for task in (*cfg.tasks, *cfg.held_out)}
         start = robocat.fresh(cfg, cells, robocat.demonstrations(cfg, cells))
-        for control in ("demonstrations", "simulator", "no-failures", "scratch"):
-            compare(cfg, cells, control, start, data)  # type: ignore[arg-type]
+        for control in ("demonstrations", "simulator", "no-failures", "scratch", "fine-tuned"):
+            compare(cfg, cells, control, start, start.with_head("flow", "last"), data)  # type: ignore[arg-type]
     shown, own = ("demonstration", True), "practice"
-    assert given["demonstrations"] == [shown] and given["demonstrations-generalist"]["toy/red"] == []
-    assert given["simulator"] == [shown, (own, False), (own, True)], "their labels are mended"
-    assert given["no-failures"] == [shown, (own, True)]
-    assert "scratch-generalist" not in given and given["scratch"] == [shown, (own, True), (own, False)]
+    assert given["demonstrations"] == {"toy/red": [shown], "toy/blue": [shown]}
+    assert given["simulator"]["toy/blue"] == [shown, (own, False), (own, True)], "their labels are mended"
+    assert given["no-failures"]["toy/blue"] == [shown, (own, True)]
+    assert given["scratch"] == given["fine-tuned-2"] == [shown, (own, True), (own, False)]
 
 
 def test_another_task_s_cell_keeps_the_lists() -> None:

@@ -1,10 +1,10 @@
 """RoboCat (arXiv 2306.11706): a generalist that practises new tasks by itself, and whose next generation learns from that, too.
 
 One policy for several robots and tasks is told what to do by an instruction, a goal, or both (section 2.1). The cycle (section 2.2):
-demonstrations -> generalist; for every held-out task fine-tuning on a few demonstrations, practice by itself, and a success classifier's
-labels; all data together -> the next generalist, from scratch. A success may be shown any success of its task as its goal, a failure its
-own end alone. Every episode's lineage is kept: which round, which policy, what was said of it. What the paper leaves open, and what was
-chosen: docs/methods/robocat.md.
+demonstrations -> generalist; for every held-out task fine-tuning on a few demonstrations, practice by itself, a success classifier's
+labels; all data together -> the next generalist, from scratch, which practises in the next round. A success may be shown any success of
+its task as its goal, a failure its own end alone. Every episode's lineage is kept: which round, which policy, what was said of it. What the
+paper leaves open, and what was chosen: docs/methods/robocat.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from realrl.scene import Scene, device
 from realrl.types import Array, Cell, Episode, Source
 
 Origin = Literal["demonstration", "practice"]
-Control = Literal["demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch"]
+Control = Literal["demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch", "fine-tuned"]
 TRAINING = ("metaworld/coffee-push-v3", "metaworld/coffee-button-v3", "metaworld/push-v3")
 HELD_OUT = ("metaworld/coffee-pull-v3", "metaworld/box-close-v3")
 POLICY = FlowPolicyConfig(goals=True)
@@ -62,7 +62,7 @@ class RoboCatConfig(Scene):
     generalist: ImitationConfig = GENERALIST
     """A generalist's fit, from scratch, to all that there is."""
     finetuning: ImitationConfig = FINE_TUNING
-    """A generalist's fit to one held-out task."""
+    """The first generalist's fit to one held-out task."""
     rounds: int = 1
     """Rounds of practice, each followed by the next generalist."""
     practice: int = 200
@@ -81,10 +81,10 @@ class RoboCatConfig(Scene):
     failures: float = 0.25
     """Failures, with their own ends as goals, are taken up to this share of a task's data."""
     compare: tuple[Control, ...] = ()
-    """What else the last round's fits are made from and judged on: demonstrations alone; the simulator's labels; no failures; as many
-    demonstrations more as there were own successes; a held-out task's data alone, without a generalist, in as many steps."""
+    """What else is made and judged: the last generalist from demonstrations alone; from the simulator's labels; without failures; from as
+    many demonstrations more as there were own successes; every held-out task alone from scratch; the last generalist fine-tuned to it."""
     swapped: bool = False
-    """Whether the product is judged by its goals alone, by its text alone, and with another task's goals, too."""
+    """Whether the last generalist is judged by its goals alone, by its text alone, and with another task's goals, too."""
     eval_episodes: int = 100
     """Held-out episodes of every held-out task after a stage; of the training tasks, a fifth."""
 
@@ -154,33 +154,33 @@ def chosen(cfg: RoboCatConfig, records: Sequence[Record]) -> list[Record]:
 
 
 def train(cfg: RoboCatConfig, cell: Cell) -> dict[str, Any]:
-    """The cycle of figure 1. Leaves the last generalist in the run's folder `policy`, and of every held-out task its fine-tuned policy in
-    `policy-NAME`; returns the summary with its `headline`. Continues an interrupted run."""
+    """The cycle of figure 1. Leaves the last generalist in the run's folder `policy`, and told to do a held-out task in `policy-NAME`;
+    returns the summary with its `headline`. Continues an interrupted run."""
     cells = cells_of(cell, cfg.task, (*cfg.tasks, *cfg.held_out, *cfg.unseen))
     data = demonstrations(cfg, cells)
     start = fresh(cfg, cells, data)
     unseen = {task: data.pop(task) for task in cfg.unseen}
     variety(cfg, cells, "variety-0", start, unseen)
+    generalist = generalise(cfg, cells, "generalist-1", start, {task: data[task] for task in cfg.tasks})
+    variety(cfg, cells, "variety-1", generalist, unseen)
+    policies = {task: specialise(cfg, cells[task], "fine-tuned-1", task, generalist, data[task]) for task in cfg.held_out}
     for k in range(1, cfg.rounds + 1):
-        known = data if k > 1 else {task: data[task] for task in cfg.tasks}
-        generalist = generalise(cfg, cells, f"generalist-{k}", start, known)
-        variety(cfg, cells, f"variety-{k}", generalist, unseen)
-        policies = {task: specialise(cfg, cells[task], f"fine-tuned-{k}", task, generalist, data[task]) for task in cfg.held_out}
         for task, practised in practise(cfg, cells, policies, k).items():
             data[task] = data[task] + label(cfg, cells[task], data[task], practised, policies[task].name, k)
         lineage(cell, data)
-    last = cfg.rounds + 1
-    final = generalise(cfg, cells, f"generalist-{last}", start, data)
-    variety(cfg, cells, f"variety-{last}", final, unseen)
-    cell.keep(final.told(cfg.task))
-    for task in cfg.held_out:
-        cells[task].finish_stage(f"generalist-{last} {cells[task].spec.name}", final.told(task), cfg.eval_episodes)
-        policy = specialise(cfg, cells[task], f"fine-tuned-{last}", task, final, data[task])
+        generalist = generalise(cfg, cells, f"generalist-{k + 1}", start, data)
+        variety(cfg, cells, f"variety-{k + 1}", generalist, unseen)
+        policies = {task: generalist.told(task) for task in cfg.held_out}
+        for task, policy in policies.items():
+            cells[task].finish_stage(f"{generalist.name} {cells[task].spec.name}", policy, cfg.eval_episodes)
+    cell.keep(generalist.told(cfg.task))
+    for task, policy in policies.items():
         cells[task].keep(policy)
-        if cfg.swapped:
-            judge_means(cfg, cells[task], task, policy)
     for control in cfg.compare:
-        compare(cfg, cells, control, start, data)
+        compare(cfg, cells, control, start, generalist, data)
+    if cfg.swapped:
+        for task in cfg.held_out:
+            judge_means(cfg, cells[task], task, generalist)
     cell.summary["headline"] = headline(cfg, cells)
     return cell.summary
 
@@ -324,10 +324,10 @@ def _last(steps: int) -> Array:
 def judge_means(cfg: RoboCatConfig, cell: Cell, task: str, policy: FlowPolicy) -> None:
     """By its goals alone, by its text alone, and with the goals of another task of the same robot, which must fail."""
     name, other = cell.spec.name, another(policy, task)
-    cell.finish_stage(f"goal alone {name}", policy.told(task, means="goal"), cfg.eval_episodes)
-    cell.finish_stage(f"text alone {name}", policy.told(task, means="text"), cfg.eval_episodes)
+    cell.finish_stage(f"goal-alone {name}", policy.told(task, means="goal"), cfg.eval_episodes)
+    cell.finish_stage(f"text-alone {name}", policy.told(task, means="text"), cfg.eval_episodes)
     if other:
-        cell.finish_stage(f"goal swapped {name}", policy.told(task, goals_of=other, means="goal"), cfg.eval_episodes)
+        cell.finish_stage(f"goal-swapped {name}", policy.told(task, goals_of=other, means="goal"), cfg.eval_episodes)
 
 
 def another(policy: FlowPolicy, task: str) -> str | None:
@@ -335,9 +335,16 @@ def another(policy: FlowPolicy, task: str) -> str | None:
     return next((t for t, of in policy.tasks.items() if t != task and of.body == policy.tasks[task].body), None)
 
 
-def compare(cfg: RoboCatConfig, cells: Mapping[str, Cell], control: Control, start: FlowPolicy, data: Data) -> None:
-    """The last fits once more from other data, as many gradient steps: the next generalist and its fine-tuned policies."""
-    final: Data = {}
+def compare(cfg: RoboCatConfig, cells: Mapping[str, Cell], control: Control, start: FlowPolicy, generalist: FlowPolicy, data: Data) -> None:
+    """The last generalist once more, from other data and as many gradient steps; or one policy a held-out task, fine-tuned or from
+    scratch."""
+    if control in ("scratch", "fine-tuned"):
+        for task in cfg.held_out:
+            fresh_weights = control == "scratch"
+            stage = control if fresh_weights else f"fine-tuned-{cfg.rounds + 1}"
+            specialise(cfg, cells[task], stage, task, start if fresh_weights else generalist, data[task], scratch=fresh_weights)
+        return
+    other: Data = {}
     for task, of in data.items():
         demos, own = ([r for r in of if r.origin == origin] for origin in ("demonstration", "practice"))
         if control == "simulator":
@@ -348,13 +355,10 @@ def compare(cfg: RoboCatConfig, cells: Mapping[str, Cell], control: Control, sta
             own = more(cfg, cells[task], task, sum(r.worthy for r in own))
         elif control == "demonstrations":
             own = []
-        final[task] = demos + own
-    base = start if control == "scratch" else fitted(cfg, cells[cfg.task], f"{control}-generalist", start, final, cfg.generalist)
+        other[task] = demos + own
+    policy = fitted(cfg, cells[cfg.task], control, start, other, cfg.generalist)
     for task in cfg.held_out:
-        name = cells[task].spec.name
-        if base is not start:
-            cells[task].finish_stage(f"{control}-generalist {name}", base.told(task), cfg.eval_episodes)
-        specialise(cfg, cells[task], control, task, base, final[task], scratch=base is start)
+        cells[task].finish_stage(f"{control} {cells[task].spec.name}", policy.told(task), cfg.eval_episodes)
 
 
 def more(cfg: RoboCatConfig, cell: Cell, task: str, count: int) -> list[Record]:
@@ -385,7 +389,8 @@ def lineage(cell: Cell, data: Data) -> None:
 
 
 def headline(cfg: RoboCatConfig, cells: Mapping[str, Cell]) -> dict[str, Any]:
-    """Success [%] on the held-out tasks, pooled: fine-tuned before and after practice; of all other stages, too; the classifier's worth."""
+    """Success [%] on the held-out tasks, pooled: of the fine-tuned policies before practice, of the next generalist after it, of all other
+    stages; what the classifier was worth."""
     summary = next(iter(cells.values())).summary
     held = {cells[task].spec.name for task in (*cfg.held_out, *cfg.unseen)}
     pooled: dict[str, list[int]] = {}
@@ -397,9 +402,9 @@ def headline(cfg: RoboCatConfig, cells: Mapping[str, Cell]) -> dict[str, Any]:
     stages = {stage: {"success_pct": 100 * good / n, "episodes": n} for stage, (good, n) in pooled.items()}
     audits = list(summary.get("classifier", {}).values())
     taken, false, failures = (sum(a[key] for a in audits) for key in ("taken", "false", "failures"))
-    before, after = stages["fine-tuned-1"], stages[f"fine-tuned-{cfg.rounds + 1}"]
+    before, after = stages["fine-tuned-1"], stages[f"generalist-{cfg.rounds + 1}"]
     return {"before": before["success_pct"], "after": after["success_pct"], "episodes": after["episodes"],
-            "generalist": stages[f"generalist-{cfg.rounds + 1}"]["success_pct"], "stages": stages,
+            "stages": stages,
             "interventions_per_hour": _interventions(summary.get("pool", {}).values()),
             "classifier_precision": 1 - false / taken if taken else None,
             "classifier_false_positives": false / failures if failures else None}

@@ -21,8 +21,8 @@ def cycle_parts(summary: Mapping[str, Any], stages: Sequence[StageRow], where: s
     before, after = number_of(head, "before", where), number_of(head, "after", where)
     text = "The cycle is not at its end: what is there so far."
     if before is not None and after is not None:
-        text = (f"On the held-out tasks together the fine-tuned policies succeed in {percent(before / 100)} before and "
-                f"{percent(after / 100)} after practice.").replace(" %", "\xa0%")
+        text = (f"On the held-out tasks together the fine-tuned policies succeed in {percent(before / 100)} before practice, the next "
+                f"generalist in {percent(after / 100)} after it.").replace(" %", "\xa0%")
     return {"text": text, "tasks": tasks_grid(stages), "data": data_grid(rows, where),
             "audit": audit_grid(_object(summary, "classifier", where), where), "pool": pool_grid(_object(summary, "pool", where), where)}
 

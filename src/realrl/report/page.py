@@ -168,7 +168,7 @@ def _page(run_dir: Path) -> dict[str, Any]:
     stages = stages_of(summary, str(at_summary))
     timed = [s for s in stages if s.p50_ms is not None]
     generations = cycle_parts(summary, stages, str(at_summary))
-    main = [s for s in stages if s.name.startswith("fine-tuned")] if generations else stages  # the others are controls
+    main = [s for s in stages if s.name.startswith("generalist")] if generations else stages  # the others are controls
     cycle, cycle_all = cycle_figures(stages)
     failing = read_json(at_failures, list) or _failed_starts(summary)
     text, failures = _failures(failing, stages, str(at_failures))
