@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib import advantage, assembling, everywhere, helping, lateness, serving, walking
+from benchmarks.lib import advantage, assembling, everywhere, helping, lateness, practising, serving, walking
 from benchmarks.lib.common import RESULTS, ROOT, read_rows
 from realrl.cell.evaluate import wilson
 from realrl.files import write_text
@@ -408,6 +408,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
         grid(assembling.HEAD, assembling.lines(rows) or [[NOT_RUN] * len(assembling.HEAD)]),
         grid(assembling.LOOP, assembling.loop(rows) or [[NOT_RUN] * len(assembling.LOOP)]), commands(rows)]),
     "hil_serl": lambda rows: "\n\n".join([grid(helping.HEAD, helping.lines(rows) or [[NOT_RUN] * len(helping.HEAD)]), commands(rows)]),
+    "robocat": lambda rows: "\n\n".join([grid(practising.HEAD, practising.lines(rows) or [[NOT_RUN] * len(practising.HEAD)]),
+                                          commands(rows)]),
     "recap": lambda rows: "\n\n".join([grid(advantage.HEAD, advantage.lines(rows) or [[NOT_RUN] * len(advantage.HEAD)]), commands(rows)]),
     "real_data": real_data_table,
     "delays": lambda rows: "\n\n".join([grid(lateness.HEAD, lateness.lines(rows) or [[NOT_RUN] * len(lateness.HEAD)]), commands(rows)]),

@@ -265,4 +265,5 @@ def _check_readings(slot: _Slot, obs: Obs) -> None:
 
 def _forget(state: State, policy: Policy, row: int) -> None:
     for key, fresh in policy.start(1).items():
+        state[key] = state[key].clone()  # what was made in inference mode must not be written into outside it
         state[key][row] = fresh[0]
