@@ -21,8 +21,8 @@ Ranges are drawn anew for every episode. "square-plain" is the simulation withou
 0.4 s, no drift, the mass known. "dev" is what adaptation was built in; "real" was drawn by a fixed seed, see docs/methods/admittance.md.
 
 How the gains come about on the other arms is the second word: "square-real" takes the policy's as they are (direct transfer), "-adapted"
-fits a residual to them online, and the others are what that is to be compared with: "-manual", "-rule", "-free". "-probed" is "-adapted" after a
-gentle touch beside the hole, before the trial and counted with it: the first touch at speed is then made with adapted gains.
+fits a residual to them online, and the others are what that is to be compared with: "-manual", "-rule", "-free". "-probed" is "-adapted"
+after a gentle touch of the plate, before the trial and counted with it: the first touch at speed is then made with adapted gains.
 
 `state` [18]: from the hole's bottom as seen, cm, and the turn, 0.1 rad, in the world's axes; twist, 0.1 m/s and 0.1 rad/s; wrench at the
 tip, flattened. `privileged` holds besides what nobody acts on, see `TRUTH`.
