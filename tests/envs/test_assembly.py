@@ -33,7 +33,7 @@ needs_arm = pytest.mark.skipif(not there, reason="needs the Panda: pip install g
 
 def test_names() -> None:
     arms = ["square-dev", *(f"{s}-real" for s in SHAPES)]
-    assert set(names()) == {"square", "square-plain", *arms, *(f"{a}-{c}" for a in arms for c in CONTROLS[1:])}
+    assert set(names()) == {"square", "square-plain", "square-published", *arms, *(f"{a}-{c}" for a in arms for c in CONTROLS[1:])}
     assert {level.world for name, level in LEVELS.items() if "real" in name} == {REAL} and LEVELS["square"].world == SIMULATION
     assert LEVELS["square-dev-rule"].world == DEV != REAL and LEVELS["square-plain"].world == PLAIN
     assert all(f"assembly/{name}" in envs.tasks() for name in names())
@@ -167,7 +167,7 @@ def test_pressing_on_a_stiff_plate_brings_the_residual_forth() -> None:
     for control in ("square-real", "square-real-adapted", "square-real-rule"):
         env = envs.make(f"assembly/{control}")
         obs, _ = env.reset(seed=0)
-        for _ in range(6):
+        for _ in range(3):
             obs, *_ = env.step(down)
         ends[control] = obs["privileged"]
     direct, adapted, rule = ends.values()
@@ -189,3 +189,16 @@ def test_a_gentle_touch_before_the_trial_finds_the_damping_and_touches_gently() 
     assert abs(before[TRUTH["way"]][2] - start[TRUTH["way"]][2]) < 0.002
     assert 5.0 < before[TRUTH["peak"]] < 0.5 * after[TRUTH["peak"]]
     assert probed.step(down)[0]["privileged"][TRUTH["damping"]] > 3 * after[TRUTH["damping"]]
+
+
+@needs_arm
+def test_the_published_law_keeps_a_velocity_where_ours_arrives_at_a_set_point() -> None:
+    speeds = {}
+    for task in ("square-plain", "square-published"):
+        env: Any = envs.make(f"assembly/{task}")
+        for stiff in (-1.0, 1.0):
+            env.reset(seed=0)
+            env.step(np.array([0.2, 0, 1, 0, 0, 0, *[stiff] * 6]))
+            speeds[task, stiff] = float(env._law.twist[0])
+    assert abs(speeds["square-plain", 1.0]) < 0.005
+    assert all(speeds["square-published", stiff] == pytest.approx(0.02, abs=0.006) for stiff in (-1.0, 1.0))

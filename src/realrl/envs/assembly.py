@@ -18,7 +18,8 @@ within 3 mm of the bottom.
 | a decision lasts at most | 0.4 to 1.2 s | 2.5 s | 2.5 s |
 
 Ranges are drawn anew for every episode. "square-plain" is the simulation without them: 0.55 mm, 20 ms, 0.3, the damping as asked for,
-0.4 s, no drift, the mass known. "dev" is what adaptation was built in; "real" was drawn by a fixed seed, see docs/methods/admittance.md.
+0.4 s, no drift, the mass known; "square-published" has the paper's law, whose set point goes with the arm. "dev" is what adaptation was
+built in; "real" was drawn by a fixed seed, see docs/methods/admittance.md.
 
 How the gains come about on the other arms is the second word: "square-real" takes the policy's as they are (direct transfer), "-adapted"
 fits a residual to them online, and the others are what that is to be compared with: "-manual", "-rule", "-free". "-probed" is "-adapted"
@@ -102,11 +103,13 @@ CONTROLS: tuple[Control, ...] = ("direct", "adapted", "manual", "rule", "free", 
 
 @dataclass(frozen=True)
 class Level:
-    """A task's shape, its world and where the gains come from."""
+    """A task's shape, its world and where the gains come from. carried: whether the set point goes with the arm, as in the paper's
+    simulation: stiffness acts through the damping alone, and a velocity is a velocity."""
 
     shape: str
     world: World
     control: Control
+    carried: bool = False
 
 
 def _levels(shape: str, name: str, world: World) -> dict[str, Level]:
@@ -114,7 +117,7 @@ def _levels(shape: str, name: str, world: World) -> dict[str, Level]:
 
 
 LEVELS = {"square": Level("square", SIMULATION, "direct"), "square-plain": Level("square", PLAIN, "direct"),
-          **_levels("square", "dev", DEV)}
+          "square-published": Level("square", SIMULATION, "direct", carried=True), **_levels("square", "dev", DEV)}
 for _shape in SHAPES:
     LEVELS |= _levels(_shape, "real", REAL)
 

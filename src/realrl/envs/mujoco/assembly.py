@@ -218,7 +218,8 @@ class Wrist:
 
 
 class AssemblyEnv(RobotEnv):
-    """An arm with a peg over its hole, see `realrl.envs.assembly`."""
+    """An arm with a peg over its hole, see `realrl.envs.assembly`. trace: a list that is to be filled, every 8 ms, with seconds, the tip's
+    height over the bottom (m), the filtered force [3] (N), and damping and stiffness along x, y, z in force; None: nobody asks."""
 
     def __init__(self, name: str, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
                  randomise: RandomiseConfig | None = None) -> None:
@@ -245,6 +246,7 @@ class AssemblyEnv(RobotEnv):
         mode = modes.get(level.control)
         self._tuner = Tuner(TunerConfig(mode=mode)) if mode else None
         self._jac, self._pull = np.zeros((6, model.nv)), np.zeros(model.nv)
+        self.trace: list[list[float]] | None = None
         self._cut = 1 - math.exp(-2 * math.pi * CORNER * world.dt)
         self._again, self._sample = round(AGAIN / world.dt), round(SAMPLE / world.dt)
         data = self._data  # views that stay: looking them up anew costs as much as a step of the physics
@@ -340,12 +342,16 @@ class AssemblyEnv(RobotEnv):
         """Go where `move` [6] says for as long as a decision lasts."""
         law, tuner = self._law, self._tuner
         steps = self._decision
-        position, facing, speed = self._set_point(move)
+        carried = self._level.carried
+        ahead = base.damping / base.stiffness if carried else np.full(6, AHEAD)
+        position, facing, speed = self._set_point(move, ahead)
         start, facing_then = list(law.position), list(law.quaternion)
         size = math.sqrt(sum(s * s for s in speed)) or 1.0
         law.gains = tuner.gains(base) if tuner else base
         noise = self._noise(steps)
         for i in range(steps):
+            if carried:  # K (x_d - x) = D v
+                position, facing, _ = self._set_point(move, ahead)
             wrench = self._tick(noise[i], position, facing, base)
             if i % 4 == 0:
                 p = law.position
@@ -365,20 +371,25 @@ class AssemblyEnv(RobotEnv):
         law.step(wrench, position, facing)
         self._servo(law.twist)
         self._steps += 1
-        if tuner and self._steps % self._sample == 0 and tuner.see(
-                [*law.position, *rotation_vector(law.quaternion)], law.twist, wrench, [*position, *rotation_vector(facing)], base):
-            law.gains = tuner.gains(base)
+        if self._steps % self._sample == 0:
+            if tuner and tuner.see([*law.position, *rotation_vector(law.quaternion)], law.twist, wrench,
+                                   [*position, *rotation_vector(facing)], base):
+                law.gains = tuner.gains(base)
+            if self.trace is not None:
+                above = self._place()[2] - self._bottom[2]
+                self.trace.append([self._steps * self._world.dt, above, *self._felt[:3], *law.gains.damping[:3], *law.gains.stiffness[:3]])
         return wrench
 
-    def _set_point(self, move: Array) -> tuple[list[float], list[float], list[float]]:
-        """(position, orientation, velocity [3]) that an action's first numbers [6] ask for; kept near the hole as it is seen."""
+    def _set_point(self, move: Array, ahead: Array) -> tuple[list[float], list[float], list[float]]:
+        """(position, orientation, velocity [3]) that an action's first numbers [6] ask for, `ahead` [6] seconds from
+        where the arm is; kept near the hole as it is seen."""
         move = move.copy()
         move[2] = (move[2] - 1) / 2  # only down
         seen = self._goal + self._wrong
-        there = np.array(self._law.position) + AHEAD * SPEED * move[:3]
+        there = np.array(self._law.position) + ahead[:3] * SPEED * move[:3]
         there[:2] = np.clip(there[:2], seen[:2] - SIDE, seen[:2] + SIDE)
         now = np.array(rotation_vector(self._law.quaternion))
-        aim = np.clip(now + AHEAD * TURN_SPEED * move[3:], (-BOX_TURN, -BOX_TURN, -2 * BOX_TURN), (BOX_TURN, BOX_TURN, 2 * BOX_TURN))
+        aim = np.clip(now + ahead[3:] * TURN_SPEED * move[3:], (-BOX_TURN, -BOX_TURN, -2 * BOX_TURN), (BOX_TURN, BOX_TURN, 2 * BOX_TURN))
         return there.tolist(), turned((1.0, 0.0, 0.0, 0.0), aim.tolist()), (SPEED * move[:3]).tolist()
 
     def _distance(self) -> float:
