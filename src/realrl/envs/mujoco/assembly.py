@@ -219,7 +219,8 @@ class Wrist:
 
 class AssemblyEnv(RobotEnv):
     """An arm with a peg over its hole, see `realrl.envs.assembly`. trace: a list that is to be filled, every 8 ms, with seconds, the tip's
-    height over the bottom (m), the filtered force [3] (N), and damping and stiffness along x, y, z in force; None: nobody asks."""
+    height over the bottom (m), the filtered force [3] (N), damping and stiffness along x, y, z in force, and the joints [7]; None: nobody
+    asks."""
 
     def __init__(self, name: str, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
                  randomise: RandomiseConfig | None = None) -> None:
@@ -377,7 +378,8 @@ class AssemblyEnv(RobotEnv):
                 law.gains = tuner.gains(base)
             if self.trace is not None:
                 above = self._place()[2] - self._bottom[2]
-                self.trace.append([self._steps * self._world.dt, above, *self._felt[:3], *law.gains.damping[:3], *law.gains.stiffness[:3]])
+                self.trace.append([self._steps * self._world.dt, above, *self._felt[:3], *law.gains.damping[:3], *law.gains.stiffness[:3],
+                                   *self._q])
         return wrench
 
     def _set_point(self, move: Array, ahead: Array) -> tuple[list[float], list[float], list[float]]:
