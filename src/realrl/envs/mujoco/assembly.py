@@ -232,7 +232,8 @@ class AssemblyEnv(RobotEnv):
         model.dof_frictionloss[:7] = np.array([1.0] * 4 + [0.3] * 3) * world.dry
         self._plate, self._tip, self._wrist_site = model.body("plate").id, model.site("tip").id, model.site("wrist").id
         steps = HORIZON if horizon is None else horizon
-        task = TaskSpec("assembly", name, FULL, ACTION, steps, world.hold[1], f"put the {level.shape} peg into its hole")
+        # a recording's clock counts whole decisions a second; how long they truly were is observed
+        task = TaskSpec("assembly", name, FULL, ACTION, steps, min(world.hold[1], 1.0), f"put the {level.shape} peg into its hole")
         looked = eyes(sight, Scenery(task.id, (View("side"),), tuple(range(SEEN))), model, self._data, ("rgb", "depth"))
         seen: Eyes = NoEyes(range(SEEN)) if looked is None else looked
         super().__init__(task, reward=reward, kinds=("dense", "sparse"), eyes=seen,
