@@ -1,12 +1,14 @@
 """Contact-rich assembly: what the online residual is worth on the other arm, and how soon the skill is learned in simulation.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts loop solve         # seconds
+    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts loop solve               # seconds
+    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts training --seeds 0 1 2   # minutes each
+    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts learned --seeds 0 --shapes square --trials 100
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts scripted --trials 100
-    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts learned --seeds 0 1 2
 
 loop: the smallest damping at which a linear contact stays stable, by delay and lag of the loop and stiffness of what is touched. solve: CPU
-time of a fit of the residual, six axes that all feel. learned: `realrl train admittance`, and its policy in the other world. scripted: a
-trajectory that knows where the hole is, so that nothing but the gains tells the arms apart; also with the shapes that no training sees.
+time of a fit of the residual, six axes that all feel. training: `realrl train admittance`, in simulation. learned: the policy of that in
+simulation, and in the world that nobody looked at, with every control; also with the shapes that no training sees. scripted: the same of a
+trajectory that knows where the hole is.
 
 Rows go to benchmarks/results/admittance.jsonl; the same command goes on where it was stopped, within a run too.
 """
@@ -29,6 +31,7 @@ from realrl.cell.cell import WorkCell
 from realrl.cell.collect import Collector
 from realrl.cell.evaluate import blind, summarise, trials
 from realrl.envs.assembly import CONTROLS, SHAPES
+from realrl.policies.folder import load_policy
 from realrl.robots.admittance import TunerConfig, Window, critical, fit
 from realrl.run import Run
 from realrl.scene import CollectConfig
@@ -90,11 +93,13 @@ def solve_ms(calls: int = 100) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Trials:
-    """The scripted trajectory on one arm."""
+    """A policy, or the scripted trajectory, on one arm. policy: the folder of one; seed: of its training."""
 
     table: Table
     task: str
     n: int
+    policy: Path | None = None
+    seed: int = 0
 
     def run(self) -> None:
         """Run them, and write the row."""
@@ -105,14 +110,14 @@ class Trials:
             return blind(episode)
 
         task = f"assembly/{self.task}"
+        policy, source = (load_policy(self.policy)[0], Source.POLICY) if self.policy else (envs.expert(task), Source.SCRIPT)
         with Collector(task, CollectConfig(workers=1, envs_per_worker=1)) as collector:
-            found = trials(collector, envs.expert(task), self.n, source=Source.SCRIPT, keep=keep)
+            found = trials(collector, policy, self.n, source=source, keep=keep)
             result = slim(summarise(found, collector.spec().dt).to_dict())
-        peak = np.array([t["peak"] for t in told])
         seconds = [t["seconds"] for t in told if t["solved"]]
-        self.table.put({"task": self.task, "method": "scripted", "seed": 0, "success": result["success"],
-                        "peak_force_n": spread(peak), "seconds": spread(seconds), "damping": spread([t["damping"] for t in told]),
-                        "failed_fits": sum(t["failed"] for t in told)})
+        self.table.put({"task": self.task, "method": "learned" if self.policy else "scripted", "seed": self.seed,
+                        "success": result["success"], "peak_force_n": spread([t["peak"] for t in told]), "seconds": spread(seconds),
+                        "damping": spread([t["damping"] for t in told]), "failed_fits": sum(t["failed"] for t in told)})
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
@@ -123,13 +128,12 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"mean": round(float(np.mean(values)), 3), "half": round(half, 3), "n": len(values)}
 
 
-def learned(table: Table, cfg: AdmittanceConfig, folder: Path) -> None:
+def training(table: Table, cfg: AdmittanceConfig, folder: Path) -> None:
     """A run of the method, or what is left of it, and its row."""
     with Run.start(folder, cfg, resume=True, ignore=("collect",)) as run, WorkCell(run, cfg) as cell:
         summary = train(cfg, cell)
-    rates = {stage["name"]: slim(stage)["success"] for stage in summary["stages"]}
-    table.put({"task": "square", "method": "learned", "seed": cfg.seed, "steps": summary["env_steps"], "success": rates["adapted"],
-               "rates": rates, "headline": summary["headline"]})
+    told = {key: summary["headline"][key] for key in ("steps_to_90", "minutes_to_90", "learning_min")}
+    table.put({"task": "square", "method": "training", "seed": cfg.seed, "steps": summary["env_steps"], **told})
 
 
 def loop(table: Table) -> None:
@@ -149,17 +153,18 @@ def solve(table: Table) -> None:
 def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     parser = arguments(__doc__ or "", seeds=range(3))
-    parser.add_argument("--parts", nargs="+", default=["loop", "solve", "scripted", "learned"],
-                        choices=["loop", "solve", "scripted", "learned"])
+    kinds = ["loop", "solve", "training", "learned", "scripted"]
+    parser.add_argument("--parts", nargs="+", default=kinds, choices=kinds)
     parser.add_argument("--trials", type=int, default=100, help="of every arm")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS)
     args, flags = parser.parse_known_args(words)
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
     table, n = Table(results / "admittance.jsonl", KEY), 2 if args.smoke else args.trials
-    cfg = replace(AdmittanceConfig(), controls=("manual", "rule", "free"))
+    # "real" is for the trials alone
+    cfg = replace(AdmittanceConfig(), real="assembly/square-dev", eval_episodes=1)
     if args.smoke:
-        cfg = replace(cfg, steps=40, random_steps=20, eval_episodes=2, controls=(), sac=replace(cfg.sac, batch=8, hidden=(16,)))
+        cfg = replace(cfg, steps=40, random_steps=20, compiled=False, sac=replace(cfg.sac, batch=8, hidden=(16,)))
     cfg = replace(overridden(cfg, flags), collect=CollectConfig(workers=1))
     parts = []
     if "loop" in args.parts:
@@ -167,14 +172,17 @@ def main(words: list[str] | None = None) -> int:
         parts.append(Part("loop", lambda: table.find(last, "loop", 0) is not None, partial(loop, table)))
     if "solve" in args.parts:
         parts.append(Part("solve", lambda: table.find("fit", "solve", 0) is not None, partial(solve, table)))
-    for seed in (args.seeds[:1] if args.smoke else args.seeds) if "learned" in args.parts else ():
-        parts.append(Part(f"learned, seed {seed}", lambda seed=seed: table.find("square", "learned", seed) is not None,
-                          partial(learned, table, replace(cfg, seed=seed), out / "admittance" / f"s{seed}")))
-    for shape in args.shapes if "scripted" in args.parts else ():
-        for control in args.controls:
-            task = f"{shape}-real" + ("" if control == "direct" else f"-{control}")
-            parts.append(Part(f"scripted, {task}", lambda task=task: table.find(task, "scripted", 0) is not None,
-                              Trials(table, task, n).run))
+    arms = [f"{shape}-real" + ("" if control == "direct" else f"-{control}") for shape in args.shapes for control in args.controls]
+    for seed in args.seeds[:1] if args.smoke else args.seeds:
+        folder = out / "admittance" / f"s{seed}"
+        if "training" in args.parts:
+            parts.append(Part(f"training, seed {seed}", lambda seed=seed: table.find("square", "training", seed) is not None,
+                              partial(training, table, replace(cfg, seed=seed), folder)))
+        for task in ("square", *arms) if "learned" in args.parts else ():
+            parts.append(Part(f"learned, seed {seed}, {task}", lambda task=task, seed=seed: table.find(task, "learned", seed) is not None,
+                              Trials(table, task, n, folder / "policy", seed).run))
+    for task in arms if "scripted" in args.parts else ():
+        parts.append(Part(f"scripted, {task}", lambda task=task: table.find(task, "scripted", 0) is not None, Trials(table, task, n).run))
     return min(run_parts(parts, args.budget), 1)
 
 

@@ -9,26 +9,25 @@ from benchmarks.lib.helping import rate
 
 Row = dict[str, Any]
 HEAD = ("", "method", "success [95 %]", "peak force [N]", "seconds to success", "damping at the end [N s/m]")
+TRAINING = ("training", "decisions", "decisions to 90 %", "minutes to 90 %", "minutes")
 LOOP = ("step, delay, lag [ms]", "3 kN/m", "10 kN/m", "50 kN/m")
 
 
 def lines(rows: Sequence[Row]) -> list[list[str]]:
-    """A line an arm: first the learned policy's, in both worlds, then the scripted trajectory's, shape by shape."""
+    """A line an arm: first the learned policies', in both worlds, then the scripted trajectory's, shape by shape."""
     out = []
-    for r in (r for r in rows if r["method"] == "learned"):
-        head = r["headline"]
-        for name, found in r["rates"].items():
-            prefix = "" if name == "adapted" else f"{name}_"
-            out.append([f"square, {name}", f"learned, seed {r['seed']}", rate({"success": found}),
-                        *(told(head.get(prefix + key)) for key in ("peak_force_n", "seconds")), "–"])
-    for r in (r for r in rows if r["method"] == "scripted"):
-        out.append([r["task"], "scripted", rate(r), *(spread(r[key]) for key in ("peak_force_n", "seconds", "damping"))])
+    for method in ("learned", "scripted"):
+        for r in (r for r in rows if r["method"] == method):
+            out.append([r["task"], f"learned, seed {r['seed']}" if method == "learned" else method, rate(r),
+                        *(spread(r[key]) for key in ("peak_force_n", "seconds", "damping"))])
     return out
 
 
-def told(value: float | None) -> str:
-    """A number, or that there is none."""
-    return "–" if value is None else f"{value:.1f}"
+def training(rows: Sequence[Row]) -> list[list[str]]:
+    """A line a seed: how soon the skill is learned in simulation."""
+    return [[f"seed {r['seed']}", f"{r['steps']:,}", *("–" if r[key] is None else form.format(r[key]) for key, form in
+                                                       (("steps_to_90", "{:,}"), ("minutes_to_90", "{:.0f}"), ("learning_min", "{:.0f}")))]
+            for r in rows if r["method"] == "training"]
 
 
 def spread(value: dict[str, float] | None) -> str:

@@ -406,6 +406,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "walk": lambda rows: "\n\n".join([grid(walking.HEAD, walking.lines(rows) or [[NOT_RUN] * len(walking.HEAD)]), commands(rows)]),
     "admittance": lambda rows: "\n\n".join([
         grid(assembling.HEAD, assembling.lines(rows) or [[NOT_RUN] * len(assembling.HEAD)]),
+        grid(assembling.TRAINING, assembling.training(rows) or [[NOT_RUN] * len(assembling.TRAINING)]),
         grid(assembling.LOOP, assembling.loop(rows) or [[NOT_RUN] * len(assembling.LOOP)]), commands(rows)]),
     "hil_serl": lambda rows: "\n\n".join([grid(helping.HEAD, helping.lines(rows) or [[NOT_RUN] * len(helping.HEAD)]), commands(rows)]),
     "robocat": lambda rows: "\n\n".join([grid(practising.HEAD, practising.lines(rows) or [[NOT_RUN] * len(practising.HEAD)]),

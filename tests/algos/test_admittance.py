@@ -29,7 +29,7 @@ needs_arm = pytest.mark.skipif(not there, reason="needs the Panda: pip install g
 
 def tiny(**changes: Any) -> AdmittanceConfig:
     """Enough for the wiring; nothing is learned from forty decisions."""
-    cfg = AdmittanceConfig(steps=24, random_steps=10, save_every=6, log_every=10, eval_episodes=1, horizon=4,
+    cfg = AdmittanceConfig(steps=24, random_steps=10, save_every=6, log_every=10, eval_episodes=1, horizon=4, compiled=False,
                            collect=CollectConfig(workers=1, envs_per_worker=1))
     return replace(cfg, sac=replace(cfg.sac, batch=4, hidden=(8,)), policy=replace(cfg.policy, hidden=(8,)), **changes)
 
@@ -98,5 +98,5 @@ def test_the_headline_sets_the_adapted_arm_beside_the_others() -> None:
 
 
 def test_unknown_controls_are_named() -> None:
-    with pytest.raises(OutOfBounds, match="controls must be of manual, rule, free, got magic"):
+    with pytest.raises(OutOfBounds, match="controls must be of manual, rule, free, probed, got magic"):
         AdmittanceConfig(controls=("magic",))

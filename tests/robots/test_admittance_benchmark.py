@@ -27,12 +27,14 @@ def test_without_delay_any_damping_will_do() -> None:
 def test_a_line_an_arm_and_a_line_a_loop() -> None:
     found = {"rate": 0.9, "low": 0.8, "high": 0.95, "n": 100}
     rows: list[dict[str, Any]] = [
-        {"task": "square", "method": "learned", "seed": 1, "rates": {"direct": found, "adapted": found},
-         "headline": {"direct_peak_force_n": 60.0, "peak_force_n": 30.0, "seconds": 5.0, "direct_seconds": None}},
-        {"task": "round-real", "method": "scripted", "success": found, "peak_force_n": spread([10.0, 20.0]), "seconds": None,
+        {"task": "round-real", "method": "scripted", "seed": 0, "success": found, "peak_force_n": spread([10.0, 20.0]), "seconds": None,
          "damping": spread([28.0])},
+        {"task": "square-real", "method": "learned", "seed": 1, "success": found, "peak_force_n": spread([30.0]), "seconds": spread([5.0]),
+         "damping": spread([28.0])},
+        {"task": "square", "method": "training", "seed": 1, "steps": 6010, "steps_to_90": 2500, "minutes_to_90": None, "learning_min": 9.6},
         *({"task": f"0.001/0.008/0.02/{k}", "method": "loop", "least": 10.0, "most": most} for k, most in ((3000, 12.0), (10000, 0.0)))]
-    direct, adapted, scripted = assembling.lines(rows)
-    assert direct[:2] == ["square, direct", "learned, seed 1"] and direct[3:5] == ["60.0", "–"] and adapted[3:5] == ["30.0", "5.0"]
+    learned, scripted = assembling.lines(rows)
+    assert learned[:2] == ["square-real", "learned, seed 1"] and learned[3:5] == ["30.0 ± 0.0", "5.0 ± 0.0"]
     assert scripted[2:] == ["90.0 % [80.0, 95.0], n = 100", "15.0 ± 9.8", "–", "28.0 ± 0.0"]
+    assert assembling.training(rows) == [["seed 1", "6,010", "2,500", "–", "10"]]
     assert assembling.loop(rows) == [["1, 8, 20", "10–12", "any"]]

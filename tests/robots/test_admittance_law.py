@@ -152,6 +152,50 @@ def test_how_stiff_a_surface_is_comes_from_the_window() -> None:
     assert k[2] == pytest.approx(8000, rel=0.1) and (k[[0, 1, 3, 4, 5]] == 0).all()
 
 
+def bouncing(aside: float = 0.0) -> Window:
+    """A second of ten touches, 80 N each, out of step with the arm by a quarter of a turn; a share of the force aside."""
+    rng, t = np.random.default_rng(0), np.arange(125) * 0.008
+    pose, wrench = rng.normal(0, 1e-5, (125, 6)), rng.normal(0, 0.2, (125, 6)) * ([1.0] * 3 + [0.01] * 3)
+    pose[:, 2] = 8e-4 * np.sin(2 * np.pi * 10 * t)
+    wrench[:, 2] += 80 * np.maximum(0, np.sin(2 * np.pi * 10 * (t - 0.025 - 0.028)))
+    pose[:, 0], wrench[:, 0] = 0.2 * pose[:, 2], wrench[:, 0] + aside * wrench[:, 2]
+    return Window(pose, np.gradient(pose, 0.008, axis=0), wrench, np.tile([0, 0, -0.02, 0, 0, 0], (125, 1)))
+
+
+def flying() -> Window:
+    """A second in the air: noise, and a bias of a newton."""
+    rng = np.random.default_rng(0)
+    pose, wrench = np.zeros((125, 6)), rng.normal(0, 0.3, (125, 6)) * ([1.0] * 3 + [0.02] * 3)
+    pose[:, 2], wrench[:, 2] = np.linspace(0.02, 0.0, 125), wrench[:, 2] + 1.0
+    return Window(pose, np.gradient(pose, 0.008, axis=0), wrench, np.tile([0, 0, -0.02, 0, 0, 0], (125, 1)))
+
+
+def test_an_arm_that_bounces_knows_that_it_is_hard_and_friction_is_no_wall() -> None:
+    assert (touched(bouncing(), TunerConfig())[[0, 2]] > [-1, 2e4]).all()
+    k = touched(bouncing(aside=0.5), TunerConfig())
+    assert k[0] == 0 < k[2], "half of the force aside is friction"
+
+
+def test_in_the_air_nothing_is_fitted_and_nothing_forgotten() -> None:
+    base, air = critical(SPRING), flying()
+    np.testing.assert_array_equal(fit(air, base.table(), base.table(), TunerConfig()), base.table())
+    tuner = Tuner(TunerConfig(mode="rule"))
+
+    def second(window: Window) -> None:
+        for i in range(125):
+            tuner.see(window.pose[i], window.twist[i], window.wrench[i], window.goal[i], base)
+
+    second(bouncing())
+    hard = tuner.gains(base).damping[2]
+    assert hard > 10 * base.damping[2]
+    for _ in range(5):
+        second(air)
+    assert tuner.gains(base).damping[2] == hard
+    second(pressed(k=8000.0))
+    second(pressed(k=8000.0))
+    assert base.damping[2] < tuner.gains(base).damping[2] < hard / 2, "something softer was touched"
+
+
 def test_the_fit_without_bounds_always_wants_a_stiffer_spring_and_the_bounds_forbid_it() -> None:
     base = critical(SPRING).table()
     free = fit(pressed(), base, base, TunerConfig(mode="free", prior=0.001))

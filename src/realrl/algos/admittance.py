@@ -44,14 +44,14 @@ class AdmittanceConfig(Scene):
     real: str = "assembly/square-real"
     """The other world, in which the policy is judged without adaptation and with it; its controls are named after it."""
     controls: tuple[str, ...] = ()
-    """What else it is compared with there: manual, rule, free."""
+    """What else it is compared with there: manual, rule, free, probed."""
     sac: SACConfig = LEARNER
     """The learner."""
     policy: GaussianConfig = field(default_factory=lambda: GaussianConfig(hidden=(128, 128)))
     """The actor."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     """How robot and learner go beside each other."""
-    steps: int = 25_000
+    steps: int = 6000
     """Decisions to learn for; the episode that is under way then is finished."""
     random_steps: int = 500
     """Decisions of even noise at first, before anything is learned."""
@@ -61,6 +61,8 @@ class AdmittanceConfig(Scene):
     """Decisions between two lines of the curves."""
     eval_episodes: int = 100
     """Held-out trials at the end, in every world and with every control."""
+    compiled: bool = True
+    """Whether updates are compiled: half a minute at first, then nearly three times as fast; needs a C++ compiler."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,8 +70,8 @@ class AdmittanceConfig(Scene):
               eval_episodes="[1, 1e6]")
         if self.data is not None:
             raise OutOfBounds(AdmittanceConfig, "data", "has no use here: assembly is learned from nothing")
-        if unknown := sorted({*self.controls} - {"manual", "rule", "free"}):
-            raise OutOfBounds(AdmittanceConfig, "controls", f"must be of manual, rule, free, got {', '.join(unknown)}")
+        if unknown := sorted({*self.controls} - {"manual", "rule", "free", "probed"}):
+            raise OutOfBounds(AdmittanceConfig, "controls", f"must be of manual, rule, free, probed, got {', '.join(unknown)}")
 
 
 # ---- offline: the policy, in simulation
@@ -81,7 +83,7 @@ def train(cfg: AdmittanceConfig, cell: Cell) -> dict[str, Any]:
     torch.manual_seed(derive(cfg.seed, "weights"))
     spec, place = cell.spec, device(cfg.device)
     agent = SAC(GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, name="admittance").to(place), cfg.sac,
-                seed=derive(cfg.seed, "learner"))
+                seed=derive(cfg.seed, "learner"), compiled=cfg.compiled)
     record = Record()
     with cell.timed("simulation"):
         learn(cfg, cell, agent, record)

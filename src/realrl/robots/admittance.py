@@ -32,8 +32,8 @@ from realrl.types import Array, RealrlError
 AXES = 6
 MASS = (1.0, 1.0, 1.0, 0.1, 0.1, 0.1)
 """Of the arm that is pretended, kg and kg m²."""
-FEELS = np.array([1.0, 1.0, 1.0, 0.05, 0.05, 0.05])
-"""What counts as contact, N and N m."""
+FEELS, FELT = np.array([2.0, 2.0, 2.0, 0.1, 0.1, 0.1]), 5
+"""What counts as contact, N and N m, and how many samples of it: noise and a bias that drifts are none."""
 
 Mode = Literal["fit", "rule", "free"]
 
@@ -242,11 +242,12 @@ class Window:
 
 
 def touched(window: Window, cfg: TunerConfig) -> Array:
-    """How stiff the surroundings and the arm together are along each axis [6], N/m and N m/rad: the slope of force over the way into them,
-    while there is force; 0 where nothing was touched, or where it does not grow.
+    """How stiff the surroundings and the arm together are along each axis [6], N/m and N m/rad; 0 where nothing was touched, or where force
+    and way hardly change.
 
-    What the law commands, the arm does `lag` later, and the sensor tells `delay` after that: at ten bounces a second that is a quarter of a
-    turn, and force beside the pose of the same moment would say nothing.
+    The most, over every time that contact lasted, of how much force changed over how far the arm went: extremes need not be of the same
+    moment, and an arm that bounces ten times a second is a quarter of a turn out of step with what it feels. What the law commands, the arm
+    does `lag` later, and the sensor tells `delay` after that.
     """
     from scipy.signal import lfilter
     share, late = cfg.dt / (cfg.lag + cfg.dt), round(cfg.delay / cfg.dt)
@@ -254,19 +255,26 @@ def touched(window: Window, cfg: TunerConfig) -> Array:
     arm, _ = lfilter([share], [1.0, share - 1.0], window.pose, axis=0, zi=(1 - share) * first)
     pose, felt = arm[:len(arm) - late], window.wrench[late:]
     out = np.zeros(AXES)
-    for axis in range(AXES):
-        there = np.abs(felt[:, axis]) > FEELS[axis]
-        if there.sum() < 5:
-            continue
-        x, f = pose[there, axis] - pose[there, axis].mean(), felt[there, axis] - felt[there, axis].mean()
-        spread = float(np.mean(x * x))
-        if spread > SEEN[axis] ** 2:  # of what hardly moved, noise alone makes a slope
-            out[axis] = min(max(-float(np.mean(x * f)) / spread, 0.0), 1e5)
-    return out
+    for axis in np.flatnonzero(_felt(window)).tolist():
+        edge = np.flatnonzero(np.diff(np.abs(felt[:, axis]) > FEELS[axis], prepend=False, append=False))
+        for begin, end in edge.reshape(-1, 2).tolist():
+            # the way into it counts, too
+            way, force = (float(np.ptp(x[max(begin - BEFORE, 0):end, axis])) for x in (pose, felt))
+            peak = felt[begin + int(np.abs(felt[begin:end, axis]).argmax()), 3 * (axis // 3):][:3]
+            if way > SEEN[axis] and abs(peak[axis % 3]) > SHARE * np.linalg.norm(peak):
+                out[axis] = max(out[axis], (force - FEELS[axis] / 4) / way)
+    return np.minimum(out, 1e5)
 
 
-SEEN = np.array([2e-5] * 3 + [2e-4] * 3)
-"""Ways (1 sigma) below which a slope is noise, m and rad."""
+def _felt(window: Window) -> Array:
+    """Along which axes [6] there was contact."""
+    return np.asarray((np.abs(window.wrench) > FEELS).sum(0) >= FELT)
+
+
+BEFORE, SHARE = 2, 0.7
+"""Samples before contact that belong to it, and an axis's share of the force, above which it is no friction of what slides."""
+SEEN = np.array([1e-4] * 3 + [1e-3] * 3)
+"""Ways below which noise alone makes a slope, m and rad."""
 
 
 def stable_damping(window: Window, cfg: TunerConfig) -> Array:
@@ -320,7 +328,7 @@ def fit(window: Window, base: Array, now: Array, cfg: TunerConfig) -> Array:
     if cfg.mode == "rule":
         found[:, 1] = np.maximum(base[:, 1], low[:, 1])
         return np.stack([base[:, 0], np.minimum(found[:, 1], MOST[:, 1]), base[:, 2]], 1)
-    for axis in np.flatnonzero(np.abs(window.wrench).max(0) > FEELS).tolist():
+    for axis in np.flatnonzero(_felt(window)).tolist():
         found[axis] = _axis(window, axis, base[axis], now[axis], low[axis], high[axis], cfg)
     out = projected(found, low, high, cfg)
     if not np.isfinite(out).all():
@@ -418,7 +426,8 @@ class Tuner:
         except ArithmeticError:
             self.failed += 1
             return False
-        self._least[:, 1] = np.maximum(stable, self._least[:, 1] / 2)  # what was hard is forgotten slowly
+        least = self._least[:, 1]  # what was hard is forgotten slowly, and only where something softer was touched
+        self._least[:, 1] = np.where(stable > 0, np.maximum(stable, least / 2), least)
         self.fits += 1
         return True
 
