@@ -132,7 +132,7 @@ def test_what_the_mean_reward_is_worth_for_ever_is_there_at_once() -> None:
     s = drawn(replay, 0)
     assert float(agent.level) == pytest.approx(float(s.reward[s.valid].mean()), abs=1e-6)
     assert torch.allclose(agent._value(torch.zeros(2, BINS)), agent.level / (1 - 0.9)), "a head that says nothing"
-    for step in range(1, 40):
+    for step in range(1, 80):
         told = agent.update(drawn(replay, step))
     assert float(told["value"]) == pytest.approx(float(agent.level) * 10, rel=0.2), "and not on its way there"
     far = dreamer()

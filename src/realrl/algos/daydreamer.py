@@ -81,20 +81,23 @@ class DreamConfig:
     """Learning rate."""
     warmup: int = 1000
     """Updates over which it rises from nothing."""
+    alone: int = 0
+    """Updates of model and critic alone, in which the robot's actions are random still; dreams of nothing teach nothing."""
     clip: float = 0.3
     """The largest gradient of a tensor, as a share of the tensor's own norm."""
 
     def __post_init__(self) -> None:
         check(self, batch="[1, 65536]", length="[2, 4096]", last="[2, 4096]", imagine="[1, 1000]", gamma="(0, 1]", lam="[0, 1]",
               entropy="[0, 100]", spread="[0, 1]", free="[0, 100]", dyn="[0, 100]", rep="[0, 100]", replayed="[0, 100]", slow="(0, 1]",
-              lr="(0, 1]", warmup="[0, 1e9]", clip="(0, 1e9]")
+              lr="(0, 1]", warmup="[0, 1e9]", alone="[0, 1e9]", clip="(0, 1e9]")
         if self.centre and self.gamma == 1:
             raise OutOfBounds(DreamConfig, "gamma", "must be below 1 where values are centred: the mean reward for ever is worth no number")
         if self.last > self.length + 1:
             raise OutOfBounds(DreamConfig, "last", f"must be at most length + 1 = {self.length + 1}, got {self.last}")
 
 
-CPU = DreamConfig(batch=16, length=16, last=4, through=True, centre=True, spread=0.32, gamma=0.985, lr=4e-4, warmup=200)
+CPU = DreamConfig(batch=16, length=16, last=4, gamma=0.985, centre=True, through=True, spread=0.32, slow=0.1, lr=4e-4, warmup=200,
+                  alone=300)
 """A core has little time: short stretches, which begin where memory was, few starts of dreams, a horizon of some hundred updates."""
 
 
@@ -116,7 +119,7 @@ class DaydreamerConfig(Scene):
     """How robot and learner go beside each other."""
     steps: int = 20_000
     """Control steps to learn for; the episode that is under way then is finished."""
-    prefill: int = 1500
+    prefill: int = 1000
     """Control steps of random actions at first, before anything is learned."""
     ratio: float = 128.0
     """Replayed steps for every control step: of how often each is learned from. A learner that is slower is told so by `train_ratio`."""
@@ -201,7 +204,8 @@ class Dreamer:
             losses["replayed"] = self.cfg.replayed * self._replayed(segment, starts, last, counts, returns)
         acting = losses.pop("actor")
         learned = torch.autograd.grad(torch.stack(list(losses.values())).sum(), self._rest, allow_unused=True)
-        self.optimiser.step([*learned, *torch.autograd.grad(acting, self._actor)], self.step)  # a dream's graph ends at the actor
+        own = torch.autograd.grad(acting, self._actor) if self.step >= self.cfg.alone else [None] * len(self._actor)
+        self.optimiser.step([*learned, *own], self.step)  # a dream's graph ends at the actor
         losses["actor"] = acting
         with torch.no_grad():
             for slow, fast in zip(self.slow.parameters(), self.heads["critic"].parameters(), strict=True):
@@ -237,7 +241,7 @@ class Dreamer:
         steps, valid = feature[1:], s.valid / s.valid.sum()
         out["reward"] = (twohot_loss(self.heads["reward"](steps), s.reward, self.bins) * valid).sum()
         goes_on = nn.functional.binary_cross_entropy_with_logits(
-            self.heads["goes_on"](steps)[..., 0].float(), cfg.gamma * (~s.terminated).float(), reduction="none")
+            self.heads["goes_on"](steps)[..., 0].float(), (~s.terminated).float(), reduction="none")
         out["goes_on"] = (goes_on * valid).sum()
         return out, states, {"kl": (kl.detach() * seen).sum() / seen.sum()}
 
@@ -267,7 +271,7 @@ class Dreamer:
                 features.append(state.feature)
             feature = torch.stack(features)
             return {"feature": feature, "action": torch.stack(actions), "reward": twohot_mean(self.heads["reward"](feature[1:]), self.bins),
-                    "discount": self.heads["goes_on"](feature[1:])[..., 0].float().sigmoid()}
+                    "discount": self.cfg.gamma * self.heads["goes_on"](feature[1:])[..., 0].float().sigmoid()}
 
     def _behave(self, dream: Mapping[str, Tensor], counts: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """(losses of actor and critic, lambda-returns at the starts [K, B], what else is told), DreamerV3, eq. 5 to 11."""
@@ -284,7 +288,7 @@ class Dreamer:
             gain = lambda_return(dream["reward"], dream["discount"], self._value(self.heads["critic"](dream["feature"][1:])), cfg.lam)
         else:
             gain = (target - value[:-1]) * logp
-        if cfg.spread and not self.policy.discrete:  # the entropy of a normal of that deviation is what each dimension shall have
+        if cfg.spread and not self.policy.discrete and self.step >= cfg.alone:  # each dimension's entropy as a normal of that deviation has
             short = entropy.detach().mean() / self.policy.action_dim < math.log(cfg.spread * math.sqrt(2 * math.pi * math.e))
             self.worth = (self.worth * torch.where(short, 1.05, 1 / 1.05)).clamp(1e-5, 1.0)
         losses = {"actor": -(weight * (gain / self.range.clamp(min=1.0) + self.worth * entropy)).sum(),
@@ -390,7 +394,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> di
         with cell.run.bar("daydreamer: control steps", cfg.steps) as advance:
             advance(stream.steps)
             while stream.steps < cfg.steps or not stream.between:
-                policy.wander.fill_(float(stream.steps < cfg.prefill))
+                policy.wander.fill_(float(stream.steps < cfg.prefill or agent.step < cfg.dream.alone))
                 moments = stream.take(wait=books.owed(agent.step) < 1)
                 replay.put(replace(m, step=replace(m.step, obs={key: m.step.obs[key] for key in seen}),
                                    after={key: m.after[key] for key in seen}) for m in moments)
