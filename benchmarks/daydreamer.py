@@ -5,8 +5,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --methods realtime --seeds 0
 
 cpu is `realrl train daydreamer` as it is by default, in one process that takes turns; realtime is the same with the robot in a process of
-its own, at its rate by the clock; camera sees pictures and the robot's own readings; demos has demonstrations in half of each batch at first,
-and ever fewer; camera-demos has both. The curve has the mean reward a step of every 1,000 control steps of practice, noise and all.
+its own, at its rate by the clock; camera sees pictures and the robot's own readings; demos has demonstrations in half of each batch at
+first, and ever fewer; camera-demos has both. The curve has the mean reward a step of every 1,000 control steps of practice, noise and all.
 Rows go to benchmarks/results/daydreamer.jsonl; the same command goes on where it was stopped, within a run too.
 """
 

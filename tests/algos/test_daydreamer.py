@@ -156,6 +156,24 @@ def test_the_returns_reach_the_actor_through_the_dream_and_stop_there() -> None:
     assert len(agent.optimiser.parameters) == len(list(agent._parts.parameters()))
 
 
+def test_the_actor_waits_for_a_model_but_not_for_what_is_shown() -> None:
+    waits, replay = dreamer(alone=1000), line(3)
+    before = copy.deepcopy(waits.policy.state_dict())
+    for step in range(3):
+        waits.update(drawn(replay, step))
+    after = waits.policy.state_dict()
+    same = {k for k in before if torch.equal(before[k], after[k])}
+    assert {k for k in before if k.startswith("actor.")} <= same and "encoder.state.0.linear.weight" not in same
+    s, random = drawn(replay, 99), torch.Generator()
+    feature = waits._model(s, random)[1].feature.detach()
+    unlike = float(waits._imitation(s, feature, 8).detach())
+    for step in range(30):
+        waits.update(drawn(replay, step), 4)
+    assert float(waits._imitation(s, waits._model(s, random)[1].feature.detach(), 8).detach()) < unlike - 0.02
+    s.action[:, 4:] = 9.0
+    assert float(waits._imitation(s, feature, 4).detach()) < 10, "the others' stretches are nobody's example"
+
+
 def test_the_model_is_no_business_of_the_actor() -> None:
     agent, replay = dreamer(replayed=0.0), line(3)
     random, s = torch.Generator().manual_seed(0), drawn(replay, 0)

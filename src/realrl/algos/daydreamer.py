@@ -67,6 +67,8 @@ class DreamConfig:
     """What a nat of the actor's entropy is worth, in normalised returns."""
     spread: float = 0.0
     """The deviation of continuous actions that the entropy's worth is moved for (DayDreamer); 0: it stays."""
+    imitate: float = 1.0
+    """Weight of the actor's likelihood of what was shown, where demonstrations are in the batch."""
     free: float = 1.0
     """Nats of KL, of all categoricals together, that cost nothing."""
     dyn: float = 1.0
@@ -88,8 +90,8 @@ class DreamConfig:
 
     def __post_init__(self) -> None:
         check(self, batch="[1, 65536]", length="[2, 4096]", last="[2, 4096]", imagine="[1, 1000]", gamma="(0, 1]", lam="[0, 1]",
-              entropy="[0, 100]", spread="[0, 1]", free="[0, 100]", dyn="[0, 100]", rep="[0, 100]", replayed="[0, 100]", slow="(0, 1]",
-              lr="(0, 1]", warmup="[0, 1e9]", alone="[0, 1e9]", clip="(0, 1e9]")
+              entropy="[0, 100]", spread="[0, 1]", imitate="[0, 1e3]", free="[0, 100]", dyn="[0, 100]", rep="[0, 100]",
+              replayed="[0, 100]", slow="(0, 1]", lr="(0, 1]", warmup="[0, 1e9]", alone="[0, 1e9]", clip="(0, 1e9]")
         if self.centre and self.gamma == 1:
             raise OutOfBounds(DreamConfig, "gamma", "must be below 1 where values are centred: the mean reward for ever is worth no number")
         if self.last > self.length + 1:
@@ -187,8 +189,9 @@ class Dreamer:
         """Half of it, where it pays. A context of its own for every part of an update: weights are cast once in each."""
         return torch.autocast(self.policy.device.type, torch.bfloat16) if self._bf16 else nullcontext()
 
-    def update(self, segment: Segment) -> dict[str, Tensor]:
-        """One step on stretches of episodes; its losses and what else is worth a curve, as tensors that nobody has waited for."""
+    def update(self, segment: Segment, shown: int = 0) -> dict[str, Tensor]:
+        """One step on stretches of episodes, the first so many of them shown by somebody; its losses and what else is worth a curve, as
+        tensors that nobody has waited for."""
         random = torch.Generator(self.policy.device).manual_seed(derive(self.seed, "dream", self.step))
         with self._precision():
             losses, states, told = self._model(segment, random)
@@ -202,10 +205,11 @@ class Dreamer:
             behaviour, returns, more = self._behave(dream, counts)
             losses |= behaviour
             losses["replayed"] = self.cfg.replayed * self._replayed(segment, starts, last, counts, returns)
-        acting = losses.pop("actor")
+            if shown:
+                losses["imitation"] = self.cfg.imitate * self._imitation(segment, states.feature.detach(), shown)
+        acting = losses.pop("actor") * (self.step >= self.cfg.alone) + losses.pop("imitation", 0.0)
         learned = torch.autograd.grad(torch.stack(list(losses.values())).sum(), self._rest, allow_unused=True)
-        own = torch.autograd.grad(acting, self._actor) if self.step >= self.cfg.alone else [None] * len(self._actor)
-        self.optimiser.step([*learned, *own], self.step)  # a dream's graph ends at the actor
+        self.optimiser.step([*learned, *torch.autograd.grad(acting, self._actor)], self.step)  # a dream's graph ends at the actor
         losses["actor"] = acting
         with torch.no_grad():
             for slow, fast in zip(self.slow.parameters(), self.heads["critic"].parameters(), strict=True):
@@ -297,6 +301,12 @@ class Dreamer:
                 "worth": self.worth, "dreamt_reward": reward.mean(),
                 **({} if self.policy.discrete else {"deviation": told[1].detach().mean()})}
         return losses, target[0].view_as(counts), more
+
+    def _imitation(self, s: Segment, feature: Tensor, shown: int) -> Tensor:
+        """How unlikely the actor finds what was done in the first so many stretches."""
+        logp, _ = self.policy.logp(self.policy.distribution(feature[:-1, :shown]), s.action[:, :shown])
+        weight = s.valid[:, :shown].float()
+        return -(logp * weight).sum() / weight.sum()
 
     @property
     def _base(self) -> Tensor:
@@ -402,7 +412,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> di
                 for _ in range(min(int(books.owed(agent.step)), books.most)):
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
                     early = round(cfg.dream.batch * cfg.demo_share * max(0.0, 1 - stream.steps / cfg.steps)), shown
-                    books.told.append(agent.update(replay.segments(cfg.dream.batch, cfg.dream.length, random, early=early)))
+                    books.told.append(agent.update(replay.segments(cfg.dream.batch, cfg.dream.length, random, early=early), early[0]))
                     stream.publish(policy)
                 advance(len(moments))
                 books.tick(agent.step)
