@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib import advantage, assembling, everywhere, helping, serving, walking
+from benchmarks.lib import advantage, assembling, dreaming, everywhere, helping, serving, walking
 from benchmarks.lib.common import RESULTS, ROOT, read_rows
 from realrl.cell.evaluate import wilson
 from realrl.files import write_text
@@ -409,6 +409,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
         grid(assembling.LOOP, assembling.loop(rows) or [[NOT_RUN] * len(assembling.LOOP)]), commands(rows)]),
     "hil_serl": lambda rows: "\n\n".join([grid(helping.HEAD, helping.lines(rows) or [[NOT_RUN] * len(helping.HEAD)]), commands(rows)]),
     "recap": lambda rows: "\n\n".join([grid(advantage.HEAD, advantage.lines(rows) or [[NOT_RUN] * len(advantage.HEAD)]), commands(rows)]),
+    "daydreamer": lambda rows: "\n\n".join([grid(dreaming.HEAD, dreaming.lines(rows) or [[NOT_RUN] * len(dreaming.HEAD)]), commands(rows)]),
     "real_data": real_data_table,
     "serving": lambda rows: "\n\n".join([grid(serving.HEAD, serving.lines(rows) or [[NOT_RUN] * len(serving.HEAD)]), commands(rows)]),
     "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
