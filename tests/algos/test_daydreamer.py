@@ -153,7 +153,8 @@ def test_the_returns_reach_the_actor_through_the_dream_and_stop_there() -> None:
     critic = torch.autograd.grad(losses["critic"], list(agent._parts.parameters()), allow_unused=True)
     touched = {name.split(".")[1] for (name, _), g in zip(agent._parts.named_parameters(), critic, strict=True) if g is not None}
     assert touched == {"critic"}
-    assert len(agent.optimiser.parameters) == len(list(agent._parts.parameters()))
+    both = [*agent.optimiser.parameters, *agent.practice.parameters]
+    assert sorted(map(id, both)) == sorted(map(id, agent._parts.parameters())), "each is somebody's, and nobody's twice"
 
 
 def test_the_actor_waits_for_a_model_but_not_for_what_is_shown() -> None:
@@ -164,6 +165,11 @@ def test_the_actor_waits_for_a_model_but_not_for_what_is_shown() -> None:
     after = waits.policy.state_dict()
     same = {k for k in before if torch.equal(before[k], after[k])}
     assert {k for k in before if k.startswith("actor.")} <= same and "encoder.state.0.linear.weight" not in same
+    starts = dreamer(alone=3, warmup=1)
+    for step in range(4):
+        starts.update(drawn(replay, step))
+    moved = [float((after - before[f"actor.{k}"]).abs().max()) for k, after in starts.policy.actor.state_dict().items()]
+    assert starts.acted == 1 and max(moved) == pytest.approx(starts.cfg.lr, rel=1e-3), "its first step is no longer than any first step"
     s, random = drawn(replay, 99), torch.Generator()
     feature = waits._model(s, random)[1].feature.detach()
     unlike = float(waits._imitation(s, feature, 8).detach())
@@ -317,7 +323,7 @@ def test_presets_are_one_flag_apart() -> None:
     for name, preset in PRESETS.items():
         with torch.device("meta"):
             agent = Dreamer(RecurrentPolicy(preset.policy, 42, 12), preset.dream, seed=0)
-        sizes[name] = sum(p.numel() for p in agent.optimiser.parameters)
+        sizes[name] = sum(p.numel() for p in agent._parts.parameters())
     assert sizes["cpu"] < 1.1e6 and 0.5e6 < sizes["v3"] < 0.8e6 and sizes["daydreamer"] > 5e6
     with pytest.raises(OutOfBounds, match="learned from nothing"):
         DaydreamerConfig(data="somewhere")

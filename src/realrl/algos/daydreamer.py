@@ -182,7 +182,8 @@ class Dreamer:
         self._actor = list(policy.actor.parameters())
         its = {id(p) for p in self._actor}
         self._rest = [p for p in self._parts.parameters() if id(p) not in its]
-        self.optimiser = LaProp([*self._rest, *self._actor], lr=cfg.lr, warmup=cfg.warmup, clip=cfg.clip)
+        self.optimiser, self.practice = (LaProp(ps, lr=cfg.lr, warmup=cfg.warmup, clip=cfg.clip) for ps in (self._rest, self._actor))
+        self.acted = 0  # updates of the actor, whose first come later
         self.memory = Memory(size, place)
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -205,12 +206,16 @@ class Dreamer:
             behaviour, returns, more = self._behave(dream, counts)
             losses |= behaviour
             losses["replayed"] = self.cfg.replayed * self._replayed(segment, starts, last, counts, returns)
+            acting = losses.pop("actor") * (self.step >= self.cfg.alone)
             if shown:
-                losses["imitation"] = self.cfg.imitate * self._imitation(segment, states.feature.detach(), shown)
-        acting = losses.pop("actor") * (self.step >= self.cfg.alone) + losses.pop("imitation", 0.0)
+                acting = acting + self.cfg.imitate * self._imitation(segment, states.feature.detach(), shown)
         learned = torch.autograd.grad(torch.stack(list(losses.values())).sum(), self._rest, allow_unused=True)
-        self.optimiser.step([*learned, *torch.autograd.grad(acting, self._actor)], self.step)  # a dream's graph ends at the actor
+        own = torch.autograd.grad(acting, self._actor)  # where a dream's graph ends
+        self.optimiser.step(learned, self.step)
         losses["actor"] = acting
+        if shown or self.step >= self.cfg.alone:
+            self.practice.step(own, self.acted)
+            self.acted += 1
         with torch.no_grad():
             for slow, fast in zip(self.slow.parameters(), self.heads["critic"].parameters(), strict=True):
                 slow.lerp_(fast, self.cfg.slow)
@@ -349,14 +354,16 @@ class Dreamer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that goes on."""
         return {"parts": self._parts.state_dict(), "slow": self.slow.state_dict(), "optimiser": self.optimiser.state_dict(),
-                "memory": self.memory.state_dict(), "step": self.step, "range": self.range, "level": self.level, "worth": self.worth}
+                "practice": self.practice.state_dict(), "memory": self.memory.state_dict(), "step": self.step, "acted": self.acted,
+                "range": self.range, "level": self.level, "worth": self.worth}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        for part, name in ((self._parts, "parts"), (self.slow, "slow"), (self.optimiser, "optimiser"), (self.memory, "memory")):
+        for part, name in ((self._parts, "parts"), (self.slow, "slow"), (self.optimiser, "optimiser"), (self.practice, "practice"),
+                           (self.memory, "memory")):
             part.load_state_dict(state[name])
         self.range, self.level, self.worth = (state[name].to(self.bins.device) for name in ("range", "level", "worth"))
-        self.step = int(state["step"])
+        self.step, self.acted = int(state["step"]), int(state["acted"])
 
 
 # ---- learning
