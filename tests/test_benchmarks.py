@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import daydreamer, hil_serl, recap, rl100_adroit, rl100_all, rl100_locomotion, walk
-from benchmarks.lib import advantage, baselines, common, comparison, door, everywhere, gaussian_ppo, helping, tables, walking
+from benchmarks.lib import advantage, baselines, common, comparison, door, dreaming, everywhere, gaussian_ppo, helping, tables, walking
 from benchmarks.studies import dreams, peg_search
 from realrl import envs
 from realrl.algos.rl100 import RL100Config
@@ -254,6 +254,9 @@ def test_dreaming_runs_and_says_when_a_robot_stands(tmp_path: Path, capsys: pyte
     (found,) = common.read_rows(tmp_path / "smoke" / "daydreamer.jsonl")
     assert found["task"] == "quadruped/go1-from-back" and len(found["curve"]) == 1 and 4.9 < found["curve"][0] < 6
     assert (found["upright"], found["stands"], found["walks"]) == (None, None, None) and len(found["phases"][0]) == 5
+    (line,) = dreaming.lines([{**found, "stands": 7500}])
+    assert line[0] == "quadruped/go1-from-back, cpu" and line[2] == f"{found['curve'][0]:.2f}" and line[3] == "never; 7,500; never"
+    assert len(line) == len(dreaming.HEAD) and dreaming.lines([{k: v for k, v in found.items() if k != "phases"}])[0][3] == "-"
     (run,) = (tmp_path / "smoke" / "daydreamer").iterdir()
     assert dreams.main([str(run), "--out", str(tmp_path / "dreams.png")]) == 0 and (tmp_path / "dreams.png").stat().st_size > 10_000
     assert "steps ahead" in capsys.readouterr().out
