@@ -40,8 +40,9 @@ PRETRAINING, FINE_TUNING = ImitationConfig(steps=2500, batch=128), ImitationConf
 
 @dataclass(frozen=True)
 class Manner:
-    """How a demonstrator does what its script says. speed: share of the hand's motion; pause: chance a step to rest for 5 to 15 steps;
-    noise: standard deviation a step; drift: of what the hand is off in a whole episode."""
+    """How a demonstrator does what its script says. speed: the fastest that the hand moves, of 1 (who scales all motions misses the grasps
+    instead of being slow); pause: chance a step to rest for 5 to 15 steps; noise: standard deviation a step; drift: of what the hand is off
+    in a whole episode."""
 
     speed: float = 1.0
     pause: float = 0.0
@@ -49,8 +50,8 @@ class Manner:
     drift: float = 0.0
 
 
-MANNERS = {"fast": Manner(), "slow": Manner(0.5, 0.04), "noisy": Manner(noise=0.4), "lost": Manner(noise=0.2, drift=0.6)}
-"""Whose demonstrations there are, as many of each; of the lost ones most fail, and they are in the pre-training alone."""
+MANNERS = {"fast": Manner(), "slow": Manner(0.6, 0.04, 0.05), "noisy": Manner(noise=0.4), "lost": Manner(noise=0.2, drift=0.4)}
+"""Whose demonstrations there are, as many of each: the slow take about twice as long, and of the lost ones most fail."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class RecapConfig(Scene):
     """The first of the tasks; leave it to --tasks."""
     tasks: tuple[str, ...] = COFFEE
     """Environments, separated by spaces or commas, see `realrl tasks`."""
-    demos: int = 15
+    demos: int = 25
     """Demonstrations of every manner and task: fast, slow with pauses, noisy, lost."""
     policy: FlowPolicyConfig = field(default_factory=FlowPolicyConfig)
     """The policy; its flow.guidance is beta, which acts after pre-training."""
@@ -73,7 +74,7 @@ class RecapConfig(Scene):
     """Its fit on one task's demonstrations, and in every round on all data of the task."""
     rounds: int = 1
     """Rounds of practice and learning."""
-    rollouts: int = 60
+    rollouts: int = 100
     """Episodes of practice of every task in a round."""
     corrected: float = 0.2
     """Share of them beside which a (scripted) person stands and corrects."""
@@ -336,7 +337,7 @@ class Demonstrator:
                 off[i] = torch.from_numpy(g.normal(0.0, m.drift, 3))
             if rest[i] <= 0 and g.uniform() < m.pause:
                 rest[i] = float(g.integers(5, 16))
-            action[i, :moves] = 0.0 if rest[i] > 0 else m.speed * action[i, :moves] + off[i, :moves].numpy()
+            action[i, :moves] = 0.0 if rest[i] > 0 else action[i, :moves].clip(-m.speed, m.speed) + off[i, :moves].numpy()
             rest[i] -= 1
             action[i] += g.normal(0.0, m.noise, action.shape[-1])
         return Plan(np.clip(action, -1.0, 1.0).astype(np.float32)[:, None]), {"rest": rest, "off": off}
