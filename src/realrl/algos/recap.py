@@ -35,7 +35,7 @@ Learner = Literal["recap", "shuffled", "filtered", "positive", "awr"]
 COFFEE = ("metaworld/coffee-push-v3", "metaworld/coffee-pull-v3")
 PERSON = OperatorConfig(patience=30, slip=10.0, hold=(15, 30), cap=1.0, grain=0.0, finish=0.0, fade=0.0)
 """Takes over when the value fell by 0.1 or stood still for 30 steps, for 15 to 30 steps; remembers nothing between episodes."""
-PRETRAINING, FINE_TUNING = ImitationConfig(steps=2500, batch=128), ImitationConfig(steps=1000, batch=128, lr=5e-4, warmup=50)
+PRETRAINING, FINE_TUNING = ImitationConfig(steps=2500, batch=64), ImitationConfig(steps=1000, batch=64, lr=5e-4, warmup=50)
 
 
 @dataclass(frozen=True)
