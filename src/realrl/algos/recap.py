@@ -94,6 +94,8 @@ class RecapConfig(Scene):
     """What else is learned from the last round's data and judged: recap's controls and the baselines."""
     marks: bool = False
     """Whether the last round's policy is judged without the indicator and with the negative one, too."""
+    guidances: tuple[float, ...] = ()
+    """Other betas that the last round's policy is judged with: guidance is a way of acting, it costs no other fit."""
     one_step: bool = False
     """Whether the product is distilled to one step, guidance absorbed."""
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -106,7 +108,7 @@ class RecapConfig(Scene):
         object.__setattr__(self, "task", self.task or self.tasks[0])
         super().__post_init__()
         check(self, rounds="[1, 100]", rollouts="[1, 1e6]", corrected="[0, 1]", ahead="[1, 1e6]", positive_demos="(0, 1)",
-              positive="(0, 1)", dropout="[0, 1]", temperature="(0, 1e3]")
+              positive="(0, 1)", dropout="[0, 1]", temperature="(0, 1e3]", guidances="[0, 20]")
         if self.sight.kind != "state":
             raise OutOfBounds(RecapConfig, "sight", f"is {self.sight.kind!r}: the value looks at the state alone, leave it out")
 
@@ -174,6 +176,8 @@ def learn_task(cfg: RecapConfig, cell: Cell, task: str, base: FlowPolicy, critic
     if cfg.marks:
         for word, mark in (("unmarked", NONE), ("negative", NEGATIVE)):
             cell.finish_stage(f"{word} {name}", policy.acting(mark), cfg.eval_episodes)
+    for beta in cfg.guidances:
+        cell.finish_stage(f"guided-{beta:g} {name}", policy.guided(beta), cfg.eval_episodes)
     cell.keep(policy)
     if cfg.one_step:
         stage = f"one-step {name}"
@@ -393,7 +397,7 @@ def headline(cfg: RecapConfig, cells: Mapping[str, Cell]) -> dict[str, Any]:
                 "per_hour": throughput(of, dts, 0.0), "per_hour_5s": throughput(of, dts, 5.0)}
 
     stages = ["fine-tuned", *(f"recap-{k}" for k in range(1, cfg.rounds + 1)), *cfg.compare]
-    stages += ["unmarked", "negative"] * cfg.marks + ["one-step"] * cfg.one_step
+    stages += ["unmarked", "negative"] * cfg.marks + [f"guided-{beta:g}" for beta in cfg.guidances] + ["one-step"] * cfg.one_step
     all_of = {stage: told(stage) for stage in stages}
     base, mine = all_of["fine-tuned"], all_of[f"recap-{cfg.rounds}"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -195,6 +195,12 @@ class FlowPolicy(nn.Module):
         """A frozen copy that acts with this indicator."""
         other = self.with_head(self.head, name)
         other.mark = mark
+        return other
+
+    def guided(self, beta: float) -> FlowPolicy:
+        """A frozen copy that acts with this guidance."""
+        other = self.with_head(self.head)
+        other.cfg = replace(self.cfg, flow=replace(self.cfg.flow, guidance=beta))
         return other
 
     def with_head(self, head: Head, name: str | None = None) -> FlowPolicy:
