@@ -168,7 +168,7 @@ class ValueFit:
         x, target, which = self.x[rows.to(self.x.device)], self.target[rows.to(self.x.device)].cpu(), self.episode[rows]
         found = self.value.value(x).cpu()
         some = slice(None, None, 1 + len(rows) // 1000)
-        of = [(found[which == e], target[which == e]) for e in which.unique()]
+        of = [(found[which == e], target[which == e]) for e in sorted(set(which.tolist()))]
         good = [v.mean() for v, r in of if r[-1] > -1]
         bad = [v.mean() for v, r in of if r[-1] <= -1]
         above = float((torch.stack(good)[:, None] > torch.stack(bad)).float().mean()) if good and bad else 0.5

@@ -80,7 +80,8 @@ def _draw_values(axes: Axes, judged: _Judged, rows: Array) -> None:
 
 
 def _draw_advantages(axes: Axes, judged: _Judged) -> None:
-    edges = np.linspace(*np.quantile(np.concatenate(judged.columns["advantage"]), [0.005, 0.995]), 40)
+    low, high = np.quantile(np.concatenate(judged.columns["advantage"]), [0.005, 0.995])
+    edges = np.linspace(low, high, 40)
     for colour, who in zip((*PALETTE, GREY) * 3, dict.fromkeys(judged.who), strict=False):
         a = np.concatenate([x for x, of in zip(judged.columns["advantage"], judged.who, strict=True) if of == who])
         axes.stairs(np.histogram(a, edges)[0] / len(a), edges, color=colour, lw=1.2, label=who.removeprefix("demonstration "))
