@@ -24,6 +24,7 @@ from benchmarks.lib.jobs import Job
 from realrl.algos.recap import RecapConfig, train
 from realrl.cell.cell import WorkCell
 from realrl.cell.evaluate import wilson
+from realrl.policies.flow import FlowPolicyConfig
 from realrl.policies.folder import load_policy
 from realrl.run import Run
 from realrl.scene import CollectConfig
@@ -34,7 +35,7 @@ GROUPS = {"colours": ("red", "blue"), "coffee": ("coffee-push-v3", "coffee-pull-
           "ten": ("coffee-button-v3", "coffee-push-v3", "coffee-pull-v3", "plate-slide-v3", "plate-slide-back-v3", "push-v3",
                   "pick-place-v3", "peg-insert-side-v3", "box-close-v3", "door-open-v3")}
 """Tasks that are learned together, of metaworld; those of one name share a scene. The colours are toys, minutes of one core."""
-BASE = RecapConfig(compare=("filtered", "positive", "awr", "shuffled"), marks=True, guidances=(2.0,))
+BASE = RecapConfig(policy=FlowPolicyConfig(), compare=("filtered", "positive", "awr", "shuffled"), marks=True, guidances=(2.0,))
 SWEEPS: dict[str, Mapping[str, Any]] = {
     "base": {}, **{f"positive-{p}": {"positive": p / 100} for p in (10, 30, 50)}, **{f"ahead-{n}": {"ahead": n} for n in (8, 200)}}
 """What else is tried: the share of practised actions that is taken for good, the steps that an advantage looks ahead. Guidance is a way of

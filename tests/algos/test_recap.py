@@ -133,12 +133,22 @@ def test_throughput_counts_the_time_of_failures_and_resets() -> None:
     assert throughput([stage], [0.1], 5.0) == pytest.approx(3600 * 5 / 150)
 
 
-def test_a_run_and_what_it_leaves(tmp_path: Path) -> None:
+def test_a_run_and_what_it_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stage of every task; the controls; a policy a task, acting as if good; columns for the viewer; corrections marked as such."""
+    guidance = {}
+
+    def finish(cell: WorkCell, name: str, policy: Any, n: int, *, judged: Any = WorkCell.finish_stage) -> None:
+        guidance[name.partition(" ")[0]] = policy.cfg.flow.guidance
+        judged(cell, name, policy, n)
+
+    monkeypatch.setattr(WorkCell, "finish_stage", finish)
     cfg = tiny(compare=("shuffled",), marks=True, guidances=(2.0,), one_step=True, distill=DistillConfig(steps=3, batch=8, chains=4))
+    cfg = replace(cfg, policy=replace(cfg.policy, flow=FlowConfig(steps=2, guidance=1.5)), compare=(*cfg.compare, "filtered"))
     summary = run_of(tmp_path, cfg)
     stages = ["fine-tuned", "recap-1", *cfg.compare, "unmarked", "negative", "guided-2", "one-step"]
     assert [s["name"] for s in summary["stages"]] == [f"{stage} {task}" for task in ("red", "blue") for stage in stages]
+    assert guidance == {"fine-tuned": 1.0, "recap-1": 1.5, "shuffled": 1.5, "filtered": 1.0, "unmarked": 1.5, "negative": 1.5,
+                        "guided-2": 2.0, "one-step": 1.5}, "who knows nothing bad has nothing to be guided from"
     head = summary["headline"]
     assert {"throughput_ratio", "failure_ratio", "success"} <= head.keys() and set(head["stages"]) == set(stages)
     assert set(summary["values"]) == {"pre-training value", "recap-1 red value", "recap-1 blue value"}

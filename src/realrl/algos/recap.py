@@ -22,6 +22,7 @@ from torch import Tensor
 from realrl.config import OutOfBounds, check
 from realrl.files import derive
 from realrl.generative.diffusion import DistillConfig
+from realrl.generative.flow import FlowConfig
 from realrl.learn.fit import ImitationConfig, imitate
 from realrl.learn.flow import FlowFit, Lessons, cells_of, distil, listed, make_policy
 from realrl.learn.value import Value, ValueConfig, ValueFit, advantages, column, returns, threshold
@@ -35,6 +36,7 @@ Learner = Literal["recap", "shuffled", "filtered", "positive", "awr"]
 COFFEE = ("metaworld/coffee-push-v3", "metaworld/coffee-pull-v3")
 PERSON = OperatorConfig(patience=30, slip=10.0, hold=(15, 30), cap=1.0, grain=0.0, finish=0.0, fade=0.0)
 """Takes over when the value fell by 0.1 or stood still for 30 steps, for 15 to 30 steps; remembers nothing between episodes."""
+GUIDED = FlowPolicyConfig(flow=FlowConfig(guidance=2.0))
 PRETRAINING, FINE_TUNING = ImitationConfig(steps=2500, batch=64), ImitationConfig(steps=1000, batch=64, lr=5e-4, warmup=50)
 
 
@@ -64,8 +66,8 @@ class RecapConfig(Scene):
     """Environments, separated by spaces or commas, see `realrl tasks`."""
     demos: int = 25
     """Demonstrations of every manner and task: fast, slow with pauses, noisy, lost."""
-    policy: FlowPolicyConfig = field(default_factory=FlowPolicyConfig)
-    """The policy; its flow.guidance is beta, which acts after pre-training."""
+    policy: FlowPolicyConfig = GUIDED
+    """The policy; its flow.guidance is beta, which acts where there was bad to learn from, too: after a round."""
     value: ValueConfig = field(default_factory=ValueConfig)
     """The value network and its fits."""
     pretraining: ImitationConfig = PRETRAINING
@@ -197,7 +199,8 @@ def tune(cfg: RecapConfig, cell: Cell, task: str, base: FlowPolicy, stage: str, 
         imitate(cell.run, FlowFit(policy, lessons, cfg.finetuning, seed=derive(cfg.seed, stage, task), mark=torch.from_numpy(mark).long(),
                                   dropout=cfg.dropout, weight=None if weight is None else torch.from_numpy(weight).float(),
                                   among=None if among is None else torch.from_numpy(among)), name)
-    return policy.told(task).acting(POSITIVE)
+    policy = policy.told(task).acting(POSITIVE)
+    return policy.guided(1.0) if (mark == POSITIVE).all() else policy  # nothing bad to be guided from
 
 
 class Critic:
