@@ -297,7 +297,7 @@ def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path, capsys:
 def test_recap_has_a_row_a_method_and_ratios_to_fine_tuning(tmp_path: Path) -> None:
     assert recap.main(["--smoke", "--out", str(tmp_path), "--no-marks"]) == 0
     found = common.read_rows(tmp_path / "smoke" / "recap.jsonl")
-    assert [r["method"] for r in found] == ["fine-tuned", "recap-1", "filtered", "swapped"]
+    assert [r["method"] for r in found] == ["fine-tuned", "recap-1", "filtered", "guided-2", "swapped"]
     assert all(r["success"]["n"] == 6 and set(r["by_task"]) == {"red", "blue"} for r in found)
     good = {"rate": 0.5, "n": 10, "low": 0.0, "high": 1.0}
     rows = [{**found[0], "success": good, "per_hour": 100.0}, {**found[1], "success": {**good, "rate": 0.8}, "per_hour": 170.0}]

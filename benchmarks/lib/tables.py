@@ -305,7 +305,8 @@ def encoders_table(rows: Sequence[Row]) -> str:
 def vision_latency_table(rows: Sequence[Row]) -> str:
     """One line a case and head, stages across."""
     stages = ("sampling", "encoder", "head", "all")
-    lines = [[r["case"], {"ddim": "10 steps", "one-step": "one step"}[r["head"]],
+    clocks = {"thread": " (the thread's own time)"}
+    lines = [[r["case"] + clocks.get(r.get("clock", ""), ""), {"ddim": "10 steps", "flow": "10 steps", "one-step": "one step"}[r["head"]],
               *(f"{r['ms'][s]['p50']:.2f} / {r['ms'][s]['p99']:.2f}" for s in stages), str(r["calls"])] for r in rows]
     head = ["p50 / p99 [ms]", "", "sampling the cloud", "encoder", "head", "all", "calls"]
     return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
@@ -397,7 +398,10 @@ def commands(rows: Sequence[Row]) -> str:
 
 def one_grid(part: ModuleType) -> Callable[[Sequence[Row]], str]:
     """The table of a module that has its HEAD and its `lines`, with the commands of its rows."""
-    return lambda rows: "\n\n".join([grid(part.HEAD, part.lines(rows) or [[NOT_RUN] * len(part.HEAD)]), commands(rows)])
+    def table(rows: Sequence[Row]) -> str:
+        return "\n\n".join([grid(part.HEAD, part.lines(rows) or [[NOT_RUN] * len(part.HEAD)]), commands(rows)])
+
+    return table
 
 
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {

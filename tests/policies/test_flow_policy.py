@@ -139,6 +139,8 @@ def test_guidance_goes_from_what_nobody_marked_to_what_is_good_and_beyond():
     for beta in (0.0, 1.5, 2.5):
         assert torch.allclose(says(beta, POSITIVE), without + beta * (good - without), atol=1e-5)
     assert torch.equal(says(2.5, NONE), without), "there is nothing to guide to"
+    plain = policy.acting(POSITIVE)
+    assert torch.equal(plain.guided(2.5).velocity(cond)(x, t), says(2.5, POSITIVE)) and plain.cfg.flow.guidance == 1.0
 
 
 def test_with_a_delay_a_plan_begins_with_what_was_decided():

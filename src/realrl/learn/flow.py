@@ -142,7 +142,7 @@ class FlowFit:
         self.mark, self.dropout, self.weight, self.among = mark, dropout, weight, among
         self.net = nn.ModuleDict({"prefix": policy.prefix, "actor": policy.actor}).requires_grad_(True).train()
         self.average = averaged(self.net, cfg.ema)
-        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=cfg.lr, betas=(0.9, 0.98), weight_decay=cfg.weight_decay)
+        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=cfg.lr, betas=(0.9, 0.98), weight_decay=cfg.weight_decay, fused=True)
         self.step = 0
         self.kept_back: Tensor | None = None
         if cfg.validation:

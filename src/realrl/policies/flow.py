@@ -211,6 +211,12 @@ class FlowPolicy(nn.Module):
         other.mark = mark
         return other
 
+    def guided(self, beta: float) -> FlowPolicy:
+        """A frozen copy that acts with this guidance."""
+        other = self.with_head(self.head)
+        other.cfg = replace(self.cfg, flow=replace(self.cfg.flow, guidance=beta))
+        return other
+
     def with_head(self, head: Head, name: str | None = None) -> FlowPolicy:
         """A frozen copy that acts with the given head."""
         other = copy.deepcopy(self).eval().requires_grad_(False)

@@ -13,6 +13,7 @@ from realrl.files import write_text
 from realrl.losses import spearman
 from realrl.report.curves import curves
 from realrl.report.cycle import cycle_parts
+from realrl.report.experience import experience_parts
 from realrl.report.failures import failure_parts
 from realrl.report.figures import STYLE, cycle_figures, ope_figure, success_figure
 from realrl.report.foresight import foresight_of, foresight_parts, verdict
@@ -183,6 +184,7 @@ def _page(run_dir: Path) -> dict[str, Any]:
         "decisions": _decisions(summary, str(at_summary)),
         "tiles": _tiles(summary, main, str(at_summary)), "success": success_figure(stages),
         "stages": stage_grid(stages, PAGE, drop_empty=True), "curves": curves(read_rows(at_metrics)),
+        "experience": experience_parts(run_dir, summary, str(at_summary)),
         "cycle": cycle, "cycle_all": cycle_all, "failures": failures, "failures_text": text, "kept": failure_parts(run_dir),
         "film": sorted(p.relative_to(run_dir).as_posix() for p in (run_dir / "film").glob("*.mp4")), "left_out": LEFT_OUT,
         "latency": latency_grid(timed) if timed else None, "command": _command(meta), "config": read_text(run_dir / "config.yaml"),
