@@ -153,6 +153,8 @@ def test_with_a_delay_a_plan_begins_with_what_was_decided():
     assert not np.array_equal(act(policy)[0].action[:, :2], memory["ahead"].numpy())
     fresh = {k: v.clone() for k, v in memory.items()}
     fresh["decided"][2] = 0  # this row was forgotten: a new episode
+    policy.interrupt(memory, 2)
+    assert memory["decided"].tolist() == fresh["decided"].tolist(), "a person took over"
     again, _ = act(policy, state=fresh)
     assert np.array_equal(again.action[2], first.action[2]) and np.array_equal(again.action[3], after.action[3])
 

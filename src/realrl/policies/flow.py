@@ -350,8 +350,7 @@ class FlowPolicy(nn.Module):
     def interrupt(self, state: State, row: int) -> None:
         """Somebody else moved this robot: what its last plan had decided is not done."""
         if "decided" in state:
-            state["decided"] = state["decided"].clone()  # it was made in inference mode
-            state["decided"][row] = 0
+            state["decided"] = state["decided"].index_fill(0, torch.tensor(row), 0.0)  # not in place: it was made in inference mode
 
     def _conditions(self, found: Mapping[str, Tensor], state: State) -> tuple[Tensor, Tensor | None]:
         """Conditions [B, P W] with the goal that is shown; where guidance leads to it, also those without it."""
@@ -364,8 +363,7 @@ class FlowPolicy(nn.Module):
 
     def _decided(self, state: State, noise: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(actions [B, K, A] that are decided, where [B, K])."""
-        delay = self.cfg.flow.delay
-        if not delay:
+        if not (delay := self.cfg.flow.delay):
             return None, None
         known = torch.zeros_like(noise)
         known[:, :delay, :self.action_dim] = state["ahead"].to(noise)
