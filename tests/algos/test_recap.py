@@ -39,7 +39,7 @@ def tiny(**changes: Any) -> RecapConfig:
     return replace(RecapConfig(
         tasks=("toy/red", "toy/blue"), demos=2, policy=policy, value=ValueConfig(steps=4, hidden=(8,), every=2), pretraining=FIT,
         finetuning=FIT, rollouts=5, operator=OperatorConfig(patience=2, reaction=0, hold=(3, 3), finish=0.0, fade=0.0), eval_episodes=3,
-        horizon=10, collect=CollectConfig(workers=1)), **changes)
+        horizon=10, rounds=1, collect=CollectConfig(workers=1)), **changes)
 
 
 @pytest.fixture(autouse=True)

@@ -23,12 +23,12 @@ def episode(who: str, steps: int, good: bool, seed: int) -> Episode:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Four labelled episodes of one task, and one that was recorded later."""
+    """Five labelled episodes of one task, and one that was recorded later."""
     store = Store.create(tmp_path / "dataset", task="toy/red", fps=20)
     store.append([episode("demonstration fast", 4, True, 0), episode("demonstration slow", 8, True, 1), episode("rollout-1", 5, True, 2),
-                  episode("rollout-1", 3, False, 3)])
-    value = np.linspace(-1, 0, 20)
-    for name, of in {"value": value, "advantage": value / 10, "indicator": np.arange(20) < 4}.items():
+                  episode("rollout-1", 3, False, 3), episode("corrected-1", 2, True, 4)])
+    value = np.linspace(-1, 0, 22)
+    for name, of in {"value": value, "advantage": value / 10, "indicator": np.arange(22) < 4}.items():
         side.write(store.dir, f"{name}-red", {f"{name}-red": of.astype(np.float64)})
     store.append([episode("evaluation", 6, True, 9)])
     headline = {"stages": {"fine-tuned": {"success": 0.5, "per_hour": 100.0, "per_hour_5s": 50.0}, "recap-1": {
@@ -43,7 +43,8 @@ def text(html: str) -> str:
 
 def test_a_report_shows_values_advantages_and_what_was_taken_for_good(run: Path) -> None:
     shown = text(write_report(run).read_text())
-    assert "Values of rollout-1" in shown and "Advantages" in shown
+    assert "Values of rollout-1" in shown, "the newest of which some failed"
+    assert "Advantages" in shown
     assert "demonstration fast 1 100.0 % 4 100.0 %" in shown and "demonstration slow 1 100.0 % 8 0.0 %" in shown
     assert "rollout-1 2 50.0 % 8 0.0 %" in shown, "both episodes of the round in one row"
     assert "recap-1 75.0 % 321 –" in shown and "evaluation 1" not in shown

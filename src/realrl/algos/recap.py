@@ -74,7 +74,7 @@ class RecapConfig(Scene):
     """The policy's fit on all tasks."""
     finetuning: ImitationConfig = FINE_TUNING
     """Its fit on one task's demonstrations, and in every round on all data of the task."""
-    rounds: int = 1
+    rounds: int = 2
     """Rounds of practice and learning."""
     rollouts: int = 100
     """Episodes of practice of every task in a round."""

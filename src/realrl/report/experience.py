@@ -63,9 +63,11 @@ def _judged(at: Path, task: str) -> _Judged | None:
 
 
 def _drawing(judged: _Judged) -> Any:
-    """Value curves of what was practised last, and the advantages of each source of episodes."""
-    last = judged.who[-1]
-    newest = np.array([who == last for who in judged.who])
+    """Value curves of the newest source of both successes and failures, and the advantages of each source of episodes."""
+    who, good = np.array(judged.who), judged.success
+    mixed = [name for name in dict.fromkeys(judged.who) if 0 < good[who == name].mean() < 1]
+    last = mixed[-1] if mixed else judged.who[-1]
+    newest = who == last
     panels = [Panel(f"Values of {last}", "V", "control step", partial(_draw_values, judged=judged, rows=newest)),
               Panel("Advantages", "share of steps", "A", partial(_draw_advantages, judged=judged))]
     return small_multiples(panels, "values over time and histograms of advantages",
