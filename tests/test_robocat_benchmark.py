@@ -15,7 +15,7 @@ from realrl.cell import judge
 def test_practice_has_a_row_a_method_and_a_line_of_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
     if not long:
         pytest.skip("ten seconds: asked for with --long")
-    monkeypatch.setattr(judge, "latency", partial(judge.latency, calls=5))
+    monkeypatch.setattr(judge, "latency", partial(judge.latency, calls=5, least=1))
     assert robocat.main(["--smoke", "--out", str(tmp_path)]) == 0
     found = common.read_rows(tmp_path / "smoke" / "robocat.jsonl")
     assert {r["method"] for r in found} >= {"fine-tuned-1", "generalist-2", "demonstrations", "simulator", "goal-swapped",

@@ -43,7 +43,7 @@ def tiny(**changes: Any) -> RoboCatConfig:
 @pytest.fixture(autouse=True)
 def few_timings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage's latency from 5 decisions."""
-    monkeypatch.setattr(judge, "latency", partial(judge.latency, calls=5))
+    monkeypatch.setattr(judge, "latency", partial(judge.latency, calls=5, least=1))
 
 
 def run_of(folder: Path, cfg: RoboCatConfig) -> dict[str, Any]:

@@ -176,11 +176,11 @@ def train(cfg: RoboCatConfig, cell: Cell) -> dict[str, Any]:
     cell.keep(generalist.told(cfg.task))
     for task, policy in policies.items():
         cells[task].keep(policy)
-    for control in cfg.compare:
-        compare(cfg, cells, control, start, generalist, data)
     if cfg.swapped:
         for task in cfg.held_out:
             judge_means(cfg, cells[task], task, generalist)
+    for control in cfg.compare:
+        compare(cfg, cells, control, start, generalist, data)
     cell.summary["headline"] = headline(cfg, cells)
     return cell.summary
 
