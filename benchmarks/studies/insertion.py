@@ -61,7 +61,7 @@ def film(env: AssemblyEnv, shape: str, trace: Array, out: Path) -> None:
             data.qpos[:7] = row[11:18]
             mujoco.mj_forward(model, data)
             mujoco.mjv_updateScene(model, data, option, mujoco.MjvPerturb(), camera, mujoco.mjtCatBit.mjCAT_ALL, drawn)
-            arrow, kind, tip = drawn.geoms[drawn.ngeom], mujoco.mjtGeom.mjGEOM_ARROW, data.site("tip").xpos + (0.05, -0.05, 0.03)
+            arrow, kind, tip = drawn.geoms[drawn.ngeom], mujoco.mjtGeom.mjGEOM_ARROW, data.site("tip").xpos + np.array([0.05, -0.05, 0.03])
             mujoco.mjv_initGeom(arrow, kind, np.zeros(3), np.zeros(3), np.zeros(9), np.array([0.9, 0.1, 0.1, 1], np.float32))
             mujoco.mjv_connector(arrow, kind, 0.004, tip, tip + 0.002 * row[2:5])
             drawn.ngeom += 1

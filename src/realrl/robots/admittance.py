@@ -455,4 +455,4 @@ def _solve(window: Window, base: Array, now: Array, cfg: TunerConfig) -> Solved:
 def stiffest(window: Window, cfg: TunerConfig) -> Array:
     """Stiffness [6] up to which a spring to the set points of a window pulls no harder than it may."""
     pull = np.array([cfg.force] * 3 + [cfg.torque] * 3)
-    return np.clip(pull / np.maximum(np.abs(window.goal - window.pose).max(0), 1e-9), LEAST[:, 2], MOST[:, 2])
+    return np.asarray(np.clip(pull / np.maximum(np.abs(window.goal - window.pose).max(0), 1e-9), LEAST[:, 2], MOST[:, 2]))
