@@ -1,11 +1,12 @@
 """A world model learned while the robot moves: reward a step against robot time, and when a robot is upright, stands and walks.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --tasks quadruped/go1-from-back --seeds 0
-    OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --tasks bins/panda --seeds 0
+    OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --tasks quadruped/go1-from-back --methods cpu --seeds 0
+    OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --tasks bins/panda --methods demos camera camera-demos --seeds 0
     OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --methods realtime --seeds 0
 
 cpu is `realrl train daydreamer` as it is by default, in one process that takes turns; realtime is the same with the robot in a process of
-its own, at its rate by the clock. The curve has the mean reward a step of every 1,000 control steps of practice, noise and all.
+its own, at its rate by the clock; camera sees pictures and the robot's own readings; demos has demonstrations in half of each batch at
+first, and ever fewer; camera-demos has both. The curve has the mean reward a step of every 1,000 control steps of practice, noise and all.
 Rows go to benchmarks/results/daydreamer.jsonl; the same command goes on where it was stopped, within a run too.
 """
 
@@ -28,7 +29,9 @@ from realrl.streaming import StreamConfig
 from realrl.types import Array, Episode
 
 CPU = DaydreamerConfig()
-METHODS = {"cpu": CPU, "realtime": replace(CPU, stream=StreamConfig(realtime=True))}
+SEES = replace(CPU, sight=replace(CPU.sight, kind="rgb"))
+METHODS = {"cpu": CPU, "realtime": replace(CPU, stream=StreamConfig(realtime=True)), "camera": SEES,
+           "demos": replace(CPU, demo_share=0.5), "camera-demos": replace(SEES, demo_share=0.5)}
 TASKS = ("quadruped/go1-from-back", *(f"bins/{name}" for name in bins()))
 EVERY, HELD = 1000, 50
 """Steps of a point of the curve; steps in nine tenths of which a phase has to be reached to count as reached."""
@@ -46,8 +49,7 @@ class Dream(Job):
 
     def run(self) -> None:
         """Learn, and write the row."""
-        cfg = replace(self.cfg, sight=replace(self.cfg.sight, kind="rgb")) if self.task.startswith("bins/") else self.cfg
-        summary = replace(self, cfg=cfg).learn(train)
+        summary = self.learn(train)
         episodes = Store.open(self.folder / "dataset").read(images=False)
         practice = sorted((e for e in episodes if e.policy == "daydreamer"), key=lambda e: e.time[0])
         stage = next(s for s in summary["stages"] if s["name"] == "daydreamer")

@@ -3,13 +3,13 @@
     OMP_NUM_THREADS=1 python -m benchmarks.recap
     OMP_NUM_THREADS=1 python -m benchmarks.recap --groups colours --policy.width 32 --policy.plan 2 --policy.chunk 2 --pretraining.steps 300
     OMP_NUM_THREADS=1 python -m benchmarks.recap --groups coffee plate --seeds 0 1 2 --rounds 2 --rollouts 150
-    OMP_NUM_THREADS=1 python -m benchmarks.recap --sweep guidance-1.5 guidance-2.5 positive-10 positive-50 ahead-8
+    OMP_NUM_THREADS=1 python -m benchmarks.recap --sweep positive-10 positive-50 ahead-8
 
 A run pre-trains on all tasks of a group, fine-tunes each, lets it practise beside a scripted person, and learns from the same data in every
 way that is compared; each is judged from held-out starts of its own task's text, pooled over the tasks. Controls: `shuffled` learns the
 same indicators in any order, `unmarked` and `negative` are Recap's policy told nothing and told to act badly, `swapped` is told another
-task's text. A row a group, sweep, seed and method in benchmarks/results/recap.jsonl; the same command goes on where it was stopped, within
-a run too. The clock is the simulator's: planning time is left out.
+task's text; `guided-2` is Recap's with a guidance of 2. A row a group, sweep, seed and method in benchmarks/results/recap.jsonl; the same
+command goes on where it was stopped, within a run too. The clock is the simulator's: planning time is left out.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks.lib.jobs import Job
 from realrl.algos.recap import RecapConfig, train
 from realrl.cell.cell import WorkCell
 from realrl.cell.evaluate import wilson
+from realrl.policies.flow import FlowPolicyConfig
 from realrl.policies.folder import load_policy
 from realrl.run import Run
 from realrl.scene import CollectConfig
@@ -34,18 +35,11 @@ GROUPS = {"colours": ("red", "blue"), "coffee": ("coffee-push-v3", "coffee-pull-
           "ten": ("coffee-button-v3", "coffee-push-v3", "coffee-pull-v3", "plate-slide-v3", "plate-slide-back-v3", "push-v3",
                   "pick-place-v3", "peg-insert-side-v3", "box-close-v3", "door-open-v3")}
 """Tasks that are learned together, of metaworld; those of one name share a scene. The colours are toys, minutes of one core."""
-BASE = RecapConfig(compare=("filtered", "positive", "awr", "shuffled"), marks=True)
+BASE = RecapConfig(policy=FlowPolicyConfig(), compare=("filtered", "positive", "awr", "shuffled"), marks=True, guidances=(2.0,))
 SWEEPS: dict[str, Mapping[str, Any]] = {
-    "base": {}, **{f"guidance-{b}": {"guidance": b} for b in (1.5, 2.0, 2.5)},
-    **{f"positive-{p}": {"positive": p / 100} for p in (10, 30, 50)}, **{f"ahead-{n}": {"ahead": n} for n in (8, 200)}}
-"""What else is tried: beta, the share of practised actions that is taken for good, the steps that an advantage looks ahead."""
-
-
-def swept(cfg: RecapConfig, changes: Mapping[str, Any]) -> RecapConfig:
-    """A configuration with a sweep's change."""
-    if "guidance" in changes:
-        return replace(cfg, policy=replace(cfg.policy, flow=replace(cfg.policy.flow, guidance=changes["guidance"])))
-    return replace(cfg, **changes)
+    "base": {}, **{f"positive-{p}": {"positive": p / 100} for p in (10, 30, 50)}, **{f"ahead-{n}": {"ahead": n} for n in (8, 200)}}
+"""What else is tried: the share of practised actions that is taken for good, the steps that an advantage looks ahead. Guidance is a way of
+acting and is judged in every run (`--guidances`)."""
 
 
 def toy_size(cfg: RecapConfig) -> RecapConfig:
@@ -104,7 +98,7 @@ def main(words: list[str] | None = None) -> int:
         suite = "toy" if group == "colours" else "metaworld"
         tasks = tuple(f"{suite}/{name}" for name in GROUPS[group])
         for sweep in args.sweep:
-            base = overridden(replace(swept(BASE, SWEEPS[sweep]), task="", tasks=tasks, collect=CollectConfig(workers=1)), flags)
+            base = overridden(replace(BASE, **SWEEPS[sweep], task="", tasks=tasks, collect=CollectConfig(workers=1)), flags)
             base = toy_size(base) if args.smoke else base
             jobs += [Group(replace(base, seed=seed), out / "recap" / f"{group}-{sweep}-s{seed}", table, group, "", sweep)
                      for seed in (args.seeds[:1] if args.smoke else args.seeds)]

@@ -3,8 +3,10 @@
     python -m benchmarks.vision_latency
 
 - cloud: a depth picture of 84 x 84 (as in simulation) and one of 480 x 640 (a real depth camera) become 1024 points; PointNet; head;
-- pictures: two of 96 x 96; the small CNN, ResNet-18 and EfficientNet-lite0; head.
+- pictures: two of 96 x 96; the small CNN, ResNet-18 and EfficientNet-lite0; head;
+- the flow policy (docs/methods/recap.md): the same two through its frozen network and prefix, "encoder" here; its expert, "head".
 
+`--clock thread` counts the thread's own time, for a machine that others use: what the wall's clock would say if they did not.
 The depth shows a tilted plane with a bump, of which the crop box keeps about two thirds. One-step and 10-step heads take turns.
 Writes benchmarks/results/vision_latency.jsonl.
 """
@@ -19,11 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.lib.common import RESULTS, Table
 from realrl.envs.clouds import Pinhole, cloud
+from realrl.generative.flow import euler
 from realrl.nets.encoder import EncoderConfig
-from realrl.policies.diffusion import DiffusionPolicy, Head, PolicyConfig
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
+from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
 from realrl.types import Array
 
 POINTS, OWN, ACTION = 1024, 8, 4
@@ -62,48 +67,68 @@ CASES: dict[str, tuple[dict[str, tuple[int, ...]], EncoderConfig, Any]] = {
     "2 x 96 px, efficientnet-lite0": (PAIR, EncoderConfig(image="efficientnet-lite0"), pictures)}
 
 
+FLOW = "2 x 96 px, flow policy"
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "thread": time.thread_time}
+
+
+def draws(policy: DiffusionPolicy | FlowPolicy) -> Callable[[Tensor, Tensor], Tensor]:
+    """A policy's head: (noise [1, K, A], condition) -> plan."""
+    if policy.head == "one-step":
+        return policy.one_step
+    if policy.KIND == "flow":
+        return lambda noise, cond: euler(policy.velocity(cond), noise, policy.cfg.flow.steps)[:, -1].clamp(-1, 1)
+    return lambda noise, cond: policy.diffusion.sample(policy.net, cond, noise[:, None], stochastic=False)[:, -1].clamp(-1, 1)
+
+
 @torch.inference_mode()
-def timed(policy: DiffusionPolicy, look: Callable[[], dict[str, Array]], rng: np.random.Generator) -> dict[str, float]:
+def timed(policy: DiffusionPolicy | FlowPolicy, look: Callable[[], dict[str, Array]], rng: np.random.Generator,
+          now: Callable[[], float]) -> dict[str, float]:
     """Milliseconds of each stage of one decision."""
-    marks = [time.perf_counter()]
+    plan, draw = (policy.cfg.plan if policy.KIND == "flow" else policy.chunk), draws(policy)
+    marks = [now()]
     seen = look()
-    marks.append(time.perf_counter())
+    marks.append(now())
     obs = {k: torch.from_numpy(v) for k, v in seen.items()}
     cond = policy.encode({"state": torch.zeros(1, 1, OWN), **obs})
-    marks.append(time.perf_counter())
-    noise = torch.from_numpy(rng.standard_normal((1, 1, policy.chunk, ACTION), dtype=np.float32))
-    if policy.head == "one-step":
-        policy.one_step(noise[:, 0], cond).numpy()
-    else:
-        policy.diffusion.sample(policy.net, cond, noise, stochastic=False)[:, -1].clamp(-1, 1).numpy()
-    marks.append(time.perf_counter())
+    marks.append(now())
+    draw(torch.from_numpy(rng.standard_normal((1, plan, ACTION), dtype=np.float32)), cond).numpy()
+    marks.append(now())
     sampling, encoder, head = (np.diff(marks) * 1e3).tolist()
     return {"sampling": sampling, "encoder": encoder, "head": head, "all": sampling + encoder + head}
+
+
+def contestants(case: str) -> tuple[dict[str, DiffusionPolicy | FlowPolicy], int]:
+    """The heads of a case's policy, and how many weights see for it."""
+    torch.manual_seed(0)
+    if case == FLOW:
+        flow = FlowPolicy(FlowPolicyConfig(reader="words"), [Body("arm", OWN, ACTION)], {"task": Told(("open the door",))}, senses=PAIR)
+        return {"one-step": flow.with_head("one-step"), "flow": flow.with_head("flow")}, sum(p.numel() for p in flow.eyes.parameters())
+    senses, encoder, _ = CASES[case]
+    policy = DiffusionPolicy(PolicyConfig(encoder=encoder), OWN, ACTION, senses=senses).eval()
+    eyes = sum(p.numel() for p in (policy.encoder or policy.net).parameters())
+    return {"one-step": policy.with_head("one-step"), "ddim": policy.with_head("ddim")}, eyes
 
 
 def main(words: list[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--cases", nargs="+", default=[*CASES, FLOW], choices=[*CASES, FLOW])
     parser.add_argument("--calls", type=int, default=500, help="timed calls of each")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="whose time")
     args = parser.parse_args(words)
     torch.set_num_threads(1)
     table = Table(RESULTS / "vision_latency.jsonl", ("case", "head"))
-    heads: tuple[Head, ...] = ("one-step", "ddim")
     for case in args.cases:
-        senses, encoder, draw = CASES[case]
-        torch.manual_seed(0)
-        policy = DiffusionPolicy(PolicyConfig(encoder=encoder), OWN, ACTION, senses=senses).eval()
-        rng, found = np.random.default_rng(0), {head: [] for head in heads}
-        contestants = {head: policy.with_head(head) for head in heads}
+        who, parameters = contestants(case)
+        draw = pictures if case == FLOW else CASES[case][2]
+        rng, found = np.random.default_rng(0), {head: [] for head in who}
         for i in range(args.calls + 30):
-            for head in heads if i % 2 else heads[::-1]:
-                found[head].append(timed(contestants[head], draw(rng), rng))
-        for head in heads:
+            for head in list(who) if i % 2 else list(who)[::-1]:
+                found[head].append(timed(who[head], draw(rng), rng, CLOCKS[args.clock]))
+        for head in who:
             ms = {stage: np.array([row[stage] for row in found[head][30:]]) for stage in found[head][0]}
             parts = {stage: dict(zip(("p50", "p99"), np.percentile(x, [50, 99]).tolist(), strict=True)) for stage, x in ms.items()}
-            table.put({"case": case, "head": head, "calls": args.calls, "ms": parts, "parameters": sum(
-                p.numel() for p in (policy.encoder or policy.net).parameters())})
+            table.put({"case": case, "head": head, "calls": args.calls, "clock": args.clock, "ms": parts, "parameters": parameters})
             print("    " + ", ".join(f"{stage} {x['p50']:.2f} / {x['p99']:.2f} ms" for stage, x in parts.items()))
     return 0
 

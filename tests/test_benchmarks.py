@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import daydreamer, hil_serl, recap, rl100_adroit, rl100_all, rl100_locomotion, walk
-from benchmarks.lib import advantage, baselines, common, comparison, door, everywhere, gaussian_ppo, helping, tables, walking
+from benchmarks.lib import advantage, baselines, common, comparison, door, dreaming, everywhere, gaussian_ppo, helping, tables, walking
 from benchmarks.studies import dreams, peg_search
 from realrl import envs
 from realrl.algos.rl100 import RL100Config
@@ -254,6 +254,9 @@ def test_dreaming_runs_and_says_when_a_robot_stands(tmp_path: Path, capsys: pyte
     (found,) = common.read_rows(tmp_path / "smoke" / "daydreamer.jsonl")
     assert found["task"] == "quadruped/go1-from-back" and len(found["curve"]) == 1 and 4.9 < found["curve"][0] < 6
     assert (found["upright"], found["stands"], found["walks"]) == (None, None, None) and len(found["phases"][0]) == 5
+    (line,) = dreaming.lines([{**found, "stands": 7500}])
+    assert line[0] == "quadruped/go1-from-back, cpu" and line[2] == f"{found['curve'][0]:.2f}" and line[3] == "never; 7,500; never"
+    assert len(line) == len(dreaming.HEAD) and dreaming.lines([{k: v for k, v in found.items() if k != "phases"}])[0][3] == "-"
     (run,) = (tmp_path / "smoke" / "daydreamer").iterdir()
     assert dreams.main([str(run), "--out", str(tmp_path / "dreams.png")]) == 0 and (tmp_path / "dreams.png").stat().st_size > 10_000
     assert "steps ahead" in capsys.readouterr().out
@@ -294,7 +297,7 @@ def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path, capsys:
 def test_recap_has_a_row_a_method_and_ratios_to_fine_tuning(tmp_path: Path) -> None:
     assert recap.main(["--smoke", "--out", str(tmp_path), "--no-marks"]) == 0
     found = common.read_rows(tmp_path / "smoke" / "recap.jsonl")
-    assert [r["method"] for r in found] == ["fine-tuned", "recap-1", "filtered", "swapped"]
+    assert [r["method"] for r in found] == ["fine-tuned", "recap-1", "filtered", "guided-2", "swapped"]
     assert all(r["success"]["n"] == 6 and set(r["by_task"]) == {"red", "blue"} for r in found)
     good = {"rate": 0.5, "n": 10, "low": 0.0, "high": 1.0}
     rows = [{**found[0], "success": good, "per_hour": 100.0}, {**found[1], "success": {**good, "rate": 0.8}, "per_hour": 170.0}]

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
-METHODS = {"fine-tuned": "fine-tuning", "recap-1": "**Recap, round 1**", "recap-2": "**Recap, round 2**", "filtered": "filtered cloning",
+METHODS = {"fine-tuned": "fine-tuning", "recap-1": "**Recap, round 1**", "recap-2": "**Recap, round 2**",
+           "guided-1.5": "Recap, last round, guidance 1.5", "guided-2": "**Recap, last round, guidance 2**",
+           "filtered": "filtered cloning",
            "positive": "advantage-filtered cloning", "awr": "advantage-weighted regression", "shuffled": "shuffled indicator",
            "unmarked": "Recap, told nothing", "negative": "Recap, told to act badly", "swapped": "Recap, told another task"}
 HEAD = ("tasks, sweep", "method", "seeds", "success [95 %]", "n", "successes/h", "with 5 s a reset", "throughput to fine-tuning",

@@ -12,9 +12,10 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from benchmarks.lib import advantage, assembling, everywhere, helping, lateness, serving, walking
+from benchmarks.lib import advantage, assembling, dreaming, everywhere, helping, lateness, practising, serving, walking
 from benchmarks.lib.common import RESULTS, ROOT, read_rows
 from realrl.cell.evaluate import wilson
 from realrl.files import write_text
@@ -304,7 +305,8 @@ def encoders_table(rows: Sequence[Row]) -> str:
 def vision_latency_table(rows: Sequence[Row]) -> str:
     """One line a case and head, stages across."""
     stages = ("sampling", "encoder", "head", "all")
-    lines = [[r["case"], {"ddim": "10 steps", "one-step": "one step"}[r["head"]],
+    clocks = {"thread": " (the thread's own time)"}
+    lines = [[r["case"] + clocks.get(r.get("clock", ""), ""), {"ddim": "10 steps", "flow": "10 steps", "one-step": "one step"}[r["head"]],
               *(f"{r['ms'][s]['p50']:.2f} / {r['ms'][s]['p99']:.2f}" for s in stages), str(r["calls"])] for r in rows]
     head = ["p50 / p99 [ms]", "", "sampling the cloud", "encoder", "head", "all", "calls"]
     return "\n\n".join([grid(head, lines or [[NOT_RUN] * len(head)]), commands(rows)])
@@ -394,6 +396,14 @@ def commands(rows: Sequence[Row]) -> str:
     return "```\n" + "\n".join(lines) + f"\n```\n\nMachine: {'; '.join(machines)}. Commit: {', '.join(commits)}."
 
 
+def one_grid(part: ModuleType) -> Callable[[Sequence[Row]], str]:
+    """The table of a module that has its HEAD and its `lines`, with the commands of its rows."""
+    def table(rows: Sequence[Row]) -> str:
+        return "\n\n".join([grid(part.HEAD, part.lines(rows) or [[NOT_RUN] * len(part.HEAD)]), commands(rows)])
+
+    return table
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "metaworld": lambda rows: success_table(rows, METAWORLD, "metaworld"),
     "adroit": lambda rows: success_table(rows, ADROIT, "adroit", tuple(METHODS)),
@@ -403,16 +413,18 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "human": human_table,
     "rl100_all": lambda rows: "\n\n".join([everywhere.verdict(rows), grid(everywhere.HEAD, everywhere.lines(rows) or
                                                                            [[NOT_RUN] * len(everywhere.HEAD)]), commands(rows)]),
-    "walk": lambda rows: "\n\n".join([grid(walking.HEAD, walking.lines(rows) or [[NOT_RUN] * len(walking.HEAD)]), commands(rows)]),
+    "walk": one_grid(walking),
     "admittance": lambda rows: "\n\n".join([
         grid(assembling.HEAD, assembling.lines(rows) or [[NOT_RUN] * len(assembling.HEAD)]),
         grid(assembling.TRAINING, assembling.training(rows) or [[NOT_RUN] * len(assembling.TRAINING)]),
         grid(assembling.LOOP, assembling.loop(rows) or [[NOT_RUN] * len(assembling.LOOP)]), commands(rows)]),
-    "hil_serl": lambda rows: "\n\n".join([grid(helping.HEAD, helping.lines(rows) or [[NOT_RUN] * len(helping.HEAD)]), commands(rows)]),
-    "recap": lambda rows: "\n\n".join([grid(advantage.HEAD, advantage.lines(rows) or [[NOT_RUN] * len(advantage.HEAD)]), commands(rows)]),
+    "hil_serl": one_grid(helping),
+    "robocat": one_grid(practising),
+    "recap": one_grid(advantage),
+    "daydreamer": one_grid(dreaming),
     "real_data": real_data_table,
-    "delays": lambda rows: "\n\n".join([grid(lateness.HEAD, lateness.lines(rows) or [[NOT_RUN] * len(lateness.HEAD)]), commands(rows)]),
-    "serving": lambda rows: "\n\n".join([grid(serving.HEAD, serving.lines(rows) or [[NOT_RUN] * len(serving.HEAD)]), commands(rows)]),
+    "delays": one_grid(lateness),
+    "serving": one_grid(serving),
     "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
     "vision_ablations": ablations_table, "cooling": ablations_table, "latent_probe": latent_probe_table,
     "generalise": generalise_table, "critic_fit": critic_fit_table,

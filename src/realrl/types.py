@@ -393,22 +393,22 @@ class Cell(Protocol):
 
     def at(self, task: str) -> Cell:
         """The cell of another task of the run, which shares recordings, account, progress. Raises RealrlError where there is one alone."""
-        ...
 
     def seeds(self, stage: int, count: int, first: int = 0) -> list[int]:
         """Training starts of a stage (0..9), disjoint from every other's and from the evaluation's."""
-        ...
 
     def demonstrations(self) -> list[Episode]:
         """What to imitate: the worthy episodes of a data set, or of the task's scripted expert."""
-        ...
 
     def practise(self, label: str, policy: Policy, seeds: Sequence[int], *, greedy: bool = False, noise_seed: int = 0,
                  source: Source = Source.POLICY, plans_only: bool = False, chains: bool = False,
                  human: Intervention | None = None) -> list[Episode]:
         """Whole episodes, recorded under a label, in the order of the seeds. source: who the policy is; plans_only: nobody looks at what is
         seen between plans; chains: what plans carry in `extra` is kept, too; human: may take over, so robots act one at a time."""
-        ...
+
+    def take_turns(self, label: str, policies: Mapping[str, Policy], seeds: Sequence[int], *, noise_seed: int = 0) -> dict[str, Any]:
+        """Tasks that undo one another, task -> its policy, in turn by one robot without resets: task -> its episodes (list[Episode]).
+        Interventions stand in the summary as `pool`. Raises RealrlError where a world cannot be handed on."""
 
     def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0,
                cfg: Any = None, human: Intervention | None = None, referee: RewardModel | None = None) -> AbstractContextManager[Stream]:

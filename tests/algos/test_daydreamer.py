@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from realrl import config
-from realrl.algos.daydreamer import BINS, PRESETS, Books, DaydreamerConfig, DreamConfig, Dreamer, train
+from realrl.algos.daydreamer import BINS, PRESETS, DaydreamerConfig, DreamConfig, Dreamer, train
 from realrl.cell.cell import WorkCell
 from realrl.checkpoint import encode
 from realrl.cli import main as cli
@@ -89,8 +89,19 @@ def judged(agent: Dreamer) -> float:
     return total / 10
 
 
+LINE = RSSMConfig(deter=32, hidden=32, units=32, stoch=4, classes=8)
+
+
+def test_it_solves_a_line_through_its_dreams() -> None:
+    agent, replay = dreamer(LINE, through=True, centre=True, spread=0.3), line()
+    for step in range(350):
+        told = agent.update(drawn(replay, step))
+    assert judged(agent) > -0.2, "nearer than REINFORCE comes in as many"
+    assert float(agent.worth) > 10 * agent.cfg.entropy and float(told["deviation"]) < 0.3, "surer than was asked, so it is held"
+
+
 def test_it_solves_a_line_in_dreams_and_sees_15_steps_ahead() -> None:
-    agent, replay = dreamer(RSSMConfig(deter=32, hidden=32, units=32, stoch=4, classes=8)), line()
+    agent, replay = dreamer(LINE), line()
     before = judged(agent)
     for step in range(260):
         agent.update(drawn(replay, step))
@@ -113,6 +124,60 @@ def test_values_and_rewards_begin_at_nothing_and_dreams_have_no_graph() -> None:
     assert not any(value.requires_grad for value in dream.values())
     assert not dream["reward"].any() and not agent.heads["critic"](dream["feature"]).any(), "to the bit"
     assert torch.allclose(dream["discount"], dream["discount"].clamp(0.0, 1.0))
+
+
+def test_what_the_mean_reward_is_worth_for_ever_is_there_at_once() -> None:
+    agent, replay = dreamer(centre=True, through=True), line(3)
+    agent.update(drawn(replay, 0))
+    s = drawn(replay, 0)
+    assert float(agent.level) == pytest.approx(float(s.reward[s.valid].mean()), abs=1e-6)
+    assert torch.allclose(agent._value(torch.zeros(2, BINS)), agent.level / (1 - 0.9)), "a head that says nothing"
+    for step in range(1, 80):
+        told = agent.update(drawn(replay, step))
+    assert float(told["value"]) == pytest.approx(float(agent.level) * 10, rel=0.2), "and not on its way there"
+    far = dreamer()
+    assert not far._value(torch.zeros(2, BINS)).any()
+
+
+def test_the_returns_reach_the_actor_through_the_dream_and_stop_there() -> None:
+    agent, replay = dreamer(through=True), line(3)
+    for step in range(3):
+        agent.update(drawn(replay, step))
+    random = torch.Generator().manual_seed(0)
+    _, states, _ = agent._model(drawn(replay, 0), random)
+    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]).detach(), random)
+    agent.worth = torch.zeros(())
+    losses, *_ = agent._behave(dream, torch.ones(4, 8, dtype=torch.bool))
+    gradients = torch.autograd.grad(losses["actor"], agent._actor, retain_graph=True)
+    assert all(bool(g.abs().sum() > 0) for g in gradients)
+    critic = torch.autograd.grad(losses["critic"], list(agent._parts.parameters()), allow_unused=True)
+    touched = {name.split(".")[1] for (name, _), g in zip(agent._parts.named_parameters(), critic, strict=True) if g is not None}
+    assert touched == {"critic"}
+    both = [*agent.optimiser.parameters, *agent.practice.parameters]
+    assert sorted(map(id, both)) == sorted(map(id, agent._parts.parameters())), "each is somebody's, and nobody's twice"
+
+
+def test_the_actor_waits_for_a_model_but_not_for_what_is_shown() -> None:
+    waits, replay = dreamer(alone=1000), line(3)
+    before = copy.deepcopy(waits.policy.state_dict())
+    for step in range(3):
+        waits.update(drawn(replay, step))
+    after = waits.policy.state_dict()
+    same = {k for k in before if torch.equal(before[k], after[k])}
+    assert {k for k in before if k.startswith("actor.")} <= same and "encoder.state.0.linear.weight" not in same
+    starts = dreamer(alone=3, warmup=1)
+    for step in range(4):
+        starts.update(drawn(replay, step))
+    moved = [float((after - before[f"actor.{k}"]).abs().max()) for k, after in starts.policy.actor.state_dict().items()]
+    assert starts.acted == 1 and max(moved) == pytest.approx(starts.cfg.lr, rel=1e-3), "its first step is no longer than any first step"
+    s, random = drawn(replay, 99), torch.Generator()
+    feature = waits._model(s, random)[1].feature.detach()
+    unlike = float(waits._imitation(s, feature, 8).detach())
+    for step in range(30):
+        waits.update(drawn(replay, step), 4)
+    assert float(waits._imitation(s, waits._model(s, random)[1].feature.detach(), 8).detach()) < unlike - 0.02
+    s.action[:, 4:] = 9.0
+    assert float(waits._imitation(s, feature, 4).detach()) < 10, "the others' stretches are nobody's example"
 
 
 def test_the_model_is_no_business_of_the_actor() -> None:
@@ -220,28 +285,29 @@ def test_choices_and_pictures(tmp_path: Path) -> None:
     assert "images_front" in metrics(tmp_path)[-1]
 
 
+def test_demonstrations_are_learned_from_as_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, drawn_from = [], Replay.segments
+
+    def spy(self: Replay, count: int, length: int, random: torch.Generator, *, early: tuple[int, int] = (0, 0)) -> Segment:
+        s = drawn_from(self, count, length, random, early=early)
+        asked.append((early, sorted({*s.action.sum(-1).flatten().tolist()}), float(s.frame[:, :early[0]].max()) if early[0] else -1.0))
+        return s
+    monkeypatch.setattr(Replay, "segments", spy)
+    cfg = tiny(task="bins/panda-one", steps=60, prefill=10, ratio=8.0, demo_share=0.5, demos=2, demo_noise=0.1, horizon=60,
+               dream=DreamConfig(batch=8, length=6, last=3, imagine=3))
+    run_of(tmp_path, cfg)
+    rows = [early[0] for early, _, _ in asked]
+    assert rows[0] == 3 and rows[-1] == 0 and rows == sorted(rows, reverse=True), "half at first, and fewer and fewer"
+    assert all(sums == [1.0] for _, sums, _ in asked), "one-hot, whatever noise the expert had"
+    assert all(last <= early[1] + 2 for early, _, last in asked)
+
+
 def test_in_real_time_it_finds_its_steps_again(tmp_path: Path) -> None:
     cfg = tiny(task="toy/reach", stream=StreamConfig(realtime=True, queue=64), steps=40, prefill=20)
     head = run_of(tmp_path, cfg)["headline"]
     assert head["ticks"] >= 40 and head["env_steps"] >= 40
     recorded = [e for e in Store.open(tmp_path / "dataset").read() if e.policy == "daydreamer"]
     assert sum(len(e) for e in recorded) >= 40
-
-
-def test_who_is_slower_lets_updates_go() -> None:
-    books, agent = Books(tiny(ratio=24.0)), dreamer()  # an update a step
-    books.see([0.0] * 41)
-    assert books.owed(agent) == 1
-    books.see([0.0] * 200)
-    books.tick(agent)
-    assert 40 <= books.owed(agent) <= 42
-    agent.step = 10
-    assert books.ratio(agent) == pytest.approx(10 * 24 / 201)
-    assert books.most == 2 and Books(tiny(ratio=96.0)).most == 5, "more than one update a step, where that is asked"
-    again = Books(tiny(ratio=24.0))
-    again.load_state_dict(books.state_dict())
-    again.see([0.0] * 241)
-    assert again.owed(agent) == books.owed(agent)
 
 
 # ---- asked
@@ -257,10 +323,12 @@ def test_presets_are_one_flag_apart() -> None:
     for name, preset in PRESETS.items():
         with torch.device("meta"):
             agent = Dreamer(RecurrentPolicy(preset.policy, 42, 12), preset.dream, seed=0)
-        sizes[name] = sum(p.numel() for p in agent.optimiser.parameters)
+        sizes[name] = sum(p.numel() for p in agent._parts.parameters())
     assert sizes["cpu"] < 1.1e6 and 0.5e6 < sizes["v3"] < 0.8e6 and sizes["daydreamer"] > 5e6
     with pytest.raises(OutOfBounds, match="learned from nothing"):
         DaydreamerConfig(data="somewhere")
+    with pytest.raises(OutOfBounds, match="gamma must be below 1 where values are centred"):
+        DreamConfig(gamma=1.0, centre=True)
     with pytest.raises(OutOfBounds, match=r"last must be at most length \+ 1 = 5, got 6"):
         DreamConfig(length=4, last=6)
     with pytest.raises(RealrlError, match="multiples of 16"):

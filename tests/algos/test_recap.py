@@ -106,17 +106,20 @@ def test_a_demonstrator_has_its_manner() -> None:
     expert = envs.expert("toy/red")
     obs = {"state": np.array([[[0, 0, 0.8, 0, -0.8, 0]]] * 400, np.float32)}
 
-    def does(manner: Manner) -> Any:
+    def does(manner: Manner, away: float = 0.8) -> Any:
         who = Demonstrator(expert, manner, "x")
         state, said = who.start(400), []
         rng = [np.random.default_rng(i) for i in range(400)]
+        seen = {"state": obs["state"] * np.float32(away / 0.8)}
         for _ in range(3):
-            action, state = who.act(obs, state, greedy=True, rng=rng)
+            action, state = who.act(seen, state, greedy=True, rng=rng)
             said.append(action.action[:, 0])
         return np.stack(said)
 
     assert (does(Manner(noise=0.0))[..., 0] == 1).all()
     assert does(Manner(0.25, noise=0.0))[..., 0] == pytest.approx(0.25)
+    near = does(Manner(noise=0.0), 0.02)
+    assert 0 < near[0, 0, 0] < 0.25 and np.array_equal(does(Manner(0.25, noise=0.0), 0.02), near), "a limit of speed, or a script misses"
     rests = does(Manner(pause=0.2, noise=0.0))[..., 0] == 0
     assert rests[0].mean() == pytest.approx(0.2, abs=0.06) and (rests[1] >= rests[0]).all(), "a pause lasts"
     off = does(Manner(noise=0.0, drift=0.3))[..., 1]
@@ -130,12 +133,22 @@ def test_throughput_counts_the_time_of_failures_and_resets() -> None:
     assert throughput([stage], [0.1], 5.0) == pytest.approx(3600 * 5 / 150)
 
 
-def test_a_run_and_what_it_leaves(tmp_path: Path) -> None:
+def test_a_run_and_what_it_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stage of every task; the controls; a policy a task, acting as if good; columns for the viewer; corrections marked as such."""
-    cfg = tiny(compare=("shuffled",), marks=True, one_step=True, distill=DistillConfig(steps=3, batch=8, chains=4))
+    guidance = {}
+
+    def finish(cell: WorkCell, name: str, policy: Any, n: int, *, judged: Any = WorkCell.finish_stage) -> None:
+        guidance[name.partition(" ")[0]] = policy.cfg.flow.guidance
+        judged(cell, name, policy, n)
+
+    monkeypatch.setattr(WorkCell, "finish_stage", finish)
+    cfg = tiny(compare=("shuffled",), marks=True, guidances=(2.0,), one_step=True, distill=DistillConfig(steps=3, batch=8, chains=4))
+    cfg = replace(cfg, policy=replace(cfg.policy, flow=FlowConfig(steps=2, guidance=1.5)), compare=(*cfg.compare, "filtered"))
     summary = run_of(tmp_path, cfg)
-    stages = ["fine-tuned", "recap-1", *cfg.compare, "unmarked", "negative", "one-step"]
+    stages = ["fine-tuned", "recap-1", *cfg.compare, "unmarked", "negative", "guided-2", "one-step"]
     assert [s["name"] for s in summary["stages"]] == [f"{stage} {task}" for task in ("red", "blue") for stage in stages]
+    assert guidance == {"fine-tuned": 1.0, "recap-1": 1.5, "shuffled": 1.5, "filtered": 1.0, "unmarked": 1.5, "negative": 1.5,
+                        "guided-2": 2.0, "one-step": 1.5}, "who knows nothing bad has nothing to be guided from"
     head = summary["headline"]
     assert {"throughput_ratio", "failure_ratio", "success"} <= head.keys() and set(head["stages"]) == set(stages)
     assert set(summary["values"]) == {"pre-training value", "recap-1 red value", "recap-1 blue value"}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from realrl.learn.dreaming import LaProp, Memory
+from realrl.learn.dreaming import Books, LaProp, Memory
 from realrl.learn.replay import Replay
 from realrl.nets.rssm import Latent, RSSMConfig
 
@@ -43,3 +44,18 @@ def test_the_optimiser_by_hand() -> None:
     norm = float(torch.tensor([2.9, 4.1]).norm())
     optimiser.step([torch.tensor([1e6, 0.0])], 2)
     assert float(optimiser.square[0][0]) < 0.001 * ((0.3 * norm * 1.1) ** 2 + 0.6 ** 2 * 1.1), "a gradient's length: 0.3 of its tensor's"
+
+
+def test_who_is_slower_lets_updates_go() -> None:
+    books = Books(24.0, 24, 40)  # an update a step
+    books.see([0.0] * 41)
+    assert books.owed(0) == 1
+    books.see([0.0] * 200)
+    books.tick(0)
+    assert 40 <= books.owed(0) <= 42
+    assert books.ratio(10) == pytest.approx(10 * 24 / 201)
+    assert books.most == 2 and Books(96.0, 24, 40).most == 5, "more than one update a step, where that is asked"
+    again = Books(24.0, 24, 40)
+    again.load_state_dict(books.state_dict())
+    again.see([0.0] * 241)
+    assert again.owed(10) == books.owed(10)

@@ -156,6 +156,8 @@ def test_stretches_stay_within_their_episode():
     assert torch.allclose(drawn.reward[drawn.valid], (frame[1:] + number[1:] / 8)[drawn.valid]) and not drawn.reward[~drawn.valid].any()
     begins = torch.tensor([0, 4, 25, 35])[number[0].long()]
     assert torch.equal(drawn.frame, (begins + frame).long()) and replay.frames == 43, "every observation has a number of its own"
+    early = replay.segments(40, 6, rng(), early=(30, 23)).obs["state"][0, :, 0]
+    assert set(early[:30].tolist()) == {0, 1} and {2, 3} & set(early[30:].tolist()), "so many from the first steps, the rest from all"
 
 
 # ---- mixtures -------------------------------------------------------------------------------------------------------------------

@@ -67,8 +67,26 @@ def test_it_learns_how_far_from_done_a_state_is_and_stops_in_time(tmp_path):
     found = fit.quality()
     assert found["spearman"] > 0.9 and found["entropy"] < found["uniform"] - 1 and found["uniform"] == pytest.approx(math.log(201))
     assert found["entropy"] == pytest.approx(fit.best_loss, abs=1e-4), "the best weights, not the last"
+    assert found["spearman_within"] > 0.9 and found["success_above_failure"] == 0.5, "none failed"
     said = BINS.mean(value(x))
     assert torch.equal(value.value(x), said.amin(0)) and said.shape == (3, len(x))
+
+
+def test_who_knows_how_far_it_is_and_who_will_fail_is_told():
+    """Two tens of episodes, the later ones failing: a value of the state's first number knows both, its opposite neither."""
+    x, target, which = data(20, 5)
+    bad = which >= 10
+    target = target.masked_fill(bad, -1.0)
+
+    class Says(Value):
+        def value(self, x):
+            return sign * torch.where(x[:, 1] > 5, -1.0, -x[:, 0])
+
+    x[:, 1] = 10.0 * bad
+    fit = ValueFit(Says(ValueConfig(hidden=(8,)), 2), ValueConfig(held_out=0.5), x, target, which, seed=0)
+    for sign, within, above in ((1, 0.99, 1.0), (-1, -0.99, 0.0)):
+        found = fit.quality()
+        assert found["spearman_within"] * sign > within * sign and found["success_above_failure"] == above
 
 
 def test_a_fit_goes_on_where_it_was():

@@ -139,6 +139,8 @@ def test_guidance_goes_from_what_nobody_marked_to_what_is_good_and_beyond():
     for beta in (0.0, 1.5, 2.5):
         assert torch.allclose(says(beta, POSITIVE), without + beta * (good - without), atol=1e-5)
     assert torch.equal(says(2.5, NONE), without), "there is nothing to guide to"
+    plain = policy.acting(POSITIVE)
+    assert torch.equal(plain.guided(2.5).velocity(cond)(x, t), says(2.5, POSITIVE)) and plain.cfg.flow.guidance == 1.0
 
 
 def test_with_a_delay_a_plan_begins_with_what_was_decided():
@@ -151,6 +153,8 @@ def test_with_a_delay_a_plan_begins_with_what_was_decided():
     assert not np.array_equal(act(policy)[0].action[:, :2], memory["ahead"].numpy())
     fresh = {k: v.clone() for k, v in memory.items()}
     fresh["decided"][2] = 0  # this row was forgotten: a new episode
+    policy.interrupt(memory, 2)
+    assert memory["decided"].tolist() == fresh["decided"].tolist(), "a person took over"
     again, _ = act(policy, state=fresh)
     assert np.array_equal(again.action[2], first.action[2]) and np.array_equal(again.action[3], after.action[3])
 

@@ -67,7 +67,11 @@ def test_it_wanders_by_holding_what_it_drew() -> None:
     policy.wander.fill_(1.0)
     actions = play(policy, see(5, steps=40))[:, 0]
     changes = np.flatnonzero(np.any(actions[1:] != actions[:-1], 1))
-    assert set(np.diff(changes)) <= {2, 3, 4} and len(changes) > 8 and np.abs(actions).max() > 0.8
+    assert set(np.diff(changes)) <= {2, 3, 4} and len(changes) > 8 and 0.3 < (np.abs(actions) == 1).mean() < 0.7, "half at an end"
+    chooser = make(discrete=True)
+    chooser.wander.fill_(1.0)
+    chosen = play(chooser, see(5, steps=40))[:, 0].argmax(1)
+    assert 20 < (np.diff(chosen) != 0).sum() < 39, "a choice is drawn anew at every step"
     assert np.array_equal(play(policy, see(5), greedy=True), play(make(), see(5), greedy=True)), "not when it shows what it can"
 
 

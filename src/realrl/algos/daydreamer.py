@@ -11,9 +11,8 @@ What of it is where: the model in `nets/rssm.py`, symlog and two-hot codes in `n
 from __future__ import annotations
 
 import copy
-import time
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive
-from realrl.learn.dreaming import LaProp, Memory
+from realrl.learn.dreaming import Books, LaProp, Memory
 from realrl.learn.replay import Replay
 from realrl.losses import categorical_kl, lambda_return
 from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
@@ -32,14 +31,10 @@ from realrl.nets.twohot import symexp_bins, symlog, twohot_loss, twohot_mean
 from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
 from realrl.scene import Scene, SightConfig, device
 from realrl.streaming import StreamConfig
-from realrl.types import Cell, Segment
+from realrl.types import Cell, Episode, Segment
 
 BINS = 255
 """Of rewards and values, even in symlog from -20 to 20."""
-BEHIND = 40
-"""Control steps for which updates are made up later, where a learner is slower than its robot."""
-LATELY = 2500
-"""Control steps that the headline's reward is a mean of."""
 CLOCK = ("ticks", "deadline_misses", "worst_late_ms", "holds")
 """What the headline says of a run in real time."""
 
@@ -64,8 +59,16 @@ class DreamConfig:
     """Discount of a control step."""
     lam: float = 0.95
     """Of the lambda-return."""
+    centre: bool = False
+    """Whether values are told from what the mean reward would be worth for ever, so that they need not climb there first."""
+    through: bool = False
+    """Whether the actor follows the gradient of returns through the dream (DayDreamer; continuous actions alone), not REINFORCE."""
     entropy: float = 3e-4
     """What a nat of the actor's entropy is worth, in normalised returns."""
+    spread: float = 0.0
+    """The deviation of continuous actions that the entropy's worth is moved for (DayDreamer); 0: it stays."""
+    imitate: float = 1.0
+    """Weight of the actor's likelihood of what was shown, where demonstrations are in the batch."""
     free: float = 1.0
     """Nats of KL, of all categoricals together, that cost nothing."""
     dyn: float = 1.0
@@ -80,18 +83,23 @@ class DreamConfig:
     """Learning rate."""
     warmup: int = 1000
     """Updates over which it rises from nothing."""
+    alone: int = 0
+    """Updates of model and critic alone, in which the robot's actions are random still; dreams of nothing teach nothing."""
     clip: float = 0.3
     """The largest gradient of a tensor, as a share of the tensor's own norm."""
 
     def __post_init__(self) -> None:
         check(self, batch="[1, 65536]", length="[2, 4096]", last="[2, 4096]", imagine="[1, 1000]", gamma="(0, 1]", lam="[0, 1]",
-              entropy="[0, 100]", free="[0, 100]", dyn="[0, 100]", rep="[0, 100]", replayed="[0, 100]", slow="(0, 1]", lr="(0, 1]",
-              warmup="[0, 1e9]", clip="(0, 1e9]")
+              entropy="[0, 100]", spread="[0, 1]", imitate="[0, 1e3]", free="[0, 100]", dyn="[0, 100]", rep="[0, 100]",
+              replayed="[0, 100]", slow="(0, 1]", lr="(0, 1]", warmup="[0, 1e9]", alone="[0, 1e9]", clip="(0, 1e9]")
+        if self.centre and self.gamma == 1:
+            raise OutOfBounds(DreamConfig, "gamma", "must be below 1 where values are centred: the mean reward for ever is worth no number")
         if self.last > self.length + 1:
             raise OutOfBounds(DreamConfig, "last", f"must be at most length + 1 = {self.length + 1}, got {self.last}")
 
 
-CPU = DreamConfig(batch=32, length=16, last=4, gamma=0.985, lr=4e-4, warmup=200)
+CPU = DreamConfig(batch=16, length=16, last=4, gamma=0.985, centre=True, through=True, spread=0.32, slow=0.1, lr=4e-4, warmup=200,
+                  alone=300)
 """A core has little time: short stretches, which begin where memory was, few starts of dreams, a horizon of some hundred updates."""
 
 
@@ -105,7 +113,7 @@ class DaydreamerConfig(Scene):
     """Whose values all that follows has by default: cpu (for a core), daydreamer (the paper's sizes) or v3 (DreamerV3's smallest)."""
     sight: SightConfig = field(default_factory=lambda: SightConfig(height=64, width=64))
     """What the policy sees: the state, or pictures beside it."""
-    policy: RecurrentConfig = field(default_factory=lambda: RecurrentConfig(RSSMConfig(hidden=128, units=128)))
+    policy: RecurrentConfig = field(default_factory=lambda: RecurrentConfig(RSSMConfig(deter=128, classes=8, hidden=128, units=128)))
     """Model and actor."""
     dream: DreamConfig = field(default_factory=lambda: CPU)
     """The learner."""
@@ -115,10 +123,12 @@ class DaydreamerConfig(Scene):
     """Control steps to learn for; the episode that is under way then is finished."""
     prefill: int = 1000
     """Control steps of random actions at first, before anything is learned."""
-    ratio: float = 192.0
+    ratio: float = 128.0
     """Replayed steps for every control step: of how often each is learned from. A learner that is slower is told so by `train_ratio`."""
+    demo_share: float = 0.0
+    """Share of a batch's stretches that are demonstrations' at first; it falls evenly to nothing over `steps`. 0: none are asked for."""
     bf16: bool = True
-    """Whether most of the arithmetic is in half the precision, where the processor can."""
+    """Whether, with pictures, most of the arithmetic is in half the precision, where the processor can."""
     save_every: int = 2000
     """Control steps after which the next end of an episode brings a checkpoint."""
     log_every: int = 500
@@ -128,9 +138,10 @@ class DaydreamerConfig(Scene):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, steps="[1, 1e9]", prefill="[1, 1e9]", ratio="(0, 1e6]", save_every="[1, 1e9]", log_every="[1, 1e9]")
-        if self.data is not None:
-            raise OutOfBounds(DaydreamerConfig, "data", "has no use here: everything is learned from nothing")
+        check(self, steps="[1, 1e9]", prefill="[1, 1e9]", ratio="(0, 1e6]", demo_share="[0, 1]", save_every="[1, 1e9]",
+              log_every="[1, 1e9]")
+        if self.data is not None and not self.demo_share:
+            raise OutOfBounds(DaydreamerConfig, "data", "has no use here, everything is learned from nothing: give --demo-share 0.5, too")
 
 
 PRESETS = {
@@ -138,8 +149,8 @@ PRESETS = {
     "daydreamer": DaydreamerConfig(
         preset="daydreamer", policy=RecurrentConfig(RSSMConfig(deter=512, hidden=512, stoch=32, classes=32, prior_layers=3, units=512,
                                                                layers=4, depth=48)),
-        dream=DreamConfig(batch=32, length=32, last=32, remember=False, pixels=True, gamma=0.995, lr=1e-4), steps=72_000, prefill=5000,
-        ratio=512.0),
+        dream=DreamConfig(batch=32, length=32, last=32, remember=False, pixels=True, gamma=0.995, lr=1e-4, through=True,
+                          spread=0.32), steps=72_000, prefill=5000, ratio=512.0),
     "v3": DaydreamerConfig(
         preset="v3", policy=RecurrentConfig(RSSMConfig(deter=512, hidden=64, stoch=32, classes=4, blocks=8, prior_layers=2, units=64,
                                                        layers=3, depth=4)),
@@ -164,19 +175,29 @@ class Dreamer:
         self.slow = copy.deepcopy(self.heads["critic"]).requires_grad_(False)
         self.bins = symexp_bins(BINS).to(place)
         self.range = torch.zeros((), device=place)  # of returns, from the 5th to the 95th in a hundred
+        self.level = torch.zeros((), device=place)  # the mean reward
+        self.worth = torch.full((), cfg.entropy, device=place)  # of a nat of entropy
+        self.through = cfg.through and not policy.discrete
         self._parts = nn.ModuleDict({"policy": policy, "heads": self.heads, "painters": self.painters})
-        self.optimiser = LaProp(list(self._parts.parameters()), lr=cfg.lr, warmup=cfg.warmup, clip=cfg.clip)
+        self._actor = list(policy.actor.parameters())
+        its = {id(p) for p in self._actor}
+        self._rest = [p for p in self._parts.parameters() if id(p) not in its]
+        self.optimiser, self.practice = (LaProp(ps, lr=cfg.lr, warmup=cfg.warmup, clip=cfg.clip) for ps in (self._rest, self._actor))
+        self.acted = 0  # updates of the actor, whose first come later
         self.memory = Memory(size, place)
 
     def _precision(self) -> AbstractContextManager[Any]:
         """Half of it, where it pays. A context of its own for every part of an update: weights are cast once in each."""
         return torch.autocast(self.policy.device.type, torch.bfloat16) if self._bf16 else nullcontext()
 
-    def update(self, segment: Segment) -> dict[str, Tensor]:
-        """One step on stretches of episodes; its losses and what else is worth a curve, as tensors that nobody has waited for."""
+    def update(self, segment: Segment, shown: int = 0) -> dict[str, Tensor]:
+        """One step on stretches of episodes, the first so many of them shown by somebody; its losses and what else is worth a curve, as
+        tensors that nobody has waited for."""
         random = torch.Generator(self.policy.device).manual_seed(derive(self.seed, "dream", self.step))
         with self._precision():
             losses, states, told = self._model(segment, random)
+        mean = (segment.reward * segment.valid).sum() / segment.valid.sum()
+        self.level = self.level.lerp(mean, max(0.01, 1 / (self.step + 1)))
         last, counts = self._ends(segment)
         starts = Latent(*(x.gather(0, last[..., None].expand(-1, -1, x.shape[-1])) for x in states))
         with self._precision():
@@ -185,8 +206,16 @@ class Dreamer:
             behaviour, returns, more = self._behave(dream, counts)
             losses |= behaviour
             losses["replayed"] = self.cfg.replayed * self._replayed(segment, starts, last, counts, returns)
-        loss = torch.stack(list(losses.values())).sum()
-        self.optimiser.step(torch.autograd.grad(loss, self.optimiser.parameters, allow_unused=True), self.step)
+            acting = losses.pop("actor") * (self.step >= self.cfg.alone)
+            if shown:
+                acting = acting + self.cfg.imitate * self._imitation(segment, states.feature.detach(), shown)
+        learned = torch.autograd.grad(torch.stack(list(losses.values())).sum(), self._rest, allow_unused=True)
+        own = torch.autograd.grad(acting, self._actor)  # where a dream's graph ends
+        self.optimiser.step(learned, self.step)
+        losses["actor"] = acting
+        if shown or self.step >= self.cfg.alone:
+            self.practice.step(own, self.acted)
+            self.acted += 1
         with torch.no_grad():
             for slow, fast in zip(self.slow.parameters(), self.heads["critic"].parameters(), strict=True):
                 slow.lerp_(fast, self.cfg.slow)
@@ -221,7 +250,7 @@ class Dreamer:
         steps, valid = feature[1:], s.valid / s.valid.sum()
         out["reward"] = (twohot_loss(self.heads["reward"](steps), s.reward, self.bins) * valid).sum()
         goes_on = nn.functional.binary_cross_entropy_with_logits(
-            self.heads["goes_on"](steps)[..., 0].float(), cfg.gamma * (~s.terminated).float(), reduction="none")
+            self.heads["goes_on"](steps)[..., 0].float(), (~s.terminated).float(), reduction="none")
         out["goes_on"] = (goes_on * valid).sum()
         return out, states, {"kl": (kl.detach() * seen).sum() / seen.sum()}
 
@@ -235,46 +264,68 @@ class Dreamer:
 
     # -- dreams
 
-    @torch.no_grad()
     def _imagine(self, starts: Latent, random: torch.Generator) -> dict[str, Tensor]:
-        """Dreams of H steps from N = K * B states, by the actor, without a graph. feature: [H + 1, N, F]; action: [H, N, A]; reward,
-        discount: [H, N], what followed."""
-        policy, rssm = self.policy, self.policy.rssm
-        state = Latent(*(x.flatten(0, 1).float() for x in starts))
-        shape = (self.cfg.imagine, len(state.deter))
-        noise = _exponential((*shape, rssm.cfg.stoch, rssm.cfg.classes), random)
-        chance = (_exponential if policy.discrete else _normal)((*shape, policy.action_dim), random)
-        features, actions = [state.feature], []
-        for t in range(self.cfg.imagine):
-            actions.append(policy.draw(policy.distribution(features[-1]), chance[t]))
-            state = rssm.dream(state, actions[-1], noise[t])
-            features.append(state.feature)
-        feature = torch.stack(features)
-        return {"feature": feature, "action": torch.stack(actions), "reward": twohot_mean(self.heads["reward"](feature[1:]), self.bins),
-                "discount": self.heads["goes_on"](feature[1:])[..., 0].float().sigmoid()}
+        """Dreams of H steps from N = K * B states, by the actor; with a graph only if it learns through it. feature: [H + 1, N, F]; action:
+        [H, N, A]; reward, discount: [H, N], what followed."""
+        with torch.set_grad_enabled(self.through):
+            policy, rssm = self.policy, self.policy.rssm
+            state = Latent(*(x.flatten(0, 1).float() for x in starts))
+            shape = (self.cfg.imagine, len(state.deter))
+            noise = _exponential((*shape, rssm.cfg.stoch, rssm.cfg.classes), random)
+            chance = (_exponential if policy.discrete else _normal)((*shape, policy.action_dim), random)
+            features, actions = [state.feature], []
+            for t in range(self.cfg.imagine):
+                actions.append(policy.draw(policy.distribution(features[-1].detach()), chance[t]))
+                state = rssm.dream(state, actions[-1], noise[t])
+                features.append(state.feature)
+            feature = torch.stack(features)
+            return {"feature": feature, "action": torch.stack(actions), "reward": twohot_mean(self.heads["reward"](feature[1:]), self.bins),
+                    "discount": self.cfg.gamma * self.heads["goes_on"](feature[1:])[..., 0].float().sigmoid()}
 
     def _behave(self, dream: Mapping[str, Tensor], counts: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """(losses of actor and critic, lambda-returns at the starts [K, B], what else is told), DreamerV3, eq. 5 to 11."""
-        cfg, feature = self.cfg, dream["feature"]
+        cfg, feature = self.cfg, dream["feature"].detach()
+        reward, discount = dream["reward"].detach(), dream["discount"].detach()
         logits = self.heads["critic"](feature)
-        value = twohot_mean(logits.detach(), self.bins)
-        target = lambda_return(dream["reward"], dream["discount"], value[1:], cfg.lam)
-        weight = torch.cat([counts.flatten()[None].float(), dream["discount"][:-1]]).cumprod(0)
-        weight = weight / counts.sum().clamp(min=1) / cfg.imagine
+        value = self._value(logits.detach())
+        target = lambda_return(reward, discount, value[1:], cfg.lam)
+        weight = torch.cat([counts.flatten()[None].float(), discount[:-1]]).cumprod(0) / counts.sum().clamp(min=1) / cfg.imagine
         low, high = torch.quantile(target[:, counts.flatten()], torch.tensor([0.05, 0.95], device=target.device))
         self.range = self.range + 0.01 * (high - low - self.range)
-        advantage = (target - value[:-1]) / self.range.clamp(min=1.0)
-        logp, entropy = self.policy.logp(told := self.policy.distribution(feature[:-1]), dream["action"])
-        losses = {"actor": -(weight * (advantage * logp + cfg.entropy * entropy)).sum(),
+        logp, entropy = self.policy.logp(told := self.policy.distribution(feature[:-1]), dream["action"].detach())
+        if self.through:
+            gain = lambda_return(dream["reward"], dream["discount"], self._value(self.heads["critic"](dream["feature"][1:])), cfg.lam)
+        else:
+            gain = (target - value[:-1]) * logp
+        if cfg.spread and not self.policy.discrete and self.step >= cfg.alone:  # each dimension's entropy as a normal of that deviation has
+            short = entropy.detach().mean() / self.policy.action_dim < math.log(cfg.spread * math.sqrt(2 * math.pi * math.e))
+            self.worth = (self.worth * torch.where(short, 1.05, 1 / 1.05)).clamp(1e-5, 1.0)
+        losses = {"actor": -(weight * (gain / self.range.clamp(min=1.0) + self.worth * entropy)).sum(),
                   "critic": (weight * self._critic_loss(logits[:-1], feature[:-1], target)).sum()}
         more = {"return": target.mean(), "value": value.mean(), "entropy": entropy.detach().mean(), "return_range": self.range,
-                "dreamt_reward": dream["reward"].mean(), **({} if self.policy.discrete else {"deviation": told[1].detach().mean()})}
+                "worth": self.worth, "dreamt_reward": reward.mean(),
+                **({} if self.policy.discrete else {"deviation": told[1].detach().mean()})}
         return losses, target[0].view_as(counts), more
+
+    def _imitation(self, s: Segment, feature: Tensor, shown: int) -> Tensor:
+        """How unlikely the actor finds what was done in the first so many stretches."""
+        logp, _ = self.policy.logp(self.policy.distribution(feature[:-1, :shown]), s.action[:, :shown])
+        weight = s.valid[:, :shown].float()
+        return -(logp * weight).sum() / weight.sum()
+
+    @property
+    def _base(self) -> Tensor:
+        """What values are told from."""
+        return self.level * (1 / (1 - self.cfg.gamma) if self.cfg.centre else 0.0)
+
+    def _value(self, logits: Tensor) -> Tensor:
+        """Told by logits [..., BINS]."""
+        return twohot_mean(logits, self.bins) + self._base
 
     def _critic_loss(self, logits: Tensor, feature: Tensor, target: Tensor) -> Tensor:
         """Of values [...] told by logits [..., BINS]: to be the returns, and not to run away from the slow copy."""
         slow = twohot_mean(self.slow(feature.detach()), self.bins)
-        return twohot_loss(logits, target, self.bins) + twohot_loss(logits, slow, self.bins)
+        return twohot_loss(logits, target - self._base, self.bins) + twohot_loss(logits, slow, self.bins)
 
     def _replayed(self, s: Segment, starts: Latent, last: Tensor, counts: Tensor, returns: Tensor) -> Tensor:
         """The critic's loss on what was really done at the last observations, continued by the returns that were dreamt from each."""
@@ -303,13 +354,16 @@ class Dreamer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that goes on."""
         return {"parts": self._parts.state_dict(), "slow": self.slow.state_dict(), "optimiser": self.optimiser.state_dict(),
-                "range": self.range, "step": self.step, "memory": self.memory.state_dict()}
+                "practice": self.practice.state_dict(), "memory": self.memory.state_dict(), "step": self.step, "acted": self.acted,
+                "range": self.range, "level": self.level, "worth": self.worth}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        for part, name in ((self._parts, "parts"), (self.slow, "slow"), (self.optimiser, "optimiser"), (self.memory, "memory")):
+        for part, name in ((self._parts, "parts"), (self.slow, "slow"), (self.optimiser, "optimiser"), (self.practice, "practice"),
+                           (self.memory, "memory")):
             part.load_state_dict(state[name])
-        self.range, self.step = state["range"].to(self.bins.device), int(state["step"])
+        self.range, self.level, self.worth = (state[name].to(self.bins.device) for name in ("range", "level", "worth"))
+        self.step, self.acted = int(state["step"]), int(state["acted"])
 
 
 # ---- learning
@@ -319,9 +373,9 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
     """Learn, evaluate without noise and with, leave the policy in the run's folder `policy`; returns the summary with its `headline`.
     Continues an interrupted run."""
     torch.manual_seed(derive(cfg.seed, "weights"))
-    spec, place, books = cell.spec, device(cfg.device), Books(cfg)
+    spec, place, books = cell.spec, device(cfg.device), Books(cfg.ratio, cfg.dream.batch * cfg.dream.length, cfg.prefill)
     policy = RecurrentPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, discrete=spec.discrete, name="daydreamer")
-    agent = Dreamer(policy.to(place), cfg.dream, seed=derive(cfg.seed, "learner"), bf16=cfg.bf16 and halves(place))
+    agent = Dreamer(policy.to(place), cfg.dream, seed=derive(cfg.seed, "learner"), bf16=cfg.bf16 and bool(policy.senses) and halves(place))
     with cell.timed("daydreamer"):
         health = learn(cfg, cell, agent, books)
     policy.requires_grad_(False).wander.zero_()
@@ -329,7 +383,7 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
     for name, quiet in (("daydreamer", True), ("daydreamer-noisy", False)):
         cell.finish_stage(name, policy, cfg.eval_episodes, greedy=quiet, measure=lambda e: {"reward_per_step": float(e.reward.mean())})
     greedy, noisy = (round(stage["measured"]["reward_per_step"], 4) for stage in cell.summary["stages"][-2:])
-    cell.summary["headline"] = {**books.headline(agent), "greedy_reward_per_step": greedy, "noisy_reward_per_step": noisy,
+    cell.summary["headline"] = {**books.headline(agent.step), "greedy_reward_per_step": greedy, "noisy_reward_per_step": noisy,
                                 **{name: health[name] for name in CLOCK if name in health}}
     return cell.summary
 
@@ -347,94 +401,40 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> di
     with cell.stream("daydreamer", policy, stage=1, noise_seed=derive(cfg.seed, "daydreamer") % 2**31, cfg=cfg.stream) as stream:
         saved = cell.run.load("daydreamer", agent=agent, stream=stream, books=books) or 0
         replay, seen = Replay(device=place), ("state", *policy.senses)
+        replay.extend([slim(e, seen, policy.discrete) for e in (cell.demonstrations() if cfg.demo_share else ())])
+        shown = replay.steps
         for episode in stream.past():
-            replay.extend([replace(episode, obs={key: episode.obs[key] for key in seen})])
+            replay.extend([slim(episode, seen, policy.discrete)])
             books.see(episode.reward)
-        books.mark(agent)
+        books.mark(agent.step)
         cell.run.rewind("daydreamer", stream.steps)
         with cell.run.bar("daydreamer: control steps", cfg.steps) as advance:
             advance(stream.steps)
             while stream.steps < cfg.steps or not stream.between:
-                policy.wander.fill_(float(stream.steps < cfg.prefill))
-                moments = stream.take(wait=books.owed(agent) < 1)
+                policy.wander.fill_(float(stream.steps < cfg.prefill or agent.step < cfg.dream.alone))
+                moments = stream.take(wait=books.owed(agent.step) < 1)
                 replay.put(replace(m, step=replace(m.step, obs={key: m.step.obs[key] for key in seen}),
                                    after={key: m.after[key] for key in seen}) for m in moments)
                 books.see([m.step.reward for m in moments])
-                for _ in range(min(int(books.owed(agent)), books.most)):
+                for _ in range(min(int(books.owed(agent.step)), books.most)):
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
-                    books.told.append(agent.update(replay.segments(cfg.dream.batch, cfg.dream.length, random)))
+                    early = round(cfg.dream.batch * cfg.demo_share * max(0.0, 1 - stream.steps / cfg.steps)), shown
+                    books.told.append(agent.update(replay.segments(cfg.dream.batch, cfg.dream.length, random, early=early), early[0]))
                     stream.publish(policy)
                 advance(len(moments))
-                books.tick(agent)
+                books.tick(agent.step)
                 if stream.steps // cfg.log_every > books.line // cfg.log_every:
-                    cell.run.log(stream.steps, {**books.lines(agent), **stream.health()}, "daydreamer")
+                    cell.run.log(stream.steps, {**books.lines(agent.step), **stream.health()}, "daydreamer")
                 if stream.between and stream.steps - saved >= cfg.save_every:
                     cell.run.save("daydreamer", saved := stream.steps, agent=agent, stream=stream, books=books)
         cell.run.save("daydreamer", stream.steps, agent=agent, stream=stream, books=books)
         return stream.health()
 
 
-class Books:
-    """How it goes. steps: seen so far; let_go: updates that will not be made; seconds: by the clock; most: updates between two steps."""
-
-    def __init__(self, cfg: DaydreamerConfig) -> None:
-        self._cfg, self.steps, self.let_go, self.seconds, self._clock = cfg, 0, 0.0, 0.0, time.monotonic()
-        self._per_step = cfg.ratio / (cfg.dream.batch * cfg.dream.length)
-        self.most = int(self._per_step) + 1
-        self._lately: deque[float] = deque(maxlen=LATELY)
-        self.told: list[dict[str, Tensor]] = []
-        self.line, self._rewards, self._mark = 0, list[float](), (0, 0.0)
-
-    def see(self, rewards: Iterable[float]) -> None:
-        """Steps as they are done."""
-        found = [float(r) for r in rewards]
-        self.steps += len(found)
-        self._lately.extend(found)
-        self._rewards += found
-
-    def owed(self, agent: Dreamer) -> float:
-        """Updates that are due."""
-        return max(self.steps - self._cfg.prefill, 0) * self._per_step - agent.step - self.let_go
-
-    def tick(self, agent: Dreamer) -> None:
-        """Look at the clock; what is due since too long is let go."""
-        now = time.monotonic()
-        self.let_go += max(self.owed(agent) - BEHIND * self._per_step - 1, 0.0)
-        self.seconds, self._clock = self.seconds + now - self._clock, now
-
-    def ratio(self, agent: Dreamer) -> float:
-        """Replayed steps for every control step since learning began."""
-        return agent.step * self._cfg.ratio / self._per_step / max(self.steps - self._cfg.prefill, 1)
-
-    def lines(self, agent: Dreamer) -> dict[str, float]:
-        """Means since the last line."""
-        updates, seconds = self._mark
-        out = {"reward_per_step": float(np.mean(self._rewards)), "train_ratio": self.ratio(agent),
-               "updates_per_s": (agent.step - updates) / max(self.seconds - seconds, 1e-9)}
-        if self.told:
-            out |= {name: float(torch.stack([t[name].float() for t in self.told]).mean()) for name in self.told[0]}
-        self.mark(agent)
-        return out
-
-    def mark(self, agent: Dreamer) -> None:
-        """The next line begins here."""
-        self.told.clear()
-        self._rewards.clear()
-        self.line, self._mark = self.steps, (agent.step, self.seconds)
-
-    def headline(self, agent: Dreamer) -> dict[str, Any]:
-        """The run in a few numbers; the reward is that of the last `LATELY` steps of practice, noise and all."""
-        return {"reward_per_step": round(float(np.mean(self._lately)), 4), "env_steps": self.steps,
-                "train_ratio": round(self.ratio(agent), 2), "updates_per_s": round(agent.step / max(self.seconds, 1e-9), 3),
-                "wall_min": round(self.seconds / 60, 3)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What no recording says."""
-        return {"seconds": self.seconds, "let_go": self.let_go}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self.seconds, self.let_go, self._clock = state["seconds"], state["let_go"], time.monotonic()
+def slim(episode: Episode, seen: Sequence[str], discrete: bool) -> Episode:
+    """What is remembered of it; a choice is what it was taken for, one-hot."""
+    action = np.eye(episode.action.shape[1], dtype=np.float32)[episode.action.argmax(1)] if discrete else episode.action
+    return replace(episode, obs={key: episode.obs[key] for key in seen}, action=action)
 
 
 def _slot(key: str) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from realrl.config import OutOfBounds, check
 from realrl.files import derive
 from realrl.generative.diffusion import DistillConfig
+from realrl.generative.flow import FlowConfig
 from realrl.learn.fit import ImitationConfig, imitate
 from realrl.learn.flow import FlowFit, Lessons, cells_of, distil, listed, make_policy
 from realrl.learn.value import Value, ValueConfig, ValueFit, advantages, column, returns, threshold
@@ -35,13 +36,15 @@ Learner = Literal["recap", "shuffled", "filtered", "positive", "awr"]
 COFFEE = ("metaworld/coffee-push-v3", "metaworld/coffee-pull-v3")
 PERSON = OperatorConfig(patience=30, slip=10.0, hold=(15, 30), cap=1.0, grain=0.0, finish=0.0, fade=0.0)
 """Takes over when the value fell by 0.1 or stood still for 30 steps, for 15 to 30 steps; remembers nothing between episodes."""
-PRETRAINING, FINE_TUNING = ImitationConfig(steps=2500, batch=128), ImitationConfig(steps=1000, batch=128, lr=5e-4, warmup=50)
+GUIDED = FlowPolicyConfig(flow=FlowConfig(guidance=2.0))
+PRETRAINING, FINE_TUNING = ImitationConfig(steps=2500, batch=64), ImitationConfig(steps=1000, batch=64, lr=5e-4, warmup=50)
 
 
 @dataclass(frozen=True)
 class Manner:
-    """How a demonstrator does what its script says. speed: share of the hand's motion; pause: chance a step to rest for 5 to 15 steps;
-    noise: standard deviation a step; drift: of what the hand is off in a whole episode."""
+    """How a demonstrator does what its script says. speed: the fastest that the hand moves, of 1 (who scales all motions misses the grasps
+    instead of being slow); pause: chance a step to rest for 5 to 15 steps; noise: standard deviation a step; drift: of what the hand is off
+    in a whole episode."""
 
     speed: float = 1.0
     pause: float = 0.0
@@ -49,8 +52,8 @@ class Manner:
     drift: float = 0.0
 
 
-MANNERS = {"fast": Manner(), "slow": Manner(0.5, 0.04), "noisy": Manner(noise=0.4), "lost": Manner(noise=0.2, drift=0.6)}
-"""Whose demonstrations there are, as many of each; of the lost ones most fail, and they are in the pre-training alone."""
+MANNERS = {"fast": Manner(), "slow": Manner(0.6, 0.04, 0.05), "noisy": Manner(noise=0.4), "lost": Manner(noise=0.2, drift=0.4)}
+"""Whose demonstrations there are, as many of each: the slow take about twice as long, and of the lost ones most fail."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,10 @@ class RecapConfig(Scene):
     """The first of the tasks; leave it to --tasks."""
     tasks: tuple[str, ...] = COFFEE
     """Environments, separated by spaces or commas, see `realrl tasks`."""
-    demos: int = 15
+    demos: int = 25
     """Demonstrations of every manner and task: fast, slow with pauses, noisy, lost."""
-    policy: FlowPolicyConfig = field(default_factory=FlowPolicyConfig)
-    """The policy; its flow.guidance is beta, which acts after pre-training."""
+    policy: FlowPolicyConfig = GUIDED
+    """The policy; its flow.guidance is beta, which acts where there was bad to learn from, too: after a round."""
     value: ValueConfig = field(default_factory=ValueConfig)
     """The value network and its fits."""
     pretraining: ImitationConfig = PRETRAINING
@@ -73,7 +76,7 @@ class RecapConfig(Scene):
     """Its fit on one task's demonstrations, and in every round on all data of the task."""
     rounds: int = 1
     """Rounds of practice and learning."""
-    rollouts: int = 60
+    rollouts: int = 100
     """Episodes of practice of every task in a round."""
     corrected: float = 0.2
     """Share of them beside which a (scripted) person stands and corrects."""
@@ -93,6 +96,8 @@ class RecapConfig(Scene):
     """What else is learned from the last round's data and judged: recap's controls and the baselines."""
     marks: bool = False
     """Whether the last round's policy is judged without the indicator and with the negative one, too."""
+    guidances: tuple[float, ...] = ()
+    """Other betas that the last round's policy is judged with: guidance is a way of acting, it costs no other fit."""
     one_step: bool = False
     """Whether the product is distilled to one step, guidance absorbed."""
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -105,7 +110,7 @@ class RecapConfig(Scene):
         object.__setattr__(self, "task", self.task or self.tasks[0])
         super().__post_init__()
         check(self, rounds="[1, 100]", rollouts="[1, 1e6]", corrected="[0, 1]", ahead="[1, 1e6]", positive_demos="(0, 1)",
-              positive="(0, 1)", dropout="[0, 1]", temperature="(0, 1e3]")
+              positive="(0, 1)", dropout="[0, 1]", temperature="(0, 1e3]", guidances="[0, 20]")
         if self.sight.kind != "state":
             raise OutOfBounds(RecapConfig, "sight", f"is {self.sight.kind!r}: the value looks at the state alone, leave it out")
 
@@ -173,6 +178,8 @@ def learn_task(cfg: RecapConfig, cell: Cell, task: str, base: FlowPolicy, critic
     if cfg.marks:
         for word, mark in (("unmarked", NONE), ("negative", NEGATIVE)):
             cell.finish_stage(f"{word} {name}", policy.acting(mark), cfg.eval_episodes)
+    for beta in cfg.guidances:
+        cell.finish_stage(f"guided-{beta:g} {name}", policy.guided(beta), cfg.eval_episodes)
     cell.keep(policy)
     if cfg.one_step:
         stage = f"one-step {name}"
@@ -192,7 +199,8 @@ def tune(cfg: RecapConfig, cell: Cell, task: str, base: FlowPolicy, stage: str, 
         imitate(cell.run, FlowFit(policy, lessons, cfg.finetuning, seed=derive(cfg.seed, stage, task), mark=torch.from_numpy(mark).long(),
                                   dropout=cfg.dropout, weight=None if weight is None else torch.from_numpy(weight).float(),
                                   among=None if among is None else torch.from_numpy(among)), name)
-    return policy.told(task).acting(POSITIVE)
+    policy = policy.told(task).acting(POSITIVE)
+    return policy.guided(1.0) if (mark == POSITIVE).all() else policy  # nothing bad to be guided from
 
 
 class Critic:
@@ -336,7 +344,7 @@ class Demonstrator:
                 off[i] = torch.from_numpy(g.normal(0.0, m.drift, 3))
             if rest[i] <= 0 and g.uniform() < m.pause:
                 rest[i] = float(g.integers(5, 16))
-            action[i, :moves] = 0.0 if rest[i] > 0 else m.speed * action[i, :moves] + off[i, :moves].numpy()
+            action[i, :moves] = 0.0 if rest[i] > 0 else action[i, :moves].clip(-m.speed, m.speed) + off[i, :moves].numpy()
             rest[i] -= 1
             action[i] += g.normal(0.0, m.noise, action.shape[-1])
         return Plan(np.clip(action, -1.0, 1.0).astype(np.float32)[:, None]), {"rest": rest, "off": off}
@@ -392,7 +400,7 @@ def headline(cfg: RecapConfig, cells: Mapping[str, Cell]) -> dict[str, Any]:
                 "per_hour": throughput(of, dts, 0.0), "per_hour_5s": throughput(of, dts, 5.0)}
 
     stages = ["fine-tuned", *(f"recap-{k}" for k in range(1, cfg.rounds + 1)), *cfg.compare]
-    stages += ["unmarked", "negative"] * cfg.marks + ["one-step"] * cfg.one_step
+    stages += ["unmarked", "negative"] * cfg.marks + [f"guided-{beta:g}" for beta in cfg.guidances] + ["one-step"] * cfg.one_step
     all_of = {stage: told(stage) for stage in stages}
     base, mine = all_of["fine-tuned"], all_of[f"recap-{cfg.rounds}"]
 

@@ -6,7 +6,7 @@ It records every episode before anyone learns from it (`book`), evaluates with f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from realrl.cell.book import GROUP, Book
 from realrl.cell.collect import Collector, MakeEnv, pack
 from realrl.cell.curriculum import Practice
 from realrl.cell.judge import Judge, Measure, judged
+from realrl.cell.pool import in_turn
 from realrl.cell.stream import Beside, Interleaved
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.learn.imitation import worthy
@@ -120,6 +121,28 @@ class WorkCell:
         if seeds:
             self.summary["env_steps"] = self.book.steps_until(label, seeds)
         return [fresh[s] if s in fresh else old[s] for s in seeds]
+
+    def take_turns(self, label: str, policies: Mapping[str, Policy], seeds: Sequence[int], *,
+                   noise_seed: int = 0) -> dict[str, list[Episode]]:
+        """See `types.Cell`. An interrupted pool is run again, identically, and only what is missing is recorded."""
+        cells = {task: self.at(task) for task in policies}
+        book = next(iter(cells.values())).book
+        if label not in self.summary.setdefault("pool", {}):
+            crews = {task: at.collector.local().one() for task, at in cells.items()}
+            known, helps, steps = book.recorded(label), 0, 0
+            with book.writing(label, False) as put, self.run.bar(f"{label}: episodes in turn", len(seeds)) as advance:
+                for _, episode, helped in in_turn({t: env for t, (env, _) in crews.items()}, policies,
+                                                  {t: guard for t, (_, guard) in crews.items()}, seeds, noise_seed=noise_seed):
+                    helps, steps = helps + helped, steps + len(episode)
+                    if episode.seed not in known:
+                        put(episode)
+                    advance(1)
+            hours = steps * next(iter(cells.values())).spec.dt / 3600
+            self.summary["pool"][label] = {"episodes": len(seeds), "hours": hours, "interventions": helps,
+                                           "interventions_per_hour": helps / hours}
+            self.account.save()
+        found = book.labelled(label)
+        return {task: sorted((e for e in found if e.task == task), key=lambda e: e.seed or 0) for task in policies}
 
     def stream(self, label: str, policy: Policy, *, stage: int, warmup: int = 0, noise_seed: int = 0,
                cfg: StreamConfig | None = None, human: Intervention | None = None,

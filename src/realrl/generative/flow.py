@@ -30,8 +30,8 @@ class FlowConfig:
     steps: int = 10
     """S, Euler steps from noise to action."""
     guidance: float = 1.0
-    """beta: v = v_without + beta (v_with - v_without), with and without the advantage indicator (arXiv 2505.23458); 1 = with it alone, and
-    half the computation. Large ones leave what the data support."""
+    """beta: v = v_without + beta (v_with - v_without), with and without the advantage indicator or the goal (arXiv 2505.23458); 1 = with
+    it alone, and half the computation. Large ones leave what the data support."""
     delay: int = 0
     """Most actions of a plan that are already decided when it is made: the robot carries them out meanwhile. 0 = it waits."""
 

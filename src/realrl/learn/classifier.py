@@ -190,10 +190,23 @@ def split(label: Array, episode: Array, seed: int) -> list[Array]:
 
 def fit(episodes: Sequence[Episode], labels: Sequence[Array], cfg: ClassifierConfig) -> tuple[Classifier, Audit]:
     """A classifier, and what it is worth on episodes that had no part in it."""
-    torch.manual_seed(derive(cfg.seed, "weights"))
-    model = Classifier(keys_of(episodes, cfg), cfg)
+    model = blank(episodes, cfg)
     data = labelled(model, episodes, labels)
     fitted, chosen, kept = (data.of(part) for part in split(data.label, data.episode, cfg.seed))
+    learn(model, fitted)
+    model.threshold = threshold(model.probability(chosen.features), chosen.label, cfg.false)
+    return model, audit(model, kept)
+
+
+def blank(episodes: Sequence[Episode], cfg: ClassifierConfig) -> Classifier:
+    """A classifier of what such episodes show that has learned nothing."""
+    torch.manual_seed(derive(cfg.seed, "weights"))
+    return Classifier(keys_of(episodes, cfg), cfg)
+
+
+def learn(model: Classifier, fitted: Labelled) -> None:
+    """Fit a classifier to labelled frames of both kinds; then it stays as it is."""
+    cfg = model.cfg
     model.mean.copy_(fitted.features.mean(0))
     model.std.copy_(fitted.features.std(0).clamp(min=1e-3))
     optimiser = torch.optim.AdamW(model.net.parameters(), lr=cfg.lr, weight_decay=cfg.decay)
@@ -209,8 +222,6 @@ def fit(episodes: Sequence[Episode], labels: Sequence[Array], cfg: ClassifierCon
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     model.requires_grad_(False)
-    model.threshold = threshold(model.probability(chosen.features), chosen.label, cfg.false)
-    return model, audit(model, kept)
 
 
 def threshold(probability: Array, label: Array, false: float) -> float:

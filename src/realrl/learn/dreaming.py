@@ -1,15 +1,23 @@
-"""What a learner in dreams keeps beside its networks: its optimiser, and the states that were there when it last looked."""
+"""What a learner in dreams keeps beside its networks: its optimiser, the states that were there when it last looked, and its books."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from realrl.nets.rssm import Latent, RSSMConfig
 from realrl.types import Segment
+
+BEHIND = 40
+"""Control steps for which updates are made up later, where a learner is slower than its robot."""
+LATELY = 2500
+"""Control steps that the headline's reward is a mean of."""
 
 
 class LaProp:
@@ -94,3 +102,68 @@ def _doubled(rows: Tensor) -> Tensor:
     more = rows.new_zeros(2 * len(rows), *rows.shape[1:])
     more[:len(rows)] = rows
     return more
+
+
+class Books:
+    """How it goes. steps: seen so far; let_go: updates that will not be made; seconds: by the clock; most: updates between two steps.
+    done, of its methods: updates made."""
+
+    def __init__(self, ratio: float, rows: int, prefill: int) -> None:
+        """ratio: replayed steps for every control step; rows: of an update; prefill: control steps before the first."""
+        self._rows, self._prefill, self._per_step = rows, prefill, ratio / rows
+        self.steps, self.let_go, self.seconds, self._clock = 0, 0.0, 0.0, time.monotonic()
+        self.most = int(self._per_step) + 1
+        self._lately: deque[float] = deque(maxlen=LATELY)
+        self.told: list[dict[str, Tensor]] = []
+        self.line, self._rewards, self._mark = 0, list[float](), (0, 0.0)
+
+    def see(self, rewards: Iterable[float]) -> None:
+        """Steps as they are done."""
+        found = [float(r) for r in rewards]
+        self.steps += len(found)
+        self._lately.extend(found)
+        self._rewards += found
+
+    def owed(self, done: int) -> float:
+        """Updates that are due."""
+        return max(self.steps - self._prefill, 0) * self._per_step - done - self.let_go
+
+    def tick(self, done: int) -> None:
+        """Look at the clock; what is due since too long is let go."""
+        now = time.monotonic()
+        self.let_go += max(self.owed(done) - BEHIND * self._per_step - 1, 0.0)
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+
+    def ratio(self, done: int) -> float:
+        """Replayed steps for every control step since learning began."""
+        return done * self._rows / max(self.steps - self._prefill, 1)
+
+    def lines(self, done: int) -> dict[str, float]:
+        """Means since the last line."""
+        updates, seconds = self._mark
+        out = {"reward_per_step": float(np.mean(self._rewards)), "train_ratio": self.ratio(done),
+               "updates_per_s": (done - updates) / max(self.seconds - seconds, 1e-9)}
+        if self.told:
+            out |= {name: float(torch.stack([t[name].float() for t in self.told]).mean()) for name in self.told[0]}
+        self.mark(done)
+        return out
+
+    def mark(self, done: int) -> None:
+        """The next line begins here."""
+        self.told.clear()
+        self._rewards.clear()
+        self.line, self._mark = self.steps, (done, self.seconds)
+
+    def headline(self, done: int) -> dict[str, Any]:
+        """The run in a few numbers; the reward is that of the last `LATELY` steps of practice, noise and all."""
+        return {"reward_per_step": round(float(np.mean(self._lately)), 4), "env_steps": self.steps,
+                "train_ratio": round(self.ratio(done), 2), "updates_per_s": round(done / max(self.seconds, 1e-9), 3),
+                "wall_min": round(self.seconds / 60, 3)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What no recording says."""
+        return {"seconds": self.seconds, "let_go": self.let_go}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.seconds, self.let_go, self._clock = state["seconds"], state["let_go"], time.monotonic()

@@ -19,6 +19,7 @@ from realrl.types import Cell, Episode, RealrlError
 
 if TYPE_CHECKING:
     from realrl.generative.diffusion import DistillConfig
+    from realrl.learn.goals import Goals
 
 
 @dataclass
@@ -131,17 +132,17 @@ class FlowFit:
     """Flow matching on recorded chunks (`generative.flow.flow_loss`); the averaged weights become the policy's. See `learn.fit.Fit`.
 
     mark: [N] what the advantage indicator says of every decision, None for plain imitation; dropout: how often the network is not told;
-    weight: [N]; among: [n] the decisions to learn from, all by default. Prefix and expert learn together: the frozen networks under the
-    prefix have no knowledge that the expert's gradients could spoil.
+    weight: [N]; among: [n] the decisions to learn from, all by default; goals: what is shown beside the instruction. Prefix and expert
+    learn together: the frozen networks under the prefix have no knowledge that the expert's gradients could spoil.
     """
 
     def __init__(self, policy: FlowPolicy, lessons: Lessons, cfg: ImitationConfig, *, seed: int, mark: Tensor | None = None,
-                 dropout: float = 0.0, weight: Tensor | None = None, among: Tensor | None = None) -> None:
-        self.policy, self.lessons, self.cfg, self.seed = policy, lessons, cfg, seed
+                 dropout: float = 0.0, weight: Tensor | None = None, among: Tensor | None = None, goals: Goals | None = None) -> None:
+        self.policy, self.lessons, self.cfg, self.seed, self.goals = policy, lessons, cfg, seed, goals
         self.mark, self.dropout, self.weight, self.among = mark, dropout, weight, among
         self.net = nn.ModuleDict({"prefix": policy.prefix, "actor": policy.actor}).requires_grad_(True).train()
         self.average = averaged(self.net, cfg.ema)
-        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=cfg.lr, betas=(0.9, 0.98), weight_decay=cfg.weight_decay)
+        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=cfg.lr, betas=(0.9, 0.98), weight_decay=cfg.weight_decay, fused=True)
         self.step = 0
         self.kept_back: Tensor | None = None
         if cfg.validation:
@@ -178,10 +179,13 @@ class FlowFit:
         state = batch.state
         if policy.senses and policy.cfg.state_dropout:
             state = state * (torch.rand(len(state), 1, generator=random) >= policy.cfg.state_dropout).to(device)
-        memory = policy.actor.remember(policy.prefix(state, batch.text, batch.pictures, batch.robot))
+        goal = None if self.goals is None else self.goals.draw(index, random)
+        cond = policy.prefix(state, batch.text, batch.pictures, batch.robot, goal)
+        memory = policy.actor.remember(cond)
         counts = batch.real[:, None] & free[..., None]
         weight = None if self.weight is None else self.weight[index].to(device)
-        return flow_loss(lambda x, t: policy.actor(x, t, memory, batch.robot, mark, batch.valid), batch.action, noise, t, counts, weight)
+        loss = flow_loss(lambda x, t: policy.actor(x, t, memory, batch.robot, mark, batch.valid), batch.action, noise, t, counts, weight)
+        return loss if self.goals is None else loss + self.goals.foresight(cond, batch.robot, index)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

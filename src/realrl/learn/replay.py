@@ -173,9 +173,12 @@ class Replay:
         """Uniform batches, with replacement: `updates` of `size` rows, one after the other. Raises ValueError while there is nothing."""
         return self.batch(self._draw(len(self), size * updates, random))
 
-    def segments(self, count: int, length: int, random: torch.Generator) -> Segment:
-        """Stretches [T, B] of so many steps, drawn by a step in them; each lies within one episode, and begins with an empty memory."""
-        index = self._draw(self.steps, count, random)
+    def segments(self, count: int, length: int, random: torch.Generator, *, early: tuple[int, int] = (0, 0)) -> Segment:
+        """Stretches [T, B] of so many steps, drawn by a step in them; each lies within one episode, and begins with an empty memory.
+        early: how many of them are drawn from how many first steps alone."""
+        index = self._draw(self.steps, count - early[0], random)
+        if early[0]:
+            index = torch.cat([self._draw(early[1], early[0], random), index])
         episode = torch.searchsorted(self._start.rows, index, right=True) - 1
         start, stop = self._start.rows[episode], self._stop.rows[episode]
         index = torch.maximum(torch.minimum(index, stop - length), start)

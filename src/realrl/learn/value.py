@@ -61,7 +61,7 @@ class ValueConfig:
     """Networks; the least of their values counts, so that one that is wrong praises nobody."""
     hidden: tuple[int, ...] = (128, 128)
     """Widths of their layers."""
-    steps: int = 800
+    steps: int = 600
     """Gradient steps at most."""
     batch: int = 256
     """Steps of episodes per gradient step."""
@@ -69,6 +69,8 @@ class ValueConfig:
     """Learning rate of AdamW."""
     decay: float = 1e-2
     """Weight decay."""
+    noise: float = 0.1
+    """Standard deviation of what is added to its inputs in the fit, of theirs: without, it remembers episodes by their starts."""
     held_out: float = 0.2
     """Share of the episodes that the fit does not see: it ends with the weights that told most about these."""
     every: int = 50
@@ -76,7 +78,7 @@ class ValueConfig:
 
     def __post_init__(self) -> None:
         check(self, members="[1, 100]", hidden="[1, 16384]", steps="[1, 1e9]", batch="[1, 1e6]", lr="(0, 1]", decay="[0, 1]",
-              held_out="(0, 0.9]", every="[1, 1e9]")
+              noise="[0, 10]", held_out="(0, 0.9]", every="[1, 1e9]")
 
 
 class Value(nn.Module):
@@ -125,7 +127,7 @@ class ValueFit:
     """
 
     def __init__(self, value: Value, cfg: ValueConfig, x: Tensor, target: Tensor, episode: Tensor, *, seed: int) -> None:
-        self.value, self.cfg, self.x, self.target, self.seed = value, cfg, x, target, seed
+        self.value, self.cfg, self.x, self.target, self.episode, self.seed = value, cfg, x, target, episode, seed
         count = int(episode.max()) + 1
         chosen = np.random.default_rng(seed).permutation(count)[: max(1, round(cfg.held_out * count))] if count > 1 else np.arange(0)
         back = torch.isin(episode.cpu(), torch.from_numpy(chosen.astype(np.int64)))
@@ -138,7 +140,8 @@ class ValueFit:
         """One gradient step; every `every` of them a look at what is held out."""
         random = generator(self.seed, "value", self.step)
         rows = self.fitted[torch.randint(len(self.fitted), (self.cfg.batch,), generator=random)].to(self.x.device)
-        loss = self.entropy(rows).mean()
+        seen = self.x[rows] + self.cfg.noise * torch.randn(len(rows), self.x.shape[1], generator=random).to(self.x.device)
+        loss = self.entropy(rows, seen).mean()
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
@@ -158,13 +161,21 @@ class ValueFit:
 
     @torch.no_grad()
     def quality(self) -> dict[str, float]:
-        """On the held-out episodes: cross-entropy (log 201 = 5.30 for who knows nothing), rank correlation of value and return."""
+        """On the held-out episodes: cross-entropy (log 201 = 5.30 for who knows nothing), rank correlation of value and return, over all
+        and the mean within those that succeeded (does it know how far it is?), and the chance that a success's mean value is above a
+        failure's (does it know what will fail?); 0 and 0.5 where there are none."""
         rows = self.held if len(self.held) else self.fitted
-        rows = rows.to(self.x.device)
-        some = rows[:: 1 + len(rows) // 1000]
-        rank = spearman(self.value.value(self.x[some]).tolist(), self.target[some].tolist()) if len(some) > 1 else 0.0
-        return {"entropy": float(self.entropy(rows).mean()), "uniform": math.log(BINS.count), "spearman": rank,
-                "held_out": float(len(rows))}
+        x, target, which = self.x[rows.to(self.x.device)], self.target[rows.to(self.x.device)].cpu(), self.episode[rows]
+        found = self.value.value(x).cpu()
+        some = slice(None, None, 1 + len(rows) // 1000)
+        of = [(found[which == e], target[which == e]) for e in sorted(set(which.tolist()))]
+        good = [v.mean() for v, r in of if r[-1] > -1]
+        bad = [v.mean() for v, r in of if r[-1] <= -1]
+        above = float((torch.stack(good)[:, None] > torch.stack(bad)).float().mean()) if good and bad else 0.5
+        within = [spearman(v.tolist(), r.tolist()) for v, r in of if r[-1] > -1 and len(r) > 1]
+        return {"entropy": float(self.entropy(rows.to(self.x.device)).mean()), "uniform": math.log(BINS.count),
+                "spearman": spearman(found[some].tolist(), target[some].tolist()) if len(rows) > 1 else 0.0,
+                "spearman_within": sum(within) / max(len(within), 1), "success_above_failure": above, "held_out": float(len(rows))}
 
     def validate(self) -> dict[str, float]:
         """The best cross-entropy so far on what is held out."""

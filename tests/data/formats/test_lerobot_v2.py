@@ -15,6 +15,7 @@ from realrl.data.formats import open_dataset
 from realrl.data.formats.lerobot_v2 import Legacy
 from realrl.data.store import Store
 from realrl.data.tools.check import check, describe
+from realrl.report.dataset import write_page
 from realrl.types import RealrlError, Source
 
 FPS, LENGTHS = 20, (6, 4, 5)
@@ -93,6 +94,8 @@ def test_version_2_is_examined_like_version_3(tmp_path: Path) -> None:
     about = describe(root)
     assert (about["episodes"], about["frames"], about["data_files"], about["video_files"]) == (3, 15, 3, 3)
     assert about["tasks"] == ["task 0", "task 1"] and about["success_rate"] is None
+    page = write_page(root, tmp_path / "page.html").read_text()
+    assert page.count("data:image/jpeg") == 9 and "LeRobot dataset v2.1" in page, "three thumbnails an episode"
     path = root / "data/chunk-000/episode_000001.parquet"
     table = pq.read_table(path)
     path.unlink()

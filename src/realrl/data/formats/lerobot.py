@@ -14,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from realrl.data import depth, footage, schema, tables, video
 from realrl.data.errors import is_pointer
@@ -59,6 +60,12 @@ def open_dataset(directory: str | Path, *, names: Mapping[str, str] | None = Non
 def _opened(directory: Path, reading: Reading) -> Recordings:
     old = str(schema.read_json(directory).get("codebase_version")).startswith("v2.")
     return Legacy(directory, reading) if old else Store.open(directory, reading)
+
+
+def described(data: Recordings) -> tuple[Info, pa.Table]:
+    """info.json and the episodes' rows of a whole dataset, of version 2 as version 3 would have them."""
+    assert isinstance(data, Legacy | Store), "some of its episodes have no rows of their own"
+    return data.as_version_3() if isinstance(data, Legacy) else (data.info, data.rows)
 
 
 # ---- some of it

@@ -1,0 +1,23 @@
+"""The table of `benchmarks/daydreamer.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Row = dict[str, Any]
+HEAD = ("", "seed", "reward a step of practice, by 1,000 control steps", "upright; stands; walks at step",
+        "held out: reward a step; with noise", "control steps", "train ratio", "updates/s", "minutes")
+
+
+def lines(rows: Sequence[Row]) -> list[list[str]]:
+    """A line a task, method and seed."""
+    return [[f"{r['task']}, {r['method']}", str(r["seed"]), " ".join(f"{x:.2f}" for x in r["curve"]),
+             "; ".join(told(r[name]) for name in ("upright", "stands", "walks")) if "phases" in r else "-",
+             f"{r['greedy_reward_per_step']:.2f}; {r['noisy_reward_per_step']:.2f}", f"{r['env_steps']:,}", f"{r['train_ratio']:.0f}",
+             f"{r['updates_per_s']:.2f}", f"{r['wall_min']:.0f}"] for r in sorted(rows, key=lambda r: (r["task"], r["method"], r["seed"]))]
+
+
+def told(step: int | None) -> str:
+    """When it was, if it was."""
+    return "never" if step is None else f"{step:,}"

@@ -1,0 +1,415 @@
+"""RoboCat (arXiv 2306.11706): a generalist that practises new tasks by itself, and whose next generation learns from that, too.
+
+One policy for several robots and tasks is told what to do by an instruction, a goal, or both (section 2.1). The cycle (section 2.2):
+demonstrations -> generalist; for every held-out task fine-tuning on a few demonstrations, practice by itself, a success classifier's
+labels; all data together -> the next generalist, from scratch, which practises in the next round. A success may be shown any success of
+its task as its goal, a failure its own end alone. Every episode's lineage is kept: which round, which policy, what was said of it. What the
+paper leaves open, and what was chosen: docs/methods/robocat.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from realrl.config import OutOfBounds, check
+from realrl.files import derive, write_text
+from realrl.learn import classifier
+from realrl.learn.classifier import NO, YES, ClassifierConfig, Labelled
+from realrl.learn.fit import ImitationConfig, imitate
+from realrl.learn.flow import FlowFit, Lessons, cells_of, listed, make_policy
+from realrl.learn.goals import GoalConfig, Goals
+from realrl.policies.flow import FlowPolicy, FlowPolicyConfig
+from realrl.scene import Scene, device
+from realrl.types import Array, Cell, Episode, Source
+
+Origin = Literal["demonstration", "practice"]
+Control = Literal["demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch", "fine-tuned"]
+TRAINING = ("metaworld/coffee-push-v3", "metaworld/coffee-button-v3", "metaworld/push-v3")
+HELD_OUT = ("metaworld/coffee-pull-v3", "metaworld/box-close-v3")
+POLICY = FlowPolicyConfig(goals=True)
+GENERALIST, FINE_TUNING = ImitationConfig(steps=3000, batch=64), ImitationConfig(steps=1000, batch=64, lr=5e-4, warmup=50)
+
+
+@dataclass(frozen=True)
+class RoboCatConfig(Scene):
+    """A generalist, and its practice of tasks that it was not trained on."""
+
+    task: str = ""
+    """The first of the tasks; leave it to --tasks."""
+    tasks: tuple[str, ...] = TRAINING
+    """Environments that the first generalist learns, separated by spaces or commas, see `realrl tasks`."""
+    held_out: tuple[str, ...] = HELD_OUT
+    """Environments that it then practises, of the same robots."""
+    unseen: tuple[str, ...] = ()
+    """Environments of which no generalist sees anything: every generalist, and fresh weights, are fine-tuned to their few demonstrations,
+    which says what the variety of the training is worth."""
+    demos: int = 30
+    """Demonstrations of every training task."""
+    few: int = 5
+    """Demonstrations of every other task."""
+    policy: FlowPolicyConfig = POLICY
+    """The policy; its flow.guidance leads towards the goal."""
+    goals: GoalConfig = field(default_factory=GoalConfig)
+    """What it is shown as goals."""
+    generalist: ImitationConfig = GENERALIST
+    """A generalist's fit, from scratch, to all that there is."""
+    finetuning: ImitationConfig = FINE_TUNING
+    """The first generalist's fit to one held-out task."""
+    rounds: int = 1
+    """Rounds of practice, each followed by the next generalist."""
+    practice: int = 200
+    """Episodes of practice of every held-out task in a round."""
+    pool: bool = False
+    """Whether the held-out tasks, which then share a scene and undo one another, are practised in turn by one robot without resets."""
+    labelled: int = 100
+    """How many of them, the first, a person labels (in a simulator: it does); the success classifier is fitted to these."""
+    labels: Literal["classifier", "simulator"] = "classifier"
+    """Who says which of the other episodes succeeded."""
+    classifier: ClassifierConfig = field(default_factory=lambda: ClassifierConfig(frames=1))
+    """The success classifier, one a task. Where episodes end with success only one frame shows it, so that one has to do."""
+    false: float = 0.02
+    """Share of the practising policy's failures that may be taken for successes: the classifier's threshold is the lowest that keeps it on
+    episodes that it was not fitted to."""
+    failures: float = 0.25
+    """Failures, with their own ends as goals, are taken up to this share of a task's data."""
+    compare: tuple[Control, ...] = ()
+    """What else is made and judged: the last generalist from demonstrations alone; from the simulator's labels; without failures; from as
+    many demonstrations more as there were own successes; every held-out task alone from scratch; the last generalist fine-tuned to it."""
+    swapped: bool = False
+    """Whether the last generalist is judged by its goals alone, by its text alone, and with another task's goals, too."""
+    eval_episodes: int = 100
+    """Held-out episodes of every held-out task after a stage; of the training tasks, a fifth."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", listed("", self.tasks, TRAINING))
+        object.__setattr__(self, "task", self.task or self.tasks[0])
+        object.__setattr__(self, "held_out", listed("", self.held_out, HELD_OUT))
+        object.__setattr__(self, "unseen", listed("", self.unseen, ()))
+        super().__post_init__()
+        check(self, few=f"[1, {self.demos}]", rounds="[1, 8]", practice="[1, 50000]", labelled="[4, 1e6]", false="[0, 0.5]",
+              failures="[0, 0.9]")
+        every = (*self.tasks, *self.held_out, *self.unseen)
+        if twice := [task for task in dict.fromkeys(every) if every.count(task) > 1]:
+            raise OutOfBounds(RoboCatConfig, "held_out", f"or unseen has {twice[0]}, which is among the others, too: name it once")
+        if self.pool and (wrong := [task for task in self.held_out if not task.startswith("ogbench/")]):
+            raise OutOfBounds(RoboCatConfig, "pool", f"wants held-out tasks of ogbench's scene, which one task hands on to the next, and "
+                                                     f"{wrong[0]} is none: leave it out")
+        if not self.policy.goals:
+            raise OutOfBounds(RoboCatConfig, "policy", "has its goals turned off, and this is about them: leave --policy.no-goals out")
+
+
+# -- what there is to learn from ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Record:
+    """An episode and its lineage. made_by: the policy that acted; worthy: whether it counts as a success, as `said_by` says."""
+
+    episode: Episode
+    task: str
+    origin: Origin
+    round: int
+    made_by: str
+    worthy: bool
+    said_by: Literal["script", "person", "classifier", "simulator"]
+
+
+Data = dict[str, list[Record]]
+"""Task -> what there is of it, in the order in which it was made."""
+
+
+def demonstrations(cfg: RoboCatConfig, cells: Mapping[str, Cell]) -> Data:
+    """Of every training task its own; of the others a few."""
+    found: Data = {}
+    for task, at in cells.items():
+        shown = at.demonstrations()
+        shown = shown if task in cfg.tasks else shown[:cfg.few]
+        found[task] = [Record(e, task, "demonstration", 0, e.policy, True, "script") for e in shown]
+    return found
+
+
+def chosen(cfg: RoboCatConfig, records: Sequence[Record]) -> list[Record]:
+    """What a fit sees of a task: all successes, and the first failures up to their share of the steps. Long failures would otherwise
+    outweigh everything."""
+    good = [r for r in records if r.worthy]
+    room = cfg.failures / (1 - cfg.failures) * sum(len(r.episode) for r in good)
+    some: list[Record] = []
+    for record in (r for r in records if not r.worthy):
+        room -= len(record.episode)
+        if room < 0:
+            break
+        some.append(record)
+    return good + some
+
+
+# -- the method --------------------------------------------------------------------------------------------------------
+
+
+def train(cfg: RoboCatConfig, cell: Cell) -> dict[str, Any]:
+    """The cycle of figure 1. Leaves the last generalist in the run's folder `policy`, and told to do a held-out task in `policy-NAME`;
+    returns the summary with its `headline`. Continues an interrupted run."""
+    cells = cells_of(cell, cfg.task, (*cfg.tasks, *cfg.held_out, *cfg.unseen))
+    data = demonstrations(cfg, cells)
+    start = fresh(cfg, cells, data)
+    unseen = {task: data.pop(task) for task in cfg.unseen}
+    variety(cfg, cells, "variety-0", start, unseen)
+    generalist = generalise(cfg, cells, "generalist-1", start, {task: data[task] for task in cfg.tasks})
+    variety(cfg, cells, "variety-1", generalist, unseen)
+    policies = {task: specialise(cfg, cells[task], "fine-tuned-1", task, generalist, data[task]) for task in cfg.held_out}
+    for k in range(1, cfg.rounds + 1):
+        for task, practised in practise(cfg, cells, policies, k).items():
+            data[task] = data[task] + label(cfg, cells[task], data[task], practised, policies[task].name, k)
+        lineage(cell, data)
+        generalist = generalise(cfg, cells, f"generalist-{k + 1}", start, data)
+        variety(cfg, cells, f"variety-{k + 1}", generalist, unseen)
+        policies = {task: generalist.told(task) for task in cfg.held_out}
+        for task, policy in policies.items():
+            cells[task].finish_stage(f"{generalist.name} {cells[task].spec.name}", policy, cfg.eval_episodes)
+    cell.keep(generalist.told(cfg.task))
+    for task, policy in policies.items():
+        cells[task].keep(policy)
+    for control in cfg.compare:
+        compare(cfg, cells, control, start, generalist, data)
+    if cfg.swapped:
+        for task in cfg.held_out:
+            judge_means(cfg, cells[task], task, generalist)
+    cell.summary["headline"] = headline(cfg, cells)
+    return cell.summary
+
+
+def fresh(cfg: RoboCatConfig, cells: Mapping[str, Cell], data: Data) -> FlowPolicy:
+    """A policy that has learned nothing yet, fitted to the senses of all demonstrations: every generalist's fit begins from it."""
+    torch.manual_seed(derive(cfg.seed, "weights"))
+    policy = make_policy(cfg.policy, cells, name="robocat").to(device(cfg.device))
+    lessons = Lessons(policy, {task: [r.episode for r in of] for task, of in data.items()})
+    for odd in policy.fit_senses(lessons.frames()):
+        next(iter(cells.values())).tell("generalist", odd)
+    return policy
+
+
+def fitted(cfg: RoboCatConfig, cell: Cell, stage: str, start: FlowPolicy, data: Data, fit: ImitationConfig) -> FlowPolicy:
+    """A copy of a policy, fitted to data; the ends of their successes become its goals."""
+    policy = copy.deepcopy(start).requires_grad_(True)
+    policy.name = stage.partition(" ")[0]
+    used = {task: chosen(cfg, of) for task, of in data.items()}
+    with cell.timed(stage):
+        lessons = Lessons(policy, {task: [r.episode for r in of] for task, of in used.items()}).encode()
+        goals = Goals(lessons, {task: np.array([r.worthy for r in of]) for task, of in used.items()}, cfg.goals)
+        imitate(cell.run, FlowFit(policy, lessons, fit, seed=derive(cfg.seed, stage), goals=goals), stage)
+    return policy.eval().requires_grad_(False)
+
+
+def generalise(cfg: RoboCatConfig, cells: Mapping[str, Cell], stage: str, start: FlowPolicy, data: Data) -> FlowPolicy:
+    """The next generalist, from scratch on all that there is; judged on a part of the starts of the training tasks."""
+    policy = fitted(cfg, next(iter(cells.values())), stage, start, data, cfg.generalist)
+    for task in cfg.tasks:
+        cells[task].finish_stage(f"{stage} {cells[task].spec.name}", policy.told(task), max(1, cfg.eval_episodes // 5))
+    return policy
+
+
+def specialise(cfg: RoboCatConfig, cell: Cell, stage: str, task: str, base: FlowPolicy, records: Sequence[Record], *,
+               scratch: bool = False) -> FlowPolicy:
+    """A generalist fine-tuned to one held-out task, judged there. scratch: base has learned nothing, and gets a generalist's steps, too."""
+    name = f"{stage} {cell.spec.name}"
+    fit = replace(cfg.generalist, steps=cfg.generalist.steps + cfg.finetuning.steps) if scratch else cfg.finetuning
+    policy = fitted(cfg, cell, name, base, {task: list(records)}, fit).told(task)
+    cell.finish_stage(name, policy, cfg.eval_episodes)
+    return policy
+
+
+def variety(cfg: RoboCatConfig, cells: Mapping[str, Cell], stage: str, base: FlowPolicy, unseen: Data) -> None:
+    """A generalist, or fresh weights, fine-tuned to the few demonstrations of tasks that it has seen nothing of."""
+    for task, records in unseen.items():
+        specialise(cfg, cells[task], stage, task, base, records, scratch=stage == "variety-0")
+
+
+def practise(cfg: RoboCatConfig, cells: Mapping[str, Cell], policies: Mapping[str, FlowPolicy], k: int) -> dict[str, list[Episode]]:
+    """A round's episodes of every held-out task, by itself: each from its own starts, or in turn in one scene that nobody resets."""
+    name, noise = f"practice-{k}", derive(cfg.seed, "practice", k) % 2**31
+    if cfg.pool:
+        seeds = cells[cfg.task].seeds(k, cfg.practice * len(policies))
+        return cells[cfg.task].take_turns(f"{name}-pool", policies, seeds, noise_seed=noise)
+    return {task: cells[task].practise(name, policy, cells[task].seeds(k, cfg.practice), noise_seed=noise)
+            for task, policy in policies.items()}
+
+
+# -- what succeeded ----------------------------------------------------------------------------------------------------
+
+
+def label(cfg: RoboCatConfig, cell: Cell, known: Sequence[Record], practised: Sequence[Episode], made_by: str, k: int) -> list[Record]:
+    """The practised episodes with what is said of them: the first ones by a person, the others by a classifier fitted to those."""
+    many = len(practised) if cfg.labels == "simulator" else min(cfg.labelled, len(practised))
+    shown, rest = practised[:many], practised[many:]
+    task, who = known[0].task, "simulator" if cfg.labels == "simulator" else "person"
+    records = [Record(e, task, "practice", k, made_by, e.succeeded, who) for e in shown]  # type: ignore[arg-type]
+    if rest:
+        stage = f"practice-{k} {cell.spec.name}"
+        jury = Jury(cfg, [r.episode for r in known if r.origin == "demonstration"], shown)
+        verdicts = [jury.sees(e) for e in rest]
+        records += [Record(e, task, "practice", k, made_by, v, "classifier") for e, v in zip(rest, verdicts, strict=True)]
+        found = jury.audit(rest, verdicts)
+        cell.summary.setdefault("classifier", {})[stage] = found
+        cell.tell(f"{stage} labels", f"{cell.spec.name}, round {k}: the classifier took {found['taken']} of {len(rest)} episodes for "
+                  f"successes, the simulator {found['true']}; {found['false']} of {found['failures']} failures were among them")
+    return records
+
+
+class Jury:
+    """Two success classifiers of a task, each fitted to one half of the labelled episodes and heard on the other; both have to agree.
+
+    The threshold is what the labelled failures that a classifier was not fitted to allow: all of these are heard, none is lost to it.
+    """
+
+    def __init__(self, cfg: RoboCatConfig, demos: Sequence[Episode], shown: Sequence[Episode]) -> None:
+        """demos: in them success is the last frame; shown: the practising policy's own, labelled frame by frame."""
+        self.members: list[classifier.Classifier] = []
+        heard: list[tuple[float, bool]] = []
+        sketch = classifier.blank(demos, cfg.classifier)
+        before, after = ([_frames(sketch, e) for e in of] for of in (demos, shown))  # frozen eyes: seen once
+        for half in (0, 1):
+            labels = [_last(len(e)) for e in demos] + [np.where(e.success, YES, NO) for e in shown[half::2]]
+            model = classifier.blank(demos, replace(cfg.classifier, seed=derive(cfg.seed, "jury", half) % 2**31))
+            frames = [*before, *after[half::2]]
+            which = np.repeat(np.arange(len(frames)), [len(f) for f in frames])
+            classifier.learn(model, Labelled(torch.cat(frames), np.concatenate(labels), which))
+            self.members.append(model)
+            heard += [(_most(model, f), e.succeeded) for f, e in zip(after[1 - half::2], shown[1 - half::2], strict=True)]
+        failed = sorted((score for score, good in heard if not good), reverse=True)
+        allowed = int(cfg.false * len(failed))
+        self.threshold = float(np.nextafter(failed[allowed], 2.0)) if allowed < len(failed) else 0.5
+
+    def sees(self, episode: Episode) -> bool:
+        """Whether both see success in it."""
+        frames = _frames(self.members[0], episode)
+        return all(_most(model, frames) >= self.threshold for model in self.members)
+
+    def audit(self, episodes: Sequence[Episode], verdicts: Sequence[bool]) -> dict[str, Any]:
+        """What they say against what the simulator says, on the practising policy's episodes that they have never seen."""
+        truth, said = np.array([e.succeeded for e in episodes]), np.array(verdicts)
+        both, taken, true = int((truth & said).sum()), int(said.sum()), int(truth.sum())
+        return {"threshold": self.threshold, "episodes": len(episodes), "taken": taken, "true": true, "failures": len(episodes) - true,
+                "false": taken - both, "missed": true - both, "precision": both / taken if taken else None,
+                "recall": both / true if true else None, "false_share": (taken - both) / max(1, len(episodes) - true)}
+
+
+def _frames(model: classifier.Classifier, episode: Episode) -> Tensor:
+    """What a classifier sees after every step of an episode, [T, F]."""
+    return model.features({key: episode.obs[key][1:] for key in model.shapes})
+
+
+def _most(model: classifier.Classifier, frames: Tensor) -> float:
+    """The highest probability of success that frames [T, F] show in so many in a row as it wants."""
+    p = model.probability(frames)
+    return float(np.lib.stride_tricks.sliding_window_view(p, min(model.cfg.frames, len(p))).min(1).max())
+
+
+def _last(steps: int) -> Array:
+    """Labels [T] of an episode whose last frame alone shows success."""
+    out: Array = np.full(steps, NO)
+    out[-1] = YES
+    return out
+
+
+# -- controls ----------------------------------------------------------------------------------------------------------
+
+
+def judge_means(cfg: RoboCatConfig, cell: Cell, task: str, policy: FlowPolicy) -> None:
+    """By its goals alone, by its text alone, and with the goals of another task of the same robot, which must fail."""
+    name, other = cell.spec.name, another(policy, task)
+    cell.finish_stage(f"goal-alone {name}", policy.told(task, means="goal"), cfg.eval_episodes)
+    cell.finish_stage(f"text-alone {name}", policy.told(task, means="text"), cfg.eval_episodes)
+    if other:
+        cell.finish_stage(f"goal-swapped {name}", policy.told(task, goals_of=other, means="goal"), cfg.eval_episodes)
+
+
+def another(policy: FlowPolicy, task: str) -> str | None:
+    """Another task of the same robot whose goals the policy keeps."""
+    return next((t for t, of in policy.tasks.items() if t != task and of.body == policy.tasks[task].body), None)
+
+
+def compare(cfg: RoboCatConfig, cells: Mapping[str, Cell], control: Control, start: FlowPolicy, generalist: FlowPolicy, data: Data) -> None:
+    """The last generalist once more, from other data and as many gradient steps; or one policy a held-out task, fine-tuned or from
+    scratch."""
+    if control in ("scratch", "fine-tuned"):
+        for task in cfg.held_out:
+            fresh_weights = control == "scratch"
+            stage = control if fresh_weights else f"fine-tuned-{cfg.rounds + 1}"
+            specialise(cfg, cells[task], stage, task, start if fresh_weights else generalist, data[task], scratch=fresh_weights)
+        return
+    other: Data = {}
+    for task, of in data.items():
+        demos, own = ([r for r in of if r.origin == origin] for origin in ("demonstration", "practice"))
+        if control == "simulator":
+            own = [replace(r, worthy=r.episode.succeeded, said_by="simulator") for r in own]
+        elif control == "no-failures":
+            own = [r for r in own if r.worthy]
+        elif control == "more-demonstrations" and own:
+            own = more(cfg, cells[task], task, sum(r.worthy for r in own))
+        elif control == "demonstrations":
+            own = []
+        other[task] = demos + own
+    policy = fitted(cfg, cells[cfg.task], control, start, other, cfg.generalist)
+    for task in cfg.held_out:
+        cells[task].finish_stage(f"{control} {cells[task].spec.name}", policy.told(task), cfg.eval_episodes)
+
+
+def more(cfg: RoboCatConfig, cell: Cell, task: str, count: int) -> list[Record]:
+    """Up to so many demonstrations more, from starts of their own."""
+    from realrl import envs
+    expert = envs.expert(task, cfg.expert, noise=cfg.demo_noise)
+    shown = cell.practise("more demonstrations", expert, cell.seeds(9, count), greedy=True, source=Source.SCRIPT)
+    return [Record(e, task, "demonstration", 0, e.policy, True, "script") for e in shown if e.succeeded]
+
+
+# -- what it came to ---------------------------------------------------------------------------------------------------
+
+
+def lineage(cell: Cell, data: Data) -> None:
+    """Where every episode that may be learned from came from: a line each in lineage.jsonl, and the sums in the summary."""
+    records = [r for of in data.values() for r in of]
+    write_text(cell.run.dir / "lineage.jsonl", "".join(json.dumps({
+        "task": r.task, "origin": r.origin, "round": r.round, "policy": r.made_by, "seed": r.episode.seed, "steps": len(r.episode),
+        "success": r.episode.succeeded, "taken_for_success": r.worthy, "said_by": r.said_by,
+        "goals": ["hindsight", "others"] if r.worthy else ["hindsight"]}) + "\n" for r in records))
+    groups: dict[tuple[str, int, Origin, str], list[Record]] = {}
+    for r in records:
+        groups.setdefault((r.task, r.round, r.origin, r.made_by), []).append(r)
+    cell.summary["lineage"] = [
+        {"task": task, "round": k, "origin": origin, "policy": policy, "episodes": len(of), "steps": sum(len(r.episode) for r in of),
+         "successes": sum(r.episode.succeeded for r in of), "taken_for_success": sum(r.worthy for r in of)}
+        for (task, k, origin, policy), of in groups.items()]
+
+
+def headline(cfg: RoboCatConfig, cells: Mapping[str, Cell]) -> dict[str, Any]:
+    """Success [%] on the held-out tasks, pooled: of the fine-tuned policies before practice, of the next generalist after it, of all other
+    stages; what the classifier was worth."""
+    summary = next(iter(cells.values())).summary
+    held = {cells[task].spec.name for task in (*cfg.held_out, *cfg.unseen)}
+    pooled: dict[str, list[int]] = {}
+    for s in summary["stages"]:
+        stage, _, name = s["name"].rpartition(" ")
+        if name in held:
+            good, n = pooled.setdefault(stage, [0, 0])
+            pooled[stage] = [good + round(s["success"]["rate"] * s["success"]["n"]), n + s["success"]["n"]]
+    stages = {stage: {"success_pct": 100 * good / n, "episodes": n} for stage, (good, n) in pooled.items()}
+    audits = list(summary.get("classifier", {}).values())
+    taken, false, failures = (sum(a[key] for a in audits) for key in ("taken", "false", "failures"))
+    before, after = stages["fine-tuned-1"], stages[f"generalist-{cfg.rounds + 1}"]
+    return {"before": before["success_pct"], "after": after["success_pct"], "episodes": after["episodes"],
+            "stages": stages,
+            "interventions_per_hour": _interventions(summary.get("pool", {}).values()),
+            "classifier_precision": 1 - false / taken if taken else None,
+            "classifier_false_positives": false / failures if failures else None}
+
+
+def _interventions(pools: Collection[Mapping[str, float]]) -> float | None:
+    """An hour, over all rounds; None where nothing ran in turn."""
+    return sum(p["interventions"] for p in pools) / sum(p["hours"] for p in pools) if pools else None

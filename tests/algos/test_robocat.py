@@ -1,0 +1,184 @@
+"""RoboCat: what a fit is shown, who says what succeeded, whole cycles resumed, and what they leave."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from realrl.algos import robocat
+from realrl.algos.robocat import Jury, Record, RoboCatConfig, chosen, compare, train
+from realrl.cell import judge
+from realrl.cell.cell import WorkCell
+from realrl.config import OutOfBounds
+from realrl.data.store import Store
+from realrl.generative.flow import FlowConfig
+from realrl.learn.classifier import ClassifierConfig
+from realrl.learn.fit import ImitationConfig
+from realrl.policies.flow import FlowPolicyConfig
+from realrl.policies.folder import load_policy
+from realrl.report import write_report
+from realrl.run import Run
+from realrl.scene import CollectConfig
+from realrl.types import Episode
+
+FIT = ImitationConfig(steps=3, batch=8, warmup=0)
+
+
+def tiny(**changes: Any) -> RoboCatConfig:
+    """A cycle over two toy robots, a point of six numbers and a walker of one."""
+    policy = FlowPolicyConfig(goals=True, plan=2, chunk=2, width=16, heads=2, expert=1, trunk=0, reader="words", flow=FlowConfig(steps=2))
+    return replace(RoboCatConfig(
+        tasks=("toy/red", "toy/line"), held_out=("toy/blue",), demos=3, few=2, policy=policy, generalist=FIT, finetuning=FIT, practice=8,
+        labelled=4, classifier=ClassifierConfig(frames=1, steps=4, hidden=(8,), batch=8), eval_episodes=3,
+        collect=CollectConfig(workers=1, envs_per_worker=2)), **changes)
+
+
+@pytest.fixture(autouse=True)
+def few_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage's latency from 5 decisions."""
+    monkeypatch.setattr(judge, "latency", partial(judge.latency, calls=5))
+
+
+def run_of(folder: Path, cfg: RoboCatConfig) -> dict[str, Any]:
+    with Run.start(folder, cfg, resume=True) as run, WorkCell(run, cfg) as cell:
+        return train(cfg, cell)
+
+
+def episode(steps: int, succeeded: bool, seed: int = 0, *, shows: bool | None = None) -> Episode:
+    """It shows success in its last frame by a 1 in its first number, whether it succeeded or not."""
+    state = np.random.default_rng(seed).normal(0, 0.1, (steps + 1, 2)).astype(np.float32)
+    state[-1, 0] += succeeded if shows is None else shows
+    zeros = np.zeros(steps, np.float32)
+    success = np.arange(steps) == (steps - 1 if succeeded else -1)
+    return Episode({"state": state}, zeros[:, None], zeros[:, None], np.zeros(steps, np.uint8), zeros, success, zeros, zeros.astype(bool),
+                   succeeded, not succeeded, "t", "p", seed)
+
+
+def record(steps: int, worthy: bool, seed: int = 0) -> Record:
+    return Record(episode(steps, worthy, seed), "t", "practice", 1, "p", worthy, "simulator")
+
+
+def test_failures_are_taken_up_to_their_share_of_the_steps() -> None:
+    records = [record(30, True, 0), record(10, False, 1), record(8, False, 2), record(2, False, 3), record(60, True, 4)]
+    assert [r.episode.seed for r in chosen(tiny(failures=0.25), records)] == [0, 4, 1, 2, 3], "20 of 110 steps"
+    assert [r.episode.seed for r in chosen(tiny(failures=0.15), records)] == [0, 4, 1], "the next would be one too many"
+    assert all(r.worthy for r in chosen(tiny(failures=0.0), records))
+
+
+def test_the_jury_keeps_to_its_false_positives_and_is_audited_on_what_it_has_not_seen() -> None:
+    cfg = tiny(classifier=ClassifierConfig(frames=1, steps=60, lr=3e-3, hidden=(16,), batch=32))
+    demos = [episode(6, True, i) for i in range(6)]
+    shown = [episode(6, i % 2 == 0, 100 + i) for i in range(30)]
+    jury = Jury(cfg, demos, shown)
+    rest = [episode(6, i % 2 == 0, 200 + i, shows=i % 2 == 0 or i == 1) for i in range(30)]
+    said = [jury.sees(e) for e in rest]
+    found = jury.audit(rest, said)
+    assert said[1], "a failure that looks like a success is taken for one, and the audit says so"
+    assert found["episodes"] == 30 and found["true"] == found["failures"] == 15 and found["false"] >= 1
+    assert found["missed"] <= 3 and found["precision"] == pytest.approx((found["taken"] - found["false"]) / found["taken"])
+    blind = Jury(cfg, demos, [episode(6, i % 2 == 0, 100 + i, shows=True) for i in range(30)])
+    assert sum(blind.sees(episode(6, False, 300 + i, shows=True)) for i in range(20)) <= 4, "where nothing tells, hardly any is believed"
+
+
+def test_two_rounds_over_two_robots_and_what_they_leave(tmp_path: Path) -> None:
+    cfg = tiny(rounds=2, swapped=True, unseen=("toy/obstacle",), compare=("more-demonstrations", "fine-tuned"))
+    summary = run_of(tmp_path, cfg)
+    names = [s["name"] for s in summary["stages"]]
+    for k in (1, 2, 3):
+        assert {f"generalist-{k} red", f"generalist-{k} line", f"variety-{k} obstacle"} <= set(names)
+    assert {"fine-tuned-1 blue", "generalist-2 blue", "generalist-3 blue", "variety-0 obstacle", "goal-alone blue", "text-alone blue",
+            "goal-swapped blue", "fine-tuned-3 blue", "more-demonstrations blue"} <= set(names)
+    assert "generalist-1 blue" not in names
+    head = summary["headline"]
+    assert {"before", "after", "interventions_per_hour", "classifier_precision", "classifier_false_positives"} <= head.keys()
+    assert head["before"] == head["stages"]["fine-tuned-1"]["success_pct"] and head["episodes"] == 3
+    assert head["after"] == head["stages"]["generalist-3"]["success_pct"]
+    lines = [json.loads(line) for line in (tmp_path / "lineage.jsonl").read_text().splitlines()]
+    own = [line for line in lines if line["origin"] == "practice"]
+    assert len(own) == 16 and {line["policy"] for line in own if line["round"] == 2} == {"generalist-2"}
+    assert [line["said_by"] for line in own[:8]] == ["person"] * 4 + ["classifier"] * 4
+    assert all(line["goals"] == ["hindsight"] for line in own if not line["taken_for_success"])
+    assert sum(row["episodes"] for row in summary["lineage"]) == len(lines) == 16 + 3 + 3 + 2
+    assert set(summary["classifier"]) == {"practice-1 blue", "practice-2 blue"}
+    for name, task in (("policy", "toy/red"), ("policy-blue", "toy/blue")):
+        policy, of = load_policy(tmp_path / name)
+        assert policy.KIND == "flow" and of == task and policy.goals is not None
+        assert list(policy.tasks)[policy.aim] == task and int(policy.goals.count[policy.aim]) > 0
+        again = policy.told("toy/line")
+        assert (again.obs_dim, again.action_dim, policy.obs_dim, policy.action_dim) == (1, 1, 6, 2), "two robots, one policy"
+    page = write_report(tmp_path).read_text()
+    assert "Practice by itself" in page and "practice-2 blue" in page and "lineage.jsonl" in page
+
+
+def test_a_resumed_cycle_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off at seam after seam: nothing is practised twice, and the weights and the lineage are the same."""
+    cfg = tiny()
+    run_of(tmp_path / "a", cfg)
+    for seam in ("generalise", "practise", "lineage"):
+        real, calls = getattr(robocat, seam), []
+
+        def once(*args: Any, real: Any = real, calls: list[int] = calls) -> Any:
+            calls.append(1)
+            if len(calls) == 1:
+                real(*args)
+                raise KeyboardInterrupt
+            return real(*args)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(robocat, seam, once)
+            run_of(tmp_path / "b", cfg)
+    run_of(tmp_path / "b", cfg)
+    for name in ("policy", "policy-blue"):
+        a, b = (load_policy(tmp_path / run / name)[0].state_dict() for run in "ab")
+        assert all(torch.equal(value, b[key]) for key, value in a.items())
+    assert (tmp_path / "a" / "lineage.jsonl").read_text() == (tmp_path / "b" / "lineage.jsonl").read_text()
+    one, two = (sorted((e.policy, e.task, e.seed or 0, len(e)) for e in Store.open(tmp_path / run / "dataset").read()) for run in "ab")
+    assert one == two
+
+
+def test_a_control_learns_from_what_it_is_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny(labels="simulator")
+    given: dict[str, Any] = {}
+
+    def fitted(cfg: Any, cell: Any, stage: str, start: Any, data: Any, fit: Any) -> Any:
+        given[stage] = {task: [(r.origin, r.worthy) for r in of] for task, of in data.items()}
+        return start.told("toy/red")
+
+    def specialise(cfg: Any, cell: Any, stage: str, task: str, base: Any, of: Any, scratch: bool) -> None:
+        assert scratch == (stage == "scratch") and base.name == ("robocat" if scratch else "last")
+        given[stage] = [(r.origin, r.worthy) for r in of]
+
+    data = {"toy/red": [replace(record(3, True), origin="demonstration")], "toy/blue": [
+        replace(record(3, True), origin="demonstration"), replace(record(3, False), worthy=True), replace(record(3, True), worthy=False)]}
+    monkeypatch.setattr(robocat, "fitted", fitted)
+    monkeypatch.setattr(robocat, "specialise", specialise)
+    with Run.start(tmp_path, cfg) as run, WorkCell(run, cfg) as cell:
+        cells = {task: cell.at(task) for task in (*cfg.tasks, *cfg.held_out)}
+        start = robocat.fresh(cfg, cells, robocat.demonstrations(cfg, cells))
+        for control in ("demonstrations", "simulator", "no-failures", "scratch", "fine-tuned"):
+            compare(cfg, cells, control, start, start.with_head("flow", "last"), data)  # type: ignore[arg-type]
+    shown, own = ("demonstration", True), "practice"
+    assert given["demonstrations"] == {"toy/red": [shown], "toy/blue": [shown]}
+    assert given["simulator"]["toy/blue"] == [shown, (own, False), (own, True)], "their labels are mended"
+    assert given["no-failures"]["toy/blue"] == [shown, (own, True)]
+    assert given["scratch"] == given["fine-tuned-2"] == [shown, (own, True), (own, False)]
+
+
+def test_another_task_s_cell_keeps_the_lists() -> None:
+    cfg = RoboCatConfig()
+    other = replace(cfg, task=cfg.held_out[0])
+    assert (other.tasks, other.held_out, other.task) == (cfg.tasks, cfg.held_out, cfg.held_out[0]) and cfg.task == cfg.tasks[0]
+
+
+@pytest.mark.parametrize("wrong", [{"held_out": ("toy/red",)}, {"unseen": ("toy/blue",)}, {"few": 4}, {"failures": 1.0}, {"rounds": 0},
+                                   {"policy": FlowPolicyConfig()}, {"pool": True}])
+def test_bounds(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OutOfBounds):
+        tiny(**wrong)
