@@ -32,6 +32,9 @@ from realrl.types import Array, RealrlError
 AXES = 6
 MASS = (1.0, 1.0, 1.0, 0.1, 0.1, 0.1)
 """Of the arm that is pretended, kg and kg m²."""
+BEFORE, SHARE, SEEN = 2, 0.7, np.array([1e-4] * 3 + [1e-3] * 3)
+"""Samples before contact that belong to it; an axis's share of the force, above which it is no friction of what slides; ways below which
+noise alone makes a slope, m and rad."""
 FEELS, FELT = np.array([2.0, 2.0, 2.0, 0.1, 0.1, 0.1]), 5
 """What counts as contact, N and N m, and how many samples of it: noise and a bias that drifts are none."""
 
@@ -248,13 +251,11 @@ def touched(window: Window, cfg: TunerConfig) -> Array:
     and way hardly change.
 
     The most, over every time that contact lasted, of how much force changed over how far the arm went: extremes need not be of the same
-    moment, and an arm that bounces ten times a second is a quarter of a turn out of step with what it feels. What the law commands, the arm
-    does `lag` later, and the sensor tells `delay` after that.
+    moment, and an arm that bounces is out of step with what it feels. The arm does `lag` later what the law commands; the sensor tells late.
     """
     from scipy.signal import lfilter
     share, late = cfg.dt / (cfg.lag + cfg.dt), round(cfg.delay / cfg.dt)
-    first = window.pose[:1]
-    arm, _ = lfilter([share], [1.0, share - 1.0], window.pose, axis=0, zi=(1 - share) * first)
+    arm, _ = lfilter([share], [1.0, share - 1.0], window.pose, axis=0, zi=(1 - share) * window.pose[:1])
     pose, felt = arm[:len(arm) - late], window.wrench[late:]
     out = np.zeros(AXES)
     for axis in np.flatnonzero(_felt(window)).tolist():
@@ -271,12 +272,6 @@ def touched(window: Window, cfg: TunerConfig) -> Array:
 def _felt(window: Window) -> Array:
     """Along which axes [6] there was contact."""
     return np.asarray((np.abs(window.wrench) > FEELS).sum(0) >= FELT)
-
-
-BEFORE, SHARE = 2, 0.7
-"""Samples before contact that belong to it, and an axis's share of the force, above which it is no friction of what slides."""
-SEEN = np.array([1e-4] * 3 + [1e-3] * 3)
-"""Ways below which noise alone makes a slope, m and rad."""
 
 
 def stable_damping(window: Window, cfg: TunerConfig) -> Array:
@@ -384,7 +379,7 @@ class Tuner:
         self._most = MOST.copy()  # and stiffness that pulls no harder than it may, whatever a policy asks for
         self._rows: deque[Array] = deque(maxlen=round(self.cfg.window / self.cfg.dt))
         self._since = 0
-        self._running: Future[Solved] | None = None
+        self._running: Future[tuple[Array, Array, Array]] | None = None
 
     def gains(self, base: Gains) -> Gains:
         """What is in force where a policy asks for `base`."""
@@ -411,7 +406,7 @@ class Tuner:
             return False
         rows = np.stack(self._rows)
         window, u0, now = Window(*rows.transpose(1, 0, 2)), base.table(), self.gains(base).table()
-        job: Future[Solved] = Future()
+        job: Future[tuple[Array, Array, Array]] = Future()
         if self._pool is not None:
             job = self._pool.submit(_solve, window, u0, now, self.cfg)
             self._running = job
@@ -422,7 +417,7 @@ class Tuner:
             job.set_exception(error)
         return self._adopt(job, base)
 
-    def _adopt(self, job: Future[Solved], base: Gains) -> bool:
+    def _adopt(self, job: Future[tuple[Array, Array, Array]], base: Gains) -> bool:
         self._running = None
         try:
             self.residual, stable, self._most[:, 2] = job.result()
@@ -440,10 +435,7 @@ class Tuner:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-Solved = tuple[Array, Array, Array]
-
-
-def _solve(window: Window, base: Array, now: Array, cfg: TunerConfig) -> Solved:
+def _solve(window: Window, base: Array, now: Array, cfg: TunerConfig) -> tuple[Array, Array, Array]:
     """(residual [6, 3], damping that stays stable [6], stiffness that pulls no harder than it may [6])."""
     with np.errstate(all="ignore"):
         found = fit(window, base, now, cfg)
