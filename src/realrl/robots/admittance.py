@@ -251,7 +251,7 @@ def touched(window: Window, cfg: TunerConfig) -> Array:
     and way hardly change.
 
     The most, over every time that contact lasted, of how much force changed over how far the arm went: extremes need not be of the same
-    moment, and an arm that bounces is out of step with what it feels. The arm does `lag` later what the law commands; the sensor tells late.
+    moment, and an arm that bounces is out of step with what it feels. The arm lags what is commanded; the sensor tells late.
     """
     from scipy.signal import lfilter
     share, late = cfg.dt / (cfg.lag + cfg.dt), round(cfg.delay / cfg.dt)
