@@ -203,7 +203,7 @@ class Pen:
 
 def transfer(cfg: AdmittanceConfig, cell: Cell, policy: GaussianPolicy, control: str) -> None:
     """The learned trajectory in the other world, its gains taken as they are ("direct") or adapted as `control` says. Every trial begins
-    without a residual, so that the first touch is made with the offline gains."""
+    without a residual, so that the first touch is made with the offline gains; with "probed" that is a gentle one, before the trial."""
     task = cfg.real if control == "direct" else f"{cfg.real}-{control}"
     cell.at(task).finish_stage(control, policy, cfg.eval_episodes, measure=measured)
 

@@ -32,6 +32,9 @@ from realrl.types import Array, RealrlError
 AXES = 6
 MASS = (1.0, 1.0, 1.0, 0.1, 0.1, 0.1)
 """Of the arm that is pretended, kg and kg m²."""
+BEFORE, SHARE, SEEN = 2, 0.7, np.array([1e-4] * 3 + [1e-3] * 3)
+"""Samples before contact that belong to it; an axis's share of the force, above which it is no friction of what slides; ways below which
+noise alone makes a slope, m and rad."""
 FEELS, FELT = np.array([2.0, 2.0, 2.0, 0.1, 0.1, 0.1]), 5
 """What counts as contact, N and N m, and how many samples of it: noise and a bias that drifts are none."""
 
@@ -209,20 +212,22 @@ class TunerConfig:
     """A spring pulls with at most this, N: K <= force / (x_d - x)."""
     torque: float = 1.0
     """The same about an axis, N m."""
+    slow: float = 3.0
+    """Where damping had to grow, stiffness grows to at least damping over this, s, as far as the pull allows."""
     change: float = 0.5
     """A fit changes a gain by at most this share of it; the rules for force and damping may ask for more."""
-    prior: float = 0.1
+    prior: float = 1.0
     """Weight of (log u - log u_0)²."""
     speed_weight: float = 0.01
     """Weight of the squared velocity beside the squared position error, s²."""
 
     def __post_init__(self) -> None:
         check(self, every="[0.01, 100]", window="[0.05, 100]", dt="(0, 1]", delay="[0, 1]", lag="[0, 1]", share="[0, 10]", ratio="[0, 100]",
-              force="(0, 1e4]", torque="(0, 1e3]", change="(0, 1)", prior="[0, 1e6]", speed_weight="[0, 1e6]")
+              force="(0, 1e4]", torque="(0, 1e3]", slow="(0, 1e6]", change="(0, 1)", prior="[0, 1e6]", speed_weight="[0, 1e6]")
 
 
 LEAST = np.array([[0.3, 2.0, 10.0]] * 3 + [[0.03, 0.1, 1.0]] * 3)
-MOST = np.array([[10.0, 600.0, 2000.0]] * 3 + [[1.0, 30.0, 100.0]] * 3)
+MOST = np.array([[10.0, 450.0, 2000.0]] * 3 + [[1.0, 30.0, 100.0]] * 3)
 """What no gain falls below or rises above, [6, 3]: mass, damping, stiffness; without bounds a hundred times further each."""
 
 
@@ -246,13 +251,11 @@ def touched(window: Window, cfg: TunerConfig) -> Array:
     and way hardly change.
 
     The most, over every time that contact lasted, of how much force changed over how far the arm went: extremes need not be of the same
-    moment, and an arm that bounces ten times a second is a quarter of a turn out of step with what it feels. What the law commands, the arm
-    does `lag` later, and the sensor tells `delay` after that.
+    moment, and an arm that bounces is out of step with what it feels. The arm lags what is commanded; the sensor tells late.
     """
     from scipy.signal import lfilter
     share, late = cfg.dt / (cfg.lag + cfg.dt), round(cfg.delay / cfg.dt)
-    first = window.pose[:1]
-    arm, _ = lfilter([share], [1.0, share - 1.0], window.pose, axis=0, zi=(1 - share) * first)
+    arm, _ = lfilter([share], [1.0, share - 1.0], window.pose, axis=0, zi=(1 - share) * window.pose[:1])
     pose, felt = arm[:len(arm) - late], window.wrench[late:]
     out = np.zeros(AXES)
     for axis in np.flatnonzero(_felt(window)).tolist():
@@ -271,12 +274,6 @@ def _felt(window: Window) -> Array:
     return np.asarray((np.abs(window.wrench) > FEELS).sum(0) >= FELT)
 
 
-BEFORE, SHARE = 2, 0.7
-"""Samples before contact that belong to it, and an axis's share of the force, above which it is no friction of what slides."""
-SEEN = np.array([1e-4] * 3 + [1e-3] * 3)
-"""Ways below which noise alone makes a slope, m and rad."""
-
-
 def stable_damping(window: Window, cfg: TunerConfig) -> Array:
     """The damping [6] that keeps a contact from bouncing: share (delay + lag) k, see docs/methods/admittance.md."""
     return cfg.share * (cfg.delay + cfg.lag) * touched(window, cfg)
@@ -290,8 +287,7 @@ def bounds(window: Window, now: Array, cfg: TunerConfig) -> tuple[Array, Array]:
     if cfg.mode == "free":
         return LEAST / 100, MOST * 100
     low, high = np.maximum(LEAST, now * (1 - cfg.change)), np.minimum(MOST, now * (1 + cfg.change))
-    pull = np.array([cfg.force] * 3 + [cfg.torque] * 3)
-    high[:, 2] = np.clip(np.minimum(high[:, 2], pull / np.maximum(np.abs(window.goal - window.pose).max(0), 1e-9)), LEAST[:, 2], None)
+    high[:, 2] = np.minimum(high[:, 2], stiffest(window, cfg))
     low[:, 1] = np.clip(np.maximum(low[:, 1], stable_damping(window, cfg)), None, MOST[:, 1])
     high = np.maximum(high, LEAST)
     high[:, 1] = np.maximum(high[:, 1], low[:, 1])
@@ -380,15 +376,17 @@ class Tuner:
         self.fits = self.failed = self.late = 0
         self.residual = np.zeros((AXES, 3))
         self._least = np.zeros((AXES, 3))  # damping that what was touched asks for, whatever stiffness comes
+        self._most = MOST.copy()  # and stiffness that pulls no harder than it may, whatever a policy asks for
         self._rows: deque[Array] = deque(maxlen=round(self.cfg.window / self.cfg.dt))
         self._since = 0
-        self._running: Future[tuple[Array, Array]] | None = None
+        self._running: Future[tuple[Array, Array, Array]] | None = None
 
     def gains(self, base: Gains) -> Gains:
         """What is in force where a policy asks for `base`."""
         table = base.table() * np.exp(self.residual)
         if self.cfg.mode == "fit" and self.fits:
-            table = projected(table, np.maximum(LEAST, self._least), MOST, self.cfg)
+            table[:, 2] = np.maximum(table[:, 2], np.minimum(self._most[:, 2], self._least[:, 1] / self.cfg.slow))
+            table = projected(table, np.maximum(LEAST, self._least), self._most, self.cfg)
         elif self.cfg.mode == "rule":
             table[:, 1] = np.maximum(base.damping, self._least[:, 1])
         return Gains(*table.T)
@@ -408,7 +406,7 @@ class Tuner:
             return False
         rows = np.stack(self._rows)
         window, u0, now = Window(*rows.transpose(1, 0, 2)), base.table(), self.gains(base).table()
-        job: Future[tuple[Array, Array]] = Future()
+        job: Future[tuple[Array, Array, Array]] = Future()
         if self._pool is not None:
             job = self._pool.submit(_solve, window, u0, now, self.cfg)
             self._running = job
@@ -419,10 +417,10 @@ class Tuner:
             job.set_exception(error)
         return self._adopt(job, base)
 
-    def _adopt(self, job: Future[tuple[Array, Array]], base: Gains) -> bool:
+    def _adopt(self, job: Future[tuple[Array, Array, Array]], base: Gains) -> bool:
         self._running = None
         try:
-            self.residual, stable = job.result()
+            self.residual, stable, self._most[:, 2] = job.result()
         except ArithmeticError:
             self.failed += 1
             return False
@@ -437,10 +435,16 @@ class Tuner:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _solve(window: Window, base: Array, now: Array, cfg: TunerConfig) -> tuple[Array, Array]:
-    """(residual [6, 3], damping that stays stable [6])."""
+def _solve(window: Window, base: Array, now: Array, cfg: TunerConfig) -> tuple[Array, Array, Array]:
+    """(residual [6, 3], damping that stays stable [6], stiffness that pulls no harder than it may [6])."""
     with np.errstate(all="ignore"):
         found = fit(window, base, now, cfg)
     residual = np.log(found / np.maximum(base, 1e-9)) if cfg.mode != "rule" else np.zeros_like(found)
     stable = np.minimum(stable_damping(window, cfg), MOST[:, 1]) if cfg.mode != "free" else np.zeros(AXES)
-    return residual, stable
+    return residual, stable, stiffest(window, cfg)
+
+
+def stiffest(window: Window, cfg: TunerConfig) -> Array:
+    """Stiffness [6] up to which a spring to the set points of a window pulls no harder than it may."""
+    pull = np.array([cfg.force] * 3 + [cfg.torque] * 3)
+    return np.asarray(np.clip(pull / np.maximum(np.abs(window.goal - window.pose).max(0), 1e-9), LEAST[:, 2], MOST[:, 2]))
