@@ -295,6 +295,7 @@ class Dreamer:
         logp, entropy = self.policy.logp(told := self.policy.distribution(feature[:-1]), dream["action"].detach())
         if self.through:
             gain = lambda_return(dream["reward"], dream["discount"], self._value(self.heads["critic"](dream["feature"][1:])), cfg.lam)
+            entropy = entropy + (1.001 - told[0].square()).log().sum(-1)  # of what was squashed: a middle at its end has no gradient
         else:
             gain = (target - value[:-1]) * logp
         if cfg.spread and not self.policy.discrete and self.step >= cfg.alone:  # each dimension's entropy as a normal of that deviation has
