@@ -293,14 +293,14 @@ class Dreamer:
         low, high = torch.quantile(target[:, counts.flatten()], torch.tensor([0.05, 0.95], device=target.device))
         self.range = self.range + 0.01 * (high - low - self.range)
         logp, entropy = self.policy.logp(told := self.policy.distribution(feature[:-1]), dream["action"].detach())
+        if cfg.spread and not self.policy.discrete and self.step >= cfg.alone:  # each dimension's entropy as a normal of that deviation has
+            short = entropy.detach().mean() / self.policy.action_dim < math.log(cfg.spread * math.sqrt(2 * math.pi * math.e))
+            self.worth = (self.worth * torch.where(short, 1.05, 1 / 1.05)).clamp(1e-5, 1.0)
         if self.through:
             gain = lambda_return(dream["reward"], dream["discount"], self._value(self.heads["critic"](dream["feature"][1:])), cfg.lam)
             entropy = entropy + (1.001 - told[0].square()).log().sum(-1)  # of what was squashed: a middle at its end has no gradient
         else:
             gain = (target - value[:-1]) * logp
-        if cfg.spread and not self.policy.discrete and self.step >= cfg.alone:  # each dimension's entropy as a normal of that deviation has
-            short = entropy.detach().mean() / self.policy.action_dim < math.log(cfg.spread * math.sqrt(2 * math.pi * math.e))
-            self.worth = (self.worth * torch.where(short, 1.05, 1 / 1.05)).clamp(1e-5, 1.0)
         losses = {"actor": -(weight * (gain / self.range.clamp(min=1.0) + self.worth * entropy)).sum(),
                   "critic": (weight * self._critic_loss(logits[:-1], feature[:-1], target)).sum()}
         more = {"return": target.mean(), "value": value.mean(), "entropy": entropy.detach().mean(), "return_range": self.range,
