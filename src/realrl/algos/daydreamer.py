@@ -212,7 +212,6 @@ class Dreamer:
         learned = torch.autograd.grad(torch.stack(list(losses.values())).sum(), self._rest, allow_unused=True)
         own = torch.autograd.grad(acting, self._actor)  # where a dream's graph ends
         self.optimiser.step(learned, self.step)
-        losses["actor"] = acting
         if shown or self.step >= self.cfg.alone:
             self.practice.step(own, self.acted)
             self.acted += 1
@@ -222,7 +221,7 @@ class Dreamer:
         self.step += 1
         if self.cfg.remember:
             self.memory.put(segment, states.detach())
-        return {**{name: value.detach() for name, value in losses.items()}, **told, **more}
+        return {**{name: value.detach() for name, value in losses.items()}, "actor": acting.detach(), **told, **more}
 
     # -- the model
 
