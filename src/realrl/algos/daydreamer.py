@@ -212,7 +212,6 @@ class Dreamer:
         learned = torch.autograd.grad(torch.stack(list(losses.values())).sum(), self._rest, allow_unused=True)
         own = torch.autograd.grad(acting, self._actor)  # where a dream's graph ends
         self.optimiser.step(learned, self.step)
-        losses["actor"] = acting
         if shown or self.step >= self.cfg.alone:
             self.practice.step(own, self.acted)
             self.acted += 1
@@ -222,7 +221,7 @@ class Dreamer:
         self.step += 1
         if self.cfg.remember:
             self.memory.put(segment, states.detach())
-        return {**{name: value.detach() for name, value in losses.items()}, **told, **more}
+        return {**{name: value.detach() for name, value in losses.items()}, "actor": acting.detach(), **told, **more}
 
     # -- the model
 
@@ -293,13 +292,14 @@ class Dreamer:
         low, high = torch.quantile(target[:, counts.flatten()], torch.tensor([0.05, 0.95], device=target.device))
         self.range = self.range + 0.01 * (high - low - self.range)
         logp, entropy = self.policy.logp(told := self.policy.distribution(feature[:-1]), dream["action"].detach())
-        if self.through:
-            gain = lambda_return(dream["reward"], dream["discount"], self._value(self.heads["critic"](dream["feature"][1:])), cfg.lam)
-        else:
-            gain = (target - value[:-1]) * logp
         if cfg.spread and not self.policy.discrete and self.step >= cfg.alone:  # each dimension's entropy as a normal of that deviation has
             short = entropy.detach().mean() / self.policy.action_dim < math.log(cfg.spread * math.sqrt(2 * math.pi * math.e))
             self.worth = (self.worth * torch.where(short, 1.05, 1 / 1.05)).clamp(1e-5, 1.0)
+        if self.through:
+            gain = lambda_return(dream["reward"], dream["discount"], self._value(self.heads["critic"](dream["feature"][1:])), cfg.lam)
+            entropy = entropy + (1.001 - told[0].square()).log().sum(-1)  # of what was squashed: a middle at its end has no gradient
+        else:
+            gain = (target - value[:-1]) * logp
         losses = {"actor": -(weight * (gain / self.range.clamp(min=1.0) + self.worth * entropy)).sum(),
                   "critic": (weight * self._critic_loss(logits[:-1], feature[:-1], target)).sum()}
         more = {"return": target.mean(), "value": value.mean(), "entropy": entropy.detach().mean(), "return_range": self.range,
