@@ -30,9 +30,9 @@ from realrl.data.record.journal import END, FRAME, PACKET, Log, read_log
 from realrl.data.store import Store
 
 MORE = os.environ.get("REALRL_FUZZ")
-SETTINGS = settings(max_examples=int(MORE or 25), deadline=None, derandomize=not MORE, database=None,
+SETTINGS = settings(max_examples=int(MORE or 12), deadline=None, derandomize=not MORE, database=None,
                     suppress_health_check=list(HealthCheck))
-FEWER = settings(SETTINGS, max_examples=int(MORE or 8))
+FEWER = settings(SETTINGS, max_examples=int(MORE or 5))
 NUMBERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
 
 
