@@ -76,6 +76,8 @@ def _deploy(args: argparse.Namespace) -> int:
         if tally is not None:
             for line in tally.lines(env):
                 say(line)
+            if overruns := getattr(policy, "overruns", 0):
+                say(f"{overruns} steps had no plan yet: the robot was held")
             if folder is not None:
                 say(f"recorded: {folder}")
     return 0
