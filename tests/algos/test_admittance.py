@@ -81,9 +81,9 @@ def fake(*successes: bool) -> Episode:
 def test_learned_is_ninety_per_cent_of_so_many_episodes_in_a_row() -> None:
     record = Record()
     record.remember([fake(False, False)] * 10 + [fake(False, True)] * (LAST - 10))
-    assert record.ninety is None
+    assert record.first is None
     record.remember([fake(False, True)] * 10)
-    assert record.ninety == 2 * LAST + 10, "five of the failures have left the window after five more"
+    assert record.first == 2 * LAST + 10, "five of the failures have left the window after five more"
 
 
 def test_the_headline_sets_the_adapted_arm_beside_the_others() -> None:

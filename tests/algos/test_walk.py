@@ -115,11 +115,11 @@ def test_what_an_episode_says_of_the_gait() -> None:
 def test_walking_begins_with_five_seconds_of_half_a_metre_in_one_episode() -> None:
     gait = Gait(0.05)
     gait.remember([fake([0.6] * 99), fake([0.6] * 99, fell=True)])
-    assert gait.half is None and gait.falls == 1, "two halves of two episodes are no five seconds"
+    assert gait.first is None and gait.falls == 1, "two halves of two episodes are no five seconds"
     gait.remember([fake([0.0] * 20 + [0.55] * 100)])
-    assert gait.half == 2 * 99 + 20 + 91, "the first step at which the mean of 100 is 0.5: 91 of them at 0.55, nine at rest"
+    assert gait.first == 2 * 99 + 20 + 91, "the first step at which the mean of 100 is 0.5: 91 of them at 0.55, nine at rest"
     again = Gait(0.05)
-    again.load_state_dict({"seconds": 9.0, "half_s": 4.0})
+    again.load_state_dict({"seconds": 9.0, "first_s": 4.0})
     again.remember([fake([0.0] * 100)])
     assert again.seconds == 9.0
     again.remember([fake([0.0] * 500)])
@@ -127,7 +127,7 @@ def test_walking_begins_with_five_seconds_of_half_a_metre_in_one_episode() -> No
     episode = fake([0.55] * 100)
     steps = [Step({}, a, a, Source.POLICY, 0.0, False, False, False, 0.0) for a in episode.action]
     again.see([Moment(s, {"state": x}, 1, i == 0) for i, (s, x) in enumerate(zip(steps, episode.obs["state"][1:], strict=True))])
-    assert (again.half, again.half_s) == (700, 4.0), "when it was is in the checkpoint"
+    assert (again.first, again.first_s) == (700, 4.0), "when it was is in the checkpoint"
 
 
 @pytest.mark.parametrize("task", ["go1", "go1-paper", "go1-command"])

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import pytest
 import torch
 from test_live import ONE, Rail
 
-from realrl.cell.actor import LATE, Clock
+from realrl.cell.actor import Clock
 from realrl.cell.cell import WorkCell
 from realrl.cell.mailbox import Mailbox, name, places
 from realrl.data.store import Store
 from realrl.data.tools.check import check
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
+from realrl.robots.clock import Ticker
 from realrl.run import Run
 from realrl.scene import Scene
 from realrl.streaming import StreamConfig
@@ -163,16 +165,23 @@ def test_weights_arrive_whole_and_only_new_ones() -> None:
     here.remove()
 
 
-def test_a_tick_that_comes_late_is_counted_and_not_made_up_for() -> None:
+def test_a_tick_that_comes_late_is_counted_and_not_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr("realrl.cell.actor.Ticker", partial(Ticker, clock=lambda: now[0], sleep=sleep))
     head = np.zeros((), [("ticks", "i8"), ("missed", "i8"), ("worst", "f8")])
     clock = Clock(0.05, head)
     clock.wait()
-    begun = time.monotonic()
-    time.sleep(0.12)
+    assert now[0] == pytest.approx(100.05) and head["missed"] == 0
+    sleep(0.12)
     clock.wait()
-    assert head["ticks"] == 2 and head["missed"] >= 1 and head["worst"] > 0.06
+    assert (head["ticks"], head["missed"]) == (2, 1) and head["worst"] == pytest.approx(0.07)
+    assert now[0] == pytest.approx(100.17), "it does not wait, being late"
     clock.wait()
-    assert time.monotonic() - begun >= 0.12 + 0.05 * (1 - LATE)
+    assert now[0] == pytest.approx(100.22) and head["missed"] == 1, "a whole period again"
 
 
 # ---- the two beside each other

@@ -10,9 +10,8 @@ what ends a decision in `envs/assembly.py`. This file has the loop, and says wha
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from realrl.config import OutOfBounds, check
 from realrl.envs.assembly import TRUTH
 from realrl.files import derive
+from realrl.learn.practice import Milestone
 from realrl.learn.sac import SAC, SACConfig
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.scene import Scene, device
@@ -129,50 +129,27 @@ def learn(cfg: AdmittanceConfig, cell: Cell, agent: SAC, record: Record) -> None
         cell.run.save("simulation", stream.steps, agent=agent, stream=stream, record=record)
 
 
-class Record:
-    """How learning goes. ninety: the first decision after which `LAST` episodes in a row had 90 % successes; ninety_s: seconds by the clock
-    until then; seconds: until now. A checkpoint holds the seconds, the recording the rest."""
+class Record(Milestone):
+    """How learning goes. first: the first decision after which `LAST` episodes in a row had 90 % successes."""
 
     def __init__(self) -> None:
-        self.steps = 0
-        self.ninety: int | None = None
-        self.ninety_s: float | None = None
-        self.seconds, self._clock = 0.0, time.monotonic()
+        super().__init__()
         self.ends: deque[bool] = deque(maxlen=LAST)
 
-    def see(self, moments: list[Moment]) -> None:
+    def see(self, moments: Sequence[Moment]) -> None:
         """Decisions as they are done."""
         for m in moments:
             self._step(m.step.terminated or m.step.truncated, m.step.success)
 
-    def remember(self, episodes: list[Episode]) -> None:
+    def reread(self, episode: Episode) -> None:
         """Decisions of before."""
-        self.seconds = max(self.seconds, float(sum(e.time[-1] - e.time[0] for e in episodes)))
-        for e in episodes:
-            for i, success in enumerate(e.success):
-                self._step(i == len(e) - 1, bool(success))
-        self._clock = time.monotonic()
+        for i, success in enumerate(episode.success):
+            self._step(i == len(episode) - 1, bool(success))
 
     def _step(self, ended: bool, success: bool) -> None:
-        self.steps += 1
         if ended:
             self.ends.append(success)
-        if self.ninety is None and len(self.ends) == LAST and sum(self.ends) >= 0.9 * LAST:
-            self.ninety = self.steps
-            self.ninety_s = self.seconds if self.ninety_s is None else self.ninety_s
-
-    def tick(self) -> None:
-        """Look at the clock."""
-        now = time.monotonic()
-        self.seconds, self._clock = self.seconds + now - self._clock, now
-
-    def state_dict(self) -> dict[str, Any]:
-        """What no recording says."""
-        return {"seconds": self.seconds, "ninety_s": self.ninety_s}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self.seconds, self.ninety_s = state["seconds"], state["ninety_s"]
+        self.count(len(self.ends) == LAST and sum(self.ends) >= 0.9 * LAST)
 
 
 class Pen:
@@ -221,8 +198,8 @@ def headline(summary: Mapping[str, Any], record: Record) -> dict[str, Any]:
     """The run in a few numbers: what was learned and how soon; then success (share), peak force (N) and seconds to success in the other
     world, of the adapted arm and, with a prefix, of every control."""
     found = {stage["name"]: stage for stage in summary["stages"]}
-    out: dict[str, Any] = {"simulation_success": found["simulation"]["success"]["rate"], "steps_to_90": record.ninety,
-                           "minutes_to_90": None if record.ninety_s is None else round(record.ninety_s / 60, 3),
+    out: dict[str, Any] = {"simulation_success": found["simulation"]["success"]["rate"], "steps_to_90": record.first,
+                           "minutes_to_90": record.first_min,
                            "learning_min": round(record.seconds / 60, 3)}
     for name, stage in found.items():
         if name != "simulation":

@@ -31,6 +31,7 @@ from realrl.scene import Scene, device
 from realrl.types import Array, Cell, Episode, Source
 
 Origin = Literal["demonstration", "practice"]
+Judge = Literal["script", "person", "classifier", "simulator"]
 Control = Literal["demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch", "fine-tuned"]
 TRAINING = ("metaworld/coffee-push-v3", "metaworld/coffee-button-v3", "metaworld/push-v3")
 HELD_OUT = ("metaworld/coffee-pull-v3", "metaworld/box-close-v3")
@@ -119,7 +120,7 @@ class Record:
     round: int
     made_by: str
     worthy: bool
-    said_by: Literal["script", "person", "classifier", "simulator"]
+    said_by: Judge
 
 
 Data = dict[str, list[Record]]
@@ -248,8 +249,9 @@ def label(cfg: RoboCatConfig, cell: Cell, known: Sequence[Record], practised: Se
     """The practised episodes with what is said of them: the first ones by a person, the others by a classifier fitted to those."""
     many = len(practised) if cfg.labels == "simulator" else min(cfg.labelled, len(practised))
     shown, rest = practised[:many], practised[many:]
-    task, who = known[0].task, "simulator" if cfg.labels == "simulator" else "person"
-    records = [Record(e, task, "practice", k, made_by, e.succeeded, who) for e in shown]  # type: ignore[arg-type]
+    task = known[0].task
+    who: Judge = "simulator" if cfg.labels == "simulator" else "person"
+    records = [Record(e, task, "practice", k, made_by, e.succeeded, who) for e in shown]
     if rest:
         stage = f"practice-{k} {cell.spec.name}"
         jury = Jury(cfg, [r.episode for r in known if r.origin == "demonstration"], shown)

@@ -9,9 +9,8 @@ What of it is where: the learner, and all that tells DroQ from CrossQ, in `learn
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from torch import Tensor
 from realrl.config import OutOfBounds, check
 from realrl.envs.quadruped import SPEED, motion
 from realrl.files import derive
+from realrl.learn.practice import Milestone
 from realrl.learn.sac import CROSSQ, PRESETS, SAC, SACConfig
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.scene import Scene, device
@@ -142,31 +142,25 @@ def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait) -> dict[str, floa
         return stream.health()
 
 
-class Gait:
-    """How the robot walks while it learns. half: the first step at which its mean speed over the last `LAST` seconds, of one episode, was
-    `SPEED` or more; half_s: seconds by the clock until then; seconds: until now. A checkpoint holds the seconds, the recording the rest.
-    """
+class Gait(Milestone):
+    """How the robot walks while it learns. first: the first step at which its mean speed over the last `LAST` seconds, of one episode, was
+    `SPEED` or more."""
 
     def __init__(self, dt: float) -> None:
-        self.dt, self.steps, self.falls = dt, 0, 0
-        self.half: int | None = None
-        self.half_s: float | None = None
-        self.seconds, self._clock = 0.0, time.monotonic()
+        super().__init__()
+        self.dt, self.falls = dt, 0
         self.speeds: list[float] = []
         self._window: deque[float] = deque(maxlen=round(LAST / dt))
 
-    def see(self, moments: list[Moment]) -> None:
+    def see(self, moments: Sequence[Moment]) -> None:
         """Steps as they are done."""
         for m in moments:
             self._step(m.after["state"], m.first, m.step.terminated)
 
-    def remember(self, episodes: list[Episode]) -> None:
-        """Steps of before; the clock of a run that was killed since its checkpoint stood still, theirs did not."""
-        self.seconds = max(self.seconds, float(sum(e.time[-1] - e.time[0] for e in episodes)))
-        for e in episodes:
-            for i, state in enumerate(e.obs["state"][1:]):
-                self._step(state, i == 0, e.terminated and i == len(e) - 1)
-        self._clock = time.monotonic()
+    def reread(self, episode: Episode) -> None:
+        """Steps of before."""
+        for i, state in enumerate(episode.obs["state"][1:]):
+            self._step(state, i == 0, episode.terminated and i == len(episode) - 1)
 
     def _step(self, state: Array, first: bool, fell: bool) -> None:
         if first:
@@ -174,24 +168,8 @@ class Gait:
         speed = float(motion(state[None], self.dt)[0][0])
         self.speeds.append(speed)
         self._window.append(speed)
-        self.steps += 1
         self.falls += fell
-        if self.half is None and len(self._window) == self._window.maxlen and sum(self._window) >= SPEED * len(self._window):
-            self.half = self.steps
-            self.half_s = self.seconds if self.half_s is None else self.half_s
-
-    def tick(self) -> None:
-        """Look at the clock."""
-        now = time.monotonic()
-        self.seconds, self._clock = self.seconds + now - self._clock, now
-
-    def state_dict(self) -> dict[str, Any]:
-        """What no recording says."""
-        return {"seconds": self.seconds, "half_s": self.half_s}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self.seconds, self.half_s = state["seconds"], state["half_s"]
+        self.count(len(self._window) == self._window.maxlen and sum(self._window) >= SPEED * len(self._window))
 
 
 class Pen:
@@ -241,7 +219,7 @@ def utd_reached(cfg: WalkConfig, agent: SAC, gait: Gait) -> float:
 def headline(cfg: WalkConfig, summary: Mapping[str, Any], agent: SAC, gait: Gait) -> dict[str, Any]:
     """The run in a few numbers: how soon it walked, and how it walks at the end, without noise and (noisy_...) with."""
     found = {stage["name"]: _gait(stage["measured"]) for stage in summary["stages"]}
-    return {"steps_to_half_mps": gait.half, "minutes_to_half_mps": None if gait.half_s is None else round(gait.half_s / 60, 3),
+    return {"steps_to_half_mps": gait.first, "minutes_to_half_mps": gait.first_min,
             **found["walk"], **{f"noisy_{name}": value for name, value in found["walk-noisy"].items()},
             "wall_min": round(gait.seconds / 60, 3), "falls_learning": gait.falls, "utd_asked": cfg.sac.utd,
             "utd": round(utd_reached(cfg, agent, gait), 4)}

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from realrl.cell.evaluate import Rate, wilson
+from realrl.cell.latency import Around
 from realrl.cell.rollout import play
 from realrl.data.record.recorder import Recorder
 from realrl.robots.client import RobotClient
@@ -190,14 +191,12 @@ def _judge(tally: Tally, episode: Episode, operator: Operator, env: RobotClient)
     operator.discards, env.verdict = False, None
 
 
-class _Timed:
+class _Timed(Around):
     """A policy whose plans are timed."""
 
     def __init__(self, inner: Policy, tally: Tally) -> None:
-        self.name, self.chunk, self.n_obs, self.start = inner.name, inner.chunk, inner.n_obs, inner.start
-        self._inner, self._tally = inner, tally
-        if hasattr(inner, "interrupt"):
-            self.interrupt = inner.interrupt
+        super().__init__(inner)
+        self._tally = tally
 
     def act(self, obs, state, *, greedy, rng):  # type: ignore[no-untyped-def]
         """As the policy."""

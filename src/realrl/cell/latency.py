@@ -162,17 +162,24 @@ def _hidden(at: Array, pictures: Array, stamps: Array, measured: Array) -> float
     return max(float(lags[best]), 0.0) if alike[best] > 0.8 else 0.0
 
 
-class Ahead:
+class Around:
+    """Another policy, with something added to how it acts."""
+
+    def __init__(self, inner: Policy) -> None:
+        self.name, self.chunk, self.n_obs, self.start, self._inner = inner.name, inner.chunk, inner.n_obs, inner.start, inner
+        if hasattr(inner, "interrupt"):  # the control loop looks for it
+            self.interrupt = inner.interrupt
+
+
+class Ahead(Around):
     """A policy whose plans begin where the robot will be once it moves: what is already due when a plan arrives is left out.
 
     For policies that were trained where nothing is late. As many actions are dropped as the delay is long and the plan has to spare.
     """
 
     def __init__(self, inner: Policy, delay: float, dt: float) -> None:
-        self.name, self.chunk, self.n_obs, self.start = inner.name, inner.chunk, inner.n_obs, inner.start
-        self._inner, self.steps = inner, round(delay / dt)
-        if hasattr(inner, "interrupt"):
-            self.interrupt = inner.interrupt
+        super().__init__(inner)
+        self.steps = round(delay / dt)
 
     def act(self, obs: dict[str, Array], state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
         """The later part of the inner plan."""

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -89,15 +89,15 @@ class Overlap:
         """No plans yet."""
         runs = np.empty(batch, object)
         runs[:] = [_Run() for _ in range(batch)]
-        return {"runs": runs}  # type: ignore[dict-item]
+        return cast(State, {"runs": runs})
 
     def interrupt(self, state: State, row: int) -> None:
         """Somebody else moved this robot: its plans are forgotten."""
-        state["runs"][row] = _Run()  # type: ignore[assignment]
+        _runs(state)[row] = _Run()
 
     def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
         """The next action of each robot [B, 1, A]."""
-        runs: list[_Run] = list(state["runs"])
+        runs: list[_Run] = list(_runs(state))
         begins = np.zeros(len(runs), bool)
         for _ in range(2):  # long before a plan ends the next one may have to be asked for, as soon as it begins
             if asking := [i for i, run in enumerate(runs) if run.waited < 0 and run.at >= run.ask]:
@@ -182,6 +182,11 @@ class Overlap:
         self.overruns += self._cfg.how != "stop"
         assert run.last is not None
         return np.zeros_like(run.last) if self._relative else run.last
+
+
+def _runs(state: State) -> Array:
+    """The robots' plans [B]: an array of objects, of which the control loop takes and replaces rows as of any state."""
+    return cast(Array, state["runs"])
 
 
 def steps_of(policy: Policy, obs: Obs, dt: float) -> tuple[int, float]:

@@ -92,6 +92,7 @@ class _Slot:
     env: Env
     guard: Guard
     recording: Recording | None = None
+    noise_seed: int = 0
     seed: int = -1
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     frames: list[Obs] = field(default_factory=list)
@@ -106,10 +107,10 @@ class _Slot:
         """Whether the task is solved now: the environment's word, or a reward that ends the episode."""
         return bool(self.env.succeeded) if self.knows else terminated and reward > 0  # type: ignore[attr-defined]
 
-    def begin(self, seed: int, noise_seed: int) -> None:
+    def begin(self, seed: int) -> None:
         obs, _ = self.env.reset(seed=seed)
         self.seed, self.frames, self.steps, self.extras = seed, [obs], [], []
-        self.rng = np.random.default_rng([noise_seed, seed])
+        self.rng = np.random.default_rng([self.noise_seed, seed])
         if isinstance(self.guard, _Forgetful):
             self.guard.reset(self.env.still() if isinstance(self.env, _Poised) else None)  # not from the episode before
         if self.recording:
@@ -157,12 +158,7 @@ def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: It
     Raises ValueError when envs and guards do not pair up, for a glance with a person, who may end a plan at any step, and for a
     recording of several robots at once; RealrlError where a recorded robot's reading is not finite.
     """
-    if len(envs) != len(guards):
-        raise ValueError(f"{len(envs)} envs but {len(guards)} guards: every robot needs its own")
-    if glance and human:
-        raise ValueError("glance=True with a human: the next plan may begin at any step, so every step must be seen")
-    if recording and len(envs) > 1:
-        raise ValueError(f"a recording of {len(envs)} robots at once: one recorder takes down one robot")
+    _refuse(len(envs), len(guards), glance and human is not None, recording is not None)
     unseen = max(policy.chunk - policy.n_obs, 0) if glance else 0
     for env in envs:
         if isinstance(env, _Watchful):
@@ -170,11 +166,15 @@ def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: It
     slots, waiting = [], iter(seeds)
     attending = human if isinstance(human, Attendant) else None
     told = [x for x in (attending, referee) if isinstance(x, _Beginning)]
-    for env, guard, seed in zip(envs, guards, waiting, strict=False):
-        slots.append(_Slot(env, guard, recording))
-        slots[-1].begin(seed, noise_seed)
+
+    def begin(slot: _Slot, seed: int) -> None:
+        slot.begin(seed)
         for one in told:
             one.begin(seed)
+
+    for env, guard, seed in zip(envs, guards, waiting, strict=False):
+        slots.append(_Slot(env, guard, recording, noise_seed))
+        begin(slots[-1], seed)
     state = policy.start(len(slots))
     while slots:
         plan, state = policy.act(_stack(slots, policy.n_obs), state, greedy=greedy, rng=[s.rng for s in slots])
@@ -195,14 +195,22 @@ def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: It
             yield episode
             following = next(waiting, None)
             if following is not None:
-                slot.begin(following, noise_seed)
-                for one in told:
-                    one.begin(following)
+                begin(slot, following)
                 _forget(state, policy, i)
                 keep.append(i)
         if len(keep) < len(slots):
             slots = [slots[i] for i in keep]
             state = {k: v[keep] for k, v in state.items()}
+
+
+def _refuse(envs: int, guards: int, helped_glance: bool, recorded: bool) -> None:
+    """What `play` cannot do."""
+    if envs != guards:
+        raise ValueError(f"{envs} envs but {guards} guards: every robot needs its own")
+    if helped_glance:
+        raise ValueError("glance=True with a human: the next plan may begin at any step, so every step must be seen")
+    if recorded and envs > 1:
+        raise ValueError(f"a recording of {envs} robots at once: one recorder takes down one robot")
 
 
 def _stack(slots: Sequence[_Slot], length: int) -> Obs:

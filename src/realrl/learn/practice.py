@@ -1,0 +1,61 @@
+"""When a robot that practises while it learns first reached something, in steps and in seconds by the clock."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from realrl.types import Episode, Moment
+
+
+class Milestone(ABC):
+    """steps: that were done; first: the step at which what is looked for was so first; first_s: seconds by the clock until then; seconds:
+    until now. A checkpoint holds the seconds, the recording the rest."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.first: int | None = None
+        self.first_s: float | None = None
+        self.seconds, self._clock = 0.0, time.monotonic()
+
+    @property
+    def first_min(self) -> float | None:
+        """`first_s` in minutes."""
+        return None if self.first_s is None else round(self.first_s / 60, 3)
+
+    @abstractmethod
+    def see(self, moments: Sequence[Moment]) -> None:
+        """Steps as they are done; `count` each."""
+
+    @abstractmethod
+    def reread(self, episode: Episode) -> None:
+        """The steps of a recorded episode; `count` each."""
+
+    def remember(self, episodes: Sequence[Episode]) -> None:
+        """Steps of before; the clock of a run that was killed since its checkpoint stood still, theirs did not."""
+        self.seconds = max(self.seconds, float(sum(e.time[-1] - e.time[0] for e in episodes)))
+        for episode in episodes:
+            self.reread(episode)
+        self._clock = time.monotonic()
+
+    def count(self, reached: bool) -> None:
+        """A step, after which what is looked for is so, or not."""
+        self.steps += 1
+        if reached and self.first is None:
+            self.first = self.steps
+            self.first_s = self.seconds if self.first_s is None else self.first_s
+
+    def tick(self) -> None:
+        """Look at the clock."""
+        now = time.monotonic()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+
+    def state_dict(self) -> dict[str, Any]:
+        """What no recording says."""
+        return {"seconds": self.seconds, "first_s": self.first_s}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.seconds, self.first_s = state["seconds"], state["first_s"]
