@@ -98,7 +98,6 @@ def _method(name: str, flags: Sequence[str]) -> tuple[type[Any], Callable[[Any, 
 def _train(args: argparse.Namespace) -> int:
     from realrl import config, envs
     from realrl.files import disk
-    from realrl.report import foresight_table, hindsight_lines, stage_table, write_report
     from realrl.run import Run
     flags: list[str] = args.flags
     if args.resume and args.run is None:
@@ -135,6 +134,7 @@ def _train(args: argparse.Namespace) -> int:
             summary = train(cfg, cell)
         if getattr(cfg, "film", False) and not real:
             _film(cfg.task, folder)
+        from realrl.report import write_report  # draws, which takes a second to load
         page = write_report(folder)
     except KeyboardInterrupt:
         return interrupted(f"; continue with: {again}")
@@ -142,6 +142,13 @@ def _train(args: argparse.Namespace) -> int:
         if disk(error):
             raise mistake()(f"{told(error)}, then continue with: {again}") from error
         raise
+    _report(summary, folder, page, recorded, own)
+    return 0
+
+
+def _report(summary: dict[str, Any], folder: Path, page: Path, recorded: bool, own: list[str]) -> None:
+    """The table of a run that has ended, and where its page and its policy lie. own: flags that name an environment of one's own."""
+    from realrl.report import foresight_table, hindsight_lines, stage_table
     screen().print(foresight_table(summary) if recorded else stage_table(summary))
     for line in hindsight_lines(summary):
         say(line)
@@ -150,7 +157,6 @@ def _train(args: argparse.Namespace) -> int:
         print(f"policy: {folder / 'policy'}")
     elif (folder / "policy" / "policy.json").is_file():
         print(f"policy: {folder / 'policy'}  (try it: {shlex.join(['realrl', 'evaluate', '--policy', str(folder / 'policy'), *own])})")
-    return 0
 
 
 def _maker(args: argparse.Namespace, horizon: int | None) -> Callable[[], RobotEnv]:
