@@ -35,7 +35,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--audit", action=argparse.BooleanOptionalAction, default=False, help="also what every judged candidate is worth")
     args, flags = parser.parse_known_args(words)
     base, out, results = overridden(RL100Config(), flags), args.out, RESULTS
-    if replace(base, collect=RL100Config().collect) != RL100Config() and args.setting == DEFAULTS:
+    plain = RL100Config()
+    same = replace(base, collect=plain.collect, eval_episodes=plain.eval_episodes, final_episodes=plain.final_episodes)
+    if same != plain and args.setting == DEFAULTS:  # how many look on changes nothing of what is learned
         parser.error(f"{' '.join(flags)} change the defaults: say what the rows shall call that with --setting")
     if args.smoke:
         base, out, results = replace(toy_size(base), horizon=80), args.out / "smoke", args.out / "smoke"
@@ -68,7 +70,7 @@ class Job:
     def run(self) -> None:
         """Train, or go on; then a row a stage, and one of the run with what its trials decided."""
         folder = self.folder / f"{self.name}-s{self.cfg.seed}-{self.setting.replace(' ', '-')}"
-        with (Run.start(folder, self.cfg, resume=True, ignore=("collect", "audit_episodes")) as run, WorkCell(run, self.cfg) as cell):
+        with (Run.start(folder, self.cfg, resume=True, ignore=("collect", "audit_episodes", "eval_episodes", "final_episodes")) as run, WorkCell(run, self.cfg) as cell):
             summary = rl100.train(self.cfg, cell)
         for stage in (summary["demonstrator"], *summary["stages"]):
             self._put(stage["name"], **slim(stage), env_steps=stage["env_steps"])
