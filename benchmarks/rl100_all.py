@@ -24,6 +24,7 @@ from realrl.run import Run
 
 KEY = ("task", "seed", "setting", "method")
 DEFAULTS = "defaults"
+LOOKING = ("collect", "audit_episodes", "eval_episodes", "final_episodes")  # change nothing of what is learned
 
 
 def main(words: list[str] | None = None) -> int:
@@ -36,8 +37,7 @@ def main(words: list[str] | None = None) -> int:
     args, flags = parser.parse_known_args(words)
     base, out, results = overridden(RL100Config(), flags), args.out, RESULTS
     plain = RL100Config()
-    same = replace(base, collect=plain.collect, eval_episodes=plain.eval_episodes, final_episodes=plain.final_episodes)
-    if same != plain and args.setting == DEFAULTS:  # how many look on changes nothing of what is learned
+    if replace(base, **{name: getattr(plain, name) for name in LOOKING}) != plain and args.setting == DEFAULTS:
         parser.error(f"{' '.join(flags)} change the defaults: say what the rows shall call that with --setting")
     if args.smoke:
         base, out, results = replace(toy_size(base), horizon=80), args.out / "smoke", args.out / "smoke"
@@ -70,7 +70,7 @@ class Job:
     def run(self) -> None:
         """Train, or go on; then a row a stage, and one of the run with what its trials decided."""
         folder = self.folder / f"{self.name}-s{self.cfg.seed}-{self.setting.replace(' ', '-')}"
-        with (Run.start(folder, self.cfg, resume=True, ignore=("collect", "audit_episodes", "eval_episodes", "final_episodes")) as run, WorkCell(run, self.cfg) as cell):
+        with (Run.start(folder, self.cfg, resume=True, ignore=LOOKING) as run, WorkCell(run, self.cfg) as cell):
             summary = rl100.train(self.cfg, cell)
         for stage in (summary["demonstrator"], *summary["stages"]):
             self._put(stage["name"], **slim(stage), env_steps=stage["env_steps"])
