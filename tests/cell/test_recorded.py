@@ -71,6 +71,16 @@ def test_a_set_with_cameras_is_looked_at(tmp_path: Path) -> None:
     assert not blind.spec.senses and not blind.robot.cameras
 
 
+@pytest.mark.parametrize(("joints", "predicted"), [(6, "velocity"), (28, "sample")])
+def test_a_plan_too_wide_for_the_network_is_predicted_as_it_is(tmp_path: Path, joints: int, predicted: str) -> None:
+    data = Store.create(tmp_path / "hand", task="door", fps=40)
+    data.append([replace(e, action=np.tile(e.action, joints)[:, :joints], proposed=np.tile(e.proposed, joints)[:, :joints])
+                 for e in teleoperated(2)])
+    cfg = sized(BCConfig(data=str(tmp_path / "hand")))
+    assert cfg.policy.diffusion.predict == predicted
+    assert predicted == "sample" or cfg.policy.hidden >= 2 * cfg.policy.chunk * joints
+
+
 @pytest.mark.parametrize("lost", [1, 3])
 def test_a_missing_video_costs_its_episodes_or_its_camera_by_a_flag(tmp_path: Path, lost: int) -> None:
     data = tmp_path / "seen"

@@ -48,7 +48,9 @@ class Material:
 
 def sized(cfg: Any) -> Any:
     """The configuration of a method that imitates (fields policy, imitation, sight) with defaults that suit the set cfg.data: two fifths of
-    a second a plan, two observations for the speed, a network wider than what it has to draw, cameras where there are any."""
+    a second a plan, two observations for the speed, a network wider than what it has to draw, cameras where there are any. Of a plan that
+    is too wide for that the clean chunk is predicted: velocity and noise are nearly the noisy chunk itself, which all the network's width
+    would go into carrying through (Adroit's door, 448 numbers a plan: nothing learned beyond the reference)."""
     store = opened(cfg.data, cfg.recorded)
     features = store.info["features"]
     actions = int(np.prod((features.get("action") or {}).get("shape") or [1]))
@@ -56,9 +58,9 @@ def sized(cfg: Any) -> Any:
     colours = bool(store.cameras) or any(f.get("dtype") == "image" for f in features.values())
     kind: SightKind = "rgb" if colours else "pointcloud" if "observation.pointcloud" in features else "state"
     eyes = kind != "state"
-    hidden = next((width for width in (256, 512) if 2 * chunk * actions <= width), 768)
+    hidden, wide = (256 if 2 * chunk * actions <= 256 else 512), 2 * chunk * actions > 512
     policy = replace(cfg.policy, chunk=chunk, n_obs=2, hidden=hidden, reference="linear",
-                     diffusion=replace(cfg.policy.diffusion, predict="velocity"))
+                     diffusion=replace(cfg.policy.diffusion, predict="sample" if wide else "velocity"))
     steps = int(np.clip(PASSES * store.frames / 256, 1500, 6000))
     imitation = replace(cfg.imitation, steps=min(steps, 2000) if eyes else steps, batch=32 if eyes else 128, validation=0.1)
     cfg = replace(cfg, one_step=True) if hasattr(cfg, "one_step") else cfg
