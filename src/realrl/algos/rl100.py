@@ -222,7 +222,7 @@ class Online:
         self.iteration, self.solved, self.fresh = 0, False, list[bool]()  # fresh: how exploring ended since the last trials
         torch.manual_seed(derive(cfg.seed, "online"))
         self.value = value or value_net(policy.cond_dim, cfg.critic, eyes=policy.encoder is not None).to(policy.device)
-        self.value_optimiser = torch.optim.AdamW(self.value.parameters(), lr=cfg.online.value_lr)
+        self.value_optimiser = torch.optim.AdamW(self.value.parameters(), lr=cfg.online.value_lr, fused=True)
         self.eyes = policy.encoder is not None and cfg.online.learn_encoder
         self.ppo, self.student = DenoisingPPO(policy, cfg.online.ppo, encoder=self.eyes), policy.distillation(cfg.distill)
         self.best = self.ppo.keep()

@@ -247,7 +247,7 @@ class Distillation:
         """shape: (K, A) of a chunk."""
         self.student, self.teacher = student.requires_grad_(True).eval(), teacher
         self.diffusion, self.shape, self.cfg = diffusion, shape, cfg
-        self.optimiser = torch.optim.AdamW(student.parameters(), lr=cfg.lr, weight_decay=0.0)
+        self.optimiser = torch.optim.AdamW(student.parameters(), lr=cfg.lr, weight_decay=0.0, fused=True)
 
     def update(self, cond: Tensor, chain: Tensor, random: torch.Generator, lr: float) -> float:
         """One step on cached chains [N, S+1, K, A]. Returns the RMS student-teacher gap of the one-step head."""

@@ -209,7 +209,7 @@ def learn(model: Classifier, fitted: Labelled) -> None:
     cfg = model.cfg
     model.mean.copy_(fitted.features.mean(0))
     model.std.copy_(fitted.features.std(0).clamp(min=1e-3))
-    optimiser = torch.optim.AdamW(model.net.parameters(), lr=cfg.lr, weight_decay=cfg.decay)
+    optimiser = torch.optim.AdamW(model.net.parameters(), lr=cfg.lr, weight_decay=cfg.decay, fused=True)
     sides = [torch.from_numpy(np.flatnonzero(fitted.label == which)) for which in (NO, YES)]
     target = torch.tensor([0.0, 1.0]).repeat_interleave(cfg.batch // 2)
     model.train()

@@ -63,7 +63,7 @@ class Critics(nn.Module):
         self.value = value_net(cond, cfg, eyes=eyes)
         self.white = self.value[0] if isinstance(self.value[0], Whitener) else nn.Identity()
         self.optimiser = torch.optim.AdamW([*self.twin.parameters(), *self.value.parameters()], lr=cfg.lr,
-                                           weight_decay=cfg.weight_decay)
+                                           weight_decay=cfg.weight_decay, fused=True)
 
     def v(self, cond: Tensor) -> Tensor:
         """V(s) [B]."""

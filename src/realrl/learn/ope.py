@@ -144,7 +144,7 @@ class TransitionModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.seed, "ope-init"))
             net = EnsembleMLP(cfg.members, self.inputs, self.outputs, cfg.hidden).to(table.x.device)
-        optimiser = torch.optim.AdamW(net.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
+        optimiser = torch.optim.AdamW(net.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
         order = train[torch.randint(len(train), (cfg.members, len(train)), generator=random, device=train.device)]
         for step in range(cfg.steps):
             optimiser.param_groups[0]["lr"] = cfg.lr * 0.5 * (1 + math.cos(math.pi * step / cfg.steps))

@@ -64,7 +64,7 @@ class DenoisingPPO:
     def __init__(self, policy: DiffusionPolicy, cfg: PPOConfig, *, encoder: bool = False) -> None:
         self.policy, self.cfg, self.lr, self.left = policy, cfg, cfg.lr, 1.0
         self.actor = policy.actor if encoder else torch.nn.ModuleDict({"net": policy.net})
-        self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, weight_decay=0.0)
+        self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, weight_decay=0.0, fused=True)
         self.likely = torch.tensor(policy.diffusion.likely[-(cfg.last or 0):], device=policy.device)
 
     @torch.no_grad()

@@ -132,7 +132,7 @@ class ValueFit:
         chosen = np.random.default_rng(seed).permutation(count)[: max(1, round(cfg.held_out * count))] if count > 1 else np.arange(0)
         back = torch.isin(episode.cpu(), torch.from_numpy(chosen.astype(np.int64)))
         self.fitted, self.held = (~back).nonzero().flatten(), back.nonzero().flatten()
-        self.optimiser = torch.optim.AdamW(value.parameters(), lr=cfg.lr, weight_decay=cfg.decay)
+        self.optimiser = torch.optim.AdamW(value.parameters(), lr=cfg.lr, weight_decay=cfg.decay, fused=True)
         self.step, self.best_loss = 0, math.inf
         self.best: dict[str, Tensor] = {k: v.clone() for k, v in value.state_dict().items()}
 
