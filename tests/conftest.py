@@ -10,7 +10,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # results do not depend on the machine's cores, and small nets run faster so
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the commands that tests start, too: threads that wait for each other take a core from the rest
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start, too: threads that wait take a core
 
 # The children of multiprocessing's forkserver begin from a clean process that has imported this already: a start costs milliseconds.
 multiprocessing.get_context("forkserver").set_forkserver_preload(

@@ -7,7 +7,7 @@ It records every episode before anyone learns from it (`book`), evaluates with f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from realrl.cell.collect import Collector, MakeEnv, pack
 from realrl.cell.curriculum import Practice
 from realrl.cell.judge import Judge, Measure, judged
 from realrl.cell.pool import in_turn
+from realrl.cell.products import large_products
 from realrl.cell.stream import Beside, Interleaved
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.learn.imitation import worthy
@@ -48,6 +49,7 @@ class WorkCell:
         recordings, account and workers this one shares."""
         self.run, self.scene, self.simulated, self._reward = run, scene, make is None, reward
         self._others: dict[str, WorkCell] = {}
+        self._inside = ExitStack()
         self._place = 0 if host is None else len(host._others) + 1
         open_with = partial(Collector, scene.task, reward=reward, horizon=scene.horizon, sight=scene.sight, randomise=scene.randomise,
                             guard=scene.guard, make=make, crew=host.collector.crew if host else None)
@@ -65,9 +67,11 @@ class WorkCell:
         self.judge = Judge(self.account, scene, self.collector, self.spec)
 
     def __enter__(self) -> WorkCell:
+        self._inside.enter_context(large_products())
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._inside.close()
         try:
             for cell in (*self._others.values(), self):
                 cell.book.close()

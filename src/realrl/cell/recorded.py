@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from realrl.cell.curriculum import Practice
 from realrl.cell.foresight import Examiner
 from realrl.cell.hindsight import hindsight
 from realrl.cell.judge import latency
+from realrl.cell.products import large_products
 from realrl.cell.recordings import Material
 from realrl.data.views import ChunkView
 from realrl.files import write_bytes
@@ -42,6 +43,7 @@ class RecordedCell:
         if "online" in getattr(scene, "stages", ()):  # before anything long
             raise _no_robot(scene)
         self.run, self.scene, self.material, self.spec = run, scene, material, material.spec
+        self._inside = ExitStack()
         steps = sum(len(e) for e in (*material.demos, *material.held_out, *material.rest))
         self.account = Account(run, self.spec.id, scene.seed, lambda: steps)
         self.account.summary |= {"recorded": {
@@ -50,9 +52,11 @@ class RecordedCell:
             "notes": material.notes}}
 
     def __enter__(self) -> RecordedCell:
+        self._inside.enter_context(large_products())
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._inside.close()
         self.account.save()
 
     @property

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from realrl.cell.products import small_products
 from realrl.robots.human import Attendant
 from realrl.types import Array, Env, Episode, Guard, Intervention, Moment, Obs, Policy, RealrlError, RewardModel, Source, State, Step
 
@@ -177,7 +178,8 @@ def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: It
         begin(slots[-1], seed)
     state = policy.start(len(slots))
     while slots:
-        plan, state = policy.act(_stack(slots, policy.n_obs), state, greedy=greedy, rng=[s.rng for s in slots])
+        with small_products():
+            plan, state = policy.act(_stack(slots, policy.n_obs), state, greedy=greedy, rng=[s.rng for s in slots])
         keep = []
         for i, slot in enumerate(slots):
             slot.extras.append({k: v[i] for k, v in plan.extra.items()})

@@ -75,10 +75,13 @@ def _versions() -> list[Finding]:
 
 def _devices() -> list[Finding]:
     import torch
+
+    from realrl.cell.products import by_onednn
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     found = [Finding("devices", "cpu", True, f"{cores} cores, {threads} torch threads"),
              Finding("devices", "threads", threads <= cores, f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}",
-                     f"more threads than cores slow everything down: set OMP_NUM_THREADS={cores} or less", required=False)]
+                     f"more threads than cores slow everything down: set OMP_NUM_THREADS={cores} or less", required=False),
+             Finding("devices", "products", True, f"large ones by {'oneDNN' if by_onednn() else 'MKL or whatever torch chooses'}, float32")]
     if not torch.cuda.is_available():
         why = "this torch is a CPU build" if torch.version.cuda is None else "no usable CUDA device"
         return [*found, Finding("devices", "cuda", False, why, "not needed; for a GPU see https://pytorch.org/get-started/locally",
