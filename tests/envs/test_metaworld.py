@@ -1,12 +1,16 @@
 """Meta-World: all 50 tasks; a seed is an episode; what is skipped for speed changes neither observations nor success."""
 
+import sys
+
 import numpy as np
 import pytest
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from scipy.spatial.transform import Rotation
 
 from realrl import envs
 from realrl.cell.rollout import rollout
 from realrl.envs import metaworld
+from realrl.envs.metaworld import Turn
 from realrl.types import Policy, RealrlError
 
 STEPS = 100
@@ -68,6 +72,23 @@ def test_what_is_skipped_changes_nothing(pair):
     ran = [sparse.step(a) for a in actions[:1 + int(fast[1].argmax())]]  # argmax of none is 0: one step
     assert [r for _, r, *_ in ran] == fast[1][:len(ran)].astype(float).tolist()
     assert ran[-1][2] == fast[1].any() and not any(terminated for _, _, terminated, *_ in ran[:-1])
+
+
+def test_a_turn_is_scipys():
+    matrices = [np.eye(3), *Rotation.random(500, 0).as_matrix()]
+    matrices += Rotation.from_euler("xyz", np.pi * np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0]])).as_matrix().tolist()
+    for matrix in map(np.array, matrices):
+        assert np.allclose(Turn.from_matrix(matrix).as_quat(), Rotation.from_matrix(matrix).as_quat(), rtol=0, atol=1e-15)
+
+
+def test_tasks_with_turns_are_the_packages(monkeypatch):
+    env = envs.make("metaworld/stick-pull-v3")
+    module = sys.modules[type(env._sim).__module__]
+    assert module.Rotation is Turn
+    actions = np.random.default_rng(0).uniform(-1, 1, (60, 4))
+    quick = replay(env, 3, actions)[0]
+    monkeypatch.setattr(module, "Rotation", Rotation)
+    assert np.allclose(quick, replay(env, 3, actions)[0], rtol=0, atol=1e-12)
 
 
 def test_touching_is_the_packages():
