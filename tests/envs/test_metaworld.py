@@ -19,10 +19,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:Constant")  # pytest undoes the 
 
 @pytest.fixture(scope="module", params=metaworld.names())
 def pair(request):
-    """(task, sparse environment, dense one): the dense one pays the package's own reward with the package's own touching test."""
+    """(task, sparse environment, dense one): the dense one pays the package's own reward, with its own touching test and stacking."""
     task = f"metaworld/{request.param}"
     sparse, dense = envs.make(task), envs.make(task, reward="dense")
-    del dense._sim.touching_object  # the method of the package shows again
+    del dense._sim.touching_object, dense._sim._get_curr_obs_combined_no_goal  # the methods of the package show again
     assert dense._sim.touching_object.__func__ is SawyerXYZEnv.touching_object
     return task, sparse, dense
 

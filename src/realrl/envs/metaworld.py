@@ -5,8 +5,8 @@ and gripper. Success is the simulator's own, at the first step that reaches it.
 
 Three things are done differently from the package. Its `reset` leaves traces of earlier episodes (moved bodies, attributes set in
 the last reset, the solver's warm start), so the same seed gives different episodes; here every reset starts from a pristine copy.
-Its shaped reward is most of the cost of a step; with the sparse reward the parts that cannot change success are skipped. And half of the
-tasks ask scipy for one quaternion a step, which is a third of what is left; `Turn` finds the same.
+Its shaped reward is most of the cost of a step; with the sparse reward the parts that cannot change success are skipped. And most of what
+is left goes into stacking small arrays, in half of the tasks into one quaternion by scipy: `_frame` and `Turn` find the same numbers.
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ class MetaWorldEnv(RobotEnv):
         sim._set_task_called, sim._freeze_rand_vec, sim.seeded_rand_vec = True, False, True
         sim.max_path_length = horizon + 1
         sim.touching_object = self._touching  # the same test without a Python loop over contacts
+        sim._get_curr_obs_combined_no_goal, self._claws = self._frame, [sim.data.body(f"{side}claw").id for side in ("right", "left")]
         if self.reward_kind == "sparse":
             sim._gripper_caging_reward = lambda *args, **kwargs: 0.0
         self._sim = sim
@@ -191,6 +192,16 @@ class MetaWorldEnv(RobotEnv):
         mujoco.mj_setState(sim.model, sim.data, self._hand[1], _STATE)
         mujoco.mj_forward(sim.model, sim.data)
         self._restore(self._hand[2])
+
+    def _frame(self) -> Array:
+        """[18], what is seen of now: hand, opening, and of up to two objects place and turn; the package's numbers without its stacking."""
+        sim, (right, left) = self._sim, self._sim.data.xpos[self._claws]
+        places, turns = sim._get_pos_objects(), sim._get_quat_objects()
+        seen = np.zeros(18)
+        seen[:3], seen[3] = sim.get_endeff_pos(), min(float(np.linalg.norm(right - left)) / 0.1, 1.0)
+        for n in range(len(places) // 3):
+            seen[4 + 7 * n:7 + 7 * n], seen[7 + 7 * n:11 + 7 * n] = places[3 * n:3 * n + 3], turns[4 * n:4 * n + 4]
+        return seen
 
     def _touching(self, geom: int) -> bool:
         data, contact = self._sim.data, self._sim.data.contact
