@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from realrl.envs.contact import WIDTH
+from realrl.scene import COMMAND
 from realrl.types import Array
 
-COMMAND = 0.5
-"""From which on a number shuts the fingers, and below its negative opens them."""
 BLOCKS = 0.6
 """Seconds that it takes to open or shut them, in which the hand stands still."""
 PLACE, APART, TURN = 0.008, 0.03, 0.2
@@ -25,27 +23,30 @@ WRONG = 0.0005
 """How wrong the peg is seen, 1 sigma, m: the same all episode long, and the turn by 0.02 rad."""
 _FORCE, _MASS = 25.0, 0.03
 """N of each finger; kg of the peg."""
-_PAD = (0.006, 0.003, 0.010)
-"""Half sizes of a finger's pad, m."""
-_SHUT = WIDTH - 0.0005
+_PAD = 0.003
+"""Radius of a finger's pad, a bar along the peg's longer side, m: it touches the peg in two points, which MuJoCo solves twice as fast as
+the four of a box."""
+_SHUT, _GRIPS = WIDTH - 0.0005, 'friction="1.2 0.02 0.001" priority="1" contype="2" conaffinity="2"'
 
 
 def fingers() -> str:
     """Two slides in the hand's body, whose pads reach over the peg's upper half."""
     return "".join(f"""
-      <body name="{name}" pos="0 {side * (WIDTH + _PAD[1])} 0.032" gravcomp="1">
+      <body name="{name}" pos="0 {side * (WIDTH + _PAD)} 0.032">
         <joint name="{name}" type="slide" axis="0 {-side} 0" range="0 {_SHUT}" limited="true" damping="20" armature="0.02"/>
-        <geom type="capsule" fromto="-0.006 0 0 0.006 0 0" size="0.003" mass="0.03" rgba="0.3 0.3 0.32 1" friction="1.2 0.02 0.001" priority="1"/>
+        <geom type="capsule" fromto="-0.006 0 0 0.006 0 0" size="{_PAD}" mass="0.03" rgba="0.3 0.3 0.32 1" {_GRIPS}/>
         <geom type="box" pos="0 0 0.02" size="0.005 0.003 0.012" mass="0.01" rgba="0.3 0.3 0.32 1" contype="0" conaffinity="0"/>
       </body>""" for name, side in (("left", 1), ("right", -1)))
 
 
 def beside(half: tuple[float, float, float]) -> str:
-    """The peg and the table that it stands on. half: the peg's sizes."""
+    """The peg and the table that it stands on, on which it slides when it is pushed, and rarely topples. half: the peg's sizes."""
     return f"""
-    <geom name="stand" type="box" pos="-0.04 0 -0.012" size="0.032 0.05 0.012" rgba="0.6 0.58 0.55 1"/>
+    <geom name="stand" type="box" pos="-0.04 0 -0.012" size="0.032 0.05 0.012" rgba="0.6 0.58 0.55 1"
+          friction="0.1 0.005 0.0001" priority="1"/>
     <body name="peg" pos="{-APART} 0 0"><freejoint/>
-      <geom name="peg" type="box" pos="0 0 {half[2]}" size="{half[0]} {half[1]} {half[2]}" mass="{_MASS}" rgba="0.85 0.55 0.2 1"/>
+      <geom name="peg" type="box" pos="0 0 {half[2]}" size="{half[0]} {half[1]} {half[2]}" mass="{_MASS}" rgba="0.85 0.55 0.2 1"
+            contype="3" conaffinity="3"/>
     </body>"""
 
 
@@ -57,7 +58,7 @@ class Grip:
     """The fingers and the peg of a model made of these parts; `shut`: what they were told last."""
 
     def __init__(self, model: Any, data: Any) -> None:
-        self._data, self._joint = data, int(model.jnt_qposadr[model.body("peg").jntadr[0]])
+        self._data, self._body, self._joint = data, model.body("peg").id, int(model.jnt_qposadr[model.body("peg").jntadr[0]])
         self.shut, self.before = False, 0.0
 
     def begin(self, rng: np.random.Generator) -> None:
@@ -65,6 +66,7 @@ class Grip:
         turn = float(rng.uniform(-TURN, TURN))
         place = (-APART + rng.uniform(-PLACE, PLACE), rng.uniform(-PLACE, PLACE), 0.0)
         self._data.qpos[self._joint:self._joint + 7] = (*place, math.cos(turn / 2), 0.0, 0.0, math.sin(turn / 2))
+        self._data.xfrc_applied[self._body, 2] = -9.81 * _MASS  # nothing else has a weight
         self._wrong, self._wrong_turn = rng.normal(0.0, WRONG, 3), float(rng.normal(0.0, 0.02))
         self.shut, self.before = False, 0.0
 
