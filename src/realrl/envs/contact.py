@@ -125,7 +125,8 @@ class Careful:
 
 
 class Picking:
-    """Opens an empty hand; goes over the peg, down around it, shuts; lifts it by 8 mm, and goes on as careful as with one in its hand."""
+    """Opens an empty hand; goes over the peg, down around it, shuts; lifts it by 8 mm, and goes on as careful as with one in its hand.
+    Beside the peg, so low that it would push it over, it rises first."""
 
     def __init__(self, careful: Careful) -> None:
         self._careful = careful
@@ -133,9 +134,11 @@ class Picking:
     def __call__(self, states: Array) -> Array:
         """Full states [B, PICK_FULL] -> actions [B, 7]."""
         peg, turn = states[:, PEG_TRUTH][:, :3].astype(np.float64), states[:, PEG_TRUTH][:, 3]
-        around = (np.abs(peg[:, :2]).max(1) < 0.0025) & (np.abs(turn) < 0.06)
-        over = np.where(around | (peg[:, 2] > -0.012), peg[:, 2], peg[:, 2] + 0.024)
-        reaching = self._careful.go(states, np.concatenate([peg[:, :2], over[:, None]], 1), turn)
+        off, low = np.abs(peg[:, :2]).max(1), peg[:, 2] > -0.018
+        around = (off < 0.0025) & (np.abs(turn) < 0.06)
+        beside = low & ((off > 0.006) | (np.abs(turn) > 0.25))
+        down = np.where(beside, 0.03, np.where(around | low, peg[:, 2], peg[:, 2] + 0.024))
+        reaching = self._careful.go(states, np.concatenate([peg[:, :2] * ~beside[:, None], down[:, None]], 1), turn)
         way = states[:, TRUTH][:, :3] - peg
         far = np.abs(way[:, :2]).max(1) > 0.008
         lifting = far & (way[:, 2] > -0.004)  # it still stands, or as good as
