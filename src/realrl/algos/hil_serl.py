@@ -187,7 +187,7 @@ def operator(cfg: HILConfig, spec: TaskSpec) -> Iterator[Intervention | None]:
         yield None
     elif cfg.human != "scripted":
         with DEVICES[cfg.human]() as device:
-            yield Teleoperator(device, spec.action_dim, spec.dt)
+            yield Teleoperator(device, spec.action_dim, spec.dt, commands=spec.gripper)
     else:
         from realrl import envs
         yield ScriptedOperator(cfg.operator, envs.expert(cfg.task, cfg.expert), envs.progress(cfg.task), seed=derive(cfg.seed, "operator"),
