@@ -25,8 +25,8 @@ BASE = HILConfig(judge_every=2500)
 METHODS = {"corrections": BASE, "gripper-as-motion": replace(BASE, grasp_critic=False), "demonstrations": replace(BASE, human="none"),
            "hg-dagger": replace(BASE, learner="hg-dagger", sac=replace(BASE.sac, utd=1), clone_steps=2000, steps=4000),
            "cloning": replace(BASE, human="none", clone_steps=4000, steps=1, start=10**6)}
-"""What is compared: HIL-SERL; on "pick-peg" the same without a grasp critic; the same (RLPD) with the demonstrations alone; imitation of the
-person, with corrections and without."""
+"""What is compared: HIL-SERL; on "pick-peg" the same without a grasp critic; the same (RLPD) with the demonstrations alone; imitation of
+the person, with corrections and without."""
 
 
 def toy_size(cfg: HILConfig) -> HILConfig:

@@ -51,7 +51,7 @@ class GraspCritic:
         told = commands(batch.action)
         reward = batch.reward - self.cost * (told != STAY)
         columns = (self.policy.encode(batch.obs), told, reward, batch.discount, self.policy.encode(batch.next_obs))
-        found = [self._step(*rows) for rows in zip(*(x.split(self.cfg.batch) for x in columns), strict=True)]
+        found = [self._step(*rows) for rows in zip(*(torch.split(x, self.cfg.batch) for x in columns), strict=True)]
         return {name: torch.stack([f[name] for f in found]).mean() for name in found[0]}
 
     def _step(self, cond: Tensor, told: Tensor, reward: Tensor, discount: Tensor, next_cond: Tensor) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ class Grip:
     def upright(self) -> float:
         """1 where the peg stands, 0 where it lies."""
         _, x, y, _ = self._data.qpos[self._joint + 3:self._joint + 7].tolist()
-        return 1 - 2 * (x * x + y * y)
+        return float(1 - 2 * (x * x + y * y))
 
     def look(self, true: Array, turn: float, noise: Array) -> Array:
         """What the full state has besides [13]. true, turn: the way [3] and the turn from the hand to the peg; noise: of this step [3]."""
