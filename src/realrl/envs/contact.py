@@ -154,7 +154,7 @@ class Picking:
 
 def holds(states: Array) -> Array:
     """Whether the peg is between fingers that are shut, of full states [..., PICK_FULL]."""
-    found: Array = (np.abs(states[..., OPENING]) < 0.4) & (np.abs(states[..., PEG_TRUTH][..., :2]).max(-1) < 0.008)
+    found: Array = (np.abs(states[..., OPENING]) < 0.4) & (np.abs(states[..., PEG_TRUTH][..., :2]).max(-1) < 0.015)
     return found
 
 

@@ -22,7 +22,7 @@ PLACE, APART, TURN = 0.008, 0.03, 0.2
 WRONG = 0.0005
 """How wrong the peg is seen, 1 sigma, m: the same all episode long, and the turn by 0.02 rad."""
 _FORCE, _MASS = 25.0, 0.03
-"""N of each finger; kg of the peg."""
+"""N of each finger, which moves with 0.1 m/s at most; kg of the peg."""
 _PAD = 0.003
 """Radius of a finger's pad, a bar along the peg's longer side, m: it touches the peg in two points, which MuJoCo solves twice as fast as
 the four of a box."""
@@ -33,7 +33,7 @@ def fingers() -> str:
     """Two slides in the hand's body, whose pads reach over the peg's upper half."""
     return "".join(f"""
       <body name="{name}" pos="0 {side * (WIDTH + _PAD)} 0.032">
-        <joint name="{name}" type="slide" axis="0 {-side} 0" range="0 {_SHUT}" limited="true" damping="20" armature="0.02"/>
+        <joint name="{name}" type="slide" axis="0 {-side} 0" range="0 {_SHUT}" limited="true" damping="250" armature="0.02"/>
         <geom type="capsule" fromto="-0.006 0 0 0.006 0 0" size="{_PAD}" mass="0.03" rgba="0.3 0.3 0.32 1" {_GRIPS}/>
         <geom type="box" pos="0 0 0.02" size="0.005 0.003 0.012" mass="0.01" rgba="0.3 0.3 0.32 1" contype="0" conaffinity="0"/>
       </body>""" for name, side in (("left", 1), ("right", -1)))
