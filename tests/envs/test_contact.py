@@ -185,6 +185,11 @@ def test_a_hand_with_eyes_is_not_told_where_the_slot_is() -> None:
     assert np.array_equal(moved["privileged"], plain.step(DOWN)[0]["privileged"]), "the same episode"
     assert not np.array_equal(moved["images.wrist"], pictures[0]["images.wrist"])
     env.close()
+    picks = envs.make("contact/pick-peg", sight=SightConfig("rgb", cameras=("side",), height=64, width=64))
+    seen = [picks.reset(seed=seed)[0] for seed in (1, 2)]
+    assert seen[0]["state"].shape == (26,) and seen[0]["state"][25] == 1.0, "of the fingers it knows how far they are open"
+    assert not np.array_equal(seen[0]["images.side"], seen[1]["images.side"])
+    picks.close()
 
 
 # ---- the peg that has to be picked

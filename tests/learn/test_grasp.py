@@ -120,7 +120,7 @@ def test_it_learns_when_to_shut() -> None:
         x = torch.rand(64, generator=random)
         command = torch.randint(3, (64,), generator=random)
         won = (command == SHUT) & (x > 0.8)
-        seen = lambda x: {"state": torch.stack([x, 1 - x], -1)[:, None]}  # noqa: E731
+        seen = lambda x: {"state": torch.stack([x, 1 - x], -1)[:, None]}
         action = torch.stack([torch.zeros(64), torch.zeros(64), command.float() - 1], -1)[:, None]
         made.update(Batch(seen(x), action, won.float(), torch.where(won, 0.0, 0.9), seen((x + 0.1).clamp(max=1)),
                           torch.ones(64, 1, dtype=torch.bool), torch.zeros(64, 1, dtype=torch.uint8)))
