@@ -21,7 +21,8 @@ where the slot is, and the way since the reset [4] instead. `privileged` holds t
 first. A seventh number commands two fingers: 0.5 and more shuts them, -0.5 and less opens them, what lies between leaves them as they are
 (as keyboard and gamepad do). To move them takes 0.6 s, in which the hand stands still: a step all the same. A peg that has toppled or
 fallen off ends the episode, in failure. `state` [36] has besides: the command before; where the peg's foot is from where the hand would
-hold it (again 3 numbers at 20 mm and 3 at 4 mm, seen 0.5 mm wrong); the turn towards it; the fingers' opening, -1 to 1.
+hold it (again 3 numbers at 20 mm and 3 at 4 mm, seen 0.5 mm wrong); the turn towards it; the fingers' opening, -1 to 1. Its 3 numbers at
+4 mm of the slot are from the peg's foot.
 """
 
 from __future__ import annotations

@@ -95,8 +95,11 @@ class Grip:
         _, x, y, _ = self._data.qpos[self._joint + 3:self._joint + 7].tolist()
         return float(1 - 2 * (x * x + y * y))
 
-    def look(self, true: Array, turn: float, noise: Array) -> Array:
-        """What the full state has besides [13]. true, turn: the way [3] and the turn from the hand to the peg; noise: of this step [3]."""
+    def look(self, state: Array, true: Array, turn: float, noise: Array) -> Array:
+        """The full state, from what the hand knows without fingers [35]. true, turn: the way [3] and the turn from the hand to the peg;
+        noise: of this step [3]. What is near is told of the peg: the slot from its foot."""
         seen = true + self._wrong + noise
         opening = (2 * WIDTH - float(self._data.qpos[6:8].sum())) / WIDTH - 1
-        return np.array([self.before, *(seen / 0.02), *np.tanh(seen / 0.004), (turn + self._wrong_turn) / 0.1, opening, *true, turn])
+        near = np.tanh((0.02 * state[:3] - seen) / 0.004)
+        return np.concatenate([state[:3], near, state[6:], [self.before], seen / 0.02, np.tanh(seen / 0.004),
+                               [(turn + self._wrong_turn) / 0.1, opening], true, [turn]])

@@ -190,7 +190,7 @@ class PegEnv(RobotEnv):
             return state
         way = self._grip.foot - (x, y, z)
         there = np.array([c * way[0] + s * way[1], c * way[1] - s * way[0], way[2]])
-        return np.concatenate([state, self._grip.look(there, self._grip.turn - yaw, rng.normal(0.0, JITTER, 3))])
+        return self._grip.look(state, there, self._grip.turn - yaw, rng.normal(0.0, JITTER, 3))
 
     def _wrench(self, c: float, s: float, pitch: float, roll: float) -> Array:
         """What the surroundings do to the hand [6]: force (N) and torque about the peg's tip (N m), in the hand's frame. The solver has
