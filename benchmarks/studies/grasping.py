@@ -2,7 +2,8 @@
 
 RUN is the folder of a `realrl train hil-serl --task contact/pick-peg`. Printed for every thousand control steps of practice, as means over
 episodes: how they ended (won; won without help; the peg lost; cut by the clock), whether the peg was ever held, and whether the robot
-itself took it; how often the robot shut, opened, and commanded for nothing; how often the peg was let go; their steps.
+itself took it; how often the robot shut, opened, and commanded for nothing; how often the peg was let go; their steps. Then the same of
+what the run deployed, without noise and without a person, from held-out starts.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from realrl.cell.collect import Collector
+from realrl.cell.evaluate import held_out
 from realrl.data.store import Store
 from realrl.envs.contact import OPENING, PICK_FULL, holds
-from realrl.scene import COMMAND
+from realrl.policies.folder import load_policy
+from realrl.scene import COMMAND, CollectConfig
 from realrl.types import Array, Episode, RealrlError, Source
 
 HEAD = ("won", "alone", "lost", "clock", "held", "took it", "shuts", "opens", "in vain", "let go", "steps")
@@ -25,7 +29,9 @@ def main(words: list[str] | None = None) -> int:
     """Print the table of every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    for run in parser.parse_args(words).runs:
+    parser.add_argument("--episodes", type=int, default=100, help="held-out episodes")
+    args = parser.parse_args(words)
+    for run in args.runs:
         episodes = list(Store.open(run / "dataset").read(images=False))
         practice = [e for e in episodes if e.policy == "hil-serl"]
         if not practice or practice[0].obs.get("privileged", np.zeros((1, 0))).shape[1] != PICK_FULL:
@@ -34,6 +40,10 @@ def main(words: list[str] | None = None) -> int:
         ends = np.cumsum([len(e) for e in practice])
         for at in range(0, int(ends[-1]), 1000):
             line(f"{at}", [e for e, end in zip(practice, ends, strict=True) if at <= end - 1 < at + 1000])
+        if (run / "policy").is_dir():
+            policy, task = load_policy(run / "policy")
+            with Collector(task, CollectConfig(workers=1)) as collector:
+                line("deployed", list(collector.collect(policy, held_out(args.episodes), greedy=True)))
     return 0
 
 
