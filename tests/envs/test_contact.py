@@ -271,6 +271,10 @@ def test_a_peg_that_falls_ends_the_episode_in_failure() -> None:
     while not ended[-1][1] and not ended[-1][2]:
         ended.append(env.step(np.zeros(7))[1:4])
     assert ended[-1] == (0.0, True, False) and not env.succeeded and len(ended) < 5
+    env.reset(seed=1)
+    for _ in range(30):
+        env.step(np.array([1.0, 1.0, 1, 0, 0, 1, 0]))
+    at = env._data.qpos
+    assert at[0] <= 0.07 + 1e-3 and at[1] <= peg.SIDE + 1e-3 and at[2] <= peg.HIGH + 1e-3 and at[3] <= peg.TURN + 1e-3, "its box is longer"
     with pytest.raises(RealrlError, match="an action must be 7 finite numbers"):
-        env.reset(seed=1)
         env.step(np.zeros(6))
