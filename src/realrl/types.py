@@ -309,7 +309,6 @@ class Logbook(Protocol):
 
     def save(self, name: str, step: int, /, **parts: Any) -> None:
         """Write a checkpoint: whole, or not at all."""
-        ...
 
     def load(self, name: str, /, **parts: Any) -> int | None:
         """Load a checkpoint into objects; its step, or None where there is none."""
@@ -335,7 +334,6 @@ class Curriculum(Protocol):
 
     def remember(self, episodes: Sequence[Episode]) -> None:
         """Learn from how episodes ended."""
-        ...
 
 
 class Stream(Stateful, Protocol):
