@@ -211,7 +211,7 @@ def picked(seed: int = 3, noise: float = 0.0, until_held: bool = True) -> tuple[
 
 def test_a_peg_is_picked_and_then_pressed_in() -> None:
     env, seen, done = picked(until_held=False, noise=0.1)
-    assert env.succeeded and 25 < len(done) < 50 and env._t == -1
+    assert env.succeeded and 25 < len(done) < 50 and env._t == -1 and env._facts["depth"] >= 15
     assert env.task.gripper and env.task.action_dim == 7 and seen[0]["state"].shape == (36,) == (env.task.obs_dim,)
     commands = [float(a[6]) for a in done]
     assert sum(c >= 0.5 for c in commands) == 1 and not any(c <= -0.5 for c in commands)

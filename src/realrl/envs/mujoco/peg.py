@@ -103,7 +103,7 @@ class PegEnv(RobotEnv):
         self._low = np.full(size, -1.0)
 
     def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
-        """One control step of 0.1 s, see `RobotEnv.step`; info: depth (mm), force (N)."""
+        """One control step of 0.1 s, see `RobotEnv.step`; info: depth of the peg (mm), force (N)."""
         obs, reward, terminated, truncated, info = super().step(action)
         return obs, reward, terminated, truncated, {**info, **self._facts}
 
@@ -188,6 +188,7 @@ class PegEnv(RobotEnv):
         self._facts = {"depth": -1000.0 * z, "force": float(np.linalg.norm(felt[:3]))}
         if self._grip is None:
             return state
+        self._facts["depth"] = -1000.0 * float(self._grip.foot[2])
         way = self._grip.foot - (x, y, z)
         there = np.array([c * way[0] + s * way[1], c * way[1] - s * way[0], way[2]])
         return self._grip.look(state, there, self._grip.turn - yaw, rng.normal(0.0, JITTER, 3))
