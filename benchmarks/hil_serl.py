@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections demonstrations
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods hg-dagger cloning --seeds 0 1 2
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections --tasks peg-hard --steps 20000
+    OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections gripper-as-motion --tasks pick-peg
 
 A run is `realrl train hil-serl` in one process, physics included. The person is the scripted one of `robots/human.py`, in training alone.
 Every 2,500 steps and at the end the policy is judged without noise and without a person from 300 held-out starts; nothing is chosen by it.
@@ -21,10 +22,11 @@ from realrl.algos.hil_serl import HILConfig, train
 from realrl.envs.contact import names
 
 BASE = HILConfig(judge_every=2500)
-METHODS = {"corrections": BASE, "demonstrations": replace(BASE, human="none"),
+METHODS = {"corrections": BASE, "gripper-as-motion": replace(BASE, grasp_critic=False), "demonstrations": replace(BASE, human="none"),
            "hg-dagger": replace(BASE, learner="hg-dagger", sac=replace(BASE.sac, utd=1), clone_steps=2000, steps=4000),
            "cloning": replace(BASE, human="none", clone_steps=4000, steps=1, start=10**6)}
-"""What is compared: HIL-SERL; the same (RLPD) with the demonstrations alone; imitation of the person, with corrections and without."""
+"""What is compared: HIL-SERL; on "pick-peg" the same without a grasp critic; the same (RLPD) with the demonstrations alone; imitation of
+the person, with corrections and without."""
 
 
 def toy_size(cfg: HILConfig) -> HILConfig:
@@ -51,7 +53,9 @@ class Practice(Job):
 def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     tasks = sorted(names(), key=lambda task: task != "peg")  # the middle one first
-    return run_jobs(Practice, __doc__ or "", words, file="hil_serl", suite="contact", tasks=tasks, methods=METHODS, toy_size=toy_size,
+    picks = "pick-peg" in (sys.argv if words is None else words)
+    methods = {name: cfg for name, cfg in METHODS.items() if picks or name != "gripper-as-motion"}
+    return run_jobs(Practice, __doc__ or "", words, file="hil_serl", suite="contact", tasks=tasks, methods=methods, toy_size=toy_size,
                     seeds=range(3))
 
 

@@ -16,11 +16,12 @@ import torch
 
 from benchmarks import daydreamer, hil_serl, recap, rl100_adroit, rl100_all, rl100_locomotion, walk
 from benchmarks.lib import advantage, baselines, common, comparison, door, dreaming, everywhere, gaussian_ppo, helping, tables, walking
-from benchmarks.studies import dreams, peg_search
+from benchmarks.studies import dreams, grasping, peg_search
 from realrl import envs
 from realrl.algos.rl100 import RL100Config
 from realrl.cell.collect import Collector
 from realrl.data.store import Store
+from realrl.envs.contact import OPENING, PICK_FULL
 from realrl.envs.quadruped import RISE_STAND
 from realrl.policies.diffusion import PolicyConfig
 from realrl.scene import CollectConfig
@@ -292,6 +293,20 @@ def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path, capsys:
     assert peg_search.main([str(run)]) == 0
     said = capsys.readouterr().out
     assert "solved alone" in said and "moments of contact" in said
+
+
+def test_grasps_are_counted_by_who_made_them() -> None:
+    """Shut, in vain, held, let go; then the person takes it, and it is lost."""
+    opening = np.array([1, 0, 0, 1, 0, 0.0])
+    full = np.zeros((6, PICK_FULL), np.float32)
+    full[:, OPENING] = opening
+    action, source = np.zeros((5, 7), np.float32), np.array([0, 0, 0, 1, 0], np.uint8)
+    action[:, 6] = [1, 1, -1, 1, 0.3]
+    episode = Episode({"privileged": full}, action, action, source, np.zeros(5, np.float32), np.zeros(5, bool), np.arange(5) * 0.1,
+                      np.ones(5, bool), True, False, "", "hil-serl", 1)
+    found = dict(zip(grasping.HEAD, grasping.counts(episode).tolist(), strict=True))
+    assert found == {"won": 0, "alone": 0, "lost": 1, "clock": 0, "held": 1, "took it": 1, "shuts": 1, "opens": 1, "in vain": 1,
+                     "let go": 1, "steps": 5}
 
 
 def test_recap_has_a_row_a_method_and_ratios_to_fine_tuning(tmp_path: Path) -> None:

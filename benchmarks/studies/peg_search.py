@@ -35,7 +35,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="+")
     for run in parser.parse_args(words).runs:
         episodes = [e for e in Store.open(run / "dataset").read(images=False) if e.policy == "hil-serl"]
-        if not episodes or "privileged" not in episodes[0].obs:
+        if not episodes or "privileged" not in episodes[0].obs or episodes[0].action.shape[1] > 6:
             raise RealrlError(f"{run}: no practice of a simulated peg in it: give the folder of a realrl train hil-serl --task contact/peg")
         print(run.name)
         search(episodes)

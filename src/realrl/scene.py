@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SightKind = Literal["state", "rgb", "depth", "pointcloud"]
 CloudSource = Literal["rays", "depth"]
 CloudFrame = Literal["world", "hand"]
+COMMAND = 0.5
+"""From which on an action's last number shuts a gripper, and below its negative opens it (`TaskSpec.gripper`)."""
 
 
 @dataclass(frozen=True)

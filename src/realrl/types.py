@@ -52,6 +52,7 @@ class TaskSpec:
     {"pointcloud": (512, 3)}; privileged: numbers of the simulator's full state, 0 where `state` is all of it (no eyes).
     control: what keeps the robot still: "relative", zeros do (velocities and deltas); "absolute", the last action does (positions).
     live: one such robot, whose steps are on disk before anyone learns from them. discrete: of an action the largest number's place counts.
+    gripper: an action's last number is a command: 0.5 and more shuts the hand, -0.5 and less opens it, between them it stays.
     """
 
     suite: str
@@ -66,6 +67,7 @@ class TaskSpec:
     control: Literal["relative", "absolute"] = "relative"
     live: bool = False
     discrete: bool = False
+    gripper: bool = False
     paraphrases: tuple[str, ...] = ()
 
     @property
@@ -297,7 +299,6 @@ class Logbook(Protocol):
 
     def log(self, step: int, metrics: Mapping[str, SupportsFloat | None], stage: str = "") -> None:
         """Note numbers of a stage."""
-        ...
 
     def logger(self, stage: str) -> Callable[[int, Mapping[str, float]], None]:
         """A function (step, metrics) that notes them under a stage."""
@@ -305,11 +306,9 @@ class Logbook(Protocol):
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget what a stage noted after `step`."""
-        ...
 
     def save(self, name: str, step: int, /, **parts: Any) -> None:
         """Write a checkpoint: whole, or not at all."""
-        ...
 
     def load(self, name: str, /, **parts: Any) -> int | None:
         """Load a checkpoint into objects; its step, or None where there is none."""
@@ -335,7 +334,6 @@ class Curriculum(Protocol):
 
     def remember(self, episodes: Sequence[Episode]) -> None:
         """Learn from how episodes ended."""
-        ...
 
 
 class Stream(Stateful, Protocol):

@@ -19,6 +19,7 @@ from realrl.cli import main as cli
 from realrl.config import OutOfBounds
 from realrl.data.store import Store
 from realrl.learn.classifier import Classifier, ClassifierConfig, Labelled, audit, save
+from realrl.learn.grasp import commands
 from realrl.learn.sac import SAC, SACConfig
 from realrl.policies.folder import load_policy
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
@@ -216,8 +217,49 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         found = run.read("hil-serl")
     assert found and found[1]["stream"]["human"]["rewarded"] is not None
     tensors: dict[str, torch.Tensor] = {}
-    encode({k: found[1][k] for k in ("agent", "stream")}, tensors)
+    encode({k: v for k, v in found[1].items() if k != "help"}, tensors)
     return tensors
+
+
+# ---- a hand with a gripper
+
+
+def test_a_grasp_critic_is_saved_resumed_and_deployed_with_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny(task="contact/pick-peg", horizon=60, steps=60, start=20, save_every=20, eval_episodes=1)
+    whole = run_of(tmp_path / "straight", cfg)
+    killed_at_saves(monkeypatch, (2,), lambda: run_of(tmp_path / "killed", cfg))
+    again = run_of(tmp_path / "killed", cfg)
+    one, two = (weights(tmp_path / name) for name in ("straight", "killed"))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one) and again["headline"] == whole["headline"]
+    assert {"grasp/target", "average/grasp", "agent/policy/grasp.weight0"} <= one.keys()
+    policy, _ = load_policy(tmp_path / "straight/policy")
+    assert isinstance(policy, GaussianPolicy) and policy.gripper
+    assert torch.equal(policy.grasp.weight0.flatten(), one["average/grasp"][: policy.grasp.weight0.numel()])  # type: ignore[union-attr]
+    lines = [line for line in read_metrics(tmp_path / "straight") if line["stage"] == "hil-serl"]
+    assert {"grasp_loss", "grasp_q", "q"} <= {*lines[-1]}
+    found = Store.open(tmp_path / "straight/dataset").read()
+    told = np.concatenate([e.proposed[:, -1] for e in found if e.policy == "hil-serl"])
+    assert set(np.unique(told)) <= {-1.0, 0.0, 1.0} and len(np.unique(told)) > 1, "no noise in a command, also while it explores"
+    by_people = np.concatenate([e.action[e.source == Source.HUMAN, -1] for e in found if e.policy == "hil-serl"])
+    assert len(by_people) and set(np.unique(by_people)) <= {-1.0, 0.0, 1.0}, "a button is neither capped nor unsteady"
+
+
+def test_what_a_grasp_critic_learns_from_and_does_without(tmp_path: Path) -> None:
+    """The executed command, whoever gave it; and the arm without it, whose last number is a motion like the others."""
+    agent = SAC(GaussianPolicy(GaussianConfig(hidden=(16,)), 2, 2, gripper=True), SACConfig(hidden=(16,), batch=8), seed=0)
+    both = [replace(e, action=np.repeat(e.action, 2, 1), proposed=np.repeat(e.proposed, 2, 1))
+            for e in (episode("hhhh", succeeded=True, seed=9), episode("pphhp"))]
+    made = Memory(agent, both[:1], 0.1, 0.0)
+    made.see(moments(both[1:]))
+    assert commands(made.online.batch(torch.arange(5)).action).tolist() == [0, 0, 2, 2, 0]
+    run_of(tmp_path / "motion", tiny(task="contact/pick-peg", horizon=60, grasp_critic=False, steps=40, eval_episodes=1))
+    policy, _ = load_policy(tmp_path / "motion/policy")
+    assert isinstance(policy, GaussianPolicy) and not policy.gripper and policy.moves == 7
+    run_of(tmp_path / "cloned", tiny(task="contact/pick-peg", horizon=60, learner="hg-dagger", clone_steps=20, steps=40, eval_episodes=1))
+    lines = [line for line in read_metrics(tmp_path / "cloned") if line["stage"] == "hil-serl"]
+    assert "grasp_imitation_loss" in lines[-1] and "grasp_q" not in lines[-1]
+    with pytest.raises(OutOfBounds, match="gripper is commanded step by step"):
+        run_of(tmp_path / "chunks", tiny(task="contact/pick-peg", horizon=60, policy=GaussianConfig(chunk=2)))
 
 
 def test_imitation_of_the_person_alone(tmp_path: Path) -> None:

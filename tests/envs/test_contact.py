@@ -18,6 +18,7 @@ from realrl.scene import SightConfig
 from realrl.types import Array, RealrlError
 
 DOWN = np.array([0, 0, -1.0, 0, 0, 0])
+HELD = [name for name, level in contact.LEVELS.items() if not level.picks]
 
 
 def world(name: str = "peg", seed: int = 3) -> peg.PegEnv:
@@ -52,7 +53,7 @@ def test_an_episode_depends_on_its_seed_alone() -> None:
     assert not np.array_equal(env.reset(seed=6)[0]["state"], env.reset(seed=5)[0]["state"])
 
 
-@pytest.mark.parametrize("name", contact.names())
+@pytest.mark.parametrize("name", HELD)
 def test_starts_are_as_the_table_says(name: str) -> None:
     env, level = peg.PegEnv(name), contact.LEVELS[name]
     wrong, turns = [], []
@@ -184,3 +185,96 @@ def test_a_hand_with_eyes_is_not_told_where_the_slot_is() -> None:
     assert np.array_equal(moved["privileged"], plain.step(DOWN)[0]["privileged"]), "the same episode"
     assert not np.array_equal(moved["images.wrist"], pictures[0]["images.wrist"])
     env.close()
+    picks = envs.make("contact/pick-peg", sight=SightConfig("rgb", cameras=("side",), height=64, width=64))
+    seen = [picks.reset(seed=seed)[0] for seed in (1, 2)]
+    assert seen[0]["state"].shape == (26,) and seen[0]["state"][25] == 1.0, "of the fingers it knows how far they are open"
+    assert not np.array_equal(seen[0]["images.side"], seen[1]["images.side"])
+    picks.close()
+
+
+# ---- the peg that has to be picked
+
+
+def picked(seed: int = 3, noise: float = 0.0, until_held: bool = True) -> tuple[peg.PegEnv, list[dict[str, Array]], list[Array]]:
+    """An episode of the expert's, until it holds the peg or to its end: the environment, what was seen and done."""
+    env, policy = peg.PegEnv("pick-peg"), envs.expert("contact/pick-peg", noise=noise)
+    seen, done, rng = [env.reset(seed=seed)[0]], [], [np.random.default_rng(seed)]
+    while not (until_held and contact.holds(seen[-1]["privileged"])):
+        plan, _ = policy.act({"state": seen[-1]["privileged"][None, None]}, {}, greedy=True, rng=rng)
+        done.append(plan.action[0, 0])
+        obs, _, terminated, truncated, _ = env.step(done[-1])
+        seen.append(obs)
+        if terminated or truncated:
+            break
+    return env, seen, done
+
+
+def test_a_peg_is_picked_and_then_pressed_in() -> None:
+    env, seen, done = picked(until_held=False, noise=0.1)
+    assert env.succeeded and 25 < len(done) < 50 and env._t == -1 and env._facts["depth"] >= 15
+    assert env.task.gripper and env.task.action_dim == 7 and seen[0]["state"].shape == (36,) == (env.task.obs_dim,)
+    commands = [float(a[6]) for a in done]
+    assert sum(c >= 0.5 for c in commands) == 1 and not any(c <= -0.5 for c in commands)
+    _, again, _ = picked(until_held=False, noise=0.1)
+    assert all(np.array_equal(a["privileged"], b["privileged"]) for a, b in zip(seen, again, strict=True))
+    way = [contact.picking(obs["privileged"]) for obs in seen]
+    assert way[0] < -120 and way[-1] > 10 and max(np.diff(way)) > 30, "to hold it is a leap"
+
+
+def test_starts_of_the_peg_that_has_to_be_picked() -> None:
+    env = peg.PegEnv("pick-peg")
+    for seed in range(60):
+        obs, _ = env.reset(seed=seed)
+        assert np.abs(env._grip.foot - (-0.03, 0, 0)).max() <= 0.008 and abs(env._grip.turn) <= 0.2  # type: ignore[union-attr]
+        assert np.abs(env._at - (0.03, 0, 0)).max() <= 0.008 and abs(env._turn) <= 0.2
+        assert obs["state"][-1] == 1.0 and not contact.holds(obs["privileged"]), "an open and empty hand"
+        env.step(np.zeros(7))
+        assert env._grip.upright > 0.9999 and abs(env._grip.foot[2]) < 1e-4, "it stands"  # type: ignore[union-attr]
+
+
+def test_a_command_that_moves_the_fingers_takes_longer_and_the_hand_stands_still() -> None:
+    env, _, _ = picked()
+    data = env._data
+
+    def told(number: float) -> tuple[float, float]:
+        """(seconds, mm that the hand went) of a step that goes aside, with a command."""
+        before, at = data.time, data.qpos[:3].copy()
+        env.step(np.array([0, 0.5, 0, 0, 0, 0, number]))
+        return round(data.time - before, 6), 1000 * float(np.abs(data.qpos[:3] - at).max())
+
+    assert told(1.0)[0] == 0.1, "what is shut already is not shut again"
+    assert told(0.49) == (0.1, pytest.approx(5.0, abs=1.0)) and told(-0.49)[0] == 0.1 and contact.holds(env.look())
+    seconds, went = told(-0.5)
+    assert seconds == 0.6 and went < 2.0 and env.look()[contact.OPENING] == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_peg_is_held_by_friction_and_felt_through_the_fingers() -> None:
+    env, _, _ = picked()
+    up = np.array([0, 0, 0.8, 0, 0, 0, 0])
+    for _ in range(3):
+        env.step(up)
+    env.step(np.zeros(7))
+    held = env._grip.foot - env._data.qpos[:3]  # type: ignore[union-attr]
+    c, s = math.cos(env._data.qpos[3]), math.sin(env._data.qpos[3])
+    assert env._wrench(c, s, *env._data.qpos[4:6])[:3] == pytest.approx([0, 0, -0.03 * 9.81], abs=0.02), "its weight"
+    for _ in range(12):  # back onto the table, as hard as it can
+        env.step(np.array([*DOWN, 0]))
+    now = env._grip.foot - env._data.qpos[:3]  # type: ignore[union-attr]
+    assert env._facts["force"] == pytest.approx(15.0, abs=1.0) and np.abs(now - held).max() < 0.001 and contact.holds(env.look())
+
+
+def test_a_peg_that_falls_ends_the_episode_in_failure() -> None:
+    env, _, _ = picked()
+    for action in [[0, 0, 1, 0, 0, 0, 0]] * 2 + [[1, 0.5, 0, 0, 0, 0, 0]] * 7:  # beside the slot
+        env.step(np.array(action, float))
+    ended = [env.step(np.array([0, 0, 0, 0, 0, 0, -1.0]))[1:4]]
+    while not ended[-1][1] and not ended[-1][2]:
+        ended.append(env.step(np.zeros(7))[1:4])
+    assert ended[-1] == (0.0, True, False) and not env.succeeded and len(ended) < 5
+    env.reset(seed=1)
+    for _ in range(30):
+        env.step(np.array([1.0, 1.0, 1, 0, 0, 1, 0]))
+    at = env._data.qpos
+    assert at[0] <= 0.07 + 1e-3 and at[1] <= peg.SIDE + 1e-3 and at[2] <= peg.HIGH + 1e-3 and at[3] <= peg.TURN + 1e-3, "its box is longer"
+    with pytest.raises(RealrlError, match="an action must be 7 finite numbers"):
+        env.step(np.zeros(6))

@@ -48,6 +48,23 @@ def test_it_acts_with_its_middle_or_a_sample():
     assert np.allclose(act(policy, greedy=False), squash(mean, log_std, noise)[0].detach().view(5, 2, 2), atol=1e-6)
 
 
+def test_a_gripper_is_told_the_command_of_the_highest_value(tmp_path):
+    torch.manual_seed(0)
+    policy = GaussianPolicy(GaussianConfig(n_obs=2, hidden=(16,)), 3, 4, gripper=True)
+    cond = policy.encode({"state": torch.from_numpy(observe(40)["state"])})
+    best = policy.grasp(cond)[0].argmax(-1) - 1
+    assert len(best.unique()) == 3
+    for greedy in (True, False):
+        action = act(policy, greedy=greedy, batch=40)
+        assert action.shape == (40, 1, 4) and np.array_equal(action[:, 0, 3], best) and np.abs(action[..., :3]).max() < 1
+    assert np.allclose(act(policy, greedy=True, batch=40)[:, 0, :3], policy.distribution(cond)[0].tanh().detach(), atol=1e-6)
+    save_policy(policy, tmp_path, task="toy/obstacle")
+    loaded, _ = load_policy(tmp_path)
+    assert loaded.gripper and np.array_equal(act(loaded, greedy=False), act(policy, greedy=False))
+    with pytest.raises(RealrlError, match="gripper is commanded step by step and beside a motion: it needs chunk 1"):
+        GaussianPolicy(GaussianConfig(chunk=2), 3, 4, gripper=True)
+
+
 @pytest.mark.parametrize("norm", ["none", "layer", "renorm"])
 def test_a_saved_one_acts_bit_for_bit_the_same(tmp_path, norm):
     policy = make(norm)

@@ -51,6 +51,10 @@ def test_a_stick_that_drifts_is_nobody_and_letting_go_gives_back_later() -> None
 def test_the_seventh_number_is_the_gripper_and_stays_as_it_was() -> None:
     found = polled([Reading(np.zeros(6), grip=1.0), *pushed(0.5), Reading(np.zeros(6), here=True)], size=7)
     assert [a[6] for a in found] == [1.0, 1.0, 1.0] and found[1][1] == 0.5
+    once = Teleoperator(Stick(Reading(np.zeros(6), grip=1.0), *pushed(0.5, 0.5)), 7, 0.0, commands=True)
+    once.begin(0)
+    said = [once.poll(OBS, PROPOSED) for _ in range(3)]
+    assert [a[6] for a in said if a is not None] == [1.0, 0.0, 0.0], "a command is given once"
     assert polled(pushed(0.5), size=2)[0].shape == (2,)
 
 

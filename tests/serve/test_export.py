@@ -55,6 +55,11 @@ def gaussian() -> GaussianPolicy:
     return policy.eval().requires_grad_(False)
 
 
+def gripping() -> GaussianPolicy:
+    torch.manual_seed(0)
+    return GaussianPolicy(GaussianConfig(n_obs=2, hidden=(16, 8), norm="layer"), 2, 2, gripper=True).eval().requires_grad_(False)
+
+
 def observe(policy: Trained, seed: int) -> Obs:
     rng = np.random.default_rng(seed)
     made = {"state": rng.normal(1, 3, (1, policy.n_obs, policy.obs_dim)).astype(np.float32)}
@@ -66,8 +71,8 @@ def observe(policy: Trained, seed: int) -> Obs:
 
 
 @pytest.mark.parametrize("make", [
-    lambda: diffusion(SENSES, n_obs=2, chunk=2), lambda: diffusion(net="unet", chunk=6, reference="linear", n_obs=2), diffusion, gaussian],
-    ids=["cloud, colours and depth", "chunks of a U-Net with a reference", "one action", "gaussian"])
+    lambda: diffusion(SENSES, n_obs=2, chunk=2), lambda: diffusion(net="unet", chunk=6, reference="linear", n_obs=2), diffusion, gaussian,
+    gripping], ids=["cloud, colours and depth", "chunks of a U-Net with a reference", "one action", "gaussian", "with a gripper's critic"])
 def test_a_graph_says_what_its_policy_says(make: Any) -> None:
     policy = make()
     about, graph = to_onnx(policy)

@@ -5,8 +5,8 @@ makes `sac.utd` updates. Half of every batch comes from all that the robot did, 
 of every correction (RLPD, arXiv 2302.02948). Learned from is what was really executed; what the policy proposed is recorded beside it.
 Success and failure end the return, a clock or a person that ends an episode does not.
 
-What of it is where: the learner in `learn/sac.py`, its memory in `learn/replay.py`, people in `robots/human.py`. This file has the two
-memories, the loop, and what it tells the person who watches.
+What of it is where: the learner in `learn/sac.py`, a gripper's in `learn/grasp.py`, their memory in `learn/replay.py`, people in
+`robots/human.py`. This file has the two memories, the loop, and what it tells the person who watches.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 from realrl.config import OutOfBounds, check
 from realrl.files import derive
 from realrl.learn.classifier import Referee, load
+from realrl.learn.grasp import GraspCritic
 from realrl.learn.replay import Mixture, Subset
 from realrl.learn.sac import SAC, SACConfig
 from realrl.policies.folder import save_policy
@@ -65,6 +66,10 @@ class HILConfig(Scene):
     """The learner."""
     policy: GaussianConfig = ACTOR
     """The actor."""
+    grasp_critic: bool = True
+    """Whether a gripper, where the task has one, is commanded by values of its own; else by the actor's last number."""
+    grasp_cost: float = 0.02
+    """What a command to the gripper costs, in that critic's reward."""
     compiled: bool = False
     """Whether updates are compiled: about a minute at first, then nearly twice as fast; needs a C++ compiler."""
     takeover_cost: float = 0.0
@@ -94,8 +99,8 @@ class HILConfig(Scene):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, takeover_cost="[0, 1e3]", help_after="[0, 1e6]", clone_steps="[0, 1e9]", average="[0, 1)", steps="[1, 1e9]",
-              start="[0, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]", judge_every="[0, 1e9]")
+        check(self, takeover_cost="[0, 1e3]", help_after="[0, 1e6]", grasp_cost="[0, 1e3]", clone_steps="[0, 1e9]", average="[0, 1)",
+              steps="[1, 1e9]", start="[0, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]", judge_every="[0, 1e9]")
         if self.stream.realtime and self.human in ("keyboard", "gamepad"):
             raise OutOfBounds(HILConfig, "stream", f"has realtime, a process without a {self.human}: leave it out, the control loop keeps "
                               "the person's time anyhow")
@@ -116,13 +121,14 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     the summary with its `headline`. Continues an interrupted run. Raises RealrlError for demonstrations that contradict themselves."""
     torch.manual_seed(derive(cfg.seed, "weights"))
     spec = cell.spec
-    actor = GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, name="hil-serl").to(device(cfg.device))
-    agent = SAC(actor, cfg.sac, seed=derive(cfg.seed, "learner"), compiled=cfg.compiled)
+    actor = GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, gripper=spec.gripper and cfg.grasp_critic, name="hil-serl")
+    agent = SAC(actor.to(device(cfg.device)), cfg.sac, seed=derive(cfg.seed, "learner"), compiled=cfg.compiled)
+    grasp = GraspCritic(actor, cfg.sac, cfg.grasp_cost) if actor.gripper else None
     demos = cell.demonstrations()
     refuse_contradictions(demos)
-    memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost), Average(agent)
+    memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost), Average(agent, grasp)
     with cell.timed("hil-serl"):
-        learn(cfg, cell, agent, memory, average)
+        learn(cfg, cell, agent, grasp, memory, average)
     policy = average.policy()
     save_policy(policy, cell.run.dir / "policy", task=cfg.task, robot=cell.robot)
     cell.finish_stage("hil-serl", policy, cfg.eval_episodes)
@@ -130,16 +136,17 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     return cell.summary
 
 
-def learn(cfg: HILConfig, cell: Cell, agent: SAC, memory: Memory, average: Average) -> None:
+def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average) -> None:
     """Act once, update `utd` times, until the robot has made its steps; checkpoints between episodes only."""
     noise = derive(cfg.seed, "hil-serl") % 2**31
     referee = None if cfg.reward is None else Referee(load(cfg.reward), cfg.reward)
     with (operator(cfg, cell.spec) as human,
           cell.stream("hil-serl", agent.policy, stage=1, noise_seed=noise, cfg=cfg.stream, human=human, referee=referee) as stream):
         help = Help(cfg, agent, memory)
-        saved = cell.run.load("hil-serl", agent=agent, average=average, stream=stream, help=help)
+        parts = {"agent": agent, "average": average, "stream": stream, "help": help} | ({"grasp": grasp} if grasp else {})
+        saved = cell.run.load("hil-serl", **parts)
         if saved is None:
-            saved = clone(cfg, agent, memory)
+            saved = clone(cfg, agent, grasp, memory)
         memory.see(moments(stream.past()))
         if isinstance(human, ScriptedOperator) and cfg.help_after:
             human.asked = lambda: help.asks
@@ -154,7 +161,7 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, memory: Memory, average: Avera
                 owed += len(found) if stream.steps > cfg.start else 0
                 if owed:
                     owed = min(owed - 1, BEHIND)
-                    pen.told.append(update(cfg, agent, memory))
+                    pen.told.append(update(cfg, agent, grasp, memory))
                     average.follow(cfg.average)
                     stream.publish(agent.policy)
                 advance(len(found), pen.note(found))
@@ -168,8 +175,8 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, memory: Memory, average: Avera
                 last = stream.steps
                 if last - saved >= cfg.save_every:
                     saved = last
-                    cell.run.save("hil-serl", saved, agent=agent, average=average, stream=stream, help=help)
-        cell.run.save("hil-serl", stream.steps, agent=agent, average=average, stream=stream, help=help)
+                    cell.run.save("hil-serl", saved, **parts)
+        cell.run.save("hil-serl", stream.steps, **parts)
 
 
 @contextmanager
@@ -180,50 +187,61 @@ def operator(cfg: HILConfig, spec: TaskSpec) -> Iterator[Intervention | None]:
         yield None
     elif cfg.human != "scripted":
         with DEVICES[cfg.human]() as device:
-            yield Teleoperator(device, spec.action_dim, spec.dt)
+            yield Teleoperator(device, spec.action_dim, spec.dt, commands=spec.gripper)
     else:
         from realrl import envs
-        yield ScriptedOperator(cfg.operator, envs.expert(cfg.task, cfg.expert), envs.progress(cfg.task), seed=derive(cfg.seed, "operator"))
+        yield ScriptedOperator(cfg.operator, envs.expert(cfg.task, cfg.expert), envs.progress(cfg.task), seed=derive(cfg.seed, "operator"),
+                               gripper=spec.gripper)
 
 
-def clone(cfg: HILConfig, agent: SAC, memory: Memory) -> int:
+def clone(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory) -> int:
     """Let the actor imitate the demonstrations first, if it shall. Returns 0, the control steps that this took."""
     for _ in range(cfg.clone_steps):
-        agent.imitate(memory.prior.sample(cfg.sac.batch, memory.random(cfg.seed, agent.step)))
+        imitate(agent, grasp, memory.prior.sample(cfg.sac.batch, memory.random(cfg.seed, agent.step)))
     return 0
 
 
-def update(cfg: HILConfig, agent: SAC, memory: Memory) -> Mapping[str, Tensor]:
+def imitate(agent: SAC, grasp: GraspCritic | None, batch: Batch) -> dict[str, Tensor]:
+    """A step towards what people did."""
+    return agent.imitate(batch) | (grasp.imitate(batch) if grasp else {})
+
+
+def update(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory) -> Mapping[str, Tensor]:
     """A control step's updates, each on a batch of its own: half practice, half what a person did; hg-dagger has the latter alone."""
     random = memory.random(cfg.seed, agent.step)
     if cfg.learner == "hg-dagger":
-        return [agent.imitate(memory.prior.sample(cfg.sac.batch, random)) for _ in range(cfg.sac.utd)][-1]
-    return agent.update(memory.both.sample(cfg.sac.batch, random, cfg.sac.utd))
+        return [imitate(agent, grasp, memory.prior.sample(cfg.sac.batch, random)) for _ in range(cfg.sac.utd)][-1]
+    batch = memory.both.sample(cfg.sac.batch, random, cfg.sac.utd)
+    return agent.update(batch) | (grasp.update(batch) if grasp else {})
 
 
 class Average:
-    """The running average of an actor's weights, one vector."""
+    """The running average of a policy's weights, a vector for each of its networks: the actor, and a grasp critic."""
 
-    def __init__(self, agent: SAC) -> None:
-        self._agent, self.value = agent, agent.actor_weights.value.clone()
+    def __init__(self, agent: SAC, grasp: GraspCritic | None) -> None:
+        self._agent, self._parts = agent, {"net": agent.actor_weights} | ({"grasp": grasp.weights} if grasp else {})
+        self.values = {name: part.value.clone() for name, part in self._parts.items()}
 
     def follow(self, kept: float) -> None:
-        """Move towards the actor's weights of now. kept: share of the average that stays."""
-        self.value.lerp_(self._agent.actor_weights.value, 1 - kept)
+        """Move towards the weights of now. kept: share of the average that stays."""
+        for name, part in self._parts.items():
+            self.values[name].lerp_(part.value, 1 - kept)
 
     def policy(self) -> GaussianPolicy:
         """A policy of its own with these weights."""
         policy = copy.deepcopy(self._agent.policy).requires_grad_(False)
-        policy.net.load_state_dict(self._agent.actor_weights.views(self.value), strict=False)  # buffers are the actor's
+        for name, part in self._parts.items():  # buffers are the actor's
+            policy.get_submodule(name).load_state_dict(part.views(self.values[name]), strict=False)
         return policy
 
     def state_dict(self) -> dict[str, Any]:
-        """The vector."""
-        return {"value": self.value}
+        """The vectors."""
+        return dict(self.values)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self.value.copy_(state["value"])
+        for name, value in self.values.items():
+            value.copy_(state[name])
 
 
 # ---- what is learned from

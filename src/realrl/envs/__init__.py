@@ -87,10 +87,10 @@ def expert(task: str, path: str | Path | None = None, noise: float = 0.0) -> Pol
 
 def progress(task: str) -> Callable[[Array], float]:
     """How far a task's full state [D] is, higher is nearer; always 0 where nobody wrote it down."""
-    suite, _ = _find(task)
+    suite, name = _find(task)
     if suite == "contact":
         from realrl.envs import contact
-        return contact.progress
+        return contact.picking if contact.LEVELS[name].picks else contact.progress
     if suite == "assembly":
         from realrl.envs import assembly
         return assembly.progress

@@ -16,6 +16,13 @@ Where the slot is, a camera has told, and it is wrong by a little, all episode l
 `state` [27]: where the slot seems to be (3 numbers at 20 mm, the same 3 at 4 mm and flattened), roll, pitch, and the turn towards it; the
 hand's velocity [6]; force and torque [6] in its frame, flattened; the action before [6]. With eyes: cameras "wrist" and "side", no word of
 where the slot is, and the way since the reset [4] instead. `privileged` holds the truth besides, for scripts alone.
+
+"pick-peg" is "peg-easy" with an empty hand: the peg stands on a table, up to 0.2 rad turned, 6 cm beside the slot, and has to be picked
+first. A seventh number commands two fingers: 0.5 and more shuts them, -0.5 and less opens them, what lies between leaves them as they are
+(as keyboard and gamepad do). To move them takes 0.6 s, in which the hand stands still: a step all the same. A peg that has toppled or
+fallen off ends the episode, in failure. `state` [36] has besides: the command before; where the peg's foot is from where the hand would
+hold it (again 3 numbers at 20 mm and 3 at 4 mm, seen 0.5 mm wrong); the turn towards it; the fingers' opening, -1 to 1. Its 3 numbers at
+4 mm of the slot are from the peg's foot.
 """
 
 from __future__ import annotations
@@ -41,6 +48,13 @@ TRUTH = slice(31, 35)
 TILT = slice(6, 8)
 """In the full state: roll and pitch, in units of `TILTED`."""
 TILTED = 0.05
+PICKS, PICK_SEEN, PICK_OWN, PICK_FULL = 7, (*range(SEEN), *range(35, 44)), (*OWN, 35, 43), 48
+"""Where the peg has to be picked: numbers of an action; which of the full state are `state`, and the hand's own; of the full state."""
+OPENING, PEG_TRUTH = 43, slice(44, 48)
+"""In that: the fingers' opening in units of `WIDTH`, less 1; from the hand's point to the peg's foot [3], m, in the hand's heading, and
+the turn from the hand to it, rad."""
+WIDTH = 0.013
+"""Half the fingers' widest opening, m."""
 WIDE = 6.0
 """A full action turns by so many rad for every m that it goes."""
 
@@ -48,19 +62,21 @@ WIDE = 6.0
 @dataclass(frozen=True)
 class Level:
     """How hard a task is. error: of the slot's place as it is seen, 1 sigma, m; turn: of the slot, at most, rad; friction: of everything;
-    reach: of a full action, m."""
+    reach: of a full action, m; picks: whether the peg has to be picked first."""
 
     text: str
     error: float
     turn: float
     friction: float
     reach: float
+    picks: bool = False
 
 
 LEVELS = {
     "peg-easy": Level("press the peg into the slot (easy)", 0.001, 0.2, 0.25, 0.010),
     "peg": Level("press the peg into the slot", 0.0015, 0.2, 0.35, 0.008),
     "peg-hard": Level("press the peg into the slot (hard)", 0.002, 0.3, 0.5, 0.006),
+    "pick-peg": Level("pick the peg and press it into the slot", 0.001, 0.2, 0.25, 0.010, picks=True),
 }
 
 
@@ -79,7 +95,8 @@ def make(name: str, *, reward: str | None = None, horizon: int | None = None, si
 
 def expert(name: str, path: str | Path | None = None) -> Policy:
     """A careful demonstrator, who knows where the slot is and never moves at more than half the full speed."""
-    return ScriptedPolicy(f"contact/{name}", Careful(LEVELS[name].reach))
+    careful = Careful(LEVELS[name].reach)
+    return ScriptedPolicy(f"contact/{name}", Picking(careful) if LEVELS[name].picks else careful)
 
 
 class Careful:
@@ -91,15 +108,64 @@ class Careful:
 
     def __call__(self, states: Array) -> Array:
         """Full states [B, FULL] -> actions [B, 6]."""
-        way, turn = states[:, TRUTH][:, :3].astype(np.float64), states[:, TRUTH][:, 3]
+        return self.insert(states, states[:, TRUTH][:, :3].astype(np.float64), states[:, TRUTH][:, 3])
+
+    def insert(self, states: Array, way: Array, turn: Array) -> Array:
+        """The same for a peg whose foot has so far to go [B, 3], m, and so far to turn [B]."""
         off = np.abs(way[:, :2]).max(1)
         inside = way[:, 2] > 0.002  # its tip is under the mouth's rim
         aligned = (off < 0.0006) & (np.abs(turn) < 0.03)
         down = np.where(aligned | (inside & (off < 0.0015)), way[:, 2] - DEPTH - 0.005, way[:, 2] + 0.004)
         down = np.where(~aligned & (np.abs(way[:, 2]) < 0.001), -0.001, down)
+        return self.go(states, np.concatenate([way[:, :2], down[:, None]], 1), turn)
+
+    def go(self, states: Array, way: Array, turn: Array) -> Array:
+        """The action [B, 6] that goes a way [B, 3], m, and turns [B], upright."""
         rest = np.stack([-states[:, TILT.start] * TILTED, -states[:, TILT.start + 1] * TILTED, turn], 1)
-        asked = np.concatenate([way[:, :2], down[:, None], rest / WIDE], 1) / self._reach
-        return np.clip(asked, -self._most, self._most)
+        return np.clip(np.concatenate([way, rest / WIDE], 1) / self._reach, -self._most, self._most)
+
+
+class Picking:
+    """Opens an empty hand; goes over the peg, down around it, shuts; lifts it by 8 mm, and goes on as careful as with one in its hand.
+    Beside the peg, so low that it would push it over, it rises first."""
+
+    def __init__(self, careful: Careful) -> None:
+        self._careful = careful
+
+    def __call__(self, states: Array) -> Array:
+        """Full states [B, PICK_FULL] -> actions [B, 7]."""
+        peg, turn = states[:, PEG_TRUTH][:, :3].astype(np.float64), states[:, PEG_TRUTH][:, 3]
+        off, low = np.abs(peg[:, :2]).max(1), peg[:, 2] > -0.018
+        around = (off < 0.0025) & (np.abs(turn) < 0.06)
+        beside = low & ((off > 0.006) | (np.abs(turn) > 0.25))
+        down = np.where(beside, 0.03, np.where(around | low, peg[:, 2], peg[:, 2] + 0.024))
+        reaching = self._careful.go(states, np.concatenate([peg[:, :2] * ~beside[:, None], down[:, None]], 1), turn)
+        way = states[:, TRUTH][:, :3] - peg
+        far = np.abs(way[:, :2]).max(1) > 0.008
+        lifting = far & (way[:, 2] > -0.004)  # it still stands, or as good as
+        lifted = np.stack([way[:, 0] * ~lifting, way[:, 1] * ~lifting, way[:, 2] + 0.008], 1)
+        missing = states[:, TRUTH][:, 3] - turn
+        carrying = np.where(far[:, None], self._careful.go(states, lifted, missing), self._careful.insert(states, way, missing))
+        held = holds(states)
+        shut = ~held & around & (np.abs(peg[:, 2]) < 0.003)
+        empty = ~held & (states[:, OPENING] < 0.5)
+        motion = np.where(held[:, None], carrying, reaching) * ~(shut | empty)[:, None]
+        return np.concatenate([motion, np.where(empty, -1.0, np.where(shut, 1.0, 0.0))[:, None]], 1)
+
+
+def holds(states: Array) -> Array:
+    """Whether the peg is between fingers that are shut, of full states [..., PICK_FULL]."""
+    found: Array = (np.abs(states[..., OPENING]) < 0.4) & (np.abs(states[..., PEG_TRUTH][..., :2]).max(-1) < 0.015)
+    return found
+
+
+def picking(state: Array) -> float:
+    """How near a full state [PICK_FULL] is to the end, in mm: until the peg is held 100 less what is missing to it, then `progress`."""
+    if not holds(state):
+        return -100.0 - 1000.0 * float(np.abs(state[PEG_TRUTH][:3]).max())
+    moved = state.copy()
+    moved[TRUTH] -= state[PEG_TRUTH]
+    return progress(moved)
 
 
 def progress(state: Array) -> float:

@@ -106,7 +106,7 @@ PRESETS = {"crossq": CROSSQ, "droq": DROQ, "sac": SAC_LAYERNORM}
 class _Rows:
     """What u updates learn from and their noise: cond, next_cond [u, B, C]; action [u, B, D]; reward, discount [u, B]; noise, of the next
     actions [u, B, D], of the actor [B, D]; subset [u, m]; drop, target_drop: a hidden layer each, the places [u, k] that dropout empties;
-    actor_drop: the same [k] in the actor's loss; scales [u, 2], actor_scale, alpha_scale [2]: what `_adam` needs."""
+    actor_drop: the same [k] in the actor's loss; scales [u, 2], actor_scale, alpha_scale [2]: what `adam` needs."""
 
     cond: Tensor
     action: Tensor
@@ -142,7 +142,7 @@ class SAC:
 
     def __init__(self, policy: GaussianPolicy, cfg: SACConfig, *, seed: int, compiled: bool = False) -> None:
         self.policy, self.cfg, self.seed, self.step, self.compile_s = policy, cfg, seed, 0, 0.0
-        self.size = policy.chunk * policy.action_dim
+        self.size = policy.chunk * policy.moves
         self.critic = Stack(cfg.critics, policy.cond_dim + self.size, 1, cfg.hidden, norm=cfg.norm, dropout=cfg.dropout,
                             warmup=cfg.warmup).to(policy.device)
         self.temperature = _Temperature(cfg.alpha).to(policy.device)
@@ -178,7 +178,7 @@ class SAC:
             raise ValueError(f"a batch of {len(batch)} rows, not of a multiple of {self.cfg.batch}")
         cond, next_cond = self.policy.encode(batch.obs), self.policy.encode(batch.next_obs)
         columns = [x.view(updates, self.cfg.batch, *x.shape[1:])
-                   for x in (cond, batch.action.flatten(1), batch.reward, batch.discount, next_cond)]
+                   for x in (cond, self.policy.motion(batch.action), batch.reward, batch.discount, next_cond)]
         told: list[dict[str, Tensor]] = []
         done = 0
         while done < updates:
@@ -224,9 +224,9 @@ class SAC:
         drop = places(count, batch if cfg.target_rate else 2 * batch)
         target_drop = places(count, batch) if cfg.target_rate else []
         actor_drop = [x[0] for x in places(1, batch)]
-        scales = [_scale(self.weights.steps + i + 1, cfg.critic_lr, cfg.beta1) for i in range(count)]
-        scales += [_scale(self.actor_weights.steps + 1, cfg.actor_lr, cfg.beta1),
-                   _scale(self.log_alpha.steps + 1, cfg.alpha_lr or 1.0, 0.9)]
+        scales = [adam_scale(self.weights.steps + i + 1, cfg.critic_lr, cfg.beta1) for i in range(count)]
+        scales += [adam_scale(self.actor_weights.steps + 1, cfg.actor_lr, cfg.beta1),
+                   adam_scale(self.log_alpha.steps + 1, cfg.alpha_lr or 1.0, 0.9)]
         table = torch.tensor(scales, device=place)
         cond, action, reward, discount, next_cond = columns
         return _Rows(cond, action, reward, discount, next_cond, noise[:count], noise[count], subset, drop, target_drop, actor_drop,
@@ -263,9 +263,9 @@ class SAC:
                 q, wanted = both[:, :len(pair), 0], target(both[:, len(pair):, 0])
             return (q - wanted).square().mean(1).sum(), (q.detach().mean(), found)
 
-        gradient, value, (q, found) = _gradient(loss, self.weights.value)
+        gradient, value, (q, found) = gradient_of(loss, self.weights.value)
         critic.learn(found)
-        _adam(self.weights, gradient, scale, cfg.beta1)
+        adam(self.weights, gradient, scale, cfg.beta1)
         if self.target is not None:
             self.target.lerp_(self.weights.value, cfg.target_rate)
         return {"critic_loss": value, "q": q}
@@ -281,25 +281,25 @@ class SAC:
             q = self.critic(torch.cat([cond, action], -1), q_weights, drop=drop)[..., 0]
             return (alpha * logp - (q.mean(0) if cfg.actor_q == "mean" else q.amin(0))).mean(), (-logp.detach().mean(), found)
 
-        gradient, value, (entropy, found) = _gradient(loss, self.actor_weights.value)
+        gradient, value, (entropy, found) = gradient_of(loss, self.actor_weights.value)
         self.policy.net.learn(found)
-        _adam(self.actor_weights, gradient, scale, cfg.beta1)
+        adam(self.actor_weights, gradient, scale, cfg.beta1)
         if cfg.alpha_lr:
             # by the loss log(alpha) (H - wanted), as most do: with alpha (H - wanted), of 1812.05905, small temperatures hardly move
-            _adam(self.log_alpha, (entropy - cfg.entropy * self.size).view(1), alpha_scale, 0.9)
+            adam(self.log_alpha, (entropy - cfg.entropy * self.size).view(1), alpha_scale, 0.9)
         return {"actor_loss": value, "entropy": entropy, "alpha": alpha}
 
     @torch.no_grad()
     def worth(self, batch: Batch) -> Tensor:
         """Q(s, a) of what was done [B], the critics' mean."""
-        pair = torch.cat([self.policy.encode(batch.obs), batch.action.flatten(1)], -1)
+        pair = torch.cat([self.policy.encode(batch.obs), self.policy.motion(batch.action)], -1)
         q: Tensor = self.critic(pair, self.weights.views())
         return q[..., 0].mean(0)
 
     @torch.no_grad()
     def imitate(self, batch: Batch) -> dict[str, Tensor]:
         """A step of the actor towards a batch's actions, by their log-density before the squashing; it counts as an update."""
-        cond, wanted = self.policy.encode(batch.obs), batch.action.flatten(1).clamp(-0.999, 0.999).atanh()
+        cond, wanted = self.policy.encode(batch.obs), self.policy.motion(batch.action).clamp(-0.999, 0.999).atanh()
 
         def loss(weights: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
             mean, log_std, found = self.policy.distribution(cond, self.actor_weights.views(weights), train=True)
@@ -307,11 +307,11 @@ class SAC:
             fit = (log_std + 0.5 * ((wanted - mean) * (-log_std).exp()).square()).mean()
             return fit, (fit.detach(), found)
 
-        gradient, value, (_, found) = _gradient(loss, self.actor_weights.value)
+        gradient, value, (_, found) = gradient_of(loss, self.actor_weights.value)
         self.policy.net.learn(found)
         self.step, self.actor_weights.steps = self.step + 1, self.actor_weights.steps + 1
-        table = torch.tensor(_scale(self.actor_weights.steps, self.cfg.actor_lr, self.cfg.beta1), device=self.policy.device)
-        _adam(self.actor_weights, gradient, table, self.cfg.beta1)
+        table = torch.tensor(adam_scale(self.actor_weights.steps, self.cfg.actor_lr, self.cfg.beta1), device=self.policy.device)
+        adam(self.actor_weights, gradient, table, self.cfg.beta1)
         return {"imitation_loss": value}
 
     def state_dict(self) -> dict[str, Any]:
@@ -356,7 +356,7 @@ class _Compiled:
 Loss = Callable[[Tensor], tuple[Tensor, tuple[Tensor, list[Tensor]]]]
 
 
-def _gradient(loss: Loss, weights: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, list[Tensor]]]:
+def gradient_of(loss: Loss, weights: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, list[Tensor]]]:
     """(gradient, loss [], what else it told) of a loss at a flat vector of weights."""
     if torch.compiler.is_compiling():
         gradient, (value, told) = torch.func.grad_and_value(loss, has_aux=True)(weights)
@@ -367,13 +367,13 @@ def _gradient(loss: Loss, weights: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor
         return torch.autograd.grad(value, leaf)[0], value.detach(), told
 
 
-def _scale(step: int, lr: float, beta1: float) -> tuple[float, float]:
-    """What `_adam` needs of its `step`-th step."""
+def adam_scale(step: int, lr: float, beta1: float) -> tuple[float, float]:
+    """What `adam` needs of its `step`-th step."""
     rate = lr / (1 - beta1 ** step)
     return 1 / (rate * math.sqrt(1 - BETA2 ** step)), EPS / rate
 
 
-def _adam(flat: Flat, gradient: Tensor, scale: Tensor, beta1: float) -> None:
+def adam(flat: Flat, gradient: Tensor, scale: Tensor, beta1: float) -> None:
     """A step of Adam (arXiv 1412.6980), with the learning rate and both corrections of its averages in two numbers."""
     flat.mean.lerp_(gradient, 1 - beta1)
     flat.square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)

@@ -1,6 +1,9 @@
 """The squashed Gaussian of soft actor-critic: tanh(mean + std * noise), both from one network of the state.
 
 Its weights are one `Stack`; BatchRenorm's statistics are buffers of it and go wherever the weights go.
+
+Where an action's last number commands a gripper, it may be chosen by a critic of its own: the command of the highest value, always
+(`realrl.learn.grasp` teaches it). That is part of the policy, and of its folder; the Gaussian then says the motions alone.
 """
 
 from __future__ import annotations
@@ -50,9 +53,13 @@ class _About:
     obs_dim: int
     action_dim: int
     config: GaussianConfig = field(default_factory=GaussianConfig)
+    gripper: bool = False
 
     def __post_init__(self) -> None:
         config.check(self, obs_dim="[1, 1e6]", action_dim="[1, 1e4]")
+        if self.gripper and (self.action_dim < 2 or self.config.chunk > 1):
+            raise config.OutOfBounds(_About, "gripper", "is commanded step by step and beside a motion: it needs chunk 1 and action_dim "
+                                     f"2 or more, got {self.config.chunk} and {self.action_dim}")
 
 
 def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,16 +71,23 @@ def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor
 
 
 class GaussianPolicy(nn.Module):
-    """A squashed Gaussian over chunks [B, K, A] in [-1, 1] from `observation.state` [B, H, D]; see `types.Policy`. Greedy: its middle."""
+    """A squashed Gaussian over chunks [B, K, A] in [-1, 1] from `observation.state` [B, H, D]; see `types.Policy`. Greedy: its middle.
+
+    gripper: whether `grasp`, values of the commands -1, 0 and 1, chooses an action's last number, greedy or not.
+    """
 
     KIND: Literal["gaussian"] = "gaussian"
     head = "mean"  # what it deploys; it has no other product
 
-    def __init__(self, cfg: GaussianConfig, obs_dim: int, action_dim: int, *, name: str = "gaussian") -> None:
+    def __init__(self, cfg: GaussianConfig, obs_dim: int, action_dim: int, *, gripper: bool = False, name: str = "gaussian") -> None:
         super().__init__()
+        _About(name, obs_dim, action_dim, cfg, gripper)  # its bounds
         self.cfg, self.obs_dim, self.action_dim, self.name = cfg, obs_dim, action_dim, name
         self.chunk, self.n_obs, self.senses = cfg.chunk, cfg.n_obs, dict[str, tuple[int, ...]]()
-        self.net = Stack(1, self.cond_dim, 2 * cfg.chunk * action_dim, cfg.hidden, norm=cfg.norm, warmup=cfg.warmup)
+        self.gripper, self.moves = gripper, action_dim - gripper
+        self.net = Stack(1, self.cond_dim, 2 * cfg.chunk * self.moves, cfg.hidden, norm=cfg.norm, warmup=cfg.warmup)
+        if gripper:
+            self.grasp = Stack(1, self.cond_dim, 3, cfg.hidden, norm="layer")
 
     @property
     def device(self) -> torch.device:
@@ -100,6 +114,18 @@ class GaussianPolicy(nn.Module):
         mean, log_std = out[0].chunk(2, -1)
         return mean, log_std.clamp(*LOG_STD), found
 
+    def motion(self, action: Tensor) -> Tensor:
+        """What of actions [B, K, A] the Gaussian says, [B, K*moves]."""
+        return action[..., :self.moves].flatten(1)
+
+    def whole(self, cond: Tensor, motion: Tensor) -> Tensor:
+        """Actions [B, K, A] of motions [B, K*moves]: with the gripper's command."""
+        plan = motion.view(-1, self.chunk, self.moves)
+        if not self.gripper:
+            return plan
+        command = self.grasp(cond)[0].argmax(-1) - 1
+        return torch.cat([plan, command.to(plan.dtype).view(-1, 1, 1)], -1)
+
     def start(self, batch: int) -> State:
         """It remembers nothing."""
         return {}
@@ -112,15 +138,15 @@ class GaussianPolicy(nn.Module):
         if not greedy:
             noise = np.stack([g.standard_normal(mean.shape[1], dtype=np.float32) for g in rng])
             mean = torch.addcmul(mean, log_std.exp(), torch.from_numpy(noise).to(self.device))
-        return Plan(mean.tanh().cpu().numpy().reshape(-1, self.chunk, self.action_dim)), state
+        return Plan(self.whole(cond, mean.tanh()).cpu().numpy()), state
 
     def describe(self) -> dict[str, Any]:
         """What `rebuild` needs, as plain JSON values."""
-        return {"head": self.head, "name": self.name, "obs_dim": self.obs_dim, "action_dim": self.action_dim,
+        return {"head": self.head, "name": self.name, "obs_dim": self.obs_dim, "action_dim": self.action_dim, "gripper": self.gripper,
                 "config": config.to_dict(self.cfg)}
 
     @classmethod
     def rebuild(cls, about: Mapping[str, Any], source: str) -> GaussianPolicy:
         """A policy as described, without its weights. source: the file's name, for errors. Raises RealrlError."""
         told = config.from_dict(_About, {k: v for k, v in about.items() if k in _About.__dataclass_fields__}, source=source)
-        return cls(told.config, told.obs_dim, told.action_dim, name=told.name)
+        return cls(told.config, told.obs_dim, told.action_dim, gripper=told.gripper, name=told.name)

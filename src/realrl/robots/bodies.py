@@ -212,10 +212,11 @@ class LegsBody:
 
 def tasks() -> list[str]:
     """What can be served. Not the quadrupeds that get up by a script or whose actions are filtered (nobody acts meanwhile, or
-    somebody twice), nor the one on its back, whose world is another."""
+    somebody twice), nor the one on its back, whose world is another; nor the peg that has to be picked."""
     walks = {name: quadruped.VARIANTS[name.partition("-")[2]] for name in quadruped.names()}
     legs = [name for name, walk in walks.items() if not (walk.fallen or walk.filtered or walk.goal == "rise")]
-    found = {"arm": arm.names(), "contact": contact.names(), "quadruped": legs}
+    pegs = [name for name, level in contact.LEVELS.items() if not level.picks]
+    found = {"arm": arm.names(), "contact": pegs, "quadruped": legs}
     return [f"{suite}/{name}" for suite, names in found.items() for name in names]
 
 

@@ -48,10 +48,11 @@ class Device(Protocol):
 
 class Teleoperator:
     """Takes over while the device is moved, see `Attendant`. size: A, numbers of an action: six for the hand, a seventh for its
-    gripper, or fewer, which are the first; period: seconds of a control step."""
+    gripper, or fewer, which are the first; period: seconds of a control step; commands: the gripper does what it was told last
+    (`TaskSpec.gripper`), so that it is told once; else what was pressed is said until something else is."""
 
-    def __init__(self, device: Device, size: int, period: float, *, cap: float = 1.0) -> None:
-        self._device, self._size, self._period, self._cap = device, size, period, cap
+    def __init__(self, device: Device, size: int, period: float, *, cap: float = 1.0, commands: bool = False) -> None:
+        self._device, self._size, self._period, self._cap, self._commands = device, size, period, cap, commands
         self._due, self._left, self._grip = 0.0, 0, 0.0
         self.verdict: Verdict | None = None
 
@@ -78,7 +79,7 @@ class Teleoperator:
             self._left -= 1
         if not self._left:
             return None
-        self._grip = self._grip if found.grip is None else found.grip
+        self._grip = found.grip if found.grip is not None else 0.0 if self._commands else self._grip
         motion = np.where(np.abs(found.motion) > GIVE, self._cap * found.motion, 0.0)
         action = np.zeros(self._size, np.float32)
         action[:min(AXES, self._size)] = motion[:min(AXES, self._size)]

@@ -76,11 +76,13 @@ class OperatorConfig:
 class ScriptedOperator:
     """A person of `OperatorConfig` who knows how an expert would go on, see `Attendant`.
 
-    expert: looks at the simulator's full state, "privileged" or else "state"; progress: how far such a state [D] is, higher is nearer.
+    expert: looks at the simulator's full state, "privileged" or else "state"; progress: how far such a state [D] is, higher is nearer;
+    gripper: the last number of an action is a button, neither capped nor unsteady.
     """
 
-    def __init__(self, cfg: OperatorConfig, expert: Policy, progress: Callable[[Array], float], *, seed: int) -> None:
-        self.cfg, self._expert, self._progress, self._seed = cfg, expert, progress, seed
+    def __init__(self, cfg: OperatorConfig, expert: Policy, progress: Callable[[Array], float], *, seed: int,
+                 gripper: bool = False) -> None:
+        self.cfg, self._expert, self._progress, self._seed, self._gripper = cfg, expert, progress, seed, gripper
         self.rewarded: deque[bool] = deque(maxlen=20)
         self.alone: deque[bool] = deque(maxlen=20)
         self.verdict: Verdict | None = None  # the task itself says how it ended
@@ -148,6 +150,8 @@ class ScriptedOperator:
         asked = plan.action[0, 0] + self._rng.normal(0.0, cfg.noise, plan.action.shape[-1])
         asked = np.clip(asked, -cfg.cap, cfg.cap)
         action: Array = (np.round(asked / cfg.grain) * cfg.grain if cfg.grain else asked).astype(np.float32)
+        if self._gripper:
+            action[-1] = plan.action[0, 0, -1]
         return action
 
     def state_dict(self) -> dict[str, Any]:

@@ -115,7 +115,8 @@ class _Graph(nn.Module):
         """The chunk [1, K, A] from what `ExportedAbout.inputs` lists."""
         policy, seen = self.policy, dict(zip(self.inputs, values, strict=True))
         if isinstance(policy, GaussianPolicy):
-            return policy.distribution(policy.encode(seen))[0].tanh().view(1, policy.chunk, policy.action_dim)
+            cond = policy.encode(seen)
+            return policy.whole(cond, policy.distribution(cond)[0].tanh())
         x = policy.one_step(seen["noise"], policy.encode(seen))
         return x if policy.reference is None else policy.reference.decode(x, seen["state"])
 
