@@ -69,11 +69,13 @@ class OPEConfig:
     """What a candidate must gain, see `gate`."""
     confidence: float = 1.645
     """Standard errors between the mean gain and the bound that must reach the margin: 1.645 = 95 %, one-sided."""
+    misjudged: float = 1.0
+    """Share of what the model is wrong by on real trials that counts as the error of a comparison; 0 = the paper's gate."""
 
     def __post_init__(self) -> None:
         check(self, members="[2, 1000]", elites="[2, 1000]", hidden="[1, 16384]", lr="(0, 1]", weight_decay="[0, 1]", batch="[1, 1e6]",
               steps="[1, 1e9]", holdout="(0, 1)", starts="[1, 1e6]", horizon="[1, 1e6]", doubt="[0, 1]", limit="(0, 1]", slack="[0, 1e6]",
-              margin="[-1e6, 1e6]", confidence="[0, 100]")
+              margin="[-1e6, 1e6]", confidence="[0, 100]", misjudged="[0, 1]")
         if self.elites > self.members:
             raise OutOfBounds(OPEConfig, "elites", f"must lie in 2..{self.members} (members), got {self.elites}")
 
@@ -391,8 +393,7 @@ class Gate:
         self.policy.net.load_state_dict(started or cloned)
         self.check(won)
         before = self.score()
-        estimate = float(before[self.measure].mean())
-        self.remember({"iteration": -1 if started else 0, "estimate": estimate, "accepted": 1.0}, before)
+        self.remember({"iteration": -1 if started else 0, "estimate": float(before[self.measure].mean()), "accepted": 1.0}, before)
         self.policy.net.load_state_dict(cloned)
         if started is None:
             return cloned, before
@@ -420,7 +421,7 @@ class Gate:
         """The paired gate on the configured measure; every measure is remembered. veto: the candidate passes unless it surely loses."""
         cfg, measure = self.model.cfg, self.measure
         verdict = gate(candidate[measure], incumbent[measure], margin=cfg.margin, confidence=cfg.confidence,
-                       ceiling=1.0 if measure == "success" else None, error=self.error)
+                       ceiling=1.0 if measure == "success" else None, error=cfg.misjudged * self.error)
         accepted = 2 * verdict.gain - verdict.low > 0 if veto else verdict.accepted  # twice the mean less the lower bound: the upper one
         said = {"ope_estimate": verdict.candidate, "ope_gain": verdict.gain, "ope_low": verdict.low, "accepted": float(accepted)}
         self.log(iteration, said)
