@@ -26,7 +26,7 @@ from realrl.scene import RecordedConfig, SightConfig, SightKind
 from realrl.types import Array, Episode, RealrlError, TaskSpec
 
 SECONDS = 0.4  # of a plan
-PASSES = 30  # over the decisions
+PASSES = 30  # over the decisions, of 128 at a time
 NEAR = 0.5  # of an action's own spread: a measured number nearer than that is what it drives
 
 
@@ -61,9 +61,8 @@ def sized(cfg: Any) -> Any:
     hidden, wide = (256 if 2 * chunk * actions <= 256 else 512), 2 * chunk * actions > 512
     policy = replace(cfg.policy, chunk=chunk, n_obs=2, hidden=hidden, reference="linear",
                      diffusion=replace(cfg.policy.diffusion, predict="sample" if wide else "velocity"))
-    batch, few, many = (32, 500, 2000) if eyes else (128, 1500, 6000)  # pictures cost more, and are remembered sooner
-    steps = int(np.clip(PASSES * store.frames / batch, few, many))
-    imitation = replace(cfg.imitation, steps=steps, batch=batch, validation=0.1)
+    steps = int(np.clip(PASSES * store.frames / 128, 1500, 2000 if eyes else 6000))
+    imitation = replace(cfg.imitation, steps=steps, batch=32 if eyes else 128, validation=0.1)
     cfg = replace(cfg, one_step=True) if hasattr(cfg, "one_step") else cfg
     cfg = replace(cfg, distill=replace(cfg.distill, steps=min(cfg.distill.steps, 600)))
     if hasattr(cfg, "offline"):  # nothing comes in between two rounds, and nobody can practise
