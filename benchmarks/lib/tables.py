@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks.lib import advantage, assembling, dreaming, everywhere, helping, lateness, practising, serving, walking
+from benchmarks.lib import advantage, assembling, dreaming, everywhere, helping, lateness, practising, served, serving, walking
 from benchmarks.lib.common import RESULTS, ROOT, read_rows
 from realrl.cell.evaluate import wilson
 from realrl.files import write_text
@@ -424,6 +424,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "daydreamer": one_grid(dreaming),
     "real_data": real_data_table,
     "delays": one_grid(lateness),
+    "through_server": lambda rows: "\n\n".join([grid(served.HEAD, served.lines(rows) or [[NOT_RUN] * len(served.HEAD)]),
+                                                served.typed(rows), commands(rows)]),
     "serving": one_grid(serving),
     "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
     "vision_ablations": ablations_table, "cooling": ablations_table, "latent_probe": latent_probe_table,

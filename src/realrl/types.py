@@ -48,11 +48,11 @@ class RealrlError(Exception):
 class TaskSpec:
     """What a task is. dt: seconds a step; horizon: steps until it is cut; text: in words; paraphrases: others, the last not learned from.
 
-    obs_dim: numbers of `state` as a policy sees it; senses: the shape of every observation beside `state` and `privileged`, e.g.
-    {"pointcloud": (512, 3)}; privileged: numbers of the simulator's full state, 0 where `state` is all of it (no eyes).
-    control: what keeps the robot still: "relative", zeros do (velocities and deltas); "absolute", the last action does (positions).
-    live: one such robot, whose steps are on disk before anyone learns from them. discrete: of an action the largest number's place counts.
-    gripper: an action's last number is a command: 0.5 and more shuts the hand, -0.5 and less opens it, between them it stays.
+    obs_dim: numbers of `state` as a policy sees it; senses: the shape of all else that it sees, e.g. {"pointcloud": (512, 3)}; privileged:
+    numbers of the simulator's full state, 0 where `state` is all of it. control: what keeps the robot still: "relative", zeros (velocities,
+    deltas); "absolute", the last action (positions). live: one such robot, whose steps are on disk before anyone learns from them; twin:
+    its task of `realrl.envs`, where it is a simulated one. discrete: of an action the largest number's place counts. gripper: its last
+    number is a command: 0.5 and more shuts the hand, -0.5 and less opens it, between them it stays.
     """
 
     suite: str
@@ -69,6 +69,7 @@ class TaskSpec:
     discrete: bool = False
     gripper: bool = False
     paraphrases: tuple[str, ...] = ()
+    twin: str = ""
 
     @property
     def id(self) -> str:

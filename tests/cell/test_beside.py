@@ -48,11 +48,24 @@ class Cart(Rail):
         self.x = self.x + np.array([0.02 * float(action[0]), 0.0])
         return np.full(2, np.nan) if self.broken == (self.seed, self._t) else self.x, 0.0, False, False
 
+    def pause(self) -> None:
+        """Nobody acts for a while."""
+        if told := os.environ.get("TOLD"):
+            Path(told).touch()
+
 
 class Dying(Cart):
     """Its sensor dies in the second episode."""
 
     broken = (11_000_001, 3)
+
+
+class Waiting(Cart):
+    """It is never ready."""
+
+    def _begin(self, seed: int) -> Array:
+        time.sleep(300)
+        return super()._begin(seed)
 
 
 def policy(bias: float = 0.0) -> GaussianPolicy:
@@ -187,7 +200,8 @@ def test_a_tick_that_comes_late_is_counted_and_not_made_up_for(monkeypatch: pyte
 # ---- the two beside each other
 
 
-def test_it_acts_with_what_was_published_last_and_all_is_recorded(tmp_path: Path) -> None:
+def test_it_acts_with_what_was_published_last_and_all_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
     with beside(tmp_path) as stream:
         assert stream.past() == []
         steps = stream.take()
@@ -205,6 +219,7 @@ def test_it_acts_with_what_was_published_last_and_all_is_recorded(tmp_path: Path
     whole = [e for e in found if len(e) == 20]
     assert np.array_equal(np.concatenate([e.action for e in whole[:3]]), np.stack([m.step.action for m in steps]))
     assert all(e.truncated for e in found) and len(found) <= 4 and not actors(tmp_path)
+    assert (tmp_path / "told").exists(), "the robot was told that nobody acts any more"
 
 
 def test_a_killed_learner_finds_the_robot_held_and_goes_on(tmp_path: Path) -> None:
@@ -217,6 +232,8 @@ def test_a_killed_learner_finds_the_robot_held_and_goes_on(tmp_path: Path) -> No
     time.sleep(0.1)
     assert mine.head["ticks"] == done, "nothing moves"
     pid = int(mine.head["pid"])
+    with Run(tmp_path, resume=True) as run, WorkCell(run, SCENE, make=Cart) as cell:
+        assert cell.practise("demonstration", policy(), []) == [], "the recording is the actor's, and may be looked at"
     other = GaussianPolicy(GaussianConfig(hidden=(5,)), 2, 1)
     with pytest.raises(RealrlError, match="another configuration still holds the robot"), beside(tmp_path, starts_with=other):
         pass
@@ -255,6 +272,19 @@ def test_what_the_actor_cannot_do_is_said_in_one_line(tmp_path: Path) -> None:
             stream.take()
     assert "\n" not in str(error.value) and not actors(tmp_path)
     assert sum(len(e) for e in recording(tmp_path)) > 20, "what was done before is there"
+
+
+def test_an_actor_that_waits_for_somebody_to_arm_its_robot_does_not_stay_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("realrl.cell.stream.GOODBYE", 0.2)
+    monkeypatch.setattr("realrl.cell.stream.MERCY", 0.2)
+    with beside(tmp_path, make=Waiting) as stream:
+        stream.past()
+        stream.take(wait=False)
+        mine = wait_for(lambda: [b for b in actors(tmp_path) if b.head["hold"] == 0])[0]
+        pid = int(mine.head["pid"])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert not actors(tmp_path)
 
 
 def test_old_weights_hold_the_robot_until_there_are_new_ones(tmp_path: Path, long: bool) -> None:

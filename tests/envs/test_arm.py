@@ -35,3 +35,17 @@ def test_it_says_what_it_has_not():
         envs.make("arm/panda-reach", sight=SightConfig(kind="rgb"))
     with pytest.raises(RealrlError):
         envs.make("arm/panda-reach", randomise=RandomiseConfig(mass=0.2))
+
+
+def test_an_elbow_that_was_pushed_aside_comes_back_and_the_hand_stays():
+    """Seven joints leave the hand one motion too many; an episode begins where the one before ended, and nothing else would undo it."""
+    world = ArmWorld("panda", shown=False)
+    world.reset()
+    tip = world.sensed().tip
+    world.step()
+    idle = world._idle
+    world.data.qpos[:7] += 0.3 * idle
+    for _ in range(1000):
+        world.step()
+    assert abs(idle @ (world.data.qpos[:7] - world.home)) < 0.05
+    assert np.linalg.norm(world.sensed().tip - tip) < 0.01

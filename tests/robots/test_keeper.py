@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from realrl.robots.driver import Channel, Reading, checked
-from realrl.robots.keeper import Answer, Held, Keeper
+from realrl.robots.driver import Channel, Held, Reading, checked
+from realrl.robots.keeper import Answer, Keeper
 from realrl.robots.log import ServerLog
 from realrl.robots.settings import ServerConfig
 from realrl.types import RealrlError
@@ -38,6 +38,7 @@ class Arm:
     images: dict = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     sent: list[np.ndarray] = field(default_factory=list)
+    delay: int = 0  # ticks
 
     def read(self):
         if not self.calls:
@@ -45,7 +46,9 @@ class Arm:
         if self.broken in ("silent", "bug"):
             raise OSError("no packet") if self.broken == "silent" else ZeroDivisionError
         at = np.full(2, np.nan) if self.broken == "nan" else np.zeros(3) if self.broken == "shape" else self.at
-        age = 1.0 if self.broken == "old" else 0.0
+        age = 1.0 if self.broken == "old" else TICK * self.delay
+        if self.delay:
+            at = (self.sent or [at])[-1 - min(self.delay, max(len(self.sent) - 1, 0))]
         return Reading(self.clock.now - age, at, at, np.array([0, 0, self.force]), self.faults, self.images)
 
     def write(self, command):
@@ -262,6 +265,27 @@ def test_a_stalled_drive_is_backed_off():
             bench.act(0.02)
     bench.run(3.0)
     assert "stall" in bench.keeper.faults and bench.arm.sent[-1] == pytest.approx(bench.arm.at, abs=1e-3)
+
+
+def test_an_old_reading_is_no_stalled_drive():
+    """What a reading cannot know yet, the arm has not failed to do: it moves at 0.3 m/s, and is seen 0.15 s late."""
+    bench = Bench(stall=(0.03, 0.03), stale=0.5).armed()
+    bench.arm.delay = 15
+    answers = [bench.act(0.02) for _ in range(20)]
+    behind = bench.arm.sent[-1][0] - bench.keeper.watch.newest().measured[0]
+    assert behind > 0.03 and all(answers) and bench.keeper.mode == "armed"
+
+
+def test_an_episode_begins_with_a_reading_that_was_taken_once_it_may():
+    """With readings 0.15 s late, what is newest when the arm arrives shows it on its way, and a scene that is no more."""
+    bench = Bench(stale=0.5, start=(0.2, 0.04)).armed()
+    bench.arm.delay = 15
+    bench.keeper.reset(0, 0)
+    while not bench.answers:
+        bench.run(TICK)
+    (begins,) = bench.answers
+    assert begins.seq == -1 and begins.reading.measured == pytest.approx([0.2, 0.04], abs=1e-3)
+    assert bench.act(0.0) is not None
 
 
 def test_a_pressed_button_stops_it_for_good_and_nothing_moves_it():

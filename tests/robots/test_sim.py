@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from test_motion import orders, stays_inside
 
 from realrl import envs
 from realrl.cell.rollout import rollout
+from realrl.cli.robot import _robot
 from realrl.envs.base import ScriptedPolicy
 from realrl.envs.contact import LEVELS, Careful
 from realrl.robots.bodies import body, tasks
@@ -18,7 +21,7 @@ from realrl.robots.guard import box_guard
 from realrl.robots.motion import MotionGuard
 from realrl.robots.server import RobotServer
 from realrl.robots.settings import ServerConfig
-from realrl.robots.sim import simulated
+from realrl.robots.sim import SimRobot, simulated
 from realrl.types import RealrlError
 
 
@@ -94,6 +97,17 @@ def test_what_breaks_in_it_is_felt(task):
     assert not made.outcome()[2]
 
 
+def test_a_configuration_beside_the_simulated_robot_changes_how_it_is_served(tmp_path):
+    (tmp_path / "brisk.yaml").write_text("watchdog: 20\npace: 1.0\n")
+    args = argparse.Namespace(config=tmp_path / "brisk.yaml", sim="arm/panda-reach", host=None, port=0, log=None, cameras=(),
+                              latency_ms=100.0, jitter_ms=0.0, loss=0.0)
+    driver, cfg = _robot(args)
+    driver.close()
+    assert (cfg.watchdog, cfg.pace, cfg.name, cfg.horizon, cfg.port) == (20.0, 1.0, "panda-reach", 80, 0) and driver.twin == args.sim
+    with pytest.raises(RealrlError, match="or --sim TASK"):
+        _robot(argparse.Namespace(config=None, sim=None))
+
+
 def served(task, tmp_path, policy, seeds, **cfg):
     """Episodes on a served robot; it is parked at the end."""
     driver, given_cfg = simulated(task, ServerConfig(port=0, log=tmp_path, watchdog=20.0, **cfg))
@@ -139,3 +153,27 @@ def test_a_quadruped_stands_is_paid_for_it_and_is_lifted_after_a_fall(tmp_path):
     fallen, stood = served("quadruped/go1", tmp_path, thrown, [0, 1], horizon=25)
     assert fallen.terminated and not fallen.succeeded and 5 < len(fallen) < 12 and fallen.reward[1] > 3
     assert stood.truncated and len(stood) == 25 and stood.reward[-1] > 3
+
+
+def test_what_a_busy_machine_let_it_wait_is_made_up_for(monkeypatch):
+    """A world that skips what it was late for goes slower than the clock of whoever commands it."""
+    robot = SimRobot("contact/peg-easy")
+    robot.close()
+    robot._over.clear()
+
+    class Late:
+        skipped = waits = 0
+
+        def __init__(self, period):
+            self.period = period
+
+        def wait(self):
+            self.waits, self.skipped = self.waits + 1, self.skipped + (3, 10**6)[self.waits]
+            if self.waits == 2:
+                robot._over.set()
+            return 0.0
+
+    monkeypatch.setattr("realrl.robots.sim.Ticker", Late)
+    began, step = robot.body.data.time, robot.body.model.opt.timestep
+    robot._live()
+    assert robot.body.data.time - began == pytest.approx(5 * step)

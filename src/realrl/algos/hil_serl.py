@@ -182,7 +182,7 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, mem
 @contextmanager
 def operator(cfg: HILConfig, spec: TaskSpec) -> Iterator[Intervention | None]:
     """Who may take over, while the body lasts. The scripted person knows what the task's expert knows, and how far it is where the task
-    says so. Raises RealrlError where there is no such device."""
+    says so. Raises RealrlError where there is no such device, and nobody who could be scripted."""
     if cfg.human == "none":
         yield None
     elif cfg.human != "scripted":
@@ -190,8 +190,8 @@ def operator(cfg: HILConfig, spec: TaskSpec) -> Iterator[Intervention | None]:
             yield Teleoperator(device, spec.action_dim, spec.dt, commands=spec.gripper)
     else:
         from realrl import envs
-        yield ScriptedOperator(cfg.operator, envs.expert(cfg.task, cfg.expert), envs.progress(cfg.task), seed=derive(cfg.seed, "operator"),
-                               gripper=spec.gripper)
+        task, seed = envs.scripted(spec), derive(cfg.seed, "operator")
+        yield ScriptedOperator(cfg.operator, envs.expert(task, cfg.expert), envs.progress(task), seed=seed, gripper=spec.gripper)
 
 
 def clone(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory) -> int:

@@ -204,6 +204,7 @@ class Actor:
                     continue  # its episode comes next
             if self._why() != GO:
                 moments.close()
+                order.bench.rest()
                 if isinstance(found, Moment):
                     recording.cut(found.after)
                 break

@@ -7,6 +7,7 @@ in side files, `derived/chains/<label>/<number>.safetensors`, written before the
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 import safetensors.numpy
 from rich.console import Console
 
+from realrl.cell.mailbox import Mailbox, name
 from realrl.data import side
 from realrl.data.record.recorder import Recorder
 from realrl.data.store import Store
@@ -45,9 +47,13 @@ class Book:
         return self._store
 
     def _open(self) -> None:
-        """Only now: until somebody looks, another process may be recording."""
-        if self.is_live and not self._recorder and not self._elsewhere:
+        """Only now: until somebody looks, another process may be recording. An actor that outlived its learner goes on doing so."""
+        if self.is_live and not self._recorder and not self._elsewhere and not self._outlived():
             self._recorder = self._open_recorder()
+
+    def _outlived(self) -> bool:
+        """Whether an actor in another process still has the robot."""
+        return any(box.alive and box.head["pid"] != os.getpid() for box in Mailbox.find(name(self.dir)))
 
     def close(self) -> None:
         """Finish what is being recorded; an episode under way is kept as far as it got."""

@@ -176,10 +176,11 @@ class WorkCell:
         scene = self.scene
         if scene.data is not None:
             return recorded_demonstrations(scene.data, self.spec, several=bool(self._others or self._place))
-        if not self.simulated:
+        scripted = scene.task if self.simulated else self.spec.twin
+        if not scripted:
             raise RealrlError(f"{scene.task}: an environment of your own has no scripted expert: record demonstrations and name their "
                               "folder with --data")
-        expert = envs.expert(scene.task, scene.expert, noise=scene.demo_noise)
+        expert = envs.expert(scripted, scene.expert, noise=scene.demo_noise)
         good: list[Episode] = []
         tried = 0
         while len(good) < scene.demos:

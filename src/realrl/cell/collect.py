@@ -40,6 +40,13 @@ class _Continuing(Protocol):
         """Go on from a snapshot."""
 
 
+@runtime_checkable
+class _Resting(Protocol):
+    """An environment that wants to know that nobody acts for a while, see `realrl.robots.client`."""
+
+    def pause(self) -> None: ...
+
+
 class Collector:
     """Runs episodes of one task. Use it as a context manager, or call `close`."""
 
@@ -216,6 +223,12 @@ class Bench:
         """The one robot, and its guard."""
         robot = self._robot()
         return robot, box_guard(robot, self._guard)
+
+    def rest(self) -> None:
+        """Nobody acts for a while, and nothing is wrong: a robot holds."""
+        for env in self.envs:
+            if isinstance(env, _Resting):
+                env.pause()
 
     def snapshot(self) -> dict[str, Any]:
         """Between two episodes: where the one robot is, {} where an episode begins anew anyhow."""

@@ -66,9 +66,10 @@ class Judge:
         return True
 
     def judge_demonstrator(self, n: int) -> None:
-        """What the demonstrations' expert achieves from the held-out starts; nothing where they were recorded elsewhere."""
+        """What the demonstrations' expert achieves from the held-out starts; nothing where they were recorded elsewhere, or cost a robot's
+        time."""
         scene = self.scene
-        if scene.data is None and "demonstrator" not in self.account.summary:
+        if scene.data is None and not self.spec.live and "demonstrator" not in self.account.summary:
             expert = envs.expert(scene.task, scene.expert, noise=scene.demo_noise)
             found = self._measure("demonstrator", expert, n, Source.SCRIPT)
             self.account.summary["demonstrator"] = {**found, "env_steps": self.account.steps()}

@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,6 +31,8 @@ from realrl.types import Episode, Intervention, Moment, Policy, RealrlError, Rew
 GOODBYE = 30.0
 """Seconds that an actor has to end its episode, finish the recording and close the robot."""
 
+MERCY = 5.0
+"""Seconds more, once it was told by a signal."""
 
 MOST_DEATHS = 3
 """How often an actor is started anew before it did anything."""
@@ -185,16 +187,25 @@ class Beside:
         return box
 
     def _leave(self) -> None:
-        """The actor ends what it does and closes the robot."""
+        """The actor ends what it does and closes the robot; one that waits for somebody who arms its robot has to be ended: what
+        it recorded is on disk."""
         self._box.head["stop"] = 1
-        deadline = time.monotonic() + GOODBYE
+        self._gone(GOODBYE)
+        if self._there():
+            Console(stderr=True).print(f"the actor does not end: process {int(self._box.head['pid'])} is stopped", markup=False)
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            if self._there():
+                with suppress(ProcessLookupError):
+                    os.kill(int(self._box.head["pid"]), how)
+                self._gone(MERCY)
+        self._box.remove()
+
+    def _gone(self, patience: float) -> None:
+        """Wait until the actor is gone, but not for ever."""
+        deadline = time.monotonic() + patience
         while self._there() and time.monotonic() < deadline:
             self._beat()
             time.sleep(0.02)
-        if self._there():
-            Console(stderr=True).print(f"the actor does not end: process {int(self._box.head['pid'])} is stopped", markup=False)
-            os.kill(int(self._box.head["pid"]), signal.SIGTERM)
-        self._box.remove()
 
     def _there(self) -> bool:
         return bool(self._process.is_alive()) if self._process else self._box.alive

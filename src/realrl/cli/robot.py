@@ -27,7 +27,8 @@ def add(commands: Any) -> None:
     serve = command(inner, "serve", "Own a robot: guard it, watch its commander, park it, keep a log. Policies may die, the arm is safe.",
                     "realrl robot serve my-arm.yaml", _serve)
     serve.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="YAML file of realrl.robots.settings.ServerConfig")
-    serve.add_argument("--sim", metavar="TASK", help="a simulated robot in real time: arm/..., contact/... or quadruped/...")
+    serve.add_argument("--sim", metavar="TASK", help="a simulated robot in real time: arm/..., contact/... or quadruped/...; "
+                       "of a CONFIG beside it all counts but its driver")
     serve.add_argument("--host", metavar="H", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=whole(0), metavar="P", help="port to listen on, 0 for a free one (default: 8770)")
     serve.add_argument("--log", type=Path, metavar="DIR", help="folder for the server's own log (default: robot-log)")
@@ -61,8 +62,8 @@ def _robot(args: argparse.Namespace) -> tuple[Driver, ServerConfig]:
     """What to serve, and how."""
     from realrl import config
     from realrl.robots.settings import ServerConfig
-    if (args.config is None) == (args.sim is None):
-        raise mistake()("give the robot's CONFIG, or --sim TASK for a simulated one")
+    if args.config is None and args.sim is None:
+        raise mistake()("give the robot's CONFIG, or --sim TASK for a simulated one (and a CONFIG of what shall be other than usual)")
     cfg = ServerConfig() if args.config is None else config.load(ServerConfig, args.config)
     given = {name: value for name in ("host", "port", "log") if (value := getattr(args, name)) is not None}
     cfg = replace(cfg, **given)

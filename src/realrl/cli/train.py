@@ -127,10 +127,12 @@ def _train(args: argparse.Namespace) -> int:
     folder = args.run or Path("runs", f"{args.method}-{cfg.task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
     own = ["--env", args.env] if args.env else ["--robot", args.robot] if args.robot else []
     material = _material(cfg, folder) if recorded else None
+    begun = False
     again = shlex.join(["realrl", "train", args.method, "--run", str(folder), "--resume", *own, *flags])
     try:
         with (Run.start(folder, cfg, args.resume, ignore=("stages", "collect", "device")) as run,
               _cell(run, cfg, make if real else None, material) as cell):
+            begun = True
             summary = train(cfg, cell)
         if getattr(cfg, "film", False) and not real:
             _film(cfg.task, folder)
@@ -139,7 +141,7 @@ def _train(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return interrupted(f"; continue with: {again}")
     except (mistake(), OSError) as error:
-        if disk(error):
+        if disk(error) or (begun and args.robot and args.robot in str(error)):  # the robot's server is gone, or says nothing
             raise mistake()(f"{told(error)}, then continue with: {again}") from error
         raise
     _report(summary, folder, page, recorded, own)

@@ -85,6 +85,14 @@ def expert(task: str, path: str | Path | None = None, noise: float = 0.0) -> Pol
     return NoisyPolicy(policy, noise) if noise != 0 else policy
 
 
+def scripted(spec: TaskSpec) -> str:
+    """The task whose scripts know what to do in `spec`: of a simulated robot its twin. Raises RealrlError for any other robot."""
+    if spec.live and not spec.twin:
+        raise RealrlError(f"{spec.id}: nobody wrote a script for a robot's own task: say who corrects it with --human keyboard, gamepad or "
+                          "none")
+    return spec.twin or spec.id
+
+
 def progress(task: str) -> Callable[[Array], float]:
     """How far a task's full state [D] is, higher is nearer; always 0 where nobody wrote it down."""
     suite, name = _find(task)

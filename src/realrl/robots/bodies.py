@@ -20,7 +20,8 @@ FORCE_LIMIT = 40.0  # N
 
 class Body(Protocol):
     """One robot and its surroundings. model, data: MuJoCo's; channels, state: see `realrl.robots.driver.Driver`; served: fields of
-    `realrl.robots.settings.ServerConfig`, what belongs to the task; reward: sparse or dense, what `outcome` gives."""
+    `realrl.robots.settings.ServerConfig`, what belongs to the task; reward: sparse or dense, what `outcome` gives; truth: [F] the
+    simulator's full state at the last `sense`, None where what is sensed is all of it."""
 
     model: Any
     data: Any
@@ -28,6 +29,7 @@ class Body(Protocol):
     state: tuple[str, ...]
     served: Mapping[str, Any]
     reward: str
+    truth: Array | None
 
     def drive(self, command: Array) -> None:
         """Where it shall go from now on, [C]."""
@@ -54,6 +56,7 @@ class ArmBody:
     """The arms of `realrl.envs.arm`: the hand is drawn to a place by a spring."""
 
     reward = "sparse"
+    truth: Array | None = None
 
     def __init__(self, name: str, shown: bool) -> None:
         from realrl.envs.mujoco.arm import HIGH, LOW, START, ArmWorld
@@ -100,6 +103,7 @@ class PegBody:
     """The peg of `realrl.envs.contact`. An action goes on from where the hand is, as it does there, but along the world's axes."""
 
     reward = "sparse"
+    truth: Array | None = None
 
     def __init__(self, name: str, shown: bool) -> None:
         from realrl.envs.mujoco import peg
@@ -137,7 +141,7 @@ class PegBody:
         """See `Body`. The action before is what the command has gone in a period."""
         if self._went:
             self._env.before = np.clip((self._went[-1] - self._went[0]) / self._reach, -1.0, 1.0)
-        state = self._env.look(drift)
+        self.truth = state = self._env.look(drift)
         pushed = np.array([0.0, 0.0, self._push])
         self._force += 0.1 * (self._env.felt[:3] + pushed - self._force)  # a wrist sensor's filter, 18 ms
         return self.data.qpos[self._order], state[:contact.SEEN], self._force.copy()
@@ -165,6 +169,7 @@ class LegsBody:
     """The quadrupeds of `realrl.envs.quadruped`: an action is a pose of the joints."""
 
     reward = "dense"
+    truth: Array | None = None
 
     def __init__(self, name: str, shown: bool) -> None:
         from realrl.envs.mujoco import walking

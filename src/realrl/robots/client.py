@@ -7,6 +7,7 @@ is not in here; `Link` is what both sides of the house talk through.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from rich.console import Console
 
 from realrl.envs.base import RobotEnv
 from realrl.robots import wire
+from realrl.robots.driver import Held
 from realrl.types import Array, Obs, RealrlError, TaskSpec
 
 PATIENCE = 5.0  # s for what a server answers at once
@@ -34,7 +37,7 @@ class Link:
         wire.need()
         from websockets.exceptions import InvalidURI, WebSocketException
         from websockets.sync.client import connect
-        self.url = url if "://" in url else f"ws://{url}"
+        self.url, self.role = url if "://" in url else f"ws://{url}", role
         try:
             self._open = connect(self.url, max_size=wire.LARGEST_OUT, compression=None, open_timeout=PATIENCE, close_timeout=1, proxy=None)
             self._socket = self._open.__enter__()
@@ -67,7 +70,8 @@ class Link:
             raise self._gone() from None
 
     def receive(self, patience: float, newest: int = 0) -> dict[str, Any]:
-        """The next message. Raises RealrlError for an error, for silence, and where the server is gone. newest: number of what was
+        """The next message. Raises Held where the robot does not follow, RealrlError for other errors, for silence, and where the server is
+        gone. newest: number of what was
         said last, errors about what was said before are no news."""
         from websockets.exceptions import ConnectionClosed
         try:
@@ -79,7 +83,7 @@ class Link:
         except ValueError as error:
             raise RealrlError(f"{self.url} does not talk as a robot's server of this version does ({error})") from None
         if message["type"] == "error" and message.get("of", newest) >= newest:  # an older one was told already
-            raise RealrlError(f"{self.url}: {message.get('error')}")
+            raise (Held if message.get("held") else RealrlError)(f"{self.url}: {message.get('error')}")
         return message
 
     def ask(self, message: dict[str, Any], patience: float = PATIENCE) -> dict[str, Any]:
@@ -112,15 +116,20 @@ class RobotClient(RobotEnv):
     `sent` is what the server made of the last action; who: who chose it (`realrl.types.Source`), age: s since they did.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, horizon: int | None = None) -> None:
-        self.link = Link(url, "commander", token)
+    def __init__(self, url: str, *, token: str | None = None, horizon: int | None = None, patient: bool = False) -> None:
+        """patient: where the robot is held after the first episode began, that one is cut short as by a clock, and the next one waits until
+        a person has armed it; else Held is raised. And who asks what the robot is takes it from nobody: the lease begins with the first
+        episode."""
+        self.link = Link(url, "watcher" if patient else "commander", token)
+        self._token = token
         self.about: dict[str, Any] = self.link.welcome["robot"]
         low, high = np.array(self.about["low"]), np.array(self.about["high"])
         senses = {f"images.{name}": tuple(shape) for name, shape in self.about["cameras"].items()}
         absolute = any(c["step"] is None and c["kind"] != "velocity" for c in self.about["channels"])
         super().__init__(TaskSpec("robot", self.about["name"], len(self.about["state"]), len(low), horizon or self.about["horizon"],
                                   1 / self.about["fps"], self.about["text"], senses=senses,
-                                  control="absolute" if absolute else "relative", live=True), native_low=low, native_high=high,
+                                  privileged=self.about.get("privileged", 0), control="absolute" if absolute else "relative", live=True,
+                                  twin=self.about.get("twin", "")), native_low=low, native_high=high,
                          reward=self.about["reward"], kinds=("sparse", "dense"))
         self.sent: Array | None = None
         self.who, self.age = 0, 0.0
@@ -129,11 +138,20 @@ class RobotClient(RobotEnv):
         """What a person says of the attempt under way: the next step ends it."""
         self.measured = np.zeros(len(low))
         """[A], where the channels were measured last, each in its unit."""
-        self._seq, self._images, self._still = 0, dict[str, Array](), np.zeros(len(low))
+        self._seq, self._seen, self._still = 0, dict[str, Array](), np.zeros(len(low))
+        self._state: Array = np.zeros(0)
+        self._patient, self._began, self._told = patient, False, False
 
     def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
         """One period, see `RobotEnv.step`."""
-        obs, reward, terminated, truncated, info = super().step(action)
+        try:
+            obs, reward, terminated, truncated, info = super().step(action)
+        except Held as error:
+            if not self._patient:
+                raise
+            self._tell(f"{error}; this episode ends here, the next one waits for that")
+            self._t, self.succeeded, self.sent = -1, False, self.still()
+            obs, reward, terminated, truncated, info = self._observe(self._state), 0.0, False, True, {"success": False}
         truncated = truncated or (self.verdict == "over" and not terminated)
         if terminated or truncated:
             self.pause()
@@ -150,7 +168,8 @@ class RobotClient(RobotEnv):
 
     def pause(self) -> None:
         """Nothing comes for a while, and nothing is wrong: the robot holds."""
-        self.link.send({"type": "end", "epoch": self.link.epoch})
+        if self.link.role == "commander":
+            self.link.send({"type": "end", "epoch": self.link.epoch})
 
     def park(self) -> None:
         """Ask the server to park the robot, which then has to be armed again; what went wrong before is no reason not to."""
@@ -162,14 +181,51 @@ class RobotClient(RobotEnv):
 
     def close(self) -> None:
         """Give the robot back: it holds, and parks if nobody comes."""
-        with contextlib.suppress(RealrlError):
-            self.link.send({"type": "bye", "epoch": self.link.epoch})
+        if self.link.role == "commander":
+            with contextlib.suppress(RealrlError):
+                self.link.send({"type": "bye", "epoch": self.link.epoch})
         self.link.close()
 
     def _begin(self, seed: int) -> Array:
+        if self.link.role != "commander":
+            self.link.close()
+            self.link = Link(self.link.url, "commander", self._token)
+        while True:
+            try:
+                return self._set_up(seed)
+            except Held as error:
+                if not (self._patient and self._began):
+                    raise
+                self._tell(f"{error}; the next episode waits for that")
+                self._wait()
+
+    def _wait(self) -> None:
+        """Until a person has armed the robot."""
+        while True:
+            with contextlib.suppress(Held):  # news of what is known already
+                self.link.send({"type": "status"})
+                while (said := self.link.receive(PATIENCE))["type"] != "status":
+                    pass
+                if said["mode"] == "armed":
+                    self._told = False
+                    return
+            time.sleep(0.5)
+
+    def _tell(self, why: str) -> None:
+        if not self._told:
+            Console(stderr=True).print(why, markup=False, highlight=False, soft_wrap=True)
+        self._told = True
+
+    def _set_up(self, seed: int) -> Array:
+        """Go to the start, and what is seen there."""
         self._seq, self.verdict = self._seq + 1, None
         self.link.send({"type": "reset", "epoch": self.link.epoch, "seq": self._seq, "seed": seed})
-        return self._take(self._answer(-1, np.inf if self.about["reset"] == "hand" else MOVING))
+        gc.unfreeze()
+        gc.collect()  # now, on the way to the start: looking through all of a learner's objects takes a period or two
+        gc.freeze()
+        answer = self._answer(-1, np.inf if self.about["reset"] == "hand" else MOVING)
+        self._began = True
+        return self._take(answer)
 
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
         self._seq += 1
@@ -192,19 +248,20 @@ class RobotClient(RobotEnv):
                 return message
 
     def _take(self, answer: dict[str, Any]) -> Array:
-        self._images = {f"images.{name}": seen["image"] for name, seen in answer["images"].items()}
-        self._still, self.measured = answer["still"], answer["measured"]
-        state: Array = answer["state"]
-        return state
+        self._seen = {f"images.{name}": seen["image"] for name, seen in answer["images"].items()}
+        if self.task.privileged:
+            self._seen["privileged"] = np.array(answer["truth"], np.float32)
+        self._still, self.measured, self._state = answer["still"], answer["measured"], answer["state"]
+        return self._state
 
     def _boxed(self, native: Array) -> Array:
         boxed: Array = np.clip((native - self._low) / self._half - 1.0, -1.0, 1.0).astype(np.float32)
         return boxed
 
     def _observe(self, state: Array, *, first: bool = False, last: bool = False) -> Obs:
-        return {**super()._observe(state, first=first, last=last), **self._images}
+        return {"state": np.array(state, np.float32), **self._seen}
 
 
 def remote(url: str, horizon: int | None = None) -> Callable[[], RobotClient]:
-    """What connects to a robot, for whoever makes environments."""
-    return partial(RobotClient, url, horizon=horizon)
+    """What connects to a robot, for whoever makes environments; it waits where the robot has to be armed."""
+    return partial(RobotClient, url, horizon=horizon, patient=True)

@@ -20,6 +20,10 @@ from realrl.types import Array, RealrlError
 Kind = Literal["position", "velocity", "delta", "pose"]
 
 
+class Held(RealrlError):
+    """The robot does not follow: why, and what to do."""
+
+
 @dataclass(frozen=True)
 class Channel:
     """One number that is sent to the robot.
@@ -65,7 +69,8 @@ class Channel:
 class Reading:
     """What a robot measured. stamp: `time.monotonic` seconds when it was so; measured: [C] each channel's place, in its unit; state: [D]
     what a policy is shown; force: [3] N at the hand, None where nothing measures it; faults: what the robot itself reports, a word each
-    ("estop", "hot" ...); images: name -> (stamp, uint8 [H, W, 3]), the newest of each camera.
+    ("estop", "hot" ...); images: name -> (stamp, uint8 [H, W, 3]), the newest of each camera; truth: [F] what a simulation knows of its
+    world besides, for scripts alone, None where `state` is all of it.
     """
 
     stamp: float
@@ -74,6 +79,7 @@ class Reading:
     force: Array | None = None
     faults: tuple[str, ...] = ()
     images: Mapping[str, tuple[float, Array]] = field(default_factory=dict)
+    truth: Array | None = None
 
 
 class Driver(Protocol):

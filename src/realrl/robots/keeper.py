@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from realrl.robots.driver import Driver, Reading, Recovers, Tasked, checked
+from realrl.robots.driver import Driver, Held, Reading, Recovers, Tasked, checked
 from realrl.robots.log import ServerLog, Tick, numbers
 from realrl.robots.motion import MotionGuard, Sent
 from realrl.robots.settings import ServerConfig
@@ -28,10 +28,6 @@ Mode = Literal["armed", "held", "parking", "parked"]
 BAD = 3  # actions in a row that make no sense
 AGED = 0.15  # s: what a person's device said longer ago is not what they want now
 BACK = 0.3  # s: so far back along its way a robot goes that pushed too hard
-
-
-class Held(RealrlError):
-    """The robot does not follow: why, and what to do."""
 
 
 @dataclass
@@ -98,7 +94,8 @@ class Keeper:
         self.mode: Mode = "held"
         self.faults: dict[str, str] = {"new": "the server has just started"}
         self.running = False  # an episode is under way: its commander has to be heard
-        self.phase: Literal["", "moving", "waiting", "ready"] = ""  # of a reset
+        self.phase: Literal["", "moving", "waiting", "ready", "looking"] = ""  # of a reset
+        self._begun = 0.0  # when the scene was set up
         self.episode = 0
         self._seed = 0
         self._client = _Client()
@@ -338,8 +335,10 @@ class Keeper:
         if self.phase == "ready":
             if isinstance(self.driver, Tasked):
                 self.driver.begin(self._seed)
-                self.watch.look(now)  # the answer shows the scene that was set up
-            self.phase, self._reference = "", None
+            self._begun, self.phase, self._reference = self._clock(), "looking", None
+            self.watch.look(now)
+        if self.phase == "looking" and self.watch.newest().stamp >= self._begun:  # the answer shows the scene that was set up
+            self.phase = ""
             mine = self._client
             mine.sent, mine.due, mine.answered = self.still(), None, now
             self._limited[:] = False

@@ -22,8 +22,8 @@ import numpy as np
 from realrl.files import printable, read_plain
 from realrl.robots import wire
 from realrl.robots.clock import CONTROL, LISTENING, Ticker, realtime, urgent
-from realrl.robots.driver import Driver, reach
-from realrl.robots.keeper import Answer, Held, Keeper
+from realrl.robots.driver import Driver, Held, reach
+from realrl.robots.keeper import Answer, Keeper
 from realrl.robots.log import ServerLog
 from realrl.robots.settings import ServerConfig
 from realrl.types import Array, RealrlError
@@ -245,7 +245,7 @@ class RobotServer:
             peer.wrong += 1
             answer = {"type": "error", "error": str(error), **of}
         except RealrlError as error:
-            answer = {"type": "error", "error": str(error), **of}
+            answer = {"type": "error", "error": str(error), "held": isinstance(error, Held), **of}
         if answer is not None:  # who does not read is cut off
             await asyncio.wait_for(peer.socket.send(wire.pack(answer)), PATIENCE)
 
@@ -311,7 +311,7 @@ class RobotServer:
             return
         if answer.failed:
             why = f"the robot is {self.keeper.mode} ({answer.failed}): see to it, then arm it with `realrl robot arm`"
-            message: dict[str, Any] = {"type": "error", "error": why, "of": answer.seq}
+            message: dict[str, Any] = {"type": "error", "error": why, "held": True, "of": answer.seq}
         else:
             message = {**self._seen(answer.reading, still=self.keeper.still()), "seq": answer.seq, "sent": answer.sent,
                        "limited": answer.limited, "reward": answer.reward, "terminated": answer.terminated, "success": answer.success,
@@ -322,7 +322,8 @@ class RobotServer:
 
     def _seen(self, reading: Any, *, still: Array) -> dict[str, Any]:
         images = {name: {"stamp": stamp, "image": image} for name, (stamp, image) in reading.images.items()}
-        return {"type": "obs", "stamp": reading.stamp, "now": time.monotonic(), "state": np.asarray(reading.state, np.float64),
+        truth = {} if reading.truth is None else {"truth": np.asarray(reading.truth, np.float64)}
+        return {"type": "obs", **truth, "stamp": reading.stamp, "now": time.monotonic(), "state": np.asarray(reading.state, np.float64),
                 "measured": np.asarray(reading.measured, np.float64), "images": images, "still": still,
                 "commanded": np.zeros(0) if self.keeper.guard.now is None else self.keeper.guard.place}
 
@@ -335,7 +336,8 @@ class RobotServer:
                 "channels": [asdict(c) for c in self.driver.channels], "state": list(self.driver.state), "cameras": cameras,
                 "low": list(low), "high": list(high), "judged": hasattr(self.driver, "outcome"),
                 "reward": getattr(self.driver, "reward", "sparse"), "reset": self.cfg.reset, "ticks": self.cfg.ticks,
-                "watched": self._watched()}
+                "twin": getattr(self.driver, "twin", ""), "watched": self._watched(),
+                "privileged": 0 if reading is None or reading.truth is None else len(reading.truth)}
 
     def _watched(self) -> list[str]:
         cfg, reading = self.cfg, self.keeper.watch.reading

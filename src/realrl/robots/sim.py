@@ -23,6 +23,9 @@ from realrl.robots.driver import Reading
 from realrl.robots.settings import ServerConfig
 from realrl.types import Array
 
+CATCH_UP = 0.2
+"""s of its world that it makes up for where the machine let it wait: on a busy one an arm would be slower than the clock says."""
+
 
 @dataclass
 class Faults:
@@ -49,7 +52,7 @@ class Faults:
 
 
 class SimRobot:
-    """The robot of a task as a driver, see `realrl.robots.bodies`."""
+    """The robot of a task as a driver, see `realrl.robots.bodies`. twin: that task, whose scripts know this robot, too."""
 
     def __init__(self, task: str, *, cameras: Sequence[str] = (), size: int = 96, latency: float = 0.0, jitter: float = 0.0,
                  loss: float = 0.0, seed: int = 0) -> None:
@@ -57,6 +60,7 @@ class SimRobot:
         self.body = made = body(task, bool(cameras))
         self._rng = np.random.default_rng(derive(seed, "sim robot"))
         self.channels, self.state, self.reward = made.channels, made.state, made.reward
+        self.twin = task
         self.faults = self._usual = Faults(latency=latency, jitter=jitter, loss=loss)
         self._lock, self._over = threading.Lock(), threading.Event()
         self._step_s = float(made.model.opt.timestep)
@@ -147,27 +151,29 @@ class SimRobot:
 
     def _live(self) -> None:
         urgent(HARDWARE)
-        ticker = Ticker(self._step_s)
+        ticker, owed = Ticker(self._step_s), 1
         while not self._over.is_set():
-            wrong = self.faults
+            wrong, before = self.faults, ticker.skipped
             with self._lock:
                 if wrong.lost:
                     self.body.lose()
                     self.faults = replace(wrong, lost=0.0)
-                self.drifted += wrong.drift * self._step_s
-                self.body.step(bool(wrong.stall or wrong.estop), wrong.push)
+                self.drifted += owed * wrong.drift * self._step_s
+                for _ in range(owed):
+                    self.body.step(bool(wrong.stall or wrong.estop), wrong.push)
                 if not wrong.frozen:
                     self._sense(time.monotonic())
                 else:  # an interface that goes on sending what it has
                     self._past.append(replace(self._past[-1], stamp=time.monotonic(), faults=self._reports()))
             self.slow += ticker.wait() > self._step_s
+            owed = 1 + min(ticker.skipped - before, int(CATCH_UP / self._step_s))
 
     def _reports(self) -> tuple[str, ...]:
         return tuple(name for name in ("estop", "hot") if getattr(self.faults, name))
 
     def _sense(self, now: float) -> None:
         measured, state, force = self.body.sense(self.drifted)
-        self._past.append(Reading(now, measured, state, force, self._reports()))
+        self._past.append(Reading(now, measured, state, force, self._reports(), truth=self.body.truth))
 
 
 class _Cameras:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from realrl.types import Array
 
 OLD = 2  # ticks that the reading before may stand in for one that did not come
 STUCK = 0.3  # s that a channel may stay behind
+PAST = 1.0  # s for which is known where the robot was sent: older than that no reading is believed for long
 FROZEN = 0.02  # of a channel's range: so far may it be commanded while its encoder says nothing new
 REPORTS = "the robot reports: "
 """Begins what the robot itself says is wrong; then nothing moves it."""
@@ -32,6 +34,7 @@ class Watch:
         self._sent: Array | None = None
         self._write_failed: float | None = None
         self._behind: float | None = None
+        self._places: deque[tuple[float, Array]] = deque(maxlen=int(PAST * cfg.ticks) + 1)
         self._moved, self._path = -np.inf, np.zeros(len(guard.channels))
         self._stall = np.array(cfg.stall) if cfg.stall else np.full(len(guard.channels), np.inf)
         self._frozen = ""
@@ -41,10 +44,13 @@ class Watch:
     def forget(self) -> None:
         """A person has armed the robot."""
         self._behind, self._path[:], self._frozen, self._write_failed = None, 0.0, "", None
+        self._places.clear()
 
     def look(self, now: float) -> dict[str, str]:
         """Read the robot once: what is so wrong that it must be stopped for good, name -> in words."""
         found: dict[str, str] = {}
+        if self._guard.now is not None:
+            self._places.append((now, self._guard.place.copy()))
         fresh = self._read()
         if fresh is not None:
             self._frozen = self._still(fresh, now)
@@ -132,7 +138,7 @@ class Watch:
             if not force <= limit:
                 found["force"] = f"{force:.1f} N at the hand, the limit is {limit:g}"
         if self._guard.now is not None:
-            behind = np.abs(reading.measured - self._guard.place) * ~self._speeds
+            behind = np.abs(reading.measured - self._sent_by(reading.stamp)) * ~self._speeds
             if (behind > self._stall).any():
                 self._behind = now if self._behind is None else self._behind
                 if now - self._behind > STUCK:
@@ -141,6 +147,11 @@ class Watch:
             else:
                 self._behind = None
         return found
+
+    def _sent_by(self, when: float) -> Array:
+        """[C], where the robot was sent at a time: a reading that is old is behind nothing that was commanded since."""
+        places = self._places
+        return next((place for then, place in reversed(places) if then <= when), places[0][1] if places else self._guard.place)
 
     def _cameras(self, images: Mapping[str, Any], now: float) -> dict[str, str]:
         """Which cameras stand still. Two frames of an action late is flagged, more is dangerous."""

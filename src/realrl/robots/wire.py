@@ -5,7 +5,8 @@ Every message is a map with `type` and, of the first one each way, `v`, the vers
 - hello {v, role: "commander" | "watcher" | "person", token} -> welcome {v, robot, epoch, server}, or error and goodbye. One commander
   at a time has the lease, with a number of its own, the epoch, that its messages carry;
 - commander: reset {epoch, seq, seed}, act {epoch, seq, action [A], source, age}, end {epoch}, bye {epoch}
-  -> obs {seq, stamp, age, state [D], images, sent [A], limited [A], reward, terminated, success, late} or error {error, of: seq};
+  -> obs {seq, stamp, age, state [D], truth [F], images, sent [A], limited [A], reward, terminated, success, late} or error
+  {error, held, of: seq};
 - anybody: stop {who} and status {} -> status {...}; a person: arm {}, park {}, ready {}, and on a simulated robot fault {name, value}.
 
 Arrays are {"_a": dtype, "s": shape, "b": bytes}, of the types in `KINDS` alone.

@@ -15,8 +15,7 @@ from vendors import FrankaServer, Franky, Live, Mode, Rtde
 from realrl.robots.adapters.franka_http import FrankaHttp
 from realrl.robots.adapters.franky import FrankyArm
 from realrl.robots.adapters.ur_rtde import UrArm
-from realrl.robots.driver import checked
-from realrl.robots.keeper import Held
+from realrl.robots.driver import Held, checked
 from realrl.types import RealrlError
 
 

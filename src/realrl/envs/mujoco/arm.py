@@ -28,6 +28,7 @@ STEP_S = 0.002
 HALF = 0.02  # half the cube's edge, m
 STIFFNESS, DAMPING, CLIP = 900.0, 60.0, 0.04  # N/m, N s/m, m: at most 36 N along an axis
 TWIST, TWIST_DAMPING, TWIST_CLIP = 40.0, 4.0, 0.3  # N m/rad, N m s/rad, rad
+POSTURE, POSTURE_DAMPING = 10.0, 4.0  # N m/rad, N m s/rad, of the one motion of seven joints that leaves the hand where it is
 _DOWN = np.array([[1.0, 0, 0], [0, -1.0, 0], [0, 0, -1.0]])
 
 
@@ -157,6 +158,7 @@ class ArmWorld:
         for geom, body in enumerate(bodies):  # of the arm, what is above the hand touches nothing
             if 0 < body < self._hand:
                 model.geom_contype[geom] = model.geom_conaffinity[geom] = 0
+        self.home, self._age, self._idle = self._home, 0, np.zeros(n)
         self.home = self._at_start()
 
     def _at_start(self) -> Array:
@@ -171,7 +173,7 @@ class ArmWorld:
         """Everything to the start, at rest."""
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[self._arm], self.data.qpos[self._fq] = self.home, START[3] / 2
-        self.setpoint, self.stalled = START.copy(), False
+        self.setpoint, self.stalled, self._age = START.copy(), False, 0
         self.push, self.force = np.zeros(3), np.zeros(3)
         self.place(np.array([0.5, 0.0]), 0.0, self.goal)
 
@@ -211,8 +213,19 @@ class ArmWorld:
         error = 0.5 * np.array([m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]])
         twist = TWIST * np.minimum(np.maximum(error, -TWIST_CLIP), TWIST_CLIP) - TWIST_DAMPING * (jr @ speed)
         torque = jp.T @ (STIFFNESS * stretch - DAMPING * (jp @ speed)) + jr.T @ twist + data.qfrc_bias[self._arm]
+        if len(torque) > 6:
+            torque += self._posture(jp, jr, speed)
         clipped: Array = np.minimum(np.maximum(torque, -self._forces), self._forces)
         return clipped
+
+    def _posture(self, jp: Array, jr: Array, speed: Array) -> Array:
+        """[7] N m: without it the elbow wanders off from one episode to the next, until the hand cannot go where it is drawn to."""
+        if self._age % 25 == 0:
+            self._idle = np.linalg.svd(np.concatenate([jp, jr]))[2][-1]
+        self._age += 1
+        along = self._idle @ (POSTURE * (self.home - self.data.qpos[self._arm]) - POSTURE_DAMPING * speed)
+        held: Array = along * self._idle
+        return held
 
     def _touch(self) -> Array:
         """[3] N, what touches hand and fingers pushes them with."""

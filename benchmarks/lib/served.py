@@ -1,0 +1,31 @@
+"""The table of `benchmarks/through_server.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Row = dict[str, Any]
+HEAD = ("method, task", "policy", "readings late by", "success [95 %]", "n", "steps to success", "control steps learned from",
+        "minutes by the clock", "stops")
+WHERE = {"lock-step": "from lock-step simulation, judged there", "before": "the same, through the server",
+         "after": "**after learning through the server**"}
+
+
+def lines(rows: Sequence[Row]) -> list[list[str]]:
+    """A line a method, seed and place."""
+    out = []
+    for row in sorted(rows, key=lambda r: (r["method"] != "rl100", r["task"], r["seed"], list(WHERE).index(r["where"]))):
+        good = row["success"]
+        steps = "-" if row["cycle_steps"] is None else f"{row['cycle_steps']:.0f}"
+        learned = f"{row['env_steps']:,}" if row["where"] == "after" else "-"
+        out.append([f"{row['method']}, {row['task']}, seed {row['seed']}", WHERE[row["where"]], f"{row['latency_ms']} ms",
+                    f"{100 * good['rate']:.0f} % [{100 * good['low']:.0f}, {100 * good['high']:.0f}]", str(good["n"]), steps, learned,
+                    f"{row['wall_s'] / 60:.1f}" if "wall_s" in row else "-", str(row.get("stops", "-"))])
+    return out
+
+
+def typed(rows: Sequence[Row]) -> str:
+    """What somebody would type for each, with a server at the usual address."""
+    order = sorted(rows, key=lambda r: (r["method"] != "rl100", list(WHERE).index(r["where"])))
+    return "\n".join(["```", *(r["typed"] for r in order), "```"])

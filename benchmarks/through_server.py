@@ -1,0 +1,239 @@
+"""A policy made in lock-step simulation, on the real-time server of the same robot, which is late: what it loses, and what learning through
+the server gives back.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.through_server
+    OMP_NUM_THREADS=1 python -m benchmarks.through_server --methods hil-serl --seeds 1
+
+Every part runs the commands that a user would type, the server in a process of its own; by the clock, so a busy machine is part of what is
+measured. rl100: imitated in lock-step, judged there and through the server, then the online stage alone through the server from that
+policy (`--init`). hil-serl: learned from demonstrations through the server, beside the robot (`--stream.realtime`), with the scripted
+person; its learner is killed (kill -9) once on the way and started again. Somebody stands by who arms the robot where it was stopped,
+which is counted. The held-out starts are the same everywhere. Rows go to benchmarks/results/through_server.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lib.common import RESULTS, Part, Table, arguments, run_parts, slim
+from realrl.data.store import Store
+from realrl.files import write_text
+from realrl.robots.client import Link
+from realrl.robots.log import read_events
+from realrl.types import RealrlError
+
+KEY = ("method", "task", "seed", "where")
+ROBOT = "watchdog: 20\npace: 1.0\n"
+"""Of the simulated robot's server: a learner that shares its machine is late now and then; the way back to the start is quick."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a method gets onto the robot. latency: ms that readings are old; simulated, online: flags of the two trainings, the first may be
+    missing; stage: that the second one ends with; kill_after: control steps after which its learner is killed once."""
+
+    task: str
+    latency: int
+    simulated: str
+    online: str
+    stage: str
+    kill_after: int = 0
+
+
+WAYS = {
+    "rl100": Way("arm/panda-reach", 200, "--stages imitation --imitation.steps 600 --demos 30",
+                 "--stages online --online.iterations 8 --online.episodes 40 --online.warmup 1 --online.practice 0 --online.save-every 1 "
+                 "--trials.episodes 0", "online"),
+    "hil-serl": Way("contact/peg-easy", 100, "", "--human scripted --stream.realtime --sac.utd 2 --steps 2500 --save-every 500", "hil-serl",
+                    kill_after=800)}
+SMOKE = {"rl100": "--policy.hidden 16 --imitation.steps 5 --demos 2 --online.iterations 1 --online.episodes 2",
+         "hil-serl": "--steps 200 --start 20 --demos 1 --sac.batch 8 --sac.hidden 16 --policy.hidden 16"}
+
+
+@dataclass
+class Person:
+    """Arms the robot where it was stopped, as somebody would who stands beside it."""
+
+    url: str
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def stand_by(self) -> None:
+        """Until it is over."""
+        while not self.over.wait(1.0):
+            try:
+                with Link(self.url, "person") as link:
+                    if link.ask({"type": "status"})["mode"] in ("held", "parked"):
+                        link.ask({"type": "arm"})
+            except RealrlError:
+                continue  # not yet: it is moving
+
+
+@contextmanager
+def served(way: Way, folder: Path) -> Iterator[str]:
+    """The robot of a way in a process of its own, somebody beside it; its address."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "robot.yaml", ROBOT)
+    words = ["robot", "serve", str(folder / "robot.yaml"), "--sim", way.task, "--latency-ms", str(way.latency), "--port", "0",
+             "--log", str(folder / "log")]
+    server = subprocess.Popen([sys.executable, "-m", "realrl", *words], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        url = next((line.split(" is served at ")[1].split()[0] for line in server.stdout if " is served at " in line), "")
+        person = Person(url)
+        thread = threading.Thread(target=person.stand_by, daemon=True)
+        thread.start()
+        yield url
+        person.over.set()
+        thread.join(10)
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+@dataclass(frozen=True)
+class Through:
+    """One method and seed."""
+
+    name: str
+    way: Way
+    seed: int
+    folder: Path
+    table: Table
+    episodes: int
+    more: str = ""
+
+    def parts(self) -> list[Part]:
+        """Lock-step, through the server before and after."""
+        found = {"lock-step": self.lock_step, "before": self.before, "after": self.after}
+        wanted = [where for where in found if self.way.simulated or where == "after"]
+        return [Part(f"{self.name}, {self.way.task}, seed {self.seed}: {where}", partial(self._done, where), found[where])
+                for where in wanted]
+
+    def _done(self, where: str) -> bool:
+        return self.table.find(self.name, self.way.task, self.seed, where) is not None
+
+    def _put(self, where: str, found: dict[str, Any], **more: Any) -> None:
+        self.table.put({"method": self.name, "task": self.way.task, "seed": self.seed, "where": where,
+                        "latency_ms": 0 if where == "lock-step" else self.way.latency, "success": found["success"],
+                        "cycle_steps": found["cycle_steps"], **more})
+
+    def _train(self, words: str) -> list[str]:
+        ours = ["--seed", str(self.seed), "--eval-episodes", str(self.episodes)]
+        return ["train", self.name, *shlex.split(words), *ours, *(["--final-episodes", str(self.episodes)] if self.name == "rl100" else []),
+                *shlex.split(self.more)]
+
+    def lock_step(self) -> None:
+        """Train in simulation, which judges the policy there."""
+        run = self.folder / "sim"
+        words = self._train(f"--task {self.way.task} {self.way.simulated} --collect.workers 1 --run {run}")
+        _realrl([*words, *(["--resume"] * run.exists())])
+        summary = _summary(run)
+        self._put("lock-step", slim(summary["stages"][-1]), env_steps=summary["stages"][-1]["env_steps"], typed=self._typed(words))
+
+    def before(self) -> None:
+        """The same policy through the server."""
+        with served(self.way, self.folder / "served-before") as url:
+            began = time.monotonic()
+            words = shlex.split(f"evaluate --policy {self.folder / 'sim' / 'policy'} --robot {url} --episodes {self.episodes} --json")
+            found = json.loads(_realrl(words))
+        self._put("before", found, wall_s=round(time.monotonic() - began, 1), typed=self._typed(words, url),
+                  **_seen(self.folder / "served-before"))
+
+    def after(self) -> None:
+        """Learn through the server; the run judges what it learned through the server, too."""
+        run, init = self.folder / "online", f"--init {self.folder / 'sim' / 'policy'}" if self.way.simulated else ""
+        with served(self.way, self.folder / "served-after") as url:
+            words = self._train(f"--robot {url} {init} {self.way.online} --run {run}")
+            kept = self._killed(words, run) if self.way.kill_after and not run.exists() else {}
+            _realrl([*words, *(["--resume"] if run.exists() else [])])
+        summary = _summary(run)
+        if kept:
+            frames = sum(len(e) for e in Store.open(run / "dataset").read() if e.policy.startswith(self.way.stage))
+            kept["lost_steps"] = max(kept["recorded"] - frames, 0)
+        stage = next(s for s in summary["stages"] if s["name"] == self.way.stage)
+        head = {k: summary["headline"][k] for k in ("human_s", "takeovers") if k in summary["headline"]}
+        self._put("after", slim(stage), env_steps=stage["env_steps"], wall_s=round(summary["spent_s"][self.way.stage], 1), **head, **kept,
+                  typed=self._typed(words, url), **_seen(self.folder / "served-after"))
+
+    def _typed(self, words: Sequence[str], url: str = "") -> str:
+        """The command as somebody would type it: where runs lie here, and the server's port, are no part of it."""
+        return shlex.join(["ws://127.0.0.1:8770" if word == url else word for word in ("realrl", *words)]).replace(
+            str(self.folder), f"runs/{self.folder.name}")
+
+    def _killed(self, words: Sequence[str], run: Path) -> dict[str, int]:
+        """Kill the learner once so many steps are recorded. Returns how many those were."""
+        learner = subprocess.Popen([sys.executable, "-m", "realrl", *words])
+        while learner.poll() is None:
+            time.sleep(5)
+            done = _steps(run)
+            if done >= min(self.way.kill_after, 20 if self.more else self.way.kill_after):
+                os.kill(learner.pid, signal.SIGKILL)
+                learner.wait()
+                return {"killed_after": done, "recorded": done}
+        raise RealrlError(f"{run}: its learner ended before it was to be killed: see what it said")
+
+
+def _steps(run: Path) -> int:
+    """Steps of practice that lie whole on disk."""
+    try:
+        store = Store.open(run / "dataset")
+        rows = store.rows.select(["policy", "length"]).to_pylist() if len(store) else []
+    except (RealrlError, OSError):
+        return 0  # it is being written
+    return sum(int(row["length"]) for row in rows if row["policy"] != "demonstration")
+
+
+def _realrl(words: Sequence[str]) -> str:
+    """What a command prints. Raises RealrlError where it fails."""
+    done = subprocess.run([sys.executable, "-m", "realrl", *words], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RealrlError(f"{shlex.join(['realrl', *words])} ended with {done.returncode}")
+    return done.stdout
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return found
+
+
+def _seen(folder: Path) -> dict[str, int]:
+    """How often the server stopped the robot, by its own log."""
+    events = [e for log in sorted((folder / "log").iterdir()) for e in read_events(log)]
+    return {"stops": sum(e["event"] == "fault" and e["name"] not in ("idle", "parked") for e in events)}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run what is missing."""
+    parser = arguments(__doc__ or "", seeds=(0,))
+    parser.add_argument("--methods", nargs="+", choices=tuple(WAYS), default=list(WAYS))
+    parser.add_argument("--episodes", type=int, default=100, help="held-out starts (default: 100)")
+    args, flags = parser.parse_known_args(words)
+    out, results = args.out / "through_server", RESULTS
+    if args.smoke:
+        out = results = args.out / "smoke"
+    table = Table(results / "through_server.jsonl", KEY)
+    parts: list[Part] = []
+    for seed in args.seeds[:1] if args.smoke else args.seeds:
+        for name in args.methods:
+            way = WAYS[name]
+            more = SMOKE[name] if args.smoke else shlex.join(flags)
+            folder = out / f"{way.task.replace('/', '-')}-s{seed}"
+            parts += Through(name, way, seed, folder, table, 2 if args.smoke else args.episodes, more).parts()
+    return min(run_parts(parts, args.budget), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
