@@ -224,8 +224,7 @@ class TransitionModel(nn.Module):
         """Advance conditions [B, C] by chunks [B, K, A], each row in the world of its own elite, member [B] in 0..E-1.
 
         A row keeps its elite for a whole rollout. The elites' mean predicts one step slightly better, but every row then shares one
-        model's errors, which a policy can exploit; in a small trial (one fit, six policies of push-wall) the mean overrated an
-        offline-optimised policy against an online-trained one, rollouts by elite much less.
+        model's errors, which a policy can exploit: in a small trial the mean overrated an offline-optimised policy, elites much less.
         """
         y, c = self.elites(torch.cat([cond, action.flatten(1)], -1)), self.size
         own = y[member, torch.arange(len(cond), device=cond.device)]
