@@ -185,6 +185,7 @@ class RobotClient(RobotEnv):
             with contextlib.suppress(RealrlError):
                 self.link.send({"type": "bye", "epoch": self.link.epoch})
         self.link.close()
+        gc.unfreeze()
 
     def _begin(self, seed: int) -> Array:
         if self.link.role != "commander":
