@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from realrl.robots.driver import Driver
+    from realrl.robots.server import RobotServer
+    from realrl.robots.settings import ServerConfig
 
 torch.set_num_threads(1)  # results do not depend on the machine's cores, and small nets run faster so
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start, too: threads that wait take a core
@@ -79,3 +86,20 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             through(base / "tiny-run", tiny())
             (base / "tiny-run-made").touch()
     return base / "tiny-run"
+
+
+@pytest.fixture
+def run_server() -> Iterator[Callable[[Driver, ServerConfig], RobotServer]]:
+    """Starts the server of a robot, armed; closes it after the test."""
+    from realrl.robots.server import RobotServer
+    running = []
+
+    def start(driver: Driver, cfg: ServerConfig) -> RobotServer:
+        server = RobotServer(driver, cfg, arm=True, say=lambda line: None)
+        running.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in running:
+        server.close()

@@ -246,6 +246,15 @@ def test_what_a_model_without_a_vote_cannot_decide_is_left_to_trials(view: Chunk
         assert all(torch.equal(v, cloned[k]) for k, v in policy.net.state_dict().items()), "improvement goes on from re-imitation"
 
 
+@pytest.mark.parametrize(("share", "accepted"), [(1.0, False), (0.5, True), (0.0, True)])
+def test_how_much_of_a_models_error_counts_is_said(view: ChunkView, share: float, accepted: bool) -> None:
+    model = TransitionModel(2, 2, 2, OPEConfig(members=2, elites=2, hidden=(8,), misjudged=share), seed=0)
+    gate_ = Gate(DiffusionPolicy(small_policy(), 2, 2), model, nothing, view.encoded(state), "returns", seed=0, log=lambda step, said: None)
+    gate_.error = 0.05  # a gain of 0.06: less than 1.645 times that, more than half of it
+    before = torch.linspace(0.3, 0.4, 100)
+    assert gate_.judge(1, {"returns": before + 0.06}, {"returns": before}) == accepted
+
+
 def test_the_model_is_asked_about_the_starts_that_were_tried(view: ChunkView, fitted: tuple[TransitionModel, dict[str, float]]) -> None:
     torch.manual_seed(0)
     told: dict[str, float] = {}

@@ -36,21 +36,15 @@ class Live(Clock):
 
 
 @pytest.fixture
-def serve(tmp_path):
+def serve(tmp_path, run_server):
     """Serves the arm of test_keeper; gives its server."""
-    running = []
 
     def start(**cfg):
         settings = {"fps": 50.0, "ticks": 200.0, "port": 0, "log": tmp_path, "park_after": 5.0, "start": (0.1, 0.04), "watchdog": 20.0,
                     **cfg}
-        server = RobotServer(Arm(Live()), ServerConfig(**settings), arm=True, say=lambda line: None)
-        running.append(server)
-        server.start()
-        return server
+        return run_server(Arm(Live()), ServerConfig(**settings))
 
-    yield start
-    for server in running:
-        server.close()
+    return start
 
 
 def until(told, patience: float = 8.0) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +35,14 @@ SMALL = "--policy.hidden 16 --policy.blocks 1 --policy.diffusion.steps 2 --imita
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., RobotServer]]:
+def serve(tmp_path: Path, run_server: Callable[..., RobotServer]) -> Callable[..., RobotServer]:
     """Serves a simulated robot."""
-    running = []
 
     def start(task: str, latency: float = 0.0, **cfg: Any) -> RobotServer:
         cfg = {"port": 0, "log": tmp_path / "log", "watchdog": 100.0, "pace": 1.0, "stale": 10.0, **cfg}
-        driver, full = simulated(task, ServerConfig(**cfg), latency=latency)
-        server = RobotServer(driver, full, arm=True, say=lambda line: None)
-        running.append(server)
-        server.start()
-        return server
+        return run_server(*simulated(task, ServerConfig(**cfg), latency=latency))
 
-    yield start
-    for server in running:
-        server.close()
+    return start
 
 
 def recorded(folder: Path) -> list[Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -29,23 +29,23 @@ def _precision(allowed: str) -> Iterator[None]:
 
 
 @contextmanager
-def large_products() -> Iterator[None]:
-    """While something learns. Changes nothing where somebody chose a precision of their own."""
-    if torch.get_float32_matmul_precision() == "highest" and by_onednn():
-        with _precision("medium"):
+def _instead(usual: str, allowed: str) -> Iterator[None]:
+    """Only where it was so before: somebody may have chosen a precision of their own."""
+    if torch.get_float32_matmul_precision() == usual and by_onednn():
+        with _precision(allowed):
             yield
     else:
         yield
 
 
-@contextmanager
-def small_products() -> Iterator[None]:
+def large_products() -> AbstractContextManager[None]:
+    """While something learns."""
+    return _instead("highest", "medium")
+
+
+def small_products() -> AbstractContextManager[None]:
     """While something acts."""
-    if torch.get_float32_matmul_precision() == "medium" and by_onednn():
-        with _precision("highest"):
-            yield
-    else:
-        yield
+    return _instead("medium", "highest")
 
 
 @functools.cache

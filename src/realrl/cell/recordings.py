@@ -49,8 +49,8 @@ class Material:
 def sized(cfg: Any) -> Any:
     """The configuration of a method that imitates (fields policy, imitation, sight) with defaults that suit the set cfg.data: two fifths of
     a second a plan, two observations for the speed, a network wider than what it has to draw, cameras where there are any. Of a plan that
-    is too wide for that the clean chunk is predicted: velocity and noise are nearly the noisy chunk itself, which all the network's width
-    would go into carrying through (Adroit's door, 448 numbers a plan: nothing learned beyond the reference)."""
+    is too wide for that the clean chunk is predicted: as velocity, Adroit's door (448 numbers a plan) was not learned beyond its
+    reference."""
     store = opened(cfg.data, cfg.recorded)
     features = store.info["features"]
     actions = int(np.prod((features.get("action") or {}).get("shape") or [1]))

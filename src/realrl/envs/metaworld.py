@@ -5,7 +5,7 @@ and gripper. Success is the simulator's own, at the first step that reaches it.
 
 Three things are done differently from the package. Its `reset` leaves traces of earlier episodes (moved bodies, attributes set in
 the last reset, the solver's warm start), so the same seed gives different episodes; here every reset starts from a pristine copy.
-Its shaped reward is most of the cost of a step; with the sparse reward the parts that cannot change success are skipped. And most of what
+Its shaped reward is most of the cost of a step; with the sparse reward the parts that cannot change success are skipped. And much of what
 is left goes into stacking small arrays, in half of the tasks into one quaternion by scipy: `_frame` and `Turn` find the same numbers.
 """
 

@@ -49,7 +49,7 @@ class Imitation:
         self.actor = policy.actor.requires_grad_(True).train()
         self.average = averaged(self.actor, cfg.ema)
         self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, betas=(0.95, 0.999), weight_decay=cfg.weight_decay,
-                                           fused=True)  # a fifth of an update of the default network
+                                           fused=True)
         self.step = 0
         self.fitted: Tensor | None = None
         self.kept_back: Tensor | None = None
