@@ -217,21 +217,17 @@ def test_a_model_that_misjudges_what_is_known_loses_its_vote() -> None:
     assert misjudged(estimate, truth) == pytest.approx((0.25 - 1 / 24) ** 0.5)
     assert misjudged(truth, truth) == misjudged(truth[:1], truth[:1]) == 0.0
     assert misjudged(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])) == 0.0, "wrong of each, right on the whole"
-    old, new = torch.full((100,), 0.4), torch.full((100,), 0.5)
-    assert gate(new, old, margin=0.05, confidence=1.645, error=0.04).accepted
-    refused = gate(new, old, margin=0.05, confidence=1.645, error=0.06)
-    assert not refused.accepted and refused.low == pytest.approx(0.1 - 1.645 * 0.06, rel=1e-3)
 
 
 def test_what_a_model_without_a_vote_cannot_decide_is_left_to_trials(view: ChunkView, fitted: tuple[TransitionModel, dict[str, float]],
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    """Re-imitation must pass the gate of a model that knows; it must only not surely lose in one that is known to misjudge."""
+    """Re-imitation must pass the gate of a model that knows; one that is known to misjudge has no say in it."""
     torch.manual_seed(0)
     policy = DiffusionPolicy(small_policy(), 2, 2)
     cloned, started = ({k: v + i for k, v in policy.net.state_dict().items()} for i in (0, 1))
     told: dict[str, float] = {}
     few, first = ChunkView([walk(s) for s in range(76, 80)], chunk=2, n_obs=1, gamma=0.98), view.encoded(state).first
-    for error, gain, goes_on in ((0.0, -0.02, started), (0.0, 0.1, cloned), (0.05, -0.02, cloned), (0.05, -0.1, started)):
+    for error, gain, goes_on in ((0.0, -0.02, started), (0.0, 0.1, cloned), (0.05, -0.1, cloned)):
         gate_ = Gate(policy, fitted[0], nothing, view.encoded(state), "returns", seed=0, log=lambda step, said: told.update(said),
                      tried=few)
         assert gate_.tried and len(gate_.tried[0]) == 4 and torch.equal(gate_.tried[1], view.encoded(state).returns[first][-4:])
@@ -244,15 +240,6 @@ def test_what_a_model_without_a_vote_cannot_decide_is_left_to_trials(view: Chunk
         assert all(torch.equal(v, goes_on[k]) for k, v in product.items()), (error, gain)
         assert told["accepted"] == gate_.records[-1]["accepted"] == float(goes_on is cloned)
         assert all(torch.equal(v, cloned[k]) for k, v in policy.net.state_dict().items()), "improvement goes on from re-imitation"
-
-
-@pytest.mark.parametrize(("share", "accepted"), [(1.0, False), (0.5, True), (0.0, True)])
-def test_how_much_of_a_models_error_counts_is_said(view: ChunkView, share: float, accepted: bool) -> None:
-    model = TransitionModel(2, 2, 2, OPEConfig(members=2, elites=2, hidden=(8,), misjudged=share), seed=0)
-    gate_ = Gate(DiffusionPolicy(small_policy(), 2, 2), model, nothing, view.encoded(state), "returns", seed=0, log=lambda step, said: None)
-    gate_.error = 0.05  # a gain of 0.06: less than 1.645 times that, more than half of it
-    before = torch.linspace(0.3, 0.4, 100)
-    assert gate_.judge(1, {"returns": before + 0.06}, {"returns": before}) == accepted
 
 
 def test_the_model_is_asked_about_the_starts_that_were_tried(view: ChunkView, fitted: tuple[TransitionModel, dict[str, float]]) -> None:

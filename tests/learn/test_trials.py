@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from realrl.algos import rl100
 from realrl.algos.rl100 import OfflineConfig, OnlineConfig
@@ -87,6 +88,26 @@ def test_rollouts_explore_and_try_within_their_number():
     Trials(few, TrialsConfig(), seed=0).rollouts(a_policy(), [], 0, 4)
     assert [len(seeds) for _, seeds, _ in few.asked] == [2, 2], "with few rollouts some still explore"
     assert cell.said[1] == {"exploring": 1.0, "deployed": pytest.approx(2 / 3), "gap": pytest.approx(1 / 3), "env_steps": 7}
+
+
+def test_what_rl_made_is_tried_first_and_what_it_began_from_next():
+    """A round begins with weights 0, re-imitation makes 1, RL 2; trials say which goes on, and whose trials count as its own."""
+    ended = lambda *won: [SimpleNamespace(succeeded=w) for w in won]
+    for outcomes, goes_on, label in (([[True, True]], 2.0, "rollout-2-deployed"),
+                                     (([False, False], [True, True]), 1.0, "rollout-2-deployed-again"),
+                                     (([False, False], [False, False]), 0.0, "rollout-1-deployed")):
+        policy = torch.nn.ModuleDict({"net": torch.nn.Linear(1, 1, bias=False), "encoder": torch.nn.Linear(1, 1, bias=False)}).requires_grad_(False)
+        fill = lambda net, encoder, policy=policy: {"net.weight": torch.full((1, 1), net), "encoder.weight": torch.full((1, 1), encoder)}
+        began, made = fill(0.0, 0.0), fill(2.0, 5.0)
+        policy.load_state_dict(made)
+        trials, asked = Trials(Notebook(), TrialsConfig(episodes=2), seed=0), iter(outcomes)
+        trials.won = [True, False]
+        trials.run = lambda *args, asked=asked, **how: ended(*next(asked))
+        assert trials.settle(policy, began, [{"weight": torch.ones(1, 1)}], 0, 60) == (goes_on == 0.0)
+        assert float(policy["net"].weight) == goes_on and float(policy["encoder"].weight) == (5.0 if goes_on else 0.0), "one encoder"
+        assert trials.tried == label and next(asked, None) is None
+        assert ("offline round 1, without RL," in trials.lines) == (goes_on < 2.0)
+    assert trials.lines["offline round 1, without RL,"] == "offline round 1, without RL, was sent back: 0 % of 2 trials against 50 %"
 
 
 @pytest.mark.parametrize("field", [{"back": 0.6}, {"enough": 0.0}, {"every": 0}, {"episodes": -1}])

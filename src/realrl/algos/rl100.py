@@ -171,11 +171,12 @@ class OfflineRound:
         self.started, self.won = started, won
         self.left = left_to_gain(won, cfg.trials.rest)
 
-    def improve(self, advance: Any) -> None:
-        """Run the round; the policy ends as the last accepted candidate, or as the better of what began it and re-imitation's product."""
+    def improve(self, advance: Any) -> list[dict[str, Tensor]]:
+        """Run the round; the policy ends as the last accepted candidate, or as the better of what began it and re-imitation's product. The
+        noise networks that are returned deserve a trial, too: re-imitation's, where RL's took its place."""
         offline, random = self.cfg.offline, generator(self.seed, "offline", device=self.policy.device)
         product, score = self.gate.begin(self.started, self.won)
-        base, refused = self.ppo.keep(), 0  # where refused candidates are undone to: improvement goes on from re-imitation, as in the paper
+        first, base, refused = product, self.ppo.keep(), 0  # refused candidates are undone to base: re-imitation at first, as in the paper
         origin = self._probe()
         for iteration in range(1, offline.iterations + 1):
             cond = self.cond[torch.randint(len(self.cond), (offline.states,), generator=random, device=self.cond.device)]
@@ -183,9 +184,8 @@ class OfflineRound:
             advantage = self.critics.advantage(cond, chain[:, -1].clamp(-1.0, 1.0))
             stats = self.ppo.fit(cond, chain, advantage, random, left=self.left)
             drift = float((self._probe() - origin).square().mean().sqrt())
-            gap = self.student.follow(self.cond, random)
             self.log(iteration, {"advantage_mean": float(advantage.mean()), "advantage_std": float(advantage.std()), "drift": drift,
-                                 "student_gap": gap, **stats})
+                                 "student_gap": self.student.follow(self.cond, random), **stats})
             advance(1)
             if iteration % offline.gate_every == 0 or iteration == offline.iterations or drift > offline.max_drift:
                 candidate = self.gate.score()
@@ -197,6 +197,7 @@ class OfflineRound:
                 if drift > offline.max_drift or refused >= offline.patience:
                     break
         self.policy.net.load_state_dict(product)
+        return [first] if product is not first is not self.started else []
 
     def _probe(self) -> Tensor:
         """What the policy does at 1000 fixed recorded states with fixed noise, exploring [1000, K, A]: its distance is the drift."""
@@ -370,8 +371,7 @@ def _offline(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, demo
     """Round m: rollouts of pi_m join the data, pi_m <- IL(D_m) on the successes, critics and model are fitted, the policy improves, its
     product is tried, and the better one goes on.
 
-    Returns V. The paper re-imitates at the end of a round; doing it at the beginning is the same loop, except that the first
-    round profits too, and that a round ends with the policy it judged.
+    Returns V. The paper re-imitates at a round's end; at its beginning the first round profits, too, and a round ends as it was judged.
     """
     name, offline = f"offline-{m + 1}", cfg.offline
     fitted = value_net(policy.cond_dim, cfg.critic, eyes=policy.encoder is not None).to(policy.device)
@@ -392,8 +392,8 @@ def _offline(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, demo
                 known = decisions(tried) if tried and not moved else None
                 stage = OfflineRound(policy, decisions(data), sized, seed=derive(cfg.seed, "offline", m), log=cell.run.logger(name),
                                      started=started, tried=known, won=[] if moved else trials.won)
-                stage.improve(advance)
-            back = trials.sent_back(policy, began, m, offline.rollouts)
+                others = stage.improve(advance)
+            back = trials.settle(policy, began, others, m, offline.rollouts)
             fitted.load_state_dict((value if back and moved and value else stage.critics.value).state_dict())
         cell.run.save(f"{name}-candidates", 1, judged=stage.gate.kept())
         cell.run.save(name, 1, policy=policy, value=fitted, trials=trials)

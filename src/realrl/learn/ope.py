@@ -69,13 +69,11 @@ class OPEConfig:
     """What a candidate must gain, see `gate`."""
     confidence: float = 1.645
     """Standard errors between the mean gain and the bound that must reach the margin: 1.645 = 95 %, one-sided."""
-    misjudged: float = 1.0
-    """Share of what the model is wrong by on real trials that counts as the error of a comparison; 0 = the paper's gate."""
 
     def __post_init__(self) -> None:
         check(self, members="[2, 1000]", elites="[2, 1000]", hidden="[1, 16384]", lr="(0, 1]", weight_decay="[0, 1]", batch="[1, 1e6]",
               steps="[1, 1e9]", holdout="(0, 1)", starts="[1, 1e6]", horizon="[1, 1e6]", doubt="[0, 1]", limit="(0, 1]", slack="[0, 1e6]",
-              margin="[-1e6, 1e6]", confidence="[0, 100]", misjudged="[0, 1]")
+              margin="[-1e6, 1e6]", confidence="[0, 100]")
         if self.elites > self.members:
             raise OutOfBounds(OPEConfig, "elites", f"must lie in 2..{self.members} (members), got {self.elites}")
 
@@ -326,21 +324,20 @@ class Verdict:
     delta: float
 
 
-def gate(candidate: Tensor, incumbent: Tensor, *, margin: float, confidence: float, ceiling: float | None = None,
-         error: float = 0.0) -> Verdict:
+def gate(candidate: Tensor, incumbent: Tensor, *, margin: float, confidence: float, ceiling: float | None = None) -> Verdict:
     """Whether the candidate replaces the incumbent: the lower confidence bound of the mean paired difference is positive and at
     least delta. candidate, incumbent: [N], estimates from the same starts with the same noise.
 
     Without a ceiling, `margin` is a share of the incumbent's estimate, delta = margin |J| (RL-100, section 5; for AM-Q). With one
     (1 for a success probability), it is a share of what is left to gain, delta = margin (ceiling - J): a policy at 0.97 can never
-    be improved by 5 % of itself, but by 5 % of its failures it can. The bound covers the draw of start states, so N should not exceed
-    the distinct starts by much, and the model's `error` where real trials showed it (`misjudged`). Pure: no state, no randomness.
+    be improved by 5 % of itself, but by 5 % of its failures it can. The bound covers the draw of start states alone, so N should not
+    exceed the distinct starts by much, and what passes is tried (`learn.trials`). Pure: no state, no randomness.
     """
     if candidate.shape != incumbent.shape or candidate.ndim != 1 or len(candidate) < 2:
         raise ValueError(f"the gate compares two vectors of equal length >= 2, got {list(candidate.shape)} and {list(incumbent.shape)}")
     difference = (candidate - incumbent).double()
     gain = float(difference.mean())
-    low = gain - confidence * math.hypot(float(difference.std()) / math.sqrt(len(difference)), error)
+    low = gain - confidence * float(difference.std()) / math.sqrt(len(difference))
     now = float(incumbent.double().mean())
     delta = margin * (abs(now) if ceiling is None else max(ceiling - now, 0.0))
     return Verdict(low > 0 and low >= delta, float(candidate.double().mean()), now, gain, low, delta)
@@ -358,8 +355,8 @@ def misjudged(estimate: Tensor, truth: Tensor) -> float:
 class Gate:
     """A round's judge (section 5): scores the policy as it is now in the model, compares scores, remembers all of it for the audit.
 
-    tried: real trials of what the round starts from; `check` asks the model about those, and what it is found wrong by counts as the error
-    of all that it says.
+    tried: real trials of what the round starts from; `check` asks the model about those, and where it is found wrong it may propose, and
+    refuses nothing that can be tried without it.
     """
 
     def __init__(self, policy: DiffusionPolicy, model: TransitionModel, q: Value, table: Encoded, measure: str, *, seed: int, log: Log,
@@ -385,8 +382,7 @@ class Gate:
         """(noise network, score) that a round's candidates must beat: re-imitation's, which the policy holds, if it passes the gate, else
         that of `started`, the network from before; None where that one cannot be tried. won: how the real trials of it ended.
 
-        Where those show that the model misjudges, it has no vote, except that it may be sure: re-imitation, which the paper does not
-        judge, is then left to its own trials.
+        Where those show that the model misjudges, it has no vote on re-imitation, which the paper does not judge: its trials decide.
         """
         cloned = self.net()
         self.policy.net.load_state_dict(started or cloned)
@@ -397,7 +393,7 @@ class Gate:
         if started is None:
             return cloned, before
         score = self.score()
-        return (cloned, score) if self.judge(0, score, before, veto=self.error > 0) else (started, before)
+        return (cloned, score) if self.judge(0, score, before, vote=self.error == 0) else (started, before)
 
     def kept(self) -> dict[str, Any]:
         """What the audit needs: all that was judged, with the encoder it was seen with."""
@@ -416,12 +412,12 @@ class Gate:
             self.error = misjudged(said, truth)
             self.log(0, {"model_said": float(said.mean()), "trials_said": float(truth.mean()), "model_error": self.error})
 
-    def judge(self, iteration: int, candidate: Mapping[str, Tensor], incumbent: Mapping[str, Tensor], *, veto: bool = False) -> bool:
-        """The paired gate on the configured measure; every measure is remembered. veto: the candidate passes unless it surely loses."""
+    def judge(self, iteration: int, candidate: Mapping[str, Tensor], incumbent: Mapping[str, Tensor], *, vote: bool = True) -> bool:
+        """The paired gate on the configured measure; every measure is remembered. vote: False = the candidate passes, whatever it says."""
         cfg, measure = self.model.cfg, self.measure
         verdict = gate(candidate[measure], incumbent[measure], margin=cfg.margin, confidence=cfg.confidence,
-                       ceiling=1.0 if measure == "success" else None, error=cfg.misjudged * self.error)
-        accepted = 2 * verdict.gain - verdict.low > 0 if veto else verdict.accepted  # twice the mean less the lower bound: the upper one
+                       ceiling=1.0 if measure == "success" else None)
+        accepted = verdict.accepted or not vote
         said = {"ope_estimate": verdict.candidate, "ope_gain": verdict.gain, "ope_low": verdict.low, "accepted": float(accepted)}
         self.log(iteration, said)
         self.remember({"iteration": iteration, "estimate": verdict.candidate, **said}, candidate)

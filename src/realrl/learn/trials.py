@@ -135,17 +135,21 @@ class Trials:
         self.gap([e.succeeded for e in explored], self.won)
         return data, tried
 
-    def sent_back(self, policy: DiffusionPolicy, began: Mapping[str, Any], m: int, most: int) -> bool:
-        """Try the product of offline round m, and go back to what the round began with where that solved more. Whether it did."""
-        stage, label = f"offline round {m + 1}", f"rollout-{m + 2}-deployed"
-        if all(torch.equal(value, began[key]) for key, value in policy.state_dict().items() if not key.startswith("student.")):
+    def settle(self, policy: DiffusionPolicy, began: Mapping[str, Any], others: Sequence[Mapping[str, Any]], m: int, most: int) -> bool:
+        """Try the product of offline round m, then it with the noise networks of `others`, until one solves no fewer starts than what the
+        round began with; go back to that where none does. Whether it did."""
+        stage, product = f"offline round {m + 1}", {key: value.clone() for key, value in policy.state_dict().items()}
+        if all(torch.equal(value, began[key]) for key, value in product.items() if not key.startswith("student.")):
             self.lines[stage] = f"{stage} changed nothing: no candidate passed the gate"
             return False
-        tried = self.run(policy, label, 2 * most // 3, plans_only=False)
-        back = self.challenge(stage, tried, self.cfg.back, label).worse(self.cfg.back)
-        if back:
-            policy.load_state_dict(began)
-        return back
+        for n, net in enumerate(({}, *others)):
+            policy.load_state_dict({**product, **{f"net.{key}": value for key, value in net.items()}})
+            label = f"rollout-{m + 2}-deployed" + n * "-again"
+            tried = self.run(policy, label, 2 * most // 3, plans_only=False)
+            if not self.challenge(stage + n * ", without RL,", tried, self.cfg.back, label).worse(self.cfg.back):
+                return False
+        policy.load_state_dict(began)
+        return True
 
     def challenge(self, stage: str, tried: Sequence[Episode], level: float, label: str = "") -> Duel:
         """A stage's product, by its trials, against the policy as it stands: it takes the place of that one unless it is worse."""
