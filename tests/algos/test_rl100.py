@@ -269,7 +269,11 @@ def test_the_noise_cools_evenly_and_stays_cool():
     stage, heats = online(cool=0.2, iterations=5), []
     for stage.iteration in range(7):
         heats.append(stage.heat())
-    assert heats == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2]) and online().heat() == 1.0
+    assert heats == pytest.approx([1.0, 0.6, 0.2, 0.2, 0.2, 0.2, 0.2]) and online().heat() == 1.0
+    stage.trials = Trials(None, TrialsConfig(), seed=0)
+    assert stage.heat() == pytest.approx(0.2), "nobody tried"
+    stage.trials.won = [True, False, False, False]
+    assert stage.heat() == pytest.approx(0.8), "what mostly fails still explores"
     with pytest.raises(RealrlError, match=r"online\.cool must be above 0"):
         OnlineConfig(cool=0)
 

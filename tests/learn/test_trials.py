@@ -96,7 +96,7 @@ def test_what_rl_made_is_tried_first_and_what_it_began_from_next():
     for outcomes, goes_on, label in (([[True, True]], 2.0, "rollout-2-deployed"),
                                      (([False, False], [True, True]), 1.0, "rollout-2-deployed-again"),
                                      (([False, False], [False, False]), 0.0, "rollout-1-deployed")):
-        policy = torch.nn.ModuleDict({"net": torch.nn.Linear(1, 1, bias=False), "encoder": torch.nn.Linear(1, 1, bias=False)}).requires_grad_(False)
+        policy = torch.nn.ModuleDict({part: torch.nn.Linear(1, 1, bias=False).requires_grad_(False) for part in ("net", "encoder")})
         fill = lambda net, encoder, policy=policy: {"net.weight": torch.full((1, 1), net), "encoder.weight": torch.full((1, 1), encoder)}
         began, made = fill(0.0, 0.0), fill(2.0, 5.0)
         policy.load_state_dict(made)

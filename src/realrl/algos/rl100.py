@@ -1,8 +1,7 @@
 """RL-100 (arXiv 2510.14830): demonstrations -> diffusion imitation -> iterated offline RL -> online RL -> a one-step policy.
 
-Read top to bottom: the configuration, the offline stage (IQL critics, off-policy-evaluation gate), the online stage (GAE), and `train`,
-which runs the stages in order; both RL stages share the objective of `learn.ppo`, and what a stage made goes on only if its trials are not
-worse than those of what it began with (`learn.trials`). docs/methods/rl100.md maps equations to lines and says where this departs and why.
+Read top to bottom: configuration, offline stage (IQL critics, gate), online stage (GAE), and `train`. Both learn by `learn.ppo`; what a
+stage made goes on unless its trials are worse (`learn.trials`). docs/methods/rl100.md maps equations to lines and tells departures.
 """
 
 from __future__ import annotations
@@ -72,17 +71,17 @@ class OfflineConfig:
 class OnlineConfig:
     """The online stage: PPO with GAE on whole episodes."""
 
-    iterations: int = 20
-    """Rounds of collection and update, at most."""
+    iterations: int = 40
+    """Rounds of collection and update, at most: a solved task ends them, see `trials.enough`."""
     episodes: int = 100
     """Episodes per round."""
     practice: float = 0.2
     """Share of the episodes that repeat starts which failed before; at 98 % success a fresh start teaches almost nothing."""
     warmup: int = 2
     """Rounds that fit V only, before the policy moves."""
-    cool: float = 1.0
-    """Share of the sampling noise that the last round keeps; it falls evenly from all of it in the first. RL improves the chain with its
-    noise, and what is deployed is the chain without: below 1 the two become one policy while RL still runs."""
+    cool: float = 0.3
+    """Share of the sampling noise that is left after half of the rounds, falling evenly, where all trials succeed; more where some fail.
+    RL improves the chain with noise, and what is deployed is the chain without: so the two become one while RL still runs."""
     lam: float = 0.95
     """GAE's lambda for the advantages; where the dynamics are deterministic, a small one says nearly the same with far less noise."""
     value_lam: float = 0.95
@@ -127,7 +126,7 @@ class RL100Config(Scene):
     """Offline rounds."""
     online: OnlineConfig = field(default_factory=OnlineConfig)
     """Online RL."""
-    distill: DistillConfig = field(default_factory=DistillConfig)
+    distill: DistillConfig = field(default_factory=lambda: DistillConfig(steps=1000))
     """One-step student."""
     trials: TrialsConfig = field(default_factory=TrialsConfig)
     """Real trials of every product."""
@@ -240,7 +239,8 @@ class Online:
 
     def heat(self) -> float:
         """What this round leaves of the sampling noise."""
-        return 1 - (1 - self.cfg.online.cool) * min(self.iteration / max(self.cfg.online.iterations - 1, 1), 1.0)
+        done, solved = 2 * self.iteration / max(self.cfg.online.iterations - 1, 1), self.trials.share if self.trials else 1.0
+        return 1 - (1 - self.cfg.online.cool) * min(done, 1.0) * solved
 
     def round(self, cell: Cell) -> dict[str, float]:
         """Collect, learn, and return what one needs to see."""

@@ -330,8 +330,8 @@ def gate(candidate: Tensor, incumbent: Tensor, *, margin: float, confidence: flo
 
     Without a ceiling, `margin` is a share of the incumbent's estimate, delta = margin |J| (RL-100, section 5; for AM-Q). With one
     (1 for a success probability), it is a share of what is left to gain, delta = margin (ceiling - J): a policy at 0.97 can never
-    be improved by 5 % of itself, but by 5 % of its failures it can. The bound covers the draw of start states alone, so N should not
-    exceed the distinct starts by much, and what passes is tried (`learn.trials`). Pure: no state, no randomness.
+    be improved by 5 % of itself, but by 5 % of its failures it can. The bound covers the draw of start states alone (N should not pass the
+    distinct starts by much), so what passes is tried. Pure: no state, no randomness.
     """
     if candidate.shape != incumbent.shape or candidate.ndim != 1 or len(candidate) < 2:
         raise ValueError(f"the gate compares two vectors of equal length >= 2, got {list(candidate.shape)} and {list(incumbent.shape)}")
@@ -346,17 +346,13 @@ def gate(candidate: Tensor, incumbent: Tensor, *, margin: float, confidence: flo
 def misjudged(estimate: Tensor, truth: Tensor) -> float:
     """By how much a model misjudges a policy whose real trials are known, beyond what their number explains: the mean difference [],
     less its standard error in squares. estimate, truth: [N], the same measure from the same starts; 0 with fewer than 2 trials."""
-    if len(truth) < 2:
-        return 0.0
     difference = (estimate - truth).double()
-    return math.sqrt(max(float(difference.mean()) ** 2 - float(difference.var()) / len(difference), 0.0))
+    return 0.0 if len(truth) < 2 else math.sqrt(max(float(difference.mean()) ** 2 - float(difference.var()) / len(difference), 0.0))
 
 
 class Gate:
-    """A round's judge (section 5): scores the policy as it is now in the model, compares scores, remembers all of it for the audit.
-
-    tried: real trials of what the round starts from; `check` asks the model about those, and where it is found wrong it may propose, and
-    refuses nothing that can be tried without it.
+    """A round's judge (section 5): scores the policy as it is now in the model, compares scores, remembers all of it for the audit. tried:
+    real trials of what the round starts from; `check` asks the model about those, and what that finds wrong cannot refuse re-imitation.
     """
 
     def __init__(self, policy: DiffusionPolicy, model: TransitionModel, q: Value, table: Encoded, measure: str, *, seed: int, log: Log,
@@ -380,9 +376,8 @@ class Gate:
 
     def begin(self, started: dict[str, Tensor] | None, won: Sequence[bool]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(noise network, score) that a round's candidates must beat: re-imitation's, which the policy holds, if it passes the gate, else
-        that of `started`, the network from before; None where that one cannot be tried. won: how the real trials of it ended.
-
-        Where those show that the model misjudges, it has no vote on re-imitation, which the paper does not judge: its trials decide.
+        that of `started`, the network from before; None where that one cannot be tried. won: how the real trials of it ended: where they
+        show that the model misjudges, it has no vote on re-imitation, which the paper does not judge.
         """
         cloned = self.net()
         self.policy.net.load_state_dict(started or cloned)
