@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.recap
     OMP_NUM_THREADS=1 python -m benchmarks.recap --groups colours --policy.width 32 --policy.plan 2 --policy.chunk 2 --pretraining.steps 300
     OMP_NUM_THREADS=1 python -m benchmarks.recap --groups coffee plate --seeds 0 1 2 --rounds 2 --rollouts 150
+    OMP_NUM_THREADS=1 python -m benchmarks.recap --sweep defaults --seeds 0 1 2
     OMP_NUM_THREADS=1 python -m benchmarks.recap --sweep rounds-2 positive-10 positive-50 ahead-8
 
 A run pre-trains on all tasks of a group, fine-tunes each, lets it practise beside a scripted person, and learns from the same data in every
@@ -38,9 +39,9 @@ GROUPS = {"colours": ("red", "blue"), "coffee": ("coffee-push-v3", "coffee-pull-
 BASE = RecapConfig(policy=FlowPolicyConfig(), rounds=1, compare=("filtered", "positive", "awr", "shuffled"), marks=True, guidances=(2.0,))
 OWN = {"policy": RecapConfig().policy, "rounds": 2, "compare": (), "marks": False, "guidances": ()}
 SWEEPS: dict[str, Mapping[str, Any]] = {
-    "base": {}, "rounds-2": OWN, **{f"positive-{p}": {"positive": p / 100} for p in (10, 30, 50)},
+    "base": {}, "defaults": OWN, "rounds-2": OWN, **{f"positive-{p}": {"positive": p / 100} for p in (10, 30, 50)},
     **{f"ahead-{n}": {"ahead": n} for n in (8, 200)}}
-"""What else is tried: two rounds with guidance, as `realrl train recap` does them; the share of practised actions that is taken for good;
+"""What else is tried: two rounds with guidance, as `realrl train recap` does them (with its fits; `rounds-2` had smaller ones); the share of practised actions that is taken for good;
 the steps that an advantage looks ahead. Guidance is a way of acting and is judged in every run (`--guidances`)."""
 
 
