@@ -41,8 +41,9 @@ OWN = {"policy": RecapConfig().policy, "rounds": 2, "compare": (), "marks": Fals
 SWEEPS: dict[str, Mapping[str, Any]] = {
     "base": {}, "defaults": OWN, "rounds-2": OWN, **{f"positive-{p}": {"positive": p / 100} for p in (10, 30, 50)},
     **{f"ahead-{n}": {"ahead": n} for n in (8, 200)}}
-"""What else is tried: two rounds with guidance, as `realrl train recap` does them (with its fits; `rounds-2` had smaller ones); the share of practised actions that is taken for good;
-the steps that an advantage looks ahead. Guidance is a way of acting and is judged in every run (`--guidances`)."""
+"""What else is tried: `realrl train recap` as it comes, two rounds with guidance (`rounds-2`: the same with fits that flags made smaller);
+the share of practised actions that is taken for good; the steps that an advantage looks ahead. Guidance is a way of acting and is judged
+in every run (`--guidances`)."""
 
 
 def toy_size(cfg: RecapConfig) -> RecapConfig:
