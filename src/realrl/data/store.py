@@ -2,9 +2,8 @@
 
 Every append publishes its video files (one a camera), one data file and one episodes file. The episodes file is the commit: a file
 that no episodes row names does not exist for a reader, so whatever dies when, an episode is wholly there or not there. `info.json`
-and `stats.json` are summaries that anyone can rebuild from the episodes files, and that are rebuilt when they fell behind. The many
-small episodes files are merged as they come, like the digits of a counter (`compaction.small_files`), so that opening stays fast and
-an append costs what the episode costs.
+and `stats.json` are summaries, rebuilt from the episodes files when they fell behind. The many small episodes files are merged as they
+come, like the digits of a counter (`compaction.small_files`), so that opening stays fast and an append costs what the episode costs.
 
 What LeRobot has no place for travels in the episodes row: the observation after the last action (`last/observation.<key>`, and for
 cameras `videos/<key>/last_timestamp`, see `footage`), `terminated`, `truncated`, `success`, `policy` and `seed`.
@@ -443,3 +442,9 @@ class Store:
 
     def _next_row_key(self) -> FileKey:
         return self._next_key(max(((int(p.parent.name.split("-")[1]), int(p.stem.split("-")[1])) for p in self._tables), default=None))
+
+
+def open_dataset(directory: str | Path, **reading: Any) -> Recordings:
+    """A dataset of any version of the layout, see `realrl.data.formats.open_dataset`: where people look for it first."""
+    from realrl.data import formats
+    return formats.open_dataset(directory, **reading)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from realrl.data import video
+from realrl.data import store, video
 from realrl.data.formats import open_dataset
 from realrl.data.formats.lerobot_v2 import Legacy
 from realrl.data.store import Store
@@ -75,7 +75,8 @@ def test_version_2_reads_as_version_3_does(tmp_path: Path) -> None:
 
 def test_version_3_opens_as_a_store_and_others_get_one_line(tmp_path: Path) -> None:
     Store.create(tmp_path / "new", task="t", fps=10)
-    assert isinstance(open_dataset(tmp_path / "new"), Store)
+    assert isinstance(open_dataset(tmp_path / "new"), Store) and isinstance(store.open_dataset(tmp_path / "new"), Store)
+    assert len(store.open_dataset(old(tmp_path / "older")).read()) == len(open_dataset(tmp_path / "older").read()) > 0
     with pytest.raises(RealrlError, match=r"v2\.1.*open_dataset"):
         Store.open(old(tmp_path / "old"))
     path = tmp_path / "old/meta/info.json"
