@@ -78,9 +78,10 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--turns", type=int, default=3, help="measurements of each, of which the median counts")
+    parser.add_argument("--busy", type=int, nargs="+", default=[0, available_cores()], help="busy processes beside it")
     args = parser.parse_args(words)
     table = Table(RESULTS / "waiting.jsonl", ("busy", "way"))
-    for busy in (0, available_cores()):
+    for busy in args.busy:
         found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         with company(busy):
             for _ in range(args.turns):
