@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start, too: threa
 
 # The children of multiprocessing's forkserver begin from a clean process that has imported this already: a start costs milliseconds.
 multiprocessing.get_context("forkserver").set_forkserver_preload(
-    ["pytest", "realrl.run", "realrl.data.store", "realrl.data.tools.check", "realrl.data.tools.edit", "realrl.data.tools.repair"])
+    ["pytest", "torch._dynamo", "mujoco", "scipy.stats", "matplotlib.pyplot", "realrl.run", "realrl.data.store", "realrl.data.tools.check",
+     "realrl.data.tools.edit", "realrl.data.tools.repair", "realrl.cell.cell", "realrl.algos.rl100", "realrl.cli.main"])
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -56,6 +58,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: rank.get(item.path, len(LONG)))
     if config.getoption("--quick"):
         items[:] = [item for item in items if item.get_closest_marker("slow") is None]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forkserver(request: pytest.FixtureRequest) -> None:
+    """It starts beside the first tests, with the environment that all have in common."""
+    if not request.config.getoption("--quick"):
+        multiprocessing.forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")
