@@ -10,6 +10,7 @@ import multiprocessing.forkserver
 import multiprocessing.process
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ class Child:
     def __init__(self, *words: str | Path, cwd: Path | None = None) -> None:
         self._said = [Path(tempfile.mkstemp(prefix="realrl-child-")[1]) for _ in range(2)]
         place = os.fspath(cwd or Path.cwd())
-        self.process = FORKED.Process(target=_python, args=([*map(str, words)], place, dict(os.environ), [*filter(None, sys.path)], self._said))
+        order = ([*map(str, words)], place, dict(os.environ), [*filter(None, sys.path)], self._said)
+        self.process = FORKED.Process(target=_python, args=order)
         self.process.start()
         assert self.process.pid is not None
         self.pid = self.process.pid
@@ -53,6 +55,7 @@ class Child:
 
 
 def _python(words: list[str], cwd: str, environment: dict[str, str], path: list[str], said: Sequence[Path]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts tests in the background may have it ignored
     os.chdir(cwd)
     multiprocessing.process.ORIGINAL_DIR = cwd  # as if it had begun here: its own workers will
     server: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
