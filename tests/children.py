@@ -32,6 +32,11 @@ class Child:
         assert self.process.pid is not None
         self.pid = self.process.pid
 
+    @property
+    def out(self) -> str:
+        """What it has printed so far."""
+        return self._said[0].read_text()
+
     def poll(self) -> int | None:
         """Its exit code, None while it runs."""
         return self.process.exitcode

@@ -88,7 +88,8 @@ def learner(folder: Path) -> None:
 
 
 @contextmanager
-def beside(folder: Path, *, make: Callable[[], Cart] = Cart, cfg: StreamConfig = FAST, starts_with: GaussianPolicy | None = None) -> Iterator[Any]:
+def beside(folder: Path, *, make: Callable[[], Cart] = Cart, cfg: StreamConfig = FAST,
+           starts_with: GaussianPolicy | None = None) -> Iterator[Any]:
     """A learner beside a robot."""
     with Run(folder, resume=True) as run, WorkCell(run, SCENE, make=make) as cell, cell.stream("walk", starts_with or policy(), stage=1,
                                                                                                cfg=cfg) as stream:
