@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 if TYPE_CHECKING:
     from realrl.robots.driver import Driver
     from realrl.robots.server import RobotServer
     from realrl.robots.settings import ServerConfig
 
-torch.set_num_threads(1)  # results do not depend on the machine's cores, and small nets run faster so
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start, too: threads that wait take a core
+# Torch takes it up as it is imported: results do not depend on the machine's cores, small nets run faster so, and threads that wait take
+# a core, of what tests start, too.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # The children of multiprocessing's forkserver begin from a clean process that has imported this already: a start costs milliseconds.
 multiprocessing.get_context("forkserver").set_forkserver_preload(
