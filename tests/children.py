@@ -62,8 +62,8 @@ class Child:
 def _python(words: list[str], cwd: str, environment: dict[str, str], path: list[str], said: Sequence[Path]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts tests in the background may have it ignored
     os.chdir(cwd)
-    multiprocessing.process.ORIGINAL_DIR = cwd  # as if it had begun here: its own workers will
-    server: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    vars(multiprocessing.process)["ORIGINAL_DIR"] = cwd  # as if it had begun here: its own workers will
+    server: Any = multiprocessing.forkserver._forkserver
     server.ensure_running = lambda: None  # they come from the server that it comes from
     os.environ.clear()
     os.environ.update(environment)
