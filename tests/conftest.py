@@ -23,7 +23,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 # The children of multiprocessing's forkserver begin from a clean process that has imported this already: a start costs milliseconds.
 multiprocessing.get_context("forkserver").set_forkserver_preload(
-    ["pytest", "torch._dynamo", "mujoco", "scipy.stats", "matplotlib.pyplot", "realrl.run", "realrl.data.store", "realrl.data.tools.check",
+    ["realrl.run", "pytest", "torch._dynamo", "mujoco", "scipy.stats", "matplotlib.pyplot", "realrl.data.store", "realrl.data.tools.check",
      "realrl.data.tools.edit", "realrl.data.tools.repair", "realrl.cell.cell", "realrl.algos.rl100", "realrl.cli.main"])
 
 ROOT = Path(__file__).resolve().parent.parent
