@@ -27,7 +27,7 @@ class Child:
         self._said = [Path(tempfile.mkstemp(prefix="realrl-child-")[1]) for _ in range(2)]
         place = os.fspath(cwd or Path.cwd())
         order = ([*map(str, words)], place, dict(os.environ), [*filter(None, sys.path)], self._said)
-        self.process = FORKED.Process(target=_python, args=order)
+        self.process = FORKED.Process(target=_python, args=order, daemon=True)  # who is left running at the end is ended
         self.process.start()
         assert self.process.pid is not None
         self.pid = self.process.pid
@@ -60,6 +60,7 @@ class Child:
 
 
 def _python(words: list[str], cwd: str, environment: dict[str, str], path: list[str], said: Sequence[Path]) -> None:
+    multiprocessing.current_process().daemon = False  # it may have children of its own
     signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts tests in the background may have it ignored
     os.chdir(cwd)
     vars(multiprocessing.process)["ORIGINAL_DIR"] = cwd  # as if it had begun here: its own workers will

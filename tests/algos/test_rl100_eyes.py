@@ -209,8 +209,8 @@ def test_a_policy_that_sees_learns_where_the_state_alone_cannot():
     found = episodes(60)
     view = ChunkView(found, chunk=2, n_obs=1, gamma=0.98)
     policy = make_policy(view)
-    trainer = Imitation(policy, view, ImitationConfig(steps=300, batch=64, lr=2e-3, warmup=20), seed=0)
-    while trainer.step < 300:
+    trainer = Imitation(policy, view, ImitationConfig(steps=500, batch=64, lr=2e-3, warmup=20), seed=0)
+    while trainer.step < 500:
         losses = trainer.update()
     trainer.finish()
     assert losses["recon"] > 0 and losses["kl"] > 0
