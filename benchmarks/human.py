@@ -81,7 +81,7 @@ class Setting:
     @property
     def episodes(self) -> int:
         """How many held-out starts."""
-        return 2 if self.smoke else EPISODES
+        return 1 if self.smoke else EPISODES
 
 
 class Executing:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import multiprocessing.forkserver
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 if TYPE_CHECKING:
     from realrl.robots.driver import Driver
     from realrl.robots.server import RobotServer
     from realrl.robots.settings import ServerConfig
 
-torch.set_num_threads(1)  # results do not depend on the machine's cores, and small nets run faster so
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start, too: threads that wait take a core
+# Torch takes it up as it is imported: results do not depend on the machine's cores, small nets run faster so, and threads that wait take
+# a core, of what tests start, too.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # The children of multiprocessing's forkserver begin from a clean process that has imported this already: a start costs milliseconds.
 multiprocessing.get_context("forkserver").set_forkserver_preload(
-    ["pytest", "realrl.run", "realrl.data.store", "realrl.data.tools.check", "realrl.data.tools.edit", "realrl.data.tools.repair"])
+    ["realrl.run", "pytest", "torch._dynamo", "mujoco", "scipy.stats", "matplotlib.pyplot", "realrl.data.store", "realrl.data.tools.check",
+     "realrl.data.tools.edit", "realrl.data.tools.repair", "realrl.cell.cell", "realrl.algos.rl100", "realrl.cli.main"])
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -30,10 +33,15 @@ TESTS = ROOT / "tests"
 QUICK = ("test_architecture.py", "test_losses.py", "test_config.py", "test_docs.py", "nets", "generative", "learn", "policies", "robots",
          "data/test_views.py", "data/test_side.py", "cell/test_rollout.py", "cell/test_evaluate.py", "envs/test_toy.py")
 # The longest first, so that no process is left alone with one at the end; `--dist loadfile` hands out whole files in this order.
-LONG = ("data/record/test_recorder_kill.py", "test_nothing_lost.py", "algos/test_rl100_eyes.py", "cli/test_cli.py", "test_resume.py",
-        "test_benchmarks.py", "algos/test_rl100.py", "test_learns.py", "data/test_fuzz.py", "cell/test_collect.py", "cell/test_cell.py",
-        "cell/test_beside.py", "cell/test_stream.py", "algos/test_walk.py", "learn/test_trials.py", "learn/test_iql.py",
-        "learn/test_sac.py", "cli/test_cli_data.py", "data/test_store.py")
+# (The very first makes the run that others wait for, see `tiny_run`, while the second does not ask for it.)
+LONG = ("test_nothing_lost.py", "learn/test_sac.py", "learn/test_trials.py", "algos/test_daydreamer.py", "algos/test_rl100.py",
+        "test_benchmarks.py", "data/tools/test_repair.py", "algos/test_rl100_eyes.py", "data/test_store.py", "test_resume.py",
+        "cli/test_cli.py", "envs/test_sight.py", "envs/test_metaworld.py", "cell/test_deploy.py", "data/test_hostile_sets.py",
+        "serve/test_export.py", "cell/test_cell.py", "test_own_robot_page.py", "algos/test_hil_serl.py", "test_learns.py",
+        "data/record/test_recorder.py", "robots/test_sim.py", "data/test_fuzz.py", "data/test_footage.py", "algos/test_walk.py",
+        "learn/test_iql.py", "test_your_data_page.py", "test_human.py", "report/test_report.py", "data/record/test_recorder_kill.py",
+        "algos/test_robocat.py", "cli/test_cli_data.py", "data/tools/test_edit.py", "robots/test_through_server.py",
+        "test_hostile_runs.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,6 +64,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: rank.get(item.path, len(LONG)))
     if config.getoption("--quick"):
         items[:] = [item for item in items if item.get_closest_marker("slow") is None]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lasting() -> None:
+    """What is there when a file's tests begin, half a million objects of libraries, stays to the end: garbage is not looked for among
+    them, which takes a third of a second each time that a simulator is closed."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forkserver(request: pytest.FixtureRequest) -> None:
+    """It starts beside the first tests, with the environment that all have in common."""
+    if not request.config.getoption("--quick"):
+        multiprocessing.forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from children import Child
 from realrl import config
 from realrl.data.store import Store
 from realrl.data.tools.check import check
@@ -19,7 +18,7 @@ from realrl.scene import CollectConfig
 from toy_runs import metrics, results, tiny, weights
 
 CONFIG = tiny(collect=CollectConfig(workers=2, envs_per_worker=6))
-CODE = """import faulthandler, sys, toy_runs  # no script: the workers would import it, and all it imports, too
+CODE = """import faulthandler, sys, toy_runs
 faulthandler.dump_traceback_later(250)  # if it hangs, it says where
 toy_runs.main(*sys.argv[1:])"""
 # When to kill: a pattern, and how many new files of it must have appeared since the process began. Then a random moment is waited for.
@@ -31,28 +30,29 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks f
 
 
 def start(folder, file):
-    return subprocess.Popen([sys.executable, "-c", CODE, str(folder), str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    return Child("-c", CODE, folder, file)
 
 
-def children(pid):
-    """Living processes whose parent is `pid`."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
+def state(pid):
+    """(state, parent) of a process; ("X", 0) where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "X", 0
+    return fields[0], int(fields[1])
 
 
 def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
+    return state(pid)[0] not in ("Z", "X")
+
+
+def workers_of(pid):
+    """Living processes that it started: all that descends from the server that it was forked from, and so from itself."""
+    server, there = state(pid)[1], [int(place.name) for place in Path("/proc").glob("[0-9]*")]
+    parents, found = {p: state(p)[1] for p in there}, {server}
+    while more := {p for p in there if parents[p] in found} - found:
+        found |= more
+    return [p for p in found - {server, pid} if alive(p)]
 
 
 def wait_for(condition, seconds=300.0):
@@ -84,17 +84,19 @@ def kill_at(folder, file, moment, luck):
         return len(seen) >= count or process.poll() is not None
 
     process = start(folder, file)
+    others = {*workers_of(process.pid)}  # of tests before
     came = wait_for(enough)
     time.sleep(luck.choice((0.0, 0.001, 0.01, 0.05)))
-    workers, running = children(process.pid), process.poll() is None
-    process.send_signal(signal.SIGKILL)
+    workers, running = [pid for pid in workers_of(process.pid) if pid not in others], process.poll() is None
+    assert workers or "online" not in pattern, "they have collected episodes"
+    process.signal(signal.SIGKILL)
     outlived = [] if wait_for(lambda: not any(map(alive, workers)), 20) else list(filter(alive, workers))
     for pid in outlived:
         os.kill(pid, signal.SIGKILL)
-    error = process.communicate()[1].decode()
+    code, _, error = process.wait()
     assert not outlived, "workers outlive their parent"
     assert came, f"{moment} never came: {error}"
-    assert not running or process.returncode == -signal.SIGKILL, error
+    assert not running or code == -signal.SIGKILL, error
     return running
 
 
@@ -111,8 +113,8 @@ def test_killed_again_and_again_it_ends_where_it_would_have(tiny_run, tmp_path, 
         kept = now
     assert kills == len(moments), "every moment comes before the end"
     process = start(folder, file)
-    error = process.communicate(timeout=300)[1].decode()
-    assert process.returncode == 0, error
+    code, _, error = process.wait()
+    assert code == 0, error
     assert not [p for p in check(folder / "dataset") if p.severity == "error"]
     assert kept <= recorded(folder, scratch) == recorded(tiny_run, tmp_path / "copy of whole")
     a, b = weights(tiny_run), weights(folder)

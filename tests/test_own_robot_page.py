@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from children import Child
 from realrl.data.store import Store
 from realrl.data.tools.check import check
 
@@ -35,11 +33,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(lab: Path, line: str, code: int = 0) -> str:
     """A command of the page, run in the folder; what it printed."""
-    words = [sys.executable, *(["-m"] if line.startswith("realrl") else []), *shlex.split(line.removeprefix("python "))]
-    done = subprocess.run(words, cwd=lab, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"})
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    words = [*(["-m"] if line.startswith("realrl") else []), *shlex.split(line.removeprefix("python "))]
+    found, out, err = Child(*words, cwd=lab).wait()
+    assert found == code, out + err
+    return out + err
 
 
 def test_every_command_of_the_page(lab: Path) -> None:

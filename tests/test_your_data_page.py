@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
+from children import Child
 from realrl.scene import RecordedConfig
 from teleoperation import teleoperated, written
 
@@ -22,11 +20,10 @@ LABELS = " --success all --failure 1"  # nobody sits at this terminal
 
 def run(folder: Path, line: str) -> str:
     """A command of the page, run in the folder; what it printed."""
-    words = [sys.executable, *(["-m", "realrl"] if line.startswith("realrl") else []), *shlex.split(line, comments=True)[1:]]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    words = [*(["-m", "realrl"] if line.startswith("realrl") else []), *shlex.split(line, comments=True)[1:]]
+    code, out, err = Child(*words, cwd=folder).wait()
+    assert code == 0, out + err
+    return out + err
 
 
 def commands() -> list[str]:

@@ -153,7 +153,8 @@ def step_seconds(task: str) -> float:
 def toy_size(cfg: RL100Config) -> RL100Config:
     """The same configuration with budgets that show nothing but that the script works."""
     return replace(
-        cfg, demos=3, eval_episodes=4, final_episodes=4, audit_episodes=2, imitation=replace(cfg.imitation, steps=150, warmup=10),
+        cfg, demos=3, eval_episodes=4, final_episodes=4, audit_episodes=2, imitation=replace(cfg.imitation, steps=40, warmup=10),
+        policy=replace(cfg.policy, blocks=1, diffusion=replace(cfg.policy.diffusion, steps=3)),
         critic=replace(cfg.critic, steps=20), ope=replace(cfg.ope, steps=20, starts=8, horizon=5),
         offline=replace(cfg.offline, rounds=1, rollouts=4, iterations=2, gate_every=1, states=32, reimitation=10),
         online=replace(cfg.online, iterations=2, episodes=4, warmup=1),

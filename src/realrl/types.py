@@ -15,16 +15,16 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat, TypeAlias, runtime_checkable
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # a second to import, and lists and help need none of it
+if TYPE_CHECKING:  # a second to import, and lists, help and the process that writes recordings need none of it
+    import gymnasium
     from torch import Tensor
 
 Array = NDArray[Any]
 Obs = dict[str, Array]
-Env = gymnasium.Env[Obs, Array]
+Env: TypeAlias = "gymnasium.Env[Obs, Array]"
 State: TypeAlias = "dict[str, Tensor]"
 
 

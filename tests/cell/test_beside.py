@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 import torch
 from test_live import ONE, Rail
 
+from children import Child
 from realrl.cell.actor import Clock
 from realrl.cell.cell import WorkCell
 from realrl.cell.mailbox import Mailbox, name, places
@@ -30,7 +29,6 @@ from realrl.scene import Scene
 from realrl.streaming import StreamConfig
 from realrl.types import Array, Moment, RealrlError, Source, Step, TaskSpec
 
-HERE = Path(__file__).resolve().parent
 SCENE = Scene(task="lab/rail", collect=ONE)
 FAST = StreamConfig(realtime=True, patience=1.0, weights_age=30.0, alone=300.0, queue=64)
 CODE = """import sys, test_beside; from pathlib import Path
@@ -40,8 +38,10 @@ test_beside.learner(Path(sys.argv[1]))"""
 class Cart(Rail):
     """Fifty times a second, never at its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Path | None = None) -> None:
+        """told: written when it is told that nobody acts."""
         super().__init__()
+        self.told = told
         self.task = TaskSpec("lab", "rail", obs_dim=2, action_dim=1, horizon=20, dt=0.02, text="to and fro")
 
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
@@ -50,8 +50,8 @@ class Cart(Rail):
 
     def pause(self) -> None:
         """Nobody acts for a while."""
-        if told := os.environ.get("TOLD"):
-            Path(told).touch()
+        if self.told:
+            self.told.touch()
 
 
 class Dying(Cart):
@@ -88,16 +88,12 @@ def learner(folder: Path) -> None:
 
 
 @contextmanager
-def beside(folder: Path, *, make: type[Cart] = Cart, cfg: StreamConfig = FAST, starts_with: GaussianPolicy | None = None) -> Iterator[Any]:
+def beside(folder: Path, *, make: Callable[[], Cart] = Cart, cfg: StreamConfig = FAST,
+           starts_with: GaussianPolicy | None = None) -> Iterator[Any]:
     """A learner beside a robot."""
     with Run(folder, resume=True) as run, WorkCell(run, SCENE, make=make) as cell, cell.stream("walk", starts_with or policy(), stage=1,
                                                                                                cfg=cfg) as stream:
         yield stream
-
-
-def start_learner(folder: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", CODE, str(folder)], stderr=subprocess.DEVNULL,
-                            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])})
 
 
 def actors(folder: Path) -> list[Mailbox]:
@@ -200,9 +196,8 @@ def test_a_tick_that_comes_late_is_counted_and_not_made_up_for(monkeypatch: pyte
 # ---- the two beside each other
 
 
-def test_it_acts_with_what_was_published_last_and_all_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
-    with beside(tmp_path) as stream:
+def test_it_acts_with_what_was_published_last_and_all_is_recorded(tmp_path: Path) -> None:
+    with beside(tmp_path, make=partial(Cart, tmp_path / "told")) as stream:
         assert stream.past() == []
         steps = stream.take()
         stream.publish(policy(2.0))
@@ -223,10 +218,10 @@ def test_it_acts_with_what_was_published_last_and_all_is_recorded(tmp_path: Path
 
 
 def test_a_killed_learner_finds_the_robot_held_and_goes_on(tmp_path: Path) -> None:
-    killed = start_learner(tmp_path)
+    killed = Child("-c", CODE, tmp_path)
     mine = wait_for(lambda: [b for b in actors(tmp_path) if b.head["written"] > 30])[0]
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.signal(signal.SIGKILL)
+    assert killed.wait()[0] == -signal.SIGKILL
     wait_for(lambda: mine.head["hold"] == 2)
     done = int(mine.head["ticks"])
     time.sleep(0.1)

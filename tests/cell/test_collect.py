@@ -1,15 +1,17 @@
 """Collection: worker processes give the same episodes, and whatever happens to one of them ends in one clear line."""
 
+import multiprocessing
 import os
 import pickle
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from realrl import envs
-from realrl.cell.collect import Collector
+from realrl.cell.collect import Collector, processes
 from realrl.envs.base import ScriptedPolicy
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.scene import CollectConfig
@@ -68,6 +70,18 @@ def test_workers_are_kept_and_get_the_newest_policy(pair):
         assert not np.array_equal(before[seed].action[0], after[seed].action[0])
         assert len(after[seed]) == len(here[seed]) and np.abs(after[seed].action - here[seed].action).max() < 1e-5
         assert np.abs(after[seed].extra["chain"] - here[seed].extra["chain"]).max() < 1e-5
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks for processes in /proc")
+def test_workers_are_forked_from_one_clean_process(pair):
+    collect(pair, envs.expert("toy/obstacle"))
+    parents = {int(Path(f"/proc/{p.pid}/stat").read_text().rpartition(")")[2].split()[1]) for p in pair.crew.processes}
+    assert len(parents) == 1 and os.getpid() not in parents
+
+
+def test_where_nothing_forks_workers_import_everything_anew(monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    assert processes().get_start_method() == "spawn"
 
 
 def test_a_few_seeds_need_no_workers():

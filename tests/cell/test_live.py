@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from children import Child
 from realrl.cell.book import Book
 from realrl.cell.cell import WorkCell
 from realrl.cell.rollout import rollout
@@ -25,7 +23,6 @@ from realrl.scene import CollectConfig, GuardConfig, Scene
 from realrl.types import Array, RealrlError, TaskSpec
 
 ONE = CollectConfig(workers=1, envs_per_worker=1)
-HERE = Path(__file__).resolve().parent
 CODE = """import sys, test_live; from pathlib import Path
 test_live.practise(Path(sys.argv[1]), test_live.Slow)"""
 
@@ -86,14 +83,13 @@ def recorded(folder: Path) -> dict[str, list[int]]:
 
 def test_killed_at_any_moment_it_loses_at_most_the_step_under_way(tmp_path: Path) -> None:
     luck = random.Random(0)
-    process = subprocess.Popen([sys.executable, "-c", CODE, str(tmp_path)], stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])})
+    process = Child("-c", CODE, tmp_path)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not any((tmp_path / "dataset/meta/episodes").rglob("*.parquet")):
         time.sleep(0.01)
     time.sleep(luck.uniform(0.1, 0.4))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.signal(signal.SIGKILL)
+    assert process.wait()[0] == -signal.SIGKILL
     found = recorded(tmp_path)
     whole = found.pop("trial")
     assert whole == list(range(1, len(whole) + 1)) and whole, "everything that was finished, in order"

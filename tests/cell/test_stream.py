@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_live import ONE, Rail, home
 
+from children import Child
 from realrl import envs
 from realrl.cell.cell import WorkCell
 from realrl.checkpoint import encode
@@ -26,7 +23,6 @@ from realrl.run import Run
 from realrl.scene import CollectConfig, Scene
 from realrl.types import Source
 
-HERE = Path(__file__).resolve().parent
 TOY = Scene(task="toy/obstacle", collect=ONE, horizon=9)
 CODE = """import sys, test_live, test_stream; from pathlib import Path
 test_stream.drive(Path(sys.argv[1]), test_live.Slow, 10**6)"""
@@ -120,14 +116,13 @@ def drive(folder, make, steps):
 
 
 def test_a_killed_robots_steps_are_read_back_and_it_goes_on(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", CODE, str(tmp_path)], stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])})
+    process = Child("-c", CODE, tmp_path)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not any((tmp_path / "dataset/meta/episodes").rglob("*.parquet")):
         time.sleep(0.01)
     time.sleep(0.25)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.signal(signal.SIGKILL)
+    assert process.wait()[0] == -signal.SIGKILL
     past, done, episodes = drive(tmp_path, Rail, 0)
     assert past and done == [] and [e.policy for e in past[:-1]] == ["walk"] * (len(past) - 1) and episodes == len(past)
     seeds = [e.seed for e in past]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from children import Child
 from realrl import envs
 from realrl.cell.collect import Collector
 from realrl.cell.evaluate import HELD_OUT, evaluate
@@ -281,7 +282,7 @@ def test_evaluate_keeps_stdout_clean_from_everybody(policy: Path) -> None:
             "def loud(*args, **more): os.write(1, b'noise'); print('more noise'); return make(*args, **more)\n"
             "envs.make = loud; sys.exit(cli.main(sys.argv[1:]))")
     command = ["evaluate", "--json", "--policy", str(policy), "--episodes", "2", "--workers", "1"]
-    out, err = python("-c", code, *command).communicate(timeout=60)
+    _, out, err = Child("-c", code, *command).wait()
     assert json.loads(out)["episodes"] == 2 and "more noise" in err
 
 
@@ -384,18 +385,14 @@ def test_train_bc_then_resume_evaluate_and_report(tmp_path: Path, monkeypatch: p
 
 def test_ctrl_c_says_how_to_resume(tmp_path: Path) -> None:
     run = tmp_path / "a run"
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores interrupts, and so would its child
-    process = python("-m", "realrl", "train", "bc", "--task", "toy/line", "--run", str(run), *TINY, "--imitation.steps", "1000000")
+    process = Child("-m", "realrl", "train", "bc", "--task", "toy/line", "--run", run, *TINY, "--imitation.steps", "1000000")
     deadline = time.monotonic() + 60
     while not list(run.glob("tb/*/events*")):  # imports are over, the fit is under way
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    try:
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode in (130, -signal.SIGINT)  # the same to a shell; Python chooses
+    process.signal(signal.SIGINT)
+    code, _, err = process.wait()
+    assert code in (130, -signal.SIGINT)  # the same to a shell; Python chooses
     last = err.splitlines()[-1]
     assert last.startswith(f"interrupted; continue with: realrl train bc --run '{run}' --resume --task toy/line")
     assert "Traceback" not in err

@@ -1,7 +1,9 @@
 """Meta-World: all 50 tasks; a seed is an episode; what is skipped for speed changes neither observations nor success."""
 
+import copy
 import sys
 
+import mujoco
 import numpy as np
 import pytest
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
@@ -21,7 +23,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Constant")  # pytest undoes the 
 def pair(request):
     """(task, sparse environment, dense one): the dense one pays the package's own reward, with its own touching test and stacking."""
     task = f"metaworld/{request.param}"
-    sparse, dense = envs.make(task), envs.make(task, reward="dense")
+    sparse = envs.make(task)
+    with pytest.MonkeyPatch.context() as patch:  # a quarter of a second to compile the same scene again
+        patch.setattr(mujoco.MjModel, "from_xml_path", lambda path: copy.copy(sparse._sim.model))
+        dense = envs.make(task, reward="dense")
+    assert dense._sim.model is not sparse._sim.model
     del dense._sim.touching_object, dense._sim._get_curr_obs_combined_no_goal  # the methods of the package show again
     assert dense._sim.touching_object.__func__ is SawyerXYZEnv.touching_object
     return task, sparse, dense

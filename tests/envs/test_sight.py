@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import realrl
+from children import Child
 from realrl import envs
 from realrl.cell.rollout import rollout
 from realrl.envs import clouds
@@ -81,9 +78,8 @@ def test_same_seed_same_sight_in_another_process() -> None:
         wanted += [(PEG, "rendered"), ("adroit/relocate", "rgb"), ("adroit/relocate", "depth")]
     code = ("import sys; sys.path.insert(0, sys.argv[1]); import test_sight as t\n"
             "for pair in sys.argv[2:]: print(t.digest(*pair.split(':')))")
-    path = {**os.environ, "PYTHONPATH": str(Path(next(iter(realrl.__path__))).parent)}
-    words = [sys.executable, "-c", code, str(Path(__file__).parent), *map(":".join, wanted)]
-    printed = subprocess.run(words, env=path, capture_output=True, text=True, check=True).stdout
+    status, printed, error = Child("-c", code, Path(__file__).parent, *map(":".join, wanted)).wait()
+    assert status == 0, error
     assert printed.split() == [digest(*pair) for pair in wanted]
 
 

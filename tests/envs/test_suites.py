@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import realrl
+from children import Child
 from realrl import envs
 from realrl.types import Policy, RealrlError
 
@@ -32,10 +33,10 @@ def digest(env, seed, steps=25):
     return seen.hexdigest() + obs["state"].tobytes().hex()[:16]
 
 
-def python(code, *arguments):
+def python(code):
     """What a fresh Python process prints."""
     env = {**os.environ, "PYTHONPATH": str(Path(next(iter(realrl.__path__))).parent)}
-    return subprocess.run([sys.executable, "-c", code, *arguments], env=env, capture_output=True, text=True, check=True).stdout
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
 
 
 def leave_a_mess(env):
@@ -48,8 +49,10 @@ def leave_a_mess(env):
 
 
 def test_same_seed_same_episode_in_any_process_after_any_episodes():
-    printed = python("import sys; sys.path.insert(0, sys.argv[1]); import test_suites as t\n"
-                     "for task in t.TASKS: print(task, t.digest(t.envs.make(task, reward='dense'), 3))", str(Path(__file__).parent))
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); import test_suites as t\n"
+            "for task in t.TASKS: print(task, t.digest(t.envs.make(task, reward='dense'), 3))")
+    status, printed, error = Child("-c", code, Path(__file__).parent).wait()
+    assert status == 0, error
     elsewhere = dict(line.split() for line in printed.splitlines() if line.startswith(tuple(TASKS)))
     assert set(elsewhere) == set(TASKS)
     for task in TASKS:

@@ -41,8 +41,8 @@ def train(training, steps):
 @pytest.mark.slow
 def test_learns_the_task_and_keeps_both_ways(demos):
     view = view_of(demos)
-    policy = policy_for(view, hidden=128)
-    training = Imitation(policy, view, ImitationConfig(steps=800, batch=256, lr=2e-3, warmup=50), seed=0)
+    policy = policy_for(view)
+    training = Imitation(policy, view, ImitationConfig(steps=800, batch=128, lr=2e-3, warmup=50), seed=0)
     loss = train(training, 800)
     training.finish()
     assert np.mean(loss[-50:]) < 0.5 * np.mean(loss[:20])

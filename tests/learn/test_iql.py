@@ -17,7 +17,7 @@ from realrl.types import Plan
 
 GAMMA = 0.8
 PLACES = torch.arange(1, LineEnv.CELLS + 1)[:, None] / LineEnv.CELLS
-CONFIG = CriticConfig(steps=1000, batch=128, lr=3e-3, hidden=32, target_rate=0.02, weight_decay=0.0)
+CONFIG = CriticConfig(steps=600, batch=128, lr=3e-3, hidden=32, target_rate=0.02, weight_decay=0.0)
 
 
 class Coin:

@@ -90,10 +90,10 @@ def test_every_variant_learns_to_steer(name):
     cfg = VARIANTS[name]
     learner = agent(cfg)
     before = cost(learner.policy)
-    for step in range(500 // cfg.utd):
+    for step in range(360 // cfg.utd):
         told = learner.update(random_pushes(learner.rows, step))
     assert before > 0.5 and cost(learner.policy) < 0.22, {k: float(v) for k, v in told.items()}
-    assert learner.step == 500 // cfg.utd * cfg.utd
+    assert learner.step == 360 // cfg.utd * cfg.utd
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ SUMMARY: dict[str, Any] = {
 
 
 def metrics() -> list[dict[str, Any]]:
+    """Twelve figures, a second and a half to draw."""
     rows: list[dict[str, Any]] = [{"stage": "imitation", "step": i, "time": i / 10, "loss": 1 / (i + 1), "odd": i} for i in range(200)]
     for i in range(8):
         rows.append({"stage": f"offline-{1 + i // 4}", "step": i % 4, "advantage_mean": .1 * i, "ope_gain": .02 - .01 * i,
@@ -48,10 +49,10 @@ def metrics() -> list[dict[str, Any]]:
     return rows
 
 
-def write_run(folder: Path) -> Path:
+def write_run(folder: Path, rows: list[dict[str, Any]]) -> Path:
     folder.mkdir()
     (folder / "summary.json").write_text(json.dumps(SUMMARY))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics()))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     points = [{"stage": "offline-1", "iteration": i, "estimate": .1 * i, "low": .1 * i - .05, "high": .1 * i + .05,
                "true_success": .5 + .1 * i, "true_n": 200} for i in range(4)]
     (folder / "ope.json").write_text(json.dumps({"points": points}))
@@ -63,9 +64,17 @@ def write_run(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run with every kind of figure, and its report: for who only reads them."""
+    folder = write_run(tmp_path_factory.mktemp("whole") / "main", metrics())
+    return folder, write_report(folder)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "main")
+    """A run with every file, and a single curve."""
+    return write_run(tmp_path / "main", metrics()[:5])
 
 
 def drawings(html: str) -> list[str]:
@@ -73,8 +82,8 @@ def drawings(html: str) -> list[str]:
     return [base64.b64decode(data).decode() for data in re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', html)]
 
 
-def test_the_report_contains_the_numbers(run: Path) -> None:
-    path = write_report(run)
+def test_the_report_contains_the_numbers(whole: tuple[Path, Path]) -> None:
+    run, path = whole
     assert path == run / "report.html"
     html = path.read_text(encoding="utf-8")
     for text in ("metaworld/peg-insert-side-v3", "seed 3", "commit 0123456789", "497 of 500", "99.4 %", "98.4 – 100.0 %", "0.243 ms",
@@ -88,8 +97,8 @@ def test_the_report_contains_the_numbers(run: Path) -> None:
     assert "left out" not in html
 
 
-def test_every_figure_is_there_and_whole(run: Path) -> None:
-    html = write_report(run).read_text(encoding="utf-8")
+def test_every_figure_is_there_and_whole(whole: tuple[Path, Path]) -> None:
+    html = whole[1].read_text(encoding="utf-8")
     figures = drawings(html)
     # success; curves of imitation (one known, one other), offline (gate, advantage, clipping and two heat maps of it), online;
     # cycle time (main, every stage has only one); OPE
@@ -100,8 +109,9 @@ def test_every_figure_is_there_and_whole(run: Path) -> None:
         assert f'<div class="title">{title}</div>' in html
 
 
-def test_it_is_self_contained_and_repeatable(run: Path) -> None:
-    html = write_report(run).read_text(encoding="utf-8")
+def test_it_is_self_contained_and_repeatable(whole: tuple[Path, Path]) -> None:
+    run, path = whole
+    html = path.read_text(encoding="utf-8")
     assert not re.search(r'(?:src|href)="(?!data:)', html)
     assert not re.search(r"url\(|@import|<script|<link", html)
     for svg in drawings(html):

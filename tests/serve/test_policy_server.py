@@ -6,8 +6,8 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -23,6 +23,7 @@ import pytest
 import torch
 from test_wire import openpi_pack, openpi_unpack
 
+from children import Child
 from realrl.cell.rollout import rollout
 from realrl.cli.main import main
 from realrl.envs import make
@@ -351,10 +352,10 @@ def test_somebody_else_s_server_is_named_as_such(greeting: Any) -> None:
 def test_the_command_serves_until_it_is_asked_to_end(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("sesame\n")
     words = ["serve", "--policy", str(tiny_run / "policy"), "--port", "0", "--token-file", str(tmp_path / "token")]
-    server = subprocess.Popen([sys.executable, "-m", "realrl", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                              env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
-    assert server.stdout is not None
-    line = server.stdout.readline()
+    server = Child("-m", "realrl", *words)
+    while "\n" not in (line := server.out):
+        assert server.poll() is None, server.wait()
+        time.sleep(0.02)
     found = re.search(r"is served at (ws://127\.0\.0\.1:\d+), its health at (http://127\.0\.0\.1:\d+/healthz)", line)
     try:
         assert found and health(found[1]) == (200, "OK\n") and found[2] == found[1].replace("ws:", "http:") + "/healthz"
@@ -363,9 +364,9 @@ def test_the_command_serves_until_it_is_asked_to_end(tiny_run: Path, tmp_path: P
         plan, _ = remote.act({"state": np.zeros((1, 1, 2), np.float32)}, remote.start(1), greedy=True, rng=[np.random.default_rng(0)])
         assert plan.action.shape == (1, remote.chunk, 2)
     finally:
-        server.terminate()
-        said = server.communicate(timeout=60)[1]
-    assert server.returncode == 0 and "connected" in said and "after 1 plans" in said and "Traceback" not in said
+        server.signal(signal.SIGTERM)
+        code, _, said = server.wait(60)
+    assert code == 0 and "connected" in said and "after 1 plans" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize(("words", "line"), [

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import multiprocessing as mp
 import os
 import pickle
 import signal
@@ -26,7 +25,7 @@ import torch
 from rich.console import Console
 
 from realrl.cell.book import Book
-from realrl.cell.collect import Bench
+from realrl.cell.collect import Bench, processes
 from realrl.cell.mailbox import Mailbox
 from realrl.robots.clock import CLIENT, Ticker, realtime
 from realrl.streaming import StreamConfig
@@ -217,7 +216,7 @@ class Actor:
 
 def launch(order: Order) -> Any:
     """A process that acts as ordered, and goes on when this one is killed."""
-    process = mp.get_context("spawn").Process(target=_main, args=(pickle.dumps(order),), name="actor")
+    process = processes().Process(target=_main, args=(pickle.dumps(order),), name="actor")
     process.start()
     return process
 

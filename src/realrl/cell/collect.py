@@ -162,7 +162,7 @@ class Crew:
 
     def start(self) -> dict[Connection, Any]:
         """The way to every worker, and its process; waiting for orders."""
-        context = mp.get_context("spawn")  # fork is unsafe beside torch's threads and GL contexts
+        context = processes()
         while len(self._members) < self.workers:
             here, there = context.Pipe()
             process = context.Process(target=_work, args=(there,), daemon=True)
@@ -246,6 +246,16 @@ class Bench:
             env.close()
         self.envs = []
         gc.collect()  # simulators sit in reference cycles, and Python does not see how many megabytes hang on each
+
+
+def processes() -> Any:
+    """How workers and actors are started: forked from a clean process that has imported this module, and torch with it, once for all of
+    them (to fork from here is unsafe beside torch's threads and GL contexts). Where there is no such thing, each imports it anew."""
+    if "forkserver" not in mp.get_all_start_methods():
+        return mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def pack(policy: Policy) -> bytes:

@@ -242,7 +242,7 @@ def _carry_out(slot: _Slot, plan: Array, source: Source, human: Intervention | N
         if referee:
             reward, done = referee(obs, action, after)
             solved, terminated, truncated = done >= 0.5, done >= 0.5, (truncated or terminated) and done < 0.5
-        if isinstance(human, Attendant) and not terminated and (said := human.verdict):
+        if human and isinstance(human, Attendant) and not terminated and (said := human.verdict):
             reward, solved = float(said == "success"), said == "success"
             terminated, truncated = said != "abort", said == "abort"
         slot.steps.append(Step(obs, proposed, action, who, float(reward), terminated, truncated, solved, time.monotonic(), j == 0))
