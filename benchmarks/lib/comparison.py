@@ -101,7 +101,8 @@ class Comparison:
             if not online:
                 raise RealrlError("it judges the online policy, which is not finished")
             policy = load_policy(self.folder / "policy")[0].with_head("ddim")
-            policy.diffusion.heat.fill_(self.cfg.online.cool)  # the noise of its last rounds
+            last = [line for line in read_metrics(self.folder) if line["stage"] == "online"][-1]
+            policy.diffusion.heat.fill_(last["heat"])  # the noise of its last rounds
             self._put("exploring", self._judge(policy, self.cfg.final_episodes, greedy=False), env_steps=online["env_steps"], wall_s=0.0)
 
         return Part(f"{self.name} seed {self.cfg.seed}: the online policy exploring", lambda: not self.missing("exploring"), run)

@@ -80,8 +80,8 @@ class OnlineConfig:
     warmup: int = 2
     """Rounds that fit V only, before the policy moves."""
     cool: float = 0.3
-    """Share of the sampling noise that is left after half of the rounds, falling evenly, where all trials succeed; more where some fail.
-    RL improves the chain with noise, and what is deployed is the chain without: so the two become one while RL still runs."""
+    """Share of the sampling noise that is left in the end. It falls evenly, half of the rounds are enough, but not after one in which fewer
+    than a third of the practised starts succeeded: they need it. What is deployed is the chain without: so the two become one."""
     lam: float = 0.95
     """GAE's lambda for the advantages; where the dynamics are deterministic, a small one says nearly the same with far less noise."""
     value_lam: float = 0.95
@@ -208,10 +208,8 @@ class OfflineRound:
 # -- section 4: the online stage --------------------------------------------------------------------------------------------
 
 class Online:
-    """Rounds of whole episodes, GAE on a V warm-started from the offline critic, and the shared objective.
-
-    trials: with those of what it starts from; the best weights by their own trials are kept, see `_judge`. None = no trials.
-    """
+    """Rounds of whole episodes, GAE on a V warm-started from the offline critic, and the shared objective. trials: with those of what it
+    starts from; the best weights by their own trials are kept, see `_judge`. None = no trials."""
 
     PARTS = ("policy", "value", "value_optimiser", "ppo", "student")
     PLAIN = ("iteration", "solved", "best", "fresh")
@@ -226,6 +224,7 @@ class Online:
         self.eyes = policy.encoder is not None and cfg.online.learn_encoder
         self.ppo, self.student = DenoisingPPO(policy, cfg.online.ppo, encoder=self.eyes), policy.distillation(cfg.distill)
         self.best = self.ppo.keep()
+        self.policy.diffusion.heat.fill_(1.0)
 
     @property
     def over(self) -> bool:
@@ -237,14 +236,13 @@ class Online:
         count, again = self.cfg.online.episodes, self.curriculum.again(self.cfg.online.episodes, self.iteration)
         return cell.seeds(5, count - len(again), self.iteration * count), again
 
-    def heat(self) -> float:
-        """What this round leaves of the sampling noise."""
-        done, solved = 2 * self.iteration / max(self.cfg.online.iterations - 1, 1), self.trials.share if self.trials else 1.0
-        return 1 - (1 - self.cfg.online.cool) * min(done, 1.0) * solved
+    def cooled(self, again: Sequence[bool]) -> float:
+        """What the next round leaves of the sampling noise: no less than this one where under a third of the practised succeeded."""
+        cfg, heat = self.cfg.online, float(self.policy.diffusion.heat)
+        return heat if 3 * sum(again) < len(again) else max(cfg.cool, heat - 2 * (1 - cfg.cool) / cfg.iterations)
 
     def round(self, cell: Cell) -> dict[str, float]:
         """Collect, learn, and return what one needs to see."""
-        self.policy.diffusion.heat.fill_(self.heat())
         fresh, again = self.starts(cell)
         episodes = cell.practise(f"online-{self.iteration}", self.policy.with_head("ddim"), fresh + again,
                                  noise_seed=derive(self.cfg.seed, "online", self.iteration) % 2**31, plans_only=True, chains=True)
@@ -253,9 +251,10 @@ class Online:
         stats = {"success_rate": float(np.mean(won[: len(fresh)])), "practice_rate": float(np.mean(won[len(fresh):])) if again else None,
                  "failed_starts": len(self.curriculum.failed), "episode_steps": float(np.mean([len(e) for e in episodes])),
                  "episode_return": float(np.mean([e.reward.sum() for e in episodes])), "env_steps": cell.summary["env_steps"],
-                 "round_steps": sum(map(len, episodes))}
+                 "round_steps": sum(map(len, episodes)), "heat": float(self.policy.diffusion.heat)}
         self.fresh += won[: len(fresh)]
         stats |= self._learn(episodes, left_to_gain(won[: len(fresh)], self.cfg.trials.rest) if self.trials else 1.0)
+        self.policy.diffusion.heat.fill_(self.cooled(won[len(fresh):]))
         self.iteration += 1
         if self.trials and (self.cfg.online.iterations - self.iteration) % self.cfg.trials.every == 0:
             self._judge(self.trials, f"online round {self.iteration}")

@@ -108,11 +108,6 @@ class Trials:
         self.lines: dict[str, str] = {}
         self.gaps = 0
 
-    @property
-    def share(self) -> float:
-        """Share of its trials that the policy as it stands solved; 1 where nobody tried."""
-        return sum(self.won) / len(self.won) if self.won else 1.0
-
     def run(self, policy: DiffusionPolicy, label: str, most: int, *, head: Head = "ddim", plans_only: bool = True) -> list[Episode]:
         """At most so many trials of a policy as it would be deployed: always from the same training starts, with the same noise."""
         starts, noise = self.cell.seeds(2, min(self.cfg.episodes, most)), derive(self.seed, "trials") % 2**31
