@@ -2,17 +2,17 @@
 
 CODE: a checkout of the public repository; SETTINGS: one of its files below cfg/. Its agent, model, vector environment and multi-step
 wrapper run as they are. What is replaced: the simulator in a vector environment is one of this project's tasks, the initial policy is
-untrained instead of downloaded, an iteration has STEPS environment steps, evaluations every tenth iteration and checkpoints are left out.
-A unit of work is one iteration.
+untrained instead of downloaded, an iteration has STEPS environment steps and begins with fresh episodes, evaluations every tenth
+iteration and checkpoints are left out. A unit of work is one iteration.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import tempfile
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,13 @@ class Bare(gym.Env):
         return obs, reward, terminated, info
 
 
-def settings(code: Path, name: str, task: str, steps: int) -> Any:
+def settings(code: Path, name: str, task: str, steps: int, logs: str) -> Any:
     """Their settings, with what this task and this machine ask for."""
     from omegaconf import OmegaConf
     OmegaConf.register_new_resolver("eval", eval)
-    OmegaConf.register_new_resolver("now", lambda _: "now")
     cfg, spec = OmegaConf.load(code / "cfg" / name), envs.make(task).task
     absent = dict.fromkeys(("wandb", "base_policy_path", "normalization_path", "robomimic_env_cfg_path"))
-    own = {"obs_dim": spec.obs_dim, "action_dim": spec.action_dim, "device": "cpu", "logdir": tempfile.mkdtemp(), "env_name": task,
+    own = {"obs_dim": spec.obs_dim, "action_dim": spec.action_dim, "device": "cpu", "logdir": logs, "env_name": task,
            "env": {"max_episode_steps": spec.horizon, "reset_at_iteration": True},
            "train": {"n_steps": max(round(steps / (cfg.env.n_envs * cfg.act_steps)), 1), "force_train": True}}
     return OmegaConf.merge(cfg, absent, own)
@@ -79,6 +78,29 @@ def make_agent(cfg: Any, task: str) -> Any:
     return agent
 
 
+def served(agent: Any) -> Callable[[int], dict[str, Any]]:
+    """Iterations of the agent. It has collected when it asks its critic for the first time."""
+    collected: list[dict[str, float]] = []
+    watch = Stopwatch()
+
+    def asked(*_: Any) -> None:
+        if not collected:
+            collected.append(watch.read())
+
+    agent.model.critic.register_forward_pre_hook(asked)
+
+    def iterate(count: int) -> dict[str, Any]:
+        nonlocal watch
+        for _ in range(count):
+            collected.clear()
+            watch = Stopwatch()
+            agent.n_train_itr = agent.itr + 1
+            agent.run()
+        return {"collect": collected[0], "steps": agent.n_steps * agent.n_envs * agent.act_steps}
+
+    return iterate
+
+
 def main() -> None:
     """Serve."""
     code, name, task, steps, threads = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
@@ -86,35 +108,18 @@ def main() -> None:
     torch.set_num_threads(threads)
     logging.disable()
     sys.path.insert(0, str(code))
-    cfg = settings(code, name, task, steps)
-    agent = make_agent(cfg, task)
-    collected: list[dict[str, float]] = []
-    watches: list[Stopwatch] = []
-
-    def asked_critic(*_: Any) -> None:  # for the first time in an iteration: it has collected
-        if not collected:
-            collected.append(watches[-1].read())
-
-    agent.model.critic.register_forward_pre_hook(asked_critic)
-
-    def iterate(count: int) -> dict[str, Any]:
-        for _ in range(count):
-            collected.clear()
-            watches.append(Stopwatch())
-            agent.n_train_itr = agent.itr + 1
-            agent.run()
-        return {"collect": collected[-1], "steps": agent.n_steps * agent.n_envs * agent.act_steps}
-
-    train, whole = cfg.train, agent.n_steps
-    agent.n_steps = 2  # so that nothing is done for the first time in what is measured
-    iterate(1)
-    agent.n_steps = whole
-    serve(iterate, {"parameters": sum(p.numel() for p in agent.model.actor_ft.parameters()), "envs": cfg.env.n_envs,
-                    "denoising": cfg.denoising_steps, "learned": cfg.ft_denoising_steps, "epochs": train.update_epochs,
-                    "minibatch": train.batch_size})
-    agent.venv.close()
+    with tempfile.TemporaryDirectory() as logs:
+        cfg = settings(code, name, task, steps, logs)
+        agent = make_agent(cfg, task)
+        iterate, whole = served(agent), agent.n_steps
+        agent.n_steps = 2  # so that nothing is done for the first time in what is measured
+        iterate(1)
+        agent.n_steps = whole
+        serve(iterate, {"parameters": sum(p.numel() for p in agent.model.actor_ft.parameters()), "envs": cfg.env.n_envs,
+                        "denoising": cfg.denoising_steps, "learned": cfg.ft_denoising_steps, "epochs": cfg.train.update_epochs,
+                        "minibatch": cfg.train.batch_size})
+        agent.venv.close()
 
 
 if __name__ == "__main__":
-    sys.stdout = os.fdopen(os.dup(1), "w")  # theirs prints, too
     main()
