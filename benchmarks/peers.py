@@ -160,8 +160,7 @@ def plan(args: argparse.Namespace, threads: int, table: Table) -> None:
     found = {who: np.median(ms, 0) for who, ms in measure(calls, args.calls, 4).items()}
     for who, (wall, cpu) in found.items():
         row = {"what": "plan", "who": who, "threads": threads, "parameters": sizes[who], "cpu_ms": float(cpu), "wall_ms": float(wall)}
-        if "10 steps, LeRobot" in found and who in calls:
-            theirs = found["10 steps, LeRobot"]
+        if (theirs := found.get("10 steps, LeRobot")) is not None and theirs is not found[who]:
             row["times faster"] = {"cpu": float(theirs[1] / cpu), "wall": float(theirs[0] / wall)}
         table.put(row)
 
