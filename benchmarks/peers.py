@@ -80,7 +80,7 @@ def race(made: Made, units: int, rounds: int) -> list[Contestant]:
 def ours(who: str, threads: int, **told: Any) -> Child:
     """A child of this project."""
     words = json.dumps({"who": who, "threads": threads, **told})
-    return Child([sys.executable, str(LIB / "our_turns.py"), words], threads, own=True, mend="nothing of yours is missing")
+    return Child([sys.executable, str(LIB / "our_turns.py"), words], threads, own=True, mend="it is this project's own")
 
 
 # ---- online
@@ -179,7 +179,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--lerobot", metavar="PYTHON", help="Python of an environment with lerobot")
     parser.add_argument("--settings", nargs="+", default=list(DPPO), choices=list(DPPO), help="whose settings DPPO takes")
     parser.add_argument("--task", default="metaworld/peg-insert-side-v3")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="cores of each contestant")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="cores of each contestant; plans have one")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")
     parser.add_argument("--episodes", type=int, default=100, help="of our round")
     parser.add_argument("--steps", type=int, default=20_000, help="environment steps of an iteration of DPPO's")
@@ -192,7 +192,7 @@ def main(words: list[str] | None = None) -> int:
     for name in args.contests:
         if not (args.dppo if name == "online" else args.lerobot):
             print(f"{name}: nobody to compare with, give {NEEDS[name]}", file=sys.stderr)
-        for threads in args.threads:
+        for threads in args.threads if name != "plan" else [1]:
             try:
                 CONTESTS[name](args, threads, table)
             except RealrlError as error:

@@ -10,7 +10,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,7 +92,7 @@ def imitation(told: Mapping[str, Any]) -> tuple[Work, dict[str, Any]]:
     torch.manual_seed(0)
     policy = DiffusionPolicy(cfg, told["state"], told["action"])
     view = ChunkView(made_up(told["stored"], told["state"], told["action"]), chunk=cfg.chunk, n_obs=cfg.n_obs, gamma=1.0)
-    fit = Imitation(policy, view, replace(ImitationConfig(), steps=100_000, batch=told["batch"]), seed=0)
+    fit = Imitation(policy, view, ImitationConfig(steps=100_000, batch=told["batch"]), seed=0)
 
     def train(count: int) -> None:
         for _ in range(count):
