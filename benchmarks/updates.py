@@ -13,9 +13,6 @@ JAX's) is timed apart. Writes benchmarks/results/updates.jsonl.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,6 +23,7 @@ import torch
 
 from benchmarks.lib.common import RESULTS, ROOT, Table
 from benchmarks.lib.peers import ACTION, OBS, UPDATES
+from benchmarks.lib.turns import Child
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.types import RealrlError
 
@@ -39,37 +37,18 @@ class Contestant:
 
     def __init__(self, who: str, method: str, python: str, threads: int) -> None:
         self.who, self.updates, self.rates, self.cpu = who, UPDATES[method], list[float](), list[float]()
-        place = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONPATH":
-                 os.pathsep.join([str(ROOT / "src"), str(ROOT)]) if who.startswith("realrl") else ""}
-        self._process = subprocess.Popen([python, str(ROOT / "benchmarks/lib/peers.py"), who, method, str(threads)], env=place, text=True,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.ready = float(self._answer()["ready"])
+        self._child = Child([python, str(ROOT / "benchmarks/lib/peers.py"), who, method, str(threads)], threads,
+                            own=who.startswith("realrl"), mend="are sbx-rl and stable-baselines3 installed where --peers says?")
+        self.ready, self.close = float(self._child.about["ready"]), self._child.close
         self.calls = 1
-        while (spent := self._run(self.calls)["wall"]) < 0.5:  # as many as make half a second or more
+        while (spent := self._child.ask(self.calls)["wall"]) < 0.5:  # as many as make half a second or more
             self.calls = max(2 * self.calls, round(self.calls * 0.8 / max(spent, 0.01)))
 
     def turn(self) -> None:
         """One round's turn."""
-        took = self._run(self.calls)
+        took = self._child.ask(self.calls)
         self.rates.append(self.updates * self.calls / took["wall"])
         self.cpu.append(self.updates * self.calls / took["cpu"])
-
-    def _run(self, calls: int) -> dict[str, float]:
-        assert self._process.stdin
-        print(calls, file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, float]:
-        assert self._process.stdout
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                answer: dict[str, float] = json.loads(line)
-                return answer
-        raise RealrlError(f"{self.who}: its process ended; are sbx-rl and stable-baselines3 installed where --peers says?")
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
 
 
 def race(method: str, peers: str, threads: int, rounds: int) -> list[dict[str, Any]]:

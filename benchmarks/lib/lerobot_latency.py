@@ -1,8 +1,9 @@
 """One of LeRobot's policies for benchmarks/serving.py: `PYTHON benchmarks/lib/lerobot_latency.py DESCRIPTION`, on one thread.
 
-DESCRIPTION is JSON: who ("act", "diffusion"), state and action sizes, cameras {key: [height, width, 3]}, width of the U-Net. It says how
-many parameters the policy has, and for every line with a number decides so often and says [wall ms, processor ms] of each decision, from a
-numpy observation to a numpy action; a new plan for every decision, as ours are measured.
+DESCRIPTION is JSON: who ("act", "diffusion"), state and action sizes, cameras {key: [height, width, 3]}, width of the U-Net, and
+where they are not the usual ones how many observations it sees, and how many of the state's numbers are the environment's ("split"). It
+says how many parameters the policy has, and for every line with a number decides so often and says [wall ms, processor ms] of each
+decision, from a numpy observation to a numpy action; a new plan for every decision, as ours are measured.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ def load_torchvision() -> None:
 def build(told: dict) -> torch.nn.Module:
     """The policy, untrained."""
     from lerobot.configs.types import FeatureType, PolicyFeature
-    inputs = {"observation.state": PolicyFeature(FeatureType.STATE, (told["state"],))}
+    split = told.get("split", 0)
+    inputs = {"observation.state": PolicyFeature(FeatureType.STATE, (told["state"] - split,))}
     for key, (height, width, _) in told["cameras"].items():
         inputs[f"observation.{key}"] = PolicyFeature(FeatureType.VISUAL, (3, height, width))
     if not told["cameras"]:
-        inputs["observation.environment_state"] = PolicyFeature(FeatureType.ENV, (told["state"],))
+        inputs["observation.environment_state"] = PolicyFeature(FeatureType.ENV, (split or told["state"],))
     outputs = {"action": PolicyFeature(FeatureType.ACTION, (told["action"],))}
     if told["who"] == "act":
         from lerobot.policies.act.configuration_act import ACTConfig
@@ -45,7 +47,7 @@ def build(told: dict) -> torch.nn.Module:
     width = told["width"]
     return DiffusionPolicy(DiffusionConfig(
         input_features=inputs, output_features=outputs, device="cpu", down_dims=(width, 2 * width, 4 * width), noise_scheduler_type="DDIM",
-        num_inference_steps=10, crop_shape=(84, 84) if told["cameras"] else None, n_obs_steps=1))
+        num_inference_steps=10, crop_shape=(84, 84) if told["cameras"] else None, n_obs_steps=told.get("observations", 1)))
 
 
 def decider(policy: torch.nn.Module, told: dict) -> Callable[[], np.ndarray]:

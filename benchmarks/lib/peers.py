@@ -6,7 +6,6 @@ WHO: realrl, realrl-eager, sbx or sb3; METHOD: sac, droq or crossq. It learns fr
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -77,18 +76,19 @@ def theirs(who: str, method: str) -> Callable[[], object]:
 
 def main() -> None:
     """Serve."""
+    from turns import pin, serve  # from beside this file, whatever the environment
     who, method, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])  # before JAX counts them
+    pin(threads)  # before JAX counts the cores
     began = time.monotonic()
     call = ours(method, who == "realrl") if who.startswith("realrl") else theirs(who, method)
     call()
     call()
-    print(json.dumps({"ready": time.monotonic() - began}), flush=True)
-    for line in sys.stdin:
-        wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(int(line)):
+
+    def run(count: int) -> None:
+        for _ in range(count):
             call()
-        print(json.dumps({"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}), flush=True)
+
+    serve(run, {"ready": time.monotonic() - began})
 
 
 if __name__ == "__main__":

@@ -103,6 +103,7 @@ class _Slot:
     def __post_init__(self) -> None:
         self.knows = isinstance(self.env, _Knowing)  # asked once: it costs as much as a step
         self.distant = isinstance(self.env, _Distant)
+        self.watchful = isinstance(self.env, _Watchful)
 
     def solved(self, reward: float, terminated: bool) -> bool:
         """Whether the task is solved now: the environment's word, or a reward that ends the episode."""
@@ -183,7 +184,7 @@ def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: It
         keep = []
         for i, slot in enumerate(slots):
             slot.extras.append({k: v[i] for k, v in plan.extra.items()})
-            over = yield from _carry_out(slot, plan.action[i, :policy.chunk], source, human, pace, unseen, referee)
+            over = yield from _carry_out(slot, plan.action[i, :policy.chunk], source, human, attending, pace, unseen, referee)
             if not over:
                 if slot.steps[-1].source == Source.HUMAN and isinstance(policy, _Foresighted):
                     policy.interrupt(state, i)
@@ -220,16 +221,16 @@ def _stack(slots: Sequence[_Slot], length: int) -> Obs:
     return {k: np.stack([np.stack([f[k] for f in h]) for h in histories]) for k in histories[0][0]}
 
 
-def _carry_out(slot: _Slot, plan: Array, source: Source, human: Intervention | None, pace: Callable[[], None] | None,
-               unseen: int, referee: RewardModel | None) -> Generator[Moment, None, bool]:
+def _carry_out(slot: _Slot, plan: Array, source: Source, human: Intervention | None, attending: Attendant | None,
+               pace: Callable[[], None] | None, unseen: int, referee: RewardModel | None) -> Generator[Moment, None, bool]:
     """Execute a plan [K, A] until it is used up, a person takes over, or the episode ends. Yields the steps, returns whether it ended.
 
-    unseen: how many steps from the plan's beginning nobody will look at.
+    attending: the person, where they stay for whole episodes; unseen: how many steps from the plan's beginning nobody will look at.
     """
     for j, proposed in enumerate(plan):
         obs = slot.frames[-1]
-        if unseen and isinstance(slot.env, _Watchful):
-            slot.env.watching = j >= unseen
+        if unseen and slot.watchful:
+            slot.env.watching = j >= unseen  # type: ignore[attr-defined]
         taken = human.poll(obs, proposed) if human else None
         action = slot.guard(obs, proposed if taken is None else taken)
         who = source if taken is None else Source.HUMAN
@@ -242,7 +243,7 @@ def _carry_out(slot: _Slot, plan: Array, source: Source, human: Intervention | N
         if referee:
             reward, done = referee(obs, action, after)
             solved, terminated, truncated = done >= 0.5, done >= 0.5, (truncated or terminated) and done < 0.5
-        if human and isinstance(human, Attendant) and not terminated and (said := human.verdict):
+        if attending and not terminated and (said := attending.verdict):
             reward, solved = float(said == "success"), said == "success"
             terminated, truncated = said != "abort", said == "abort"
         slot.steps.append(Step(obs, proposed, action, who, float(reward), terminated, truncated, solved, time.monotonic(), j == 0))
