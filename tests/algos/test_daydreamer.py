@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from realrl import config
-from realrl.algos.daydreamer import BINS, PRESETS, DaydreamerConfig, DreamConfig, Dreamer, train
+from realrl.algos.daydreamer import BINS, PRESETS, DaydreamerConfig, Dreamer, train
 from realrl.cell.cell import WorkCell
 from realrl.checkpoint import encode
 from realrl.cli import main as cli
 from realrl.config import OutOfBounds
 from realrl.data.store import Store
+from realrl.learn.dreaming import DreamConfig
 from realrl.learn.replay import Replay
 from realrl.nets.rssm import Latent, RSSMConfig
 from realrl.nets.twohot import symlog
@@ -180,6 +181,18 @@ def test_the_actor_waits_for_a_model_but_not_for_what_is_shown() -> None:
     assert float(waits._imitation(s, feature, 4).detach()) < 10, "the others' stretches are nobody's example"
 
 
+def test_what_is_shown_teaches_the_model_too() -> None:
+    replay, after = line(3), []
+    for shown, weight in ((0, 1.0), (4, 0.0), (4, 5.0)):
+        agent = dreamer(imitate=weight, alone=100, warmup=1)
+        agent.update(drawn(replay, 0), shown)
+        after.append(agent.policy.state_dict())
+    encoder, actor = ([torch.equal(after[i][key], after[0][key]) for i in (1, 2)]
+                      for key in ("encoder.state.0.linear.weight", "actor.2.weight"))
+    assert encoder == [True, False], "its states tell what the one who shows looks at"
+    assert actor == [True, False]
+
+
 def test_the_model_is_no_business_of_the_actor() -> None:
     agent, replay = dreamer(replayed=0.0), line(3)
     random, s = torch.Generator().manual_seed(0), drawn(replay, 0)
@@ -324,6 +337,9 @@ def test_presets_are_one_flag_apart() -> None:
         with torch.device("meta"):
             agent = Dreamer(RecurrentPolicy(preset.policy, 42, 12), preset.dream, seed=0)
         sizes[name] = sum(p.numel() for p in agent._parts.parameters())
+    for words, name in (([], "cpu"), (["--task", "bins/panda-one"], "choices"), (["--task=bins/panda", "--preset", "cpu"], "cpu"),
+                        (["--preset", "choices"], "choices"), (["--task", "quadruped/go1-from-back"], "cpu")):
+        assert _method("daydreamer", words)[2] == PRESETS[name], "a robot that chooses has its own"
     assert sizes["cpu"] < 1.1e6 and 0.5e6 < sizes["v3"] < 0.8e6 and sizes["daydreamer"] > 5e6
     with pytest.raises(OutOfBounds, match="learned from nothing"):
         DaydreamerConfig(data="somewhere")
