@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from realrl import config
-from realrl.algos.daydreamer import BINS, PRESETS, DaydreamerConfig, Dreamer, train
+from realrl import config, envs
+from realrl.algos.daydreamer import BINS, PRESETS, DaydreamerConfig, Dreamer, slim, train
 from realrl.cell.cell import WorkCell
+from realrl.cell.rollout import rollout
 from realrl.checkpoint import encode
 from realrl.cli import main as cli
 from realrl.config import OutOfBounds
@@ -25,10 +26,11 @@ from realrl.nets.rssm import Latent, RSSMConfig
 from realrl.nets.twohot import symlog
 from realrl.policies.folder import load_policy
 from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
+from realrl.robots.guard import box_guard
 from realrl.run import Run
 from realrl.scene import CollectConfig, SightConfig
 from realrl.streaming import StreamConfig
-from realrl.types import Array, RealrlError, Segment
+from realrl.types import Array, Episode, Policy, RealrlError, Segment
 from toy_runs import killed_at_saves, metrics
 
 ONE = CollectConfig(workers=1, envs_per_worker=4)
@@ -111,6 +113,24 @@ def test_it_solves_a_line_in_dreams_and_sees_15_steps_ahead() -> None:
     truth = symlog(s.obs["state"])
     wrong, copied = (agent.foresee(s, 5) - truth[5:]).abs().mean(), (truth[4] - truth[5:]).abs().mean()
     assert len(truth[5:]) == 15 and wrong < 0.5 * copied, "better than to say that all stays as it is"
+
+
+def test_what_is_shown_is_done() -> None:
+    """Ten seconds of a core, two bins and one thing: even choices carry nothing over."""
+    env, preset, replay = envs.make("bins/panda-one"), PRESETS["choices"], Replay()
+
+    def played(policy: Policy, seeds: range, *, greedy: bool) -> list[Episode]:
+        return [next(rollout([env], policy, [box_guard(env)], [seed], greedy=greedy)) for seed in seeds]
+    shown = played(envs.expert("bins/panda-one", noise=0.3), range(10), greedy=True)
+    replay.extend([slim(e, ("state",), True) for e in shown])
+    torch.manual_seed(0)
+    policy = RecurrentPolicy(preset.policy, 12, 6, discrete=True)
+    agent = Dreamer(policy, replace(preset.dream, imagine=1, last=2, alone=1000), seed=0)
+    for step in range(70):
+        agent.update(drawn(replay, step, 16, 16), 16)
+    found = [*played(policy, range(900, 903), greedy=True), *played(policy, range(900, 903), greedy=False)]
+    assert np.mean([e.reward.sum() for e in found]) > 2
+    env.close()
 
 
 # ---- the learner's parts
@@ -367,7 +387,6 @@ def test_it_solves_the_reach(tmp_path: Path, long: bool) -> None:
         pytest.skip("half a minute: asked for with --long")
     from functools import partial
 
-    from realrl import envs
     size = RSSMConfig(deter=64, hidden=64, units=64, stoch=8, classes=8)
     cfg = tiny(policy=RecurrentConfig(size, hold=(2, 6)), horizon=25, steps=1500, prefill=200, ratio=64.0, eval_episodes=20,
                dream=DreamConfig(batch=16, length=8, last=4, imagine=10, gamma=0.95, lr=1e-3, warmup=50), save_every=500, log_every=250)
