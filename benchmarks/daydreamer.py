@@ -5,9 +5,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --methods realtime --seeds 0
 
 cpu is `realrl train daydreamer` as it is by default, in one process that takes turns; realtime is the same with the robot in a process of
-its own, at its rate by the clock; choices is what the bins have by default: demonstrations in half of each batch at first, and ever fewer;
-untaught has none of them; camera sees pictures and the robot's own readings. The curve has the mean reward a step of every 1,000 control
-steps of practice, noise and all.
+its own, at its rate by the clock; choices is what the bins have by default: demonstrations in half of each batch at first, and ever
+fewer; untaught has none of them; imitation has nothing else (the actor learns from no dream, the robot's actions are random); camera sees
+pictures and the robot's own readings. The curve has the mean reward a step of every 1,000 control steps of practice, noise and all.
 Rows go to benchmarks/results/daydreamer.jsonl; the same command goes on where it was stopped, within a run too.
 """
 
@@ -32,7 +32,9 @@ from realrl.types import Array, Episode
 CPU = DaydreamerConfig()
 CHOICES = PRESETS["choices"]
 METHODS = {"cpu": CPU, "realtime": replace(CPU, stream=StreamConfig(realtime=True)), "choices": CHOICES,
-           "untaught": replace(CHOICES, demo_share=0.0), "camera": replace(CHOICES, sight=replace(CHOICES.sight, kind="rgb"))}
+           "untaught": replace(CHOICES, demo_share=0.0),
+           "imitation": replace(CHOICES, dream=replace(CHOICES.dream, alone=10**9, imagine=1)),
+           "camera": replace(CHOICES, sight=replace(CHOICES.sight, kind="rgb"))}
 TASKS = ("quadruped/go1-from-back", *(f"bins/{name}" for name in bins()))
 EVERY, HELD = 1000, 50
 """Steps of a point of the curve; steps in nine tenths of which a phase has to be reached to count as reached."""
