@@ -1,12 +1,13 @@
 """A world model learned while the robot moves: reward a step against robot time, and when a robot is upright, stands and walks.
 
     OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --tasks quadruped/go1-from-back --methods cpu --seeds 0
-    OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --tasks bins/panda --methods demos camera camera-demos --seeds 0
+    OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --tasks bins/panda --methods choices untaught camera --seeds 0
     OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --methods realtime --seeds 0
 
 cpu is `realrl train daydreamer` as it is by default, in one process that takes turns; realtime is the same with the robot in a process of
-its own, at its rate by the clock; camera sees pictures and the robot's own readings; demos has demonstrations in half of each batch at
-first, and ever fewer; camera-demos has both. The curve has the mean reward a step of every 1,000 control steps of practice, noise and all.
+its own, at its rate by the clock; choices is what the bins have by default: demonstrations in half of each batch at first, and ever
+fewer; untaught has none of them; imitation has nothing else (the actor learns from no dream, the robot's actions are random); camera sees
+pictures and the robot's own readings. The curve has the mean reward a step of every 1,000 control steps of practice, noise and all.
 Rows go to benchmarks/results/daydreamer.jsonl; the same command goes on where it was stopped, within a run too.
 """
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from benchmarks.lib.common import slim
 from benchmarks.lib.jobs import Job, run_jobs
-from realrl.algos.daydreamer import DaydreamerConfig, train
+from realrl.algos.daydreamer import PRESETS, DaydreamerConfig, train
 from realrl.data.store import Store
 from realrl.envs.bins import names as bins
 from realrl.envs.quadruped import REACHED, rising
@@ -29,9 +30,11 @@ from realrl.streaming import StreamConfig
 from realrl.types import Array, Episode
 
 CPU = DaydreamerConfig()
-SEES = replace(CPU, sight=replace(CPU.sight, kind="rgb"))
-METHODS = {"cpu": CPU, "realtime": replace(CPU, stream=StreamConfig(realtime=True)), "camera": SEES,
-           "demos": replace(CPU, demo_share=0.5), "camera-demos": replace(SEES, demo_share=0.5)}
+CHOICES = PRESETS["choices"]
+METHODS = {"cpu": CPU, "realtime": replace(CPU, stream=StreamConfig(realtime=True)), "choices": CHOICES,
+           "untaught": replace(CHOICES, demo_share=0.0),
+           "imitation": replace(CHOICES, dream=replace(CHOICES.dream, alone=10**9, imagine=1)),
+           "camera": replace(CHOICES, sight=replace(CHOICES.sight, kind="rgb"))}
 TASKS = ("quadruped/go1-from-back", *(f"bins/{name}" for name in bins()))
 EVERY, HELD = 1000, 50
 """Steps of a point of the curve; steps in nine tenths of which a phase has to be reached to count as reached."""

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import daydreamer, hil_serl, recap, rl100_adroit, rl100_all, rl100_locomotion, walk
 from benchmarks.lib import advantage, baselines, common, comparison, door, dreaming, everywhere, gaussian_ppo, helping, tables, walking
-from benchmarks.studies import dreams, grasping, peg_search
+from benchmarks.studies import cloning_bins, dreams, grasping, peg_search
 from realrl import envs
 from realrl.algos.rl100 import RL100Config
 from realrl.cell.collect import Collector
@@ -261,6 +261,13 @@ def test_dreaming_runs_and_says_when_a_robot_stands(tmp_path: Path, capsys: pyte
     (run,) = (tmp_path / "smoke" / "daydreamer").iterdir()
     assert dreams.main([str(run), "--out", str(tmp_path / "dreams.png")]) == 0 and (tmp_path / "dreams.png").stat().st_size > 10_000
     assert "steps ahead" in capsys.readouterr().out
+
+
+def test_what_ten_episodes_of_the_bins_teach_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cloning_bins.main(["--episodes", "1", "--updates", "2"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert float(said[0].split()[-1]) > 60 and [line[:31].strip() for line in said[2:]] == [
+        "on the table", "from the hand", "from the hand, nearest first"]
 
 
 def test_phases_are_told_from_what_was_observed_and_paid() -> None:

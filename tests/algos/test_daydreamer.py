@@ -12,22 +12,25 @@ import numpy as np
 import pytest
 import torch
 
-from realrl import config
-from realrl.algos.daydreamer import BINS, PRESETS, DaydreamerConfig, DreamConfig, Dreamer, train
+from realrl import config, envs
+from realrl.algos.daydreamer import BINS, PRESETS, DaydreamerConfig, Dreamer, slim, train
 from realrl.cell.cell import WorkCell
+from realrl.cell.rollout import rollout
 from realrl.checkpoint import encode
 from realrl.cli import main as cli
 from realrl.config import OutOfBounds
 from realrl.data.store import Store
+from realrl.learn.dreaming import DreamConfig
 from realrl.learn.replay import Replay
 from realrl.nets.rssm import Latent, RSSMConfig
 from realrl.nets.twohot import symlog
 from realrl.policies.folder import load_policy
 from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
+from realrl.robots.guard import box_guard
 from realrl.run import Run
 from realrl.scene import CollectConfig, SightConfig
 from realrl.streaming import StreamConfig
-from realrl.types import Array, RealrlError, Segment
+from realrl.types import Array, Episode, Policy, RealrlError, Segment
 from toy_runs import killed_at_saves, metrics
 
 ONE = CollectConfig(workers=1, envs_per_worker=4)
@@ -112,6 +115,24 @@ def test_it_solves_a_line_in_dreams_and_sees_15_steps_ahead() -> None:
     assert len(truth[5:]) == 15 and wrong < 0.5 * copied, "better than to say that all stays as it is"
 
 
+def test_what_is_shown_is_done() -> None:
+    """Ten seconds of a core, two bins and one thing: even choices carry nothing over."""
+    env, preset, replay = envs.make("bins/panda-one"), PRESETS["choices"], Replay()
+
+    def played(policy: Policy, seeds: range, *, greedy: bool) -> list[Episode]:
+        return [next(rollout([env], policy, [box_guard(env)], [seed], greedy=greedy)) for seed in seeds]
+    shown = played(envs.expert("bins/panda-one", noise=0.3), range(10), greedy=True)
+    replay.extend([slim(e, ("state",), True) for e in shown])
+    torch.manual_seed(0)
+    policy = RecurrentPolicy(preset.policy, 12, 6, discrete=True)
+    agent = Dreamer(policy, replace(preset.dream, imagine=1, last=2, alone=1000), seed=0)
+    for step in range(70):
+        agent.update(drawn(replay, step, 16, 16), 16)
+    found = [*played(policy, range(900, 903), greedy=True), *played(policy, range(900, 903), greedy=False)]
+    assert np.mean([e.reward.sum() for e in found]) > 2
+    env.close()
+
+
 # ---- the learner's parts
 
 
@@ -178,6 +199,18 @@ def test_the_actor_waits_for_a_model_but_not_for_what_is_shown() -> None:
     assert float(waits._imitation(s, waits._model(s, random)[1].feature.detach(), 8).detach()) < unlike - 0.02
     s.action[:, 4:] = 9.0
     assert float(waits._imitation(s, feature, 4).detach()) < 10, "the others' stretches are nobody's example"
+
+
+def test_what_is_shown_teaches_the_model_too() -> None:
+    replay, after = line(3), []
+    for shown, weight in ((0, 1.0), (4, 0.0), (4, 5.0)):
+        agent = dreamer(imitate=weight, alone=100, warmup=1)
+        agent.update(drawn(replay, 0), shown)
+        after.append(agent.policy.state_dict())
+    encoder, actor = ([torch.equal(after[i][key], after[0][key]) for i in (1, 2)]
+                      for key in ("encoder.state.0.linear.weight", "actor.2.weight"))
+    assert encoder == [True, False], "its states tell what the one who shows looks at"
+    assert actor == [True, False]
 
 
 def test_the_model_is_no_business_of_the_actor() -> None:
@@ -324,6 +357,9 @@ def test_presets_are_one_flag_apart() -> None:
         with torch.device("meta"):
             agent = Dreamer(RecurrentPolicy(preset.policy, 42, 12), preset.dream, seed=0)
         sizes[name] = sum(p.numel() for p in agent._parts.parameters())
+    for words, name in (([], "cpu"), (["--task", "bins/panda-one"], "choices"), (["--task=bins/panda", "--preset", "cpu"], "cpu"),
+                        (["--preset", "choices"], "choices"), (["--task", "quadruped/go1-from-back"], "cpu")):
+        assert _method("daydreamer", words)[2] == PRESETS[name], "a robot that chooses has its own"
     assert sizes["cpu"] < 1.1e6 and 0.5e6 < sizes["v3"] < 0.8e6 and sizes["daydreamer"] > 5e6
     with pytest.raises(OutOfBounds, match="learned from nothing"):
         DaydreamerConfig(data="somewhere")
@@ -351,7 +387,6 @@ def test_it_solves_the_reach(tmp_path: Path, long: bool) -> None:
         pytest.skip("half a minute: asked for with --long")
     from functools import partial
 
-    from realrl import envs
     size = RSSMConfig(deter=64, hidden=64, units=64, stoch=8, classes=8)
     cfg = tiny(policy=RecurrentConfig(size, hold=(2, 6)), horizon=25, steps=1500, prefill=200, ratio=64.0, eval_episodes=20,
                dream=DreamConfig(batch=16, length=8, last=4, imagine=10, gamma=0.95, lr=1e-3, warmup=50), save_every=500, log_every=250)

@@ -7,7 +7,7 @@ import pytest
 
 from realrl import envs
 from realrl.cell.rollout import rollout
-from realrl.envs.bins import DOWN, FORWARD, GRIP, LEFT, OWN, RIGHT
+from realrl.envs.bins import CELL, DOWN, FORWARD, GRIP, LEFT, OWN, RIGHT
 from realrl.envs.mujoco.bins import BinsEnv
 from realrl.robots.guard import box_guard
 from realrl.types import Array
@@ -67,9 +67,21 @@ def test_what_the_robot_knows_of_itself(world: BinsEnv) -> None:
     under(world)
     obs, *_ = world.step(np.eye(6, dtype=np.float32)[FORWARD])
     state = obs["state"]
-    assert state.shape == (OWN + 3,) and state[0] == pytest.approx(0.4, abs=0.05) and state[3] == pytest.approx(1.0, abs=0.02)
+    assert state.shape == (OWN + 3,) and state[0] == pytest.approx(1.0, abs=0.1) and state[3] == pytest.approx(1.0, abs=0.02), "cells"
     assert (state[4:6].sum(), state[6:9].tolist()) == (1.0, [1.0, 0.0, 1.0])
     assert world.task.discrete and world.task.action_dim == 6
+
+
+def test_things_are_seen_from_the_hand_the_nearest_first() -> None:
+    env = BinsEnv("panda")
+    env.reset(seed=3)
+    for choice in (FORWARD, LEFT, FORWARD, RIGHT):
+        obs, *_ = env.step(np.eye(6, dtype=np.float32)[choice])
+        hand, things = obs["state"][:3] * CELL, obs["state"][OWN:].reshape(3, 3) * CELL
+        far = np.linalg.norm(things[:, :2], axis=1)
+        assert (far[1:] >= far[:-1]).all(), "whichever they are"
+        there = np.array([env._data.qpos[at:at + 3] for at in env._free])
+        assert np.allclose(sorted((hand + things).tolist()), sorted(there.tolist()), atol=1e-5)
 
 
 def test_the_script_carries_and_the_same_seed_is_the_same_episode() -> None:

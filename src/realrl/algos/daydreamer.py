@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive
-from realrl.learn.dreaming import Books, LaProp, Memory
+from realrl.learn.dreaming import Books, DreamConfig, LaProp, Memory
 from realrl.learn.replay import Replay
 from realrl.losses import categorical_kl, lambda_return
 from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
@@ -39,65 +39,6 @@ CLOCK = ("ticks", "deadline_misses", "worst_late_ms", "holds")
 """What the headline says of a run in real time."""
 
 
-@dataclass(frozen=True)
-class DreamConfig:
-    """How the learner learns: DreamerV3's losses."""
-
-    batch: int = 16
-    """Stretches of an update."""
-    length: int = 32
-    """Steps of each."""
-    last: int = 8
-    """Observations at the end of each from which it dreams on."""
-    imagine: int = 15
-    """Steps of a dream."""
-    remember: bool = True
-    """Whether stretches begin with the state that was there when they were last looked at, rather than with none."""
-    pixels: bool = False
-    """Whether pictures are reconstructed, too, and not the robot's readings alone."""
-    gamma: float = 1 - 1 / 333
-    """Discount of a control step."""
-    lam: float = 0.95
-    """Of the lambda-return."""
-    centre: bool = False
-    """Whether values are told from what the mean reward would be worth for ever, so that they need not climb there first."""
-    through: bool = False
-    """Whether the actor follows the gradient of returns through the dream (DayDreamer; continuous actions alone), not REINFORCE."""
-    entropy: float = 3e-4
-    """What a nat of the actor's entropy is worth, in normalised returns."""
-    spread: float = 0.0
-    """The deviation of continuous actions that the entropy's worth is moved for (DayDreamer); 0: it stays."""
-    imitate: float = 1.0
-    """Weight of the actor's likelihood of what was shown, where demonstrations are in the batch."""
-    free: float = 1.0
-    """Nats of KL, of all categoricals together, that cost nothing."""
-    dyn: float = 1.0
-    """Weight of the KL that teaches what to expect."""
-    rep: float = 0.1
-    """Weight of the KL that makes what is seen easy to expect."""
-    replayed: float = 0.3
-    """Weight of the critic's loss on what was really done; it reaches into the model."""
-    slow: float = 0.02
-    """Share of the critic that its slow copy takes over in an update."""
-    lr: float = 4e-5
-    """Learning rate."""
-    warmup: int = 1000
-    """Updates over which it rises from nothing."""
-    alone: int = 0
-    """Updates of model and critic alone, in which the robot's actions are random still; dreams of nothing teach nothing."""
-    clip: float = 0.3
-    """The largest gradient of a tensor, as a share of the tensor's own norm."""
-
-    def __post_init__(self) -> None:
-        check(self, batch="[1, 65536]", length="[2, 4096]", last="[2, 4096]", imagine="[1, 1000]", gamma="(0, 1]", lam="[0, 1]",
-              entropy="[0, 100]", spread="[0, 1]", imitate="[0, 1e3]", free="[0, 100]", dyn="[0, 100]", rep="[0, 100]",
-              replayed="[0, 100]", slow="(0, 1]", lr="(0, 1]", warmup="[0, 1e9]", alone="[0, 1e9]", clip="(0, 1e9]")
-        if self.centre and self.gamma == 1:
-            raise OutOfBounds(DreamConfig, "gamma", "must be below 1 where values are centred: the mean reward for ever is worth no number")
-        if self.last > self.length + 1:
-            raise OutOfBounds(DreamConfig, "last", f"must be at most length + 1 = {self.length + 1}, got {self.last}")
-
-
 CPU = DreamConfig(batch=16, length=16, last=4, gamma=0.985, centre=True, through=True, spread=0.32, slow=0.1, lr=4e-4, warmup=200,
                   alone=300)
 """A core has little time: short stretches, which begin where memory was, few starts of dreams, a horizon of some hundred updates."""
@@ -105,12 +46,13 @@ CPU = DreamConfig(batch=16, length=16, last=4, gamma=0.985, centre=True, through
 
 @dataclass(frozen=True)
 class DaydreamerConfig(Scene):
-    """A world model learned while the robot moves; `--preset` has three sizes."""
+    """A world model learned while the robot moves; `--preset` has four sets of values."""
 
     task: str = "quadruped/go1-from-back"
     """Environment, see `realrl tasks`."""
-    preset: Literal["cpu", "daydreamer", "v3"] = "cpu"
-    """Whose values all that follows has by default: cpu (for a core), daydreamer (the paper's sizes) or v3 (DreamerV3's smallest)."""
+    preset: Literal["cpu", "choices", "daydreamer", "v3"] = "cpu"
+    """Whose values all that follows has by default: cpu (for a core), choices (the same where a robot chooses: the bins' own),
+    daydreamer (the paper's sizes) or v3 (DreamerV3's smallest)."""
     sight: SightConfig = field(default_factory=lambda: SightConfig(height=64, width=64))
     """What the policy sees: the state, or pictures beside it."""
     policy: RecurrentConfig = field(default_factory=lambda: RecurrentConfig(RSSMConfig(deter=128, classes=8, hidden=128, units=128)))
@@ -146,6 +88,12 @@ class DaydreamerConfig(Scene):
 
 PRESETS = {
     "cpu": DaydreamerConfig(),
+    "choices": DaydreamerConfig(
+        preset="choices", task="bins/panda",
+        policy=RecurrentConfig(RSSMConfig(deter=128, stoch=32, classes=8, hidden=256, units=256, sharp=6.0)),
+        dream=DreamConfig(batch=16, length=16, last=4, imagine=12, gamma=0.97, centre=True, rep=0.03, slow=0.1, entropy=1e-3, lr=1e-3,
+                          warmup=50, alone=300),
+        steps=6000, prefill=400, ratio=128.0, demo_share=0.5),
     "daydreamer": DaydreamerConfig(
         preset="daydreamer", policy=RecurrentConfig(RSSMConfig(deter=512, hidden=512, stoch=32, classes=32, prior_layers=3, units=512,
                                                                layers=4, depth=48)),
@@ -156,7 +104,14 @@ PRESETS = {
                                                        layers=3, depth=4)),
         dream=DreamConfig(batch=16, length=64, last=64, pixels=True), steps=72_000, prefill=1000, ratio=512.0),
 }
-"""cpu: what a core does eight updates a second of; daydreamer: the paper's sizes, batch, discount and rate; v3: DreamerV3's size1m."""
+"""cpu: what a core does eight updates a second of; choices: the same for a robot that chooses among few moves and is shown how; daydreamer:
+the paper's sizes, batch, discount and rate; v3: DreamerV3's size1m."""
+
+
+def preset(name: str | None, task: str | None) -> DaydreamerConfig | None:
+    """The values that are overridden where a preset was asked for by its name, or none: then the bins have those of choices. None for a
+    name that is none."""
+    return PRESETS.get(name or ("choices" if (task or "").startswith("bins/") else "cpu"))
 
 
 # ---- the learner
@@ -207,9 +162,11 @@ class Dreamer:
             losses |= behaviour
             losses["replayed"] = self.cfg.replayed * self._replayed(segment, starts, last, counts, returns)
             acting = losses.pop("actor") * (self.step >= self.cfg.alone)
+            learning = torch.stack(list(losses.values())).sum()
             if shown:
-                acting = acting + self.cfg.imitate * self._imitation(segment, states.feature.detach(), shown)
-        learned = torch.autograd.grad(torch.stack(list(losses.values())).sum(), self._rest, allow_unused=True)
+                taught = self.cfg.imitate * self._imitation(segment, states.feature, shown)
+                acting, learning = acting + taught, learning + taught
+        learned = torch.autograd.grad(learning, self._rest, allow_unused=True, retain_graph=shown > 0)
         own = torch.autograd.grad(acting, self._actor)  # where a dream's graph ends
         self.optimiser.step(learned, self.step)
         if shown or self.step >= self.cfg.alone:

@@ -74,8 +74,10 @@ def _method(name: str, flags: Sequence[str]) -> tuple[type[Any], Callable[[Any, 
     if name == "daydreamer":
         from realrl.algos import daydreamer
         asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        asked.add_argument("--preset", nargs="?")
-        return daydreamer.DaydreamerConfig, daydreamer.train, daydreamer.PRESETS.get(asked.parse_known_args(list(flags))[0].preset)
+        for flag in ("--preset", "--task"):
+            asked.add_argument(flag, nargs="?")
+        said = asked.parse_known_args(list(flags))[0]
+        return daydreamer.DaydreamerConfig, daydreamer.train, daydreamer.preset(said.preset, said.task)
     if name == "flow":
         from realrl.algos import flow
         return flow.FlowTrainConfig, flow.train, None

@@ -6,7 +6,8 @@ something in it. Rewards are sparse: 1 for a grasp, 10 for what was carried over
 -1 for letting go before.
 
 `state` [9], with eyes: the hand's place [3], the opening, over which bin [2], whether it holds [2], whether it is up. The camera "front"
-sees bins and things. Without eyes the things' places follow, 3 numbers each. `info` has the number of things carried.
+sees bins and things. Without eyes the things' places follow as seen from the hand, 3 numbers each, the nearest first: where a thing lies on
+the table says little of what to do, and which of them it is, nothing. `info` has the number of things carried.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ OWN = 9
 """Numbers that the robot knows of itself."""
 CELL, CELLS = 0.04, 5
 """A cell's size, m; cells of a bin from side to side."""
-PLACE = 0.1
-"""What the places in the state are divided by, m."""
 FORWARD, BACK, LEFT, RIGHT, GRIP, DOWN = range(6)
 
 
@@ -63,16 +62,16 @@ def _carry(states: Array) -> Array:
 
 
 def _choice(state: Array) -> int:
-    hand, opening, side, holds, up = state[:3], state[3], int(state[5] > 0.5), state[7] > 0.5, state[8] > 0.5
+    opening, side, holds, up = state[3], int(state[5] > 0.5), state[7] > 0.5, state[8] > 0.5
     if holds:
         return (LEFT if side == 0 else RIGHT) if up else DOWN  # which is up now
     if opening < 0.5:
         return GRIP
     things = state[OWN:].reshape(-1, 3)
-    here = things[(things[:, 1] > 0) == (side == 1)]
+    here = things[(things[:, 1] + state[1] > 0) == (side == 1)]
     if not len(here):
         return FORWARD
-    off = (here[:, :2] - hand[:2]) * PLACE / CELL
+    off = here[:, :2]
     near = off[np.abs(off).max(1).argmin()]
     if abs(near[0]) > 0.55:
         return FORWARD if near[0] > 0 else BACK

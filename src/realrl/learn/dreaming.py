@@ -1,16 +1,18 @@
-"""What a learner in dreams keeps beside its networks: its optimiser, the states that were there when it last looked, and its books."""
+"""What a learner in dreams has beside its networks: its numbers, its optimiser, the states that it saw last, its books."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from realrl.config import OutOfBounds, check
 from realrl.nets.rssm import Latent, RSSMConfig
 from realrl.types import Segment
 
@@ -18,6 +20,66 @@ BEHIND = 40
 """Control steps for which updates are made up later, where a learner is slower than its robot."""
 LATELY = 2500
 """Control steps that the headline's reward is a mean of."""
+
+
+@dataclass(frozen=True)
+class DreamConfig:
+    """How the learner learns: DreamerV3's losses."""
+
+    batch: int = 16
+    """Stretches of an update."""
+    length: int = 32
+    """Steps of each."""
+    last: int = 8
+    """Observations at the end of each from which it dreams on."""
+    imagine: int = 15
+    """Steps of a dream."""
+    remember: bool = True
+    """Whether stretches begin with the state that was there when they were last looked at, rather than with none."""
+    pixels: bool = False
+    """Whether pictures are reconstructed, too, and not the robot's readings alone."""
+    gamma: float = 1 - 1 / 333
+    """Discount of a control step."""
+    lam: float = 0.95
+    """Of the lambda-return."""
+    centre: bool = False
+    """Whether values are told from what the mean reward would be worth for ever, so that they need not climb there first."""
+    through: bool = False
+    """Whether the actor follows the gradient of returns through the dream (DayDreamer; continuous actions alone), not REINFORCE."""
+    entropy: float = 3e-4
+    """What a nat of the actor's entropy is worth, in normalised returns."""
+    spread: float = 0.0
+    """The deviation of continuous actions that the entropy's worth is moved for (DayDreamer); 0: it stays."""
+    imitate: float = 1.0
+    """Weight of the actor's likelihood of what was shown, where demonstrations are in the batch; it reaches into the model, whose states
+    then tell what matters for it."""
+    free: float = 1.0
+    """Nats of KL, of all categoricals together, that cost nothing."""
+    dyn: float = 1.0
+    """Weight of the KL that teaches what to expect."""
+    rep: float = 0.1
+    """Weight of the KL that makes what is seen easy to expect."""
+    replayed: float = 0.3
+    """Weight of the critic's loss on what was really done; it reaches into the model."""
+    slow: float = 0.02
+    """Share of the critic that its slow copy takes over in an update."""
+    lr: float = 4e-5
+    """Learning rate."""
+    warmup: int = 1000
+    """Updates over which it rises from nothing."""
+    alone: int = 0
+    """Updates of model and critic alone, in which the robot's actions are random still; dreams of nothing teach nothing."""
+    clip: float = 0.3
+    """The largest gradient of a tensor, as a share of the tensor's own norm."""
+
+    def __post_init__(self) -> None:
+        check(self, batch="[1, 65536]", length="[2, 4096]", last="[2, 4096]", imagine="[1, 1000]", gamma="(0, 1]", lam="[0, 1]",
+              entropy="[0, 100]", spread="[0, 1]", imitate="[0, 1e3]", free="[0, 100]", dyn="[0, 100]", rep="[0, 100]",
+              replayed="[0, 100]", slow="(0, 1]", lr="(0, 1]", warmup="[0, 1e9]", alone="[0, 1e9]", clip="(0, 1e9]")
+        if self.centre and self.gamma == 1:
+            raise OutOfBounds(DreamConfig, "gamma", "must be below 1 where values are centred: the mean reward for ever is worth no number")
+        if self.last > self.length + 1:
+            raise OutOfBounds(DreamConfig, "last", f"must be at most length + 1 = {self.length + 1}, got {self.last}")
 
 
 class LaProp:

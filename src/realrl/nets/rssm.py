@@ -45,10 +45,13 @@ class RSSMConfig:
     """Channels after a camera's first convolution; they double with every one that follows."""
     unimix: float = 0.01
     """Share of even chance in every categorical, so that none is ever sure."""
+    sharp: float = 1.0
+    """By how much larger the first weights of what is seen are: the surer categoricals are at first, the more they tell from the start."""
 
     def __post_init__(self) -> None:
         check(self, deter="[1, 16384]", stoch="[1, 256]", classes="[2, 256]", hidden="[1, 16384]", blocks="[0, 64]", prior_layers="[1, 10]",
-              units="[1, 16384]", layers="[1, 20]", depth="[1, 256]", unimix="[0, 0.5]")
+              units="[1, 16384]", layers="[1, 20]", depth="[1, 256]", unimix="[0, 0.5]",
+              sharp="(0, 100]")
         if self.blocks and self.deter % self.blocks:
             raise OutOfBounds(RSSMConfig, "blocks", f"must divide deter = {self.deter}, got {self.blocks}")
 
@@ -146,7 +149,7 @@ class RSSM(nn.Module):
         sizes = [cfg.deter, *[hidden] * cfg.prior_layers]
         self.prior_net = nn.Sequential(*(Layer(a, b) for a, b in pairwise(sizes)), linear(hidden, codes))
         self.post_deter, self.post_embed = linear(cfg.deter, hidden), linear(embed, hidden)
-        self.post_norm, self.post_out = nn.LayerNorm(hidden, eps=1e-4), linear(hidden, codes)
+        self.post_norm, self.post_out = nn.LayerNorm(hidden, eps=1e-4), linear(hidden, codes, cfg.sharp)
         self.register_buffer("_even", torch.full((), 1 / cfg.classes), persistent=False)
         self._even: Tensor
 

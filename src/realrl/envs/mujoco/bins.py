@@ -11,7 +11,7 @@ import mujoco
 import numpy as np
 
 from realrl.envs.base import RobotEnv
-from realrl.envs.bins import BACK, CELL, CELLS, DOWN, FORWARD, GRIP, LEFT, LOADS, OWN, PLACE, RIGHT
+from realrl.envs.bins import BACK, CELL, CELLS, DOWN, FORWARD, GRIP, LEFT, LOADS, OWN, RIGHT
 from realrl.envs.mujoco.randomise import randomiser
 from realrl.envs.mujoco.sight import Scenery, View, eyes
 from realrl.scene import RandomiseConfig, SightConfig
@@ -181,5 +181,8 @@ class BinsEnv(RobotEnv):
 
     def _see(self) -> Array:
         data, side, holds = self._data, self._side, self._holds
-        own = [*data.qpos[self._hand] / PLACE, self._opening(), side == 0, side == 1, not holds, holds, self._up]
-        return np.concatenate([own, *(data.qpos[at:at + 3] / PLACE for at in self._free)])
+        hand = data.qpos[self._hand]
+        off = np.stack([data.qpos[at:at + 3] - hand for at in self._free])
+        near = off[np.linalg.norm(off[:, :2], axis=1).argsort()]
+        own = [*hand / CELL, self._opening(), side == 0, side == 1, not holds, holds, self._up]
+        return np.concatenate([own, near.ravel() / CELL])
