@@ -265,13 +265,13 @@ def test_failed_starts_come_back_until_they_are_solved():
     assert stage.starts(cell) == (list(range(1010, 1020)), [])
 
 
-def test_the_noise_cools_evenly_and_stays_cool_but_not_while_practised_starts_need_it():
-    stage, heat = online(cool=0.2, iterations=8), None
-    heat = stage.policy.diffusion.heat
+def test_the_noise_cools_evenly_and_stays_cool_but_not_while_starts_need_it():
+    stage = online(cool=0.2, iterations=8)
+    heat, good, poor = stage.policy.diffusion.heat, [True] * 4 + [False], [True] * 3 + [False] * 2
     assert float(heat) == 1.0
-    for again, left in (([], 0.8), ([True], 0.6), ([True, False, False, False], 0.6), ([False], 0.6), ([True, False, False], 0.4),
-                        ([True], 0.2), ([], 0.2)):
-        heat.fill_(stage.cooled(again))
+    for fresh, again, left in ((good, [], 0.8), (good, [True, False], 0.6), (good, [True, False, False], 0.6), (poor, [True], 0.6),
+                               (good, [True], 0.4), (good, [], 0.2), (good, [], 0.2)):
+        heat.fill_(stage.cooled(fresh, again))
         assert float(heat) == pytest.approx(left)
     with pytest.raises(RealrlError, match=r"online\.cool must be above 0"):
         OnlineConfig(cool=0)

@@ -80,8 +80,8 @@ class OnlineConfig:
     warmup: int = 2
     """Rounds that fit V only, before the policy moves."""
     cool: float = 0.3
-    """Share of the sampling noise that is left in the end. It falls evenly, half of the rounds are enough, but not after one in which fewer
-    than a third of the practised starts succeeded: they need it. What is deployed is the chain without: so the two become one."""
+    """Share of the sampling noise that is left in the end. It falls evenly, in rounds in which four fifths of the fresh and half of the
+    practised starts succeed (half of all rounds are enough): what fails needs it. What is deployed is the chain without: so they become one."""
     lam: float = 0.95
     """GAE's lambda for the advantages; where the dynamics are deterministic, a small one says nearly the same with far less noise."""
     value_lam: float = 0.95
@@ -236,10 +236,11 @@ class Online:
         count, again = self.cfg.online.episodes, self.curriculum.again(self.cfg.online.episodes, self.iteration)
         return cell.seeds(5, count - len(again), self.iteration * count), again
 
-    def cooled(self, again: Sequence[bool]) -> float:
-        """What the next round leaves of the sampling noise: no less than this one where under a third of the practised succeeded."""
+    def cooled(self, fresh: Sequence[bool], again: Sequence[bool]) -> float:
+        """What is left of the sampling noise for the next round: less, where enough of a round's fresh and practised starts succeeded."""
         cfg, heat = self.cfg.online, float(self.policy.diffusion.heat)
-        return heat if 3 * sum(again) < len(again) else max(cfg.cool, heat - 2 * (1 - cfg.cool) / cfg.iterations)
+        needed = sum(fresh) < 0.8 * len(fresh) or sum(again) < 0.5 * len(again)
+        return heat if needed else max(cfg.cool, heat - 2 * (1 - cfg.cool) / cfg.iterations)
 
     def round(self, cell: Cell) -> dict[str, float]:
         """Collect, learn, and return what one needs to see."""
@@ -254,7 +255,7 @@ class Online:
                  "round_steps": sum(map(len, episodes)), "heat": float(self.policy.diffusion.heat)}
         self.fresh += won[: len(fresh)]
         stats |= self._learn(episodes, left_to_gain(won[: len(fresh)], self.cfg.trials.rest) if self.trials else 1.0)
-        self.policy.diffusion.heat.fill_(self.cooled(won[len(fresh):]))
+        self.policy.diffusion.heat.fill_(self.cooled(won[: len(fresh)], won[len(fresh):]))
         self.iteration += 1
         if self.trials and (self.cfg.online.iterations - self.iteration) % self.cfg.trials.every == 0:
             self._judge(self.trials, f"online round {self.iteration}")
