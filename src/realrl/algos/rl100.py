@@ -81,7 +81,7 @@ class OnlineConfig:
     """Rounds that fit V only, before the policy moves."""
     cool: float = 0.3
     """Share of the sampling noise that is left in the end. It falls evenly, in rounds in which four fifths of the fresh and half of the
-    practised starts succeed (half of all rounds are enough): what fails needs it. What is deployed is the chain without: so they become one."""
+    practised starts succeed (half of all rounds suffice): what fails needs it. What is deployed is the chain without: they become one."""
     lam: float = 0.95
     """GAE's lambda for the advantages; where the dynamics are deterministic, a small one says nearly the same with far less noise."""
     value_lam: float = 0.95
