@@ -110,7 +110,7 @@ def test_a_configuration_beside_the_simulated_robot_changes_how_it_is_served(tmp
 
 def served(task, tmp_path, policy, seeds, **cfg):
     """Episodes on a served robot; it is parked at the end."""
-    driver, given_cfg = simulated(task, ServerConfig(port=0, log=tmp_path, watchdog=20.0, **cfg))
+    driver, given_cfg = simulated(task, ServerConfig(port=0, log=tmp_path, watchdog=20.0, stale=3.0, **cfg))
     server = RobotServer(driver, given_cfg, arm=True, say=lambda line: None)
     server.start()
     try:
