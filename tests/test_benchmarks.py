@@ -24,6 +24,7 @@ from realrl.data.store import Store
 from realrl.envs.contact import OPENING, PICK_FULL
 from realrl.envs.quadruped import RISE_STAND
 from realrl.policies.diffusion import PolicyConfig
+from realrl.run import read_metrics
 from realrl.scene import CollectConfig
 from realrl.types import Episode, Policy, RealrlError
 
@@ -158,6 +159,8 @@ def test_locomotion_runs_from_nothing_to_one_step(tmp_path: Path) -> None:
     assert rl100_locomotion.main(["--smoke", "--out", str(tmp_path), "--collect.workers", "1"]) == 0
     rows = common.read_rows(tmp_path / "smoke" / "locomotion.jsonl")
     assert {r["method"] for r in rows} == {"medium data", "imitation", "online", "one-step"}
+    heats = [line["heat"] for run in tmp_path.rglob("metrics.jsonl") for line in read_metrics(run.parent) if line["stage"] == "online"]
+    assert heats[0] == 1.0 and heats[-1] < 1.0, "where no episode knows success, noise cools by the rounds"
 
 
 def test_locomotion_reports_an_interval() -> None:

@@ -96,7 +96,6 @@ class OnlineConfig:
     """Rounds between checkpoints."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """The objective's settings."""
-
     def __post_init__(self) -> None:
         check(self, iterations="[0, 1e6]", episodes="[1, 1e5]", practice="[0, 1]", warmup="[0, 1e6]", cool="(0, 1]",  # 0: no likelihood
               lam="[0, 1]", value_lam="[0, 1]", value_lr="(0, 1]", value_epochs="[1, 1e6]", save_every="[1, 1e6]")
@@ -238,9 +237,9 @@ class Online:
 
     def cooled(self, fresh: Sequence[bool], again: Sequence[bool]) -> float:
         """What is left of the sampling noise for the next round: less, where enough of a round's fresh and practised starts succeeded."""
-        cfg, heat = self.cfg.online, float(self.policy.diffusion.heat)
-        needed = sum(fresh) < 0.8 * len(fresh) or sum(again) < 0.5 * len(again)
-        return heat if needed else max(cfg.cool, heat - 2 * (1 - cfg.cool) / cfg.iterations)
+        cool, heat = self.cfg.online.cool, float(self.policy.diffusion.heat)
+        worth = sum(fresh) >= 0.8 * len(fresh) and sum(again) >= 0.5 * len(again)
+        return max(cool, heat - worth * 2 * (1 - cool) / self.cfg.online.iterations)
 
     def round(self, cell: Cell) -> dict[str, float]:
         """Collect, learn, and return what one needs to see."""
@@ -255,6 +254,7 @@ class Online:
                  "round_steps": sum(map(len, episodes)), "heat": float(self.policy.diffusion.heat)}
         self.fresh += won[: len(fresh)]
         stats |= self._learn(episodes, left_to_gain(won[: len(fresh)], self.cfg.trials.rest) if self.trials else 1.0)
+        won *= any(won) or not stats["episode_return"]  # where reward is paid and nothing ever succeeds, only the return counts
         self.policy.diffusion.heat.fill_(self.cooled(won[: len(fresh)], won[len(fresh):]))
         self.iteration += 1
         if self.trials and (self.cfg.online.iterations - self.iteration) % self.cfg.trials.every == 0:
