@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)
 	$(BIN)/realrl train rl100 --run runs/main --resume
 
-# Two processes, a file of tests to each at a time. Tests start some hundred interpreters, which shall not compile what the one before did.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes on two cores, since some tests wait, and a file of tests to each at a time. Tests start some hundred interpreters,
+# which shall not compile what the one before did.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)
 	$(PYTEST)
