@@ -32,7 +32,7 @@ def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     known = [name.partition("/")[2] for name in envs.tasks() if name.startswith("metaworld/")]
     parser = arguments(__doc__ or "", seeds=(0,))
-    parser.add_argument("--tasks", nargs="+", default=known, metavar="TASK", help="Meta-World's, or SUITE/TASK; by default all Meta-World's")
+    parser.add_argument("--tasks", nargs="+", default=known, metavar="TASK", help="Meta-World's (all, by default) or SUITE/TASK")
     experts_option(parser)
     parser.add_argument("--setting", default=DEFAULTS, help="what the rows call a configuration that further flags change")
     parser.add_argument("--audit", action=argparse.BooleanOptionalAction, default=False, help="also what every judged candidate is worth")
