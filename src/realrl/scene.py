@@ -153,9 +153,9 @@ class Scene:
     demos: int = 20
     """Successful demonstrations to ask the expert for."""
     demo_noise: float = 0.3
-    """Standard deviation of the noise on the scripted expert's actions (a hurried teleoperator)."""
+    """Standard deviation of the noise on the scripted expert's actions (a hurried teleoperator); a saved policy has none added."""
     expert: str | None = None
-    """File or folder with the expert's weights, for suites whose expert is a network."""
+    """Folder of a saved policy that demonstrates in the script's place, or the weights of an expert, for suites whose expert is one."""
     horizon: int | None = None
     """Steps until an episode is truncated; None = the task's own."""
     sight: SightConfig = field(default_factory=SightConfig)

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from realrl import envs
 from realrl.cell.account import Account
 from realrl.cell.actor import Order
 from realrl.cell.book import GROUP, Book
 from realrl.cell.collect import Collector, MakeEnv, pack
 from realrl.cell.curriculum import Practice
+from realrl.cell.demonstrator import of_scene, saved, source
 from realrl.cell.judge import Judge, Measure, judged
 from realrl.cell.pool import in_turn
 from realrl.cell.products import large_products
@@ -168,26 +168,25 @@ class WorkCell:
         return Practice(share, self.scene.seed)
 
     def demonstrations(self) -> list[Episode]:
-        """What to imitate: the worthy episodes of the scene's data set, or as many successes of its scripted expert as it wants, whose
-        failed attempts are recorded too.
+        """What to imitate: the worthy episodes of the scene's data set, or as many successes of its expert as it wants, whose failed
+        attempts are recorded too.
 
         Raises RealrlError for a data set of another task's shape and for an expert that hardly ever succeeds.
         """
         scene = self.scene
         if scene.data is not None:
             return recorded_demonstrations(scene.data, self.spec, several=bool(self._others or self._place))
-        scripted = scene.task if self.simulated else self.spec.twin
-        if not scripted:
+        if not (self.simulated or self.spec.twin or saved(scene.expert)):
             raise RealrlError(f"{scene.task}: an environment of your own has no scripted expert: record demonstrations and name their "
                               "folder with --data")
-        expert = envs.expert(scripted, scene.expert, noise=scene.demo_noise)
+        expert = of_scene(scene, self.spec)
         good: list[Episode] = []
         tried = 0
         while len(good) < scene.demos:
             if tried >= 20 * scene.demos:
                 raise RealrlError(f"{scene.task}: the expert succeeded {len(good)} times in {tried} attempts, {scene.demos} demonstrations "
-                                  "wanted: lower --demo-noise")
-            batch = self.practise("demonstration", expert, self.seeds(0, scene.demos, tried), greedy=True, source=Source.SCRIPT)
+                                  f"wanted: {'name another with --expert' if saved(scene.expert) else 'lower --demo-noise'}")
+            batch = self.practise("demonstration", expert, self.seeds(0, scene.demos, tried), greedy=True, source=source(scene.expert))
             good += [e for e in batch if e.succeeded]
             tried += scene.demos
         return good[:scene.demos]

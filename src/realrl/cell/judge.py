@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from realrl import envs
 from realrl.cell.account import Account
 from realrl.cell.collect import Collector
+from realrl.cell.demonstrator import of_scene, source
 from realrl.cell.evaluate import Evaluation, blind, summarise, trials
 from realrl.cell.products import small_products
 from realrl.files import read_plain, write_json
@@ -70,8 +70,7 @@ class Judge:
         time."""
         scene = self.scene
         if scene.data is None and not self.spec.live and "demonstrator" not in self.account.summary:
-            expert = envs.expert(scene.task, scene.expert, noise=scene.demo_noise)
-            found = self._measure("demonstrator", expert, n, Source.SCRIPT)
+            found = self._measure("demonstrator", of_scene(scene, self.spec), n, source(scene.expert))
             self.account.summary["demonstrator"] = {**found, "env_steps": self.account.steps()}
 
     def audit(self, judged: Iterable[tuple[dict[str, Any], Policy]], n: int) -> None:

@@ -25,7 +25,8 @@ def add(actions: Any) -> None:
     parser.add_argument("--episodes", type=whole(1), required=True, metavar="N", help="successful demonstrations wanted in all")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the dataset, new or to be continued")
     parser.add_argument("--noise", type=float, default=0.0, metavar="STD", help="noise on the expert's actions, of [-1, 1] (default: 0)")
-    parser.add_argument("--expert", metavar="PATH", help="the expert's weights, for suites whose expert is a network (adroit)")
+    parser.add_argument("--expert", metavar="PATH", help="folder of a saved policy that demonstrates, or an expert's weights where "
+                        "the suite's expert is a network (adroit)")
     parser.add_argument("--sight", choices=("rgb", "depth", "pointcloud"), help="what is seen beside the robot's joints (default: state)")
     parser.add_argument("--cameras", nargs="+", metavar="CAMERA", help="cameras to look through (default: the task's choice)")
     parser.add_argument("--size", type=whole(1), nargs=2, default=(84, 84), metavar=("HEIGHT", "WIDTH"),
@@ -42,12 +43,14 @@ def add(actions: Any) -> None:
 def _demos(args: argparse.Namespace) -> int:
     from realrl import envs
     from realrl.cell.collect import Collector
+    from realrl.cell.demonstrator import demonstrator
     from realrl.data.store import Store
     from realrl.scene import CollectConfig
-    expert = envs.expert(args.task, args.expert, noise=args.noise)
     sight = envs.SightConfig(kind=args.sight or "state", cameras=tuple(args.cameras) if args.cameras else None, height=args.size[0],
                              width=args.size[1], points=args.points, colour=args.colour, frame=args.frame)
-    envs.make(args.task, sight=sight, reward="dense" if args.linger else None).close()  # a wrong camera is named before a folder is made
+    env = envs.make(args.task, sight=sight, reward="dense" if args.linger else None)  # a wrong camera is named before a folder is made
+    env.close()
+    expert = demonstrator(env.task, args.expert, args.noise)
     store = Store.open_or_create(args.out, task=args.task, fps=_rate(args.task))
     try:
         with Collector(args.task, CollectConfig(workers=args.workers), sight=sight, reward="dense" if args.linger else None) as collector:
@@ -73,7 +76,7 @@ def _record(store: Store, collector: Collector, expert: Policy, args: argparse.N
     The next round tries as many starts as successes are missing, so an interrupted recording and a whole one end with the same
     episodes. Starts lie below every evaluation's, see `evaluate.HELD_OUT`.
     """
-    from realrl.types import Source
+    from realrl.cell.demonstrator import source
     first = (args.seed % 90 + 1) * 10_000_000
     known = _outcomes(store, args.task, expert.name)
     good = tried = 0
@@ -83,7 +86,7 @@ def _record(store: Store, collector: Collector, expert: Policy, args: argparse.N
                              "lower --noise or --episodes")
         starts = range(first + tried, first + tried + args.episodes - good)
         todo = [seed for seed in starts if seed not in known]
-        episodes = collector.collect(expert, todo, greedy=True, noise_seed=args.seed, source=Source.SCRIPT)
+        episodes = collector.collect(expert, todo, greedy=True, noise_seed=args.seed, source=source(args.expert))
         append(store, progress(episodes, f"demonstrating {args.task}", len(todo)))
         known = _outcomes(store, args.task, expert.name)
         good, tried = good + sum(known[seed] for seed in starts), tried + len(starts)
