@@ -107,6 +107,8 @@ class Rival(Group):
 
     def run(self) -> None:
         """Learn each task, and write the row of all."""
+        if not (self.folder / "fine-tuned").exists():  # a run of before they were kept
+            self.learn(train)
         found = {task.partition("/")[2]: rival(self.method, self.cfg, self.folder, i) for i, task in enumerate(self.cfg.tasks)}
         self.write(self.method, {name: run.product for name, run in found.items()}, next(iter(found.values())).dt,
                    env_steps=sum(run.env_steps for run in found.values()), wall_s=sum(run.wall_s for run in found.values()),
