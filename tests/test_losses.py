@@ -9,6 +9,7 @@ from torch import tensor
 from torch.distributions import Normal, kl_divergence
 
 from realrl import losses
+from realrl.learn import dreaming
 
 GAMMA = 0.9
 
@@ -191,13 +192,13 @@ def test_lambda_returns_by_hand():
     last = 3.0 + 0.9 * 30.0
     second = 2.0
     first = 1.0 + 0.5 * (0.2 * 10.0 + 0.8 * second)
-    assert torch.allclose(losses.lambda_return(reward, discount, value, 0.8), tensor([first, second, last]))
-    assert torch.allclose(losses.lambda_return(reward, discount, value, 0.0), reward + discount * value), "one step"
+    assert torch.allclose(dreaming.lambda_return(reward, discount, value, 0.8), tensor([first, second, last]))
+    assert torch.allclose(dreaming.lambda_return(reward, discount, value, 0.0), reward + discount * value), "one step"
 
 
 def test_the_kl_of_categoricals_by_hand():
     p, q = tensor([[[0.5, 0.5], [0.9, 0.1]]]), tensor([[[0.25, 0.75], [0.5, 0.5]]])
     one = 0.5 * math.log(2.0) + 0.5 * math.log(0.5 / 0.75)
     two = 0.9 * math.log(1.8) + 0.1 * math.log(0.2)
-    assert losses.categorical_kl(p, q)[0].item() == pytest.approx(one + two), "summed over the categoricals"
-    assert losses.categorical_kl(p, p).item() == 0.0
+    assert dreaming.categorical_kl(p, q)[0].item() == pytest.approx(one + two), "summed over the categoricals"
+    assert dreaming.categorical_kl(p, p).item() == 0.0

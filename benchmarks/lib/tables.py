@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.lib import advantage, assembling, beside, dreaming, everywhere, helping, lateness, practising, served, serving, walking
 from benchmarks.lib.common import RESULTS, ROOT, read_rows
-from benchmarks.studies import waiting
+from benchmarks.studies import waiting, wide_plans
 from realrl.cell.evaluate import wilson
 from realrl.files import write_text
 from realrl.types import RealrlError
@@ -425,7 +425,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "daydreamer": one_grid(dreaming),
     "real_data": real_data_table,
     "delays": one_grid(lateness),
-    "waiting": one_grid(waiting),
+    "waiting": one_grid(waiting), "wide_plans": one_grid(wide_plans),
     "through_server": lambda rows: "\n\n".join([grid(served.HEAD, served.lines(rows) or [[NOT_RUN] * len(served.HEAD)]),
                                                 served.typed(rows), commands(rows)]),
     "serving": one_grid(serving),

@@ -96,23 +96,6 @@ def explained_variance(prediction: Tensor, target: Tensor) -> float:
     return float(1 - (target - prediction).var() / variance) if variance > 1e-12 else 0.0
 
 
-def lambda_return(reward: Tensor, discount: Tensor, value: Tensor, lam: float) -> Tensor:
-    """G[t] = reward[t] + discount[t] ((1 - lam) value[t] + lam G[t + 1]), the last with value alone (DreamerV3, eq. 7).
-
-    All [T, ...], time-major: what followed step t, the discount of it (0 where the task ended), and the value of where it led.
-    """
-    out, ahead = [], value[-1]
-    for t in range(len(reward) - 1, -1, -1):
-        ahead = td_target(reward[t], discount[t], (1 - lam) * value[t] + lam * ahead)
-        out.append(ahead)
-    return torch.stack(out[::-1])
-
-
-def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) [...] of categoricals given by probabilities [..., S, C], none of them 0, summed over all S of them."""
-    return (p * (p.log() - q.log())).sum((-2, -1))
-
-
 def chamfer(a: Tensor, b: Tensor) -> Tensor:
     """Symmetric Chamfer distance: mean squared distance to the nearest point of the other cloud, both ways added up.
 

@@ -299,10 +299,11 @@ def test_online_state_survives_a_checkpoint(tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
 
 
-def tried(*outcomes, standing, **options):
-    """An online stage whose policy moves between its trials, which end as they are told: (stage, weights at each of them)."""
+def tried(*outcomes, standing, runoff=(), **options):
+    """An online stage whose policy moves between its trials, which end as they are told: (stage, weights at each of them). runoff: how
+    those of the newest and of the best end, from other starts."""
     stage = online(iterations=3, episodes=len(standing))
-    stage.trials = Trials(Notebook(*outcomes), TrialsConfig(**{"episodes": len(standing), "every": 1, "rest": 0.0, **options}), 0)
+    stage.trials = Trials(Notebook(*outcomes, *runoff), TrialsConfig(**{"episodes": len(standing), "every": 1, "rest": 0.0, **options}), 0)
     stage.trials.won, seen = list(standing), []
     for stage.iteration in range(1, len(outcomes) + 1):
         with torch.no_grad():
@@ -316,11 +317,21 @@ def tried(*outcomes, standing, **options):
 
 def test_the_best_online_policy_is_kept_and_is_the_product():
     good, better, poor = [True, True] + [False] * 6, [True] * 6 + [False] * 2, [True, True, True, True, False, False, True, False]
-    stage, seen = tried(good, better, poor, standing=[True] + [False] * 7)
+    stage, seen = tried(good, better, poor, standing=[True] + [False] * 7, runoff=(poor, better))
     assert torch.equal(net(stage), seen[1]) and stage.over, "the last round's is worse than the second's, and there is no other round"
-    assert stage.trials.won == better and stage.trials.cell.said["round 3"] == "round 3 was sent back: 62 % of 8 trials against 75 %"
-    stage, seen = tried(good, better, better, standing=[True] * 8)
+    assert stage.trials.won == better and stage.trials.cell.said["round 3"] == (
+        "round 3 was sent back, by other starts than the best was chosen by: 62 % of 8 trials against 75 %")
+    stage, seen = tried(good, better, better, standing=[True] * 8, runoff=(good, better))
     assert not any(torch.equal(net(stage), weights) for weights in seen), "none is as good as what the stage began with"
+
+
+def test_the_best_of_several_is_tried_again_from_other_starts():
+    better, poor = [True] * 6 + [False] * 2, [True] * 5 + [False] * 3
+    stage, seen = tried(poor, better, poor, standing=poor, runoff=(better, poor))
+    assert torch.equal(net(stage), seen[2]) and stage.trials.won == poor, "it was the luck of the starts"
+    assert stage.trials.cell.said["round 3"].startswith("round 3 stays, by other starts")
+    (_, usual, _), (newest, mine, _), (best, its, _) = stage.trials.cell.asked[-3:]
+    assert mine == its and not set(usual) & set(mine) and (newest, best) == ("online-2-deployed-newest", "online-2-deployed-best")
 
 
 def test_learning_goes_on_from_a_worse_policy_unless_that_is_surely_worse():

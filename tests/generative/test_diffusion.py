@@ -25,7 +25,7 @@ def peer(cfg):
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", clip_sample=True, set_alpha_to_one=True,
-        prediction_type={"noise": "epsilon", "sample": "sample", "velocity": "v_prediction"}[cfg.predict], timestep_spacing="leading",
+        prediction_type={"sample": "sample", "velocity": "v_prediction"}.get(cfg.predict, "epsilon"), timestep_spacing="leading",
         steps_offset=cfg.offset)
     scheduler.set_timesteps(cfg.steps)
     return scheduler

@@ -295,3 +295,12 @@ def test_the_noise_it_learned_with_is_saved_with_it(tmp_path):
     assert np.array_equal(act(sampled, greedy=True).action, act(policy).action)
     weights_become(lambda w: w.pop("diffusion.heat"))(tmp_path / "policy")  # as checkpoints once were
     assert float(load_policy(tmp_path / "policy")[0].diffusion.heat) == 1.0
+
+
+def test_of_a_plan_that_is_wide_for_its_net_the_clean_chunk_is_predicted(tmp_path):
+    says = lambda cfg, actions: DiffusionPolicy(cfg, 3, actions).cfg.diffusion.predict
+    assert (says(PolicyConfig(), 16), says(PolicyConfig(), 17), says(PolicyConfig(hidden=512), 30)) == ("noise", "sample", "noise")
+    assert says(PolicyConfig(net="unet", hidden=32), 60) == "noise", "its convolutions let the noise through"
+    assert says(PolicyConfig(diffusion=DiffusionConfig(predict="velocity")), 60) == "velocity", "what is said is done"
+    save_policy(DiffusionPolicy(PolicyConfig(), 3, 30), tmp_path / "wide", task="toy/line")
+    assert load_policy(tmp_path / "wide")[0].cfg.diffusion.predict == "sample"

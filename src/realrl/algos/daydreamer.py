@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive
-from realrl.learn.dreaming import Books, DreamConfig, LaProp, Memory
+from realrl.learn.dreaming import Books, DreamConfig, LaProp, Memory, categorical_kl, lambda_return
 from realrl.learn.replay import Replay
-from realrl.losses import categorical_kl, lambda_return
 from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
 from realrl.nets.twohot import symexp_bins, symlog, twohot_loss, twohot_mean
 from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy

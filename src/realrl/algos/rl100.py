@@ -263,14 +263,14 @@ class Online:
 
     def _judge(self, trials: Trials, name: str) -> None:
         """Try what would be deployed. The best weights are these, unless they solve fewer starts; learning returns to the best where
-        these are surely worse, and with its last round. It ends early where nearly nothing has failed since the last trials."""
+        these are surely worse, and with its last round where a runoff says so. It ends early where hardly anything fails any more."""
         cfg, fresh, self.fresh = trials.cfg, self.fresh, []
-        tried = trials.run(self.policy, f"online-{self.iteration - 1}-deployed", self.cfg.online.episodes)
+        tried = trials.run(self.policy, label := f"online-{self.iteration - 1}-deployed", self.cfg.online.episodes)
         won = [e.succeeded for e in tried]
         trials.gap(fresh, won)
         self.solved = lower(sum(fresh + won), len(fresh + won)) >= cfg.enough
         said = trials.challenge(name, tried, cfg.back)
-        if not said.worse(cfg.back):
+        if not said.worse(cfg.back) or (self.over and trials.runoff(name, self.policy, self.best["actor"], label, won)):
             self.best = self.ppo.keep()
         elif self.over or said.worse(cfg.sure):
             self.ppo.revert(self.best)

@@ -37,10 +37,10 @@ class DiffusionConfig:
     """Smallest noise of a stochastic step (inside the DDIM bound)."""
     sigma_max: float = 0.8
     """Largest noise of a stochastic step (inside the DDIM bound). The larger, the further one update may move a policy."""
-    predict: Literal["noise", "sample", "velocity"] = "noise"
+    predict: Literal["auto", "noise", "sample", "velocity"] = "auto"
     """What the network says of a noisy chunk: its noise, as in the paper; the clean chunk, which the paper finds worse for RL; or their
     difference sqrt(abar) eps - sqrt(1 - abar) a (arXiv 2202.00512, section 4): the clean chunk where noise is large, noise where it is
-    small. `Diffusion.leverage` says why that matters to RL."""
+    small. `Diffusion.leverage` says why that matters to RL. auto: noise, and the clean chunk of a plan that is wide for its network."""
     greedy: Sampler = "mean"
     """How it is deployed. mean: the stochastic sampler with its noise left out, the mode of what RL improves; ddim: the probability-flow
     chain (eta = 0), another policy, which RL with a large sigma does not improve alike; sampled: the stochastic sampler as it is, often
@@ -109,13 +109,13 @@ class Diffusion(nn.Module):
         if self.cfg.predict == "velocity":
             abar = self.abar[t][:, None, None]
             return abar.sqrt() * noise - (1 - abar).sqrt() * x0
-        return noise if self.cfg.predict == "noise" else x0
+        return x0 if self.cfg.predict == "sample" else noise
 
     def mean(self, net: NoiseNet, x: Tensor, k: Tensor, cond: Tensor, *, stochastic: bool = True) -> Tensor:
         """Mean of the sub-policy at step k [B]: where x [B, K, A] goes next. Section 2 of the paper's method, stochastic DDIM."""
         said = net(x, self.t[k], cond)
         now, after = self.now[k][:, None, None], self.after[k][:, None, None]
-        if self.cfg.predict == "noise":
+        if self.cfg.predict in ("noise", "auto"):
             eps, clean = said, ((x - (1 - now).sqrt() * said) / now.sqrt()).clamp(-1.0, 1.0)
         else:
             clean = (said if self.cfg.predict == "sample" else now.sqrt() * x - (1 - now).sqrt() * said).clamp(-1.0, 1.0)

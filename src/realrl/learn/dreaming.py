@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from realrl.config import OutOfBounds, check
+from realrl.losses import td_target
 from realrl.nets.rssm import Latent, RSSMConfig
 from realrl.types import Segment
 
@@ -229,3 +230,23 @@ class Books:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.seconds, self.let_go, self._clock = state["seconds"], state["let_go"], time.monotonic()
+
+
+# -- its mathematics -----------------------------------------------------------------------------------------------------
+
+
+def lambda_return(reward: Tensor, discount: Tensor, value: Tensor, lam: float) -> Tensor:
+    """G[t] = reward[t] + discount[t] ((1 - lam) value[t] + lam G[t + 1]), the last with value alone (DreamerV3, eq. 7).
+
+    All [T, ...], time-major: what followed step t, the discount of it (0 where the task ended), and the value of where it led.
+    """
+    out, ahead = [], value[-1]
+    for t in range(len(reward) - 1, -1, -1):
+        ahead = td_target(reward[t], discount[t], (1 - lam) * value[t] + lam * ahead)
+        out.append(ahead)
+    return torch.stack(out[::-1])
+
+
+def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) [...] of categoricals given by probabilities [..., S, C], none of them 0, summed over all S of them."""
+    return (p * (p.log() - q.log())).sum((-2, -1))

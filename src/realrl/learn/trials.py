@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from realrl.config import check
 from realrl.files import derive
@@ -108,9 +109,11 @@ class Trials:
         self.lines: dict[str, str] = {}
         self.gaps = 0
 
-    def run(self, policy: DiffusionPolicy, label: str, most: int, *, head: Head = "ddim", plans_only: bool = True) -> list[Episode]:
-        """At most so many trials of a policy as it would be deployed: always from the same training starts, with the same noise."""
-        starts, noise = self.cell.seeds(2, min(self.cfg.episodes, most)), derive(self.seed, "trials") % 2**31
+    def run(self, policy: DiffusionPolicy, label: str, most: int, *, head: Head = "ddim", plans_only: bool = True,
+            others: bool = False) -> list[Episode]:
+        """At most so many trials of a policy as it would be deployed: always from the same training starts (or others), same noise."""
+        count = min(self.cfg.episodes, most)
+        starts, noise = self.cell.seeds(2, count, others * count), derive(self.seed, "trials") % 2**31
         acting = policy.with_head(head)
         acting.repeats = True
         return self.cell.practise(label, acting, starts, greedy=True, noise_seed=noise, plans_only=plans_only) if starts else []
@@ -161,6 +164,17 @@ class Trials:
         if not back:
             self.won, self.tried = won, label or self.tried
         return said
+
+    def runoff(self, stage: str, newest: DiffusionPolicy, best: Mapping[str, Tensor], label: str, won: list[bool]) -> bool:
+        """Whether the newest policy goes on, which solved fewer of the usual starts (`won`) than the weights that were best of several:
+        who is chosen among several by the same starts is flattered by them, so both are tried from others."""
+        other = newest.with_head("ddim")
+        other.load_state_dict(best, strict=False)
+        said = duel(*([e.succeeded for e in self.run(policy, f"{label}-{name}", len(won), others=True)]
+                      for policy, name in ((newest, "newest"), (other, "best"))))
+        self.won = self.won if (back := said.worse(self.cfg.back)) else won
+        self.lines[stage] = f"{stage} {'was sent back' if back else 'stays'}, by other starts than the best was chosen by: {said}"
+        return not back
 
     def gap(self, explored: Sequence[bool], won: Sequence[bool]) -> None:
         """Note how exploring and deployed trials of one policy ended."""

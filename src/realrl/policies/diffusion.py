@@ -81,6 +81,13 @@ class _About:
                                          "[points, 3 or 6], images.<camera> [height, width, 3] and depth.<camera> [height, width]")
 
 
+def resolved(cfg: PolicyConfig, action_dim: int) -> PolicyConfig:
+    """The same with "auto" as what it is: a skip-net lets a number of the noise through by two of its hidden units, and so predicts that of
+    wide plans badly, the clean chunk well (docs/benchmarks.md, "Plans that are wide for their network")."""
+    wide, says = cfg.net == "skip" and 4 * cfg.chunk * action_dim > cfg.hidden, cfg.diffusion.predict
+    return replace(cfg, diffusion=replace(cfg.diffusion, predict=("sample" if wide else "noise") if says == "auto" else says))
+
+
 def make_net(cfg: PolicyConfig, action_dim: int, cond: int) -> nn.Module:
     """The noise (or clean-action) network: (x [B, K, A], t [B], cond [B, C]) -> [B, K, A]."""
     steps = cfg.diffusion.train_steps
@@ -103,7 +110,8 @@ class DiffusionPolicy(nn.Module):
     def __init__(self, cfg: PolicyConfig, obs_dim: int, action_dim: int, *, senses: Mapping[str, tuple[int, ...]] | None = None,
                  name: str = "policy", fetch: bool = True) -> None:
         super().__init__()
-        self.cfg, self.obs_dim, self.action_dim, self.name = cfg, obs_dim, action_dim, name
+        self.cfg = cfg = resolved(cfg, action_dim)
+        self.obs_dim, self.action_dim, self.name = obs_dim, action_dim, name
         self.chunk, self.n_obs, self.senses = cfg.chunk, cfg.n_obs, {k: tuple(v) for k, v in (senses or {}).items()}
         self.head: Head = "ddim"
         self.distilled = False  # whether the one-step head was ever taught
