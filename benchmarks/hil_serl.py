@@ -4,6 +4,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods hg-dagger cloning --seeds 0 1 2
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections --tasks peg-hard --steps 20000
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections gripper-as-motion --tasks pick-peg
+    OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections asks chunks --seeds 31 --steps 2500 --eval-episodes 100
 
 A run is `realrl train hil-serl` in one process, physics included. The person is the scripted one of `robots/human.py`, in training alone.
 Every 2,500 steps and at the end the policy is judged without noise and without a person from 300 held-out starts; nothing is chosen by it.
@@ -23,10 +24,11 @@ from realrl.envs.contact import names
 
 BASE = HILConfig(judge_every=2500)
 METHODS = {"corrections": BASE, "gripper-as-motion": replace(BASE, grasp_critic=False), "demonstrations": replace(BASE, human="none"),
+           "asks": replace(BASE, help_after=20), "chunks": replace(BASE, policy=replace(BASE.policy, chunk=4)),
            "hg-dagger": replace(BASE, learner="hg-dagger", sac=replace(BASE.sac, utd=1), clone_steps=2000, steps=4000),
            "cloning": replace(BASE, human="none", clone_steps=4000, steps=1, start=10**6)}
-"""What is compared: HIL-SERL; on "pick-peg" the same without a grasp critic; the same (RLPD) with the demonstrations alone; imitation of
-the person, with corrections and without."""
+"""What is compared: HIL-SERL; on "pick-peg" the same without a grasp critic; the same (RLPD) with the demonstrations alone; a person who
+comes when asked; four motions a decision; imitation of the person, with corrections and without."""
 
 
 def toy_size(cfg: HILConfig) -> HILConfig:
