@@ -20,9 +20,12 @@ from realrl.config import OutOfBounds
 from realrl.data.store import Store
 from realrl.learn.classifier import Classifier, ClassifierConfig, Labelled, audit, save
 from realrl.learn.grasp import commands
+from realrl.learn.help import Help
 from realrl.learn.sac import SAC, SACConfig
-from realrl.policies.folder import load_policy
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
+from realrl.policies.folder import load_policy, save_policy
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
+from realrl.policies.residual import ResidualPolicy
 from realrl.robots.human import OperatorConfig
 from realrl.run import Run, read_metrics
 from realrl.scene import CollectConfig, SightConfig
@@ -262,6 +265,51 @@ def test_what_a_grasp_critic_learns_from_and_does_without(tmp_path: Path) -> Non
         run_of(tmp_path / "chunks", tiny(task="contact/pick-peg", horizon=60, policy=GaussianConfig(chunk=2)))
 
 
+# ---- a residual on a frozen policy
+
+
+def base(folder: Path) -> Path:
+    """Of a policy for "contact/peg" that plans three actions and looks at two observations; untrained."""
+    torch.manual_seed(1)
+    policy = DiffusionPolicy(PolicyConfig(chunk=3, n_obs=2, hidden=16, blocks=1), 27, 6)
+    save_policy(policy, folder, task="contact/peg")
+    return folder
+
+
+def test_a_residual_is_learned_resumed_and_deployed_with_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny(init=str(base(tmp_path / "base")), residual=0.1, steps=60, start=20, save_every=20, eval_episodes=1)
+    whole = run_of(tmp_path / "straight", cfg)
+    killed_at_saves(monkeypatch, (2,), lambda: run_of(tmp_path / "killed", cfg))
+    again = run_of(tmp_path / "killed", cfg)
+    one, two = (weights(tmp_path / name) for name in ("straight", "killed"))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one) and again["headline"] == whole["headline"]
+    before, after = load_policy(tmp_path / "base")[0], load_policy(tmp_path / "straight/policy")[0]
+    assert isinstance(after, ResidualPolicy) and after.scale == 0.1
+    kept = after.base.state_dict()
+    assert all(torch.equal(kept[k], v) for k, v in before.state_dict().items()), "the base stays as it is"
+    assert float(after.net.weight1.abs().max()) > 0, "and what it learned is in the folder"
+    assert cli.main(["evaluate", "--policy", str(tmp_path / "straight/policy"), "--episodes", "1", "--out", str(tmp_path / "judged")]) == 0
+    with pytest.raises(RealrlError, match=r"corrects one action at a time, got policy\.chunk 2"):
+        run_of(tmp_path / "chunks", replace(cfg, policy=GaussianConfig(chunk=2)))
+    with pytest.raises(RealrlError, match="was trained on contact/peg, with 27 observation and 6 action numbers, but contact/pick-peg has"):
+        run_of(tmp_path / "other", replace(cfg, task="contact/pick-peg"))
+
+
+def test_what_a_residual_learns_from_is_what_its_base_said_when_it_acted(tmp_path: Path) -> None:
+    """Noise of the control loop, plans and corrections included: before anything is learned, an action is the base's and at most 0.2."""
+    cfg = tiny(init=str(base(tmp_path / "base")), steps=100, start=10**6, eval_episodes=1)
+    made, kept = Memory.see, list[Memory]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Memory, "see", lambda self, found: (kept.append(self), made(self, found))[1])
+        run_of(tmp_path / "run", cfg)
+    done = [e for e in Store.open(tmp_path / "run/dataset").read() if e.policy == "hil-serl"]
+    seen = kept[-1].online.batch(torch.arange(kept[-1].online.steps))
+    said, noise = seen.obs["base"][:, -1].numpy(), np.concatenate([e.proposed for e in done]) - seen.obs["base"][:, -1].numpy()
+    inside = (np.abs(said) < 0.8) & (np.concatenate([e.source for e in done]) == Source.POLICY)[:, None]
+    assert inside.sum() > 50 and 0.09 < np.abs(noise[inside]).mean() < 0.2 and np.abs(noise).max() < 0.2 + 1e-6
+    assert any((e.source == Source.HUMAN).any() for e in done)
+
+
 def test_imitation_of_the_person_alone(tmp_path: Path) -> None:
     summary = run_of(tmp_path, tiny(learner="hg-dagger", clone_steps=20))
     lines = [line for line in read_metrics(tmp_path) if line["stage"] == "hil-serl"]
@@ -327,13 +375,10 @@ def test_the_note_says_who_acts_and_how_it_goes(tmp_path: Path, monkeypatch: pyt
 
 
 class Opinion:
-    """Critics and memory that say what they are told to."""
+    """Critics that say what they are told to."""
 
     def __init__(self, *worth: float) -> None:
         self.left = list(worth)
-
-    def newest(self, count: int) -> int:
-        return count
 
     def worth(self, count: int) -> torch.Tensor:
         return torch.tensor([self.left.pop(0) for _ in range(count)])
@@ -347,8 +392,7 @@ def moment(first: bool, source: Source = Source.POLICY) -> Moment:
 def test_the_robot_asks_for_help_where_its_value_does_not_rise(tmp_path: Path) -> None:
     cfg = tiny(help_after=4)
     rising, flat = [0.2 * cfg.sac.gamma ** -i for i in range(8)], [0.2] * 8
-    critics: Any = Opinion(*rising, *flat, 0.2, *flat)
-    help, said = hil_serl.Help(cfg, critics, critics), []
+    help, said = Help(cfg.help_after, cfg.sac.gamma, Opinion(*rising, *flat, 0.2, *flat).worth), []
     for i in range(8 + 8 + 1 + 8):
         human = i == 16
         help.see([moment(i in (0, 8), Source.HUMAN if human else Source.POLICY)])
