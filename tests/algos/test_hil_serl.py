@@ -261,7 +261,7 @@ def test_what_a_grasp_critic_learns_from_and_does_without(tmp_path: Path) -> Non
     run_of(tmp_path / "cloned", tiny(task="contact/pick-peg", horizon=60, learner="hg-dagger", clone_steps=20, steps=40, eval_episodes=1))
     lines = [line for line in read_metrics(tmp_path / "cloned") if line["stage"] == "hil-serl"]
     assert "grasp_imitation_loss" in lines[-1] and "grasp_q" not in lines[-1]
-    with pytest.raises(OutOfBounds, match="gripper is commanded step by step"):
+    with pytest.raises(RealrlError, match=r"policy\.chunk is 2, and contact/pick-peg has a gripper, .*--no-grasp-critic"):
         run_of(tmp_path / "chunks", tiny(task="contact/pick-peg", horizon=60, policy=GaussianConfig(chunk=2)))
 
 
@@ -308,6 +308,19 @@ def test_what_a_residual_learns_from_is_what_its_base_said_when_it_acted(tmp_pat
     inside = (np.abs(said) < 0.8) & (np.concatenate([e.source for e in done]) == Source.POLICY)[:, None]
     assert inside.sum() > 50 and 0.09 < np.abs(noise[inside]).mean() < 0.2 and np.abs(noise).max() < 0.2 + 1e-6
     assert any((e.source == Source.HUMAN).any() for e in done)
+
+
+def test_chunks_are_decisions_from_the_first_step_on(tmp_path: Path) -> None:
+    """What was executed, a person's actions among it, is one decision; nothing is drawn before one is whole."""
+    cfg = tiny(policy=GaussianConfig(hidden=(16,), norm="layer", chunk=3), start=0, steps=60, eval_episodes=1)
+    assert run_of(tmp_path, cfg)["headline"]["transitions"] >= 60
+    policy, _ = load_policy(tmp_path / "policy")
+    assert policy.chunk == 3
+    agent = SAC(GaussianPolicy(GaussianConfig(hidden=(16,), chunk=3), 2, 1), SACConfig(hidden=(16,), batch=8, gamma=0.9), seed=0)
+    made = memory(agent, episode("pphhp", succeeded=True))
+    rows = made.online.batch(torch.arange(5))
+    assert rows.action[1, :, 0].tolist() == [-0.5, 0.5, 0.5] and rows.source[1].tolist() == [0, 1, 1]
+    assert rows.reward.tolist() == pytest.approx([0, 0, 0.81, 0.9, 1]) and rows.discount.tolist() == pytest.approx([0.729, 0.729, 0, 0, 0])
 
 
 def test_imitation_of_the_person_alone(tmp_path: Path) -> None:

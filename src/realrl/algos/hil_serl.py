@@ -127,11 +127,8 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     the summary with its `headline`. Continues an interrupted run. Raises RealrlError for demonstrations that contradict themselves."""
     torch.manual_seed(derive(cfg.seed, "weights"))
     spec = cell.spec
-    if cfg.init:
-        actor: GaussianPolicy = residual_on(cfg.init, spec, cfg.policy, cfg.residual, name="hil-serl")
-    else:
-        actor = GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, gripper=spec.gripper and cfg.grasp_critic, name="hil-serl")
-    agent = SAC(actor.to(device(cfg.device)), cfg.sac, seed=derive(cfg.seed, "learner"), compiled=cfg.compiled)
+    actor = make_actor(cfg, spec).to(device(cfg.device))
+    agent = SAC(actor, cfg.sac, seed=derive(cfg.seed, "learner"), compiled=cfg.compiled)
     grasp = GraspCritic(actor, cfg.sac, cfg.grasp_cost) if actor.gripper else None
     demos = cell.demonstrations()
     refuse_contradictions(demos)
@@ -144,6 +141,17 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     cell.finish_stage("hil-serl", policy, cfg.eval_episodes)
     cell.summary["headline"] = headline(cfg, cell.summary, memory, agent)
     return cell.summary
+
+
+def make_actor(cfg: HILConfig, spec: TaskSpec) -> GaussianPolicy:
+    """An untaught actor: of its own, or on a policy that exists. Raises RealrlError where the two, or a gripper and chunks, do not fit."""
+    if cfg.init:
+        return residual_on(cfg.init, spec, cfg.policy, cfg.residual, name="hil-serl")
+    gripper = spec.gripper and cfg.grasp_critic
+    if gripper and cfg.policy.chunk > 1:
+        raise RealrlError(f"policy.chunk is {cfg.policy.chunk}, and {spec.id} has a gripper, which is commanded step by step: leave it "
+                          "out, or give --no-grasp-critic")
+    return GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, gripper=gripper, name="hil-serl")
 
 
 def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average, noise: int) -> None:
@@ -160,14 +168,15 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, mem
         if isinstance(human, ScriptedOperator) and cfg.help_after:
             human.asked = lambda: help.asks
         cell.run.rewind("hil-serl", stream.steps)
-        pen, last, owed = Pen(cfg, agent, memory, stream, help), stream.steps, 0
+        pen, last, owed = Pen(cfg, agent, memory, stream, help, referee), stream.steps, 0
+        start = max(cfg.start, cfg.policy.chunk * cfg.sac.n_step - 1)  # a first decision is whole
         with cell.run.bar("hil-serl: control steps", cfg.steps) as advance:
             advance(stream.steps)
             while stream.steps < cfg.steps or not stream.between:
                 found = stream.take(wait=owed < 1)
                 memory.see(found)
                 help.see(found)
-                owed += len(found) if stream.steps > cfg.start else 0
+                owed += len(found) if stream.steps > start else 0
                 if owed:
                     owed = min(owed - 1, BEHIND)
                     pen.told.append(update(cfg, agent, grasp, memory))
@@ -360,9 +369,9 @@ def refuse_contradictions(demos: Sequence[Episode]) -> None:
 class Pen:
     """A line of the curves now and then, and a note beside the progress bar. told: what updates told since the last line."""
 
-    def __init__(self, cfg: HILConfig, agent: SAC, memory: Memory, stream: Stream, help: Help) -> None:
-        self._cfg, self._agent, self._memory, self._stream, self._help = cfg, agent, memory, stream, help
-        self.step = stream.steps
+    def __init__(self, cfg: HILConfig, agent: SAC, memory: Memory, stream: Stream, help: Help, referee: Referee | None = None) -> None:
+        self._cfg, self._agent, self._memory, self._stream, self._help, self._referee = cfg, agent, memory, stream, help, referee
+        self.step, self._oldest = stream.steps, 0.0
         self.told: list[Mapping[str, Tensor]] = []
 
     def line(self) -> dict[str, float]:
@@ -372,7 +381,8 @@ class Pen:
                "takeovers_per_episode": sum(t.takeovers for t in m.lately) / max(len(m.lately), 1), "prior_steps": float(m.prior.steps),
                "utd_reached": utd_reached(self._cfg, self._agent, self._stream.steps), **m.spent()}
         out |= {"asked_for_help": float(self._help.asked)} if self._cfg.help_after else {}
-        out |= self._stream.health()
+        out |= self._health()
+        self._oldest = 0.0
         names = list({name: None for told in self.told for name in told})
         out |= {name: float(torch.stack([t[name] for t in self.told if name in t]).mean()) for name in names}
         self.step = self._stream.steps
@@ -386,9 +396,23 @@ class Pen:
             utd = utd_reached(self._cfg, self._agent, self._stream.steps)
             self._text = (f"solved alone {100 * m.rate(helped=False):.0f} %, helped {100 * m.rate(helped=True):.0f} %; "
                           f"human {100 * m.share():.0f} %; updates a step {utd:.1f} of {self._cfg.sac.utd}; "
-                          f"{m.online.steps} + {m.prior.steps} steps; {advice(m.lately)}")
+                          f"{m.online.steps} + {m.prior.steps} steps; {self._age()}{advice(m.lately)}")
         acts = f"{found[-1].step.source.name.lower()} acts; " if found else ""
-        return f"{'PLEASE HELP; ' if self._help.asks else ''}{acts}{self._text}"
+        judge, beside = self._referee, self._cfg.stream.realtime  # there it is asked in another process
+        seen = f"success seen by {judge.seen:.2f} of {judge.model.threshold:.2f}; " if judge and not beside else ""
+        return f"{'PLEASE HELP; ' if self._help.asks else ''}{acts}{seen}{self._text}"
+
+    def _age(self) -> str:
+        """How old the robot's weights became since the last line."""
+        told = self._health().get("weights_age_s")
+        return "" if told is None else f"weights up to {told:.2f} s old; "
+
+    def _health(self) -> dict[str, float]:
+        """The stream's, whose longest times are since it was last asked; here they are since the last line."""
+        told = self._stream.health()
+        if "weights_age_s" in told:
+            self._oldest = told["weights_age_s"] = max(self._oldest, told["weights_age_s"])
+        return told
 
     _text = ""
 
