@@ -333,7 +333,7 @@ def test_imitation_of_the_person_alone(tmp_path: Path) -> None:
         tiny(learner="hg-dagger", human="none")
 
 
-def test_a_classifier_may_say_when_it_is_done(tmp_path: Path) -> None:
+def test_a_classifier_may_say_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends practice, by what the robot itself sees; the simulator goes on until then, and still judges the evaluation."""
     model = Classifier({"state": (27,)}, ClassifierConfig(hidden=(), frames=2))
     weight = torch.zeros(1, 27)
@@ -341,6 +341,7 @@ def test_a_classifier_may_say_when_it_is_done(tmp_path: Path) -> None:
     model.load_state_dict({**model.state_dict(), "net.0.weight": weight, "net.0.bias": torch.tensor([-100.0])})
     save(model, audit(model, Labelled(torch.zeros(2, 27), np.array([0, 1]), np.array([0, 1]))), tmp_path / "seated")
     cfg = tiny(reward=str(tmp_path / "seated"), horizon=60, steps=150, operator=OperatorConfig(patience=2, cap=1.0))
+    notes = kept_notes(monkeypatch)
     summary = run_of(tmp_path / "run", cfg)
     done = [e for e in Store.open(tmp_path / "run/dataset").read() if e.policy == "hil-serl"]
     won = [e for e in done if e.succeeded]
@@ -350,6 +351,8 @@ def test_a_classifier_may_say_when_it_is_done(tmp_path: Path) -> None:
         assert seen[-2:].all() and not (seen[:-2] & seen[1:-1]).any(), "two frames in a row, and not before"
         assert -e.obs["privileged"][-1, 33] < -0.018, "beyond the depth at which the simulator would have ended it"
     assert all(e.truncated and not e.reward.any() for e in done if not e.succeeded)
+    shown = {n.split("success seen by ")[1].split(";")[0] for n in notes}
+    assert "1.00 of 0.50" in shown and "0.00 of 0.50" in shown
     assert summary["headline"]["episodes"] == 3
 
 
@@ -378,10 +381,16 @@ def test_advice(trials: list[Trial], said: str) -> None:
     assert advice(trials).startswith(said)
 
 
-def test_the_note_says_who_acts_and_how_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def kept_notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines beside the bar, as they come."""
     notes: list[str] = []
     note = hil_serl.Pen.note
     monkeypatch.setattr(hil_serl.Pen, "note", lambda self, found: (notes.append(note(self, found)), notes[-1])[1])
+    return notes
+
+
+def test_the_note_says_who_acts_and_how_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = kept_notes(monkeypatch)
     run_of(tmp_path, tiny())
     assert {n.split()[0] for n in notes} == {"policy", "human"}
     assert "updates a step 2.0 of 2" in notes[-1] and "solved alone" in notes[-1] and "human" in notes[-1]
