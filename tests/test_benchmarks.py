@@ -312,7 +312,8 @@ def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path, capsys:
               "curve": [{"steps": 2000, "success": 0.5}, {"steps": 4000, "success": 0.995}]}
     lines = helping.lines([better, *found])
     assert [line[0] for line in lines if line[0]] == ["**peg, corrections**", "**peg, residual**", "**peg, hg-dagger**", "**peg, cloning**"]
-    assert lines[0][1] == "2 seeds" and lines[0][2].endswith("100.0]") and lines[2][3:5] == ["50, 100", "4,000"]
+    assert lines[0][1] == "2 seeds, 100 steps" and ["", "its base"] in [line[:2] for line in lines]
+    assert lines[0][2].endswith("100.0]") and lines[2][3:5] == ["50, 100", "4,000"]
     assert lines[1][4] == "never" and all(len(line) == len(helping.HEAD) for line in lines)
     run = next(p.parent for p in tmp_path.rglob("config.yaml") if "corrections" in str(p))
     assert peg_search.main([str(run)]) == 0
