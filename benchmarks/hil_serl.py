@@ -4,6 +4,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods hg-dagger cloning --seeds 0 1 2
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections --tasks peg-hard --steps 20000
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections gripper-as-motion --tasks pick-peg
+    OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections residual asks chunks --seeds 31 --steps 2500 --eval-episodes 100
 
 A run is `realrl train hil-serl` in one process, physics included. The person is the scripted one of `robots/human.py`, in training alone.
 Every 2,500 steps and at the end the policy is judged without noise and without a person from 300 held-out starts; nothing is chosen by it.
@@ -13,19 +14,23 @@ Rows go to benchmarks/results/hil_serl.jsonl; the same command goes on where it 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.lib.common import slim
 from benchmarks.lib.jobs import Job, run_jobs
+from realrl.algos import bc
+from realrl.algos.bc import BCConfig
 from realrl.algos.hil_serl import HILConfig, train
 from realrl.envs.contact import names
 
 BASE = HILConfig(judge_every=2500)
 METHODS = {"corrections": BASE, "gripper-as-motion": replace(BASE, grasp_critic=False), "demonstrations": replace(BASE, human="none"),
+           "residual": BASE, "asks": replace(BASE, help_after=20), "chunks": replace(BASE, policy=replace(BASE.policy, chunk=4)),
            "hg-dagger": replace(BASE, learner="hg-dagger", sac=replace(BASE.sac, utd=1), clone_steps=2000, steps=4000),
            "cloning": replace(BASE, human="none", clone_steps=4000, steps=1, start=10**6)}
-"""What is compared: HIL-SERL; on "pick-peg" the same without a grasp critic; the same (RLPD) with the demonstrations alone; imitation of
+"""What is compared: HIL-SERL; on "pick-peg" the same without a grasp critic; the same (RLPD) with the demonstrations alone; a
+residual on what `realrl train bc` makes of the same demonstrations; a person who comes when asked; four motions a decision; imitation of
 the person, with corrections and without."""
 
 
@@ -36,18 +41,32 @@ def toy_size(cfg: HILConfig) -> HILConfig:
                    clone_steps=min(cfg.clone_steps, 20), horizon=40, judge_every=50, eval_episodes=4)
 
 
+@dataclass(frozen=True)
 class Practice(Job):
-    """One task, method and seed."""
+    """One task, method and seed. base: what a residual's base achieves."""
+
+    base: dict[str, Any] | None = None
 
     def run(self) -> None:
         """Learn, and write the row."""
+        if self.method == "residual" and not self.cfg.init:
+            return self.on_clone().run()
         summary = self.learn(train)
         head: dict[str, Any] = summary["headline"]
         stages = [s for s in summary["stages"] if s["name"].startswith("at ")]
         curve = [{"steps": int(s["name"].removeprefix("at ")), "success": s["success"]["rate"], "cycle_steps": s["cycle_steps"],
                   **s["measured"]} for s in stages]
         self.put(steps=self.cfg.steps, success=slim(summary["stages"][-1])["success"], curve=curve, wall_s=summary["spent_s"]["hil-serl"],
-                 **{k: v for k, v in head.items() if k != "success"})
+                 **{k: v for k, v in head.items() if k != "success"}, **({"base": self.base} if self.base else {}))
+
+    def on_clone(self) -> Practice:
+        """The same on a frozen clone, which is trained if there is none."""
+        cfg, folder = self.cfg, self.folder.with_name(f"{self.folder.name}-base")
+        clone = BCConfig(task=cfg.task, seed=cfg.seed, demos=cfg.demos, demo_noise=cfg.demo_noise, horizon=cfg.horizon,
+                         eval_episodes=cfg.eval_episodes, collect=cfg.collect)
+        clone = replace(clone, imitation=replace(clone.imitation, steps=min(clone.imitation.steps, cfg.steps)))
+        judged = slim(replace(self, cfg=clone, folder=folder).learn(bc.train)["stages"][-1])
+        return replace(self, cfg=replace(cfg, init=str(folder / "policy")), base={k: judged[k] for k in ("success", "cycle_steps")})
 
 
 def main(words: list[str] | None = None) -> int:

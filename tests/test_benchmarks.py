@@ -302,16 +302,18 @@ def test_phases_are_told_from_what_was_observed_and_paid() -> None:
 
 
 def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert hil_serl.main(["--smoke", "--out", str(tmp_path), "--methods", "corrections", "hg-dagger", "cloning"]) == 0
+    assert hil_serl.main(["--smoke", "--out", str(tmp_path), "--methods", "corrections", "hg-dagger", "cloning", "residual"]) == 0
     found = common.read_rows(tmp_path / "smoke" / "hil_serl.jsonl")
-    assert [r["method"] for r in found] == ["corrections", "hg-dagger", "cloning"]
+    assert [r["method"] for r in found] == ["corrections", "hg-dagger", "cloning", "residual"]
+    assert found[3]["base"]["success"]["n"] == 4 and "base" not in found[0]
     assert [p["steps"] for p in found[0]["curve"]] == [50, 100] and found[0]["human_s"] >= found[0]["curve"][-1]["human_s"] > 0
     assert found[2]["human_s"] == 0 and found[2]["curve"] == []
     better = {**found[0], "seed": 1, "success": {"rate": 1.0, "low": 0.5, "high": 1.0, "n": 4},
               "curve": [{"steps": 2000, "success": 0.5}, {"steps": 4000, "success": 0.995}]}
     lines = helping.lines([better, *found])
-    assert [line[0] for line in lines if line[0]] == ["**peg, corrections**", "**peg, hg-dagger**", "**peg, cloning**"]
-    assert lines[0][1] == "2 seeds" and lines[0][2].endswith("100.0]") and lines[2][3:5] == ["50, 100", "4,000"]
+    assert [line[0] for line in lines if line[0]] == ["**peg, corrections**", "**peg, residual**", "**peg, hg-dagger**", "**peg, cloning**"]
+    assert lines[0][1] == "2 seeds, 100 steps" and ["", "its base"] in [line[:2] for line in lines]
+    assert lines[0][2].endswith("100.0]") and lines[2][3:5] == ["50, 100", "4,000"]
     assert lines[1][4] == "never" and all(len(line) == len(helping.HEAD) for line in lines)
     run = next(p.parent for p in tmp_path.rglob("config.yaml") if "corrections" in str(p))
     assert peg_search.main([str(run)]) == 0

@@ -35,17 +35,20 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "takeovers": lambda r: f"{r['takeovers']:.0f}", "transitions": lambda r: f"{r['transitions']:,}",
     "minutes": lambda r: f"{r['wall_s'] / 60:.0f}"}
 HEAD = ("", "", *COLUMNS)
-ORDER = ("corrections", "gripper-as-motion", "demonstrations", "hg-dagger", "cloning")
+ORDER = ("corrections", "residual", "chunks", "asks", "gripper-as-motion", "demonstrations", "hg-dagger", "cloning")
 
 
 def lines(rows: Sequence[Row]) -> list[list[str]]:
-    """A line a run, and above those of one task and method the median of their success and its range."""
+    """A line a run, and above those of one task, method and budget the median of their success and its range."""
     out = []
-    for task in dict.fromkeys(r["task"] for r in rows):
-        for method in [m for m in ORDER if any((r["task"], r["method"]) == (task, m) for r in rows)]:
-            of = sorted((r for r in rows if (r["task"], r["method"]) == (task, method)), key=lambda r: r["seed"])
-            found = [100 * r["success"]["rate"] for r in of]
-            told = f"{statistics.median(found):.1f} % [{min(found):.1f}, {max(found):.1f}]"
-            out.append([f"**{task}, {method}**", f"{len(of)} seed{'s' if len(of) > 1 else ''}", told, *[""] * (len(COLUMNS) - 1)])
-            out += [["", f"seed {r['seed']}", *(make(r) for make in COLUMNS.values())] for r in of]
+    tasks = list(dict.fromkeys(r["task"] for r in rows))
+    groups = sorted({(r["task"], r["steps"], r["method"]) for r in rows}, key=lambda g: (tasks.index(g[0]), -g[1], ORDER.index(g[2])))
+    for task, steps, method in groups:
+        of = sorted((r for r in rows if (r["task"], r["steps"], r["method"]) == (task, steps, method)), key=lambda r: r["seed"])
+        found = [100 * r["success"]["rate"] for r in of]
+        told = f"{statistics.median(found):.1f} % [{min(found):.1f}, {max(found):.1f}]"
+        many = f"{len(of)} seed{'s' if len(of) > 1 else ''}, {steps:,} step{'s' if steps > 1 else ''}"
+        out.append([f"**{task}, {method}**", many, told, *[""] * (len(COLUMNS) - 1)])
+        out += [["", f"seed {r['seed']}", *(make(r) for make in COLUMNS.values())] for r in of]
+        out += [["", "its base", rate(r["base"]), *[""] * (len(COLUMNS) - 1)] for r in of if "base" in r]
     return out

@@ -20,9 +20,12 @@ from realrl.config import OutOfBounds
 from realrl.data.store import Store
 from realrl.learn.classifier import Classifier, ClassifierConfig, Labelled, audit, save
 from realrl.learn.grasp import commands
+from realrl.learn.help import Help
 from realrl.learn.sac import SAC, SACConfig
-from realrl.policies.folder import load_policy
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
+from realrl.policies.folder import load_policy, save_policy
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
+from realrl.policies.residual import ResidualPolicy
 from realrl.robots.human import OperatorConfig
 from realrl.run import Run, read_metrics
 from realrl.scene import CollectConfig, SightConfig
@@ -258,8 +261,66 @@ def test_what_a_grasp_critic_learns_from_and_does_without(tmp_path: Path) -> Non
     run_of(tmp_path / "cloned", tiny(task="contact/pick-peg", horizon=60, learner="hg-dagger", clone_steps=20, steps=40, eval_episodes=1))
     lines = [line for line in read_metrics(tmp_path / "cloned") if line["stage"] == "hil-serl"]
     assert "grasp_imitation_loss" in lines[-1] and "grasp_q" not in lines[-1]
-    with pytest.raises(OutOfBounds, match="gripper is commanded step by step"):
+    with pytest.raises(RealrlError, match=r"policy\.chunk is 2, and contact/pick-peg has a gripper, .*--no-grasp-critic"):
         run_of(tmp_path / "chunks", tiny(task="contact/pick-peg", horizon=60, policy=GaussianConfig(chunk=2)))
+
+
+# ---- a residual on a frozen policy
+
+
+def base(folder: Path) -> Path:
+    """Of a policy for "contact/peg" that plans three actions and looks at two observations; untrained."""
+    torch.manual_seed(1)
+    policy = DiffusionPolicy(PolicyConfig(chunk=3, n_obs=2, hidden=16, blocks=1), 27, 6)
+    save_policy(policy, folder, task="contact/peg")
+    return folder
+
+
+def test_a_residual_is_learned_resumed_and_deployed_with_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny(init=str(base(tmp_path / "base")), residual=0.1, steps=60, start=20, save_every=20, eval_episodes=1)
+    whole = run_of(tmp_path / "straight", cfg)
+    killed_at_saves(monkeypatch, (2,), lambda: run_of(tmp_path / "killed", cfg))
+    again = run_of(tmp_path / "killed", cfg)
+    one, two = (weights(tmp_path / name) for name in ("straight", "killed"))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one) and again["headline"] == whole["headline"]
+    before, after = load_policy(tmp_path / "base")[0], load_policy(tmp_path / "straight/policy")[0]
+    assert isinstance(after, ResidualPolicy) and after.scale == 0.1
+    kept = after.base.state_dict()
+    assert all(torch.equal(kept[k], v) for k, v in before.state_dict().items()), "the base stays as it is"
+    assert float(after.net.weight1.abs().max()) > 0, "and what it learned is in the folder"
+    assert cli.main(["evaluate", "--policy", str(tmp_path / "straight/policy"), "--episodes", "1", "--out", str(tmp_path / "judged")]) == 0
+    with pytest.raises(RealrlError, match=r"corrects one action at a time, got policy\.chunk 2"):
+        run_of(tmp_path / "chunks", replace(cfg, policy=GaussianConfig(chunk=2)))
+    with pytest.raises(RealrlError, match="was trained on contact/peg, with 27 observation and 6 action numbers, but contact/pick-peg has"):
+        run_of(tmp_path / "other", replace(cfg, task="contact/pick-peg"))
+
+
+def test_what_a_residual_learns_from_is_what_its_base_said_when_it_acted(tmp_path: Path) -> None:
+    """Noise of the control loop, plans and corrections included: before anything is learned, an action is the base's and at most 0.2."""
+    cfg = tiny(init=str(base(tmp_path / "base")), steps=100, start=10**6, eval_episodes=1)
+    made, kept = Memory.see, list[Memory]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Memory, "see", lambda self, found: (kept.append(self), made(self, found))[1])
+        run_of(tmp_path / "run", cfg)
+    done = [e for e in Store.open(tmp_path / "run/dataset").read() if e.policy == "hil-serl"]
+    seen = kept[-1].online.batch(torch.arange(kept[-1].online.steps))
+    said, noise = seen.obs["base"][:, -1].numpy(), np.concatenate([e.proposed for e in done]) - seen.obs["base"][:, -1].numpy()
+    inside = (np.abs(said) < 0.8) & (np.concatenate([e.source for e in done]) == Source.POLICY)[:, None]
+    assert inside.sum() > 50 and 0.09 < np.abs(noise[inside]).mean() < 0.2 and np.abs(noise).max() < 0.2 + 1e-6
+    assert any((e.source == Source.HUMAN).any() for e in done)
+
+
+def test_chunks_are_decisions_from_the_first_step_on(tmp_path: Path) -> None:
+    """What was executed, a person's actions among it, is one decision; nothing is drawn before one is whole."""
+    cfg = tiny(policy=GaussianConfig(hidden=(16,), norm="layer", chunk=3), start=0, steps=60, eval_episodes=1)
+    assert run_of(tmp_path, cfg)["headline"]["transitions"] >= 60
+    policy, _ = load_policy(tmp_path / "policy")
+    assert policy.chunk == 3
+    agent = SAC(GaussianPolicy(GaussianConfig(hidden=(16,), chunk=3), 2, 1), SACConfig(hidden=(16,), batch=8, gamma=0.9), seed=0)
+    made = memory(agent, episode("pphhp", succeeded=True))
+    rows = made.online.batch(torch.arange(5))
+    assert rows.action[1, :, 0].tolist() == [-0.5, 0.5, 0.5] and rows.source[1].tolist() == [0, 1, 1]
+    assert rows.reward.tolist() == pytest.approx([0, 0, 0.81, 0.9, 1]) and rows.discount.tolist() == pytest.approx([0.729, 0.729, 0, 0, 0])
 
 
 def test_imitation_of_the_person_alone(tmp_path: Path) -> None:
@@ -272,7 +333,7 @@ def test_imitation_of_the_person_alone(tmp_path: Path) -> None:
         tiny(learner="hg-dagger", human="none")
 
 
-def test_a_classifier_may_say_when_it_is_done(tmp_path: Path) -> None:
+def test_a_classifier_may_say_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends practice, by what the robot itself sees; the simulator goes on until then, and still judges the evaluation."""
     model = Classifier({"state": (27,)}, ClassifierConfig(hidden=(), frames=2))
     weight = torch.zeros(1, 27)
@@ -280,6 +341,7 @@ def test_a_classifier_may_say_when_it_is_done(tmp_path: Path) -> None:
     model.load_state_dict({**model.state_dict(), "net.0.weight": weight, "net.0.bias": torch.tensor([-100.0])})
     save(model, audit(model, Labelled(torch.zeros(2, 27), np.array([0, 1]), np.array([0, 1]))), tmp_path / "seated")
     cfg = tiny(reward=str(tmp_path / "seated"), horizon=60, steps=150, operator=OperatorConfig(patience=2, cap=1.0))
+    notes = kept_notes(monkeypatch)
     summary = run_of(tmp_path / "run", cfg)
     done = [e for e in Store.open(tmp_path / "run/dataset").read() if e.policy == "hil-serl"]
     won = [e for e in done if e.succeeded]
@@ -289,6 +351,8 @@ def test_a_classifier_may_say_when_it_is_done(tmp_path: Path) -> None:
         assert seen[-2:].all() and not (seen[:-2] & seen[1:-1]).any(), "two frames in a row, and not before"
         assert -e.obs["privileged"][-1, 33] < -0.018, "beyond the depth at which the simulator would have ended it"
     assert all(e.truncated and not e.reward.any() for e in done if not e.succeeded)
+    shown = {n.split("success seen by ")[1].split(";")[0] for n in notes}
+    assert "1.00 of 0.50" in shown and "0.00 of 0.50" in shown
     assert summary["headline"]["episodes"] == 3
 
 
@@ -317,23 +381,26 @@ def test_advice(trials: list[Trial], said: str) -> None:
     assert advice(trials).startswith(said)
 
 
-def test_the_note_says_who_acts_and_how_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def kept_notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines beside the bar, as they come."""
     notes: list[str] = []
     note = hil_serl.Pen.note
     monkeypatch.setattr(hil_serl.Pen, "note", lambda self, found: (notes.append(note(self, found)), notes[-1])[1])
+    return notes
+
+
+def test_the_note_says_who_acts_and_how_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = kept_notes(monkeypatch)
     run_of(tmp_path, tiny())
     assert {n.split()[0] for n in notes} == {"policy", "human"}
     assert "updates a step 2.0 of 2" in notes[-1] and "solved alone" in notes[-1] and "human" in notes[-1]
 
 
 class Opinion:
-    """Critics and memory that say what they are told to."""
+    """Critics that say what they are told to."""
 
     def __init__(self, *worth: float) -> None:
         self.left = list(worth)
-
-    def newest(self, count: int) -> int:
-        return count
 
     def worth(self, count: int) -> torch.Tensor:
         return torch.tensor([self.left.pop(0) for _ in range(count)])
@@ -347,8 +414,7 @@ def moment(first: bool, source: Source = Source.POLICY) -> Moment:
 def test_the_robot_asks_for_help_where_its_value_does_not_rise(tmp_path: Path) -> None:
     cfg = tiny(help_after=4)
     rising, flat = [0.2 * cfg.sac.gamma ** -i for i in range(8)], [0.2] * 8
-    critics: Any = Opinion(*rising, *flat, 0.2, *flat)
-    help, said = hil_serl.Help(cfg, critics, critics), []
+    help, said = Help(cfg.help_after, cfg.sac.gamma, Opinion(*rising, *flat, 0.2, *flat).worth), []
     for i in range(8 + 8 + 1 + 8):
         human = i == 16
         help.see([moment(i in (0, 8), Source.HUMAN if human else Source.POLICY)])

@@ -26,15 +26,17 @@ from realrl.config import OutOfBounds, check
 from realrl.files import derive
 from realrl.learn.classifier import Referee, load
 from realrl.learn.grasp import GraspCritic
+from realrl.learn.help import Help
 from realrl.learn.replay import Mixture, Subset
 from realrl.learn.sac import SAC, SACConfig
 from realrl.policies.folder import save_policy
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
+from realrl.policies.residual import Observer, residual_on
 from realrl.robots.devices import DEVICES, Teleoperator
 from realrl.robots.human import OperatorConfig, ScriptedOperator
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
-from realrl.types import Batch, Cell, Episode, Intervention, Moment, Obs, RealrlError, Source, Step, Stream, TaskSpec
+from realrl.types import Batch, Cell, Episode, Intervention, Moment, RealrlError, Source, Step, Stream, TaskSpec
 
 LAST = 50
 """Episodes that "lately" means."""
@@ -66,8 +68,12 @@ class HILConfig(Scene):
     """The learner."""
     policy: GaussianConfig = ACTOR
     """The actor."""
+    init: str | None = None
+    """Folder of a policy (of rl100, bc or hil-serl) that goes on to act, frozen: the actor then learns what to add to its actions."""
+    residual: float = 0.2
+    """With init: how far the actor may move every number of an action, of 1."""
     grasp_critic: bool = True
-    """Whether a gripper, where the task has one, is commanded by values of its own; else by the actor's last number."""
+    """Whether a gripper, where the task has one, is commanded by values of its own; else, and with init, by an action's last number."""
     grasp_cost: float = 0.02
     """What a command to the gripper costs, in that critic's reward."""
     compiled: bool = False
@@ -99,8 +105,8 @@ class HILConfig(Scene):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, takeover_cost="[0, 1e3]", help_after="[0, 1e6]", grasp_cost="[0, 1e3]", clone_steps="[0, 1e9]", average="[0, 1)",
-              steps="[1, 1e9]", start="[0, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]", judge_every="[0, 1e9]")
+        check(self, residual="(0, 1]", takeover_cost="[0, 1e3]", help_after="[0, 1e6]", grasp_cost="[0, 1e3]", clone_steps="[0, 1e9]",
+              average="[0, 1)", steps="[1, 1e9]", start="[0, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]", judge_every="[0, 1e9]")
         if self.stream.realtime and self.human in ("keyboard", "gamepad"):
             raise OutOfBounds(HILConfig, "stream", f"has realtime, a process without a {self.human}: leave it out, the control loop keeps "
                               "the person's time anyhow")
@@ -121,14 +127,15 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     the summary with its `headline`. Continues an interrupted run. Raises RealrlError for demonstrations that contradict themselves."""
     torch.manual_seed(derive(cfg.seed, "weights"))
     spec = cell.spec
-    actor = GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, gripper=spec.gripper and cfg.grasp_critic, name="hil-serl")
-    agent = SAC(actor.to(device(cfg.device)), cfg.sac, seed=derive(cfg.seed, "learner"), compiled=cfg.compiled)
+    actor = make_actor(cfg, spec).to(device(cfg.device))
+    agent = SAC(actor, cfg.sac, seed=derive(cfg.seed, "learner"), compiled=cfg.compiled)
     grasp = GraspCritic(actor, cfg.sac, cfg.grasp_cost) if actor.gripper else None
     demos = cell.demonstrations()
     refuse_contradictions(demos)
-    memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost), Average(agent, grasp)
+    noise = derive(cfg.seed, "hil-serl") % 2**31
+    memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost, noise), Average(agent, grasp)
     with cell.timed("hil-serl"):
-        learn(cfg, cell, agent, grasp, memory, average)
+        learn(cfg, cell, agent, grasp, memory, average, noise)
     policy = average.policy()
     save_policy(policy, cell.run.dir / "policy", task=cfg.task, robot=cell.robot)
     cell.finish_stage("hil-serl", policy, cfg.eval_episodes)
@@ -136,13 +143,23 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     return cell.summary
 
 
-def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average) -> None:
+def make_actor(cfg: HILConfig, spec: TaskSpec) -> GaussianPolicy:
+    """An untaught actor: of its own, or on a policy that exists. Raises RealrlError where the two, or a gripper and chunks, do not fit."""
+    if cfg.init:
+        return residual_on(cfg.init, spec, cfg.policy, cfg.residual, name="hil-serl")
+    gripper = spec.gripper and cfg.grasp_critic
+    if gripper and cfg.policy.chunk > 1:
+        raise RealrlError(f"policy.chunk is {cfg.policy.chunk}, and {spec.id} has a gripper, which is commanded step by step: leave it "
+                          "out, or give --no-grasp-critic")
+    return GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, gripper=gripper, name="hil-serl")
+
+
+def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average, noise: int) -> None:
     """Act once, update `utd` times, until the robot has made its steps; checkpoints between episodes only."""
-    noise = derive(cfg.seed, "hil-serl") % 2**31
     referee = None if cfg.reward is None else Referee(load(cfg.reward), cfg.reward)
     with (operator(cfg, cell.spec) as human,
           cell.stream("hil-serl", agent.policy, stage=1, noise_seed=noise, cfg=cfg.stream, human=human, referee=referee) as stream):
-        help = Help(cfg, agent, memory)
+        help = Help(cfg.help_after, cfg.sac.gamma, lambda count: agent.worth(memory.newest(count)))
         parts = {"agent": agent, "average": average, "stream": stream, "help": help} | ({"grasp": grasp} if grasp else {})
         saved = cell.run.load("hil-serl", **parts)
         if saved is None:
@@ -151,14 +168,15 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, mem
         if isinstance(human, ScriptedOperator) and cfg.help_after:
             human.asked = lambda: help.asks
         cell.run.rewind("hil-serl", stream.steps)
-        pen, last, owed = Pen(cfg, agent, memory, stream, help), stream.steps, 0
+        pen, last, owed = Pen(cfg, agent, memory, stream, help, referee), stream.steps, 0
+        start = max(cfg.start, cfg.policy.chunk * cfg.sac.n_step - 1)  # a first decision is whole
         with cell.run.bar("hil-serl: control steps", cfg.steps) as advance:
             advance(stream.steps)
             while stream.steps < cfg.steps or not stream.between:
                 found = stream.take(wait=owed < 1)
                 memory.see(found)
                 help.see(found)
-                owed += len(found) if stream.steps > cfg.start else 0
+                owed += len(found) if stream.steps > start else 0
                 if owed:
                     owed = min(owed - 1, BEHIND)
                     pen.told.append(update(cfg, agent, grasp, memory))
@@ -255,9 +273,9 @@ class Memory:
     without the task being done, the return goes on.
     """
 
-    def __init__(self, agent: SAC, demos: Sequence[Episode], dt: float, takeover_cost: float) -> None:
-        self._all, self._dt, self._cost = agent.replay(), dt, takeover_cost
-        self._all.extend([replace(demo, obs=_seen(demo.obs)) for demo in demos])
+    def __init__(self, agent: SAC, demos: Sequence[Episode], dt: float, takeover_cost: float, noise_seed: int = 0) -> None:
+        self._all, self._dt, self._cost, self._observer = agent.replay(), dt, takeover_cost, Observer(agent.policy, noise_seed)
+        self._all.extend([replace(demo, obs=self._observer.whole(demo)) for demo in demos])
         self.online, self.prior = Subset(self._all), Subset(self._all)
         self.prior.add(0, self._all.steps)
         self.both = Mixture((self.online, 0.5), (self.prior, 0.5))
@@ -271,10 +289,10 @@ class Memory:
         for m in found:
             step, human, here = m.step, m.step.source == Source.HUMAN, self._all.steps
             if m.first:
-                self._all.begin(_seen(step.obs))
+                self._all.begin(self._observer.begin(step.obs, m.seed))
                 self._now, self._helping = Trial(), False
-            self._all.add(step.action, step.reward, _seen(m.after), terminated=step.terminated, truncated=step.truncated,
-                          source=step.source)
+            self._all.add(step.action, step.reward, self._observer.after(m.after, step.source), terminated=step.terminated,
+                          truncated=step.truncated, source=step.source)
             for memory in (self.online, self.prior) if human else (self.online,):
                 memory.add(here)
             now, taken = self._now, human and not self._helping
@@ -310,36 +328,6 @@ class Memory:
         return {"human_s": round(steps * self._dt, 3), "takeovers": float(takeovers)}
 
 
-class Help:
-    """Says when the robot wants help: over `help_after` steps of its own, its critics' value of what it does rose less than half as fast as
-    on the way to a reward, where it is 1 / gamma times as much a step later."""
-
-    def __init__(self, cfg: HILConfig, agent: SAC, memory: Memory) -> None:
-        self._after, self._rise, self._agent, self._memory = cfg.help_after, cfg.sac.gamma ** (-0.5 * cfg.help_after), agent, memory
-        self._worth: list[float] = []
-        self.asks, self.asked = False, 0
-
-    def see(self, found: Sequence[Moment]) -> None:
-        """The newest steps, which the memory has seen."""
-        if not (self._after and found):
-            return
-        for m, worth in zip(found, self._agent.worth(self._memory.newest(len(found))).tolist(), strict=True):
-            if m.first or m.step.source == Source.HUMAN:
-                self._worth.clear()
-            self._worth.append(worth)
-        before, asks = self._worth[-self._after - 1:][0], self.asks
-        self.asks = len(self._worth) > self._after and self._worth[-1] < max(before, 0.0) * self._rise
-        self.asked += self.asks and not asks
-
-    def state_dict(self) -> dict[str, Any]:
-        """How often it asked; checkpoints are made between episodes."""
-        return {"asked": self.asked}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self.asked = int(state["asked"])
-
-
 @dataclass
 class Trial:
     """An episode of practice: its steps, how many a person did, how often the person took over, how it ended."""
@@ -348,11 +336,6 @@ class Trial:
     human: int = 0
     takeovers: int = 0
     success: bool = False
-
-
-def _seen(obs: Obs) -> Obs:
-    """What the policy looks at."""
-    return {"state": obs["state"]}
 
 
 def moments(episodes: Iterable[Episode]) -> Iterator[Moment]:
@@ -386,9 +369,9 @@ def refuse_contradictions(demos: Sequence[Episode]) -> None:
 class Pen:
     """A line of the curves now and then, and a note beside the progress bar. told: what updates told since the last line."""
 
-    def __init__(self, cfg: HILConfig, agent: SAC, memory: Memory, stream: Stream, help: Help) -> None:
-        self._cfg, self._agent, self._memory, self._stream, self._help = cfg, agent, memory, stream, help
-        self.step = stream.steps
+    def __init__(self, cfg: HILConfig, agent: SAC, memory: Memory, stream: Stream, help: Help, referee: Referee | None = None) -> None:
+        self._cfg, self._agent, self._memory, self._stream, self._help, self._referee = cfg, agent, memory, stream, help, referee
+        self.step, self._oldest = stream.steps, 0.0
         self.told: list[Mapping[str, Tensor]] = []
 
     def line(self) -> dict[str, float]:
@@ -398,7 +381,8 @@ class Pen:
                "takeovers_per_episode": sum(t.takeovers for t in m.lately) / max(len(m.lately), 1), "prior_steps": float(m.prior.steps),
                "utd_reached": utd_reached(self._cfg, self._agent, self._stream.steps), **m.spent()}
         out |= {"asked_for_help": float(self._help.asked)} if self._cfg.help_after else {}
-        out |= self._stream.health()
+        out |= self._health()
+        self._oldest = 0.0
         names = list({name: None for told in self.told for name in told})
         out |= {name: float(torch.stack([t[name] for t in self.told if name in t]).mean()) for name in names}
         self.step = self._stream.steps
@@ -412,9 +396,23 @@ class Pen:
             utd = utd_reached(self._cfg, self._agent, self._stream.steps)
             self._text = (f"solved alone {100 * m.rate(helped=False):.0f} %, helped {100 * m.rate(helped=True):.0f} %; "
                           f"human {100 * m.share():.0f} %; updates a step {utd:.1f} of {self._cfg.sac.utd}; "
-                          f"{m.online.steps} + {m.prior.steps} steps; {advice(m.lately)}")
+                          f"{m.online.steps} + {m.prior.steps} steps; {self._age()}{advice(m.lately)}")
         acts = f"{found[-1].step.source.name.lower()} acts; " if found else ""
-        return f"{'PLEASE HELP; ' if self._help.asks else ''}{acts}{self._text}"
+        judge, beside = self._referee, self._cfg.stream.realtime  # there it is asked in another process
+        seen = f"success seen by {judge.seen:.2f} of {judge.model.threshold:.2f}; " if judge and not beside else ""
+        return f"{'PLEASE HELP; ' if self._help.asks else ''}{acts}{seen}{self._text}"
+
+    def _age(self) -> str:
+        """How old the robot's weights became since the last line."""
+        told = self._health().get("weights_age_s")
+        return "" if told is None else f"weights up to {told:.2f} s old; "
+
+    def _health(self) -> dict[str, float]:
+        """The stream's, whose longest times are since it was last asked; here they are since the last line."""
+        told = self._stream.health()
+        if "weights_age_s" in told:
+            self._oldest = told["weights_age_s"] = max(self._oldest, told["weights_age_s"])
+        return told
 
     _text = ""
 

@@ -27,6 +27,7 @@ from rich.console import Console
 from realrl.cell.book import Book
 from realrl.cell.collect import Bench, processes
 from realrl.cell.mailbox import Mailbox
+from realrl.cell.rollout import Foresighted
 from realrl.robots.clock import CLIENT, Ticker, realtime
 from realrl.streaming import StreamConfig
 from realrl.types import Array, Episode, Intervention, Moment, Obs, Plan, Policy, RealrlError, RewardModel, State, TaskSpec
@@ -58,6 +59,11 @@ class Acting:
             return self.policy.act(obs, state, greedy=greedy, rng=rng)
         noise: list[Array] = [g.uniform(-1, 1, (self.chunk, self._size)) for g in rng]
         return Plan(np.stack(noise).astype(np.float32)), state
+
+    def interrupt(self, state: State, row: int) -> None:
+        """Somebody else moved this robot: what the policy had decided is not done, if it decides ahead."""
+        if isinstance(self.policy, Foresighted):
+            self.policy.interrupt(state, row)
 
 
 class _Fresh(Acting):

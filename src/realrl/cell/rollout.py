@@ -51,7 +51,7 @@ class _Poised(Protocol):
 
 
 @runtime_checkable
-class _Foresighted(Protocol):
+class Foresighted(Protocol):
     """A policy that has decided more than its last plan carried out."""
 
     def interrupt(self, state: State, row: int) -> None: ...
@@ -186,7 +186,7 @@ def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: It
             slot.extras.append({k: v[i] for k, v in plan.extra.items()})
             over = yield from _carry_out(slot, plan.action[i, :policy.chunk], source, human, attending, pace, unseen, referee)
             if not over:
-                if slot.steps[-1].source == Source.HUMAN and isinstance(policy, _Foresighted):
+                if slot.steps[-1].source == Source.HUMAN and isinstance(policy, Foresighted):
                     policy.interrupt(state, i)
                 keep.append(i)
                 continue

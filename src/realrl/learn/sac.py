@@ -236,7 +236,8 @@ class SAC:
         """(a' [u, B, D], what its entropy takes from the next value, [u, B]): the actor stands still meanwhile, so that one pass serves
         all updates."""
         mean, log_std, _ = self.policy.distribution(next_cond.flatten(0, 1), self.actor_weights.views())
-        action, logp = squash(mean, log_std, noise.flatten(0, 1))
+        squashed, logp = squash(mean, log_std, noise.flatten(0, 1))
+        action = self.policy.sent(next_cond.flatten(0, 1), squashed)
         return action.view(noise.shape), (alpha * logp if self.cfg.entropy_backup else torch.zeros_like(logp)).view(noise.shape[:2])
 
     def _critic_update(self, pair: Tensor, after: Tensor, reward: Tensor, discount: Tensor, entropy: Tensor, subset: Tensor,
@@ -277,8 +278,8 @@ class SAC:
 
         def loss(weights: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
             mean, log_std, found = self.policy.distribution(cond, self.actor_weights.views(weights), train=True)
-            action, logp = squash(mean, log_std, noise)
-            q = self.critic(torch.cat([cond, action], -1), q_weights, drop=drop)[..., 0]
+            squashed, logp = squash(mean, log_std, noise)
+            q = self.critic(torch.cat([cond, self.policy.sent(cond, squashed)], -1), q_weights, drop=drop)[..., 0]
             return (alpha * logp - (q.mean(0) if cfg.actor_q == "mean" else q.amin(0))).mean(), (-logp.detach().mean(), found)
 
         gradient, value, (entropy, found) = gradient_of(loss, self.actor_weights.value)
@@ -299,7 +300,8 @@ class SAC:
     @torch.no_grad()
     def imitate(self, batch: Batch) -> dict[str, Tensor]:
         """A step of the actor towards a batch's actions, by their log-density before the squashing; it counts as an update."""
-        cond, wanted = self.policy.encode(batch.obs), self.policy.motion(batch.action).clamp(-0.999, 0.999).atanh()
+        cond = self.policy.encode(batch.obs)
+        wanted = self.policy.meant(cond, self.policy.motion(batch.action)).clamp(-0.999, 0.999).atanh()
 
         def loss(weights: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
             mean, log_std, found = self.policy.distribution(cond, self.actor_weights.views(weights), train=True)

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from realrl.policies.flow import FlowPolicy
     from realrl.policies.gaussian import GaussianPolicy
     from realrl.policies.recurrent import RecurrentPolicy
+    from realrl.policies.residual import ResidualPolicy
     from realrl.robots.embodiment import Embodiment
 
 FORMAT: Final = 1
-KINDS: Final = ("diffusion", "flow", "gaussian", "recurrent", "onnx")
-Saved: TypeAlias = "DiffusionPolicy | FlowPolicy | GaussianPolicy | RecurrentPolicy | ExportedPolicy"
+KINDS: Final = ("diffusion", "flow", "gaussian", "recurrent", "residual", "onnx")
+Saved: TypeAlias = "DiffusionPolicy | FlowPolicy | GaussianPolicy | RecurrentPolicy | ResidualPolicy | ExportedPolicy"
 
 
 class Storable(Stateful, Protocol):
@@ -120,11 +121,14 @@ def _check_weights(sketch: torch.nn.Module, weights: Any, path: Path) -> None:
     finite(weights, str(path), "its training diverged, or the file is damaged: take an earlier policy")
 
 
-def _kind(name: str) -> type[DiffusionPolicy | FlowPolicy | GaussianPolicy | RecurrentPolicy]:
+def _kind(name: str) -> type[DiffusionPolicy | FlowPolicy | GaussianPolicy | RecurrentPolicy | ResidualPolicy]:
     """The class of a kind, imported when it is needed."""
     if name == "flow":
         from realrl.policies.flow import FlowPolicy
         return FlowPolicy
+    if name == "residual":
+        from realrl.policies.residual import ResidualPolicy
+        return ResidualPolicy
     from realrl.policies.diffusion import DiffusionPolicy
     from realrl.policies.gaussian import GaussianPolicy
     from realrl.policies.recurrent import RecurrentPolicy

@@ -76,7 +76,7 @@ class GaussianPolicy(nn.Module):
     gripper: whether `grasp`, values of the commands -1, 0 and 1, chooses an action's last number, greedy or not.
     """
 
-    KIND: Literal["gaussian"] = "gaussian"
+    KIND: Literal["gaussian", "residual"] = "gaussian"
     head = "mean"  # what it deploys; it has no other product
 
     def __init__(self, cfg: GaussianConfig, obs_dim: int, action_dim: int, *, gripper: bool = False, name: str = "gaussian") -> None:
@@ -117,6 +117,14 @@ class GaussianPolicy(nn.Module):
     def motion(self, action: Tensor) -> Tensor:
         """What of actions [B, K, A] the Gaussian says, [B, K*moves]."""
         return action[..., :self.moves].flatten(1)
+
+    def sent(self, cond: Tensor, squashed: Tensor) -> Tensor:
+        """The motions [B, K*moves] that the squashed Gaussian's numbers are: themselves."""
+        return squashed
+
+    def meant(self, cond: Tensor, motion: Tensor) -> Tensor:
+        """The numbers of which `sent` makes these motions [B, K*moves]."""
+        return motion
 
     def whole(self, cond: Tensor, motion: Tensor) -> Tensor:
         """Actions [B, K, A] of motions [B, K*moves]: with the gripper's command."""

@@ -26,6 +26,7 @@ from realrl.policies.flow import FlowPolicy
 from realrl.policies.folder import FORMAT, load_policy, read_policy_json, read_robot
 from realrl.policies.gaussian import GaussianPolicy
 from realrl.policies.recurrent import RecurrentPolicy
+from realrl.policies.residual import ResidualPolicy
 from realrl.serve.observations import Recorded, recorded
 from realrl.types import Obs, Policy, RealrlError
 
@@ -56,7 +57,7 @@ def export(source: Path, out: Path, data: Path | None = None) -> Export:
     policy, task = load_policy(source)
     if isinstance(policy, ExportedPolicy):
         raise RealrlError(f"{source}: it is an ONNX graph already: give the policy it was exported from")
-    if isinstance(policy, RecurrentPolicy):
+    if isinstance(policy, RecurrentPolicy | ResidualPolicy):
         raise RealrlError(f"{source}: it remembers from step to step, which no graph of a single step does: serve the folder as it is")
     _check_room(source, out)
     policy = deployed(policy, source)
