@@ -361,8 +361,7 @@ class Tuner:
     """The residual of an arm at work: u = u_0 exp(du), where u_0 are the gains that a policy asks for and du lasts.
 
     beside: fit in a second thread, as a real arm must; otherwise in turns with the law, which repeats to the bit. fits, failed, late:
-    counts; with a failed or late one the last good residual stays.
-    """
+    counts; with a failed or late one the last good residual stays."""
 
     cfg: TunerConfig = field(default_factory=TunerConfig)
     beside: bool = False
@@ -370,7 +369,8 @@ class Tuner:
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(1) if self.beside else None
         if self.beside:
-            [import_module(name) for name in ("scipy.optimize", "scipy.signal")]  # now: on a busy machine they take as long as ten fits
+            for name in ("scipy.optimize", "scipy.signal"):  # now: on a busy machine they take as long as ten fits
+                import_module(name)
         self.begin()
 
     def begin(self) -> None:

@@ -139,7 +139,7 @@ class AssemblyEnv(RobotEnv):
             self._tick(self._noise(1)[0], [start[0], start[1], z], facing, MANUAL)
         while law.position[2] < start[2] - 0.001:
             self._tick(self._noise(1)[0], [start[0], start[1], start[2] + 0.01], facing, MANUAL)
-        self._tuner.residual[:] = 0.0
+        self._tuner.residual[:], self._worst = 0.0, 0.0
 
     def _place(self) -> list[float]:
         return list(self._data.site_xpos[self._tip].tolist())
@@ -151,13 +151,11 @@ class AssemblyEnv(RobotEnv):
 
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
         base = self._gains(action[6:])
-        self._worst = 0.0
         self._run(action[:6], base)
         if not np.isfinite(self._data.qpos).all():
             raise RealrlError(f"{self.task.id}: the arm's simulation flew apart: reset it, and look at what is sent to it")
-        distance = self._distance()
-        solved = distance < NEAR
-        return self._state(), reward_of(distance, solved, self._worst - self._limit if self._limit else 0.0), solved, solved
+        reward, solved = self.judge()
+        return self._state(), reward, solved, solved
 
     def _gains(self, asked: Array) -> Gains:
         """Of an action's last numbers [6] in [-1, 1]."""
@@ -312,9 +310,10 @@ class AssemblyEnv(RobotEnv):
         return place, self._state(drift), np.array(self._felt[:3])
 
     def judge(self) -> tuple[float, bool]:
-        """(reward, whether it is solved now)."""
-        distance = self._distance()
-        return reward_of(distance, distance < NEAR), distance < NEAR
+        """(reward, whether it is solved now) of a decision that ends here."""
+        distance, beyond = self._distance(), self._worst - self._limit if self._limit else 0.0
+        self._worst = 0.0
+        return reward_of(distance, distance < NEAR, beyond), distance < NEAR
 
     def slide_away(self) -> None:
         """The plate is out of reach."""
