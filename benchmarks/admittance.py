@@ -3,11 +3,13 @@
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts loop solve               # seconds
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts training --seeds 0 1 2   # minutes each
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts learned --seeds 0 --shapes square --trials 100
+    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts training learned --forge --seeds 0 --controls direct adapted braced
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts scripted --trials 100
 
 loop: the smallest damping at which a linear contact stays stable, by delay and lag of the loop and stiffness of what is touched. solve: CPU
 time of a fit of the residual, six axes that all feel. training: `realrl train admittance`, in simulation. learned: the policy of that in
-simulation, and in the world that nobody looked at, with every control; also with the shapes that no training sees. scripted: the same of a
+simulation, and in the world that nobody looked at, with every control; also with the shapes that no training sees; with
+--forge, of a policy that is told a force to keep to. scripted: the same of a
 trajectory that knows where the hole is.
 
 Rows go to benchmarks/results/admittance.jsonl; the same command goes on where it was stopped, within a run too.
@@ -133,7 +135,7 @@ def training(table: Table, cfg: AdmittanceConfig, folder: Path) -> None:
     with Run.start(folder, cfg, resume=True, ignore=("collect",)) as run, WorkCell(run, cfg) as cell:
         summary = train(cfg, cell)
     told = {key: summary["headline"][key] for key in ("steps_to_90", "minutes_to_90", "learning_min")}
-    table.put({"task": "square", "method": "training", "seed": cfg.seed, "steps": summary["env_steps"], **told})
+    table.put({"task": cfg.task.partition("/")[2], "method": "training", "seed": cfg.seed, "steps": summary["env_steps"], **told})
 
 
 def loop(table: Table) -> None:
@@ -158,11 +160,14 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=100, help="of every arm")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS)
+    parser.add_argument("--forge", action="store_true", help="the policy is told a force to keep to, and pays for what is beyond; square")
     args, flags = parser.parse_known_args(words)
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
     table, n = Table(results / "admittance.jsonl", KEY), 2 if args.smoke else args.trials
+    told = "-forge" if args.forge else ""
+    home, shapes = f"square{told}", ["square"] if args.forge else args.shapes
     # "real" is for the trials alone
-    cfg = replace(AdmittanceConfig(), real="assembly/square-dev", eval_episodes=1)
+    cfg = replace(AdmittanceConfig(), task=f"assembly/{home}", real=f"assembly/square-dev{told}", eval_episodes=1)
     if args.smoke:
         cfg = replace(cfg, steps=40, random_steps=20, compiled=False, sac=replace(cfg.sac, batch=8, hidden=(16,)))
     cfg = replace(overridden(cfg, flags), collect=CollectConfig(workers=1))
@@ -172,13 +177,13 @@ def main(words: list[str] | None = None) -> int:
         parts.append(Part("loop", lambda: table.find(last, "loop", 0) is not None, partial(loop, table)))
     if "solve" in args.parts:
         parts.append(Part("solve", lambda: table.find("fit", "solve", 0) is not None, partial(solve, table)))
-    arms = [f"{shape}-real" + ("" if control == "direct" else f"-{control}") for shape in args.shapes for control in args.controls]
+    arms = [f"{shape}-real{told}" + ("" if how == "direct" else f"-{how}") for shape in shapes for how in args.controls]
     for seed in args.seeds[:1] if args.smoke else args.seeds:
-        folder = out / "admittance" / f"s{seed}"
+        folder = out / "admittance" / f"s{seed}{told}"
         if "training" in args.parts:
-            parts.append(Part(f"training, seed {seed}", lambda seed=seed: table.find("square", "training", seed) is not None,
+            parts.append(Part(f"training, seed {seed}", lambda seed=seed: table.find(home, "training", seed) is not None,
                               partial(training, table, replace(cfg, seed=seed), folder)))
-        for task in ("square", *arms) if "learned" in args.parts else ():
+        for task in (home, *arms) if "learned" in args.parts else ():
             parts.append(Part(f"learned, seed {seed}, {task}", lambda task=task, seed=seed: table.find(task, "learned", seed) is not None,
                               Trials(table, task, n, folder / "policy", seed).run))
     for task in arms if "scripted" in args.parts else ():

@@ -25,7 +25,7 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
 
 def training(rows: Sequence[Row]) -> list[list[str]]:
     """A line a seed: how soon the skill is learned in simulation."""
-    return [[f"seed {r['seed']}", f"{r['steps']:,}", *("–" if r[key] is None else form.format(r[key]) for key, form in
+    return [[f"{r['task']}, seed {r['seed']}", f"{r['steps']:,}", *("–" if r[key] is None else form.format(r[key]) for key, form in
                                                        (("steps_to_90", "{:,}"), ("minutes_to_90", "{:.0f}"), ("learning_min", "{:.0f}")))]
             for r in rows if r["method"] == "training"]
 

@@ -132,9 +132,8 @@ class Law:
             self.held += 1
             self.twist = [0.0] * AXES
             return self.position, self.quaternion
-        limits, h, old = self.limits, self.dt, self.twist
+        limits, h, old, q = self.limits, self.dt, self.twist, self.quaternion
         felt = saturated(wrench[:3], limits.force, limits.dead_force) + saturated(wrench[3:], limits.torque, limits.dead_torque)
-        q = self.quaternion
         error = [self.position[i] - position[i] for i in range(3)] + rotation_vector(q, (1.0, 0.0, 0.0, 0.0) if quaternion is None
                                                                                     else quaternion)
         new = [(old[i] + h / m * (felt[i] - k * error[i])) / (1 + h * d / m + h * h * k / m) for i, (m, d, k) in enumerate(self._table)]
@@ -220,10 +219,13 @@ class TunerConfig:
     """Weight of (log u - log u_0)²."""
     speed_weight: float = 0.01
     """Weight of the squared velocity beside the squared position error, s²."""
+    expected: float = 0.0
+    """Stiffness of a contact as it is believed before the first, along x, y and z, N/m: that one is damped for it; 0 = by the policy."""
 
     def __post_init__(self) -> None:
         check(self, every="[0.01, 100]", window="[0.05, 100]", dt="(0, 1]", delay="[0, 1]", lag="[0, 1]", share="[0, 10]", ratio="[0, 100]",
-              force="(0, 1e4]", torque="(0, 1e3]", slow="(0, 1e6]", change="(0, 1)", prior="[0, 1e6]", speed_weight="[0, 1e6]")
+              force="(0, 1e4]", torque="(0, 1e3]", slow="(0, 1e6]", change="(0, 1)", prior="[0, 1e6]", speed_weight="[0, 1e6]",
+              expected="[0, 1e6]")
 
 
 LEAST = np.array([[0.3, 2.0, 10.0]] * 3 + [[0.03, 0.1, 1.0]] * 3)
@@ -320,10 +322,9 @@ def fit(window: Window, base: Array, now: Array, cfg: TunerConfig) -> Array:
     if not window.sound:
         raise ArithmeticError("a window with numbers that are none")
     low, high = bounds(window, now, cfg)
-    found = now.copy()
     if cfg.mode == "rule":
-        found[:, 1] = np.maximum(base[:, 1], low[:, 1])
-        return np.stack([base[:, 0], np.minimum(found[:, 1], MOST[:, 1]), base[:, 2]], 1)
+        return np.stack([base[:, 0], np.minimum(np.maximum(base[:, 1], low[:, 1]), MOST[:, 1]), base[:, 2]], 1)
+    found = now.copy()
     for axis in np.flatnonzero(_felt(window)).tolist():
         found[axis] = _axis(window, axis, base[axis], now[axis], low[axis], high[axis], cfg)
     out = projected(found, low, high, cfg)
@@ -375,7 +376,8 @@ class Tuner:
         """A new trial: no residual yet."""
         self.fits = self.failed = self.late = 0
         self.residual = np.zeros((AXES, 3))
-        self._least = np.zeros((AXES, 3))  # damping that what was touched asks for, whatever stiffness comes
+        self._least = np.zeros((AXES, 3))  # damping that what was or will be touched asks for, whatever stiffness comes
+        self._least[:3, 1] = min(self.cfg.share * (self.cfg.delay + self.cfg.lag) * self.cfg.expected, MOST[0, 1])
         self._most = MOST.copy()  # and stiffness that pulls no harder than it may, whatever a policy asks for
         self._rows: deque[Array] = deque(maxlen=round(self.cfg.window / self.cfg.dt))
         self._since = 0
@@ -384,7 +386,7 @@ class Tuner:
     def gains(self, base: Gains) -> Gains:
         """What is in force where a policy asks for `base`."""
         table = base.table() * np.exp(self.residual)
-        if self.cfg.mode == "fit" and self.fits:
+        if self.cfg.mode == "fit" and (self.fits or self.cfg.expected):
             table[:, 2] = np.maximum(table[:, 2], np.minimum(self._most[:, 2], self._least[:, 1] / self.cfg.slow))
             table = projected(table, np.maximum(LEAST, self._least), self._most, self.cfg)
         elif self.cfg.mode == "rule":
@@ -404,13 +406,11 @@ class Tuner:
         if self._running is not None:
             self.late += 1
             return False
-        rows = np.stack(self._rows)
-        window, u0, now = Window(*rows.transpose(1, 0, 2)), base.table(), self.gains(base).table()
-        job: Future[tuple[Array, Array, Array]] = Future()
+        window, u0, now = Window(*np.stack(self._rows).transpose(1, 0, 2)), base.table(), self.gains(base).table()
         if self._pool is not None:
-            job = self._pool.submit(_solve, window, u0, now, self.cfg)
-            self._running = job
+            self._running = self._pool.submit(_solve, window, u0, now, self.cfg)
             return False
+        job: Future[tuple[Array, Array, Array]] = Future()
         try:
             job.set_result(_solve(window, u0, now, self.cfg))
         except ArithmeticError as error:

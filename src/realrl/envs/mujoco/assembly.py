@@ -13,7 +13,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from realrl.envs.assembly import AHEAD, DEPTH, FULL, LEVELS, NEAR, SEEN, SOFT, SPEED, STIFF, TURN_SPEED, reward_of
+from realrl.envs.assembly import AHEAD, DEPTH, FULL, LEVELS, NEAR, SOFT, SPEED, STIFF, TURN_SPEED, reward_of
 from realrl.envs.base import Eyes, NoEyes, RobotEnv
 from realrl.envs.mujoco.randomise import randomiser
 from realrl.envs.mujoco.sight import Scenery, View, eyes
@@ -49,6 +49,8 @@ CORNER = 100.0
 """Of the wrench's low-pass filter, Hz."""
 AGAIN, SAMPLE = 0.010, 0.008
 """Seconds between two Jacobians, and between two samples for the residual."""
+EXPECTED = 1e4
+"""Stiffness of a contact that "-braced" expects before it has felt one, N/m."""
 MANUAL = Gains(np.array([3.0] * 3 + [0.3] * 3), np.array([300.0] * 3 + [15.0] * 3), np.array([200.0] * 3 + [20.0] * 3))
 """The paper's gains by hand, along the axes; about them, ours."""
 
@@ -233,8 +235,8 @@ class AssemblyEnv(RobotEnv):
         steps = HORIZON if horizon is None else horizon
         # a recording's clock counts whole decisions a second; how long they truly were is observed
         task = TaskSpec("assembly", name, FULL, ACTION, steps, min(world.hold[1], 1.0), f"put the {level.shape} peg into its hole")
-        looked = eyes(sight, Scenery(task.id, (View("side"),), tuple(range(SEEN))), model, self._data, ("rgb", "depth"))
-        seen: Eyes = NoEyes(range(SEEN)) if looked is None else looked
+        looked = eyes(sight, Scenery(task.id, (View("side"),), tuple(level.seen)), model, self._data, ("rgb", "depth"))
+        seen: Eyes = NoEyes(level.seen) if looked is None else looked
         super().__init__(task, reward=reward, kinds=("dense", "sparse"), eyes=seen,
                          whims=randomiser(randomise, model, self._data, looked, ((0.3, -0.2, 0.0), (0.7, 0.2, 0.3))))
         # of every wall of the hole: where it is at the least clearance, and outwards
@@ -243,9 +245,9 @@ class AssemblyEnv(RobotEnv):
         self._walls, self._walls_at = walls, model.geom_pos[walls].copy()
         self._outwards = np.stack([np.sin(turns), -np.cos(turns), 0 * turns], 1)
         self._law = Law(critical(STIFF), LimitsConfig(speed=FASTEST), world.dt)
-        modes: dict[str, Mode] = {"adapted": "fit", "probed": "fit", "rule": "rule", "free": "free"}
+        modes: dict[str, Mode] = {"adapted": "fit", "braced": "fit", "probed": "fit", "rule": "rule", "free": "free"}
         mode = modes.get(level.control)
-        self._tuner = Tuner(TunerConfig(mode=mode)) if mode else None
+        self._tuner = Tuner(TunerConfig(mode=mode, expected=EXPECTED if level.control == "braced" else 0.0)) if mode else None
         self._jac, self._pull = np.zeros((6, model.nv)), np.zeros(model.nv)
         self.trace: list[list[float]] | None = None
         self._cut = 1 - math.exp(-2 * math.pi * CORNER * world.dt)
@@ -269,6 +271,7 @@ class AssemblyEnv(RobotEnv):
         model.geom_friction[:, 0] = rng.uniform(*world.friction)
         model.geom_solref[:, 0] = rng.uniform(*world.solref)
         self._wrist = Wrist(TOOL[0] * (1 + float(rng.uniform(-world.mass, world.mass))))
+        self._limit = float(rng.uniform(*self._level.limit)) if self._level.limit else 0.0
         self._slow = float(np.exp(rng.uniform(*np.log(world.slow))))
         self._decision = round(float(rng.uniform(*world.hold)) / world.dt)
         self._drift = rng.normal(0, world.drift, 6) * TORQUE_SHARE
@@ -277,7 +280,7 @@ class AssemblyEnv(RobotEnv):
         self._asked = self._q.copy()
         self._lagged, self._felt = np.zeros(6), [0.0] * 6
         self._late: deque[list[float]] = deque([[0.0] * 6], maxlen=1 + round(world.delay / world.dt))
-        self._steps, self._peak = 0, 0.0
+        self._steps, self._peak, self._worst = 0, 0.0, 0.0
         if self._tuner:
             self._tuner.begin()
         self._law.gains = critical(STIFF)
@@ -326,12 +329,13 @@ class AssemblyEnv(RobotEnv):
 
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
         base = self._gains(action[6:])
+        self._worst = 0.0
         self._run(action[:6], base)
         if not np.isfinite(self._data.qpos).all():
             raise RealrlError(f"{self.task.id}: the arm's simulation flew apart: reset it, and look at what is sent to it")
         distance = self._distance()
         solved = distance < NEAR
-        return self._state(), reward_of(distance, solved), solved, solved
+        return self._state(), reward_of(distance, solved, self._worst - self._limit if self._limit else 0.0), solved, solved
 
     def _gains(self, asked: Array) -> Gains:
         """Of an action's last numbers [6] in [-1, 1]."""
@@ -406,7 +410,8 @@ class AssemblyEnv(RobotEnv):
         now = self._wrist.external(self._sensors.tolist(), self._axes.tolist())
         for i in range(6):
             felt[i] += cut * (now[i] - self._zero[i] + self._drift[i] * seconds - felt[i])
-        self._peak = max(self._peak, math.sqrt(felt[0] ** 2 + felt[1] ** 2 + felt[2] ** 2))
+        self._worst = max(self._worst, math.sqrt(felt[0] ** 2 + felt[1] ** 2 + felt[2] ** 2))
+        self._peak = max(self._peak, self._worst)
         self._late.append([f + n for f, n in zip(felt, noise, strict=True)])
         return self._late[0]
 
@@ -440,4 +445,4 @@ class AssemblyEnv(RobotEnv):
         counts = (self._tuner.fits, self._tuner.failed) if self._tuner else (0, 0)
         told = (self._steps * self._world.dt, self._peak, *counts, float(gains[:3].mean()))
         return np.concatenate([seen / 0.01, (turn + np.array([0, 0, self._wrong_turn])) / 0.1, twist / 0.1, np.tanh(wrench[:3] / 10),
-                               np.tanh(wrench[3:] / 0.5), way, -turn, told])
+                               np.tanh(wrench[3:] / 0.5), way, -turn, told, [self._limit / 10]])
