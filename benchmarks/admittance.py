@@ -12,7 +12,8 @@ simulation, and in the world that nobody looked at, with every control; also wit
 --forge, of a policy that is told a force to keep to. scripted: the same of a
 trajectory that knows where the hole is.
 
-Rows go to benchmarks/results/admittance.jsonl; the same command goes on where it was stopped, within a run too.
+Rows go to benchmarks/results/admittance.jsonl; the same command goes on where it was stopped, within a run too, and one that asks for more
+--trials than a row has runs them all.
 """
 
 from __future__ import annotations
@@ -103,6 +104,16 @@ class Trials:
     policy: Path | None = None
     seed: int = 0
 
+    @property
+    def method(self) -> str:
+        """As the row says it."""
+        return "learned" if self.policy else "scripted"
+
+    def done(self) -> bool:
+        """Whether a row of as many lies there."""
+        row = self.table.find(self.task, self.method, self.seed)
+        return row is not None and row["success"]["n"] >= self.n
+
     def run(self) -> None:
         """Run them, and write the row."""
         told: list[dict[str, float]] = []
@@ -117,7 +128,7 @@ class Trials:
             found = trials(collector, policy, self.n, source=source, keep=keep)
             result = slim(summarise(found, collector.spec().dt).to_dict())
         seconds = [t["seconds"] for t in told if t["solved"]]
-        self.table.put({"task": self.task, "method": "learned" if self.policy else "scripted", "seed": self.seed,
+        self.table.put({"task": self.task, "method": self.method, "seed": self.seed,
                         "success": result["success"], "peak_force_n": spread([t["peak"] for t in told]), "seconds": spread(seconds),
                         "damping": spread([t["damping"] for t in told]), "failed_fits": sum(t["failed"] for t in told)})
 
@@ -183,11 +194,10 @@ def main(words: list[str] | None = None) -> int:
         if "training" in args.parts:
             parts.append(Part(f"training, seed {seed}", lambda seed=seed: table.find(home, "training", seed) is not None,
                               partial(training, table, replace(cfg, seed=seed), folder)))
-        for task in (home, *arms) if "learned" in args.parts else ():
-            parts.append(Part(f"learned, seed {seed}, {task}", lambda task=task, seed=seed: table.find(task, "learned", seed) is not None,
-                              Trials(table, task, n, folder / "policy", seed).run))
-    for task in arms if "scripted" in args.parts else ():
-        parts.append(Part(f"scripted, {task}", lambda task=task: table.find(task, "scripted", 0) is not None, Trials(table, task, n).run))
+        for trials_of in [Trials(table, task, n, folder / "policy", seed) for task in (home, *arms)] if "learned" in args.parts else ():
+            parts.append(Part(f"learned, seed {seed}, {trials_of.task}", trials_of.done, trials_of.run))
+    for trials_of in [Trials(table, task, n) for task in arms] if "scripted" in args.parts else ():
+        parts.append(Part(f"scripted, {trials_of.task}", trials_of.done, trials_of.run))
     return min(run_parts(parts, args.budget), 1)
 
 

@@ -21,7 +21,8 @@ from realrl import envs
 from realrl.cell.evaluate import held_out
 from realrl.envs.assembly import CONTROLS, LEVELS, TRUTH
 from realrl.envs.mujoco import render
-from realrl.envs.mujoco.assembly import AssemblyEnv, build
+from realrl.envs.mujoco.assembly import AssemblyEnv
+from realrl.envs.mujoco.panda import build
 from realrl.files import write_bytes
 from realrl.policies.folder import load_policy
 from realrl.report.pictures import mp4

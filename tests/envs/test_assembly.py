@@ -99,15 +99,15 @@ def test_the_wrench_of_the_surroundings_is_recovered(contact: bool) -> None:
     """To 1e-9, in free motion and pressed onto the plate; by gravity alone it would be off by newtons."""
     import mujoco
 
-    from realrl.envs.mujoco import assembly
-    model, home = assembly.build("square", 0.0005, False)
+    from realrl.envs.mujoco import panda
+    model, home = panda.build("square", 0.0005, False)
     data = mujoco.MjData(model)
     rng = np.random.default_rng(1)
     data.qpos[:7] = home + (rng.normal(0, 0.3, 7) if not contact else 0.0)
     if contact:
         model.body_pos[model.body("plate").id] += (0.03, 0.0, 0.011)  # the peg stands on it, 1 mm deep
     data.qvel[:7] = rng.normal(0, 1.0 if not contact else 0.05, 7)
-    wrist, site, tip = assembly.Wrist(), model.site("wrist").id, model.site("tip").id
+    wrist, site, tip = panda.Wrist(), model.site("wrist").id, model.site("tip").id
     seen = 0
     for _ in range(50):
         data.qfrc_applied[:7] = data.qfrc_bias[:7] + rng.normal(0, 5.0, 7)
@@ -141,8 +141,8 @@ def contact_wrench(model: object, data: object, at: Array) -> Array:
 def test_a_peg_fits_its_hole_and_no_other_place(shape: str) -> None:
     import mujoco
 
-    from realrl.envs.mujoco import assembly
-    model, home = assembly.build(shape, REAL.clearance[0], False)
+    from realrl.envs.mujoco import panda
+    model, home = panda.build(shape, REAL.clearance[0], False)
     data, plate = mujoco.MjData(model), model.body("plate").id
     data.qpos[:7] = home
     mujoco.mj_forward(model, data)

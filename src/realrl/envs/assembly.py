@@ -47,6 +47,8 @@ from realrl.types import Array, Policy
 
 SEEN, FULL, LIMIT = 18, 30, 29
 """Numbers of `state`, and of the full state; which of them is the force to keep to, 10 N, which is observed where there is one."""
+STATE = (*(f"{what} {axis}" for what in ("way", "twist", "wrench") for axis in ("x", "y", "z", "roll", "pitch", "yaw")), "force to keep to")
+"""Names of the numbers of `state`; the last one where there is one."""
 TRUTH: dict[str, Any] = {"way": slice(18, 21), "turn": slice(21, 24), "seconds": 24, "peak": 25, "fits": 26, "failed": 27, "damping": 28}
 """In the full state: from the tip to the bottom of the hole, m; the turn that is missing, rad; seconds since the reset; the largest
 filtered force, N; fits of the residual, and those that failed; mean damping along x, y, z in force, N s/m."""

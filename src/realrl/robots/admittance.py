@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Literal
 
 import numpy as np
@@ -95,8 +96,7 @@ class LimitsConfig:
 class Law:
     """The law in discrete time. dt: seconds of a step. held: steps on which it stood still because the sensor could not be believed.
 
-    Its pose and twist are the commanded ones; nothing measured but the wrench comes in, so it cannot drift against itself.
-    """
+    Its pose and twist are the commanded ones; nothing measured but the wrench comes in, so it cannot drift against itself."""
 
     def __init__(self, gains: Gains, limits: LimitsConfig | None = None, dt: float = 1e-3) -> None:
         self.limits, self.dt, self.held = limits or LimitsConfig(), dt, 0
@@ -271,8 +271,7 @@ def touched(window: Window, cfg: TunerConfig) -> Array:
     return np.minimum(out, 1e5)
 
 
-def _felt(window: Window) -> Array:
-    """Along which axes [6] there was contact."""
+def _felt(window: Window) -> Array:  # along which axes [6] there was contact
     return np.asarray((np.abs(window.wrench) > FEELS).sum(0) >= FELT)
 
 
@@ -307,7 +306,7 @@ def projected(gains: Array, low: Array, high: Array, cfg: TunerConfig) -> Array:
 def replay(gains: Array, start: Array, force: Array, goal: Array, dt: float) -> Array:
     """Positions [T] of one axis under the law with gains [3] and forces [T] that do not react, from start = (x, v). The law's own step, as
     a filter of second order: den x+ = (2 + h D/M) x - x- + h²/M (F + K x_d)."""
-    from scipy.signal import lfilter  # half a second to import
+    from scipy.signal import lfilter
     m, d, k = gains
     den = 1 + dt * d / m + dt * dt * k / m
     b, a = [dt * dt / m / den], [1.0, -(2 + dt * d / m) / den, 1 / den]
@@ -370,6 +369,8 @@ class Tuner:
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(1) if self.beside else None
+        if self.beside:
+            import_module("scipy.optimize")  # now: on a busy machine it takes as long as ten fits
         self.begin()
 
     def begin(self) -> None:
@@ -394,8 +395,7 @@ class Tuner:
         return Gains(*table.T)
 
     def see(self, pose: Sequence[float], twist: Sequence[float], wrench: Sequence[float], goal: Sequence[float], base: Gains) -> bool:
-        """One sample, every `cfg.dt` seconds: pose and goal [6] (m, rotation vectors), as the law has them. Returns whether the gains
-        changed: ask for them then."""
+        """One sample, every `cfg.dt` seconds: pose and goal [6] (m, rotation vectors), as the law has them. Returns whether gains changed."""
         self._rows.append(np.array([pose, twist, wrench, goal], np.float64))
         self._since += 1
         if self._running is not None and self._running.done():
