@@ -4,13 +4,14 @@
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts training --seeds 0 1 2   # minutes each
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts learned --seeds 0 --shapes square --trials 100
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts training learned --forge --seeds 0 --controls direct adapted braced
+    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts served --seeds 0 --shapes square --controls braced --trials 20
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts scripted --trials 100
 
 loop: the smallest damping at which a linear contact stays stable, by delay and lag of the loop and stiffness of what is touched. solve: CPU
 time of a fit of the residual, six axes that all feel. training: `realrl train admittance`, in simulation. learned: the policy of that in
-simulation, and in the world that nobody looked at, with every control; also with the shapes that no training sees; with
---forge, of a policy that is told a force to keep to. scripted: the same of a
-trajectory that knows where the hole is.
+simulation, and in the world that nobody looked at, with every control; also with the shapes that no training sees; with --forge, of a
+policy that is told a force to keep to. served: the same through the robot's server, in real time, an action a second. scripted: learned's
+trials of a trajectory that knows where the hole is.
 
 Rows go to benchmarks/results/admittance.jsonl; the same command goes on where it was stopped, within a run too, and one that asks for more
 --trials than a row has runs them all.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.lib.common import RESULTS, Part, Table, arguments, overridden, run_parts, slim
+from benchmarks.through_server import Way, served
 from realrl import envs
 from realrl.algos.admittance import AdmittanceConfig, measured, train
 from realrl.cell.cell import WorkCell
@@ -36,6 +39,7 @@ from realrl.cell.evaluate import blind, summarise, trials
 from realrl.envs.assembly import CONTROLS, SHAPES
 from realrl.policies.folder import load_policy
 from realrl.robots.admittance import TunerConfig, Window, critical, fit
+from realrl.robots.client import remote
 from realrl.run import Run
 from realrl.scene import CollectConfig
 from realrl.types import Episode, Source
@@ -96,18 +100,20 @@ def solve_ms(calls: int = 100) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Trials:
-    """A policy, or the scripted trajectory, on one arm. policy: the folder of one; seed: of its training."""
+    """A policy, or the scripted trajectory, on one arm. policy: the folder of one; seed: of its training; log: where the robot's server
+    writes, in a process of its own and in real time; None: in lock-step."""
 
     table: Table
     task: str
     n: int
     policy: Path | None = None
     seed: int = 0
+    log: Path | None = None
 
     @property
     def method(self) -> str:
         """As the row says it."""
-        return "learned" if self.policy else "scripted"
+        return "served" if self.log else "learned" if self.policy else "scripted"
 
     def done(self) -> bool:
         """Whether a row of as many lies there."""
@@ -124,9 +130,11 @@ class Trials:
 
         task = f"assembly/{self.task}"
         policy, source = (load_policy(self.policy)[0], Source.POLICY) if self.policy else (envs.expert(task), Source.SCRIPT)
-        with Collector(task, CollectConfig(workers=1, envs_per_worker=1)) as collector:
+        with ExitStack() as stack:
+            url = stack.enter_context(served(Way(task, 0, "", "", ""), self.log)) if self.log else None
+            collector = stack.enter_context(Collector(task, CollectConfig(workers=1, envs_per_worker=1), make=url and remote(url)))
             found = trials(collector, policy, self.n, source=source, keep=keep)
-            result = slim(summarise(found, collector.spec().dt).to_dict())
+            result = slim(summarise(found, 1.0).to_dict())
         seconds = [t["seconds"] for t in told if t["solved"]]
         self.table.put({"task": self.task, "method": self.method, "seed": self.seed,
                         "success": result["success"], "peak_force_n": spread([t["peak"] for t in told]), "seconds": spread(seconds),
@@ -166,7 +174,7 @@ def solve(table: Table) -> None:
 def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     parser = arguments(__doc__ or "", seeds=range(3))
-    kinds = ["loop", "solve", "training", "learned", "scripted"]
+    kinds = ["loop", "solve", "training", "learned", "served", "scripted"]
     parser.add_argument("--parts", nargs="+", default=kinds, choices=kinds)
     parser.add_argument("--trials", type=int, default=100, help="of every arm")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
@@ -196,6 +204,9 @@ def main(words: list[str] | None = None) -> int:
                               partial(training, table, replace(cfg, seed=seed), folder)))
         for trials_of in [Trials(table, task, n, folder / "policy", seed) for task in (home, *arms)] if "learned" in args.parts else ():
             parts.append(Part(f"learned, seed {seed}, {trials_of.task}", trials_of.done, trials_of.run))
+        for task in arms if "served" in args.parts else ():
+            on_robot = Trials(table, task, n, folder / "policy", seed, out / "admittance" / "served")
+            parts.append(Part(f"served, seed {seed}, {task}", on_robot.done, on_robot.run))
     for trials_of in [Trials(table, task, n) for task in arms] if "scripted" in args.parts else ():
         parts.append(Part(f"scripted, {trials_of.task}", trials_of.done, trials_of.run))
     return min(run_parts(parts, args.budget), 1)

@@ -370,7 +370,7 @@ class Tuner:
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(1) if self.beside else None
         if self.beside:
-            import_module("scipy.optimize")  # now: on a busy machine it takes as long as ten fits
+            [import_module(name) for name in ("scipy.optimize", "scipy.signal")]  # now: on a busy machine they take as long as ten fits
         self.begin()
 
     def begin(self) -> None:
@@ -395,7 +395,7 @@ class Tuner:
         return Gains(*table.T)
 
     def see(self, pose: Sequence[float], twist: Sequence[float], wrench: Sequence[float], goal: Sequence[float], base: Gains) -> bool:
-        """One sample, every `cfg.dt` seconds: pose and goal [6] (m, rotation vectors), as the law has them. Returns whether gains changed."""
+        """One sample, every `cfg.dt` seconds: pose and goal [6] (m, rotation vectors), as the law has them. Whether gains changed."""
         self._rows.append(np.array([pose, twist, wrench, goal], np.float64))
         self._since += 1
         if self._running is not None and self._running.done():
