@@ -63,6 +63,8 @@ class AdmittanceConfig(Scene):
     """Decisions between two lines of the curves."""
     eval_episodes: int = 100
     """Held-out trials at the end, in every world and with every control."""
+    film: bool = True
+    """Whether the report gets a trial of every arm as force and gains over time and as a film: a quarter of a minute of drawing each."""
     compiled: bool = True
     """Whether updates are compiled: half a minute at first, then nearly three times as fast; needs a C++ compiler."""
 

@@ -52,6 +52,10 @@ STATE = (*(f"{what} {axis}" for what in ("way", "twist", "wrench") for axis in (
 TRUTH: dict[str, Any] = {"way": slice(18, 21), "turn": slice(21, 24), "seconds": 24, "peak": 25, "fits": 26, "failed": 27, "damping": 28}
 """In the full state: from the tip to the bottom of the hole, m; the turn that is missing, rad; seconds since the reset; the largest
 filtered force, N; fits of the residual, and those that failed; mean damping along x, y, z in force, N s/m."""
+TRACE: dict[str, Any] = {"seconds": 0, "above": 1, "force": slice(2, 5), "torque": slice(5, 8), "damping": slice(8, 11),
+                         "stiffness": slice(11, 14), "joints": slice(14, 21)}
+"""In a row of an environment's `trace`: seconds since the reset; the tip's height over the hole's bottom, m; the filtered wrench, N and
+N m; damping and stiffness along x, y, z in force; the joints, rad."""
 DEPTH, NEAR = 0.020, 0.003
 """Of the goal under the hole's mouth, and how near to it is solved, m."""
 SPEED, TURN_SPEED = 0.1, 0.28

@@ -40,9 +40,8 @@ MANUAL = Gains(np.array([3.0] * 3 + [0.3] * 3), np.array([300.0] * 3 + [15.0] * 
 
 
 class AssemblyEnv(RobotEnv):
-    """An arm with a peg over its hole, see `realrl.envs.assembly`. trace: a list that is to be filled, every 8 ms, with seconds, the tip's
-    height over the bottom (m), the filtered force [3] (N), damping and stiffness along x, y, z in force, and the joints [7]; None: nobody
-    asks."""
+    """An arm with a peg over its hole, see `realrl.envs.assembly`. trace: a list that is to be filled with a row (`TRACE`) every 8 ms;
+    None: nobody asks."""
 
     def __init__(self, name: str, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
                  randomise: RandomiseConfig | None = None, *, beside: bool = False) -> None:
@@ -205,7 +204,7 @@ class AssemblyEnv(RobotEnv):
                 law.gains = tuner.gains(base)
             if self.trace is not None:
                 above = self._place()[2] - self._bottom[2]
-                self.trace.append([self._steps * self._world.dt, above, *self._felt[:3], *law.gains.damping[:3], *law.gains.stiffness[:3],
+                self.trace.append([self._steps * self._world.dt, above, *self._felt, *law.gains.damping[:3], *law.gains.stiffness[:3],
                                    *self._q])
         return wrench
 
@@ -270,6 +269,13 @@ class AssemblyEnv(RobotEnv):
         told = (self._steps * self._world.dt, self._peak, *counts, float(gains[:3].mean()))
         return np.concatenate([seen / 0.01, (turn + np.array([0, 0, self._wrong_turn])) / 0.1, twist / 0.1, np.tanh(wrench[:3] / 10),
                                np.tanh(wrench[3:] / 0.5), way, -turn, told, [self._limit / 10]])
+
+    def shown(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """(model, data) of the arm with its looks, over the plate where it is now, for pictures."""
+        model, _ = build(self._level.shape, self._level.world.clearance[0], True)
+        plate = model.body("plate").id
+        model.body_pos[plate], model.body_quat[plate] = self._model.body_pos[self._plate], self._model.body_quat[self._plate]
+        return model, mujoco.MjData(model)
 
     # -- driven by a clock, see `realrl.robots.bodies` ----------------------------------------------------------------------------
 
