@@ -1,6 +1,6 @@
 """Contact-rich assembly: what the online residual is worth on the other arm, and how soon the skill is learned in simulation.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts loop solve               # seconds
+    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts loop solve pace          # seconds
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts training --seeds 0 1 2   # minutes each
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts learned --seeds 0 --shapes square --trials 100
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts training learned --forge --seeds 0 --controls direct adapted braced
@@ -8,10 +8,10 @@
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts scripted --trials 100
 
 loop: the smallest damping at which a linear contact stays stable, by delay and lag of the loop and stiffness of what is touched. solve: CPU
-time of a fit of the residual, six axes that all feel. training: `realrl train admittance`, in simulation. learned: the policy of that in
-simulation, and in the world that nobody looked at, with every control; also with the shapes that no training sees; with --forge, of a
-policy that is told a force to keep to. served: the same through the robot's server, in real time, an action a second. scripted: learned's
-trials of a trajectory that knows where the hole is.
+time of a fit of the residual, six axes that all feel. pace: decisions of the simulation in a second of CPU time. training:
+`realrl train admittance`, in simulation. learned: the policy of that in simulation, and in the world that nobody looked at, with every
+control; also with the shapes that no training sees; with --forge, of a policy that is told a force to keep to. served: the same through
+the robot's server, in real time, an action a second. scripted: learned's trials of a trajectory that knows where the hole is.
 
 Rows go to benchmarks/results/admittance.jsonl; the same command goes on where it was stopped, within a run too, and one that asks for more
 --trials than a row has runs them all.
@@ -171,10 +171,20 @@ def solve(table: Table) -> None:
     table.put({"task": "fit", "method": "solve", "seed": 0, "cpu_ms": solve_ms()})
 
 
+def pace(table: Table, n: int = 20) -> None:
+    """The row of the simulation's speed: of n trials of the scripted trajectory, what it and the loop around it take included."""
+    with Collector("assembly/square", CollectConfig(workers=1, envs_per_worker=1)) as collector:
+        trials(collector, envs.expert("assembly/square"), 1, source=Source.SCRIPT)
+        began = time.process_time()
+        decisions = sum(map(len, trials(collector, envs.expert("assembly/square"), n, source=Source.SCRIPT)))
+        a_second = decisions / (time.process_time() - began)
+    table.put({"task": "square", "method": "pace", "seed": 0, "decisions_per_cpu_s": round(a_second, 1)})
+
+
 def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     parser = arguments(__doc__ or "", seeds=range(3))
-    kinds = ["loop", "solve", "training", "learned", "served", "scripted"]
+    kinds = ["loop", "solve", "pace", "training", "learned", "served", "scripted"]
     parser.add_argument("--parts", nargs="+", default=kinds, choices=kinds)
     parser.add_argument("--trials", type=int, default=100, help="of every arm")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
@@ -196,6 +206,8 @@ def main(words: list[str] | None = None) -> int:
         parts.append(Part("loop", lambda: table.find(last, "loop", 0) is not None, partial(loop, table)))
     if "solve" in args.parts:
         parts.append(Part("solve", lambda: table.find("fit", "solve", 0) is not None, partial(solve, table)))
+    if "pace" in args.parts:
+        parts.append(Part("pace", lambda: table.find("square", "pace", 0) is not None, partial(pace, table)))
     arms = [f"{shape}-real{told}" + ("" if how == "direct" else f"-{how}") for shape in shapes for how in args.controls]
     for seed in args.seeds[:1] if args.smoke else args.seeds:
         folder = out / "admittance" / f"s{seed}{told}"
