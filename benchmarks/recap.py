@@ -3,14 +3,16 @@
     OMP_NUM_THREADS=1 python -m benchmarks.recap
     OMP_NUM_THREADS=1 python -m benchmarks.recap --groups colours --policy.width 32 --policy.plan 2 --policy.chunk 2 --pretraining.steps 300
     OMP_NUM_THREADS=1 python -m benchmarks.recap --groups coffee plate --seeds 0 1 2 --rounds 2 --rollouts 150
-    OMP_NUM_THREADS=1 python -m benchmarks.recap --sweep defaults --seeds 0 1 2
+    OMP_NUM_THREADS=1 python -m benchmarks.recap --sweep defaults --seeds 0 1 2 --rivals rl100 ppo
     OMP_NUM_THREADS=1 python -m benchmarks.recap --sweep rounds-2 positive-10 positive-50 ahead-8
 
-A run pre-trains on all tasks of a group, fine-tunes each, lets it practise beside a scripted person, and learns from the same data in every
-way that is compared; each is judged from held-out starts of its own task's text, pooled over the tasks. Controls: `shuffled` learns the
-same indicators in any order, `unmarked` and `negative` are Recap's policy told nothing and told to act badly, `swapped` is told another
-task's text; `guided-2` is Recap's with a guidance of 2. A row a group, sweep, seed and method in benchmarks/results/recap.jsonl; the same
-command goes on where it was stopped, within a run too. The clock is the simulator's: planning time is left out.
+A run pre-trains on all tasks of a group, fine-tunes each, lets it practise beside a scripted person, and learns from the same data in
+every way that is compared; each is judged from held-out starts of its own task's text, pooled over the tasks. Controls: `shuffled` learns
+the same indicators in any order, `unmarked` and `negative` are Recap's policy told nothing and told to act badly, `swapped` is told
+another task's text; `guided-2` is Recap's with a guidance of 2. `--rivals`: RL-100, and its online stage alone (PPO), begin with what the
+fine-tuned policies show and have no more episodes of a task than Recap practised (benchmarks/lib/rivals.py). A row a group, sweep, seed
+and method in benchmarks/results/recap.jsonl; the same command goes on where it was stopped, within a run too. The clock is the
+simulator's: planning time is left out.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 from benchmarks.lib.common import RESULTS, Part, Table, arguments, overridden, run_parts
 from benchmarks.lib.jobs import Job
+from benchmarks.lib.rivals import RIVALS, rival
 from realrl.algos.recap import RecapConfig, train
 from realrl.cell.cell import WorkCell
 from realrl.cell.evaluate import wilson
@@ -79,15 +82,37 @@ class Group(Job):
             dt = cell.spec.dt
         found = {s["name"]: s for s in summary["stages"]}
         for method in dict.fromkeys(name.rpartition(" ")[0] for name in found):
-            of = [found[f"{method} {name}"] for name in names]
-            n, steps = sum(s["success"]["n"] for s in of), sum(s["steps"] for s in of)
-            good = round(sum(s["success"]["rate"] * s["success"]["n"] for s in of))
-            self.table.put({"task": self.task, "sweep": self.sweep, "seed": self.cfg.seed, "method": method,
-                            "success": vars(wilson(good, n)), "per_hour": 3600 * good / (steps * dt),
-                            "per_hour_5s": 3600 * good / (steps * dt + 5 * n), "by_task": {s["name"].rpartition(" ")[2]: {
-                                "success": s["success"], "cycle_steps": s["cycle_steps"]} for s in of},
-                            "latency_ms": of[0]["latency_ms"], "env_steps": summary["env_steps"], "wall_s": summary["wall_s"],
-                            "values": summary["values"] if method == "fine-tuned" else {}})
+            self.write(method, {name: found[f"{method} {name}"] for name in names}, dt, env_steps=summary["env_steps"],
+                       wall_s=summary["wall_s"], values=summary["values"] if method == "fine-tuned" else {})
+
+    def write(self, method: str, of: Mapping[str, Mapping[str, Any]], dt: float, **more: Any) -> None:
+        """The row of a method. of: task -> its stage in summary.json; dt: seconds a control step."""
+        n, steps = sum(s["success"]["n"] for s in of.values()), sum(s["steps"] for s in of.values())
+        good = round(sum(s["success"]["rate"] * s["success"]["n"] for s in of.values()))
+        self.table.put({"task": self.task, "sweep": self.sweep, "seed": self.cfg.seed, "method": method,
+                        "success": vars(wilson(good, n)), "per_hour": 3600 * good / (steps * dt),
+                        "per_hour_5s": 3600 * good / (steps * dt + 5 * n), "by_task": {
+                            name: {"success": s["success"], "cycle_steps": s["cycle_steps"]} for name, s in of.items()},
+                        "latency_ms": next(iter(of.values()))["latency_ms"], **more})
+
+
+@dataclass(frozen=True)
+class Rival(Group):
+    """Another method on the tasks of a group's run, which is there."""
+
+    def part(self) -> Part:
+        """A run a task."""
+        key = (self.task, self.sweep, self.cfg.seed, self.method)
+        return Part(f"{self.task} {self.sweep} seed {self.cfg.seed}, {self.method}", lambda: self.table.find(*key) is not None, self.run)
+
+    def run(self) -> None:
+        """Learn each task, and write the row of all."""
+        if not (self.folder / "fine-tuned").exists():  # a run of before they were kept
+            self.learn(train)
+        found = {task.partition("/")[2]: rival(self.method, self.cfg, self.folder, i) for i, task in enumerate(self.cfg.tasks)}
+        self.write(self.method, {name: run.product for name, run in found.items()}, next(iter(found.values())).dt,
+                   env_steps=sum(run.env_steps for run in found.values()), wall_s=sum(run.wall_s for run in found.values()),
+                   episodes={name: run.episodes for name, run in found.items()})
 
 
 def main(words: list[str] | None = None) -> int:
@@ -95,6 +120,7 @@ def main(words: list[str] | None = None) -> int:
     parser = arguments(__doc__ or "", seeds=range(1))
     parser.add_argument("--groups", nargs="+", default=["coffee"], choices=list(GROUPS))
     parser.add_argument("--sweep", nargs="+", default=["base"], choices=list(SWEEPS))
+    parser.add_argument("--rivals", nargs="*", default=[], choices=RIVALS)
     args, flags = parser.parse_known_args(words)
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
     table, jobs = Table(results / "recap.jsonl", KEY), []
@@ -104,8 +130,9 @@ def main(words: list[str] | None = None) -> int:
         for sweep in args.sweep:
             base = overridden(replace(BASE, **SWEEPS[sweep], task="", tasks=tasks, collect=CollectConfig(workers=1)), flags)
             base = toy_size(base) if args.smoke else base
-            jobs += [Group(replace(base, seed=seed), out / "recap" / f"{group}-{sweep}-s{seed}", table, group, "", sweep)
-                     for seed in (args.seeds[:1] if args.smoke else args.seeds)]
+            for seed in args.seeds[:1] if args.smoke else args.seeds:
+                job = Group(replace(base, seed=seed), out / "recap" / f"{group}-{sweep}-s{seed}", table, group, "", sweep)
+                jobs += [job, *(Rival(job.cfg, job.folder, table, group, who, sweep) for who in args.rivals)]
     return min(run_parts([job.part() for job in jobs], args.budget), 1)
 
 

@@ -15,9 +15,23 @@ import pytest
 import torch
 
 from benchmarks import daydreamer, hil_serl, recap, rl100_adroit, rl100_all, rl100_locomotion, walk
-from benchmarks.lib import advantage, baselines, common, comparison, door, dreaming, everywhere, gaussian_ppo, helping, tables, walking
+from benchmarks.lib import (
+    advantage,
+    baselines,
+    common,
+    comparison,
+    door,
+    dreaming,
+    everywhere,
+    gaussian_ppo,
+    helping,
+    rivals,
+    tables,
+    walking,
+)
 from benchmarks.studies import cloning_bins, dreams, grasping, peg_search
 from realrl import envs
+from realrl.algos.recap import RecapConfig
 from realrl.algos.rl100 import RL100Config
 from realrl.cell.collect import Collector
 from realrl.data.store import Store
@@ -329,3 +343,13 @@ def test_recap_has_a_row_a_method_and_ratios_to_fine_tuning(tmp_path: Path) -> N
     base, mine = advantage.lines(rows)
     assert base[7:9] == ["1.00", "1.00"] and mine[1] == "**Recap, round 1**" and mine[7:9] == ["1.70", "0.40"]
     assert recap.main(["--smoke", "--out", str(tmp_path), "--no-marks"]) == 0, "what is done is not done again"
+
+
+def test_recaps_rivals_have_no_more_episodes() -> None:
+    cfg = RecapConfig()
+    for name in rivals.RIVALS:
+        mine = rivals.budget(name, cfg, RL100Config())
+        share = 2 * mine.offline.rollouts // 3  # trials of what a round begins with are its own; those of the last products come beside
+        offline = mine.offline.rounds * mine.offline.rollouts + share if "offline" in mine.stages else 0
+        online = mine.online.iterations * mine.online.episodes if "online" in mine.stages else 0
+        assert 0.8 * cfg.rounds * cfg.rollouts <= 2 * mine.demos + offline + online <= cfg.rounds * cfg.rollouts

@@ -10,7 +10,8 @@ METHODS = {"fine-tuned": "fine-tuning", "recap-1": "**Recap, round 1**", "recap-
            "guided-1.5": "Recap, last round, guidance 1.5", "guided-2": "**Recap, last round, guidance 2**",
            "filtered": "filtered cloning",
            "positive": "advantage-filtered cloning", "awr": "advantage-weighted regression", "shuffled": "shuffled indicator",
-           "unmarked": "Recap, told nothing", "negative": "Recap, told to act badly", "swapped": "Recap, told another task"}
+           "unmarked": "Recap, told nothing", "negative": "Recap, told to act badly", "swapped": "Recap, told another task",
+           "rl100": "RL-100 from fine-tuning, as many episodes", "ppo": "PPO from fine-tuning, as many episodes"}
 HEAD = ("tasks, sweep", "method", "seeds", "success [95 %]", "n", "successes/h", "with 5 s a reset", "throughput to fine-tuning",
         "failures to it", "by task [%]")
 

@@ -435,8 +435,8 @@ class Cell(Protocol):
     def judge_demonstrator(self, n: int) -> None:
         """What the demonstrations' expert achieves: the bar for success and cycle time."""
 
-    def keep(self, policy: Any) -> None:
-        """Write the run's product, a policy that a folder can hold, where `realrl evaluate` finds it."""
+    def keep(self, policy: Any, name: str = "policy") -> None:
+        """Write the run's product, a policy that a folder can hold, where `realrl evaluate` finds it; name: of another folder for it."""
 
     def tell(self, stage: str, line: str) -> None:
         """Say what was decided in a stage, in words; it stands in the summary and in the report."""

@@ -1,15 +1,15 @@
 """A saved policy shows how it is done, in a script's place."""
 
 import pytest
+from test_cell import open_cell
 
 from realrl import envs
 from realrl.cell.demonstrator import demonstrator, source
 from realrl.cell.judge import latency
 from realrl.cli.main import main
 from realrl.data.store import Store
-from realrl.policies.folder import load_policy, save_policy
+from realrl.policies.folder import load_policy
 from realrl.types import RealrlError, Source
-from test_cell import open_cell
 
 
 def spec(task="toy/obstacle"):
@@ -24,7 +24,7 @@ def test_a_script_or_a_policy(tiny_run):
     assert demonstrator(spec(), folder).name == load_policy(folder)[0].name and source(folder) is Source.POLICY
     assert demonstrator(spec(), folder, 0.1).name.endswith("+noise0.1")
     assert latency(demonstrator(spec(), folder), spec())["p50"] > 0
-    with pytest.raises(RealrlError, match=r"was trained on toy/obstacle, with 2 observation and 2 action numbers, but toy/line has 1 and 1"):
+    with pytest.raises(RealrlError, match=r"was trained on toy/obstacle, with 2 observation and 2 action numbers"):
         demonstrator(spec("toy/line"), folder)
     with pytest.raises(RealrlError):
         demonstrator(spec(), "nowhere")

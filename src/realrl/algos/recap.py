@@ -161,6 +161,7 @@ def learn_task(cfg: RecapConfig, cell: Cell, task: str, base: FlowPolicy, critic
     fit = partial(tune, cfg, cell, task, base)
     policy = fit("fine-tuned", good, np.full(sum(map(len, good)), POSITIVE))
     cell.finish_stage(f"fine-tuned {name}", policy, cfg.eval_episodes)
+    cell.keep(policy, "fine-tuned")  # what practice begins with: to hold others against it
     for k in range(1, cfg.rounds + 1):
         practised = practise(cfg, cell, task, policy, critic, k)
         everything = everything + practised

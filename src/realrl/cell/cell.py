@@ -225,9 +225,9 @@ class WorkCell:
         """What the demonstrations' expert achieves: the bar for success and cycle time."""
         self.judge.judge_demonstrator(n)
 
-    def keep(self, policy: Storable) -> None:
+    def keep(self, policy: Storable, name: str = "policy") -> None:
         """Write the run's product into its folder `policy`; that of a further task into `policy-NAME`."""
-        folder = self.run.dir / (f"policy-{self.spec.name}" if self._place else "policy")
+        folder = self.run.dir / (f"{name}-{self.spec.name}" if self._place else name)
         save_policy(policy, folder, task=self.scene.task, sight=self.scene.sight, robot=self.robot)
 
     def tell(self, stage: str, line: str) -> None:

@@ -155,9 +155,9 @@ class RecordedCell:
     def judge_demonstrator(self, n: int) -> None:
         """Nobody is there to be judged."""
 
-    def keep(self, policy: Storable) -> None:
+    def keep(self, policy: Storable, name: str = "policy") -> None:
         """Write the run's product into its folder `policy`."""
-        save_policy(policy, self.run.dir / "policy", task=self.scene.task, sight=self.scene.sight, robot=self.robot)
+        save_policy(policy, self.run.dir / name, task=self.scene.task, sight=self.scene.sight, robot=self.robot)
 
     def tell(self, stage: str, line: str) -> None:
         """Say what was decided in a stage; it stays in the summary."""
