@@ -1,16 +1,20 @@
 """Contact-rich assembly: what the online residual is worth on the other arm, and how soon the skill is learned in simulation.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts loop solve               # seconds
+    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts loop solve pace          # seconds
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts training --seeds 0 1 2   # minutes each
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts learned --seeds 0 --shapes square --trials 100
+    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts training learned --forge --seeds 0 --controls direct adapted braced
+    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts served --seeds 0 --shapes square --controls braced --trials 20
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts scripted --trials 100
 
 loop: the smallest damping at which a linear contact stays stable, by delay and lag of the loop and stiffness of what is touched. solve: CPU
-time of a fit of the residual, six axes that all feel. training: `realrl train admittance`, in simulation. learned: the policy of that in
-simulation, and in the world that nobody looked at, with every control; also with the shapes that no training sees. scripted: the same of a
-trajectory that knows where the hole is.
+time of a fit of the residual, six axes that all feel. pace: decisions of the simulation in a second of CPU time. training:
+`realrl train admittance`, in simulation. learned: the policy of that in simulation, and in the world that nobody looked at, with every
+control; also with the shapes that no training sees; with --forge, of a policy that is told a force to keep to. served: the same through
+the robot's server, in real time, an action a second. scripted: learned's trials of a trajectory that knows where the hole is.
 
-Rows go to benchmarks/results/admittance.jsonl; the same command goes on where it was stopped, within a run too.
+Rows go to benchmarks/results/admittance.jsonl; the same command goes on where it was stopped, within a run too, and one that asks for more
+--trials than a row has runs them all.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.lib.common import RESULTS, Part, Table, arguments, overridden, run_parts, slim
+from benchmarks.through_server import Way, served
 from realrl import envs
 from realrl.algos.admittance import AdmittanceConfig, measured, train
 from realrl.cell.cell import WorkCell
@@ -33,6 +39,7 @@ from realrl.cell.evaluate import blind, summarise, trials
 from realrl.envs.assembly import CONTROLS, SHAPES
 from realrl.policies.folder import load_policy
 from realrl.robots.admittance import TunerConfig, Window, critical, fit
+from realrl.robots.client import remote
 from realrl.run import Run
 from realrl.scene import CollectConfig
 from realrl.types import Episode, Source
@@ -93,13 +100,25 @@ def solve_ms(calls: int = 100) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Trials:
-    """A policy, or the scripted trajectory, on one arm. policy: the folder of one; seed: of its training."""
+    """A policy, or the scripted trajectory, on one arm. policy: the folder of one; seed: of its training; log: where the robot's server
+    writes, in a process of its own and in real time; None: in lock-step."""
 
     table: Table
     task: str
     n: int
     policy: Path | None = None
     seed: int = 0
+    log: Path | None = None
+
+    @property
+    def method(self) -> str:
+        """As the row says it."""
+        return "served" if self.log else "learned" if self.policy else "scripted"
+
+    def done(self) -> bool:
+        """Whether a row of as many lies there."""
+        row = self.table.find(self.task, self.method, self.seed)
+        return row is not None and row["success"]["n"] >= self.n
 
     def run(self) -> None:
         """Run them, and write the row."""
@@ -111,11 +130,13 @@ class Trials:
 
         task = f"assembly/{self.task}"
         policy, source = (load_policy(self.policy)[0], Source.POLICY) if self.policy else (envs.expert(task), Source.SCRIPT)
-        with Collector(task, CollectConfig(workers=1, envs_per_worker=1)) as collector:
+        with ExitStack() as stack:
+            url = stack.enter_context(served(Way(task, 0, "", "", ""), self.log)) if self.log else None
+            collector = stack.enter_context(Collector(task, CollectConfig(workers=1, envs_per_worker=1), make=remote(url) if url else None))
             found = trials(collector, policy, self.n, source=source, keep=keep)
-            result = slim(summarise(found, collector.spec().dt).to_dict())
+            result = slim(summarise(found, 1.0).to_dict())
         seconds = [t["seconds"] for t in told if t["solved"]]
-        self.table.put({"task": self.task, "method": "learned" if self.policy else "scripted", "seed": self.seed,
+        self.table.put({"task": self.task, "method": self.method, "seed": self.seed,
                         "success": result["success"], "peak_force_n": spread([t["peak"] for t in told]), "seconds": spread(seconds),
                         "damping": spread([t["damping"] for t in told]), "failed_fits": sum(t["failed"] for t in told)})
 
@@ -133,7 +154,7 @@ def training(table: Table, cfg: AdmittanceConfig, folder: Path) -> None:
     with Run.start(folder, cfg, resume=True, ignore=("collect",)) as run, WorkCell(run, cfg) as cell:
         summary = train(cfg, cell)
     told = {key: summary["headline"][key] for key in ("steps_to_90", "minutes_to_90", "learning_min")}
-    table.put({"task": "square", "method": "training", "seed": cfg.seed, "steps": summary["env_steps"], **told})
+    table.put({"task": cfg.task.partition("/")[2], "method": "training", "seed": cfg.seed, "steps": summary["env_steps"], **told})
 
 
 def loop(table: Table) -> None:
@@ -150,19 +171,32 @@ def solve(table: Table) -> None:
     table.put({"task": "fit", "method": "solve", "seed": 0, "cpu_ms": solve_ms()})
 
 
+def pace(table: Table, n: int = 20) -> None:
+    """The row of the simulation's speed: of n trials of the scripted trajectory, what it and the loop around it take included."""
+    with Collector("assembly/square", CollectConfig(workers=1, envs_per_worker=1)) as collector:
+        trials(collector, envs.expert("assembly/square"), 1, source=Source.SCRIPT)
+        began = time.process_time()
+        decisions = sum(map(len, trials(collector, envs.expert("assembly/square"), n, source=Source.SCRIPT)))
+        a_second = decisions / (time.process_time() - began)
+    table.put({"task": "square", "method": "pace", "seed": 0, "decisions_per_cpu_s": round(a_second, 1)})
+
+
 def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     parser = arguments(__doc__ or "", seeds=range(3))
-    kinds = ["loop", "solve", "training", "learned", "scripted"]
+    kinds = ["loop", "solve", "pace", "training", "learned", "served", "scripted"]
     parser.add_argument("--parts", nargs="+", default=kinds, choices=kinds)
     parser.add_argument("--trials", type=int, default=100, help="of every arm")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS)
+    parser.add_argument("--forge", action="store_true", help="the policy is told a force to keep to, and pays for what is beyond; square")
     args, flags = parser.parse_known_args(words)
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
     table, n = Table(results / "admittance.jsonl", KEY), 2 if args.smoke else args.trials
+    told = "-forge" if args.forge else ""
+    home, shapes = f"square{told}", ["square"] if args.forge else args.shapes
     # "real" is for the trials alone
-    cfg = replace(AdmittanceConfig(), real="assembly/square-dev", eval_episodes=1)
+    cfg = replace(AdmittanceConfig(), task=f"assembly/{home}", real=f"assembly/square-dev{told}", eval_episodes=1)
     if args.smoke:
         cfg = replace(cfg, steps=40, random_steps=20, compiled=False, sac=replace(cfg.sac, batch=8, hidden=(16,)))
     cfg = replace(overridden(cfg, flags), collect=CollectConfig(workers=1))
@@ -172,17 +206,21 @@ def main(words: list[str] | None = None) -> int:
         parts.append(Part("loop", lambda: table.find(last, "loop", 0) is not None, partial(loop, table)))
     if "solve" in args.parts:
         parts.append(Part("solve", lambda: table.find("fit", "solve", 0) is not None, partial(solve, table)))
-    arms = [f"{shape}-real" + ("" if control == "direct" else f"-{control}") for shape in args.shapes for control in args.controls]
+    if "pace" in args.parts:
+        parts.append(Part("pace", lambda: table.find("square", "pace", 0) is not None, partial(pace, table)))
+    arms = [f"{shape}-real{told}" + ("" if how == "direct" else f"-{how}") for shape in shapes for how in args.controls]
     for seed in args.seeds[:1] if args.smoke else args.seeds:
-        folder = out / "admittance" / f"s{seed}"
+        folder = out / "admittance" / f"s{seed}{told}"
         if "training" in args.parts:
-            parts.append(Part(f"training, seed {seed}", lambda seed=seed: table.find("square", "training", seed) is not None,
+            parts.append(Part(f"training, seed {seed}", lambda seed=seed: table.find(home, "training", seed) is not None,
                               partial(training, table, replace(cfg, seed=seed), folder)))
-        for task in ("square", *arms) if "learned" in args.parts else ():
-            parts.append(Part(f"learned, seed {seed}, {task}", lambda task=task, seed=seed: table.find(task, "learned", seed) is not None,
-                              Trials(table, task, n, folder / "policy", seed).run))
-    for task in arms if "scripted" in args.parts else ():
-        parts.append(Part(f"scripted, {task}", lambda task=task: table.find(task, "scripted", 0) is not None, Trials(table, task, n).run))
+        for trials_of in [Trials(table, task, n, folder / "policy", seed) for task in (home, *arms)] if "learned" in args.parts else ():
+            parts.append(Part(f"learned, seed {seed}, {trials_of.task}", trials_of.done, trials_of.run))
+        for task in arms if "served" in args.parts else ():
+            on_robot = Trials(table, task, n, folder / "policy", seed, out / "admittance" / "served")
+            parts.append(Part(f"served, seed {seed}, {task}", on_robot.done, on_robot.run))
+    for trials_of in [Trials(table, task, n) for task in arms] if "scripted" in args.parts else ():
+        parts.append(Part(f"scripted, {trials_of.task}", trials_of.done, trials_of.run))
     return min(run_parts(parts, args.budget), 1)
 
 

@@ -14,18 +14,18 @@ LOOP = ("step, delay, lag [ms]", "3 kN/m", "10 kN/m", "50 kN/m")
 
 
 def lines(rows: Sequence[Row]) -> list[list[str]]:
-    """A line an arm: first the learned policies', in both worlds, then the scripted trajectory's, shape by shape."""
+    """A line an arm: first the learned policies', in both worlds, then those through the server, then the scripted trajectory's."""
     out = []
-    for method in ("learned", "scripted"):
+    for method in ("learned", "served", "scripted"):
         for r in (r for r in rows if r["method"] == method):
-            out.append([r["task"], f"learned, seed {r['seed']}" if method == "learned" else method, rate(r),
+            out.append([r["task"], method if method == "scripted" else f"{method}, seed {r['seed']}", rate(r),
                         *(spread(r[key]) for key in ("peak_force_n", "seconds", "damping"))])
     return out
 
 
 def training(rows: Sequence[Row]) -> list[list[str]]:
     """A line a seed: how soon the skill is learned in simulation."""
-    return [[f"seed {r['seed']}", f"{r['steps']:,}", *("–" if r[key] is None else form.format(r[key]) for key, form in
+    return [[f"{r['task']}, seed {r['seed']}", f"{r['steps']:,}", *("–" if r[key] is None else form.format(r[key]) for key, form in
                                                        (("steps_to_90", "{:,}"), ("minutes_to_90", "{:.0f}"), ("learning_min", "{:.0f}")))]
             for r in rows if r["method"] == "training"]
 

@@ -53,7 +53,7 @@ def test_it_is_judged_in_both_worlds_and_a_kill_changes_nothing(tmp_path: Path, 
     cfg = tiny()
     whole = run_of(tmp_path / "straight", cfg)
     assert json.loads((tmp_path / "straight" / "summary.json").read_text()) == whole
-    assert [s["name"] for s in whole["stages"]] == ["simulation", "direct", "adapted"]
+    assert [s["name"] for s in whole["stages"]] == ["simulation", "direct", "braced"]
     head, direct, adapted = whole["headline"], *(s["measured"] for s in whole["stages"][1:])
     assert {"success", "peak_force_n", "direct_success", "direct_peak_force_n"} <= head.keys()
     assert direct["fits"] == 0 < adapted["fits"] and adapted["failed"] == 0, "only one of the arms adapts"
@@ -91,12 +91,12 @@ def test_the_headline_sets_the_adapted_arm_beside_the_others() -> None:
     assert good["success_seconds"] == good["seconds"] == 3.0 and bad["success_seconds"] == 0.0
     half = {k: (good[k] + bad[k]) / 2 for k in good}
     stages = [{"name": n, "success": {"rate": r}, "measured": m} for n, r, m in
-              (("simulation", 1.0, good), ("direct", 0.0, bad), ("adapted", 0.5, half), ("manual", 1.0, good))]
+              (("simulation", 1.0, good), ("direct", 0.0, bad), ("braced", 0.5, half), ("manual", 1.0, good))]
     head = headline({"stages": stages}, Record())
     assert (head["success"], head["peak_force_n"], head["seconds"]) == (0.5, 25.0, 3.0)
     assert (head["direct_success"], head["direct_seconds"], head["manual_success"], head["simulation_success"]) == (0.0, None, 1.0, 1.0)
 
 
 def test_unknown_controls_are_named() -> None:
-    with pytest.raises(OutOfBounds, match="controls must be of manual, rule, free, probed, got magic"):
+    with pytest.raises(OutOfBounds, match="controls must be of adapted, manual, rule, free, probed, got magic"):
         AdmittanceConfig(controls=("magic",))

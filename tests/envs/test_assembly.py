@@ -13,8 +13,10 @@ from realrl.envs.assembly import (
     CONTROLS,
     DEPTH,
     DEV,
+    FINE,
     FULL,
     LEVELS,
+    LIMIT,
     PLAIN,
     REAL,
     SEEN,
@@ -32,8 +34,9 @@ needs_arm = pytest.mark.skipif(not there, reason="needs the Panda: pip install g
 
 
 def test_names() -> None:
-    arms = ["square-dev", *(f"{s}-real" for s in SHAPES)]
-    assert set(names()) == {"square", "square-plain", "square-published", *arms, *(f"{a}-{c}" for a in arms for c in CONTROLS[1:])}
+    arms = ["square-dev", "square-dev-forge", "square-real-forge", *(f"{s}-real" for s in SHAPES)]
+    controlled = {f"{arm}-{control}" for arm in arms for control in CONTROLS[1:]}
+    assert set(names()) == {"square", "square-plain", "square-published", "square-forge", *arms, *controlled}
     assert {level.world for name, level in LEVELS.items() if "real" in name} == {REAL} and LEVELS["square"].world == SIMULATION
     assert LEVELS["square-dev-rule"].world == DEV != REAL and LEVELS["square-plain"].world == PLAIN
     assert all(f"assembly/{name}" in envs.tasks() for name in names())
@@ -49,6 +52,24 @@ def test_the_world_that_nobody_looked_at_is_as_it_was_drawn() -> None:
 def test_the_reward_grows_towards_the_bottom() -> None:
     assert reward_of(0.04, False) == pytest.approx(0.01) and reward_of(0.02, False) == pytest.approx(0.1)
     assert reward_of(0.0, True) == SOLVED == 20 * reward_of(0.0, False)
+    assert reward_of(0.02, False, -3.0) == reward_of(0.02, False) == reward_of(0.02, False, 4.0) + 4 * FINE
+
+
+@needs_arm
+def test_a_force_to_keep_to_is_told_and_what_is_beyond_costs() -> None:
+    """Pressed down beside the hole with some 50 N; told in simulation anew for every episode, and 15 N on the other arms."""
+    down = np.array([0, 0, -1, 0, 0, 0, 1, 1, 1, 1, 1, 1], np.float64)
+    paid = {}
+    for task in ("square-real", "square-real-forge"):
+        env = envs.make(f"assembly/{task}")
+        obs, _ = env.reset(seed=0)
+        assert obs["state"].shape == (SEEN + ("forge" in task),) and obs["privileged"][LIMIT] == (1.5 if "forge" in task else 0.0)
+        obs, reward, *_ = env.step(down)
+        paid[task] = reward
+        beyond = float(obs["privileged"][TRUTH["peak"]]) - 15.0
+    assert beyond > 5 and paid["square-real"] - paid["square-real-forge"] == pytest.approx(FINE * min(beyond, 40.0), abs=0.05)
+    told = [float(envs.make("assembly/square-forge").reset(seed=s)[0]["state"][-1]) for s in (0, 1)]
+    assert all(0.5 <= limit <= 3.0 for limit in told) and told[0] != told[1]
 
 
 @needs_arm
@@ -78,15 +99,15 @@ def test_the_wrench_of_the_surroundings_is_recovered(contact: bool) -> None:
     """To 1e-9, in free motion and pressed onto the plate; by gravity alone it would be off by newtons."""
     import mujoco
 
-    from realrl.envs.mujoco import assembly
-    model, home = assembly.build("square", 0.0005, False)
+    from realrl.envs.mujoco import panda
+    model, home = panda.build("square", 0.0005, False)
     data = mujoco.MjData(model)
     rng = np.random.default_rng(1)
     data.qpos[:7] = home + (rng.normal(0, 0.3, 7) if not contact else 0.0)
     if contact:
         model.body_pos[model.body("plate").id] += (0.03, 0.0, 0.011)  # the peg stands on it, 1 mm deep
     data.qvel[:7] = rng.normal(0, 1.0 if not contact else 0.05, 7)
-    wrist, site, tip = assembly.Wrist(), model.site("wrist").id, model.site("tip").id
+    wrist, site, tip = panda.Wrist(), model.site("wrist").id, model.site("tip").id
     seen = 0
     for _ in range(50):
         data.qfrc_applied[:7] = data.qfrc_bias[:7] + rng.normal(0, 5.0, 7)
@@ -120,8 +141,8 @@ def contact_wrench(model: object, data: object, at: Array) -> Array:
 def test_a_peg_fits_its_hole_and_no_other_place(shape: str) -> None:
     import mujoco
 
-    from realrl.envs.mujoco import assembly
-    model, home = assembly.build(shape, REAL.clearance[0], False)
+    from realrl.envs.mujoco import panda
+    model, home = panda.build(shape, REAL.clearance[0], False)
     data, plate = mujoco.MjData(model), model.body("plate").id
     data.qpos[:7] = home
     mujoco.mj_forward(model, data)
@@ -189,6 +210,18 @@ def test_a_gentle_touch_before_the_trial_finds_the_damping_and_touches_gently() 
     assert abs(before[TRUTH["way"]][2] - start[TRUTH["way"]][2]) < 0.002
     assert 5.0 < before[TRUTH["peak"]] < 0.5 * after[TRUTH["peak"]]
     assert probed.step(down)[0]["privileged"][TRUTH["damping"]] > 3 * after[TRUTH["damping"]]
+
+
+@needs_arm
+def test_who_expects_a_hard_contact_touches_gently_the_first_time() -> None:
+    down = np.array([0, 0, -1, 0, 0, 0, 1, 1, 1, 1, 1, 1], np.float64)
+    peaks, dampings = {}, {}
+    for control in ("adapted", "braced"):
+        env = envs.make(f"assembly/square-dev-{control}")
+        env.reset(seed=0)
+        seen = env.step(down)[0]["privileged"]
+        peaks[control], dampings[control] = float(seen[TRUTH["peak"]]), float(seen[TRUTH["damping"]])
+    assert peaks["braced"] < 0.6 * peaks["adapted"] and dampings["braced"] > 150
 
 
 @needs_arm

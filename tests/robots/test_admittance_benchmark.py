@@ -36,5 +36,5 @@ def test_a_line_an_arm_and_a_line_a_loop() -> None:
     learned, scripted = assembling.lines(rows)
     assert learned[:2] == ["square-real", "learned, seed 1"] and learned[3:5] == ["30.0 ± 0.0", "5.0 ± 0.0"]
     assert scripted[2:] == ["90.0 % [80.0, 95.0], n = 100", "15.0 ± 9.8", "–", "28.0 ± 0.0"]
-    assert assembling.training(rows) == [["seed 1", "6,010", "2,500", "–", "10"]]
+    assert assembling.training(rows) == [["square, seed 1", "6,010", "2,500", "–", "10"]]
     assert assembling.loop(rows) == [["1, 8, 20", "10–12", "any"]]

@@ -196,6 +196,19 @@ def test_in_the_air_nothing_is_fitted_and_nothing_forgotten() -> None:
     assert base.damping[2] < tuner.gains(base).damping[2] < hard / 2, "something softer was touched"
 
 
+def test_what_is_expected_is_damped_for_and_given_up_where_something_softer_is_touched() -> None:
+    base, soft = critical(SPRING), pressed(k=4000.0)
+    tuner = Tuner(TunerConfig(expected=1e4))
+    first = tuner.gains(base)
+    assert first.damping[2] == pytest.approx(0.7 * 0.028 * 1e4) and first.damping[5] == base.damping[5]
+    assert first.stiffness[2] == base.stiffness[2], "200 N/m are enough for that"
+    for _ in range(2):
+        for i in range(125):
+            tuner.see(soft.pose[i], soft.twist[i], soft.wrench[i], soft.goal[i], base)
+    later = tuner.gains(base).damping
+    assert later[2] < first.damping[2] / 1.5 and later[0] == pytest.approx(first.damping[0]), "nothing was touched along x"
+
+
 def test_the_fit_without_bounds_always_wants_a_stiffer_spring_and_the_bounds_forbid_it() -> None:
     base = critical(SPRING).table()
     free = fit(pressed(), base, base, TunerConfig(mode="free", prior=0.001))

@@ -31,6 +31,8 @@ from realrl.types import Cell, Episode, Moment, Stream
 
 LEARNER = SACConfig(utd=4, policy_delay=2, gamma=0.95, critic_lr=1e-3, actor_lr=1e-3, alpha_lr=1e-3, hidden=(128, 128), alpha=0.01)
 """The published code's networks and discount, with smaller batches, LayerNorm and a faster critic."""
+OTHERS = ("adapted", "manual", "rule", "free", "probed")
+"""What the two that every run judges, the policy's own gains and the braced residual, can be compared with."""
 LAST = 50
 """Episodes over which a share of 0.9 counts as learned."""
 
@@ -44,7 +46,7 @@ class AdmittanceConfig(Scene):
     real: str = "assembly/square-real"
     """The other world, in which the policy is judged without adaptation and with it; its controls are named after it."""
     controls: tuple[str, ...] = ()
-    """What else it is compared with there: manual, rule, free, probed."""
+    """What else it is compared with there: adapted, manual, rule, free, probed."""
     sac: SACConfig = LEARNER
     """The learner."""
     policy: GaussianConfig = field(default_factory=lambda: GaussianConfig(hidden=(128, 128)))
@@ -61,6 +63,8 @@ class AdmittanceConfig(Scene):
     """Decisions between two lines of the curves."""
     eval_episodes: int = 100
     """Held-out trials at the end, in every world and with every control."""
+    film: bool = True
+    """Whether the report gets a trial of every arm as force and gains over time and as a film: a quarter of a minute of drawing each."""
     compiled: bool = True
     """Whether updates are compiled: half a minute at first, then nearly three times as fast; needs a C++ compiler."""
 
@@ -70,8 +74,8 @@ class AdmittanceConfig(Scene):
               eval_episodes="[1, 1e6]")
         if self.data is not None:
             raise OutOfBounds(AdmittanceConfig, "data", "has no use here: assembly is learned from nothing")
-        if unknown := sorted({*self.controls} - {"manual", "rule", "free", "probed"}):
-            raise OutOfBounds(AdmittanceConfig, "controls", f"must be of manual, rule, free, probed, got {', '.join(unknown)}")
+        if unknown := sorted({*self.controls} - {*OTHERS}):
+            raise OutOfBounds(AdmittanceConfig, "controls", f"must be of {', '.join(OTHERS)}, got {', '.join(unknown)}")
 
 
 # ---- offline: the policy, in simulation
@@ -90,7 +94,7 @@ def train(cfg: AdmittanceConfig, cell: Cell) -> dict[str, Any]:
     agent.policy.requires_grad_(False)
     cell.keep(agent.policy)
     cell.finish_stage("simulation", agent.policy, cfg.eval_episodes, measure=measured)
-    for control in ("direct", "adapted", *cfg.controls):
+    for control in ("direct", "braced", *cfg.controls):
         with cell.timed(control):
             transfer(cfg, cell, agent.policy, control)
     cell.summary["headline"] = headline(cell.summary, record)
@@ -180,7 +184,8 @@ class Pen:
 
 def transfer(cfg: AdmittanceConfig, cell: Cell, policy: GaussianPolicy, control: str) -> None:
     """The learned trajectory in the other world, its gains taken as they are ("direct") or adapted as `control` says. Every trial begins
-    without a residual, so that the first touch is made with the offline gains; with "probed" that is a gentle one, before the trial."""
+    without a residual. With "adapted" the first touch is made with the offline gains, as in the paper; with "braced", damped for a contact
+    that is expected; with "probed" there is a gentle one before the trial."""
     task = cfg.real if control == "direct" else f"{cfg.real}-{control}"
     cell.at(task).finish_stage(control, policy, cfg.eval_episodes, measure=measured)
 
@@ -196,14 +201,14 @@ def measured(episode: Episode) -> dict[str, float]:
 
 def headline(summary: Mapping[str, Any], record: Record) -> dict[str, Any]:
     """The run in a few numbers: what was learned and how soon; then success (share), peak force (N) and seconds to success in the other
-    world, of the adapted arm and, with a prefix, of every control."""
+    world, of the arm with the braced residual and, with a prefix, of every other."""
     found = {stage["name"]: stage for stage in summary["stages"]}
     out: dict[str, Any] = {"simulation_success": found["simulation"]["success"]["rate"], "steps_to_90": record.first,
                            "minutes_to_90": record.first_min,
                            "learning_min": round(record.seconds / 60, 3)}
     for name, stage in found.items():
         if name != "simulation":
-            prefix, means = "" if name == "adapted" else f"{name}_", stage["measured"]
+            prefix, means = "" if name == "braced" else f"{name}_", stage["measured"]
             out |= {f"{prefix}success": stage["success"]["rate"], f"{prefix}peak_force_n": round(means["peak"], 2),
                     f"{prefix}seconds": round(means["success_seconds"] / means["solved"], 2) if means["solved"] else None}
     return out

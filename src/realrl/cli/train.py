@@ -137,7 +137,7 @@ def _train(args: argparse.Namespace) -> int:
             begun = True
             summary = train(cfg, cell)
         if getattr(cfg, "film", False) and not real:
-            _film(cfg.task, folder)
+            _film(args.method, cfg, folder)
         from realrl.report import write_report  # draws, which takes a second to load
         page = write_report(folder)
     except KeyboardInterrupt:
@@ -174,13 +174,18 @@ def _maker(args: argparse.Namespace, horizon: int | None) -> Callable[[], RobotE
     return own(args.env)
 
 
-def _film(task: str, folder: Path) -> None:
-    """A held-out episode of the run's policy as a page and a film in `film`, for the report; once."""
+def _film(method: str, cfg: Any, folder: Path) -> None:
+    """A held-out episode of the run's policy as a page and a film in `film`, or trials on the other arm in `insertion`, for the report;
+    once."""
     from realrl.cell.evaluate import HELD_OUT
+    from realrl.report import insertion
     from realrl.report.view import view
-    if not (folder / "film").exists():
+    if method == "admittance":
+        say("making films of a trial on the other arm")
+        insertion.keep(folder, cfg.real, ("direct", "braced", *cfg.controls), lambda note: say(f"note: {note}"))
+    elif not (folder / "film").exists():
         say("making a film of the gait")
-        view(task, policy=folder / "policy", seed=HELD_OUT, out=folder / "film", mp4=True, tell=lambda note: say(f"note: {note}"))
+        view(cfg.task, policy=folder / "policy", seed=HELD_OUT, out=folder / "film", mp4=True, tell=lambda note: say(f"note: {note}"))
 
 
 def _material(cfg: Any, folder: Path) -> Material:

@@ -22,11 +22,15 @@ Ranges are drawn anew for every episode. "square-plain" is the simulation withou
 built in; "real" was drawn by a fixed seed, see docs/methods/admittance.md.
 
 How the gains come about on the other arms is the second word: "square-real" takes the policy's as they are (direct transfer), "-adapted"
-fits a residual to them online, and the others are what that is to be compared with: "-manual", "-rule", "-free". "-probed" is "-adapted"
-after a gentle touch of the plate, before the trial and counted with it: the first touch at speed is then made with adapted gains.
+fits a residual to them online, and the others are what that is to be compared with: "-manual", "-rule", "-free". "-braced" is "-adapted"
+by who expects a contact of 10 kN/m before the first touch, and is damped for it; "-probed" after a gentle touch of the plate, before the
+trial and counted with it. With both the first touch at speed is made with adapted gains.
 
-`state` [18]: from the hole's bottom as seen, cm, and the turn, 0.1 rad, in the world's axes; twist, 0.1 m/s and 0.1 rad/s; wrench at the
-tip, flattened. `privileged` holds besides what nobody acts on, see `TRUTH`.
+"square-forge" and "square-real-forge", "...-forge-braced", ...: the policy is told a force that it shall not exceed, and pays for what is
+beyond (FORGE, arXiv 2408.04587). It is drawn anew for every episode, 5 to 30 N, in simulation, and 15 N on the other arms.
+
+`state` [18], or [19] with a force to keep to: from the hole's bottom as seen, cm, and the turn, 0.1 rad, in the world's axes; twist,
+0.1 m/s and 0.1 rad/s; wrench at the tip, flattened; that force, 10 N. `privileged` holds besides what nobody acts on, see `TRUTH`.
 """
 
 from __future__ import annotations
@@ -41,11 +45,17 @@ from realrl.envs.base import RobotEnv, ScriptedPolicy
 from realrl.scene import RandomiseConfig, SightConfig
 from realrl.types import Array, Policy
 
-SEEN, FULL = 18, 29
-"""Numbers of `state`, and of the full state."""
+SEEN, FULL, LIMIT = 18, 30, 29
+"""Numbers of `state`, and of the full state; which of them is the force to keep to, 10 N, which is observed where there is one."""
+STATE = (*(f"{what} {axis}" for what in ("way", "twist", "wrench") for axis in ("x", "y", "z", "roll", "pitch", "yaw")), "force to keep to")
+"""Names of the numbers of `state`; the last one where there is one."""
 TRUTH: dict[str, Any] = {"way": slice(18, 21), "turn": slice(21, 24), "seconds": 24, "peak": 25, "fits": 26, "failed": 27, "damping": 28}
 """In the full state: from the tip to the bottom of the hole, m; the turn that is missing, rad; seconds since the reset; the largest
 filtered force, N; fits of the residual, and those that failed; mean damping along x, y, z in force, N s/m."""
+TRACE: dict[str, Any] = {"seconds": 0, "above": 1, "force": slice(2, 5), "torque": slice(5, 8), "damping": slice(8, 11),
+                         "stiffness": slice(11, 14), "joints": slice(14, 21)}
+"""In a row of an environment's `trace`: seconds since the reset; the tip's height over the hole's bottom, m; the filtered wrench, N and
+N m; damping and stiffness along x, y, z in force; the joints, rad."""
 DEPTH, NEAR = 0.020, 0.003
 """Of the goal under the hole's mouth, and how near to it is solved, m."""
 SPEED, TURN_SPEED = 0.1, 0.28
@@ -55,7 +65,7 @@ AHEAD = 0.25
 SOFT, STIFF = np.array([20.0] * 3 + [2.0] * 3), np.array([200.0] * 3 + [20.0] * 3)
 """Stiffness of an action's -1 and 1, N/m and N m/rad, evenly in its logarithm."""
 
-Control = Literal["direct", "adapted", "manual", "rule", "free", "probed"]
+Control = Literal["direct", "adapted", "manual", "rule", "free", "probed", "braced"]
 Range = tuple[float, float]
 
 
@@ -97,29 +107,40 @@ DEV = World(_always(0.0001), _always(0.004), (0.3, 0.6), _always(1.0), _always(2
 REAL = World(_always(0.000105), _always(0.00332), (0.403, 0.5), _always(1.0), _always(2.5), noise=0.3, drift=0.045, delay=0.009, lag=0.0249,
              dry=0.796, mass=0.051, servo=2500.0, dt=0.001)
 
+TOLD = _always(15.0)
+"""The force to keep to on the other arms, N."""
 SHAPES = ("square", "triangle", "pentagon", "round", "connector")
-CONTROLS: tuple[Control, ...] = ("direct", "adapted", "manual", "rule", "free", "probed")
+CONTROLS: tuple[Control, ...] = ("direct", "adapted", "manual", "rule", "free", "probed", "braced")
 
 
 @dataclass(frozen=True)
 class Level:
     """A task's shape, its world and where the gains come from. carried: whether the set point goes with the arm, as in the paper's
-    simulation: stiffness acts through the damping alone, and a velocity is a velocity."""
+    simulation: stiffness acts through the damping alone, and a velocity is a velocity; limit: the force to keep to, N, a range of what is
+    drawn anew, None where nobody says."""
 
     shape: str
     world: World
     control: Control
     carried: bool = False
+    limit: Range | None = None
+
+    @property
+    def seen(self) -> list[int]:
+        """Which numbers of the full state are observed."""
+        return [*range(SEEN), *([LIMIT] if self.limit else [])]
 
 
-def _levels(shape: str, name: str, world: World) -> dict[str, Level]:
-    return {f"{shape}-{name}" + ("" if control == "direct" else f"-{control}"): Level(shape, world, control) for control in CONTROLS}
+def _levels(name: str, world: World, shape: str = "square", limit: Range | None = None) -> dict[str, Level]:
+    return {name + ("" if control == "direct" else f"-{control}"): Level(shape, world, control, limit=limit) for control in CONTROLS}
 
 
 LEVELS = {"square": Level("square", SIMULATION, "direct"), "square-plain": Level("square", PLAIN, "direct"),
-          "square-published": Level("square", SIMULATION, "direct", carried=True), **_levels("square", "dev", DEV)}
+          "square-published": Level("square", SIMULATION, "direct", carried=True),
+          "square-forge": Level("square", SIMULATION, "direct", limit=(5.0, 30.0)),
+          **_levels("square-dev", DEV), **_levels("square-dev-forge", DEV, limit=TOLD), **_levels("square-real-forge", REAL, limit=TOLD)}
 for _shape in SHAPES:
-    LEVELS |= _levels(_shape, "real", REAL)
+    LEVELS |= _levels(f"{_shape}-real", REAL, _shape)
 
 
 def names() -> tuple[str, ...]:
@@ -159,9 +180,14 @@ SOLVED = 20.0
 time; that sooner is better, the discount says."""
 
 
-def reward_of(distance: float, solved: bool) -> float:
-    """10^(-distance / 2 cm), or `SOLVED`; `distance`: tip to bottom, m."""
-    return SOLVED if solved else float(10.0 ** (-distance / 0.02))
+FINE, FINED = 0.05, 40.0
+"""What a newton beyond the force to keep to costs a decision, and how many of them count."""
+
+
+def reward_of(distance: float, solved: bool, beyond: float = 0.0) -> float:
+    """10^(-distance / 2 cm), or `SOLVED`, less the fine. distance: tip to bottom, m; beyond: how far the decision's largest force was
+    beyond what was told, N."""
+    return (SOLVED if solved else float(10.0 ** (-distance / 0.02))) - FINE * min(max(beyond, 0.0), FINED)
 
 
 def progress(state: Array) -> float:

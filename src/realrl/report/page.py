@@ -17,6 +17,7 @@ from realrl.report.experience import experience_parts
 from realrl.report.failures import failure_parts
 from realrl.report.figures import STYLE, cycle_figures, ope_figure, success_figure
 from realrl.report.foresight import foresight_of, foresight_parts, verdict
+from realrl.report.insertion import insertion_parts
 from realrl.report.reading import StageRow, final_stage, number_of, read_json, read_rows, read_text, stages_of
 from realrl.report.tables import (
     MISSING,
@@ -184,7 +185,7 @@ def _page(run_dir: Path) -> dict[str, Any]:
         "decisions": _decisions(summary, str(at_summary)),
         "tiles": _tiles(summary, main, str(at_summary)), "success": success_figure(stages),
         "stages": stage_grid(stages, PAGE, drop_empty=True), "curves": curves(read_rows(at_metrics)),
-        "experience": experience_parts(run_dir, summary, str(at_summary)),
+        "insertions": insertion_parts(run_dir), "experience": experience_parts(run_dir, summary, str(at_summary)),
         "cycle": cycle, "cycle_all": cycle_all, "failures": failures, "failures_text": text, "kept": failure_parts(run_dir),
         "film": sorted(p.relative_to(run_dir).as_posix() for p in (run_dir / "film").glob("*.mp4")), "left_out": LEFT_OUT,
         "latency": latency_grid(timed) if timed else None, "command": _command(meta), "config": read_text(run_dir / "config.yaml"),

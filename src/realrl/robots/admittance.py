@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Literal
 
 import numpy as np
@@ -95,8 +96,7 @@ class LimitsConfig:
 class Law:
     """The law in discrete time. dt: seconds of a step. held: steps on which it stood still because the sensor could not be believed.
 
-    Its pose and twist are the commanded ones; nothing measured but the wrench comes in, so it cannot drift against itself.
-    """
+    Its pose and twist are the commanded ones; nothing measured but the wrench comes in, so it cannot drift against itself."""
 
     def __init__(self, gains: Gains, limits: LimitsConfig | None = None, dt: float = 1e-3) -> None:
         self.limits, self.dt, self.held = limits or LimitsConfig(), dt, 0
@@ -132,9 +132,8 @@ class Law:
             self.held += 1
             self.twist = [0.0] * AXES
             return self.position, self.quaternion
-        limits, h, old = self.limits, self.dt, self.twist
+        limits, h, old, q = self.limits, self.dt, self.twist, self.quaternion
         felt = saturated(wrench[:3], limits.force, limits.dead_force) + saturated(wrench[3:], limits.torque, limits.dead_torque)
-        q = self.quaternion
         error = [self.position[i] - position[i] for i in range(3)] + rotation_vector(q, (1.0, 0.0, 0.0, 0.0) if quaternion is None
                                                                                     else quaternion)
         new = [(old[i] + h / m * (felt[i] - k * error[i])) / (1 + h * d / m + h * h * k / m) for i, (m, d, k) in enumerate(self._table)]
@@ -220,10 +219,13 @@ class TunerConfig:
     """Weight of (log u - log u_0)²."""
     speed_weight: float = 0.01
     """Weight of the squared velocity beside the squared position error, s²."""
+    expected: float = 0.0
+    """Stiffness of a contact as it is believed before the first, along x, y and z, N/m: that one is damped for it; 0 = by the policy."""
 
     def __post_init__(self) -> None:
         check(self, every="[0.01, 100]", window="[0.05, 100]", dt="(0, 1]", delay="[0, 1]", lag="[0, 1]", share="[0, 10]", ratio="[0, 100]",
-              force="(0, 1e4]", torque="(0, 1e3]", slow="(0, 1e6]", change="(0, 1)", prior="[0, 1e6]", speed_weight="[0, 1e6]")
+              force="(0, 1e4]", torque="(0, 1e3]", slow="(0, 1e6]", change="(0, 1)", prior="[0, 1e6]", speed_weight="[0, 1e6]",
+              expected="[0, 1e6]")
 
 
 LEAST = np.array([[0.3, 2.0, 10.0]] * 3 + [[0.03, 0.1, 1.0]] * 3)
@@ -269,8 +271,7 @@ def touched(window: Window, cfg: TunerConfig) -> Array:
     return np.minimum(out, 1e5)
 
 
-def _felt(window: Window) -> Array:
-    """Along which axes [6] there was contact."""
+def _felt(window: Window) -> Array:  # along which axes [6] there was contact
     return np.asarray((np.abs(window.wrench) > FEELS).sum(0) >= FELT)
 
 
@@ -305,7 +306,7 @@ def projected(gains: Array, low: Array, high: Array, cfg: TunerConfig) -> Array:
 def replay(gains: Array, start: Array, force: Array, goal: Array, dt: float) -> Array:
     """Positions [T] of one axis under the law with gains [3] and forces [T] that do not react, from start = (x, v). The law's own step, as
     a filter of second order: den x+ = (2 + h D/M) x - x- + h²/M (F + K x_d)."""
-    from scipy.signal import lfilter  # half a second to import
+    from scipy.signal import lfilter
     m, d, k = gains
     den = 1 + dt * d / m + dt * dt * k / m
     b, a = [dt * dt / m / den], [1.0, -(2 + dt * d / m) / den, 1 / den]
@@ -320,10 +321,9 @@ def fit(window: Window, base: Array, now: Array, cfg: TunerConfig) -> Array:
     if not window.sound:
         raise ArithmeticError("a window with numbers that are none")
     low, high = bounds(window, now, cfg)
-    found = now.copy()
     if cfg.mode == "rule":
-        found[:, 1] = np.maximum(base[:, 1], low[:, 1])
-        return np.stack([base[:, 0], np.minimum(found[:, 1], MOST[:, 1]), base[:, 2]], 1)
+        return np.stack([base[:, 0], np.minimum(np.maximum(base[:, 1], low[:, 1]), MOST[:, 1]), base[:, 2]], 1)
+    found = now.copy()
     for axis in np.flatnonzero(_felt(window)).tolist():
         found[axis] = _axis(window, axis, base[axis], now[axis], low[axis], high[axis], cfg)
     out = projected(found, low, high, cfg)
@@ -361,21 +361,24 @@ class Tuner:
     """The residual of an arm at work: u = u_0 exp(du), where u_0 are the gains that a policy asks for and du lasts.
 
     beside: fit in a second thread, as a real arm must; otherwise in turns with the law, which repeats to the bit. fits, failed, late:
-    counts; with a failed or late one the last good residual stays.
-    """
+    counts; with a failed or late one the last good residual stays."""
 
     cfg: TunerConfig = field(default_factory=TunerConfig)
     beside: bool = False
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(1) if self.beside else None
+        if self.beside:
+            for name in ("scipy.optimize", "scipy.signal"):  # now: on a busy machine they take as long as ten fits
+                import_module(name)
         self.begin()
 
     def begin(self) -> None:
         """A new trial: no residual yet."""
         self.fits = self.failed = self.late = 0
         self.residual = np.zeros((AXES, 3))
-        self._least = np.zeros((AXES, 3))  # damping that what was touched asks for, whatever stiffness comes
+        self._least = np.zeros((AXES, 3))  # damping that what was or will be touched asks for, whatever stiffness comes
+        self._least[:3, 1] = min(self.cfg.share * (self.cfg.delay + self.cfg.lag) * self.cfg.expected, MOST[0, 1])
         self._most = MOST.copy()  # and stiffness that pulls no harder than it may, whatever a policy asks for
         self._rows: deque[Array] = deque(maxlen=round(self.cfg.window / self.cfg.dt))
         self._since = 0
@@ -384,7 +387,7 @@ class Tuner:
     def gains(self, base: Gains) -> Gains:
         """What is in force where a policy asks for `base`."""
         table = base.table() * np.exp(self.residual)
-        if self.cfg.mode == "fit" and self.fits:
+        if self.cfg.mode == "fit" and (self.fits or self.cfg.expected):
             table[:, 2] = np.maximum(table[:, 2], np.minimum(self._most[:, 2], self._least[:, 1] / self.cfg.slow))
             table = projected(table, np.maximum(LEAST, self._least), self._most, self.cfg)
         elif self.cfg.mode == "rule":
@@ -392,8 +395,7 @@ class Tuner:
         return Gains(*table.T)
 
     def see(self, pose: Sequence[float], twist: Sequence[float], wrench: Sequence[float], goal: Sequence[float], base: Gains) -> bool:
-        """One sample, every `cfg.dt` seconds: pose and goal [6] (m, rotation vectors), as the law has them. Returns whether the gains
-        changed: ask for them then."""
+        """One sample, every `cfg.dt` seconds: pose and goal [6] (m, rotation vectors), as the law has them. Whether gains changed."""
         self._rows.append(np.array([pose, twist, wrench, goal], np.float64))
         self._since += 1
         if self._running is not None and self._running.done():
@@ -404,13 +406,11 @@ class Tuner:
         if self._running is not None:
             self.late += 1
             return False
-        rows = np.stack(self._rows)
-        window, u0, now = Window(*rows.transpose(1, 0, 2)), base.table(), self.gains(base).table()
-        job: Future[tuple[Array, Array, Array]] = Future()
+        window, u0, now = Window(*np.stack(self._rows).transpose(1, 0, 2)), base.table(), self.gains(base).table()
         if self._pool is not None:
-            job = self._pool.submit(_solve, window, u0, now, self.cfg)
-            self._running = job
+            self._running = self._pool.submit(_solve, window, u0, now, self.cfg)
             return False
+        job: Future[tuple[Array, Array, Array]] = Future()
         try:
             job.set_result(_solve(window, u0, now, self.cfg))
         except ArithmeticError as error:

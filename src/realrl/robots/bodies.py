@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from realrl.envs import arm, contact, quadruped
+from realrl.envs import arm, assembly, contact, quadruped
 from realrl.robots.driver import Channel
 from realrl.types import Array, RealrlError
 
@@ -165,6 +165,73 @@ class PegBody:
         self._env.slide_away()
 
 
+class AssemblyBody:
+    """The arms that feel of `realrl.envs.assembly`: six numbers say where the set point of the admittance law is, six how stiff it is. An
+    action's set point is ahead of where the arm is, as it is there; a decision lasts a second, and the guard takes the set point there."""
+
+    reward = "dense"
+    truth: Array | None = None
+
+    def __init__(self, name: str, shown: bool) -> None:
+        from realrl.envs.mujoco.assembly import AssemblyEnv
+        from realrl.envs.mujoco.panda import HOLE
+        from realrl.scene import SightConfig
+        self._env = env = AssemblyEnv(name, sight=SightConfig("rgb") if shown else None, beside=True)
+        env.reset(seed=0)
+        (self.model, self.data), level = env.world, assembly.LEVELS[name]
+        self._seen = level.seen
+        self.state = assembly.STATE[:len(self._seen)]
+        # a set point goes down only: what is called z is half a step under the tip, so that the highest action asks for where it is
+        under = assembly.AHEAD * assembly.SPEED / 2
+        self._lower = np.eye(12)[2] * under
+        centre, reach = [*HOLE, 0.0, 0.0, 0.0], [assembly.AHEAD * x for x in (*[assembly.SPEED] * 3, *[assembly.TURN_SPEED] * 3)]
+        reach[2] = under
+        names = ("x", "y", "z", "roll", "pitch", "yaw")
+        places = [Channel(n, "m" if i < 3 else "rad", "pose", centre[i] - 0.1 - 0.1 * (i > 2), centre[i] + 0.1 + 0.1 * (i > 2),
+                          *((0.25, 6.0, 400.0) if i < 3 else (1.5, 36.0, 2400.0)), step=reach[i], lead=0.0) for i, n in enumerate(names)]
+        self._soft, self._stiff = np.log(assembly.SOFT), np.log(assembly.STIFF)
+        springs = [Channel(f"stiffness {n}", "ln(N/m)" if i < 3 else "ln(N m/rad)", "position", float(self._soft[i]), float(self._stiff[i]),
+                           10.0, 200.0, 2e4) for i, n in enumerate(names)]
+        self.channels = (*places, *springs)
+        self._since, self._told = 0, env.look(0.0)
+        self._command = np.concatenate([self._told[0], self._stiff])
+        at = tuple(np.round(self._command, 6).tolist())
+        self.served: Mapping[str, Any] = {"text": env.task.text, "fps": 1.0, "horizon": 50, "start": at, "park": at, "force": 100.0}
+        self.drive(np.array(at))
+
+    def drive(self, command: Array) -> None:
+        """See `Body`."""
+        self._command = np.array(command, np.float64)
+        self._env.follow(self._command[:6], np.exp(np.clip(self._command[6:], self._soft, self._stiff)))
+
+    def step(self, stalled: bool, push: float) -> None:
+        """See `Body`."""
+        self._env.live(stalled, push)
+        self._since += 1
+
+    def sense(self, drift: float) -> tuple[Array, Array, Array | None]:
+        """See `Body`. An interface that tells 250 times a second."""
+        if self._since >= 4:
+            self._since, self._told = 0, self._env.look(drift)
+        place, self.truth, force = self._told
+        return np.concatenate([place, self._command[6:]]) - self._lower, self.truth[self._seen], force
+
+    def begin(self, seed: int) -> None:
+        """The tool is put over another hole, and its sensor is tared."""
+        self._env.reset(seed=seed)
+        self._since = 4
+        self.drive(self._command)
+
+    def outcome(self) -> tuple[float, bool, bool]:
+        """A success ends the task."""
+        reward, solved = self._env.judge()
+        return reward, solved, solved
+
+    def lose(self) -> None:
+        """The plate slides out of reach."""
+        self._env.slide_away()
+
+
 class LegsBody:
     """The quadrupeds of `realrl.envs.quadruped`: an action is a pose of the joints."""
 
@@ -217,11 +284,13 @@ class LegsBody:
 
 def tasks() -> list[str]:
     """What can be served. Not the quadrupeds that get up by a script or whose actions are filtered (nobody acts meanwhile, or
-    somebody twice), nor the one on its back, whose world is another; nor the peg that has to be picked."""
+    somebody twice), nor the one on its back, whose world is another; nor the peg that has to be picked. Of the arms that assemble those
+    whose physics are of a millisecond, but none that probes before a trial."""
     walks = {name: quadruped.VARIANTS[name.partition("-")[2]] for name in quadruped.names()}
     legs = [name for name, walk in walks.items() if not (walk.fallen or walk.filtered or walk.goal == "rise")]
     pegs = [name for name, level in contact.LEVELS.items() if not level.picks]
-    found = {"arm": arm.names(), "contact": pegs, "quadruped": legs}
+    feel = [name for name, level in assembly.LEVELS.items() if level.world.dt == 0.001 and level.control != "probed"]
+    found = {"arm": arm.names(), "assembly": feel, "contact": pegs, "quadruped": legs}
     return [f"{suite}/{name}" for suite, names in found.items() for name in names]
 
 
@@ -231,5 +300,5 @@ def body(task: str, shown: bool = False) -> Body:
         from realrl.config import nearest
         raise RealrlError(f"no simulated robot does {task!r}{nearest(task, tasks())}")
     suite, _, name = task.partition("/")
-    makes: dict[str, Callable[[str, bool], Body]] = {"arm": ArmBody, "contact": PegBody, "quadruped": LegsBody}
+    makes: dict[str, Callable[[str, bool], Body]] = {"arm": ArmBody, "assembly": AssemblyBody, "contact": PegBody, "quadruped": LegsBody}
     return makes[suite](name, shown)

