@@ -35,7 +35,7 @@ from realrl.data import depth, video
 from realrl.data.errors import mend, plain, read_json
 from realrl.data.schema import camera_shape
 from realrl.data.store import Recordings as Recordings
-from realrl.files import lock, write_json
+from realrl.files import lock, typed, write_json
 from realrl.types import Array, RealrlError
 
 Size = tuple[int, int]  # height, width
@@ -74,8 +74,11 @@ class FilmTable:
         paths = {path: i for i, path in enumerate(dict.fromkeys(path for path, _ in placed))}
         name = f"observation.{key}"
         feature = data.info["features"][name]
-        height, width, channels = camera_shape(feature)
-        shape = (height, width) if depth.is_depth(feature) else (height, width, channels)
+        height, width, *_ = camera_shape(feature)
+        with contextlib.suppress(RealrlError, StopIteration):  # what info.json says may be a wish; who decodes says what is damaged
+            told = video.probe(next(path for path in paths if path.exists()))
+            height, width = told["video.height"], told["video.width"]
+        shape = (height, width) if depth.is_depth(feature) else (height, width, 3)
         return cls(key, data.fps, shape, data.dir, tuple(paths), np.array([paths[path] for path, _ in placed]),
                    np.concatenate([times for _, times in placed]), np.cumsum([0, *(len(times) for _, times in placed)]),
                    data.tolerance, depth.coding(name, feature))
@@ -307,7 +310,7 @@ class _Part:
 
 def _episode_frames(camera: FilmTable, episode: int) -> Iterator[Array]:
     """Every frame of an episode in order. Raises RealrlError when the video holds others than the tables say."""
-    path, half, mend = camera.paths[camera.file[episode]], 0.5 / camera.fps, f"run `realrl data check {camera.root}`"
+    path, half, mend = camera.paths[camera.file[episode]], 0.5 / camera.fps, f"run `realrl data check {typed(camera.root)}`"
     wanted = camera.seconds[camera.first[episode]:camera.first[episode + 1]].tolist()
     last = wanted.pop() if abs(wanted[-1] - wanted[-2] - 1 / camera.fps) > camera.tolerance else None  # not filmed, or kept elsewhere
     seen, frame = 0, np.empty(0)

@@ -13,11 +13,14 @@ from typing import Any
 import av
 import pyarrow as pa
 
-from realrl.files import read_plain
+from realrl.files import read_plain, typed
 from realrl.types import RealrlError
 
 # What a damaged parquet file or picture may raise.
 DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError, av.FFmpegError)
+
+BLIND = ("do without the camera: --sight.cameras of 'realrl train' names the others (--sight.kind state: none), --option cameras=NAME,NAME "
+         "of 'realrl data import' (--option images=False: none)")  # what there is to do about pictures that cannot be had
 
 
 def line(error: BaseException) -> str:
@@ -53,7 +56,7 @@ def refuse_pointer(path: Path) -> None:
     """Raise RealrlError for a git-lfs pointer: the file is not damaged, it was never fetched."""
     if is_pointer(path):
         folder = next((root for root in path.parents[:DEEP] if (root / "meta").is_dir()), path.parent)
-        raise RealrlError(f"{path} is a git-lfs pointer, not the file: run 'git lfs pull' in {folder}")
+        raise RealrlError(f"{path} is a git-lfs pointer, not the file: run 'git lfs pull' in {typed(folder)}")
 
 
 def mend(path: str | Path) -> str:
@@ -64,7 +67,7 @@ def mend(path: str | Path) -> str:
         with contextlib.suppress(OSError, RealrlError, ValueError, AttributeError, RecursionError):
             version = str(json.loads(read_plain(root / "meta/info.json")).get("codebase_version"))
         if version.startswith("v3.") or (not version and holds_recordings(root)):
-            return f"run 'realrl data repair {root}'"
+            return f"run 'realrl data repair {typed(root)}'"
     return "restore it from a copy"
 
 

@@ -153,7 +153,7 @@ class Legacy:
         """The episode made of its `columns` and its films, observation.<key> -> [T+1, ...]."""
         (row,) = self.labels.onto([dict(self._rows[index])], [index])
         try:
-            return schema.episode(columns, row, films, self._tasks)
+            return schema.episode(columns, row, films, self._tasks, float(self.fps))
         except (*DAMAGED, RecursionError) as error:
             raise RealrlError(f"{self.table(index)} does not fit info.json ({line(error)}); restore it from a copy") from error
 
