@@ -140,7 +140,7 @@ def state_keys(episode: Episode, cfg: RecordedConfig, data: str) -> list[str]:
 def _filmed(data: str, cfg: RecordedConfig, sight: SightConfig, notes: list[str]) -> tuple[Recordings, dict[str, str]]:
     """(the set, without the episodes that lack a video where that is wished, the cameras to look through: our name -> theirs)."""
     if sight.kind == "state":
-        return opened(data, cfg, cameras=(), missing="episodes" if cfg.missing == "episodes" else "error"), {}
+        return opened(data, cfg, **({"cameras": (), "missing": "episodes"} if cfg.missing == "episodes" else {})), {}
     store = opened(data, cfg)
     stills = [name.removeprefix("observation.") for name, f in store.info["features"].items() if f.get("dtype") == "image"]
     films, gone = {}, unfilmed(store)

@@ -313,16 +313,21 @@ def _episode_frames(camera: FilmTable, episode: int) -> Iterator[Array]:
     path, half, mend = camera.paths[camera.file[episode]], 0.5 / camera.fps, f"run `realrl data check {typed(camera.root)}`"
     wanted = camera.seconds[camera.first[episode]:camera.first[episode + 1]].tolist()
     last = wanted.pop() if abs(wanted[-1] - wanted[-2] - 1 / camera.fps) > camera.tolerance else None  # not filmed, or kept elsewhere
-    seen, frame = 0, np.empty(0)
+    seen, shown, frame = 0, 0.0, np.empty(0)
     for seconds, frame in video.frames(path, wanted[0] - half, wanted[-1] + half, camera.coding):
         if seen == len(wanted) or abs(seconds - wanted[seen]) > camera.tolerance:
             raise RealrlError(f"{path}: episode {episode} has a frame at {seconds:.4f} s that the tables do not know; {mend}")
         if frame.shape != camera.shape:
             raise RealrlError(f"{path}: its frames are {list(frame.shape)}, info.json says {list(camera.shape)}; {mend}")
         yield frame
+        shown, seen = seconds, seen + 1
+    while 0 < seen < len(wanted) and wanted[seen] - shown <= camera.tolerance:  # as `video.decode` takes it for the nearest
+        yield frame
         seen += 1
     if seen < len(wanted):
-        raise RealrlError(f"{path} ends after {seen} of the {len(wanted)} frames of episode {episode}; {mend}")
+        lag = (len(wanted) - seen + 0.1) / camera.fps
+        raise RealrlError(f"{path} ends after {seen} of the {len(wanted)} frames of episode {episode}; if the last picture may stand for "
+                          f"the rest, --recorded.tolerance {lag:.2g} of 'realrl train' lets it; {mend}")
     if last is not None:
         yield frame if last == wanted[-1] else video.decode(path, [last], camera.tolerance, camera.coding)[0]
 

@@ -60,7 +60,8 @@ def refuse_pointer(path: Path) -> None:
 
 
 def mend(path: str | Path) -> str:
-    """What to do about a damaged or missing file: `repair` mends a dataset of version 3, all else has to come from a copy."""
+    """What to do about a damaged or missing file: `repair` mends a dataset of version 3; else it is fetched again, or its episodes stay
+    away."""
     root = next((root for root in Path(path).parents[:DEEP] if any((root / name).is_dir() for name in ("meta", "data"))), None)
     if root is not None:
         version = ""
@@ -68,6 +69,9 @@ def mend(path: str | Path) -> str:
             version = str(json.loads(read_plain(root / "meta/info.json")).get("codebase_version"))
         if version.startswith("v3.") or (not version and holds_recordings(root)):
             return f"run 'realrl data repair {typed(root)}'"
+        if version.startswith("v2.") and Path(path).suffix in (".parquet", ".mp4"):
+            return ("fetch it again, or remove it and leave its episodes out: --recorded.missing episodes of 'realrl train', --option "
+                    "missing=episodes of 'realrl data import'")
     return "restore it from a copy"
 
 

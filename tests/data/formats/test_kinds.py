@@ -228,6 +228,26 @@ def test_pictures_have_the_size_of_the_video(tmp_path: Path, shape: Sequence[int
     assert material(tmp_path / "d").demos[0].obs["images.top"].shape[1:] == (8, 8, 3)
 
 
+def test_a_video_that_ends_early_is_read_as_far_as_one_lets_it(tmp_path: Path) -> None:
+    root = filmed(tmp_path / "d")
+    video(root / f"videos/{CAMERA}/chunk-000/file-000.mp4", sum(LENGTHS) - 1)
+    with pytest.raises(RealrlError, match=r"ends after 4 of the 5 frames of episode 2; .* --recorded.tolerance 0.11 of 'realrl train'"):
+        material(root)
+    assert "lets that pass; else do without the camera" in refused(root)
+    films = [e.obs["images.top"] for e in material(root, tolerance=0.11).demos + material(root, tolerance=0.11).held_out]
+    assert sorted(len(x) for x in films) == [5, 6, 7]
+    assert len(open_dataset(root, tolerance=0.11).read()) == 3, "and an import alike"
+
+
+def test_training_offers_the_cameras_names_too(tmp_path: Path) -> None:
+    root = theirs(tmp_path / "d", image={"dtype": "image", "shape": [16, 24, 3]})
+    told = json.loads((root / "meta/info.json").read_text())
+    told["features"]["actions"] = told["features"].pop("action")
+    (root / "meta/info.json").write_text(json.dumps(told))
+    with pytest.raises(RealrlError, match="--rename observation.images.image=image"):
+        recordings.read(str(root), RecordedConfig(), SightConfig(kind="state"), tmp_path)
+
+
 def test_a_missing_table_leaves_out_its_episodes_in_training_too(tmp_path: Path) -> None:
     root = filmed(tmp_path / "d")
     path = root / "meta/episodes/chunk-000/file-000.parquet"
