@@ -184,14 +184,29 @@ def test_a_wrong_data_path_is_mended_by_the_flag_that_is_named(tmp_path: Path) -
         open_dataset(root).columns(0)
 
 
-def video(path: Path, count: int, size: tuple[int, int] = (16, 24)) -> None:
+def video(path: Path, at: Sequence[int], size: tuple[int, int] = (16, 24)) -> None:
+    """A film of frames that get lighter. at: when each is shown, in frames."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=Fraction(FPS))
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        for i in range(count):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((*size, 3), 10 * i, np.uint8), format="rgb24")))
+        for i, pts in enumerate(at):
+            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 10 * i, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = pts, Fraction(1, FPS)
+            out.mux(stream.encode(frame))
         out.mux(stream.encode())
+
+
+def test_pictures_at_times_of_their_own_are_no_error(tmp_path: Path) -> None:
+    root = filmed(tmp_path / "d")
+    path, late = root / "data/chunk-000/file-000.parquet", np.concatenate([np.arange(6), np.arange(4), [0, 1, 2, 6, 7]]) / FPS
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index("timestamp"), "timestamp", pa.array(late.astype(np.float32))), path)
+    film = root / f"videos/{CAMERA}/chunk-000/file-000.mp4"
+    video(film, at=[*range(13), 18, 19])
+    assert any("holds 3 pictures of episode 2, its table 5 frames" in line for line in wrong(root)), "no stamp says where they are"
+    video(film, at=[*range(13), 16, 17])
+    assert wrong(root) == [] and [round(x[0, 0, 0] / 10) for x in open_dataset(root).read()[2].obs["images.top"]] == [*range(10, 15), 14]
 
 
 def filmed(root: Path, shape: Sequence[int] = (16, 24, 3)) -> Path:
@@ -199,7 +214,7 @@ def filmed(root: Path, shape: Sequence[int] = (16, 24, 3)) -> Path:
     row = lambda i: {f"videos/{CAMERA}/{name}": value for name, value in zip(
         ("chunk_index", "file_index", "from_timestamp", "to_timestamp"), (0, 0, ends[i] - LENGTHS[i] / FPS, ends[i]), strict=True)}
     theirs(root, row=row, **{CAMERA: {"dtype": "video", "shape": list(shape)}})
-    video(root / f"videos/{CAMERA}/chunk-000/file-000.mp4", sum(LENGTHS))
+    video(root / f"videos/{CAMERA}/chunk-000/file-000.mp4", range(sum(LENGTHS)))
     return root
 
 
@@ -230,7 +245,7 @@ def test_pictures_have_the_size_of_the_video(tmp_path: Path, shape: Sequence[int
 
 def test_a_video_that_ends_early_is_read_as_far_as_one_lets_it(tmp_path: Path) -> None:
     root = filmed(tmp_path / "d")
-    video(root / f"videos/{CAMERA}/chunk-000/file-000.mp4", sum(LENGTHS) - 1)
+    video(root / f"videos/{CAMERA}/chunk-000/file-000.mp4", range(sum(LENGTHS) - 1))
     with pytest.raises(RealrlError, match=r"ends after 4 of the 5 frames of episode 2; .* --recorded.tolerance 0.11 of 'realrl train'"):
         material(root)
     assert "lets that pass; else do without the camera" in refused(root)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from realrl.data import depth, schema, tables, video
 from realrl.data.errors import line, mend, read_json
-from realrl.data.footage import CLOCK, Place, tolerance
+from realrl.data.footage import CLOCK, Place, present, tolerance
 from realrl.data.reading import USUAL, absent
 from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, merge_stats
@@ -157,6 +157,9 @@ def check_video(root: Path, info: Info, camera: str, key: FileKey, rows: Sequenc
         depth.coding(camera, info["features"][camera])
         times, found = video.times(path), video.probe(path)
         problems = [*_kind(path, info, camera, found), *_spans(path, info, camera, rows, times)]
+        if any(p.severity == "error" for p in problems) and _by_stamps(root, info, camera, rows, times):
+            problems = [p if p.mend == COPY and "fps" not in p.what else
+                        replace(p, severity="warning", mend="read where the timestamps say; LeRobot does so, too") for p in problems]
         if decode and not any(p.severity == "error" for p in problems):
             problems += _frozen(path, root, info, camera, rows)
         return problems
@@ -197,6 +200,21 @@ def _spans(path: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]
             elif worst > CLOCK + 1e-6:
                 yield Problem("warning", str(path), f"{name} has pictures that are {1000 * worst:.2g} ms off their frames",
                               f"read all the same; LeRobot wants tolerance_s={2 * worst:.2g}")
+
+
+def _by_stamps(root: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]], times: Array) -> bool:
+    """Whether every frame has a picture where its timestamp says, though frames do not come at the set's rate."""
+    told = {name: f for name, f in info["features"].items() if name in ("timestamp", "episode_index")}
+    for row in rows:
+        try:
+            columns = tables.read_frames(schema.data_file(root, info, (row["data/chunk_index"], row["data/file_index"])), told)
+        except (RealrlError, FileNotFoundError):
+            return False
+        stamps = columns["timestamp"][columns["episode_index"] == row["episode_index"]] if len(columns) == 2 else np.zeros(0)
+        wanted = Place.of(row, camera).times(int(row["length"]), float(info["fps"]), stamps.reshape(-1))[:-1]
+        if len(stamps) != row["length"] or not present(times, wanted, tolerance(float(info["fps"]))):
+            return False
+    return True
 
 
 def _frozen(path: Path, root: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
