@@ -69,9 +69,9 @@ def coding(name: str, feature: Mapping[str, Any]) -> Coding | None:
     """
     if not is_depth(feature):
         return None
-    told = _told(feature)
-    pixels, low, high, shift, log, unit = (told.get(entry) for entry in
-                                           ("pix_fmt", "depth_min", "depth_max", "shift", "use_log", "depth_unit"))
+    entries = ("pix_fmt", "depth_min", "depth_max", "shift", "use_log", "depth_unit")
+    told: dict[str, Any] = dict.fromkeys(entries) | _told(feature)
+    pixels, low, high, shift, log, unit = (told[entry] for entry in entries)
     limits = not (low is None and high is None)
     if (pixels is None or str(pixels).startswith("gray16")) and not limits and unit in (None, "mm", "millimeter", "millimeters"):
         return None

@@ -405,8 +405,8 @@ class Store:
         self._numbers, self._from, self._to, self._chunk, self._file = (self.rows[name].to_numpy() for name in (
             "episode_index", "dataset_from_index", "dataset_to_index", "data/chunk_index", "data/file_index"))
         self._counted = np.array_equal(self._numbers, np.arange(len(self)))
-        known = self._counted or (not schema.ours(self._info) and (self._numbers >= 0).all())  # others may have taken some out
-        if not (known and (self._to > self._from).all() and (self._from >= 0).all()):
+        fine = self._counted or (not schema.ours(self._info) and (self._numbers >= 0).all())  # others may have taken some out
+        if not (fine and (self._to > self._from).all() and (self._from >= 0).all()):
             raise RealrlError(f"{self.dir}/meta/episodes does not number its episodes 0..{len(self) - 1}; "
                               f"run `realrl data check {typed(self.dir)}`")
         keys = {c: set(compaction.file_keys(self.rows, f"videos/{c}")) for c in self._cameras}

@@ -226,7 +226,6 @@ class Legacy:
         path = self.dir / "meta" / name
         within(self.dir, path)
         errors.refuse_pointer(path)
-        whole = lambda x: int(x) if isinstance(x, float) and x.is_integer() else x
         try:  # not splitlines, which also cuts at characters that a JSON text may hold, such as U+2028
             lines = [json.loads(text) for text in read_plain(_no_pipe(path)).decode("utf-8-sig").split("\n") if text.strip()]
         except FileNotFoundError as error:
@@ -234,8 +233,10 @@ class Legacy:
         except (OSError, ValueError, RecursionError) as error:
             raise RealrlError(f"{path} is not readable ({line(error)}); fetch it again, or restore it from a copy") from error
         first = next(iter(wanted))
-        lines = [{k: whole(v) if wanted.get(k) is int else [v] if k == "tasks" and isinstance(v, str) else v for k, v in x.items()}
-                 if isinstance(x, dict) else x for x in lines]
+        for x in lines:  # as other tools write them: 25.0 frames, one task's text by itself
+            if isinstance(x, dict):
+                x |= {k: int(v) for k, v in x.items() if wanted.get(k) is int and isinstance(v, float) and v.is_integer()}
+                x |= {"tasks": [x["tasks"]]} if isinstance(x.get("tasks"), str) else {}
         if any(not isinstance(x, dict) or any(type(x.get(k)) is not kind for k, kind in wanted.items()) for x in lines):
             raise RealrlError(f"{path}: a line lacks {' or '.join(wanted)}; correct it, or fetch it again")
         numbers = sorted(x[first] for x in lines)
