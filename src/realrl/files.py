@@ -11,7 +11,6 @@ import json
 import operator
 import os
 import re
-import shlex
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +23,6 @@ from realrl.types import printable as printable
 FIELD = re.compile(r"\{(\w+)(?::0?(\d)d)?\}")  # all that LeRobot's path templates use; str.format would run whatever a file says
 
 
-def typed(path: Path | str) -> str:
-    """A path as one types it in a shell, for a message that quotes the whole command in '...'."""
-    text = str(path)
-    return text if shlex.quote(text) == text else f'"{text}"' if not set(text) & set('"$`\\!') else shlex.quote(text)
-
-
 def inside(root: Path, template: str, **fields: int | str) -> Path:
     """The path below `root` that a template such as "data/chunk-{chunk_index:03d}/file.parquet" names.
 
@@ -39,14 +32,13 @@ def inside(root: Path, template: str, **fields: int | str) -> Path:
         name, width = match.groups()
         if name not in fields:
             raise RealrlError(f"{root}/meta/info.json: the path {template!r} asks for {name!r}, known are {', '.join(fields)}; correct it, "
-                              f"or run 'realrl data repair {typed(root)}'")
+                              f"or run 'realrl data repair {root}'")
         given = fields[name]
         return f"{given:0{width}d}" if width and isinstance(given, int) else str(given)
 
     relative = FIELD.sub(value, template)
     if "{" in relative or "}" in relative or "\0" in relative or not relative:
-        raise RealrlError(f"{root}/meta/info.json: the path {template!r} is not understood; correct it, or run "
-                          f"'realrl data repair {typed(root)}'")
+        raise RealrlError(f"{root}/meta/info.json: the path {template!r} is not understood; correct it, or run 'realrl data repair {root}'")
     path = root / relative
     within(root, path)
     return path

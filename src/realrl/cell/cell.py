@@ -25,8 +25,8 @@ from realrl.cell.judge import Judge, Measure, judged
 from realrl.cell.pool import in_turn
 from realrl.cell.products import large_products
 from realrl.cell.stream import Beside, Interleaved
+from realrl.data.errors import typed
 from realrl.data.schema import CAMERA_PREFIXES
-from realrl.files import typed
 from realrl.learn.imitation import worthy
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.folder import Storable, save_policy

@@ -17,10 +17,10 @@ import numpy as np
 
 from realrl.data import depth
 from realrl.data.cache import FrameCache, Size, resize
+from realrl.data.errors import typed
 from realrl.data.formats import open_dataset
 from realrl.data.formats.lerobot import astray, unfilmed
 from realrl.data.store import Recordings
-from realrl.files import typed
 from realrl.learn.imitation import worthy
 from realrl.robots.embodiment import Control, Embodiment, limits
 from realrl.scene import RecordedConfig, SightConfig, SightKind

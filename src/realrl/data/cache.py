@@ -32,10 +32,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from realrl.data import depth, video
-from realrl.data.errors import mend, plain, read_json
+from realrl.data.errors import mend, plain, read_json, typed
 from realrl.data.schema import camera_shape
 from realrl.data.store import Recordings as Recordings
-from realrl.files import lock, typed, write_json
+from realrl.files import lock, write_json
 from realrl.types import Array, RealrlError
 
 Size = tuple[int, int]  # height, width

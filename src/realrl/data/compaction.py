@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realrl.data import footage, tables, video
-from realrl.data.errors import DAMAGED, line, read_json
+from realrl.data.errors import DAMAGED, line, read_json, typed
 from realrl.data.schema import EPISODES_PATH, Info, data_file, video_file
 from realrl.data.tables import FileKey
-from realrl.files import inside, publish, sync, typed, write_json
+from realrl.files import inside, publish, sync, write_json
 from realrl.types import Array, RealrlError
 
 JOURNAL = "meta/compaction.json"  # what an unfinished compaction was about to delete

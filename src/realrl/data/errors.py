@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import os
+import shlex
 import stat
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import av
 import pyarrow as pa
 
-from realrl.files import read_plain, typed
+from realrl.files import read_plain
 from realrl.types import RealrlError
 
 # What a damaged parquet file or picture may raise.
@@ -21,6 +22,12 @@ DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, Overf
 
 BLIND = ("do without the camera: --sight.cameras of 'realrl train' names the others (--sight.kind state: none), --option cameras=NAME,NAME "
          "of 'realrl data import' (--option images=False: none)")  # what there is to do about pictures that cannot be had
+
+
+def typed(path: Path | str) -> str:
+    """A path as one types it in a shell, for a message that quotes the whole command in '...'."""
+    text = str(path)
+    return text if shlex.quote(text) == text else f'"{text}"' if not set(text) & set('"$`\\!') else shlex.quote(text)
 
 
 def line(error: BaseException) -> str:

@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from realrl.data import errors, tables
 from realrl.data.depth import is_depth
-from realrl.data.errors import line, mend
+from realrl.data.errors import line, mend, typed
 from realrl.data.stats import STATS, Stats
 from realrl.data.tables import ROW_INDICES, FileKey
-from realrl.files import alive, inside, typed, within, writer
+from realrl.files import alive, inside, within, writer
 from realrl.types import HIDDEN, Array, Episode, RealrlError, Source
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"

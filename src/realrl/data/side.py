@@ -27,9 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realrl.data import tables
-from realrl.data.errors import DAMAGED, line
+from realrl.data.errors import DAMAGED, line, typed
 from realrl.data.schema import data_file, read_info
-from realrl.files import publish, typed, within
+from realrl.files import publish, within
 from realrl.types import Array, RealrlError
 
 Per = Literal["frame", "episode"]

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from realrl.data import compaction, depth, footage, schema, tables, video
 from realrl.data.compaction import JOURNAL
-from realrl.data.errors import DAMAGED, holds_recordings, line
+from realrl.data.errors import DAMAGED, holds_recordings, line, typed
 from realrl.data.footage import Encoded, Place
 from realrl.data.incoming import Incoming, checked, publish_films
 from realrl.data.labels import Labels
@@ -34,7 +34,7 @@ from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, merge_stats, stored_stats
 from realrl.data.tables import FileKey
 from realrl.data.video import Codec
-from realrl.files import lock, publish, typed, write_json
+from realrl.files import lock, publish, write_json
 from realrl.types import Array, Episode, RealrlError
 
 

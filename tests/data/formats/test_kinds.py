@@ -259,7 +259,7 @@ def test_training_offers_the_cameras_names_too(tmp_path: Path) -> None:
     told = json.loads((root / "meta/info.json").read_text())
     told["features"]["actions"] = told["features"].pop("action")
     (root / "meta/info.json").write_text(json.dumps(told))
-    with pytest.raises(RealrlError, match="--rename observation.images.image=image"):
+    with pytest.raises(RealrlError, match=r"--rename observation.images.image=image"):
         recordings.read(str(root), RecordedConfig(), SightConfig(kind="state"), tmp_path)
 
 
@@ -268,7 +268,7 @@ def test_a_missing_table_leaves_out_its_episodes_in_training_too(tmp_path: Path)
     path = root / "meta/episodes/chunk-000/file-000.parquet"
     rows = pq.read_table(path).to_pylist()
     pq.write_table(pa.Table.from_pylist([*rows[:2], rows[2] | {"data/file_index": 1}]), path)
-    with pytest.raises(RealrlError, match="--recorded.missing episodes of 'realrl train'"):
+    with pytest.raises(RealrlError, match=r"--recorded.missing episodes of 'realrl train'"):
         material(root)
     assert "left out: 1 episodes that lack a file (2)" in material(root, missing="episodes").notes
 
@@ -322,7 +322,7 @@ def test_cells_without_a_picture_and_pictures_of_several_sizes_are_refused(tmp_p
     {"info": {"video.is_depth_map": True, "video.pix_fmt": "gray16le", "depth_min": 0.1, "depth_max": 5.0}},
     {"info": {"video.is_depth_map": True, "video.pix_fmt": "gray16le", "depth_unit": "m"}}])
 def test_depth_in_an_untold_coding_is_refused(about: dict[str, Any]) -> None:
-    with pytest.raises(RealrlError, match="coded in a way that info.json does not tell; do without the camera"):
+    with pytest.raises(RealrlError, match=r"coded in a way that info.json does not tell; do without the camera"):
         depth.coding(CAMERA, about)
 
 

@@ -120,7 +120,7 @@ def test_descriptions_as_other_tools_write_them(tmp_path: Path) -> None:
     assert [e.task for e in open_dataset(root).read(images=False)] == [row["tasks"][0] for row in rows]
     path = root / "data/chunk-000/episode_000001.parquet"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(RealrlError, match="fetch it again, or remove it and leave its episodes out: --recorded.missing episodes"):
+    with pytest.raises(RealrlError, match=r"fetch it again, or remove it and leave its episodes out: --recorded.missing episodes"):
         open_dataset(root).read(images=False)
     path.unlink()
     assert len(open_dataset(root, missing="episodes").read()) == 2

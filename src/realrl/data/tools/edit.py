@@ -20,9 +20,10 @@ import numpy as np
 
 from realrl.data import labels, side, tables
 from realrl.data.depth import is_depth
+from realrl.data.errors import typed
 from realrl.data.schema import ALIASES, won
 from realrl.data.tools.pieces import Each, Piece, SourceSet, assemble
-from realrl.files import sync, typed
+from realrl.files import sync
 from realrl.types import Array, RealrlError
 
 MOST = 10**7  # episodes in a list

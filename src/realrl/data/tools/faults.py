@@ -102,7 +102,7 @@ def _suspect(columns: dict[str, Array], frame: Array, first: Array, info: Info, 
     n, long = len(frame), max(10, int(info["fps"]))
     action = columns["action"].reshape(n, -1) if "action" in columns else np.zeros((n, 1))
     yield ("warning", "action", f"leaves [{limits[0]:g}, {limits[1]:g}]", ((action < limits[0]) | (action > limits[1])).any(1),
-           "'realrl train --data' alone scales them by itself; for a task, --action-range LOW HIGH of 'realrl data import' does")
+           "'realrl train bc --data DIR' alone scales them by itself; for a task, --action-range LOW HIGH of 'realrl data import' does")
     seen = {name: x.reshape(n, -1) for name, x in columns.items() if name.startswith("observation.")}
     if not seen:
         return
@@ -204,17 +204,20 @@ def _spans(path: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]
 
 def _by_stamps(root: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]], times: Array) -> bool:
     """Whether every frame has a picture where its timestamp says, though frames do not come at the set's rate."""
-    told = {name: f for name, f in info["features"].items() if name in ("timestamp", "episode_index")}
+    told, irregular = {name: f for name, f in info["features"].items() if name in ("timestamp", "episode_index")}, False
+    fps = float(info["fps"])
     for row in rows:
         try:
             columns = tables.read_frames(schema.data_file(root, info, (row["data/chunk_index"], row["data/file_index"])), told)
+            mine = columns["episode_index"] == row["episode_index"] if len(columns) == 2 else np.zeros(0, bool)
+            stamps = columns["timestamp"][mine].reshape(-1) if mine.any() else np.zeros(0)
+            wanted = Place.of(row, camera).times(int(row["length"]), fps, stamps)[:-1]
         except (RealrlError, FileNotFoundError):
             return False
-        stamps = columns["timestamp"][columns["episode_index"] == row["episode_index"]] if len(columns) == 2 else np.zeros(0)
-        wanted = Place.of(row, camera).times(int(row["length"]), float(info["fps"]), stamps.reshape(-1))[:-1]
-        if len(stamps) != row["length"] or not present(times, wanted, tolerance(float(info["fps"]))):
+        if len(stamps) != row["length"] or not present(times, wanted, tolerance(fps)):
             return False
-    return True
+        irregular |= not np.allclose(stamps, np.arange(len(stamps)) / fps, rtol=0, atol=CLOCK)
+    return irregular
 
 
 def _frozen(path: Path, root: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from realrl.data import depth, footage, tables
 from realrl.data.compaction import file_keys
-from realrl.data.errors import DAMAGED, line
+from realrl.data.errors import DAMAGED, line, typed
 from realrl.data.footage import Place
 from realrl.data.schema import (
     ALIASES,
@@ -43,7 +43,6 @@ from realrl.data.schema import (
 from realrl.data.stats import column_stats, stored_stats
 from realrl.data.tables import VIDEO_FIELDS, FileKey, cameras, stored
 from realrl.data.tools import cuts
-from realrl.files import typed
 from realrl.types import Array, RealrlError
 
 
