@@ -25,6 +25,7 @@ from realrl.cell.judge import Judge, Measure, judged
 from realrl.cell.pool import in_turn
 from realrl.cell.products import large_products
 from realrl.cell.stream import Beside, Interleaved
+from realrl.data.errors import typed
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.learn.imitation import worthy
 from realrl.policies.diffusion import DiffusionPolicy
@@ -282,5 +283,5 @@ def recorded_demonstrations(data: str, spec: TaskSpec, *, several: bool = False)
         raise RealrlError(f"{data}: actions reach {largest:.3g}, they must lie in [-1, 1]: divide them by their limits first")
     if not (good := worthy(episodes)):
         raise RealrlError(f"{data}: none of its {len(episodes)} episodes ended in success, and all returns are equal: mark the successes "
-                          f"(realrl data label {data})")
+                          f"(realrl data label {typed(data)})")
     return good

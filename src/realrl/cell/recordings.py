@@ -17,8 +17,9 @@ import numpy as np
 
 from realrl.data import depth
 from realrl.data.cache import FrameCache, Size, resize
+from realrl.data.errors import typed
 from realrl.data.formats import open_dataset
-from realrl.data.formats.lerobot import unfilmed
+from realrl.data.formats.lerobot import astray, unfilmed
 from realrl.data.store import Recordings
 from realrl.learn.imitation import worthy
 from realrl.robots.embodiment import Control, Embodiment, limits
@@ -55,14 +56,14 @@ def sized(cfg: Any) -> Any:
     features = store.info["features"]
     actions = int(np.prod((features.get("action") or {}).get("shape") or [1]))
     chunk = min(max(round(SECONDS * store.fps), 4), 16)
-    colours = bool(store.cameras) or any(f.get("dtype") == "image" for f in features.values())
-    kind: SightKind = "rgb" if colours else "pointcloud" if "observation.pointcloud" in features else "state"
-    eyes = kind != "state"
+    eyes = {depth.is_depth(f) for name, f in features.items() if f.get("dtype") in ("video", "image") and name.startswith("observation.")}
+    kind: SightKind = ("rgb" if False in eyes else "pointcloud" if "observation.pointcloud" in features else
+                       "depth" if eyes else "state")
     hidden, wide = (256 if 2 * chunk * actions <= 256 else 512), 2 * chunk * actions > 512
     policy = replace(cfg.policy, chunk=chunk, n_obs=2, hidden=hidden, reference="linear",
                      diffusion=replace(cfg.policy.diffusion, predict="sample" if wide else "velocity"))
-    steps = int(np.clip(PASSES * store.frames / 128, 1500, 2000 if eyes else 6000))
-    imitation = replace(cfg.imitation, steps=steps, batch=32 if eyes else 128, validation=0.1)
+    steps = int(np.clip(PASSES * store.frames / 128, 1500, 6000 if kind == "state" else 2000))
+    imitation = replace(cfg.imitation, steps=steps, batch=128 if kind == "state" else 32, validation=0.1)
     cfg = replace(cfg, one_step=True) if hasattr(cfg, "one_step") else cfg
     cfg = replace(cfg, distill=replace(cfg.distill, steps=min(cfg.distill.steps, 600)))
     if hasattr(cfg, "offline"):  # nothing comes in between two rounds, and nobody can practise
@@ -108,11 +109,11 @@ def _imitated(episodes: Sequence[Episode], data: str, notes: list[str]) -> list[
     good = worthy(episodes)
     if not good:
         raise RealrlError(f"{data}: its {len(episodes)} episodes are marked failures and all returns are equal, there is nothing to "
-                          f"imitate: say which succeeded with 'realrl data label {data}'")
+                          f"imitate: say which succeeded with 'realrl data label {typed(data)}'")
     if not any(e.succeeded for e in episodes):
         notes.append(f"{'no episode ended in success' if any(e.judged for e in episodes) else 'nothing says how episodes ended'}: "
                      f"{'all' if len(good) == len(episodes) else 'those of higher return,'} {len(good)} are imitated "
-                     f"('realrl data label {data}' says which succeeded)")
+                     f"('realrl data label {typed(data)}' says which succeeded)")
     if len(texts := {e.task for e in good}) > 1:
         notes.append(f"{len(texts)} task texts among the demonstrations, which the policy is not told: it does what all have in common")
     return [i for i, e in enumerate(episodes) if any(e is g for g in good)]
@@ -123,7 +124,7 @@ def _imitated(episodes: Sequence[Episode], data: str, notes: list[str]) -> list[
 
 def state_keys(episode: Episode, cfg: RecordedConfig, data: str) -> list[str]:
     """Which observations make up the state, in order. Raises RealrlError where one is missing or nothing is a vector."""
-    vectors = [key for key, x in episode.obs.items() if x.ndim == 2 and x.dtype.kind in "fiub"]
+    vectors = [key for key, x in episode.obs.items() if (x.ndim == 2 or (x.ndim > 2 and key == "state")) and x.dtype.kind in "fiub"]
     if cfg.state:
         wanted = [key.removeprefix("observation.") for key in cfg.state]
         if lost := [key for key in wanted if key not in vectors]:
@@ -138,13 +139,15 @@ def state_keys(episode: Episode, cfg: RecordedConfig, data: str) -> list[str]:
 
 def _filmed(data: str, cfg: RecordedConfig, sight: SightConfig, notes: list[str]) -> tuple[Recordings, dict[str, str]]:
     """(the set, without the episodes that lack a video where that is wished, the cameras to look through: our name -> theirs)."""
-    store = opened(data, cfg)
     if sight.kind == "state":
-        return store, {}
+        return opened(data, cfg, **({"cameras": (), "missing": "episodes"} if cfg.missing == "episodes" else {})), {}
+    store = opened(data, cfg)
     stills = [name.removeprefix("observation.") for name, f in store.info["features"].items() if f.get("dtype") == "image"]
     films, gone = {}, unfilmed(store)
     for key in sight.cameras or [*store.cameras, *stills]:
         lost = gone.get(key, [])
+        if lost and cfg.missing == "refuse":
+            astray(store, key, lost[0])
         if len(lost) == len(store) or (lost and cfg.missing == "camera"):
             notes.append(f"camera {key} left out: {len(lost)} of {len(store)} episodes have no video of it")
             continue
@@ -156,7 +159,7 @@ def _filmed(data: str, cfg: RecordedConfig, sight: SightConfig, notes: list[str]
             raise RealrlError(f"{store.dir}: {len(lost)} of {len(store)} episodes have no video of {key} (episode {lost[0]} is the first): "
                               "add --recorded.missing episodes to leave them out, or --recorded.missing camera to do without the camera")
         films[_sense(key, deep)] = key
-    if any(key in gone for key in films.values()):
+    if any(key in gone for key in films.values()) or cfg.missing == "episodes":
         store = opened(data, cfg, cameras=[key for key in films.values() if key in store.cameras], missing="episodes")
     return store, films
 

@@ -32,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from realrl.data import depth, video
-from realrl.data.errors import mend, plain, read_json
+from realrl.data.errors import mend, plain, read_json, typed
 from realrl.data.schema import camera_shape
 from realrl.data.store import Recordings as Recordings
 from realrl.files import lock, write_json
@@ -74,8 +74,11 @@ class FilmTable:
         paths = {path: i for i, path in enumerate(dict.fromkeys(path for path, _ in placed))}
         name = f"observation.{key}"
         feature = data.info["features"][name]
-        height, width, channels = camera_shape(feature)
-        shape = (height, width) if depth.is_depth(feature) else (height, width, channels)
+        height, width, *_ = camera_shape(feature)
+        with contextlib.suppress(RealrlError, StopIteration):  # what info.json says may be a wish; who decodes says what is damaged
+            told = video.probe(next(path for path in paths if path.exists()))
+            height, width = told["video.height"], told["video.width"]
+        shape = (height, width) if depth.is_depth(feature) else (height, width, 3)
         return cls(key, data.fps, shape, data.dir, tuple(paths), np.array([paths[path] for path, _ in placed]),
                    np.concatenate([times for _, times in placed]), np.cumsum([0, *(len(times) for _, times in placed)]),
                    data.tolerance, depth.coding(name, feature))
@@ -307,19 +310,24 @@ class _Part:
 
 def _episode_frames(camera: FilmTable, episode: int) -> Iterator[Array]:
     """Every frame of an episode in order. Raises RealrlError when the video holds others than the tables say."""
-    path, half, mend = camera.paths[camera.file[episode]], 0.5 / camera.fps, f"run `realrl data check {camera.root}`"
+    path, half, mend = camera.paths[camera.file[episode]], 0.5 / camera.fps, f"run `realrl data check {typed(camera.root)}`"
     wanted = camera.seconds[camera.first[episode]:camera.first[episode + 1]].tolist()
     last = wanted.pop() if abs(wanted[-1] - wanted[-2] - 1 / camera.fps) > camera.tolerance else None  # not filmed, or kept elsewhere
-    seen, frame = 0, np.empty(0)
+    seen, shown, frame = 0, 0.0, np.empty(0)
     for seconds, frame in video.frames(path, wanted[0] - half, wanted[-1] + half, camera.coding):
         if seen == len(wanted) or abs(seconds - wanted[seen]) > camera.tolerance:
             raise RealrlError(f"{path}: episode {episode} has a frame at {seconds:.4f} s that the tables do not know; {mend}")
         if frame.shape != camera.shape:
             raise RealrlError(f"{path}: its frames are {list(frame.shape)}, info.json says {list(camera.shape)}; {mend}")
         yield frame
+        shown, seen = seconds, seen + 1
+    while 0 < seen < len(wanted) and wanted[seen] - shown <= camera.tolerance:  # as `video.decode` takes it for the nearest
+        yield frame
         seen += 1
     if seen < len(wanted):
-        raise RealrlError(f"{path} ends after {seen} of the {len(wanted)} frames of episode {episode}; {mend}")
+        lag = (len(wanted) - seen + 0.1) / camera.fps
+        raise RealrlError(f"{path} ends after {seen} of the {len(wanted)} frames of episode {episode}; if the last picture may stand for "
+                          f"the rest, --recorded.tolerance {lag:.2g} of 'realrl train' lets it; {mend}")
     if last is not None:
         yield frame if last == wanted[-1] else video.decode(path, [last], camera.tolerance, camera.coding)[0]
 

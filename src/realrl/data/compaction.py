@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realrl.data import footage, tables, video
-from realrl.data.errors import DAMAGED, line, read_json
+from realrl.data.errors import DAMAGED, line, read_json, typed
 from realrl.data.schema import EPISODES_PATH, Info, data_file, video_file
 from realrl.data.tables import FileKey
 from realrl.files import inside, publish, sync, write_json
@@ -232,7 +232,7 @@ def finish(root: Path) -> bool:
         losers = [root / p for p in (plan["old"] if (root / plan["commit"][0]).exists() else plan["new"])]
         losers = [p for p in losers if p.resolve().is_relative_to(whole) and p.suffix in (".parquet", ".mp4")]  # nothing outside its folder
     except (RuntimeError, *DAMAGED) as error:
-        raise RealrlError(f"{journal} is damaged ({line(error)}); run 'realrl data repair {root}'") from error
+        raise RealrlError(f"{journal} is damaged ({line(error)}); run 'realrl data repair {typed(root)}'") from error
     try:
         for path in losers:
             path.unlink(missing_ok=True)

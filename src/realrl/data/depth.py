@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from realrl.data.errors import BLIND
 from realrl.types import Array, RealrlError
 
 CODES = 4096
+UNTOLD = f"{BLIND}, or keep depth as 16-bit millimetres (gray16le)"
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,16 @@ def _table(coding: Coding) -> Array:
     return np.rint(1000 * metres).clip(0, 2**16 - 1).astype(np.uint16)
 
 
+def _told(feature: Mapping[str, Any]) -> dict[str, Any]:
+    """What a camera's feature says of its pictures; LeRobot has kept that under two names."""
+    found = [told for name in ("video_info", "info") if isinstance(told := feature.get(name), dict)]
+    return {key.removeprefix("video."): value for told in found for key, value in told.items() if value is not None}
+
+
 def is_depth(feature: Mapping[str, Any]) -> bool:
-    """Whether a camera is one of depth; LeRobot has called the entry by two names."""
-    told = feature.get("info") or {}
-    return isinstance(told, dict) and bool(told.get("video.is_depth_map") or told.get("is_depth_map"))
+    """Whether a camera is one of depth: what says so, or pictures of 16-bit grey, which are nothing else."""
+    told = _told(feature)
+    return bool(told.get("is_depth_map")) or str(told.get("pix_fmt")).startswith("gray16")
 
 
 def coding(name: str, feature: Mapping[str, Any]) -> Coding | None:
@@ -61,13 +69,13 @@ def coding(name: str, feature: Mapping[str, Any]) -> Coding | None:
     """
     if not is_depth(feature):
         return None
-    told = feature["info"]
-    pixels, low, high, shift, log = (told.get(f"video.{entry}", told.get(entry)) for entry in
-                                     ("pix_fmt", "depth_min", "depth_max", "shift", "use_log"))
-    if pixels is None or str(pixels).startswith("gray16"):
+    entries = ("pix_fmt", "depth_min", "depth_max", "shift", "use_log", "depth_unit")
+    told: dict[str, Any] = dict.fromkeys(entries) | _told(feature)
+    pixels, low, high, shift, log, unit = (told[entry] for entry in entries)
+    limits = not (low is None and high is None)
+    if (pixels is None or str(pixels).startswith("gray16")) and not limits and unit in (None, "mm", "millimeter", "millimeters"):
         return None
     known = all(isinstance(x, int | float) and np.isfinite(x) for x in (low, high, shift)) and isinstance(log, bool) and low < high
     if "12le" in str(pixels) and known and (low + shift > 0 or not log):
         return Coding(float(low), float(high), float(shift), log)
-    raise RealrlError(f"{name} is depth in {pixels}, coded in a way that info.json does not tell; leave it out (read with images=False, or "
-                      "import it with --option cameras=...), or keep depth as 16-bit millimetres (gray16le)")
+    raise RealrlError(f"{name} is depth in {pixels}, coded in a way that info.json does not tell; {UNTOLD}")

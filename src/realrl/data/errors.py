@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import os
+import shlex
 import stat
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,15 @@ from realrl.types import RealrlError
 
 # What a damaged parquet file or picture may raise.
 DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError, av.FFmpegError)
+
+BLIND = ("do without the camera: --sight.cameras of 'realrl train' names the others (--sight.kind state: none), --option cameras=NAME,NAME "
+         "of 'realrl data import' (--option images=False: none)")  # what there is to do about pictures that cannot be had
+
+
+def typed(path: Path | str) -> str:
+    """A path as one types it in a shell, for a message that quotes the whole command in '...'."""
+    text = str(path)
+    return text if shlex.quote(text) == text else f'"{text}"' if not set(text) & set('"$`\\!') else shlex.quote(text)
 
 
 def line(error: BaseException) -> str:
@@ -53,18 +63,22 @@ def refuse_pointer(path: Path) -> None:
     """Raise RealrlError for a git-lfs pointer: the file is not damaged, it was never fetched."""
     if is_pointer(path):
         folder = next((root for root in path.parents[:DEEP] if (root / "meta").is_dir()), path.parent)
-        raise RealrlError(f"{path} is a git-lfs pointer, not the file: run 'git lfs pull' in {folder}")
+        raise RealrlError(f"{path} is a git-lfs pointer, not the file: run 'git lfs pull' in {typed(folder)}")
 
 
 def mend(path: str | Path) -> str:
-    """What to do about a damaged or missing file: `repair` mends a dataset of version 3, all else has to come from a copy."""
+    """What to do about a damaged or missing file: `repair` mends a dataset of version 3; else it is fetched again, or its episodes stay
+    away."""
     root = next((root for root in Path(path).parents[:DEEP] if any((root / name).is_dir() for name in ("meta", "data"))), None)
     if root is not None:
         version = ""
         with contextlib.suppress(OSError, RealrlError, ValueError, AttributeError, RecursionError):
             version = str(json.loads(read_plain(root / "meta/info.json")).get("codebase_version"))
         if version.startswith("v3.") or (not version and holds_recordings(root)):
-            return f"run 'realrl data repair {root}'"
+            return f"run 'realrl data repair {typed(root)}'"
+        if version.startswith("v2.") and Path(path).suffix in (".parquet", ".mp4"):
+            return ("fetch it again, or remove it and leave its episodes out: --recorded.missing episodes of 'realrl train', --option "
+                    "missing=episodes of 'realrl data import'")
     return "restore it from a copy"
 
 

@@ -81,10 +81,10 @@ def seconds(path: Path, place: Place, length: int, fps: float, stamps: Array | N
     if (own[:-1] == regular[:-1]).all() or not path.exists():
         return own
     shown = video.times(path)
-    return regular if not _shown(shown, own, tolerance_s) and _shown(shown, regular, tolerance_s) else own
+    return regular if not present(shown, own, tolerance_s) and present(shown, regular, tolerance_s) else own
 
 
-def _shown(shown: Array, wanted: Array, tolerance_s: float) -> bool:
+def present(shown: Array, wanted: Array, tolerance_s: float) -> bool:
     """Whether there is a picture within the tolerance of each of these seconds. shown: when pictures are, increasing."""
     at = np.searchsorted(shown, wanted).clip(1, max(1, len(shown) - 1))
     return len(shown) > 1 and bool((np.minimum(np.abs(shown[at] - wanted), np.abs(shown[at - 1] - wanted)) <= tolerance_s).all())

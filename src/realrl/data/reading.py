@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from realrl.data import footage, tables
+from realrl.data import footage, schema, tables
 from realrl.data.errors import mend
 from realrl.data.labels import Labels
 from realrl.data.schema import Info
@@ -24,6 +24,8 @@ from realrl.types import Array, Episode, RealrlError
 ACTIONS = ("actions", "action", "control", "controls", "command", "commands", "joint_action", "action_joint", "target", "targets")
 STATES = ("state", "states", "observation.states", "qpos", "joint_positions", "joint_position", "joints", "proprio", "proprioception",
           "robot_state", "agent_pos", "joint_state")
+NUMBERED = re.compile(r"file-\d{3}|episode_\d{6}")  # what data files and videos are called in any of the layouts
+USUAL = {"data_path": schema.DATA_PATH, "video_path": schema.VIDEO_PATH}  # how files are called in version 3
 INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # what every LeRobot table has
 
 
@@ -168,7 +170,10 @@ def proposal(features: Info) -> dict[str, str]:
 
 
 def require_action(root: Path, features: Info) -> None:
-    """Raise RealrlError, naming the columns that look like what is missing and the flags that say so, for a set without an action."""
+    """Raise RealrlError for a set without an action, or with one that is no vector: what looks like it, and the flags that say so."""
+    if "action" in features and sum(n > 1 for n in features["action"]["shape"]) > 1:
+        raise RealrlError(f"{root}: an action is {features['action']['shape']} numbers, plans perhaps; write the one vector that was sent "
+                          f"in each frame as a column and name it: {imported('--rename', 'action=COLUMN')}")
     if "action" in features or not features:  # a set that nothing was recorded into says no more than that
         return
     found = proposal(features)
@@ -196,33 +201,48 @@ def absent(root: Path, path: Path, info: Info, usual: Mapping[str, str], *, whol
     usual: the layout's "data_path" and "video_path"; whole: whether it is a camera's of which there is no video at all.
     """
     name = "video_path" if path.suffix == ".mp4" else "data_path"
-    if template := _elsewhere(root, path, info, info.get(name) or usual[name]):
-        return RealrlError(f"{path} is missing, but such files lie elsewhere: {imported('--option', f'{name}={template}')}")
+    if advice := elsewhere(root, path, info, info.get(name) or usual[name], name):
+        return RealrlError(f"{path} is missing, but such files lie elsewhere; {advice}")
     repair = f", or {advice}" if "repair" in (advice := mend(path)) else ""
     if name == "data_path":
-        return RealrlError(f"{path} is missing; leave its episodes out: {imported('--option', 'missing=episodes')}{repair}")
-    flags = "--option missing=camera" if whole else "--option missing=episodes or --option missing=camera"
+        return RealrlError(f"{path} is missing; leave its episodes out: --recorded.missing episodes of 'realrl train', "
+                           f"{imported('--option', 'missing=episodes')}{repair}")
     gone = "it is like that with its whole camera, leave that out" if whole else "leave its episodes or the camera out"
-    return RealrlError(f"{path} is missing; {gone}: {flags} of 'realrl data import' (images=False reads the numbers alone){repair}")
+    flags = [f"--recorded.missing camera of 'realrl train', {imported('--option', 'missing=camera')}"] if whole else [
+        "--recorded.missing episodes or camera of 'realrl train'", "--option missing=episodes or --option missing=camera of "
+        "'realrl data import' (images=False reads the numbers alone)"]
+    return RealrlError(f"{path} is missing; {gone}: {', '.join(flags)}{repair}")
 
 
-def _elsewhere(root: Path, path: Path, info: Info, told: str) -> str:
-    """How files of this name are called where they do lie, as a template other than the one told; "" where none does."""
+def elsewhere(root: Path, path: Path, info: Info, told: str, option: str) -> str:
+    """What to say where files of this kind do lie elsewhere: the template that names them, or which folder to rename; "" where none is."""
     films = tables.cameras(info["features"])
     mine = [name for name in films if name in path.parts]
-    for found in sorted(root.rglob(path.name)):
+    for found in sorted(root.rglob(path.name)) or sorted(p for p in root.rglob(f"*{path.suffix}") if NUMBERED.fullmatch(p.stem)):
         parts = found.relative_to(root).parts
         camera = next((part for part in parts if part in (mine or films)), None)
-        if parts[0] == "meta" or (path.suffix == ".mp4" and camera is None):
+        if parts[0] == "meta":
             continue
+        if path.suffix == ".mp4" and camera is None:
+            short = next((part for part in parts for name in mine if name.endswith(f".{part}")), None)
+            if short is None or "{video_key}" not in told:
+                continue
+            folder = root.joinpath(*parts[:parts.index(short) + 1])
+            return f"rename the folder {folder} to {mine[0]}"
         words = ["{video_key}" if part == camera else part for part in parts]
         field = "episode_chunk" if parts[-1].startswith("episode_") else "chunk_index"
         for pattern, mark in ((r"(?<=chunk-)\d{3}", f"{{{field}:03d}}"), (r"(?<=file-)\d{3}", "{file_index:03d}"),
                               (r"(?<=episode_)\d{6}", "{episode_index:06d}")):
             words = [re.sub(pattern, mark, word) for word in words]
-        if (template := "/".join(words)) != told and template.count("{") == len(re.findall(r"\{\w+(?::0?\d+d)?\}", template)):
-            return template
+        if _plain(template := "/".join(words)) != _plain(told) and template.count("{") == len(re.findall(r"\{\w+(?::0?\d+d)?\}", template)):
+            return (f"say where: --recorded.{option.replace('_', '-')} {shlex.quote(template)} of 'realrl train', "
+                    f"{imported('--option', f'{option}={template}')}")
     return ""
+
+
+def _plain(template: str) -> str:
+    """A template by the names of version 3, for comparison."""
+    return template.replace("{episode_chunk", "{chunk_index").replace("{episode_index", "{file_index")
 
 
 def _telling(features: Info) -> list[str]:

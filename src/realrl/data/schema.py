@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from realrl.data import errors, tables
 from realrl.data.depth import is_depth
-from realrl.data.errors import line, mend
+from realrl.data.errors import line, mend, typed
 from realrl.data.stats import STATS, Stats
 from realrl.data.tables import ROW_INDICES, FileKey
 from realrl.files import alive, inside, within, writer
@@ -27,11 +27,18 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 CAMERA_PREFIXES = ("images.", "depth.")  # observation keys that are recorded as video
 Info = dict[str, Any]
+# How an episode ended, in its row: our name and other people's, and the words they use (Evo-RL: "success" and "failure").
+SUCCESSES = ("success", "episode_success", "is_success", "episode_is_success", "succeeded", "succeed", "is_successful", "next.success",
+             "successful", "is_episode_successful", "episode_successful", "task_success", "success_label", "outcome", "episode_outcome")
+FAILURES = ("failure", "failed", "is_failure", "episode_failure")  # the other way round
+OUTCOMES = (*SUCCESSES, *FAILURES)
+WORDS = {**dict.fromkeys(("success", "successful", "succeeded", "succeed", "passed", "true", "yes", "1"), True),
+         **dict.fromkeys(("failure", "failed", "fail", "unsuccessful", "false", "no", "0"), False)}
 # Our name of a column, and what others call it: LeRobot, HIL-SERL and its forks, gymnasium's words. The first one present counts.
 ALIASES = {
     "next.reward": ("next.reward", "reward", "rewards", "next.rewards"),
     "next.success": ("next.success", "success", "succeed", "is_success", "next.succeed", "complementary_info.success",
-                     "complementary_info.succeed", "episode_success"),
+                     "complementary_info.succeed", *SUCCESSES, "annotation.success", "info.success"),
     "next.done": ("next.done", "done", "dones", "is_last"),
     "next.terminated": ("next.terminated", "terminated", "is_terminal"),
     "next.truncated": ("next.truncated", "truncated", "truncateds", "truncate", "complementary_info.truncated"),
@@ -40,10 +47,6 @@ ALIASES = {
     "intervene_action": ("intervene_action", "complementary_info.intervene_action", "info.intervene_action", "action.intervention"),
     "action.proposed": ("action.proposed", "complementary_info.policy_action", "policy_action"),
 }
-# How an episode ended, in its row: our name and other people's, and the words they use (Evo-RL: "success" and "failure").
-OUTCOMES = ("success", "episode_success", "is_success", "episode_is_success", "succeeded", "succeed", "is_successful", "next.success")
-WORDS = {**dict.fromkeys(("success", "successful", "succeeded", "true", "yes", "1"), True),
-         **dict.fromkeys(("failure", "failed", "fail", "unsuccessful", "false", "no", "0"), False)}
 LABEL = "label"  # what a person said of an episode, on its way from a side file: "success", "failure" or "unknown"
 
 
@@ -88,7 +91,7 @@ def read_json(root: Path) -> Info:
     path = root / "meta/info.json"
     if not path.exists():
         if errors.holds_recordings(root):
-            raise RealrlError(f"{root}: meta/info.json is missing; run 'realrl data repair {root}'")
+            raise RealrlError(f"{root}: meta/info.json is missing; run 'realrl data repair {typed(root)}'")
         raise RealrlError(f"{root} is not a LeRobot dataset: meta/info.json is missing; give the folder that holds meta/ and data/")
     within(root, path)
     info: Any = errors.read_json(path)
@@ -193,6 +196,11 @@ def columns(episode: Episode, numbers: Mapping[str, Array], fps: float, index: i
         "index": first + frame, "task_index": np.full_like(frame, task_index)}
 
 
+def ours(info: Info) -> bool:
+    """Whether a set was recorded or made here, so that what it lacks was lost."""
+    return "starts_plan" in info.get("features", {})
+
+
 def features(columns: Mapping[str, Array], names: Mapping[str, Any] | None = None) -> Info:
     """The features of columns of numbers. names: what the numbers of some are called."""
     told = names or {}
@@ -232,8 +240,8 @@ def row(episode: Episode, numbers: Mapping[str, Array], index: int, first: int, 
         **{f"stats/{name}/{stat}": v.tolist() for name, s in stats.items() for stat, v in s.items()}}
 
 
-def episode(columns: dict[str, Array], row: Mapping[str, Any], films: Mapping[str, Array], tasks: list[str]) -> Episode:
-    """Columns and row put together again. films: `observation.<key>` -> [T+1, ...].
+def episode(columns: dict[str, Array], row: Mapping[str, Any], films: Mapping[str, Array], tasks: list[str], fps: float) -> Episode:
+    """Columns and row put together again. films: `observation.<key>` -> [T+1, ...]; fps: the clock, where timestamps are none.
 
     A dataset that others recorded may lack our columns or call them differently (`ALIASES`): without a word about interventions
     the person drove (LeRobot records teleoperation), reward is 0 and 1 for success, the end of an episode of which nothing tells is
@@ -242,7 +250,7 @@ def episode(columns: dict[str, Array], row: Mapping[str, Any], films: Mapping[st
     if "action" not in columns:
         raise RealrlError("it has no column 'action'; only recordings of a robot that acts can be read")
     n = len(columns["action"])
-    vectors = {name: x.reshape(n, -1) if x.ndim == 1 else x for name, x in columns.items()}
+    vectors = {name: x.reshape(n, -1) if x.ndim == 1 or name == "action" else x for name, x in columns.items()}
     obs = {}
     for name in (c for c in columns if c.startswith("observation.")):
         x, last = vectors[name], row.get(f"last/{name}")
@@ -257,11 +265,13 @@ def episode(columns: dict[str, Array], row: Mapping[str, Any], films: Mapping[st
     reward = flags.get("next.reward", success & (np.arange(n) == n - 1)).astype(np.float32)
     if row.get(LABEL):
         success, judged, reward, terminated, truncated = _relabelled(row[LABEL], success, reward, terminated, truncated)
-    time, spoken = columns.get("time", columns.get("timestamp", np.arange(n))), row.get("tasks") or []
+    time, spoken = columns.get("time", columns.get("timestamp", np.arange(n))).reshape(n).astype(np.float64), row.get("tasks") or []
+    if "time" not in columns and not (np.isfinite(time).all() and (np.diff(time) > 0).all()):
+        time = np.arange(n) / fps  # stamps of another clock, in seconds since 1970 and 32 bits, say nothing
     number = int(columns["task_index"].reshape(n)[0]) if "task_index" in columns else -1
     return Episode(
         obs=obs, action=action, proposed=proposed, source=source, success=success, judged=judged, reward=reward,
-        time=time.reshape(n).astype(np.float64), starts_plan=columns.get("starts_plan", np.ones(n, bool)).reshape(n).astype(bool),
+        time=time, starts_plan=columns.get("starts_plan", np.ones(n, bool)).reshape(n).astype(bool),
         terminated=terminated, truncated=truncated, task=str(spoken[0]) if spoken else tasks[number] if 0 <= number < len(tasks) else "",
         policy=str(row.get("policy") or ""), seed=seed if type(seed := row.get("seed")) is int else None)
 
@@ -298,9 +308,10 @@ def outcome(row: Mapping[str, Any]) -> bool | None:
     """Whether an episode ended in success, as a person's label or else its row says it; None where neither does."""
     if row.get(LABEL):
         return WORDS.get(row[LABEL])
-    for value in (row.get(name) for name in OUTCOMES):
+    for name, value in ((name, row.get(name)) for name in OUTCOMES):
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
-        known = WORDS.get(value.strip().lower()) if isinstance(value, str) else bool(value) if value in (0, 1) else None
+        known = WORDS.get(value.strip().lower()) if isinstance(value, str) else None
+        known = bool(value) != (name in FAILURES) if not isinstance(value, str) and value in (0, 1) else known
         if known is not None:
             return known
     return None

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realrl.data import tables
-from realrl.data.errors import DAMAGED, line
+from realrl.data.errors import DAMAGED, line, typed
 from realrl.data.schema import data_file, read_info
 from realrl.files import publish, within
 from realrl.types import Array, RealrlError
@@ -104,7 +104,8 @@ def read(directory: str | Path, name: str, version: int | None = None, *, missin
         raise RealrlError(f"{path} covers {about['episodes']} episodes of {len(rows)}: {behind} were appended since; compute it anew")
     total = len(rows) if about["per"] == "episode" else int(rows["length"].to_numpy().sum())
     if behind and about["per"] == "frame" and total > (there_are := _frames_on_disk(root, rows)):
-        raise RealrlError(f"{root}: meta/episodes counts {total} rows, the data files hold {there_are}; run `realrl data check {root}`")
+        raise RealrlError(f"{root}: meta/episodes counts {total} rows, the data files hold {there_are}; "
+                          f"run `realrl data check {typed(root)}`")
     table = tables.read_parquet(path)  # only now: a small file may unfold into as many rows as it likes to say
     try:
         columns = {c: _padded(_from_arrow(table[c]), total) for c in table.column_names}
@@ -260,7 +261,7 @@ def _frames_on_disk(root: Path, rows: pa.Table) -> int:
             with tables.Parquet(path) as file:
                 total += file.rows
         except DAMAGED as error:
-            raise RealrlError(f"{path} is missing or damaged ({line(error)}); run `realrl data check {root}`") from error
+            raise RealrlError(f"{path} is missing or damaged ({line(error)}); run `realrl data check {typed(root)}`") from error
     return total
 
 

@@ -24,11 +24,11 @@ import pyarrow.parquet as pq
 
 from realrl.data import compaction, depth, footage, schema, tables, video
 from realrl.data.compaction import JOURNAL
-from realrl.data.errors import DAMAGED, holds_recordings, line
+from realrl.data.errors import DAMAGED, holds_recordings, line, typed
 from realrl.data.footage import Encoded, Place
 from realrl.data.incoming import Incoming, checked, publish_films
 from realrl.data.labels import Labels
-from realrl.data.reading import PLAIN, Reading, absent, imported, require_action
+from realrl.data.reading import PLAIN, USUAL, Reading, absent, imported, require_action
 from realrl.data.reading import Recordings as Recordings
 from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, merge_stats, stored_stats
@@ -58,11 +58,11 @@ class Store:
         self._tables: dict[Path, pa.Table] = {}
         self._tasks: list[str] = []
         self._stats: Stats | None = None
-        self._swept = False
+        self._swept, self._counted = False, True  # counted: whether episodes are numbered from 0 without a hole
         self._rows: pa.Table | None = None
         self._clock: tuple[FileKey, Array] | None = None  # the timestamps of the data file that was asked for last
         self._last_films: dict[str, FileKey] = {}  # the newest video file of each camera
-        self._from = self._to = self._chunk = self._file = np.zeros(0, np.int64)
+        self._numbers = self._from = self._to = self._chunk = self._file = np.zeros(0, np.int64)
         self._reload()
         if self._reading.plain and ((self.dir / JOURNAL).exists() or self.info != self._info):
             with contextlib.suppress(RealrlError), self._locked(wait=0.0):  # a live writer, or a read-only disk, is no error
@@ -80,7 +80,7 @@ class Store:
         if (root / "meta/info.json").exists():
             raise RealrlError(f"{root} already holds a dataset; open it or choose another folder")
         if holds_recordings(root):
-            raise RealrlError(f"{root} holds recordings but meta/info.json is missing; run 'realrl data repair {root}'")
+            raise RealrlError(f"{root} holds recordings but meta/info.json is missing; run 'realrl data repair {typed(root)}'")
         if root.exists() and (not root.is_dir() or {p.name for p in root.iterdir()} - {"meta", ".lock"}):
             raise RealrlError(f"{root} is not empty and not a dataset; choose a new folder")
         schema.check_names(str(root), task=task, robot_type=robot_type)
@@ -109,7 +109,7 @@ class Store:
     @property
     def frames(self) -> int:
         """Control steps in all episodes together."""
-        return int(self._to[-1]) if len(self) else 0
+        return int(self.lengths.sum())
 
     @property
     def fps(self) -> int | float:
@@ -124,7 +124,8 @@ class Store:
     @property
     def notes(self) -> list[str]:
         """What a person should know who reads it."""
-        return []
+        empty = sum(int((table["length"].to_numpy() < 1).sum()) for table in self._tables.values())
+        return [f"left out: {empty} episodes without a frame"] if empty else []
 
     @property
     def tasks(self) -> list[str]:
@@ -145,7 +146,8 @@ class Store:
     def rows(self) -> pa.Table:
         """The episodes' metadata, one row each (policy, seed, length, success, where its videos lie, ...)."""
         if self._rows is None:
-            self._rows = tables.newest(list(self._tables.values()), self.dir)
+            rows = tables.newest(list(self._tables.values()), self.dir)
+            self._rows = rows if schema.ours(self._info) else tables.filled(rows)
         return self._rows
 
     # ---- reading
@@ -163,8 +165,7 @@ class Store:
             return self._read(picked, images)
         except FileNotFoundError as error:  # another process may have compacted since this one looked
             if set(tables.episode_files(self.dir)) == set(self._tables):
-                path = Path(str(error.filename or error))
-                raise absent(self.dir, path, self._info, {"data_path": schema.DATA_PATH, "video_path": schema.VIDEO_PATH}) from error
+                raise absent(self.dir, Path(str(error.filename or error)), self._info, USUAL) from error
             self._reload()
             return self._read(picked, images)
 
@@ -190,9 +191,9 @@ class Store:
             columns = tables.read_frames(self.data_file(key), self._reading.stored(self._info), start, stop, pictures=pictures)
             for i in members:
                 span = slice(int(self._from[i]) - base - start, int(self._to[i]) - base - start)
-                if "episode_index" in columns and not (columns["episode_index"][span] == i).all():
+                if "episode_index" in columns and not (columns["episode_index"][span] == self._numbers[i]).all():
                     raise RealrlError(f"{self.data_file(key)} does not hold episode {i} where meta/episodes says; "
-                                      f"run `realrl data check {self.dir}`")
+                                      f"run `realrl data check {typed(self.dir)}`")
                 found[i] = self._reading.named({k: v[span].copy() for k, v in columns.items()})
         return found
 
@@ -202,15 +203,18 @@ class Store:
 
     def columns(self, episode: int, pictures: bool = True) -> dict[str, Array]:
         """All columns of an episode that are numbers, each [T, ...]. pictures: also those that are pictures in cells."""
-        return self._columns([episode], pictures)[episode]
+        try:
+            return self._columns([episode], pictures)[episode]
+        except FileNotFoundError as error:
+            raise absent(self.dir, self.table(episode), self._info, USUAL) from error
 
     def build(self, index: int, columns: dict[str, Array], films: Mapping[str, Array], row: Mapping[str, Any] | None = None) -> Episode:
         """The episode made of its `columns` and its films, observation.<key> -> [T+1, ...]. row: as meta/episodes has it."""
         try:
-            return schema.episode(columns, self._rows_of([index])[index] if row is None else row, films, self._tasks)
+            return schema.episode(columns, self._rows_of([index])[index] if row is None else row, films, self._tasks, float(self.fps))
         except DAMAGED as error:
             raise RealrlError(f"{self.dir}: episode {index} does not fit info.json ({line(error)}); "
-                              f"run `realrl data check {self.dir}`") from error
+                              f"run `realrl data check {typed(self.dir)}`") from error
 
     def _films(self, index: int, columns: Mapping[str, Array]) -> dict[str, Array]:
         found = {}
@@ -225,15 +229,12 @@ class Store:
         return self._reading.close(self.fps)
 
     def pictures(self, episode: int, camera: str, stamps: Array | None = None) -> tuple[Path, Array]:
-        """Where the pictures of an observation key lie: the mp4, and the second in it of each of the T+1 observations, [T+1].
-
-        Pass them to `video.decode`. stamps: the episode's timestamps [T] where they are known already. Raises RealrlError when there is
-        no such episode or camera.
-        """
+        """Where the pictures of an observation key lie: the mp4, and the second in it of each of the T+1 observations, [T+1], for
+        `video.decode`. stamps: the episode's timestamps [T] where they are known. Raises RealrlError for no such episode or camera."""
         path, row = self._film(episode, camera)
         length = int(self._to[episode] - self._from[episode])
         if length > (path.stat().st_size if path.exists() else 2**24):  # a picture takes a byte at least
-            raise RealrlError(f"{path} cannot hold {length} pictures, as meta/episodes has it; run 'realrl data repair {self.dir}'")
+            raise RealrlError(f"{path} cannot hold {length} pictures, as meta/episodes has it; run 'realrl data repair {typed(self.dir)}'")
         place = Place.of(row, self._reading.theirs(f"observation.{camera}"))
         stamps = self._stamps(episode) if stamps is None else stamps
         return path, footage.seconds(path, place, length, float(self.fps), stamps, self.tolerance)
@@ -286,10 +287,9 @@ class Store:
         exactly) become video, one file a camera for all episodes of this call. All of them are checked before anything is written.
 
         videos: of each episode, the cameras that come encoded, as `append_encoded` takes them, or with T packets where nobody filmed what
-        followed the last action; columns: of each, more columns to keep, [T, ...]; names: column -> what its numbers are called, which
-        counts for a dataset's first episodes.
-        Raises RealrlError naming episode, field and frame of a value that
-        is not finite, a shape or dtype other than the dataset's, an empty episode, or time that does not increase.
+        followed the last action; columns: of each, more columns to keep, [T, ...]; names: column -> what its numbers are called, for a
+        dataset's first episodes. Raises RealrlError naming episode, field and frame of a value that is not finite, a shape or dtype other
+        than the dataset's, an empty episode, or time that does not increase.
         """
         if not episodes:
             return range(len(self), len(self))
@@ -309,11 +309,10 @@ class Store:
                        ) -> int:
         """Add one episode whose cameras were encoded while it ran; once this returns it survives a crash. Gives its index.
 
-        episode: without its cameras in `obs`; videos: observation key ("images.<camera>", "depth.<camera>") -> (header, packets)
-        of a `PacketEncoder` of its own, T+1 packets numbered from 0, the picture after the last action included; stats:
-        observation key -> `stats.image_stats` of a sample of pictures, otherwise some are decoded again for it.
-        Raises RealrlError as `append`, and when packets are not that or differ from the dataset in size, codec or rate.
-        """
+        episode: without its cameras in `obs`; videos: observation key ("images.<camera>", "depth.<camera>") -> (header, packets) of a
+        `PacketEncoder` of its own, T+1 packets from 0, the picture after the last action included; stats: observation key ->
+        `stats.image_stats` of some pictures, else they are decoded for it. Raises RealrlError as `append`, and when packets are not that or
+        differ from the dataset in size, codec or rate."""
         return self._append([Incoming(episode, {f"observation.{k}": x for k, x in episode.obs.items()}, {},
                                    {f"observation.{k}": (v[0], list(v[1])) for k, v in videos.items()},
                                    stats={f"observation.{k}": s for k, s in (stats or {}).items()})])[0]
@@ -324,8 +323,9 @@ class Store:
 
     def _checked(self, takes: Sequence[Incoming], names: Mapping[str, Any] | None) -> tuple[Info, list[dict[str, Array]], list[str], Array]:
         """See `incoming.checked`. Raises RealrlError also when this object is not how the dataset really is."""
-        if not self._reading.plain:
-            raise RealrlError(f"{self.dir} was opened under other names or with some of its cameras; open it as it is to add to it")
+        if not (self._reading.plain and self._counted):
+            raise RealrlError(f"{self.dir} was opened under other names, with some of its cameras, or has holes in its episodes' numbers; "
+                              f"to add to it open it as it is, and close the holes: 'realrl data repair {typed(self.dir)}'")
         known = self._info["features"] if len(self) else None
         return checked(self.dir, takes, known, names or {}, fps=self.fps, first=len(self), frames=self.frames, tasks=self._tasks)
 
@@ -367,7 +367,8 @@ class Store:
         publish(path, partial(pq.write_table, table))
         self._tables[path], self._rows, self._stats = tables.without_stats(table), None, stats
         self._last_films |= last_films
-        self._from, self._to = np.append(self._from, starts[:-1]), np.append(self._to, starts[1:])
+        self._numbers, self._from, self._to = (np.append(x, more) for x, more in zip(
+            (self._numbers, self._from, self._to), (np.arange(first, first + len(takes)), starts[:-1], starts[1:]), strict=True))
         self._chunk, self._file = (np.append(x, np.full(len(takes), k)) for x, k in zip((self._chunk, self._file), data_key, strict=True))
 
     def compact(self) -> None:
@@ -401,11 +402,13 @@ class Store:
                 break
         self._stats, self._rows = None, None
         self._tasks = tables.read_tasks(self.dir, int(self.rows["length"].to_numpy().sum()))
-        index, self._from, self._to, self._chunk, self._file = (self.rows[name].to_numpy() for name in (
+        self._numbers, self._from, self._to, self._chunk, self._file = (self.rows[name].to_numpy() for name in (
             "episode_index", "dataset_from_index", "dataset_to_index", "data/chunk_index", "data/file_index"))
-        if not (np.array_equal(index, np.arange(len(index))) and (self._to > self._from).all() and (self._from >= 0).all()):
+        self._counted = np.array_equal(self._numbers, np.arange(len(self)))
+        fine = self._counted or (not schema.ours(self._info) and (self._numbers >= 0).all())  # others may have taken some out
+        if not (fine and (self._to > self._from).all() and (self._from >= 0).all()):
             raise RealrlError(f"{self.dir}/meta/episodes does not number its episodes 0..{len(self) - 1}; "
-                              f"run `realrl data check {self.dir}`")
+                              f"run `realrl data check {typed(self.dir)}`")
         keys = {c: set(compaction.file_keys(self.rows, f"videos/{c}")) for c in self._cameras}
         self._last_films = {c: max(known) for c, found in keys.items() if (known := [k for k in found if None not in k])}
 

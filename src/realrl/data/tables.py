@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -12,10 +13,11 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from realrl.data.errors import DAMAGED, line, mend, plain
-from realrl.files import within
+from realrl.data.errors import BLIND, DAMAGED, DEEP, line, mend, plain
+from realrl.files import read_plain, within
 from realrl.types import Array, RealrlError
 
 Features = dict[str, Any]
@@ -26,7 +28,11 @@ REQUIRED = ROW_INDICES[:6]
 VIDEO_FIELDS = {"chunk_index": pa.int64(), "file_index": pa.int64(), "from_timestamp": pa.float64(), "to_timestamp": pa.float64(),
                "last_timestamp": pa.float64()}  # the columns videos/<camera>/...; the last one is ours
 NUMBERED = re.compile(r"chunk-(\d{1,9})/file-(\d{1,9})\.parquet")
-PICTURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg"}
+PICTURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg", b"RIFF": "webp", b"BM": "bmp"}
+
+
+class Unlike(ValueError):
+    """A column is whole, but not what info.json says; the text ends with what mends that."""
 
 
 def stored(features: Features) -> Features:
@@ -220,6 +226,11 @@ def newest(tables: Sequence[pa.Table], root: Path) -> pa.Table:
     return rows.take(pa.array(len(index) - 1 - last))
 
 
+def filled(rows: pa.Table) -> pa.Table:
+    """The rows of episodes that have a frame."""
+    return rows.filter(pc.greater(rows["length"], 0)) if len(rows) else rows
+
+
 # ---- frames
 
 
@@ -237,15 +248,38 @@ def read_frames(path: Path, features: Features, start: int = 0, stop: int | None
             if stop > file.rows:
                 raise ValueError(f"{file.rows} frames where {stop} are expected")
             if missing := [name for name in wanted if name not in file.names]:
-                raise ValueError(f"no column {missing[0]}")
+                raise Unlike(f"it has no column {missing[0]}, which info.json lists; take it out of meta/info.json, or fetch the file anew")
             groups = file.groups(start, stop)
             skipped = int(file.ends[groups[0] - 1]) if groups and groups[0] else 0
             table = file.read(groups, wanted).slice(start - skipped, stop - start)
-        return {name: to_numpy(table[name], name, features[name]) if name in numbers else _decoded(table[name], name) for name in wanted}
+        return {name: to_numpy(table[name], name, features[name]) if name in numbers else
+                _decoded(table[name], f"{path}: {name}", path, start) for name in wanted}
     except FileNotFoundError:
         raise
+    except Unlike as error:
+        raise RealrlError(f"{path}: {error}") from error
     except DAMAGED as error:
         raise RealrlError(f"{path} is truncated, damaged or not as info.json says ({line(error)}); {mend(path)}") from error
+
+
+def glance(path: Path, features: Features) -> None:
+    """Look at the pictures that a data file keeps in cells: that every cell has one, and that the first and last of a row group decode.
+
+    Raises RealrlError for the first that is none.
+    """
+    names = [name for name, f in features.items() if f["dtype"] == "image"]
+    try:
+        with Parquet(path) as file:
+            for group, end in enumerate(file.ends.tolist()) if names else ():
+                table = file.read([group], [name for name in names if name in file.names])
+                for name in table.column_names:
+                    cells = table[name].combine_chunks()
+                    empty = cells.is_null() if not pa.types.is_struct(cells.type) else cells.field("bytes").is_null()
+                    wanted = sorted({0, len(cells) - 1, *np.flatnonzero(empty.to_numpy(zero_copy_only=False)).tolist()[:9]})
+                    for i in wanted:
+                        _picture(cells[i].as_py(), f"{path}: {name}, row {end - len(cells) + i}", path)
+    except (FileNotFoundError, *DAMAGED):  # who reads its numbers says so
+        return
 
 
 def to_arrow(x: Array) -> pa.Array:
@@ -261,40 +295,74 @@ def to_arrow(x: Array) -> pa.Array:
 
 
 def to_numpy(column: pa.ChunkedArray, name: str, feature: Features) -> Array:
-    """A column as [T, ...]. Others write a wider float or integer than info.json says; anything else raises ValueError."""
-    values = column.combine_chunks()
-    rows = len(values)
+    """A column as [T, ...], an empty cell of floats as NaN. Others write a wider float or integer than info.json says, or whole numbers or
+    flags in another type, whose values the type said can hold; anything else raises `Unlike`."""
+    values, dtype, shape = column.combine_chunks(), np.dtype(feature["dtype"]), list(feature["shape"])
+    rows, size, there = len(values), math.prod(shape), None
+    if pa.types.is_nested(values.type) and values.null_count:
+        there = values.is_valid().to_numpy(zero_copy_only=False)
     while pa.types.is_nested(values.type):
         values = values.flatten()
-    if values.null_count:
-        raise ValueError(f"{name} has empty cells")
-    shape = [] if list(feature["shape"]) == [1] else feature["shape"]
-    out: Array = values.to_numpy(zero_copy_only=False).reshape(rows, *shape)
-    dtype = np.dtype(feature["dtype"])
-    if out.dtype.kind != dtype.kind:
-        raise ValueError(f"{name} is {out.dtype}, info.json says {dtype}")
-    return out.astype(dtype, copy=False)
+    if dtype.kind != "f" and (values.null_count or there is not None):
+        raise Unlike(f"{name} has empty cells; leave it out of meta/info.json if nobody needs it, else fill them")
+    full = rows if there is None else int(there.sum())
+    if len(values) != full * size:
+        each = f"{len(values) // full} numbers a frame" if full and len(values) % full == 0 else "frames of several lengths"
+        raise Unlike(f"{name} has {each}, info.json says {shape}; correct its shape in meta/info.json, or keep such episodes apart")
+    flat: Array = values.to_numpy(zero_copy_only=False)
+    if flat.dtype.kind != dtype.kind and not _fits(flat, dtype):
+        raise Unlike(f"{name} is {flat.dtype}, info.json says {dtype}; correct its dtype in meta/info.json")
+    flat = flat.astype(dtype, copy=False)
+    if there is not None:
+        held, flat = flat.reshape(full, size), np.full((rows, size), np.nan, dtype)
+        flat[there] = held
+    return flat.reshape(rows, *([] if shape == [1] else shape))
 
 
-def _decoded(column: pa.ChunkedArray, name: str) -> Array:
+def _fits(flat: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether numbers of another kind are all values of this type; floats round."""
+    if flat.dtype.kind not in "biuf":
+        return False
+    with np.errstate(invalid="ignore"):
+        return dtype.kind == "f" or bool((flat.astype(dtype) == flat).all())
+
+
+def _decoded(column: pa.ChunkedArray, where: str, path: Path, first: int) -> Array:
     """Pictures kept in cells (struct with bytes, or plain bytes) as uint8 [T, H, W, 3]; those of 16 bits, depth, as uint16 [T, H, W]."""
-    cells = column.to_pylist()
-    return np.stack([_picture(c.get("bytes") if isinstance(c, dict) else c, name) for c in cells])
+    found = [_picture(cell, f"{where}, row {first + i}", path) for i, cell in enumerate(column.to_pylist())]
+    if len(shapes := list(dict.fromkeys(picture.shape for picture in found))) > 1:
+        sizes = " and ".join(f"{height} x {width}" for height, width, *_ in shapes[:2])
+        raise RealrlError(f"{where} has pictures of several sizes ({sizes}); {BLIND}")
+    return np.stack(found)
 
 
-def _picture(content: Any, name: str) -> Array:
+def _picture(cell: Any, where: str, path: Path) -> Array:
+    """One picture. path: of the data file, in whose data set a picture's file may lie. Raises RealrlError where there is none."""
+    content = cell.get("bytes") or _beside(cell.get("path"), path) if isinstance(cell, dict) else cell
     if not isinstance(content, bytes):
-        raise ValueError(f"{name} names picture files instead of holding them")
+        named = cell.get("path") if isinstance(cell, dict) else None
+        what = f"names the picture file {ascii(named)[:80]}, which is not there" if named else "is empty"
+        raise RealrlError(f"{where} {what}; {BLIND}")
     codec = next((codec for magic, codec in PICTURES.items() if content.startswith(magic)), None)
     if codec is None:
-        raise ValueError(f"{name} holds pictures that are neither PNG nor JPEG")
-    context: Any = av.CodecContext.create(codec, "r")
-    context.options = {"max_pixels": str(2**26)}
-    pictures = [*context.decode(av.Packet(content)), *context.decode(None)]
-    if not pictures:
-        raise ValueError(f"{name} holds a picture that does not decode")
-    out: Array = pictures[0].to_ndarray(format="gray16le" if pictures[0].format.name.startswith("gray16") else "rgb24")
+        raise RealrlError(f"{where} holds a picture that is none of {', '.join(PICTURES.values())}; {BLIND}")
+    try:
+        context: Any = av.CodecContext.create(codec, "r")
+        context.options = {"max_pixels": str(2**26)}
+        pictures = [*context.decode(av.Packet(content)), *context.decode(None)]
+        out: Array = pictures[0].to_ndarray(format="gray16le" if pictures[0].format.name.startswith("gray16") else "rgb24")
+    except DAMAGED as error:
+        raise RealrlError(f"{where} holds a picture that does not decode ({line(error)}); {BLIND}") from error
     return out
+
+
+def _beside(name: Any, path: Path) -> bytes | None:
+    """A picture file that a cell names, relative to the data set that the data file is of."""
+    root = next((root for root in path.parents[:DEEP] if (root / "meta").is_dir()), None)
+    if root is None or not isinstance(name, str) or not name or "\0" in name or Path(name).is_absolute():
+        return None
+    within(root, root / name)
+    return read_plain(root / name, 2**26) if (root / name).is_file() else None
 
 
 # ---- writing

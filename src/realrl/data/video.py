@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, Literal
 import av
 import numpy as np
 
-from realrl.data.depth import Coding
-from realrl.data.errors import DAMAGED, line, mend, plain
+from realrl.data.depth import UNTOLD, Coding
+from realrl.data.errors import BLIND, DAMAGED, line, mend, plain
 from realrl.types import Array, RealrlError
 
 Codec = Literal["av1", "h264", "ffv1"]
@@ -311,7 +311,7 @@ class Reader:
         order = np.argsort(wanted, kind="stable")
         pictures = _nearest(self.path, self._container, self._stream, wanted[order], tolerance_s)
         for i, picture in zip(order, pictures, strict=True):
-            image = _pixels(picture, self._coding)
+            image = _pixels(self.path, picture, self._coding)
             if out is None:
                 out = np.empty((len(wanted), *image.shape), image.dtype)
             if image.shape != out.shape[1:]:
@@ -334,7 +334,7 @@ def frames(path: str | Path, start_s: float = 0.0, stop_s: float | None = None, 
             if stop_s is not None and picture.time >= stop_s - 1e-6:
                 return
             if picture.time >= start_s - 1e-6:
-                yield picture.time, _pixels(picture, coding)
+                yield picture.time, _pixels(path, picture, coding)
 
 
 def times(path: str | Path) -> Array:
@@ -367,7 +367,7 @@ def _nearest(path: str | Path, container: Any, stream: Any, wanted: Array, toler
         if best is None or abs(best.time - t) > tolerance:
             nearest = "it has no frame there" if best is None else f"the nearest is at {best.time:.4f} s"
             raise RealrlError(f"{path}: no frame within {tolerance:g} s of {t:.4f} s ({nearest}); "
-                              "the video and the tables do not belong together")
+                              f"if they only drifted apart, --recorded.tolerance of 'realrl train' lets that pass; else {BLIND}")
         yield best
 
 
@@ -385,12 +385,12 @@ def _pictures(path: str | Path, container: Any, stream: Any) -> Iterator[Any]:
         yield picture
 
 
-def _pixels(picture: Any, coding: Coding | None) -> Array:
+def _pixels(path: str | Path, picture: Any, coding: Coding | None) -> Array:
     if coding is not None:
         return coding.millimetres(picture)
     name = picture.format.name
     if name.startswith("gray") and name not in ("gray", "gray16le", "gray16be"):  # eight bits of it are neither colours nor a distance
-        raise RealrlError(f"a video of {name} is depth or heat in a coding that info.json does not tell; read it without its cameras")
+        raise RealrlError(f"{path}: pictures of {name} are depth or heat in a coding that info.json does not tell; {UNTOLD}")
     pixels: Array = picture.to_ndarray(format="gray16le" if name.startswith("gray16") else "rgb24")
     return pixels
 

@@ -192,9 +192,10 @@ def test_pixels_between_0_and_1(tmp_path: Path) -> None:
     array = zarr.open_group(str(path), mode="a")["data/img"]
     array[:] = array[:] / 255
     with pytest.raises(RealrlError, match="image_scale=255"):
-        list(formats.read(path).episodes)
-    first = next(formats.read(path, image_scale=255).episodes)
-    np.testing.assert_array_equal(first.obs["images.img"][:-1], columns()["img"][:4])
+        list(formats.read(path, image_scale=1).episodes)
+    for options in ({}, {"image_scale": 255}):
+        first = next(formats.read(path, **options).episodes)
+        np.testing.assert_array_equal(first.obs["images.img"][:-1], columns()["img"][:4])
 
 
 # ---- harm

@@ -110,6 +110,22 @@ def test_version_2_is_examined_like_version_3(tmp_path: Path) -> None:
     assert len(said) == 3 and not any("data repair" in line for line in said)
 
 
+def test_descriptions_as_other_tools_write_them(tmp_path: Path) -> None:
+    root = old(tmp_path / "d")
+    path = root / "meta/episodes.jsonl"
+    rows = [json.loads(text) for text in path.read_text().splitlines()]
+    loose = [row | {"length": float(row["length"]), "tasks": row["tasks"][0]} for row in rows]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, loose)).encode())
+    (root / "meta/tasks.jsonl").unlink()
+    assert [e.task for e in open_dataset(root).read(images=False)] == [row["tasks"][0] for row in rows]
+    path = root / "data/chunk-000/episode_000001.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(RealrlError, match=r"fetch it again, or remove it and leave its episodes out: --recorded.missing episodes"):
+        open_dataset(root).read(images=False)
+    path.unlink()
+    assert len(open_dataset(root, missing="episodes").read()) == 2
+
+
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,7 @@ def _add_import(actions: Any) -> None:
     parser.add_argument("--fps", type=_rate, metavar="N", help="control steps a second (default: what the source says)")
     parser.add_argument("--rename", action="append", default=[], metavar="OURS=THEIRS", help="of LeRobot's layouts: a column that has "
                         "another name there, e.g. action=actions, observation.state=state; as often as needed")
+    parser.add_argument("--leave-out", metavar="LIST", help=f"{EPISODES}, that are not wanted")
     _add_options(parser)
     parser.add_argument("--codec", choices=("av1", "h264"), help="encode all videos so (default: packets are copied where they can "
                         "stand alone, else av1)")
@@ -78,14 +79,18 @@ def _convert(args: argparse.Namespace) -> int:
     from realrl.data.tools.edit import staged
     from realrl.types import printable
     with staged(args.out) as folder:
-        found = _opened(args)
+        found, numbers = _opened(args), list[int]()
+        found.episodes = _wanted(found.episodes, found.count, args, numbers)
         first = next(found.episodes, None)
         if first is None:
             raise mistake()(f"{args.source} holds no episode; there is nothing to import")
         found.episodes = map(_shown_names, itertools.chain([first], found.episodes))
         told: dict[str, Any] = {"task": printable(first.task), "fps": found.fps, "robot_type": printable(found.robot_type)}
         store = Store.create(folder, **told, codec=args.codec or "av1")
-        _append(store, progress(found.episodes, f"importing {args.source.name}", found.count), found.meta.get("names"))
+        try:
+            _append(store, progress(found.episodes, f"importing {args.source.name}", found.count), found.meta.get("names"))
+        except mistake() as error:
+            raise mistake()(_of_source(str(error), folder, args.source, numbers)) from error
         store.compact()
         episodes, frames = len(store), store.frames
     for note in found.notes:
@@ -93,6 +98,25 @@ def _convert(args: argparse.Namespace) -> int:
     say(f"{args.out}: {episodes:,} episodes, {frames:,} control steps (look at them: "
           f"{shlex.join(['realrl', 'data', 'info', str(args.out), '--html'])})")
     return 0
+
+
+def _wanted(episodes: Iterator[Episode], count: int | None, args: argparse.Namespace, numbers: list[int]) -> Iterator[Episode]:
+    """The episodes that are not left out; their numbers in the source are added to `numbers` as they come."""
+    from realrl.data.tools.edit import episode_numbers
+    gone = set(episode_numbers(args.leave_out, count, args.source)) if args.leave_out else set()
+    for number, episode in enumerate(episodes):
+        if number not in gone:
+            numbers.append(number)
+            yield episode
+
+
+def _of_source(text: str, folder: Path, source: Path, numbers: list[int]) -> str:
+    """What a store refused of an episode, said of the source, with the flag that leaves it out."""
+    told = re.fullmatch(rf"{re.escape(str(folder))}: episode (\d+) \(number \d+ of this append\): (.*); [^;]*", text)
+    if told is None:
+        return text
+    number = numbers[int(told[1])]
+    return f"{source}: episode {number}: {told[2]}; mend its source, or leave it out: --leave-out {number}"
 
 
 def _append(store: Store, episodes: Iterable[Episode], names: Any) -> None:

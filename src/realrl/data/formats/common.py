@@ -90,6 +90,14 @@ def rate_of(fps: float | None, where: Path) -> int | float | None:
     return int(fps) if float(fps).is_integer() else float(fps)
 
 
+def rate_from(period: float) -> int | float:
+    """Steps a second of a clock's median tick, seconds: whole where it is near that, 29.97 and the like, else to hundredths."""
+    rate, whole = 1 / period, round(1 / period)
+    if whole and abs(rate / (whole * 1000 / 1001) - 1) < 2e-4:
+        return round(whole * 1000 / 1001, 3)
+    return whole if whole and abs(rate / whole - 1) < 5e-3 else round(rate, 2)
+
+
 def source_of(name: str | Source) -> Source:
     """`Source` by name. Raises RealrlError listing the names."""
     try:

@@ -34,6 +34,7 @@ from realrl.data.formats import common, senses, zarr_files
 from realrl.data.formats.common import Imported
 from realrl.data.formats.zarr_files import Buffer, Rows, Unread
 from realrl.data.formats.zarr_files import library as library
+from realrl.data.schema import FAILURES, OUTCOMES, SUCCESSES
 from realrl.types import Array, Episode, RealrlError, Source
 
 NAME = "diffusion_policy"
@@ -42,9 +43,10 @@ FPS = 10  # of every task in the diffusion policy paper
 CHUNK_BYTES = 2 * 10**6  # about what ReplayBuffer aims at
 OURS = "realrl."
 LAST = "last."
-FLAGS = {"reward": ("reward", "rewards"), "done": ("done", "dones", "terminal", "terminals", "terminated"),
-         "timeout": ("timeout", "timeouts", "truncated"), "success": ("success", "is_success", "episode_success")}
-BESIDE = re.compile(r"returns?|time|timestamps?|sequence_break|(.*_)?index|(?!last_|prev|previous_)(.*_)?actions?(_.*)?")  # no observations
+FLAGS = {"reward": ("reward", "rewards", "next_reward"), "done": ("done", "dones", "terminal", "terminals", "terminated", "next_done"),
+         "timeout": ("timeout", "timeouts", "truncated"), "success": SUCCESSES}
+BESIDE = re.compile(r"(.*_)?returns?|time|timestamps?|sequence_break|(.*_)?index|(?!last_|prev|previous_)(.*_)?actions?(_.*)?|advantages?|"
+                    r"([qv]_)?values?|(.*_)?log_?probs?|next_.*")  # no observations
 
 
 def detect(path: Path) -> bool:
@@ -61,20 +63,23 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path, *, task: str | None = None, fps: float | None = None, keys: Sequence[str] | None = None,
-         state: Sequence[str] | None = None, action: str = "action", action_range: tuple[float, float] | None = None,
-         image_scale: float = 1.0, source: str = "human", success: bool = False, last: str = "repeat") -> Imported:
+         state: Sequence[str] | None = None, action: str | None = None, action_range: tuple[float, float] | None = None,
+         image_scale: float | None = None, source: str = "human", success: bool = False, last: str = "repeat") -> Imported:
     """Open a replay buffer.
 
-    task: its text, by default the file's name; fps: by default 10; keys: which observations (names in data/), by default all;
-    state: which of them make up obs["state"]; action: the name of the action; action_range: (low, high) mapped onto [-1, 1];
-    image_scale: what to multiply pixels by to reach 0..255; source: who acted (human, policy, script); success: count each
-    episode as ended in success; last: "repeat" or "drop", see the module. Raises RealrlError.
+    task: its text, by default the file's name; fps: by default 10; keys: which observations (names in data/), by default all; state: which
+    of them make up obs["state"]; action: its name, by default "action" or "actions"; action_range: (low, high) mapped onto [-1, 1];
+    image_scale: what to multiply pixels by to reach 0..255, by default 255 for fractions; source: who acted (human, policy, script);
+    success: count each episode as ended in success; last: "repeat" or "drop", see the module. Raises RealrlError.
     """
     who, span, ending = common.source_of(source), common.check_range(action_range), common.check_last(last)
     files = Buffer(path)
-    ends, attrs = _ends(files), files.attributes("meta")
+    (ends, empty), attrs = _ends(files), files.attributes("meta")
     there = files.arrays("data")
-    common.only([action], there, "action", path)
+    action = action or ("actions" if "actions" in there and "action" not in there else "action")
+    if action not in there:
+        raise RealrlError(f"{path} has no action {action!r}, there is {', '.join(there) or 'no array'}; say which it is: "
+                          "--option action=NAME")
     flags = {flag: name for flag, names in FLAGS.items() for name in names if name in there and name != action}
     beside = {n for n in there if n == action or n in flags.values() or BESIDE.fullmatch(n) or n.startswith(OURS)}
     after = {n: a for n in there if (a := _after(files, n, there)) is not None and n not in beside}
@@ -92,10 +97,11 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
     told = attrs.get("episodes")
     told = told if isinstance(told, list) and len(told) == len(ends) and all(isinstance(t, dict) for t in told) else [{}] * len(ends)
     rate, guess = _rate(files, ends, attrs.get("fps") if fps is None else fps)
+    judged = _told(files, len(ends)) or _judged({f: _flag(arrays[n], steps) for f, n in flags.items()}, flags, ends)
     plan = _Plan(path, ends, rows, arrays, ours, {n: after[n] for n in ours if n in after}, picked,
                  [t | ({} if task is None else {"task": task}) for t in told], task or path.name.split(".")[0], rate, span, image_scale,
-                 who, success, ending, flags.get("reward"), _judged({f: _flag(arrays[n], steps) for f, n in flags.items()}, flags, ends))
-    notes = common.range_note(float(rows.min()), float(rows.max()), span) + guess + said + _notes(plan)
+                 who, success, ending, flags.get("reward"), judged)
+    notes = empty + common.range_note(float(rows.min()), float(rows.max()), span) + guess + said + _notes(plan)
     meta = {"keys": {n: list(a.shape) for n, a in arrays.items()}, "attributes": attrs}
     return Imported(str(plan.told[0].get("task", plan.task)), plan.fps, "unknown", _episodes(plan), notes, meta, len(ends))
 
@@ -119,7 +125,7 @@ class _Plan:
     task: str
     fps: float
     action_range: tuple[float, float] | None
-    image_scale: float
+    image_scale: float | None
     source: Source
     success: bool
     last: common.Last
@@ -136,18 +142,31 @@ class _Judged:
     how: str
 
 
-def _ends(files: Buffer) -> Array:
+def _ends(files: Buffer) -> tuple[Array, list[str]]:
+    """(where the episodes end, counted from the first step of all, [E], what to say of those without a step, which are left out)."""
     found = files.array("meta/episode_ends")
     if found is None:
         raise RealrlError(f"{files.where} has no meta/episode_ends as diffusion_policy's buffers do; give the .zarr folder or its zip")
-    if len(found.shape) != 1 or found.dtype.kind not in "iu":
+    told = found.read(0, found.shape[0]).reshape(-1)
+    if np.prod(found.shape[1:]) != 1 or not np.isfinite(told).all() or (told != np.rint(told)).any():
         raise RealrlError(f"{found.where} is not a row of whole numbers, one an episode; write it so")
-    ends = found.read(0, found.shape[0]).astype(np.int64)
-    if not len(ends):
+    lengths = np.diff(told.astype(np.int64), prepend=0)
+    if not (lengths > 0).any():
         raise RealrlError(f"{files.where} holds no episode; nothing to import")
-    if (np.diff(ends, prepend=0) <= 0).any():
+    if (lengths < 0).any():
         raise RealrlError(f"{found.where} does not increase; write where each episode ends, counted from the first step of all")
-    return ends
+    empty = int((lengths == 0).sum())
+    return np.cumsum(lengths)[lengths > 0], [f"left out: {empty} episodes without a step"] if empty else []
+
+
+def _told(files: Buffer, episodes: int) -> _Judged | None:
+    """What an array in meta/ says of each episode, None where there is none."""
+    for name in OUTCOMES:
+        found = files.array(f"meta/{name}") if name in files.arrays("meta") else None
+        if found is not None and found.shape[0] == episodes and np.prod(found.shape[1:]) == 1:
+            won = (found.read(0, episodes).reshape(-1) > 0) != (name in FAILURES)
+            return _Judged(won, won, f"meta/{name} says so")
+    return None
 
 
 def _opened(files: Buffer, needed: list[str], wanted: list[str], by_name: bool) -> tuple[dict[str, Rows], list[str]]:
@@ -214,8 +233,8 @@ def _rate(files: Buffer, ends: Array, fps: Any) -> tuple[float, list[str]]:
         if clock is not None and clock.shape[0] >= ends[-1] > 1 and np.prod(clock.shape[1:]) == 1:
             ticks = np.diff(clock.read(0, int(ends[-1])).reshape(-1).astype(np.float64))
             tick = float(np.median(np.delete(ticks, ends[:-1] - 1)) if len(ends) <= len(ticks) else 0.0)
-            if 1e-3 < tick < 10 and abs(round(1 / tick) * tick - 1) < 0.05:
-                return round(1 / tick), [f"{round(1 / tick)} steps a second, by {name}; fps= says another"]
+            if 1e-3 < tick < 10:
+                return common.rate_from(tick), [f"{common.rate_from(tick)} steps a second, by {name}; fps= says another"]
     return FPS, [f"the file does not say how many steps a second it has; {FPS}, as in the paper: give fps= if it is another"]
 
 

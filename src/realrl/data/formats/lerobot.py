@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from realrl.data import depth, footage, schema, tables, video
-from realrl.data.errors import is_pointer
+from realrl.data.errors import is_pointer, refuse_pointer
 from realrl.data.footage import Encoded
 from realrl.data.formats import common
 from realrl.data.formats.common import Imported
 from realrl.data.formats.lerobot_v2 import Legacy
-from realrl.data.reading import INDICES, Reading, Recordings, imported, proposal, renamed
+from realrl.data.reading import INDICES, Reading, Recordings, elsewhere, imported, proposal, renamed
 from realrl.data.schema import ALIASES, Info
 from realrl.data.store import Store
 from realrl.data.video import Header, Packet
@@ -173,6 +173,17 @@ def unfilmed(data: Recordings) -> dict[str, list[int]]:
     """Cameras of which a video is missing, and the episodes that lack it."""
     gone = {camera: [i for i in range(len(data)) if not _there(data, i, camera)] for camera in data.cameras}
     return {camera: lost for camera, lost in gone.items() if lost}
+
+
+def astray(data: Recordings, camera: str, episode: int) -> None:
+    """Raise RealrlError where a video that is missed is not gone: git-lfs has not fetched it, or such files lie elsewhere."""
+    try:
+        path = data.film(episode, camera)
+    except RealrlError:  # meta/episodes lists none
+        return
+    refuse_pointer(path)
+    if told := elsewhere(data.dir, path, data.info, str(data.info.get("video_path")), "video_path"):
+        raise RealrlError(f"{path} is missing, but such files lie elsewhere; {told}")
 
 
 def _there(data: Recordings, episode: int, camera: str | None = None) -> bool:

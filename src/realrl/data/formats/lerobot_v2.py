@@ -53,7 +53,8 @@ class Legacy:
         self._rows = [row for row in rows if row["length"] > 0]
         empty = [str(row["episode_index"]) for row in rows if row["length"] < 1]
         self._notes = [f"left out: {len(empty)} episodes without a frame ({', '.join(empty[:9])})"] if empty else []
-        texts = {int(x["task_index"]): str(x["task"]) for x in self._lines("tasks.jsonl", {"task_index": int, "task": str})}
+        told = self._lines("tasks.jsonl", {"task_index": int, "task": str}) if (self.dir / "meta/tasks.jsonl").exists() else ()
+        texts = {int(x["task_index"]): str(x["task"]) for x in told}  # without that file episodes say themselves what they are about
         if max(texts, default=0) > MOST_TASKS:
             raise RealrlError(f"{self.dir}/meta/tasks.jsonl: there is no task number {max(texts)}; correct it")
         self._tasks = [texts.get(i, "") for i in range(max(texts, default=-1) + 1)]
@@ -153,9 +154,10 @@ class Legacy:
         """The episode made of its `columns` and its films, observation.<key> -> [T+1, ...]."""
         (row,) = self.labels.onto([dict(self._rows[index])], [index])
         try:
-            return schema.episode(columns, row, films, self._tasks)
+            return schema.episode(columns, row, films, self._tasks, float(self.fps))
         except (*DAMAGED, RecursionError) as error:
-            raise RealrlError(f"{self.table(index)} does not fit info.json ({line(error)}); restore it from a copy") from error
+            raise RealrlError(f"{self.table(index)} does not fit info.json ({line(error)}); "
+                              f"{errors.mend(self.table(index))}") from error
 
     def pictures(self, episode: int, camera: str, stamps: Array | None = None) -> tuple[Path, Array]:
         """Where the pictures of an observation key lie: the mp4, and the second in it of each of the T+1 observations, [T+1].
@@ -164,7 +166,7 @@ class Legacy:
         """
         path, length = self.film(episode, camera), self._rows[episode]["length"]
         if length > (path.stat().st_size if os.path.exists(path) else 2**24):  # a picture takes a byte at least
-            raise RealrlError(f"{path} cannot hold {length} pictures, as meta/episodes.jsonl has it; restore them from a copy")
+            raise RealrlError(f"{path} cannot hold {length} pictures, as meta/episodes.jsonl has it; {errors.mend(path)}")
         if stamps is None:
             stamps = self._stamps(episode)
         place = Place(0.0, length / float(self.fps), None)
@@ -225,12 +227,16 @@ class Legacy:
         within(self.dir, path)
         errors.refuse_pointer(path)
         try:  # not splitlines, which also cuts at characters that a JSON text may hold, such as U+2028
-            lines = [json.loads(text) for text in read_plain(_no_pipe(path)).decode().split("\n") if text.strip()]
+            lines = [json.loads(text) for text in read_plain(_no_pipe(path)).decode("utf-8-sig").split("\n") if text.strip()]
         except FileNotFoundError as error:
             raise RealrlError(f"{path} is missing; fetch the set again, or restore the file from a copy") from error
         except (OSError, ValueError, RecursionError) as error:
             raise RealrlError(f"{path} is not readable ({line(error)}); fetch it again, or restore it from a copy") from error
         first = next(iter(wanted))
+        for x in lines:  # as other tools write them: 25.0 frames, one task's text by itself
+            if isinstance(x, dict):
+                x |= {k: int(v) for k, v in x.items() if wanted.get(k) is int and isinstance(v, float) and v.is_integer()}
+                x |= {"tasks": [x["tasks"]]} if isinstance(x.get("tasks"), str) else {}
         if any(not isinstance(x, dict) or any(type(x.get(k)) is not kind for k, kind in wanted.items()) for x in lines):
             raise RealrlError(f"{path}: a line lacks {' or '.join(wanted)}; correct it, or fetch it again")
         numbers = sorted(x[first] for x in lines)

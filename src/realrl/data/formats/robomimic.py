@@ -37,6 +37,7 @@ import numpy as np
 from realrl.data.formats import common, hdf5, senses
 from realrl.data.formats.common import Imported
 from realrl.data.formats.hdf5 import library as library
+from realrl.data.schema import OUTCOMES, outcome
 from realrl.types import Array, Episode, Obs, RealrlError, Source
 
 NAME = "robomimic"
@@ -70,7 +71,8 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
         demos = _demos(data) if data is not None else []
         if data is None or not demos:
             raise RealrlError(f"{path} holds no data/demo_0, data/demo_1, ... as robomimic's files do; it holds "
-                              f"{', '.join(ascii(n)[1:-1] for n in hdf5.names(file)[:8]) or 'nothing'}")
+                              f"{', '.join(ascii(n)[1:-1] for n in hdf5.names(file)[:8]) or 'nothing'}; of HDF5 nothing else is read here: "
+                              "convert it to LeRobot's or robomimic's layout first")
         masks = _masks(file)
         if filter is not None:
             demos = [d for d in demos if d in masks[common.only([filter], list(masks), "filter", path)[0]]]
@@ -82,7 +84,9 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
         first = hdf5.subgroup(data, demos[0])
         rate, note = _rate(path, env, first, hdf5.attribute(data, "fps") if fps is None else fps)
         layout, said = _layout(path, first, keys, state)
-    plan = _Plan(path, demos, layout, task, task or _text(env.get("env_name")) or path.stem, rate, span, who, success, ending)
+        spoken = hdf5.json_attribute(data, "problem_info").get("language_instruction")  # LIBERO's
+    text = task or _text(spoken) or _text(env.get("env_name")) or path.stem
+    plan = _Plan(path, demos, layout, task, text, rate, span, who, success, ending)
     notes = [*note, *said, *common.range_note(low, high, span)]
     if masks:
         notes.append("filters of this file: " + ", ".join(f"{k} ({len(v)} demos)" for k, v in masks.items()))
@@ -125,7 +129,7 @@ class _Plan:
 
 
 def _demos(data: Any) -> list[str]:
-    found = [(int(m[1]), n) for n in hdf5.names(data) if (m := re.fullmatch(r"demo_(\d{1,9})", n))]
+    found = [(int(m[1]), n) for n in hdf5.names(data) if (m := re.fullmatch(r"(?:demo|episode|traj)_?(\d{1,9})", n))]
     return [name for _, name in sorted(found)]
 
 
@@ -168,8 +172,8 @@ def _rate(path: Path, env: dict[str, Any], demo: Any, fps: Any) -> tuple[float, 
     states = _states(demo)
     if not period and states is not None and states.ndim == 2 and len(states) > 2 and states.dtype.kind == "f":
         period = float(np.median(np.diff(states[:, 0])))  # MuJoCo states begin with the time
-    if 1e-4 < period < 10 and abs(round(1 / period) * period - 1) < 1e-3:
-        return round(1 / period), []
+    if 1e-4 < period < 10:
+        return common.rate_from(period), []
     return 20, ["the file does not say how many steps a second it has; 20, as robosuite does by default: give fps= if it is another"]
 
 
@@ -217,7 +221,7 @@ def _scan(data: Any, demos: list[str]) -> tuple[list[str], float, float, bool, l
     won: list[bool] = []
     for name in demos:
         demo = hdf5.subgroup(data, name)
-        action = None if demo is None else hdf5.array(demo, "actions")
+        action = None if demo is None else _actions(demo)
         if demo is None or action is None or action.ndim < 1 or not action.size:
             continue
         acting.append(name)
@@ -228,9 +232,23 @@ def _scan(data: Any, demos: list[str]) -> tuple[list[str], float, float, bool, l
 
 
 def _told(demo: Any) -> bool | None:
-    """Whether a demonstration succeeded, by its attribute; None where it has none."""
-    value = hdf5.attribute(demo, "success")
-    return bool(value) if isinstance(value, (bool, int, float)) else None
+    """Whether a demonstration succeeded, by its attribute, or by an array of that name; None where it has none."""
+    found: dict[str, Any] = {name: hdf5.attribute(demo, name) for name in OUTCOMES}
+    there = hdf5.names(demo)
+    found |= {n: bool((x > 0).any()) for n in OUTCOMES if found[n] is None and n in there and (x := hdf5.array(demo, n)) is not None}
+    return outcome(found)
+
+
+def _actions(demo: Any) -> Array | None:
+    """The actions of a demonstration, None where it has none."""
+    found = hdf5.array(demo, "actions")
+    return hdf5.array(demo, "action") if found is None else found
+
+
+def _column(demo: Any, name: str) -> Array | None:
+    """A column of one number a step [T], however it is laid out."""
+    found = hdf5.array(demo, name)
+    return found.reshape(-1) if found is not None and found.ndim == 2 and found.shape[1] == 1 else found
 
 
 def _episodes(plan: _Plan) -> Iterator[Episode]:
@@ -244,13 +262,13 @@ def _episodes(plan: _Plan) -> Iterator[Episode]:
 
 
 def _episode(plan: _Plan, demo: Any, where: str) -> Episode:
-    action, states, told = hdf5.array(demo, "actions"), _states(demo), _told(demo)
+    action, states, told = _actions(demo), _states(demo), _told(demo)
     if action is None or action.ndim < 1:
         raise RealrlError(f"{where} has no actions any more; was the file rewritten meanwhile? open it again")
     extra = {"recorded_action": action} | ({} if states is None else {"sim_state": states})
     if (model := _model(plan.path, demo)) is not None:
         extra["model_file"] = np.array(model)
-    reward, done = hdf5.array(demo, "rewards"), hdf5.array(demo, "dones")
+    reward, done = _column(demo, "rewards"), _column(demo, "dones")
     sparse = reward is not None and bool(np.isin(reward, (0.0, 1.0)).all())
     won = reward == 1.0 if reward is not None and sparse else None if told is None else np.zeros(len(action), bool)
     over = bool(done[-1]) if done is not None and done.ndim == 1 and len(done) else False

@@ -16,6 +16,7 @@ import pyarrow as pa
 from realrl.data import compaction, labels, schema, tables
 from realrl.data.errors import DAMAGED, line, mend, read_json
 from realrl.data.formats.lerobot_v2 import Legacy
+from realrl.data.reading import require_action
 from realrl.data.schema import Info
 from realrl.data.stats import Stats
 from realrl.data.tables import FileKey
@@ -37,7 +38,7 @@ def check(directory: str | Path, *, decode: bool = False, limits: tuple[float, f
     try:
         info, rows = _described(root, problems)
     except RealrlError as error:
-        return [*problems, from_error(error)]
+        return [*problems, from_error(root, error)]
     problems += _check_use(root, info)
     problems += _check_labels(root, rows)
     stats: Stats = {}
@@ -62,9 +63,10 @@ def _described(root: Path, problems: list[Problem]) -> tuple[Info, pa.Table]:
         try:
             found.append(tables.read_rows(path))
         except RealrlError as error:
-            problems.append(from_error(error))
+            problems.append(from_error(root, error))
     rows = tables.newest(found, root)
-    problems += _check_rows(root, rows)
+    problems += _check_rows(root, rows, schema.ours(info))
+    rows = rows if schema.ours(info) else tables.filled(rows)
     problems += _check_counts(root, info, rows, "opening the dataset for use corrects it")
     problems += _check_summaries(root, rows)
     problems += _check_leftovers(root, info, rows, sum(len(t) for t in found))
@@ -79,7 +81,12 @@ def _legacy(root: Path) -> Legacy | None:
 def _check_use(root: Path, info: Info) -> Iterator[Problem]:
     """What no training takes."""
     where, features = f"{root}/meta/info.json", info["features"]
-    if "action" not in tables.stored(features):
+    if "action" in tables.stored(features):
+        try:
+            require_action(root, features)
+        except RealrlError as error:
+            yield from_error(root, error)
+    else:
         near = [name for name in features if "action" in name.lower()]
         yield Problem("error", where, "there is no column 'action' of numbers" + (f", there is {', '.join(near)}" if near else ""),
                       "only recordings of a robot that acts can be learned from; of another name, give --recorded.names action=COLUMN to "
@@ -90,7 +97,7 @@ def _check_use(root: Path, info: Info) -> Iterator[Problem]:
                       "or --rename observation.state=COLUMN to 'realrl data import'")
 
 
-def _check_rows(root: Path, rows: pa.Table) -> Iterator[Problem]:
+def _check_rows(root: Path, rows: pa.Table, ours: bool) -> Iterator[Problem]:
     where, repair = f"{root}/meta/episodes", mend(root / "meta")
     index, length, start, stop = (rows[c].to_numpy() for c in ("episode_index", "length", "dataset_from_index", "dataset_to_index"))
     holes = int(index[-1]) + 1 - len(index) if len(index) else 0
@@ -98,11 +105,13 @@ def _check_rows(root: Path, rows: pa.Table) -> Iterator[Problem]:
         before = np.flatnonzero(np.diff(index, prepend=-1) > 1)[0]
         first = int(index[before - 1]) + 1 if before else 0
         missing = list(range(first, min(int(index[before]), first + 5)))
-        yield Problem("error", where, f"episodes {missing} have no row ({holes} in all)", repair)
+        kind, advice = ("error", repair) if ours else ("warning", "read all the same")
+        yield Problem(kind, where, f"episodes {missing} have no row ({holes} in all)", advice)
     if len(bad := np.flatnonzero(stop - start != length)):
         yield Problem("error", where, f"episode {index[bad[0]]}: length {length[bad[0]]} is not its span", repair)
     if len(bad := np.flatnonzero(length < 1)):
-        yield Problem("error", where, f"episode {index[bad[0]]} has no frames", repair)
+        kind, advice = ("error", repair) if ours else ("warning", "it is left out")
+        yield Problem(kind, where, f"episode {index[bad[0]]} has no frames ({len(bad)} in all)", advice)
     if len(bad := np.flatnonzero(start != np.concatenate([[0], stop[:-1]]))) and not holes:
         yield Problem("error", where, f"episode {index[bad[0]]} begins at frame {start[bad[0]]}, not where the one before it ends",
                       repair)
@@ -122,7 +131,7 @@ def _check_summaries(root: Path, rows: pa.Table) -> Iterator[Problem]:
         if lost := sorted(map(str, named - set(tasks))):
             yield Problem("error", f"{root}/meta/tasks.parquet", f"task {lost[0]!r} is used but not listed", mend(root / "meta"))
     except RealrlError as error:
-        yield from_error(error)
+        yield from_error(root, error)
     except DAMAGED as error:
         yield Problem("error", f"{root}/meta/episodes", f"tasks are no lists of texts ({line(error)})", mend(root / "meta"))
     path = root / "meta/stats.json"
@@ -131,7 +140,7 @@ def _check_summaries(root: Path, rows: pa.Table) -> Iterator[Problem]:
         if count != frames:
             yield Problem("warning", str(path), f"counts {count} frames of {frames}", "the next append rebuilds it")
     except RealrlError as error:
-        yield from_error(error, "warning" if path.is_file() else "error")
+        yield from_error(root, error, "warning" if path.is_file() else "error")
     except (LookupError, TypeError) as error:
         yield Problem("warning", str(path), f"is not readable ({line(error)})", "the next append rebuilds it")
 
@@ -140,7 +149,7 @@ def _check_labels(root: Path, rows: pa.Table) -> Iterator[Problem]:
     try:
         labels.read(root, rows)
     except RealrlError as error:
-        yield from_error(error)
+        yield from_error(root, error)
 
 
 def _check_leftovers(root: Path, info: Info, rows: pa.Table, n_rows: int) -> Iterator[Problem]:
@@ -150,7 +159,7 @@ def _check_leftovers(root: Path, info: Info, rows: pa.Table, n_rows: int) -> Ite
             try:
                 known.add(_file(root, info, prefix, key))
             except RealrlError as error:
-                yield from_error(error)
+                yield from_error(root, error)
     for path in sorted([*root.glob("data/chunk-*/*.parquet"), *root.glob("videos/**/*.mp4")]):
         if path not in known:
             yield Problem("warning", str(path), "no episode refers to it (a writer died)", "ignored; delete it if not needed")
@@ -207,7 +216,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
     if (old := _legacy(root)) is not None:
         (info, rows), tasks = old.as_version_3(), old.tasks
     else:
-        info, rows = schema.read_info(root), tables.episodes(root)
+        info, rows = schema.read_info(root), tables.filled(tables.episodes(root))
         tasks = tables.read_tasks(root, int(rows["length"].to_numpy().sum()))
     policies = [v for v in rows["policy"].to_pylist() if v is not None] if "policy" in rows.column_names else []
     ended = Counter(labels.WORD[good] for good in labels.outcomes(root, info, rows))

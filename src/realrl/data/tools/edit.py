@@ -20,6 +20,7 @@ import numpy as np
 
 from realrl.data import labels, side, tables
 from realrl.data.depth import is_depth
+from realrl.data.errors import typed
 from realrl.data.schema import ALIASES, won
 from realrl.data.tools.pieces import Each, Piece, SourceSet, assemble
 from realrl.files import sync
@@ -153,8 +154,8 @@ def successes(source: SourceSet) -> list[bool | None]:
     """Whether each episode ended in success, None for unknown, see `labels.outcomes`. Raises RealrlError when nothing is known."""
     found = labels.outcomes(source.dir, source.info, source.rows)
     if all(good is None for good in found):
-        raise RealrlError(f"{source.dir}: nothing says which episodes succeeded; label them (realrl data label {source.dir}), or give "
-                          "episode numbers")
+        raise RealrlError(f"{source.dir}: nothing says which episodes succeeded; label them (realrl data label {typed(source.dir)}), or "
+                          "give episode numbers")
     return found
 
 
@@ -218,7 +219,7 @@ def _success(source: SourceSet, episode: int) -> Array:
     try:
         found = won({name: tables.to_numpy(source.frames(episode)[name], name, source.features[name])}, length)
     except ValueError as error:
-        raise RealrlError(f"{source.dir}: episode {episode}: {error}; run 'realrl data check {source.dir}'") from error
+        raise RealrlError(f"{source.dir}: episode {episode}: {error}; run 'realrl data check {typed(source.dir)}'") from error
     return np.zeros(length, bool) if found is None else found
 
 

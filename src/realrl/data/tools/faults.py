@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from realrl.data import depth, schema, tables, video
 from realrl.data.errors import line, mend, read_json
-from realrl.data.footage import CLOCK, Place, tolerance
+from realrl.data.footage import CLOCK, Place, present, tolerance
+from realrl.data.reading import USUAL, absent
 from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, merge_stats
 from realrl.data.tables import FileKey
@@ -36,12 +37,13 @@ class Problem:
         return printable(f"{self.severity}: {self.where}: {self.what}; {self.mend}")
 
 
-def from_error(error: RealrlError, severity: str = "error") -> Problem:
-    """What a reader complained of, as a problem."""
+def from_error(root: Path, error: RealrlError, severity: str = "error") -> Problem:
+    """What a reader complained of, as a problem. root: the data set, in whose name there may be spaces."""
     text = str(error)
     what, _, mend = text.rpartition("; " if "; " in text else ": ")
-    where, _, rest = what.partition(" ")
-    return Problem(severity, where.rstrip(":"), rest, mend)
+    folder = str(root) if what.startswith(str(root)) else ""
+    where, _, rest = what.removeprefix(folder).partition(" ")
+    return Problem(severity, (folder + where).rstrip(":"), rest, mend)
 
 
 # ---- numbers
@@ -52,10 +54,11 @@ def check_data(root: Path, info: Info, rows: pa.Table, key: FileKey, limits: tup
     try:
         path = schema.data_file(root, info, key)
         columns = tables.read_frames(path, info["features"])
+        tables.glance(path, info["features"])
     except FileNotFoundError:
-        return [Problem("error", str(path), "is missing", mend(path))]
+        return [from_error(root, absent(root, path, info, USUAL))]
     except RealrlError as error:
-        return [from_error(error)]
+        return [from_error(root, error)]
     here = (rows["data/chunk_index"].to_numpy() == key[0]) & (rows["data/file_index"].to_numpy() == key[1])
     start, length, index = (rows[c].to_numpy()[here] for c in ("dataset_from_index", "length", "episode_index"))
     n, held = int(length.sum()), len(next(iter(columns.values()), ()))
@@ -78,16 +81,18 @@ Fault = tuple[str, str, str, Any, str]  # severity, field, what, bad frames [T],
 
 
 def _wrong(columns: dict[str, Array], frame: Array, owner: Array, start: Array, info: Info, repair: str) -> Iterator[Fault]:
-    """What must not be, over the frames of one file. repair: what mends it."""
+    """What must not be, over the frames of one file; stamps of others' clocks may. repair: what mends it."""
+    own = schema.ours(info)
     for field, true in {"episode_index": owner, "frame_index": frame, "index": start + frame}.items():
         if field in columns:
             yield "error", field, "is not what meta/episodes says", columns[field] != true, repair
     for field, x in columns.items():
-        if x.dtype.kind == "f":
+        if x.dtype.kind == "f" and (own or field != "timestamp"):
             yield "error", field, "is NaN or infinite", ~np.isfinite(x).reshape(len(x), -1).all(1), repair
     if "timestamp" in columns:
-        off = np.abs(columns["timestamp"] - frame / info["fps"]) > 1e-4 + 1e-6 * frame / info["fps"]
-        yield "error", "timestamp", "is not frame_index / fps", off, repair
+        off = ~(np.abs(columns["timestamp"].reshape(-1) - frame / info["fps"]) <= 1e-4 + 1e-6 * frame / info["fps"])
+        kind, advice = ("error", repair) if own else ("warning", "read all the same, pictures where the stamps say so; LeRobot refuses it")
+        yield kind, "timestamp", "is not frame_index / fps", off, advice
     if "time" in columns:
         yield "error", "time", "does not increase", (np.diff(columns["time"], prepend=-np.inf) <= 0) & (frame > 0), repair
 
@@ -97,7 +102,7 @@ def _suspect(columns: dict[str, Array], frame: Array, first: Array, info: Info, 
     n, long = len(frame), max(10, int(info["fps"]))
     action = columns["action"].reshape(n, -1) if "action" in columns else np.zeros((n, 1))
     yield ("warning", "action", f"leaves [{limits[0]:g}, {limits[1]:g}]", ((action < limits[0]) | (action > limits[1])).any(1),
-           "scale the actions before training")
+           "'realrl train bc --data DIR' alone scales them by itself; for a task, --action-range LOW HIGH of 'realrl data import' does")
     seen = {name: x.reshape(n, -1) for name, x in columns.items() if name.startswith("observation.")}
     if not seen:
         return
@@ -147,16 +152,19 @@ def check_video(root: Path, info: Info, camera: str, key: FileKey, rows: Sequenc
     try:
         path = schema.video_file(root, info, camera, key)
         if not path.exists():
-            first, last = (rows[i]["episode_index"] for i in (0, -1))
-            return [Problem("error", str(path), f"the video of episodes {first} to {last} is missing",
-                            f"read with images=False, or {mend(path)}")]
+            told, (first, last) = from_error(root, absent(root, path, info, USUAL)), (rows[i]["episode_index"] for i in (0, -1))
+            return [replace(told, what=f"the video of episodes {first} to {last} {told.what}")]
+        depth.coding(camera, info["features"][camera])
         times, found = video.times(path), video.probe(path)
         problems = [*_kind(path, info, camera, found), *_spans(path, info, camera, rows, times)]
+        if any(p.severity == "error" for p in problems) and _by_stamps(root, info, camera, rows, times):
+            problems = [p if p.mend == COPY and "fps" not in p.what else
+                        replace(p, severity="warning", mend="read where the timestamps say; LeRobot does so, too") for p in problems]
         if decode and not any(p.severity == "error" for p in problems):
             problems += _frozen(path, root, info, camera, rows)
         return problems
     except RealrlError as error:
-        return [from_error(error)]
+        return [from_error(root, error)]
 
 
 def _kind(path: Path, info: Info, camera: str, found: Mapping[str, Any]) -> Iterator[Problem]:
@@ -192,6 +200,24 @@ def _spans(path: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]
             elif worst > CLOCK + 1e-6:
                 yield Problem("warning", str(path), f"{name} has pictures that are {1000 * worst:.2g} ms off their frames",
                               f"read all the same; LeRobot wants tolerance_s={2 * worst:.2g}")
+
+
+def _by_stamps(root: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]], times: Array) -> bool:
+    """Whether every frame has a picture where its timestamp says, though frames do not come at the set's rate."""
+    told, irregular = {name: f for name, f in info["features"].items() if name in ("timestamp", "episode_index")}, False
+    fps = float(info["fps"])
+    for row in rows:
+        try:
+            columns = tables.read_frames(schema.data_file(root, info, (row["data/chunk_index"], row["data/file_index"])), told)
+            mine = columns["episode_index"] == row["episode_index"] if len(columns) == 2 else np.zeros(0, bool)
+            stamps = columns["timestamp"][mine].reshape(-1) if mine.any() else np.zeros(0)
+            wanted = Place.of(row, camera).times(int(row["length"]), fps, stamps)[:-1]
+        except (RealrlError, FileNotFoundError):
+            return False
+        if len(stamps) != row["length"] or not present(times, wanted, tolerance(fps)):
+            return False
+        irregular |= not np.allclose(stamps, np.arange(len(stamps)) / fps, rtol=0, atol=CLOCK)
+    return irregular
 
 
 def _frozen(path: Path, root: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:

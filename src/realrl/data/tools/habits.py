@@ -59,9 +59,11 @@ class _Seen:
 def habits(root: Path, info: Info, rows: pa.Table, keys: Sequence[FileKey], stats: Stats) -> Iterator[Problem]:
     """Warnings, one a kind, with the episodes they are about. stats: of all columns, as `check_data` left them. Files that cannot be
     read are passed over: who looked at them before has said so."""
+    vectors = [name for name in COLUMNS if name in stats and len(stats[name]["min"]) == np.prod(info["features"][name]["shape"])]
+    stats = {name: stats[name] for name in vectors}
     if "action" not in stats or not len(rows):
         return
-    wanted = {name: f for name, f in info["features"].items() if name in COLUMNS and name in stats}
+    wanted = {name: f for name, f in info["features"].items() if name in stats}
     seen = _Seen()
     for key in keys:
         here = (rows["data/chunk_index"].to_numpy() == key[0]) & (rows["data/file_index"].to_numpy() == key[1])

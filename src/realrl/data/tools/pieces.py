@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from realrl.data import depth, footage, tables
 from realrl.data.compaction import file_keys
-from realrl.data.errors import DAMAGED, line
+from realrl.data.errors import DAMAGED, line, typed
 from realrl.data.footage import Place
 from realrl.data.schema import (
     ALIASES,
@@ -75,7 +75,7 @@ class SourceSet:
             self.rows[c].to_numpy() for c in
             ("episode_index", "length", "dataset_from_index", "data/chunk_index", "data/file_index"))
         if (index != np.arange(len(index))).any():
-            raise RealrlError(f"{self.dir}: episodes are not numbered 0..{len(index) - 1}; run `realrl data repair {self.dir}`")
+            raise RealrlError(f"{self.dir}: episodes are not numbered 0..{len(index) - 1}; run `realrl data repair {typed(self.dir)}`")
         self.tasks = tables.read_tasks(self.dir, int(self.length.sum()))
         self._open: tuple[FileKey, tables.Parquet, int] | None = None
         self._last: tuple[FileKey, int, int, pa.Table] | None = None
@@ -97,7 +97,7 @@ class SourceSet:
         """An episode's rows of the data file. Raises RealrlError when they are not there."""
         key = (int(self._chunk[episode]), int(self._file[episode]))
         path = data_file(self.dir, self.info, key)
-        mend = f"run `realrl data repair {self.dir}`"
+        mend = f"run `realrl data repair {typed(self.dir)}`"
         try:
             begin, table = self._groups(path, key, episode)
         except FileNotFoundError as error:
@@ -177,7 +177,7 @@ class _Assembly:
             stats = stored_stats(self.out, self.features, sum(lengths)) if lengths else {}
         except (KeyError, ValueError, TypeError) as error:
             raise RealrlError(f"{self.sources[0].dir}/meta/episodes: its statistics do not fit together ({line(error)}); "
-                              f"run `realrl data repair {self.sources[0].dir}`") from error
+                              f"run `realrl data repair {typed(self.sources[0].dir)}`") from error
         summary = {name: {k: v.tolist() for k, v in s.items()} for name, s in stats.items()}
         for name, value in {"stats": summary, "info": self.info}.items():
             _write_file(self.out / f"meta/{name}.json", partial(shutil.copyfileobj, io.BytesIO(json.dumps(value, indent=1).encode())))
@@ -205,7 +205,7 @@ class _Assembly:
                         table = table.take(pa.array(range(len(table)))).cast(schema)
                 except (pa.ArrowException, ValueError, TypeError, LookupError) as error:
                     raise RealrlError(f"{self.sources[piece.source].dir}: episode {piece.episode} does not fit info.json ({line(error)}); "
-                                      f"run `realrl data repair {self.sources[piece.source].dir}`") from error
+                                      f"run `realrl data repair {typed(self.sources[piece.source].dir)}`") from error
                 key = {"chunk_index": number // per_chunk, "file_index": number % per_chunk}
                 file.write(self.out / DATA_PATH.format(**key), table)
                 self._change(i, {"data/chunk_index": key["chunk_index"], "data/file_index": key["file_index"],
@@ -227,7 +227,7 @@ class _Assembly:
             old, known = table["task_index"].to_numpy(), self.task_of[piece.source]
             if not ((old >= 0) & (old < len(known))).all():
                 raise RealrlError(f"{source.dir}: episode {piece.episode} has a task_index that meta/tasks.parquet does not list; "
-                                  f"run `realrl data repair {source.dir}`")
+                                  f"run `realrl data repair {typed(source.dir)}`")
             new["task_index"] = known[old]
         if trimmed := n < len(whole):
             new |= {"frame_index": frame, "timestamp": (frame / self.info["fps"]).astype(np.float32), **self._cut(row, piece, whole)}
@@ -295,13 +295,13 @@ class _Assembly:
         columns = [f"videos/{camera}/{name}" for name in VIDEO_FIELDS]
         if missing := [c for c in columns[:4] if c not in self.rows.column_names]:
             raise RealrlError(f"{self.sources[0].dir}/meta/episodes has no column {missing[0]}; "
-                              f"run 'realrl data repair {self.sources[0].dir}'")
+                              f"run 'realrl data repair {typed(self.sources[0].dir)}'")
         cells = self.rows.select([c for c in columns if c in self.rows.column_names]).to_pylist()
         by_file: dict[tuple[int, FileKey], list[int]] = {}
         for i, piece in enumerate(self.pieces):
             if None in [cells[i][c] for c in columns[:4]]:
                 raise RealrlError(f"{self.sources[piece.source].dir}: episode {piece.episode} does not say where its video of {camera} "
-                                  f"lies; run `realrl data repair {self.sources[piece.source].dir}`")
+                                  f"lies; run `realrl data repair {typed(self.sources[piece.source].dir)}`")
             by_file.setdefault((piece.source, (cells[i][columns[0]], cells[i][columns[1]])), []).append(i)
         owners: list[dict[FileKey, list[int]]] = [{} for _ in self.sources]
         for source, owner in zip(self.sources, owners, strict=True):
@@ -313,7 +313,7 @@ class _Assembly:
             path, target = (video_file(root, info, camera, k) for root, info, k in (
                 (source.dir, source.info, old_key), (self.out, {"video_path": VIDEO_PATH}, key)))
             if not path.is_file():
-                raise RealrlError(f"{path} is missing; run `realrl data repair {source.dir}`")
+                raise RealrlError(f"{path} is missing; run `realrl data repair {typed(source.dir)}`")
             old = [Place.of(cells[i], camera) for i in members]
             whole = [self.pieces[i].episode for i in members] == owners[owned][old_key] and all(
                 self.pieces[i].stop - self.pieces[i].start == self._length(i) for i in members)

@@ -1,0 +1,126 @@
+"""Zarr buffers and HDF5 files as other people write them: the same numbers under other names and in other shapes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+
+from realrl.data.formats import common, diffusion_policy, robomimic
+from realrl.types import RealrlError
+
+ENDS = (6, 10, 15)
+LAST = np.isin(np.arange(15), np.array(ENDS) - 1)
+RNG = np.random.default_rng(0)
+STEPS: dict[str, Any] = {"state": RNG.uniform(size=(15, 2)), "action": RNG.uniform(size=(15, 2))}
+
+
+def buffer(path: Path, arrays: Mapping[str, Any], ends: Any = ENDS, meta: Mapping[str, Any] | None = None) -> Path:
+    root = zarr.create_group(str(path), zarr_format=2)
+    for group, found in (("data", arrays), ("meta", {"episode_ends": np.asarray(ends), **(meta or {})})):
+        there = root.create_group(group)
+        for name, x in found.items():
+            there.create_array(name, shape=x.shape, dtype=x.dtype)[...] = x
+    return path
+
+
+@pytest.mark.parametrize("ends", [np.array(ENDS, np.float64), np.array(ENDS)[:, None], np.array([0, 6, 6, 10, 15])])
+def test_ends_of_episodes_in_other_shapes(tmp_path: Path, ends: Any) -> None:
+    found = diffusion_policy.read(buffer(tmp_path / "b.zarr", STEPS, ends))
+    assert [len(e) for e in found.episodes] == [6, 4, 5]
+    assert ("left out: 2 episodes without a step" in found.notes) == (len(ends) == 5)
+
+
+def test_ends_that_are_none_are_refused(tmp_path: Path) -> None:
+    for number, ends in enumerate(([6.5, 15.0], [np.nan, 15.0])):
+        with pytest.raises(RealrlError, match="not a row of whole numbers"):
+            diffusion_policy.read(buffer(tmp_path / f"{number}.zarr", STEPS, ends))
+
+
+def test_what_a_learner_kept_beside_the_steps_is_no_observation(tmp_path: Path) -> None:
+    more = {name: np.zeros(15) for name in ("mc_return", "advantage", "value", "log_prob", "next_done", "next_reward", "joint_values")}
+    found = diffusion_policy.read(buffer(tmp_path / "b.zarr", STEPS | more))
+    assert sorted(next(found.episodes).obs) == ["joint_values", "state"]
+
+
+def test_flags_of_the_next_step_and_words_of_each_episode_say_who_succeeded(tmp_path: Path) -> None:
+    paid = {"next_reward": LAST * (np.arange(15) > 9), "next_done": LAST}
+    said = {"next": ({**STEPS, **paid}, {}), "row": (STEPS, {"episode_success": np.array([0, 0, 1])}),
+            "other": (STEPS, {"failed": np.array([True, True, False])})}
+    for name, (arrays, meta) in said.items():
+        found = diffusion_policy.read(buffer(tmp_path / f"{name}.zarr", arrays, meta=meta))
+        assert [e.succeeded for e in found.episodes] == [False, False, True], name
+
+
+def test_another_name_of_the_action(tmp_path: Path) -> None:
+    named = {"state": STEPS["state"], "actions": STEPS["action"]}
+    first = next(diffusion_policy.read(buffer(tmp_path / "a.zarr", named)).episodes)
+    np.testing.assert_array_equal(first.action, STEPS["action"][:6].astype(np.float32))
+    odd = buffer(tmp_path / "b.zarr", {"state": STEPS["state"], "cmd": STEPS["action"]})
+    with pytest.raises(RealrlError, match="there is cmd, state; say which it is: --option action=NAME"):
+        diffusion_policy.read(odd)
+    assert next(diffusion_policy.read(odd, action="cmd").episodes).action.shape == (6, 2)
+
+
+@pytest.mark.parametrize(("rate", "told"), [(30, 30), (29.97, 29.97), (59.94, 59.94), (12.5, 12.5), (10.02, 10), (23.976, 23.976)])
+def test_a_rate_by_its_clock_is_not_cut(rate: float, told: float) -> None:
+    assert common.rate_from(1 / rate) == told
+
+
+def test_a_buffers_clock(tmp_path: Path) -> None:
+    found = diffusion_policy.read(buffer(tmp_path / "b.zarr", STEPS | {"timestamp": np.arange(15) / 29.97}))
+    assert found.fps == 29.97 and any("29.97 steps a second, by timestamp" in note for note in found.notes)
+
+
+# ---- HDF5
+
+
+def demos(path: Path, *, name: str = "demo_{}", action: str = "actions", attributes: Mapping[str, Any] | None = None,
+          **arrays: Any) -> Path:
+    """Two demonstrations. attributes: of each, name -> one value a demonstration; arrays: more of both, name -> [5, ...]."""
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps({"env_name": "Lift", "sim_args": {"dt": 1 / 59.94, "decimation": 2}})
+        for i in range(2):
+            demo = data.create_group(name.format(i))
+            for key, values in (attributes or {}).items():
+                demo.attrs[key] = values[i]
+            demo[action], demo["obs/eef_pos"] = np.full((5, 2), 0.1 * i), np.ones((5, 3))
+            for key, x in arrays.items():
+                demo[key] = x
+    return path
+
+
+@pytest.mark.parametrize(("name", "action"), [("demo{}", "actions"), ("episode_{}", "action"), ("traj_{}", "actions")])
+def test_demonstrations_and_actions_under_other_names(tmp_path: Path, name: str, action: str) -> None:
+    found = robomimic.read(demos(tmp_path / "d.hdf5", name=name, action=action))
+    assert [len(e) for e in found.episodes] == [5, 5] and found.fps == 29.97
+
+
+@pytest.mark.parametrize("attributes", [{"success": ("True", "False")}, {"success": (np.array([True]), np.array([False]))},
+                                        {"is_success": (1, 0)}, {"failed": (False, True)}])
+def test_success_of_a_demonstration_in_other_words(tmp_path: Path, attributes: Mapping[str, Any]) -> None:
+    assert [e.succeeded for e in robomimic.read(demos(tmp_path / "d.hdf5", attributes=attributes)).episodes] == [True, False]
+
+
+def test_columns_of_one_number_may_be_two_dimensional(tmp_path: Path) -> None:
+    paid = np.eye(1, 5, 4).T
+    (first, _) = robomimic.read(demos(tmp_path / "d.hdf5", rewards=paid, dones=paid.astype(bool))).episodes
+    assert first.succeeded and first.terminated and first.reward.tolist() == [0, 0, 0, 0, 1]
+
+
+def test_liberos_instruction_is_the_task_and_other_layouts_are_told_what_to_do(tmp_path: Path) -> None:
+    path = demos(tmp_path / "d.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["problem_info"] = json.dumps({"language_instruction": "open the drawer"})
+    assert next(robomimic.read(path).episodes).task == "open the drawer"
+    with h5py.File(tmp_path / "act.hdf5", "w") as file:
+        file["action"] = np.zeros((5, 2))
+    with pytest.raises(RealrlError, match="it holds action; of HDF5 nothing else is read here: convert it"):
+        robomimic.read(tmp_path / "act.hdf5")
