@@ -22,9 +22,7 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     """Rank correlation of two equally long lists, e.g. estimates and true success over checkpoints; 0 when either is constant.
-
-    (scipy has it, too, but takes a second and a half to import, which every command would wait for.)
-    """
+    (scipy has it, too, but takes a second and a half to import, which every command would wait for.)"""
     if len(x) != len(y) or len(x) < 2:
         raise ValueError(f"rank correlation needs two lists of equal length >= 2, got {len(x)} and {len(y)}")
     if len(set(x)) == 1 or len(set(y)) == 1:

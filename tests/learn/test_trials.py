@@ -110,6 +110,20 @@ def test_what_rl_made_is_tried_first_and_what_it_began_from_next():
     assert trials.lines["offline round 1, without RL,"] == "offline round 1, without RL, was sent back: 0 % of 2 trials against 50 %"
 
 
+def test_where_the_gate_refused_everything_re_imitation_is_tried():
+    for outcome, goes_on in (([True, True], 1.0), ([False, False], 0.0)):
+        policy = torch.nn.ModuleDict({"net": torch.nn.Linear(1, 1, bias=False).requires_grad_(False)})
+        policy["net"].weight.fill_(0.0)
+        cell = Notebook(outcome)
+        trials = Trials(cell, TrialsConfig(episodes=2), seed=0)
+        trials.won = [True, False]
+        policy.with_head = lambda head: SimpleNamespace(head=head)
+        began = {key: value.clone() for key, value in policy.state_dict().items()}
+        assert trials.settle(policy, began, [{"weight": torch.ones(1, 1)}], 0, 60) == (goes_on == 0.0)
+        assert float(policy["net"].weight) == goes_on and [label for label, _, _ in cell.asked] == ["rollout-2-deployed-again"]
+    assert not trials.settle(policy, began, [], 1, 60) and trials.lines["offline round 2"].startswith("offline round 2 changed nothing")
+
+
 @pytest.mark.parametrize("field", [{"back": 0.6}, {"enough": 0.0}, {"every": 0}, {"episodes": -1}])
 def test_bounds(field):
     with pytest.raises(RealrlError, match=next(iter(field))):

@@ -171,10 +171,10 @@ class OfflineRound:
 
     def improve(self, advance: Any) -> list[dict[str, Tensor]]:
         """Run the round; the policy ends as the last accepted candidate, or as the better of what began it and re-imitation's product. The
-        noise networks that are returned deserve a trial, too: re-imitation's, where RL's took its place."""
+        noise networks that are returned deserve a trial, too: re-imitation's, where another took its place."""
         offline, random = self.cfg.offline, generator(self.seed, "offline", device=self.policy.device)
         product, score = self.gate.begin(self.started, self.won)
-        first, base, refused = product, self.ppo.keep(), 0  # refused candidates are undone to base: re-imitation at first, as in the paper
+        first, base, refused = self.gate.net(), self.ppo.keep(), 0  # re-imitation's: refused candidates are undone to it, as in the paper
         origin = self._probe()
         for iteration in range(1, offline.iterations + 1):
             cond = self.cond[torch.randint(len(self.cond), (offline.states,), generator=random, device=self.cond.device)]
@@ -195,7 +195,7 @@ class OfflineRound:
                 if drift > offline.max_drift or refused >= offline.patience:
                     break
         self.policy.net.load_state_dict(product)
-        return [first] if product is not first is not self.started else []
+        return [first] if any(not torch.equal(value, first[name]) for name, value in product.items()) else []
 
     def _probe(self) -> Tensor:
         """What the policy does at 1000 fixed recorded states with fixed noise, exploring [1000, K, A]: its distance is the drift."""

@@ -142,14 +142,15 @@ class Trials:
         """Try the product of offline round m, then it with the noise networks of `others`, until one solves no fewer starts than what the
         round began with; go back to that where none does. Whether it did."""
         stage, product = f"offline round {m + 1}", {key: value.clone() for key, value in policy.state_dict().items()}
-        if all(torch.equal(value, began[key]) for key, value in product.items() if not key.startswith("student.")):
+        same = all(torch.equal(value, began[key]) for key, value in product.items() if not key.startswith("student."))
+        if same and not others:
             self.lines[stage] = f"{stage} changed nothing: no candidate passed the gate"
             return False
-        for n, net in enumerate(({}, *others)):
+        for net in [*[{}] * (not same), *others]:
             policy.load_state_dict({**product, **{f"net.{key}": value for key, value in net.items()}})
-            label = f"rollout-{m + 2}-deployed" + n * "-again"
+            label = f"rollout-{m + 2}-deployed{'-again' if net else ''}"
             tried = self.run(policy, label, 2 * most // 3, plans_only=False)
-            if not self.challenge(stage + n * ", without RL,", tried, self.cfg.back, label).worse(self.cfg.back):
+            if not self.challenge(stage + ", without RL," * bool(net), tried, self.cfg.back, label).worse(self.cfg.back):
                 return False
         policy.load_state_dict(began)
         return True
