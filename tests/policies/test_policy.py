@@ -161,7 +161,7 @@ def test_files_that_are_no_policy(tmp_path):
         file = next(folder.glob("tensors-*.safetensors"))
         file.write_bytes(file.read_bytes()[:-100])
 
-    assert "format 2; known: diffusion, flow, gaussian, recurrent, onnx, format 1" in error(lambda f: damage(f, format=2))
+    assert "format 2; known: diffusion, flow, gaussian, recurrent, residual, onnx, format 1" in error(lambda f: damage(f, format=2))
     assert "kind 'tokens'" in error(lambda f: damage(f, kind="tokens"))
     assert "damaged or truncated" in error(cut)
     assert "is missing" in error(lambda f: next(f.glob("tensors-*")).unlink())

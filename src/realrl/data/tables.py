@@ -311,7 +311,8 @@ def to_numpy(column: pa.ChunkedArray, name: str, feature: Features) -> Array:
         raise Unlike(f"{name} has {each}, info.json says {shape}; correct its shape in meta/info.json, or keep such episodes apart")
     flat: Array = values.to_numpy(zero_copy_only=False)
     if flat.dtype.kind != dtype.kind and not _fits(flat, dtype):
-        raise Unlike(f"{name} is {flat.dtype}, info.json says {dtype}; correct its dtype in meta/info.json")
+        mend = "write numbers there" if flat.dtype.kind in "OUS" else "correct its dtype in meta/info.json"
+        raise Unlike(f"{name} is {flat.dtype}, info.json says {dtype}; {mend}")
     flat = flat.astype(dtype, copy=False)
     if there is not None:
         held, flat = flat.reshape(full, size), np.full((rows, size), np.nan, dtype)
