@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,6 +120,18 @@ class Notebook:
     def tell(self, stage: str, line: str) -> None:
         """Keep a line."""
         self.said[stage] = line
+
+
+def tried_labels(decisions: Mapping[str, str]) -> list[str]:
+    """Labels of the trials that a run's decisions tell of: products of offline rounds, re-imitation's, and a runoff. What is decided hangs
+    on a processor's last bits."""
+    out = []
+    for stage, line in decisions.items():
+        if (m := re.fullmatch(r"offline round (\d+)(, without RL,)?", stage)) and "trials" in line:
+            out.append(f"rollout-{int(m[1]) + 1}-deployed{'-again' if m[2] else ''}")
+        if (m := re.fullmatch(r"online round (\d+)", stage)) and "other starts" in line:
+            out += [f"online-{int(m[1]) - 1}-deployed-{who}" for who in ("newest", "best")]
+    return out
 
 
 def main(folder: str, file: str) -> None:
