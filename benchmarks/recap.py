@@ -10,9 +10,9 @@ A run pre-trains on all tasks of a group, fine-tunes each, lets it practise besi
 every way that is compared; each is judged from held-out starts of its own task's text, pooled over the tasks. Controls: `shuffled` learns
 the same indicators in any order, `unmarked` and `negative` are Recap's policy told nothing and told to act badly, `swapped` is told
 another task's text; `guided-2` is Recap's with a guidance of 2. `--rivals`: RL-100, and its online stage alone (PPO), begin with what the
-fine-tuned policies show and have no more episodes of a task than Recap practised (benchmarks/lib/rivals.py). A row a group, sweep, seed
-and method in benchmarks/results/recap.jsonl; the same command goes on where it was stopped, within a run too. The clock is the
-simulator's: planning time is left out.
+fine-tuned policies show and are given as many episodes of a task as Recap practised (benchmarks/lib/rivals.py); a row counts them. A row a
+group, sweep, seed and method in benchmarks/results/recap.jsonl; the same command goes on where it was stopped, within a run too. The clock
+is the simulator's: planning time is left out.
 """
 
 from __future__ import annotations

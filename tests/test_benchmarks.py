@@ -347,7 +347,7 @@ def test_recap_has_a_row_a_method_and_ratios_to_fine_tuning(tmp_path: Path) -> N
     assert recap.main(["--smoke", "--out", str(tmp_path), "--no-marks"]) == 0, "what is done is not done again"
 
 
-def test_recaps_rivals_have_no_more_episodes() -> None:
+def test_recaps_rivals_have_as_many_episodes() -> None:
     cfg = RecapConfig()
     for name in rivals.RIVALS:
         mine = rivals.budget(name, cfg, RL100Config())

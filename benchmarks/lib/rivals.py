@@ -1,4 +1,4 @@
-"""Other ways on from a policy that `realrl train recap` fine-tuned, with no more episodes than Recap practised."""
+"""Other ways on from a policy that `realrl train recap` fine-tuned, with about as many episodes as Recap practised."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def rival(name: str, cfg: RecapConfig, folder: Path, which: int) -> Found:
 
 def budget(name: str, cfg: RecapConfig, mine: RL100Config) -> RL100Config:
     """The method with the episodes of a task that Recap practises, `rounds` x `rollouts`: a fifth are demonstrations of the fine-tuned
-    policy. rl100: the rest are two offline rounds, and trials of their products; ppo: eight online rounds, without trials."""
+    policy. rl100: the rest are two offline rounds, and trials of their products, of which there are more where some are sent back; ppo:
+    eight online rounds, without trials."""
     total = cfg.rounds * cfg.rollouts
     demos = max(total // 10, 1)  # two rounds of attempts, where some fail
     if name == "rl100":

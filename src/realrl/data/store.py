@@ -285,7 +285,6 @@ class Store:
 
         Observations called "images.<camera>" (uint8 [T+1, H, W, 3]) and "depth.<camera>" (uint16 [T+1, H, W], millimetres, kept
         exactly) become video, one file a camera for all episodes of this call. All of them are checked before anything is written.
-
         videos: of each episode, the cameras that come encoded, as `append_encoded` takes them, or with T packets where nobody filmed what
         followed the last action; columns: of each, more columns to keep, [T, ...]; names: column -> what its numbers are called, for a
         dataset's first episodes. Raises RealrlError naming episode, field and frame of a value that is not finite, a shape or dtype other
@@ -308,11 +307,9 @@ class Store:
     def append_encoded(self, episode: Episode, videos: Mapping[str, Encoded], stats: Mapping[str, dict[str, Array]] | None = None
                        ) -> int:
         """Add one episode whose cameras were encoded while it ran; once this returns it survives a crash. Gives its index.
-
-        episode: without its cameras in `obs`; videos: observation key ("images.<camera>", "depth.<camera>") -> (header, packets) of a
-        `PacketEncoder` of its own, T+1 packets from 0, the picture after the last action included; stats: observation key ->
-        `stats.image_stats` of some pictures, else they are decoded for it. Raises RealrlError as `append`, and when packets are not that or
-        differ from the dataset in size, codec or rate."""
+        episode: without its cameras in `obs`; videos: observation key ("images.<camera>", "depth.<camera>") -> (header, T+1 packets) of a
+        `PacketEncoder` of its own; stats: observation key -> `stats.image_stats` of some pictures, else they are decoded for it. Raises
+        RealrlError as `append`, and when packets are not that or differ from the dataset in size, codec or rate."""
         return self._append([Incoming(episode, {f"observation.{k}": x for k, x in episode.obs.items()}, {},
                                    {f"observation.{k}": (v[0], list(v[1])) for k, v in videos.items()},
                                    stats={f"observation.{k}": s for k, s in (stats or {}).items()})])[0]

@@ -143,6 +143,7 @@ class Trials:
         round began with; go back to that where none does. Whether it did."""
         stage, product = f"offline round {m + 1}", {key: value.clone() for key, value in policy.state_dict().items()}
         same = all(torch.equal(value, began[key]) for key, value in product.items() if not key.startswith("student."))
+        others = [net for net in others if not all(torch.equal(value, began[f"net.{key}"]) for key, value in net.items())]
         if same and not others:
             self.lines[stage] = f"{stage} changed nothing: no candidate passed the gate"
             return False
