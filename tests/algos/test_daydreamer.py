@@ -138,9 +138,9 @@ def test_what_is_shown_is_done() -> None:
 
 def test_values_and_rewards_begin_at_nothing_and_dreams_have_no_graph() -> None:
     agent, replay = dreamer(), line(3)
-    random = torch.Generator().manual_seed(0)
-    _, states, _ = agent._model(drawn(replay, 0), random)
-    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]), random)
+    given = agent._given(s := drawn(replay, 0), torch.Generator().manual_seed(0))
+    _, states, _ = agent._model(s, given)
+    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]), given)
     assert dream["feature"].shape == (6, 32, SIZE.feature) and dream["action"].shape == (5, 32, 1)
     assert not any(value.requires_grad for value in dream.values())
     assert not dream["reward"].any() and not agent.heads["critic"](dream["feature"]).any(), "to the bit"
@@ -164,11 +164,11 @@ def test_the_returns_reach_the_actor_through_the_dream_and_stop_there() -> None:
     agent, replay = dreamer(through=True), line(3)
     for step in range(3):
         agent.update(drawn(replay, step))
-    random = torch.Generator().manual_seed(0)
-    _, states, _ = agent._model(drawn(replay, 0), random)
-    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]).detach(), random)
+    given = agent._given(s := drawn(replay, 0), torch.Generator().manual_seed(0))
+    _, states, _ = agent._model(s, given)
+    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]).detach(), given)
     agent.worth = torch.zeros(())
-    losses, *_ = agent._behave(dream, torch.ones(4, 8, dtype=torch.bool))
+    losses, *_ = agent._behave(dream, torch.ones(4, 8, dtype=torch.bool), True)
     gradients = torch.autograd.grad(losses["actor"], agent._actor, retain_graph=True)
     assert all(bool(g.abs().sum() > 0) for g in gradients)
     critic = torch.autograd.grad(losses["critic"], list(agent._parts.parameters()), allow_unused=True)
@@ -191,12 +191,12 @@ def test_the_actor_waits_for_a_model_but_not_for_what_is_shown() -> None:
         starts.update(drawn(replay, step))
     moved = [float((after - before[f"actor.{k}"]).abs().max()) for k, after in starts.policy.actor.state_dict().items()]
     assert starts.acted == 1 and max(moved) == pytest.approx(starts.cfg.lr, rel=1e-3), "its first step is no longer than any first step"
-    s, random = drawn(replay, 99), torch.Generator()
-    feature = waits._model(s, random)[1].feature.detach()
+    given = waits._given(s := drawn(replay, 99), torch.Generator())
+    feature = waits._model(s, given)[1].feature.detach()
     unlike = float(waits._imitation(s, feature, 8).detach())
     for step in range(30):
         waits.update(drawn(replay, step), 4)
-    assert float(waits._imitation(s, waits._model(s, random)[1].feature.detach(), 8).detach()) < unlike - 0.02
+    assert float(waits._imitation(s, waits._model(s, given)[1].feature.detach(), 8).detach()) < unlike - 0.02
     s.action[:, 4:] = 9.0
     assert float(waits._imitation(s, feature, 4).detach()) < 10, "the others' stretches are nobody's example"
 
@@ -215,10 +215,10 @@ def test_what_is_shown_teaches_the_model_too() -> None:
 
 def test_the_model_is_no_business_of_the_actor() -> None:
     agent, replay = dreamer(replayed=0.0), line(3)
-    random, s = torch.Generator().manual_seed(0), drawn(replay, 0)
-    _, states, _ = agent._model(s, random)
-    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]).detach(), random)
-    losses, *_ = agent._behave(dream, torch.ones(4, 8, dtype=torch.bool))
+    given = agent._given(s := drawn(replay, 0), torch.Generator().manual_seed(0))
+    _, states, _ = agent._model(s, given)
+    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]).detach(), given)
+    losses, *_ = agent._behave(dream, torch.ones(4, 8, dtype=torch.bool), True)
     gradients = torch.autograd.grad(losses["actor"] + losses["critic"], list(agent._parts.parameters()), allow_unused=True)
     touched = {name.split(".")[1] for (name, _), g in zip(agent._parts.named_parameters(), gradients, strict=True) if g is not None}
     assert touched == {"actor", "critic"}

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive
-from realrl.learn.dreaming import Books, DreamConfig, LaProp, Memory, categorical_kl, lambda_return
+from realrl.learn.dreaming import Books, DreamConfig, LaProp, Memory, Recorded, categorical_kl, lambda_return
 from realrl.learn.replay import Replay
 from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
 from realrl.nets.twohot import symexp_bins, symlog, twohot_loss, twohot_mean
@@ -70,6 +71,9 @@ class DaydreamerConfig(Scene):
     """Share of a batch's stretches that are demonstrations' at first; it falls evenly to nothing over `steps`. 0: none are asked for."""
     bf16: bool = True
     """Whether, with pictures, most of the arithmetic is in half the precision, where the processor can."""
+    recorded: bool = True
+    """Whether a GPU is told of an update's kernels once (a CUDA graph) and repeats them, rather than every time anew: several times as
+    fast where networks are small."""
     save_every: int = 2000
     """Control steps after which the next end of an episode brings a checkpoint."""
     log_every: int = 500
@@ -116,10 +120,25 @@ def preset(name: str | None, task: str | None) -> DaydreamerConfig | None:
 # ---- the learner
 
 
-class Dreamer:
-    """Model, actor, critic and their optimiser; see `types.Agent`. seed: of all its noise, a function of it and the number of updates."""
+class Given(NamedTuple):
+    """What chance and memory add to stretches. seen [T + 1, B, S, C], dreamt [H, N, S, C]: exponential, of which states are drawn; chance
+    [H, N, A], of which actions are; state, found: what is remembered of the first observations, and of which [B]."""
 
-    def __init__(self, policy: RecurrentPolicy, cfg: DreamConfig, *, seed: int, bf16: bool = False) -> None:
+    seen: Tensor
+    dreamt: Tensor
+    chance: Tensor
+    state: Latent
+    found: Tensor
+
+
+Gradients = tuple[Sequence[Tensor | None], Sequence[Tensor], Latent, dict[str, Tensor]]
+
+
+class Dreamer:
+    """Model, actor, critic and their optimiser; see `types.Agent`. seed: of all its noise, a function of it and the number of updates;
+    recorded: whether a GPU is told of an update's kernels once and repeats them, rather than every time anew."""
+
+    def __init__(self, policy: RecurrentPolicy, cfg: DreamConfig, *, seed: int, bf16: bool = False, recorded: bool = True) -> None:
         size, place = policy.cfg.rssm, policy.device
         self.policy, self.cfg, self.seed, self.step, self._bf16 = policy, cfg, seed, 0, bf16
         self.heads = nn.ModuleDict({"state": head(size, policy.obs_dim), "reward": head(size, BINS, 0.0), "goes_on": head(size, 1),
@@ -131,6 +150,7 @@ class Dreamer:
         self.range = torch.zeros((), device=place)  # of returns, from the 5th to the 95th in a hundred
         self.level = torch.zeros((), device=place)  # the mean reward
         self.worth = torch.full((), cfg.entropy, device=place)  # of a nat of entropy
+        self._ends_at, self._turns = (torch.tensor(x, device=place) for x in ([0.05, 0.95], [1 / 1.05, 1.05]))
         self.through = cfg.through and not policy.discrete
         self._parts = nn.ModuleDict({"policy": policy, "heads": self.heads, "painters": self.painters})
         self._actor = list(policy.actor.parameters())
@@ -139,6 +159,7 @@ class Dreamer:
         self.optimiser, self.practice = (LaProp(ps, lr=cfg.lr, warmup=cfg.warmup, clip=cfg.clip) for ps in (self._rest, self._actor))
         self.acted = 0  # updates of the actor, whose first come later
         self.memory = Memory(size, place)
+        self._records: dict[bool, Recorded[Gradients]] | None = {} if recorded and place.type == "cuda" else None
 
     def _precision(self) -> AbstractContextManager[Any]:
         """Half of it, where it pays. A context of its own for every part of an update: weights are cast once in each."""
@@ -147,50 +168,70 @@ class Dreamer:
     def update(self, segment: Segment, shown: int = 0) -> dict[str, Tensor]:
         """One step on stretches of episodes, the first so many of them shown by somebody; its losses and what else is worth a curve, as
         tensors that nobody has waited for."""
-        random = torch.Generator(self.policy.device).manual_seed(derive(self.seed, "dream", self.step))
-        with self._precision():
-            losses, states, told = self._model(segment, random)
+        given = self._given(segment, torch.Generator(self.policy.device).manual_seed(derive(self.seed, "dream", self.step)))
         mean = (segment.reward * segment.valid).sum() / segment.valid.sum()
-        self.level = self.level.lerp(mean, max(0.01, 1 / (self.step + 1)))
-        last, counts = self._ends(segment)
-        starts = Latent(*(x.gather(0, last[..., None].expand(-1, -1, x.shape[-1])) for x in states))
-        with self._precision():
-            dream = self._imagine(starts.detach(), random)
-        with self._precision():
-            behaviour, returns, more = self._behave(dream, counts)
-            losses |= behaviour
-            losses["replayed"] = self.cfg.replayed * self._replayed(segment, starts, last, counts, returns)
-            acting = losses.pop("actor") * (self.step >= self.cfg.alone)
-            learning = torch.stack(list(losses.values())).sum()
-            if shown:
-                taught = self.cfg.imitate * self._imitation(segment, states.feature, shown)
-                acting, learning = acting + taught, learning + taught
-        learned = torch.autograd.grad(learning, self._rest, allow_unused=True, retain_graph=shown > 0)
-        own = torch.autograd.grad(acting, self._actor)  # where a dream's graph ends
+        self.level.lerp_(mean, max(0.01, 1 / (self.step + 1)))
+        acts = self.step >= self.cfg.alone
+        learned, own, states, told = self._running(acts, shown)(segment, given)
         self.optimiser.step(learned, self.step)
-        if shown or self.step >= self.cfg.alone:
+        if shown or acts:
             self.practice.step(own, self.acted)
             self.acted += 1
         with torch.no_grad():
-            for slow, fast in zip(self.slow.parameters(), self.heads["critic"].parameters(), strict=True):
-                slow.lerp_(fast, self.cfg.slow)
+            torch._foreach_lerp_(list(self.slow.parameters()), list(self.heads["critic"].parameters()), self.cfg.slow)
         self.step += 1
         if self.cfg.remember:
-            self.memory.put(segment, states.detach())
-        return {**{name: value.detach() for name, value in losses.items()}, "actor": acting.detach(), **told, **more}
+            self.memory.put(segment, states)
+        return dict(zip(told, torch.stack(list(told.values())), strict=True))  # a copy: what was recorded writes to the same place again
+
+    def _given(self, s: Segment, random: torch.Generator) -> Given:
+        cfg, size, discrete = self.cfg, self.policy.cfg.rssm, self.policy.discrete
+        rows, dreams = s.frame.shape, (cfg.imagine, cfg.last * s.frame.shape[1])
+        seen, dreamt = (_exponential((*shape, size.stoch, size.classes), random) for shape in (rows, dreams))
+        return Given(seen, dreamt, (_exponential if discrete else _normal)((*dreams, self.policy.action_dim), random), *self.memory.get(s))
+
+    def _running(self, acts: bool, shown: int) -> Callable[[Segment, Given], Gradients]:
+        """`_gradients`, recorded where that pays: with what was shown no two updates need be alike."""
+        run = partial(self._gradients, acts=acts, shown=shown)
+        if shown or self._records is None:
+            return run
+        if acts not in self._records:
+            self._records[acts] = Recorded(run)
+        return self._records[acts]
+
+    def _gradients(self, s: Segment, given: Given, acts: bool, shown: int) -> Gradients:
+        """(gradients of model and critic, of the actor, states [T + 1, B, ...], what `update` tells): all of an update that is the same
+        from one to the next, and asks the device for nothing."""
+        with self._precision():
+            losses, states, told = self._model(s, given)
+        last, counts = self._ends(s)
+        starts = Latent(*(x.gather(0, last[..., None].expand(-1, -1, x.shape[-1])) for x in states))
+        with self._precision():
+            dream = self._imagine(starts.detach(), given)
+        with self._precision():
+            behaviour, returns, more = self._behave(dream, counts, acts)
+            losses |= behaviour
+            losses["replayed"] = self.cfg.replayed * self._replayed(s, starts, last, counts, returns)
+            acting = losses.pop("actor") * acts
+            learning = torch.stack(list(losses.values())).sum()
+            if shown:
+                taught = self.cfg.imitate * self._imitation(s, states.feature, shown)
+                acting, learning = acting + taught, learning + taught
+        learned = torch.autograd.grad(learning, self._rest, allow_unused=True, retain_graph=shown > 0)
+        own = torch.autograd.grad(acting, self._actor)  # where a dream's graph ends
+        told = {**losses, "actor": acting, **told, **more}
+        return learned, own, states.detach(), {name: x.detach().float() for name, x in told.items()}
 
     # -- the model
 
-    def _model(self, s: Segment, random: torch.Generator) -> tuple[dict[str, Tensor], Latent, dict[str, Tensor]]:
+    def _model(self, s: Segment, given: Given) -> tuple[dict[str, Tensor], Latent, dict[str, Tensor]]:
         """(losses, states at the observations [T + 1, B, ...], what else is told): to reconstruct, to expect what is seen, to tell rewards
         and ends (DreamerV3, eq. 2 to 4)."""
         cfg, rssm = self.cfg, self.policy.rssm
         there = torch.cat([torch.ones_like(s.valid[:1]), s.valid])
         action = torch.cat([torch.zeros_like(s.action[:1]), s.action])
-        state, found = self.memory.get(s.frame[0])
-        known = (state, found & ~s.first) if cfg.remember else None
-        noise = _exponential((*there.shape, rssm.cfg.stoch, rssm.cfg.classes), random)
-        states, post = rssm.observe(self.policy.encoder(s.obs), action, torch.zeros_like(there), noise, known)
+        known = (given.state, given.found & ~s.first) if cfg.remember else None
+        states, post = rssm.observe(self.policy.encoder(s.obs), action, None, given.seen, known)
         prior = rssm.prior(states.deter)
         weight = there.float() / there.sum()
         seen = weight if known is None else weight * torch.cat([~known[1][None], torch.ones_like(s.valid)])
@@ -219,38 +260,36 @@ class Dreamer:
 
     # -- dreams
 
-    def _imagine(self, starts: Latent, random: torch.Generator) -> dict[str, Tensor]:
+    def _imagine(self, starts: Latent, given: Given) -> dict[str, Tensor]:
         """Dreams of H steps from N = K * B states, by the actor; with a graph only if it learns through it. feature: [H + 1, N, F]; action:
         [H, N, A]; reward, discount: [H, N], what followed."""
         with torch.set_grad_enabled(self.through):
             policy, rssm = self.policy, self.policy.rssm
             state = Latent(*(x.flatten(0, 1).float() for x in starts))
-            shape = (self.cfg.imagine, len(state.deter))
-            noise = _exponential((*shape, rssm.cfg.stoch, rssm.cfg.classes), random)
-            chance = (_exponential if policy.discrete else _normal)((*shape, policy.action_dim), random)
             features, actions = [state.feature], []
             for t in range(self.cfg.imagine):
-                actions.append(policy.draw(policy.distribution(features[-1].detach()), chance[t]))
-                state = rssm.dream(state, actions[-1], noise[t])
+                actions.append(policy.draw(policy.distribution(features[-1].detach()), given.chance[t]))
+                state = rssm.dream(state, actions[-1], given.dreamt[t])
                 features.append(state.feature)
             feature = torch.stack(features)
             return {"feature": feature, "action": torch.stack(actions), "reward": twohot_mean(self.heads["reward"](feature[1:]), self.bins),
                     "discount": self.cfg.gamma * self.heads["goes_on"](feature[1:])[..., 0].float().sigmoid()}
 
-    def _behave(self, dream: Mapping[str, Tensor], counts: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        """(losses of actor and critic, lambda-returns at the starts [K, B], what else is told), DreamerV3, eq. 5 to 11."""
+    def _behave(self, dream: Mapping[str, Tensor], counts: Tensor, acts: bool) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        """(losses of actor and critic, lambda-returns at the starts [K, B], what else is told), DreamerV3, eq. 5 to 11. acts: whether the
+        actor learns already."""
         cfg, feature = self.cfg, dream["feature"].detach()
         reward, discount = dream["reward"].detach(), dream["discount"].detach()
         logits = self.heads["critic"](feature)
         value = self._value(logits.detach())
         target = lambda_return(reward, discount, value[1:], cfg.lam)
         weight = torch.cat([counts.flatten()[None].float(), discount[:-1]]).cumprod(0) / counts.sum().clamp(min=1) / cfg.imagine
-        low, high = torch.quantile(target[:, counts.flatten()], torch.tensor([0.05, 0.95], device=target.device))
-        self.range = self.range + 0.01 * (high - low - self.range)
+        low, high = target.masked_fill(~counts.flatten(), math.nan).nanquantile(self._ends_at)
+        self.range.lerp_((high - low).nan_to_num(0.0), 0.01)
         logp, entropy = self.policy.logp(told := self.policy.distribution(feature[:-1]), dream["action"].detach())
-        if cfg.spread and not self.policy.discrete and self.step >= cfg.alone:  # each dimension's entropy as a normal of that deviation has
+        if cfg.spread and not self.policy.discrete and acts:  # each dimension's entropy as a normal of that deviation has
             short = entropy.detach().mean() / self.policy.action_dim < math.log(cfg.spread * math.sqrt(2 * math.pi * math.e))
-            self.worth = (self.worth * torch.where(short, 1.05, 1 / 1.05)).clamp(1e-5, 1.0)
+            self.worth.mul_(torch.where(short, self._turns[1], self._turns[0])).clamp_(1e-5, 1.0)
         if self.through:
             gain = lambda_return(dream["reward"], dream["discount"], self._value(self.heads["critic"](dream["feature"][1:])), cfg.lam)
             entropy = entropy + (1.001 - told[0].square()).log().sum(-1)  # of what was squashed: a middle at its end has no gradient
@@ -298,7 +337,7 @@ class Dreamer:
         noise = _exponential((*s.frame.shape, rssm.cfg.stoch, rssm.cfg.classes), random)
         action = torch.cat([torch.zeros_like(s.action[:1]), s.action])
         embed = self.policy.encoder({key: value[:seen] for key, value in s.obs.items()})
-        states, _ = rssm.observe(embed, action[:seen], torch.zeros_like(s.frame[:seen], dtype=torch.bool), noise[:seen])
+        states, _ = rssm.observe(embed, action[:seen], None, noise[:seen])
         state, out = Latent(states.deter[-1], states.stoch[-1]), list[Tensor]()
         for t in range(seen, len(action)):
             state = rssm.dream(state, action[t], noise[t])
@@ -311,14 +350,15 @@ class Dreamer:
         """Everything that goes on."""
         return {"parts": self._parts.state_dict(), "slow": self.slow.state_dict(), "optimiser": self.optimiser.state_dict(),
                 "practice": self.practice.state_dict(), "memory": self.memory.state_dict(), "step": self.step, "acted": self.acted,
-                "range": self.range, "level": self.level, "worth": self.worth}
+                "range": self.range.clone(), "level": self.level.clone(), "worth": self.worth.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         for part, name in ((self._parts, "parts"), (self.slow, "slow"), (self.optimiser, "optimiser"), (self.practice, "practice"),
                            (self.memory, "memory")):
             part.load_state_dict(state[name])
-        self.range, self.level, self.worth = (state[name].to(self.bins.device) for name in ("range", "level", "worth"))
+        for mine, name in ((self.range, "range"), (self.level, "level"), (self.worth, "worth")):
+            mine.copy_(state[name])
         self.step, self.acted = int(state["step"]), int(state["acted"])
 
 
@@ -331,7 +371,8 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
     torch.manual_seed(derive(cfg.seed, "weights"))
     spec, place, books = cell.spec, device(cfg.device), Books(cfg.ratio, cfg.dream.batch * cfg.dream.length, cfg.prefill)
     policy = RecurrentPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, discrete=spec.discrete, name="daydreamer")
-    agent = Dreamer(policy.to(place), cfg.dream, seed=derive(cfg.seed, "learner"), bf16=cfg.bf16 and bool(policy.senses) and halves(place))
+    agent = Dreamer(policy.to(place), cfg.dream, seed=derive(cfg.seed, "learner"), bf16=cfg.bf16 and bool(policy.senses) and halves(place),
+                    recorded=cfg.recorded)
     with cell.timed("daydreamer"):
         health = learn(cfg, cell, agent, books)
     policy.requires_grad_(False).wander.zero_()
