@@ -141,10 +141,11 @@ def test_values_and_rewards_begin_at_nothing_and_dreams_have_no_graph() -> None:
     given = agent._given(s := drawn(replay, 0), torch.Generator().manual_seed(0))
     _, states, _ = agent._model(s, given)
     dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]), given)
-    assert dream["feature"].shape == (6, 32, SIZE.feature) and dream["action"].shape == (5, 32, 1)
-    assert not any(value.requires_grad for value in dream.values())
-    assert not dream["reward"].any() and not agent.heads["critic"](dream["feature"]).any(), "to the bit"
-    assert torch.allclose(dream["discount"], dream["discount"].clamp(0.0, 1.0))
+    assert dream.feature.shape == (6, 32, SIZE.feature) and dream.action.shape == (5, 32, 1)
+    assert not any(value.requires_grad for value in (dream.feature, dream.action, *dream.told))
+    reward, discount = agent._foretold(dream.feature[1:])
+    assert not reward.any() and not agent.heads["critic"](dream.feature).any(), "to the bit"
+    assert torch.equal(discount, discount.clamp(0.0, 1.0)) and reward.shape == discount.shape == (5, 32)
 
 
 def test_what_the_mean_reward_is_worth_for_ever_is_there_at_once() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,20 @@ from torch import Tensor, nn
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive
-from realrl.learn.dreaming import Books, DreamConfig, LaProp, Memory, Recorded, categorical_kl, lambda_return
+from realrl.learn.dreaming import (
+    Books,
+    Dream,
+    DreamConfig,
+    Given,
+    LaProp,
+    Memory,
+    Recorded,
+    categorical_kl,
+    exponential,
+    keep_freed_memory,
+    lambda_return,
+    normal,
+)
 from realrl.learn.replay import Replay
 from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
 from realrl.nets.twohot import symexp_bins, symlog, twohot_loss, twohot_mean
@@ -71,9 +84,8 @@ class DaydreamerConfig(Scene):
     """Share of a batch's stretches that are demonstrations' at first; it falls evenly to nothing over `steps`. 0: none are asked for."""
     bf16: bool = True
     """Whether, with pictures, most of the arithmetic is in half the precision, where the processor can."""
-    recorded: bool = True
-    """Whether a GPU is told of an update's kernels once (a CUDA graph) and repeats them, rather than every time anew: several times as
-    fast where networks are small."""
+    cuda_graph: bool = True
+    """Whether an NVIDIA GPU is told of an update's kernels once and repeats them, rather than told every time anew."""
     save_every: int = 2000
     """Control steps after which the next end of an episode brings a checkpoint."""
     log_every: int = 500
@@ -120,25 +132,14 @@ def preset(name: str | None, task: str | None) -> DaydreamerConfig | None:
 # ---- the learner
 
 
-class Given(NamedTuple):
-    """What chance and memory add to stretches. seen [T + 1, B, S, C], dreamt [H, N, S, C]: exponential, of which states are drawn; chance
-    [H, N, A], of which actions are; state, found: what is remembered of the first observations, and of which [B]."""
-
-    seen: Tensor
-    dreamt: Tensor
-    chance: Tensor
-    state: Latent
-    found: Tensor
-
-
 Gradients = tuple[Sequence[Tensor | None], Sequence[Tensor], Latent, dict[str, Tensor]]
 
 
 class Dreamer:
     """Model, actor, critic and their optimiser; see `types.Agent`. seed: of all its noise, a function of it and the number of updates;
-    recorded: whether a GPU is told of an update's kernels once and repeats them, rather than every time anew."""
+    cuda_graph: whether a GPU is told of an update's kernels once."""
 
-    def __init__(self, policy: RecurrentPolicy, cfg: DreamConfig, *, seed: int, bf16: bool = False, recorded: bool = True) -> None:
+    def __init__(self, policy: RecurrentPolicy, cfg: DreamConfig, *, seed: int, bf16: bool = False, cuda_graph: bool = True) -> None:
         size, place = policy.cfg.rssm, policy.device
         self.policy, self.cfg, self.seed, self.step, self._bf16 = policy, cfg, seed, 0, bf16
         self.heads = nn.ModuleDict({"state": head(size, policy.obs_dim), "reward": head(size, BINS, 0.0), "goes_on": head(size, 1),
@@ -159,7 +160,7 @@ class Dreamer:
         self.optimiser, self.practice = (LaProp(ps, lr=cfg.lr, warmup=cfg.warmup, clip=cfg.clip) for ps in (self._rest, self._actor))
         self.acted = 0  # updates of the actor, whose first come later
         self.memory = Memory(size, place)
-        self._records: dict[bool, Recorded[Gradients]] | None = {} if recorded and place.type == "cuda" else None
+        self._records: dict[bool, Recorded[Gradients]] | None = {} if cuda_graph and place.type == "cuda" else None
 
     def _precision(self) -> AbstractContextManager[Any]:
         """Half of it, where it pays. A context of its own for every part of an update: weights are cast once in each."""
@@ -187,17 +188,15 @@ class Dreamer:
     def _given(self, s: Segment, random: torch.Generator) -> Given:
         cfg, size, discrete = self.cfg, self.policy.cfg.rssm, self.policy.discrete
         rows, dreams = s.frame.shape, (cfg.imagine, cfg.last * s.frame.shape[1])
-        seen, dreamt = (_exponential((*shape, size.stoch, size.classes), random) for shape in (rows, dreams))
-        return Given(seen, dreamt, (_exponential if discrete else _normal)((*dreams, self.policy.action_dim), random), *self.memory.get(s))
+        seen, dreamt = (exponential((*shape, size.stoch, size.classes), random) for shape in (rows, dreams))
+        return Given(seen, dreamt, (exponential if discrete else normal)((*dreams, self.policy.action_dim), random), *self.memory.get(s))
 
     def _running(self, acts: bool, shown: int) -> Callable[[Segment, Given], Gradients]:
         """`_gradients`, recorded where that pays: with what was shown no two updates need be alike."""
         run = partial(self._gradients, acts=acts, shown=shown)
         if shown or self._records is None:
             return run
-        if acts not in self._records:
-            self._records[acts] = Recorded(run)
-        return self._records[acts]
+        return self._records.setdefault(acts, Recorded(run))
 
     def _gradients(self, s: Segment, given: Given, acts: bool, shown: int) -> Gradients:
         """(gradients of model and critic, of the actor, states [T + 1, B, ...], what `update` tells): all of an update that is the same
@@ -244,7 +243,7 @@ class Dreamer:
         losses["rep"] = cfg.rep * categorical_kl(post, prior.detach()).clamp(min=cfg.free)
         out = {name: (loss * seen).sum() for name, loss in losses.items()}
         steps, valid = feature[1:], s.valid / s.valid.sum()
-        out["reward"] = (twohot_loss(self.heads["reward"](steps), s.reward, self.bins) * valid).sum()
+        out["reward"] = (twohot_loss(self.heads["reward"](steps), self.bins, s.reward) * valid).sum()
         goes_on = nn.functional.binary_cross_entropy_with_logits(
             self.heads["goes_on"](steps)[..., 0].float(), (~s.terminated).float(), reduction="none")
         out["goes_on"] = (goes_on * valid).sum()
@@ -260,46 +259,55 @@ class Dreamer:
 
     # -- dreams
 
-    def _imagine(self, starts: Latent, given: Given) -> dict[str, Tensor]:
-        """Dreams of H steps from N = K * B states, by the actor; with a graph only if it learns through it. feature: [H + 1, N, F]; action:
-        [H, N, A]; reward, discount: [H, N], what followed."""
+    def _imagine(self, starts: Latent, given: Given) -> Dream:
+        """Dreams of H steps from N = K * B states, by the actor; with a graph only if it learns through it."""
         with torch.set_grad_enabled(self.through):
             policy, rssm = self.policy, self.policy.rssm
             state = Latent(*(x.flatten(0, 1).float() for x in starts))
-            features, actions = [state.feature], []
+            features, actions, told = [state.feature], list[Tensor](), list[tuple[Tensor, Tensor]]()
             for t in range(self.cfg.imagine):
-                actions.append(policy.draw(policy.distribution(features[-1].detach()), given.chance[t]))
+                told.append(policy.distribution(features[-1].detach()))
+                actions.append(policy.draw(told[-1], given.chance[t]))
                 state = rssm.dream(state, actions[-1], given.dreamt[t])
                 features.append(state.feature)
-            feature = torch.stack(features)
-            return {"feature": feature, "action": torch.stack(actions), "reward": twohot_mean(self.heads["reward"](feature[1:]), self.bins),
-                    "discount": self.cfg.gamma * self.heads["goes_on"](feature[1:])[..., 0].float().sigmoid()}
+            first, second = (torch.stack(x) for x in zip(*told, strict=True))
+            return Dream(torch.stack(features), torch.stack(actions), (first, second))
 
-    def _behave(self, dream: Mapping[str, Tensor], counts: Tensor, acts: bool) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+    def _foretold(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """(reward, discount), each [H, N], of the steps that led to the dreamt states [H, N, F]."""
+        ends = self.heads["goes_on"](feature)[..., 0].float()
+        return twohot_mean(self.heads["reward"](feature), self.bins), self.cfg.gamma * ends.sigmoid()
+
+    def _behave(self, dream: Dream, counts: Tensor, acts: bool) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """(losses of actor and critic, lambda-returns at the starts [K, B], what else is told), DreamerV3, eq. 5 to 11. acts: whether the
         actor learns already."""
-        cfg, feature = self.cfg, dream["feature"].detach()
-        reward, discount = dream["reward"].detach(), dream["discount"].detach()
+        cfg, feature = self.cfg, dream.feature.detach().requires_grad_(self.through)
         logits = self.heads["critic"](feature)
-        value = self._value(logits.detach())
-        target = lambda_return(reward, discount, value[1:], cfg.lam)
-        weight = torch.cat([counts.flatten()[None].float(), discount[:-1]]).cumprod(0) / counts.sum().clamp(min=1) / cfg.imagine
+        with torch.set_grad_enabled(self.through):
+            value, (reward, discount) = self._value(logits), self._foretold(feature[1:])
+            returns = lambda_return(reward, discount, value[1:], cfg.lam)
+        target, deeper = returns.detach(), discount.detach()[:-1]
+        weight = torch.cat([counts.flatten()[None].float(), deeper]).cumprod(0) / counts.sum().clamp(min=1) / cfg.imagine
         low, high = target.masked_fill(~counts.flatten(), math.nan).nanquantile(self._ends_at)
         self.range.lerp_((high - low).nan_to_num(0.0), 0.01)
-        logp, entropy = self.policy.logp(told := self.policy.distribution(feature[:-1]), dream["action"].detach())
+        told = dream.told if self.through else self.policy.distribution(feature[:-1])
+        logp, entropy = self.policy.logp(told, dream.action.detach())
         if cfg.spread and not self.policy.discrete and acts:  # each dimension's entropy as a normal of that deviation has
             short = entropy.detach().mean() / self.policy.action_dim < math.log(cfg.spread * math.sqrt(2 * math.pi * math.e))
             self.worth.mul_(torch.where(short, self._turns[1], self._turns[0])).clamp_(1e-5, 1.0)
-        if self.through:
-            gain = lambda_return(dream["reward"], dream["discount"], self._value(self.heads["critic"](dream["feature"][1:])), cfg.lam)
+        more = {"return": target.mean(), "value": value.detach().mean(), "entropy": entropy.detach().mean(), "return_range": self.range,
+                "worth": self.worth, "dreamt_reward": reward.detach().mean(),
+                **({} if self.policy.discrete else {"deviation": told[1].detach().mean()})}
+        scale = weight / self.range.clamp(min=1.0)
+        if self.through:  # the returns' gradient is taken to the dream's states, and goes on from there with the actor's
+            gain = (scale * returns).sum()
+            slope, = torch.autograd.grad(gain, feature, retain_graph=True)
+            gain = gain.detach() + (slope * (dream.feature - dream.feature.detach())).sum()
             entropy = entropy + (1.001 - told[0].square()).log().sum(-1)  # of what was squashed: a middle at its end has no gradient
         else:
-            gain = (target - value[:-1]) * logp
-        losses = {"actor": -(weight * (gain / self.range.clamp(min=1.0) + self.worth * entropy)).sum(),
+            gain = (scale * (target - value[:-1]) * logp).sum()
+        losses = {"actor": -gain - (weight * self.worth * entropy).sum(),
                   "critic": (weight * self._critic_loss(logits[:-1], feature[:-1], target)).sum()}
-        more = {"return": target.mean(), "value": value.mean(), "entropy": entropy.detach().mean(), "return_range": self.range,
-                "worth": self.worth, "dreamt_reward": reward.mean(),
-                **({} if self.policy.discrete else {"deviation": told[1].detach().mean()})}
         return losses, target[0].view_as(counts), more
 
     def _imitation(self, s: Segment, feature: Tensor, shown: int) -> Tensor:
@@ -319,8 +327,9 @@ class Dreamer:
 
     def _critic_loss(self, logits: Tensor, feature: Tensor, target: Tensor) -> Tensor:
         """Of values [...] told by logits [..., BINS]: to be the returns, and not to run away from the slow copy."""
-        slow = twohot_mean(self.slow(feature.detach()), self.bins)
-        return twohot_loss(logits, target - self._base, self.bins) + twohot_loss(logits, slow, self.bins)
+        with torch.no_grad():
+            slow = twohot_mean(self.slow(feature), self.bins)
+        return twohot_loss(logits, self.bins, target - self._base, slow)
 
     def _replayed(self, s: Segment, starts: Latent, last: Tensor, counts: Tensor, returns: Tensor) -> Tensor:
         """The critic's loss on what was really done at the last observations, continued by the returns that were dreamt from each."""
@@ -334,7 +343,7 @@ class Dreamer:
     def foresee(self, s: Segment, seen: int) -> Tensor:
         """Readings as they are expected after the first `seen` observations, without looking again: their symlog [T + 1 - seen, B, D]."""
         rssm, random = self.policy.rssm, torch.Generator(self.policy.device).manual_seed(derive(self.seed, "foresee"))
-        noise = _exponential((*s.frame.shape, rssm.cfg.stoch, rssm.cfg.classes), random)
+        noise = exponential((*s.frame.shape, rssm.cfg.stoch, rssm.cfg.classes), random)
         action = torch.cat([torch.zeros_like(s.action[:1]), s.action])
         embed = self.policy.encoder({key: value[:seen] for key, value in s.obs.items()})
         states, _ = rssm.observe(embed, action[:seen], None, noise[:seen])
@@ -372,7 +381,7 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
     spec, place, books = cell.spec, device(cfg.device), Books(cfg.ratio, cfg.dream.batch * cfg.dream.length, cfg.prefill)
     policy = RecurrentPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, discrete=spec.discrete, name="daydreamer")
     agent = Dreamer(policy.to(place), cfg.dream, seed=derive(cfg.seed, "learner"), bf16=cfg.bf16 and bool(policy.senses) and halves(place),
-                    recorded=cfg.recorded)
+                    cuda_graph=cfg.cuda_graph)
     with cell.timed("daydreamer"):
         health = learn(cfg, cell, agent, books)
     policy.requires_grad_(False).wander.zero_()
@@ -394,6 +403,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> di
     """Act, and learn from what is remembered as often as `ratio` says, until the robot has made its steps; checkpoints between episodes
     only. Returns how robot and learner got along, see `types.Stream.health`."""
     policy, place = agent.policy, agent.policy.device
+    keep_freed_memory()
     policy.wander.fill_(1.0)
     with cell.stream("daydreamer", policy, stage=1, noise_seed=derive(cfg.seed, "daydreamer") % 2**31, cfg=cfg.stream) as stream:
         saved = cell.run.load("daydreamer", agent=agent, stream=stream, books=books) or 0
@@ -437,11 +447,3 @@ def slim(episode: Episode, seen: Sequence[str], discrete: bool) -> Episode:
 def _slot(key: str) -> str:
     """A camera's name as a module may be called."""
     return key.replace(".", "_")
-
-
-def _exponential(shape: Sequence[int], random: torch.Generator) -> Tensor:
-    return torch.rand(tuple(shape), generator=random, device=random.device).log_().neg_()  # sooner than exponential_
-
-
-def _normal(shape: Sequence[int], random: torch.Generator) -> Tensor:
-    return torch.randn(tuple(shape), generator=random, device=random.device)

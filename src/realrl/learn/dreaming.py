@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -84,6 +85,25 @@ class DreamConfig:
             raise OutOfBounds(DreamConfig, "gamma", "must be below 1 where values are centred: the mean reward for ever is worth no number")
         if self.last > self.length + 1:
             raise OutOfBounds(DreamConfig, "last", f"must be at most length + 1 = {self.length + 1}, got {self.last}")
+
+
+class Given(NamedTuple):
+    """What chance and memory add to stretches. seen [T + 1, B, S, C], dreamt [H, N, S, C]: exponential, of which states are drawn; chance
+    [H, N, A], of which actions are; state, found: what is remembered of the first observations, and of which [B]."""
+
+    seen: Tensor
+    dreamt: Tensor
+    chance: Tensor
+    state: Latent
+    found: Tensor
+
+
+class Dream(NamedTuple):
+    """feature [H + 1, N, F], the states; action [H, N, A]; told: what the actor's distributions at them were, see `distribution`."""
+
+    feature: Tensor
+    action: Tensor
+    told: tuple[Tensor, Tensor]
 
 
 class LaProp:
@@ -163,6 +183,14 @@ class Memory:
         self.known.zero_()
         for mine, name in ((self.deter, "deter"), (self.code, "code"), (self.known, "known")):
             mine[1:count + 1] = state[name]
+
+
+def keep_freed_memory() -> None:
+    """Tell the C library to keep what is freed, as far as it knows how (glibc): the large arrays of an update come and go, and pages that
+    are given back to the system and fetched anew cost up to a fifth of it."""
+    tell = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 0)
+    for option, value in ((-3, 2**25), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+        tell(option, value)
 
 
 class Recorded(Generic[T]):
@@ -305,3 +333,13 @@ def lambda_return(reward: Tensor, discount: Tensor, value: Tensor, lam: float) -
 def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
     """KL(p || q) [...] of categoricals given by probabilities [..., S, C], none of them 0, summed over all S of them."""
     return (p * (p.log() - q.log())).sum((-2, -1))
+
+
+def exponential(shape: Sequence[int], random: torch.Generator) -> Tensor:
+    """Draws, on the generator's device; sooner than `exponential_`."""
+    return torch.rand(tuple(shape), generator=random, device=random.device).log_().neg_()
+
+
+def normal(shape: Sequence[int], random: torch.Generator) -> Tensor:
+    """Draws, on the generator's device."""
+    return torch.randn(tuple(shape), generator=random, device=random.device)
