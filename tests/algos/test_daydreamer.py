@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from realrl import config, envs
 from realrl.algos.daydreamer import BINS, PRESETS, DaydreamerConfig, Dreamer, slim, train
@@ -58,9 +59,9 @@ def moved(x: Array, action: Array) -> tuple[Array, Array]:
     return after, -np.abs(after - 0.3)[..., 0]
 
 
-def line(episodes: int = 40, *, terminated: bool = False) -> Replay:
+def line(episodes: int = 40, *, terminated: bool = False, device: str = "cpu") -> Replay:
     """Random play, 20 steps an episode."""
-    rng, replay = np.random.default_rng(0), Replay()
+    rng, replay = np.random.default_rng(0), Replay(device=device)
     for _ in range(episodes):
         x = rng.uniform(-1, 1, 1).astype(np.float32)
         replay.begin({"state": x})
@@ -71,14 +72,14 @@ def line(episodes: int = 40, *, terminated: bool = False) -> Replay:
     return replay
 
 
-def dreamer(size: RSSMConfig = SIZE, **changes: Any) -> Dreamer:
+def dreamer(size: RSSMConfig = SIZE, device: str = "cpu", graph: bool = True, **changes: Any) -> Dreamer:
     torch.manual_seed(0)
     base: dict[str, Any] = {"batch": 8, "length": 8, "last": 4, "imagine": 5, "gamma": 0.9, "lr": 3e-3, "warmup": 20}
-    return Dreamer(RecurrentPolicy(RecurrentConfig(size), 1, 1), DreamConfig(**{**base, **changes}), seed=0)
+    return Dreamer(RecurrentPolicy(RecurrentConfig(size), 1, 1).to(device), DreamConfig(**{**base, **changes}), seed=0, cuda_graph=graph)
 
 
 def drawn(replay: Replay, step: int, batch: int = 8, length: int = 8) -> Segment:
-    return replay.segments(batch, length, torch.Generator().manual_seed(step))
+    return replay.segments(batch, length, torch.Generator(replay.device).manual_seed(step))
 
 
 def judged(agent: Dreamer) -> float:
@@ -261,6 +262,57 @@ def test_an_update_depends_on_nothing_but_its_number_and_goes_on_from_a_checkpoi
     assert all(torch.equal(mine[k], its[k]) for k in mine) and torch.equal(one.memory.known[:1024], two.memory.known[:1024])
 
 
+class Asked(TorchDispatchMode):
+    """Notes what would make a GPU wait for this side, or this side for it."""
+
+    WAITS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "equal", "is_nonzero"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masked = name in ("index", "index_put_", "index_put") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self.WAITS or masked:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_an_update_asks_its_device_for_nothing(through: bool) -> None:
+    agent, replay = dreamer(through=through, centre=through, spread=0.3 * through), line(5)
+    s = drawn(replay, 0)
+    given = agent._given(s, torch.Generator().manual_seed(0))
+    with Asked() as asked:
+        learned, own, states, _ = agent._gradients(s, given, True, 0)
+        agent.optimiser.step(learned, 0)
+        agent.practice.step(own, 0)
+        agent.memory.put(s, states)
+    assert asked.found == []
+    with Asked() as asked:
+        assert bool(s.valid.any()) and len(s.reward[s.valid])
+    assert asked.found == ["_local_scalar_dense", "index"], "it would have been noticed"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("through", [False, True])
+def test_what_a_gpu_repeats_is_what_it_is_told_anew(through: bool) -> None:
+    replay, told = line(5, device="cuda"), []
+    for graph in (True, False):
+        agent = dreamer(through=through, spread=0.3 * through, alone=6, device="cuda", graph=graph)
+        rows = []
+        for step in range(14):
+            s = drawn(replay, step)
+            torch.cuda.set_sync_debug_mode("error" if step == 13 else "default")
+            rows.append(agent.update(s))
+            torch.cuda.set_sync_debug_mode("default")
+        told.append({key: torch.stack([row[key] for row in rows]).cpu() for key in rows[0]})
+        assert agent._records is None if not graph else [r._graph is not None for r in agent._records.values()] == [True, True]
+    for key, values in told[0].items():
+        assert torch.allclose(values, told[1][key], rtol=0.02, atol=0.02), (key, values, told[1][key])
+
+
 # ---- the loop
 
 
@@ -359,7 +411,8 @@ def test_presets_are_one_flag_apart() -> None:
             agent = Dreamer(RecurrentPolicy(preset.policy, 42, 12), preset.dream, seed=0)
         sizes[name] = sum(p.numel() for p in agent._parts.parameters())
     for words, name in (([], "cpu"), (["--task", "bins/panda-one"], "choices"), (["--task=bins/panda", "--preset", "cpu"], "cpu"),
-                        (["--preset", "choices"], "choices"), (["--task", "quadruped/go1-from-back"], "cpu")):
+                        (["--preset", "choices"], "choices"), (["--task", "quadruped/go1-from-back"], "cpu"),
+                        (["--task", "dmc/walker-run"], "control")):
         assert _method("daydreamer", words)[2] == PRESETS[name], "a robot that chooses has its own"
     assert sizes["cpu"] < 1.1e6 and 0.5e6 < sizes["v3"] < 0.8e6 and sizes["daydreamer"] > 5e6
     with pytest.raises(OutOfBounds, match="learned from nothing"):

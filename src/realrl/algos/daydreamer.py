@@ -42,7 +42,7 @@ from realrl.learn.replay import Replay
 from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
 from realrl.nets.twohot import symexp_bins, symlog, twohot_loss, twohot_mean
 from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
-from realrl.scene import Scene, SightConfig, device
+from realrl.scene import Scene, SightConfig, device, halves
 from realrl.streaming import StreamConfig
 from realrl.types import Cell, Episode, Segment
 
@@ -59,13 +59,13 @@ CPU = DreamConfig(batch=16, length=16, last=4, gamma=0.985, centre=True, through
 
 @dataclass(frozen=True)
 class DaydreamerConfig(Scene):
-    """A world model learned while the robot moves; `--preset` has four sets of values."""
+    """A world model learned while the robot moves; `--preset` has five sets of values."""
 
     task: str = "quadruped/go1-from-back"
     """Environment, see `realrl tasks`."""
-    preset: Literal["cpu", "choices", "daydreamer", "v3"] = "cpu"
-    """Whose values all that follows has by default: cpu (for a core), choices (the same where a robot chooses: the bins' own),
-    daydreamer (the paper's sizes) or v3 (DreamerV3's smallest)."""
+    preset: Literal["cpu", "choices", "control", "daydreamer", "v3"] = "cpu"
+    """Whose values all that follows has by default: cpu (for a core), choices (the same where a robot chooses: the bins' own), control
+    (the control suite's), daydreamer (the paper's sizes) or v3 (DreamerV3's smallest)."""
     sight: SightConfig = field(default_factory=lambda: SightConfig(height=64, width=64))
     """What the policy sees: the state, or pictures beside it."""
     policy: RecurrentConfig = field(default_factory=lambda: RecurrentConfig(RSSMConfig(deter=128, classes=8, hidden=128, units=128)))
@@ -109,6 +109,10 @@ PRESETS = {
         dream=DreamConfig(batch=16, length=16, last=4, imagine=12, gamma=0.97, centre=True, rep=0.03, slow=0.1, entropy=1e-3, lr=1e-3,
                           warmup=50, alone=300),
         steps=6000, prefill=400, ratio=128.0, demo_share=0.5),
+    "control": DaydreamerConfig(
+        preset="control", task="dmc/walker-walk",
+        policy=RecurrentConfig(RSSMConfig(deter=512, stoch=32, classes=16, hidden=256, units=256)),
+        dream=DreamConfig(batch=32, length=32, last=16, lr=1e-4, warmup=500), steps=50_000, prefill=1000, ratio=512.0),
     "daydreamer": DaydreamerConfig(
         preset="daydreamer", policy=RecurrentConfig(RSSMConfig(deter=512, hidden=512, stoch=32, classes=32, prior_layers=3, units=512,
                                                                layers=4, depth=48)),
@@ -119,14 +123,14 @@ PRESETS = {
                                                        layers=3, depth=4)),
         dream=DreamConfig(batch=16, length=64, last=64, pixels=True), steps=72_000, prefill=1000, ratio=512.0),
 }
-"""cpu: what a core does eight updates a second of; choices: the same for a robot that chooses among few moves and is shown how; daydreamer:
-the paper's sizes, batch, discount and rate; v3: DreamerV3's size1m."""
+"""cpu: what a core does eight updates a second of; choices: the same for a robot that chooses among few moves and is shown how; control:
+between DreamerV3's sizes 1m and 12m, as often as its own; daydreamer: the paper's sizes, batch, discount and rate; v3: its size1m."""
 
 
 def preset(name: str | None, task: str | None) -> DaydreamerConfig | None:
-    """The values that are overridden where a preset was asked for by its name, or none: then the bins have those of choices. None for a
-    name that is none."""
-    return PRESETS.get(name or ("choices" if (task or "").startswith("bins/") else "cpu"))
+    """The values that are overridden where a preset was asked for by its name, or none: then the bins have those of choices, the control
+    suite of control. None for a name that is none."""
+    return PRESETS.get(name or {"bins": "choices", "dmc": "control"}.get((task or "").partition("/")[0], "cpu"))
 
 
 # ---- the learner
@@ -392,11 +396,6 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
     cell.summary["headline"] = {**books.headline(agent.step), "greedy_reward_per_step": greedy, "noisy_reward_per_step": noisy,
                                 **{name: health[name] for name in CLOCK if name in health}}
     return cell.summary
-
-
-def halves(place: torch.device) -> bool:
-    """Whether products of numbers of half the precision are fast here."""
-    return bool(torch.cpu._is_avx512_bf16_supported() if place.type == "cpu" else place.type == "cuda" and torch.cuda.is_bf16_supported())
 
 
 def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> dict[str, float]:

@@ -163,7 +163,7 @@ class Memory:
         self.deter[row] = states.deter.flatten(0, 1).to(torch.float16)
         self.code[row] = states.stoch.view(len(row), -1, self._classes).argmax(-1).to(torch.uint8)
         self.known.index_fill_(0, row, True)
-        self.known[0] = False
+        self.known[:1].zero_()
 
     def get(self, s: Segment) -> tuple[Latent, Tensor]:
         """(states [B, ...] of the first observations of stretches, which of them are known [B])."""
