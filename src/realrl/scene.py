@@ -189,9 +189,3 @@ def device(wish: str) -> torch.device:
         return torch.device(wish)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise RealrlError(f"--device {wish}: torch finds no such device here; give cpu, or auto for what there is") from None
-
-
-def halves(place: torch.device) -> bool:
-    """Whether products of numbers of half the precision are fast there."""
-    import torch
-    return bool(torch.cpu._is_avx512_bf16_supported() if place.type == "cpu" else place.type == "cuda" and torch.cuda.is_bf16_supported())

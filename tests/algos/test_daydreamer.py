@@ -14,14 +14,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from realrl import config, envs
-from realrl.algos.daydreamer import BINS, PRESETS, DaydreamerConfig, Dreamer, slim, train
+from realrl.algos.daydreamer import BINS, PRESETS, DaydreamerConfig, Dreamer, train
 from realrl.cell.cell import WorkCell
 from realrl.cell.rollout import rollout
 from realrl.checkpoint import encode
 from realrl.cli import main as cli
 from realrl.config import OutOfBounds
 from realrl.data.store import Store
-from realrl.learn.dreaming import DreamConfig
+from realrl.learn.dreaming import DreamConfig, slim
 from realrl.learn.replay import Replay
 from realrl.nets.rssm import Latent, RSSMConfig
 from realrl.nets.twohot import symlog

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,17 +33,19 @@ from realrl.learn.dreaming import (
     Recorded,
     categorical_kl,
     exponential,
+    halves,
     keep_freed_memory,
     lambda_return,
     normal,
+    slim,
 )
 from realrl.learn.replay import Replay
 from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
 from realrl.nets.twohot import symexp_bins, symlog, twohot_loss, twohot_mean
 from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
-from realrl.scene import Scene, SightConfig, device, halves
+from realrl.scene import Scene, SightConfig, device
 from realrl.streaming import StreamConfig
-from realrl.types import Cell, Episode, Segment
+from realrl.types import Cell, Segment
 
 BINS = 255
 """Of rewards and values, even in symlog from -20 to 20."""
@@ -76,6 +77,8 @@ class DaydreamerConfig(Scene):
     """How robot and learner go beside each other."""
     steps: int = 20_000
     """Control steps to learn for; the episode that is under way then is finished."""
+    minutes: float = 1e9
+    """Minutes by the clock after which it ends in any case, likewise after the episode that is under way."""
     prefill: int = 1000
     """Control steps of random actions at first, before anything is learned."""
     ratio: float = 128.0
@@ -95,7 +98,7 @@ class DaydreamerConfig(Scene):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, steps="[1, 1e9]", prefill="[1, 1e9]", ratio="(0, 1e6]", demo_share="[0, 1]", save_every="[1, 1e9]",
+        check(self, steps="[1, 1e9]", minutes="(0, 1e9]", prefill="[1, 1e9]", ratio="(0, 1e6]", demo_share="[0, 1]", save_every="[1, 1e9]",
               log_every="[1, 1e9]")
         if self.data is not None and not self.demo_share:
             raise OutOfBounds(DaydreamerConfig, "data", "has no use here, everything is learned from nothing: give --demo-share 0.5, too")
@@ -416,7 +419,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> di
         cell.run.rewind("daydreamer", stream.steps)
         with cell.run.bar("daydreamer: control steps", cfg.steps) as advance:
             advance(stream.steps)
-            while stream.steps < cfg.steps or not stream.between:
+            while (stream.steps < cfg.steps and books.seconds < 60 * cfg.minutes) or not stream.between:
                 policy.wander.fill_(float(stream.steps < cfg.prefill or agent.step < cfg.dream.alone))
                 moments = stream.take(wait=books.owed(agent.step) < 1)
                 replay.put(replace(m, step=replace(m.step, obs={key: m.step.obs[key] for key in seen}),
@@ -435,12 +438,6 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> di
                     cell.run.save("daydreamer", saved := stream.steps, agent=agent, stream=stream, books=books)
         cell.run.save("daydreamer", stream.steps, agent=agent, stream=stream, books=books)
         return stream.health()
-
-
-def slim(episode: Episode, seen: Sequence[str], discrete: bool) -> Episode:
-    """What is remembered of it; a choice is what it was taken for, one-hot."""
-    action = np.eye(episode.action.shape[1], dtype=np.float32)[episode.action.argmax(1)] if discrete else episode.action
-    return replace(episode, obs={key: episode.obs[key] for key in seen}, action=action)
 
 
 def _slot(key: str) -> str:

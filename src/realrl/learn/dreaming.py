@@ -8,7 +8,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from realrl.config import OutOfBounds, check
 from realrl.losses import td_target
 from realrl.nets.rssm import Latent, RSSMConfig
-from realrl.types import Segment
+from realrl.types import Episode, Segment
 
 T = TypeVar("T")
 BEHIND = 40
@@ -185,6 +185,11 @@ class Memory:
             mine[1:count + 1] = state[name]
 
 
+def halves(place: torch.device) -> bool:
+    """Whether products of numbers of half the precision are fast there."""
+    return bool(torch.cpu._is_avx512_bf16_supported() if place.type == "cpu" else place.type == "cuda" and torch.cuda.is_bf16_supported())
+
+
 def keep_freed_memory() -> None:
     """Tell the C library to keep what is freed, as far as it knows how (glibc): the large arrays of an update come and go, and pages that
     are given back to the system and fetched anew cost up to a fifth of it."""
@@ -248,6 +253,12 @@ def _doubled(rows: Tensor) -> Tensor:
     more = rows.new_zeros(2 * len(rows), *rows.shape[1:])
     more[:len(rows)] = rows
     return more
+
+
+def slim(episode: Episode, seen: Sequence[str], discrete: bool) -> Episode:
+    """What is remembered of it; a choice is what it was taken for, one-hot."""
+    action = np.eye(episode.action.shape[1], dtype=np.float32)[episode.action.argmax(1)] if discrete else episode.action
+    return replace(episode, obs={key: episode.obs[key] for key in seen}, action=action)
 
 
 class Books:
