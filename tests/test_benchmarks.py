@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import threading
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -73,6 +74,20 @@ def test_a_row_replaces_its_like_and_survives(tmp_path: Path) -> None:
     found = again.find("a", 0, "m")
     assert found and found["success"]["rate"] == 0.2 and {"command", "commit", "machine"} <= found.keys()
     assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == again.rows, "a row a line"
+
+
+def test_runs_beside_one_another_lose_no_rows(tmp_path: Path) -> None:
+    def write(seed: int) -> None:
+        rows = table(tmp_path)
+        for number in range(8):
+            rows.put({"task": "a", "seed": seed, "method": str(number)})
+
+    writers = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(table(tmp_path).rows) == 4 * 8
     (tmp_path / "rows.jsonl").write_text('{"task": "a"}\n{"ta')
     with pytest.raises(RealrlError, match="line 2: not valid JSON"):
         table(tmp_path)
