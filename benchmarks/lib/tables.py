@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from benchmarks import faults, robot_timing
 from benchmarks.lib import advantage, assembling, beside, dreaming, everywhere, helping, lateness, practising, served, serving, walking
 from benchmarks.lib.common import RESULTS, ROOT, read_rows
 from benchmarks.studies import waiting, wide_plans
@@ -425,7 +426,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "daydreamer": one_grid(dreaming),
     "real_data": real_data_table,
     "delays": one_grid(lateness),
-    "waiting": one_grid(waiting), "wide_plans": one_grid(wide_plans),
+    "waiting": one_grid(waiting), "wide_plans": one_grid(wide_plans), "faults": one_grid(faults), "robot_timing": one_grid(robot_timing),
     "through_server": lambda rows: "\n\n".join([grid(served.HEAD, served.lines(rows) or [[NOT_RUN] * len(served.HEAD)]),
                                                 served.typed(rows), commands(rows)]),
     "serving": one_grid(serving),
