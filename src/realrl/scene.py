@@ -187,5 +187,7 @@ def device(wish: str) -> torch.device:
     try:
         torch.zeros(1, device=wish)
         return torch.device(wish)
+    except torch.OutOfMemoryError:
+        raise  # it is here, and others use it
     except (RuntimeError, AssertionError, NotImplementedError):
         raise RealrlError(f"--device {wish}: torch finds no such device here; give cpu, or auto for what there is") from None

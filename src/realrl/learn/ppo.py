@@ -65,13 +65,15 @@ class DenoisingPPO:
         self.policy, self.cfg, self.lr, self.left = policy, cfg, cfg.lr, 1.0
         self.actor = policy.actor if encoder else torch.nn.ModuleDict({"net": policy.net})
         self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, weight_decay=0.0, fused=True)
-        self.likely = torch.tensor(policy.diffusion.likely[-(cfg.last or 0):], device=policy.device)
+        self.steps = policy.diffusion.likely[-(cfg.last or 0):]
+        self.likely = torch.tensor(self.steps, device=policy.device)
 
     @torch.no_grad()
     def means(self, cond: Tensor, chain: Tensor) -> Tensor:
         """Means of all stochastic steps of recorded chains. cond: [N, C]; chain: [N, S+1, K, A] -> [N, L, K, A]."""
-        steps = [self.policy.diffusion.mean(self.policy.net, chain[:, k], k.expand(len(cond)), cond) for k in self.likely]
-        return torch.stack(steps, 1)
+        means = [self.policy.diffusion.mean(self.policy.net, chain[:, k], step.expand(len(cond)), cond)
+                 for k, step in zip(self.steps, self.likely, strict=True)]
+        return torch.stack(means, 1)
 
     def fit(self, cond: Tensor, chain: Tensor, advantage: Tensor, random: torch.Generator, embed: Embed | None = None, *,
             left: float = 1.0) -> dict[str, float]:
@@ -122,7 +124,7 @@ class DenoisingPPO:
         seen = seen.clamp(min=1)
         sigma = self.policy.diffusion.spread(self.likely)
         table = {"kl": kl_k / seen, "clip_fraction": clip_k / seen, "ratio": ratio_k / seen, "sigma": sigma}
-        per_step = {f"{name}_{k}": float(v) for name, values in table.items() for k, v in zip(self.likely.tolist(), values, strict=True)}
+        per_step = {f"{name}_{k}": v for name, values in table.items() for k, v in zip(self.steps, values.tolist(), strict=True)}
         return {"kl": kl, "clip_fraction": float((clip_k / seen).mean()), "epochs": epochs,
                 "gradient_norm": float(np.mean(norms[1:] or norms)), **({"regularisers": extra} if embed else {}), **per_step}
 
