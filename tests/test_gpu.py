@@ -1,4 +1,4 @@
-"""Every method on a GPU: a toy is learned there, a run that was cut off goes on there and on the CPU, and what it leaves acts on the CPU alike.
+"""Every method on a GPU: a toy is learned there, a run that was cut off goes on there and on the CPU, what it leaves acts on both alike.
 
 They are skipped where there is none; with REALRL_DEVICE=cpu they run anywhere, which proves the tests and no GPU.
 """
@@ -31,6 +31,7 @@ from algos.test_recap import tiny as recapping
 from algos.test_rl100_eyes import CLOUD, EYES
 from algos.test_robocat import tiny as generalising
 from algos.test_walk import tiny as walking
+from benchmarks import devices
 from realrl.algos import admittance, bc, daydreamer, flow, hil_serl, recap, rl100, robocat, walk
 from realrl.cell import judge
 from realrl.cell.cell import WorkCell
@@ -133,6 +134,12 @@ def told(folder: Path) -> list[tuple[str, int]]:
     return sorted((line["stage"], line["step"]) for line in metrics(folder))
 
 
+def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+    """The largest difference between two policies' weights."""
+    assert one.keys() == two.keys()
+    return max(float((one[k].float() - two[k].float()).abs().max()) for k in one if one[k].numel())
+
+
 def acts_alike(folder: Path) -> None:
     """A saved policy says on the device what it says on the CPU: of the same observations, from the same noise, its memory included."""
     here, task = load_policy(folder, PLACE)
@@ -181,8 +188,7 @@ def test_a_resumed_run_ends_with_the_same_weights(name: str, tmp_path: Path, mon
     cut_off(monkeypatch, 2, lambda: through(method, tmp_path / "killed", cfg, PLACE))  # twenty steps behind a checkpoint
     through(method, tmp_path / "killed", cfg, PLACE)
     one, two = (load_policy(tmp_path / folder / "policy")[0].state_dict() for folder in ("straight", "killed"))
-    assert one.keys() == two.keys()
-    assert max(float((one[k].float() - two[k].float()).abs().max()) for k in one) < 1e-3
+    assert apart(one, two) < 1e-3
     assert told(tmp_path / "straight") == told(tmp_path / "killed")
 
 
@@ -213,7 +219,7 @@ def test_the_same_draws_give_the_same_policy_on_the_device_and_on_the_cpu(tmp_pa
         summary = through(recap, tmp_path / place, cfg, place)
         runs.append((load_policy(tmp_path / place / "fine-tuned")[0], summary["values"]["pre-training value"]))
     (one, known), (two, found) = runs
-    assert max(float((a - b).abs().max()) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)) < 2e-3
+    assert apart(one.state_dict(), two.state_dict()) < 2e-3
     assert known["entropy"] == pytest.approx(found["entropy"], abs=1e-3) and one.mark == two.mark == POSITIVE
 
 
@@ -229,15 +235,18 @@ def test_a_robot_acts_beside_a_learner_on_the_device(tmp_path: Path) -> None:
 
 def test_commands_take_the_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    flags = "--task toy/obstacle --demos 4 --imitation.steps 20 --imitation.batch 16 --policy.hidden 16 --eval-episodes 2 --collect.workers 1"
+    flags = ("--task toy/obstacle --demos 4 --imitation.steps 20 --imitation.batch 16 --policy.hidden 16 --eval-episodes 2 "
+             "--collect.workers 1")
     assert cli.main(["train", "bc", "--run", str(folder), "--device", PLACE, *flags.split()]) == 0
     capsys.readouterr()
     results = []
     for place in ("cpu", PLACE):
-        assert cli.main(["evaluate", "--policy", str(folder / "policy"), "--episodes", "4", "--device", place, "--workers", "1", "--json"]) == 0
+        asked = ["--policy", str(folder / "policy"), "--episodes", "4", "--device", place, "--workers", "1", "--json"]
+        assert cli.main(["evaluate", *asked]) == 0
         results.append(json.loads(capsys.readouterr().out))
     assert results[0]["failures"] == results[1]["failures"] and results[0]["episode_return"] == pytest.approx(results[1]["episode_return"])
-    assert cli.main(["train", "bc", "--run", str(folder), "--device", "cpu", "--resume"]) == 0, "a finished run is read where there is no GPU"
+    again = ["train", "bc", "--run", str(folder), "--device", "cpu", "--resume"]
+    assert cli.main(again) == 0, "a finished run is read where there is no GPU"
 
 
 @pytest.mark.skipif(PLACE != "cuda", reason="the processor's memory is everybody's")
@@ -247,6 +256,12 @@ def test_a_full_gpu_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: CUDA out of memory") and "--device cpu, then continue with: realrl train bc" in line
     torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("case", ["imitation, state", "RL-100 online, PPO", "IQL critics", "CrossQ", "success classifier, 100 steps"])
+def test_what_the_benchmark_of_devices_measures(case: str) -> None:
+    found = devices.measure(devices.CASES[case], torch.device(PLACE), 0.01)
+    assert 0 < found["fastest_ms"] <= found["ms"] <= found["slowest_ms"] and found["batch"] >= 128
 
 
 def test_copies_of_a_learner_stay_where_it_is() -> None:

@@ -93,8 +93,8 @@ def whole(low: int) -> Callable[[str], int]:
 
 def device_flag(parser: Parser) -> None:
     """`--device`, of a command that lets a policy act; `scene.device` reads it."""
-    parser.add_argument("--device", default="cpu", metavar="D", help="where the policy acts: cpu (default; small networks are soonest there), "
-                        "cuda, or auto for the GPU where there is one")
+    parser.add_argument("--device", default="cpu", metavar="D", help="where the policy acts: cpu (default; small networks are "
+                        "soonest there), cuda, or auto for the GPU where there is one")
 
 
 @contextlib.contextmanager

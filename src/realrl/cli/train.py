@@ -143,7 +143,8 @@ def _train(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return interrupted(f"; continue with: {again}")
     except (mistake(), OSError, RuntimeError) as error:
-        if disk(error) or exhausted(error) or (begun and args.robot and args.robot in str(error)):  # the robot's server is gone, or says nothing
+        gone = begun and args.robot and args.robot in str(error)  # the robot's server, or it says nothing
+        if disk(error) or exhausted(error) or gone:
             raise mistake()(f"{told(error)}, then continue with: {again}") from error
         raise
     _report(summary, folder, page, recorded, own)
