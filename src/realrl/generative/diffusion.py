@@ -262,8 +262,7 @@ class Distillation:
         error.mean().backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimiser.step()
-        gap: Tensor = error[: size // 2].detach().mean().sqrt()
-        return gap
+        return error[: size // 2].detach().mean().sqrt()  # type: ignore[no-any-return]
 
     def follow(self, cond: Tensor, random: torch.Generator) -> float:
         """A few steps on fresh chains from some of the states; returns the mean gap."""

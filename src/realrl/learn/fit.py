@@ -20,9 +20,8 @@ from realrl.types import Logbook, Stateful
 
 
 class Fit(Stateful, Protocol):
-    """What `imitate` runs: `cfg.steps` updates, then `finish`. update: the losses of a gradient step, as tensors that nobody has
-    waited for; validate: the loss on what the fit does not see, nothing where it sees everything; finish: what was fitted gets its final
-    weights."""
+    """What `imitate` runs: `cfg.steps` updates, then `finish`. update: a gradient step's losses, not waited for; validate: that on
+    what the fit does not see, nothing where it sees everything; finish: what was fitted gets its final weights."""
 
     step: int
 

@@ -71,8 +71,7 @@ class DenoisingPPO:
     @torch.no_grad()
     def means(self, cond: Tensor, chain: Tensor) -> Tensor:
         """Means of all stochastic steps of recorded chains. cond: [N, C]; chain: [N, S+1, K, A] -> [N, L, K, A]."""
-        means = [self.policy.diffusion.mean(self.policy.net, chain[:, k], step.expand(len(cond)), cond)
-                 for k, step in zip(self.steps, self.likely, strict=True)]
+        means = [self.policy.diffusion.mean(self.policy.net, chain[:, k], self.likely.new_full((len(cond),), k), cond) for k in self.steps]
         return torch.stack(means, 1)
 
     def fit(self, cond: Tensor, chain: Tensor, advantage: Tensor, random: torch.Generator, embed: Embed | None = None, *,
@@ -131,8 +130,7 @@ class DenoisingPPO:
     def _minibatches(self, decisions: int, random: torch.Generator, *, whole: bool) -> tuple[Tensor, ...]:
         """A pass over a random share of the pairs, `n * L + step` each. whole: a minibatch holds all chosen steps of its decisions,
         because every decision that it touches costs a pass of the encoder."""
-        cfg, count = self.cfg, len(self.likely)
-        device = self.likely.device
+        cfg, count, device = self.cfg, len(self.likely), self.likely.device
         if not whole:
             order = torch.randperm(decisions * count, generator=random, device=device)
             return torch.split(order[: max(int(len(order) * cfg.pairs), 1)], cfg.minibatch)
