@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks import faults, robot_timing
+from benchmarks import devices, faults, robot_timing
 from benchmarks.lib import advantage, assembling, beside, dreaming, everywhere, helping, lateness, practising, served, serving, walking
 from benchmarks.lib.common import RESULTS, ROOT, read_rows
 from benchmarks.studies import waiting, wide_plans
@@ -430,6 +430,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "through_server": lambda rows: "\n\n".join([grid(served.HEAD, served.lines(rows) or [[NOT_RUN] * len(served.HEAD)]),
                                                 served.typed(rows), commands(rows)]),
     "serving": one_grid(serving),
+    "devices": one_grid(devices),
     "peers": lambda rows: "\n\n".join([*(grid(head, lines(rows) or [[NOT_RUN] * len(head)]) for head, lines in beside.GRIDS),
                                        commands(rows)]),
     "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,
