@@ -3,11 +3,13 @@
     OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --tasks quadruped/go1-from-back --methods cpu --seeds 0
     OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --tasks bins/panda --methods choices untaught camera --seeds 0
     OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --methods realtime --seeds 0
+    python -m benchmarks.daydreamer --tasks dmc/walker-walk --methods control --seeds 0 1 2
 
 cpu is `realrl train daydreamer` as it is by default, in one process that takes turns; realtime is the same with the robot in a process of
 its own, at its rate by the clock; choices is what the bins have by default: demonstrations in half of each batch at first, and ever
 fewer; untaught has none of them; imitation has nothing else (the actor learns from no dream, the robot's actions are random); camera sees
-pictures and the robot's own readings. The curve has the mean reward a step of every 1,000 control steps of practice, noise and all.
+pictures and the robot's own readings; control is what the control suite has by default (two frames a control step). The curve has the
+mean reward a step of every 1,000 control steps of practice, noise and all; of the bins and the suite all returns are kept, too.
 Rows go to benchmarks/results/daydreamer.jsonl; the same command goes on where it was stopped, within a run too.
 """
 
@@ -25,6 +27,7 @@ from benchmarks.lib.jobs import Job, run_jobs
 from realrl.algos.daydreamer import PRESETS, DaydreamerConfig, train
 from realrl.data.store import Store
 from realrl.envs.bins import names as bins
+from realrl.envs.dmc import names as dmc
 from realrl.envs.quadruped import REACHED, rising
 from realrl.streaming import StreamConfig
 from realrl.types import Array, Episode
@@ -34,8 +37,8 @@ CHOICES = PRESETS["choices"]
 METHODS = {"cpu": CPU, "realtime": replace(CPU, stream=StreamConfig(realtime=True)), "choices": CHOICES,
            "untaught": replace(CHOICES, demo_share=0.0),
            "imitation": replace(CHOICES, dream=replace(CHOICES.dream, alone=10**9, imagine=1)),
-           "camera": replace(CHOICES, sight=replace(CHOICES.sight, kind="rgb"))}
-TASKS = ("quadruped/go1-from-back", *(f"bins/{name}" for name in bins()))
+           "camera": replace(CHOICES, sight=replace(CHOICES.sight, kind="rgb")), "control": PRESETS["control"]}
+TASKS = ("quadruped/go1-from-back", *(f"bins/{name}" for name in bins()), *(f"dmc/{name}" for name in dmc()))
 EVERY, HELD = 1000, 50
 """Steps of a point of the curve; steps in nine tenths of which a phase has to be reached to count as reached."""
 
@@ -56,7 +59,7 @@ class Dream(Job):
         episodes = Store.open(self.folder / "dataset").read(images=False)
         practice = sorted((e for e in episodes if e.policy == "daydreamer"), key=lambda e: e.time[0])
         stage = next(s for s in summary["stages"] if s["name"] == "daydreamer")
-        told = phases(practice) if self.task.startswith("quadruped/") else {"returns": [float(e.reward.sum()) for e in practice][-20:]}
+        told = phases(practice) if self.task.startswith("quadruped/") else {"returns": [round(float(e.reward.sum()), 3) for e in practice]}
         self.put(success=slim(stage)["success"], curve=means(np.concatenate([e.reward for e in practice])), **told, **summary["headline"])
 
 

@@ -6,16 +6,24 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
-HEAD = ("", "seed", "reward a step of practice, by 1,000 control steps", "upright; stands; walks at step",
+HEAD = ("", "seed", "reward a step of practice, by 1,000 control steps; dmc: return of an episode, by 10,000 frames", "upright; stands; walks at step",
         "held out: reward a step; with noise", "control steps", "train ratio", "updates/s", "minutes")
 
 
 def lines(rows: Sequence[Row]) -> list[list[str]]:
     """A line a task, method and seed."""
-    return [[f"{r['task']}, {r['method']}", str(r["seed"]), " ".join(f"{x:.2f}" for x in r["curve"]),
+    return [[f"{r['task']}, {r['method']}", str(r["seed"]), curve(r),
              "; ".join(told(r[name]) for name in ("upright", "stands", "walks")) if "phases" in r else "-",
              f"{r['greedy_reward_per_step']:.2f}; {r['noisy_reward_per_step']:.2f}", f"{r['env_steps']:,}", f"{r['train_ratio']:.0f}",
              f"{r['updates_per_s']:.2f}", f"{r['wall_min']:.0f}"] for r in sorted(rows, key=lambda r: (r["task"], r["method"], r["seed"]))]
+
+
+def curve(row: Row) -> str:
+    """How practice went."""
+    if not row["task"].startswith("dmc/"):
+        return " ".join(f"{x:.2f}" for x in row["curve"])
+    found = row["returns"]  # of a thousand frames each
+    return " ".join(f"{sum(found[i:i + 10]) / len(found[i:i + 10]):.0f}" for i in range(0, len(found), 10))
 
 
 def told(step: int | None) -> str:

@@ -16,7 +16,20 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks import devices, faults, robot_timing
-from benchmarks.lib import advantage, assembling, beside, dreaming, everywhere, helping, lateness, practising, served, serving, walking
+from benchmarks.lib import (
+    advantage,
+    assembling,
+    beside,
+    dream_costs,
+    dreaming,
+    everywhere,
+    helping,
+    lateness,
+    practising,
+    served,
+    serving,
+    walking,
+)
 from benchmarks.lib.common import RESULTS, ROOT, read_rows
 from benchmarks.studies import waiting, wide_plans
 from realrl.cell.evaluate import wilson
@@ -423,7 +436,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "hil_serl": one_grid(helping),
     "robocat": one_grid(practising),
     "recap": one_grid(advantage),
-    "daydreamer": one_grid(dreaming),
+    "daydreamer": one_grid(dreaming), "dream_speed": one_grid(dream_costs),
     "real_data": real_data_table,
     "delays": one_grid(lateness),
     "waiting": one_grid(waiting), "wide_plans": one_grid(wide_plans), "faults": one_grid(faults), "robot_timing": one_grid(robot_timing),

@@ -27,7 +27,7 @@ class Child:
     def __init__(self, command: Sequence[str], threads: int, *, own: bool, mend: str) -> None:
         self.name, self._mend = " ".join([Path(command[1]).name, *command[2:]]), mend
         place = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
-                 "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]) if own else ""}
+                 "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]) if own else ""}
         self._process = subprocess.Popen(command, env=place, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.about = self._answer()
 

@@ -203,8 +203,7 @@ class Batch:
 class Segment:
     """Stretches of T steps of episodes for world models, time-major, and the T + 1 observations around them. obs: each [T + 1, B, ...];
     action: [T, B, A], what was sent at an observation; reward, terminated: [T, B], what followed; first: [B] bool, whether its episode
-    begins there, too; valid: [T, B] bool, which steps really were; frame: [T + 1, B], an observation's number in what it was drawn from.
-    """
+    begins there, too; valid: [T, B] bool, which steps really were; frame: [T + 1, B], an observation's number among all `frames`."""
 
     obs: dict[str, Tensor]
     action: Tensor
@@ -213,6 +212,7 @@ class Segment:
     first: Tensor
     valid: Tensor
     frame: Tensor
+    frames: int
 
 
 @dataclass

@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from realrl import config, envs
-from realrl.algos.daydreamer import BINS, PRESETS, DaydreamerConfig, Dreamer, slim, train
+from realrl.algos.daydreamer import BINS, PRESETS, DaydreamerConfig, Dreamer, train
 from realrl.cell.cell import WorkCell
 from realrl.cell.rollout import rollout
 from realrl.checkpoint import encode
 from realrl.cli import main as cli
 from realrl.config import OutOfBounds
 from realrl.data.store import Store
-from realrl.learn.dreaming import DreamConfig
+from realrl.learn.dreaming import DreamConfig, slim
 from realrl.learn.replay import Replay
 from realrl.nets.rssm import Latent, RSSMConfig
 from realrl.nets.twohot import symlog
@@ -58,9 +59,9 @@ def moved(x: Array, action: Array) -> tuple[Array, Array]:
     return after, -np.abs(after - 0.3)[..., 0]
 
 
-def line(episodes: int = 40, *, terminated: bool = False) -> Replay:
+def line(episodes: int = 40, *, terminated: bool = False, device: str = "cpu") -> Replay:
     """Random play, 20 steps an episode."""
-    rng, replay = np.random.default_rng(0), Replay()
+    rng, replay = np.random.default_rng(0), Replay(device=device)
     for _ in range(episodes):
         x = rng.uniform(-1, 1, 1).astype(np.float32)
         replay.begin({"state": x})
@@ -71,14 +72,14 @@ def line(episodes: int = 40, *, terminated: bool = False) -> Replay:
     return replay
 
 
-def dreamer(size: RSSMConfig = SIZE, **changes: Any) -> Dreamer:
+def dreamer(size: RSSMConfig = SIZE, device: str = "cpu", graph: bool = True, **changes: Any) -> Dreamer:
     torch.manual_seed(0)
     base: dict[str, Any] = {"batch": 8, "length": 8, "last": 4, "imagine": 5, "gamma": 0.9, "lr": 3e-3, "warmup": 20}
-    return Dreamer(RecurrentPolicy(RecurrentConfig(size), 1, 1), DreamConfig(**{**base, **changes}), seed=0)
+    return Dreamer(RecurrentPolicy(RecurrentConfig(size), 1, 1).to(device), DreamConfig(**{**base, **changes}), seed=0, cuda_graph=graph)
 
 
 def drawn(replay: Replay, step: int, batch: int = 8, length: int = 8) -> Segment:
-    return replay.segments(batch, length, torch.Generator().manual_seed(step))
+    return replay.segments(batch, length, torch.Generator(replay.device).manual_seed(step))
 
 
 def judged(agent: Dreamer) -> float:
@@ -138,13 +139,14 @@ def test_what_is_shown_is_done() -> None:
 
 def test_values_and_rewards_begin_at_nothing_and_dreams_have_no_graph() -> None:
     agent, replay = dreamer(), line(3)
-    random = torch.Generator().manual_seed(0)
-    _, states, _ = agent._model(drawn(replay, 0), random)
-    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]), random)
-    assert dream["feature"].shape == (6, 32, SIZE.feature) and dream["action"].shape == (5, 32, 1)
-    assert not any(value.requires_grad for value in dream.values())
-    assert not dream["reward"].any() and not agent.heads["critic"](dream["feature"]).any(), "to the bit"
-    assert torch.allclose(dream["discount"], dream["discount"].clamp(0.0, 1.0))
+    given = agent._given(s := drawn(replay, 0), torch.Generator().manual_seed(0))
+    _, states, _ = agent._model(s, given)
+    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]), given)
+    assert dream.feature.shape == (6, 32, SIZE.feature) and dream.action.shape == (5, 32, 1)
+    assert not any(value.requires_grad for value in (dream.feature, dream.action, *dream.told))
+    reward, discount = agent._foretold(dream.feature[1:])
+    assert not reward.any() and not agent.heads["critic"](dream.feature).any(), "to the bit"
+    assert torch.equal(discount, discount.clamp(0.0, 1.0)) and reward.shape == discount.shape == (5, 32)
 
 
 def test_what_the_mean_reward_is_worth_for_ever_is_there_at_once() -> None:
@@ -164,11 +166,11 @@ def test_the_returns_reach_the_actor_through_the_dream_and_stop_there() -> None:
     agent, replay = dreamer(through=True), line(3)
     for step in range(3):
         agent.update(drawn(replay, step))
-    random = torch.Generator().manual_seed(0)
-    _, states, _ = agent._model(drawn(replay, 0), random)
-    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]).detach(), random)
+    given = agent._given(s := drawn(replay, 0), torch.Generator().manual_seed(0))
+    _, states, _ = agent._model(s, given)
+    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]).detach(), given)
     agent.worth = torch.zeros(())
-    losses, *_ = agent._behave(dream, torch.ones(4, 8, dtype=torch.bool))
+    losses, *_ = agent._behave(dream, torch.ones(4, 8, dtype=torch.bool), True)
     gradients = torch.autograd.grad(losses["actor"], agent._actor, retain_graph=True)
     assert all(bool(g.abs().sum() > 0) for g in gradients)
     critic = torch.autograd.grad(losses["critic"], list(agent._parts.parameters()), allow_unused=True)
@@ -191,12 +193,12 @@ def test_the_actor_waits_for_a_model_but_not_for_what_is_shown() -> None:
         starts.update(drawn(replay, step))
     moved = [float((after - before[f"actor.{k}"]).abs().max()) for k, after in starts.policy.actor.state_dict().items()]
     assert starts.acted == 1 and max(moved) == pytest.approx(starts.cfg.lr, rel=1e-3), "its first step is no longer than any first step"
-    s, random = drawn(replay, 99), torch.Generator()
-    feature = waits._model(s, random)[1].feature.detach()
+    given = waits._given(s := drawn(replay, 99), torch.Generator())
+    feature = waits._model(s, given)[1].feature.detach()
     unlike = float(waits._imitation(s, feature, 8).detach())
     for step in range(30):
         waits.update(drawn(replay, step), 4)
-    assert float(waits._imitation(s, waits._model(s, random)[1].feature.detach(), 8).detach()) < unlike - 0.02
+    assert float(waits._imitation(s, waits._model(s, given)[1].feature.detach(), 8).detach()) < unlike - 0.02
     s.action[:, 4:] = 9.0
     assert float(waits._imitation(s, feature, 4).detach()) < 10, "the others' stretches are nobody's example"
 
@@ -215,10 +217,10 @@ def test_what_is_shown_teaches_the_model_too() -> None:
 
 def test_the_model_is_no_business_of_the_actor() -> None:
     agent, replay = dreamer(replayed=0.0), line(3)
-    random, s = torch.Generator().manual_seed(0), drawn(replay, 0)
-    _, states, _ = agent._model(s, random)
-    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]).detach(), random)
-    losses, *_ = agent._behave(dream, torch.ones(4, 8, dtype=torch.bool))
+    given = agent._given(s := drawn(replay, 0), torch.Generator().manual_seed(0))
+    _, states, _ = agent._model(s, given)
+    dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]).detach(), given)
+    losses, *_ = agent._behave(dream, torch.ones(4, 8, dtype=torch.bool), True)
     gradients = torch.autograd.grad(losses["actor"] + losses["critic"], list(agent._parts.parameters()), allow_unused=True)
     touched = {name.split(".")[1] for (name, _), g in zip(agent._parts.named_parameters(), gradients, strict=True) if g is not None}
     assert touched == {"actor", "critic"}
@@ -258,6 +260,57 @@ def test_an_update_depends_on_nothing_but_its_number_and_goes_on_from_a_checkpoi
     assert all(torch.equal(a[k], b[k]) for k in a) and one.step == two.step == 4
     mine, its = one.state_dict()["parts"], two.state_dict()["parts"]
     assert all(torch.equal(mine[k], its[k]) for k in mine) and torch.equal(one.memory.known[:1024], two.memory.known[:1024])
+
+
+class Asked(TorchDispatchMode):
+    """Notes what would make a GPU wait for this side, or this side for it."""
+
+    WAITS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "equal", "is_nonzero"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masked = name in ("index", "index_put_", "index_put") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self.WAITS or masked:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_an_update_asks_its_device_for_nothing(through: bool) -> None:
+    agent, replay = dreamer(through=through, centre=through, spread=0.3 * through), line(5)
+    s = drawn(replay, 0)
+    given = agent._given(s, torch.Generator().manual_seed(0))
+    with Asked() as asked:
+        learned, own, states, _ = agent._gradients(s, given, True, 0)
+        agent.optimiser.step(learned, 0)
+        agent.practice.step(own, 0)
+        agent.memory.put(s, states)
+    assert asked.found == []
+    with Asked() as asked:
+        assert bool(s.valid.any()) and len(s.reward[s.valid])
+    assert asked.found == ["_local_scalar_dense", "index"], "it would have been noticed"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("through", [False, True])
+def test_what_a_gpu_repeats_is_what_it_is_told_anew(through: bool) -> None:
+    replay, told = line(5, device="cuda"), []
+    for graph in (True, False):
+        agent = dreamer(through=through, spread=0.3 * through, alone=6, device="cuda", graph=graph)
+        rows = []
+        for step in range(14):
+            s = drawn(replay, step)
+            torch.cuda.set_sync_debug_mode("error" if step == 13 else "default")
+            rows.append(agent.update(s))
+            torch.cuda.set_sync_debug_mode("default")
+        told.append({key: torch.stack([row[key] for row in rows]).cpu() for key in rows[0]})
+        assert agent._records is None if not graph else [r._graph is not None for r in agent._records.values()] == [True, True]
+    for key, values in told[0].items():
+        assert torch.allclose(values, told[1][key], rtol=0.02, atol=0.02), (key, values, told[1][key])
 
 
 # ---- the loop
@@ -358,7 +411,8 @@ def test_presets_are_one_flag_apart() -> None:
             agent = Dreamer(RecurrentPolicy(preset.policy, 42, 12), preset.dream, seed=0)
         sizes[name] = sum(p.numel() for p in agent._parts.parameters())
     for words, name in (([], "cpu"), (["--task", "bins/panda-one"], "choices"), (["--task=bins/panda", "--preset", "cpu"], "cpu"),
-                        (["--preset", "choices"], "choices"), (["--task", "quadruped/go1-from-back"], "cpu")):
+                        (["--preset", "choices"], "choices"), (["--task", "quadruped/go1-from-back"], "cpu"),
+                        (["--task", "dmc/walker-run"], "control")):
         assert _method("daydreamer", words)[2] == PRESETS[name], "a robot that chooses has its own"
     assert sizes["cpu"] < 1.1e6 and 0.5e6 < sizes["v3"] < 0.8e6 and sizes["daydreamer"] > 5e6
     with pytest.raises(OutOfBounds, match="learned from nothing"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -25,14 +27,17 @@ def test_states_are_remembered_by_the_number_of_their_observation() -> None:
     stoch = torch.nn.functional.one_hot(torch.randint(4, (9, 8, 4), generator=g), 4).flatten(-2).float()
     alone = torch.tensor([[int((s.frame == f).sum()) == 1 for f in row] for row in s.frame])  # where stretches overlap any may stand
     memory.put(s, Latent(deter, stoch))
-    found, known = memory.get(s.frame[alone])
+
+    def asked(memory: Memory, frame: torch.Tensor, frames: int = s.frames) -> tuple[Latent, torch.Tensor]:
+        return memory.get(replace(s, frame=frame[None], frames=frames))
+    found, known = asked(memory, s.frame[alone])
     assert bool(known.all()) and torch.equal(found.deter, deter[alone]) and torch.equal(found.stoch, stoch[alone])
     again = Memory(SIZE, torch.device("cpu"))
     again.load_state_dict(memory.state_dict())
-    assert torch.equal(again.get(s.frame[alone])[0].deter, deter[alone])
+    assert torch.equal(asked(again, s.frame[alone])[0].deter, deter[alone])
     with torch.autocast("cpu", torch.bfloat16):
-        assert not bool(memory.get(torch.tensor([5000]))[1].any()), "nothing is known there yet"
-    assert torch.equal(memory.get(s.frame[alone])[0].deter, deter[alone])
+        assert not bool(asked(memory, torch.tensor([5000]), 5001)[1].any()), "nothing is known there yet"
+    assert torch.equal(asked(memory, s.frame[alone])[0].deter, deter[alone])
 
 
 def test_the_optimiser_by_hand() -> None:

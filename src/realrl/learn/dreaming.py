@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import ctypes
 import time
+import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +18,9 @@ from torch import Tensor, nn
 from realrl.config import OutOfBounds, check
 from realrl.losses import td_target
 from realrl.nets.rssm import Latent, RSSMConfig
-from realrl.types import Segment
+from realrl.types import Episode, Segment
 
+T = TypeVar("T")
 BEHIND = 40
 """Control steps for which updates are made up later, where a learner is slower than its robot."""
 LATELY = 2500
@@ -83,6 +87,25 @@ class DreamConfig:
             raise OutOfBounds(DreamConfig, "last", f"must be at most length + 1 = {self.length + 1}, got {self.last}")
 
 
+class Given(NamedTuple):
+    """What chance and memory add to stretches. seen [T + 1, B, S, C], dreamt [H, N, S, C]: exponential, of which states are drawn; chance
+    [H, N, A], of which actions are; state, found: what is remembered of the first observations, and of which [B]."""
+
+    seen: Tensor
+    dreamt: Tensor
+    chance: Tensor
+    state: Latent
+    found: Tensor
+
+
+class Dream(NamedTuple):
+    """feature [H + 1, N, F], the states; action [H, N, A]; told: what the actor's distributions at them were, see `distribution`."""
+
+    feature: Tensor
+    action: Tensor
+    told: tuple[Tensor, Tensor]
+
+
 class LaProp:
     """RMS first, momentum afterwards (arXiv 2002.04839), behind gradients that are clipped tensor by tensor (AGC, arXiv 2102.06171)."""
 
@@ -98,8 +121,8 @@ class LaProp:
         """One step after `done` others."""
         ps = self.parameters
         gs = [torch.zeros_like(p) if g is None else g for p, g in zip(ps, gradients, strict=True)]
-        norms = zip(torch._foreach_norm(ps), torch._foreach_norm(gs), strict=True)
-        gs = list(torch._foreach_mul(gs, [(self._clip * p.clamp(min=self.FLOOR) / g.clamp(min=1e-12)).clamp(max=1.0) for p, g in norms]))
+        of, to = (torch.stack(torch._foreach_norm(x)) for x in (gs, ps))
+        gs = list(torch._foreach_mul(gs, (self._clip * to.clamp(min=self.FLOOR) / of.clamp(min=1e-12)).clamp(max=1.0).unbind()))
         torch._foreach_lerp_(self.square, torch._foreach_mul(gs, gs), 1 - self.BETA2)
         scale = torch._foreach_div(self.square, 1 - self.BETA2 ** (done + 1))
         torch._foreach_sqrt_(scale)
@@ -119,7 +142,8 @@ class LaProp:
 
 
 class Memory:
-    """The states that observations had when they were last looked at, by their number in the replay."""
+    """The states that observations had when they were last looked at, by their number in the replay. A row before all others is nobody's:
+    what was never there is written to it, so that a device need not be asked which rows those are."""
 
     def __init__(self, cfg: RSSMConfig, place: torch.device) -> None:
         self._classes = cfg.classes
@@ -128,36 +152,100 @@ class Memory:
         self.known = torch.zeros(1024, dtype=torch.bool, device=place)
 
     def _reach(self, count: int) -> None:
-        """Make room for so many."""
-        while len(self.known) < count:
+        """Make room for so many observations."""
+        while len(self.known) <= count:
             self.deter, self.code, self.known = (_doubled(x) for x in (self.deter, self.code, self.known))
 
     def put(self, s: Segment, states: Latent) -> None:
         """Keep the states [T + 1, B, ...] of stretches."""
-        there = torch.cat([torch.ones_like(s.valid[:1]), s.valid])
-        frame = s.frame[there]
-        self._reach(int(frame.max()) + 1)
-        self.deter[frame] = states.deter[there].to(torch.float16)
-        self.code[frame] = states.stoch[there].view(len(frame), -1, self._classes).argmax(-1).to(torch.uint8)
-        self.known[frame] = True
+        self._reach(s.frames)
+        row = torch.cat([s.frame[:1] + 1, (s.frame[1:] + 1) * s.valid]).flatten()
+        self.deter[row] = states.deter.flatten(0, 1).to(torch.float16)
+        self.code[row] = states.stoch.view(len(row), -1, self._classes).argmax(-1).to(torch.uint8)
+        self.known.index_fill_(0, row, True)
+        self.known[:1].zero_()
 
-    def get(self, frame: Tensor) -> tuple[Latent, Tensor]:
-        """(states [B, ...], which of them are known [B])."""
-        self._reach(int(frame.max()) + 1)
-        codes = nn.functional.one_hot(self.code[frame].long(), self._classes)
-        return Latent(self.deter[frame].float(), codes.flatten(-2).float()), self.known[frame]
+    def get(self, s: Segment) -> tuple[Latent, Tensor]:
+        """(states [B, ...] of the first observations of stretches, which of them are known [B])."""
+        self._reach(s.frames)
+        row = s.frame[0] + 1
+        codes = nn.functional.one_hot(self.code[row].long(), self._classes)
+        return Latent(self.deter[row].float(), codes.flatten(-2).float()), self.known[row]
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, up to the last one known."""
-        count = int(self.known.nonzero().max()) + 1 if bool(self.known.any()) else 0
-        return {"deter": self.deter[:count].clone(), "code": self.code[:count].clone(), "known": self.known[:count].clone()}
+        stop = int(self.known.nonzero().max()) + 1 if bool(self.known.any()) else 1
+        return {"deter": self.deter[1:stop].clone(), "code": self.code[1:stop].clone(), "known": self.known[1:stop].clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self._reach(count := len(state["known"]))
         self.known.zero_()
         for mine, name in ((self.deter, "deter"), (self.code, "code"), (self.known, "known")):
-            mine[:count] = state[name]
+            mine[1:count + 1] = state[name]
+
+
+def halves(place: torch.device) -> bool:
+    """Whether products of numbers of half the precision are fast there."""
+    return bool(torch.cpu._is_avx512_bf16_supported() if place.type == "cpu" else place.type == "cuda" and torch.cuda.is_bf16_supported())
+
+
+def keep_freed_memory() -> None:
+    """Tell the C library to keep what is freed, as far as it knows how (glibc): the large arrays of an update come and go, and pages that
+    are given back to the system and fetched anew cost up to a fifth of it."""
+    tell = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 0)
+    for option, value in ((-3, 2**25), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+        tell(option, value)
+
+
+class Recorded(Generic[T]):
+    """A function of tensors, whose kernels a GPU is told of once (a CUDA graph) and then repeats: where they are small, telling costs
+    more than running. Its first `WARM` calls just run, as do those with other shapes. What it returns is written over by the next call.
+
+    function: asks the device for nothing, draws nothing, and changes what is not its own in place; it is the same at every call. One that
+    cannot be recorded goes on as it is, after a warning.
+    """
+
+    WARM = 3
+
+    def __init__(self, function: Callable[..., T]) -> None:
+        self._function, self._calls = function, 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *given: Any) -> T:
+        self._calls += 1
+        if self._calls == self.WARM + 1:
+            self._record(given)
+        if self._graph is None:
+            return self._function(*given)
+        mine, its = list(tensors(self._given)), list(tensors(given))
+        if [x.shape for x in mine] != [x.shape for x in its]:
+            return self._function(*given)
+        for place, value in zip(mine, its, strict=True):
+            place.copy_(value)
+        self._graph.replay()
+        return self._told
+
+    def _record(self, given: tuple[Any, ...]) -> None:
+        self._given, graph = copy.deepcopy(given), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._told = self._function(*self._given)
+        except RuntimeError as error:
+            warnings.warn(f"an update cannot be recorded, and goes on slower: {error}", stacklevel=2)
+            return
+        self._graph = graph
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All that are in it: a tensor, or a dataclass, mapping or sequence of such; numbers are passed over."""
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        yield from tensors(vars(value))
+    elif isinstance(value, Mapping | Sequence) and not isinstance(value, str):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors(inner)
 
 
 def _doubled(rows: Tensor) -> Tensor:
@@ -165,6 +253,12 @@ def _doubled(rows: Tensor) -> Tensor:
     more = rows.new_zeros(2 * len(rows), *rows.shape[1:])
     more[:len(rows)] = rows
     return more
+
+
+def slim(episode: Episode, seen: Sequence[str], discrete: bool) -> Episode:
+    """What is remembered of it; a choice is what it was taken for, one-hot."""
+    action = np.eye(episode.action.shape[1], dtype=np.float32)[episode.action.argmax(1)] if discrete else episode.action
+    return replace(episode, obs={key: episode.obs[key] for key in seen}, action=action)
 
 
 class Books:
@@ -250,3 +344,13 @@ def lambda_return(reward: Tensor, discount: Tensor, value: Tensor, lam: float) -
 def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
     """KL(p || q) [...] of categoricals given by probabilities [..., S, C], none of them 0, summed over all S of them."""
     return (p * (p.log() - q.log())).sum((-2, -1))
+
+
+def exponential(shape: Sequence[int], random: torch.Generator) -> Tensor:
+    """Draws, on the generator's device; sooner than `exponential_`."""
+    return torch.rand(tuple(shape), generator=random, device=random.device).log_().neg_()
+
+
+def normal(shape: Sequence[int], random: torch.Generator) -> Tensor:
+    """Draws, on the generator's device."""
+    return torch.randn(tuple(shape), generator=random, device=random.device)

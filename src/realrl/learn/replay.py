@@ -188,7 +188,8 @@ class Replay:
         frame = torch.cat([index[None], step + 1]) + episode
         ended = self._ended.rows[episode] & (step == stop - 1) & valid
         return Segment(obs={key: column.rows[frame] for key, column in self._frames.items()}, action=self._steps["action"].rows[step],
-                       reward=self._steps["reward"].rows[step] * valid, terminated=ended, first=index == start, valid=valid, frame=frame)
+                       reward=self._steps["reward"].rows[step] * valid, terminated=ended, first=index == start, valid=valid, frame=frame,
+                       frames=self.frames)
 
     @property
     def frames(self) -> int:

@@ -26,20 +26,19 @@ def symexp_bins(count: int, reach: float = 20.0) -> Tensor:
 
 
 def twohot_mean(logits: Tensor, bins: Tensor) -> Tensor:
-    """The mean [...] of a distribution [..., N] over bins [N]; both sides are added up from the outside in pairs, so that an even one has
-    the mean 0 exactly."""
-    probs = logits.float().softmax(-1)
+    """The mean [...] of a distribution [..., N] over bins [N]; both sides are taken off each other from the middle outwards, so that an
+    even one has the mean 0 exactly."""
     half = len(bins) // 2
-    return (probs[..., half + 1:] * bins[half + 1:] + (probs[..., :half] * bins[:half]).flip(-1)).sum(-1)
+    low, _, high = logits.float().softmax(-1).split([half, 1, half], -1)
+    return ((high - low.flip(-1)) * bins[half + 1:]).sum(-1)
 
 
-def twohot_loss(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
+def twohot_loss(logits: Tensor, bins: Tensor, *targets: Tensor) -> Tensor:
     """Cross-entropy [...] of a distribution [..., N] with the two-hot code of numbers [...]: all weight on the two neighbouring bins, so
-    that their mean is the number (DreamerV3, eq. 10). Beyond the outermost bins the code is theirs."""
-    target = target.clamp(bins[0], bins[-1]).contiguous()
+    that their mean is the number (DreamerV3, eq. 10). Beyond the outermost bins the code is theirs. Of several targets the sum."""
+    target = torch.stack(targets, -1).clamp(bins[0], bins[-1])
     above = torch.searchsorted(bins, target).clamp(1, len(bins) - 1)
     low, high = bins[above - 1], bins[above]
-    share = ((target - low) / (high - low))[..., None]
-    logp = logits.float().log_softmax(-1)
-    picked = logp.gather(-1, torch.stack([above - 1, above], -1))
-    return -(picked[..., :1] * (1 - share) + picked[..., 1:] * share)[..., 0]
+    share = (target - low) / (high - low)
+    below, beyond = logits.float().log_softmax(-1).gather(-1, torch.cat([above - 1, above], -1)).chunk(2, -1)
+    return -torch.lerp(below, beyond, share).sum(-1)
