@@ -67,7 +67,7 @@ class Memory:
 
     def newest(self, count: int) -> Batch:
         """The last steps, as they are learned from."""
-        return self._all.batch(torch.arange(self._all.steps - count, self._all.steps))
+        return self._all.batch(torch.arange(self._all.steps - count, self._all.steps, device=self._all.device))
 
     def random(self, seed: int, updates: int) -> torch.Generator:
         """The noise of a draw after so many updates."""
