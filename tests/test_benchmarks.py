@@ -29,7 +29,7 @@ from benchmarks.lib import (
     tables,
     walking,
 )
-from benchmarks.studies import cloning_bins, dreams, grasping, peg_search
+from benchmarks.studies import cloning_bins, dreams, grasping, peg_bounds, peg_search
 from realrl import envs
 from realrl.algos.recap import RecapConfig
 from realrl.algos.rl100 import RL100Config
@@ -346,6 +346,14 @@ def test_a_run_that_was_stopped_has_a_row_up_to_there_and_goes_on(tmp_path: Path
     assert set(cut) - {"cut"} <= set(whole)
     assert hil_serl.main(["--smoke", "--out", str(tmp_path / "other"), "--methods", "cloning"]) == 1
     assert "as many seconds as that of corrections with seed 0" in capsys.readouterr().err
+
+
+def test_how_fast_a_peg_can_be_in_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert peg_bounds.main(["--episodes", "3"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    share = {(line[0], line[1]): float(line[-4]) for line in lines}
+    assert len(lines) == 9 and all(share[task, "demonstrated"] == 1.0 and 0.2 < share[task, "knowing,"] < 0.6 for task in
+                                   ("peg-easy", "peg", "peg-hard"))
 
 
 def test_grasps_are_counted_by_who_made_them() -> None:
