@@ -34,11 +34,13 @@ METHODS = {"corrections": BASE, "gripper-as-motion": replace(BASE, grasp_critic=
            "nobody": replace(BASE, human="none", prior_share=0.0), "residual": BASE, "asks": replace(BASE, help_after=20),
            "chunks": replace(BASE, policy=replace(BASE.policy, chunk=4)),
            "ten-critics": replace(BASE, sac=replace(BASE.sac, critics=10)),
+           "long-memory": replace(BASE, policy=replace(BASE.policy, n_obs=16)),
            "hg-dagger": replace(BASE, learner="hg-dagger", sac=replace(BASE.sac, utd=1), clone_steps=2000),
            "cloning": replace(BASE, human="none", clone_steps=4000, steps=1, start=10**6)}
 """What is compared: HIL-SERL; on "pick-peg" the same without a grasp critic; the same (RLPD) with the demonstrations alone, and without
 these (plain soft actor-critic); a residual on what `realrl train bc` makes of the same demonstrations; a person who comes when asked; four
-motions a decision; ten critics, of which targets take the less of two, as in RLPD; imitation of the person, with corrections and without."""
+motions a decision; ten critics, of which targets take the less of two, as in RLPD; sixteen observations instead of six; imitation of the
+person, with corrections and without."""
 HAS_GRIPPER = "pick-peg"
 EQUAL = ("hg-dagger", "cloning")  # have the same seconds of a person as corrections
 
