@@ -352,7 +352,7 @@ def test_how_fast_a_peg_can_be_in_is_printed(capsys: pytest.CaptureFixture[str])
     assert peg_bounds.main(["--episodes", "3"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     share = {(line[0], line[1]): float(line[-4]) for line in lines}
-    assert len(lines) == 9 and all(share[task, "demonstrated"] == 1.0 and 0.2 < share[task, "knowing,"] < 0.6 for task in
+    assert len(lines) == 12 and all(share[task, "demonstrated"] == 1.0 and 0.2 < share[task, "knowing,"] < 0.6 for task in
                                    ("peg-easy", "peg", "peg-hard"))
 
 
