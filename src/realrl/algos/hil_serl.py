@@ -5,41 +5,36 @@ makes `sac.utd` updates. Half of every batch comes from all that the robot did, 
 of every correction (RLPD, arXiv 2302.02948). Learned from is what was really executed; what the policy proposed is recorded beside it.
 Success and failure end the return, a clock or a person that ends an episode does not.
 
-What of it is where: the learner in `learn/sac.py`, a gripper's in `learn/grasp.py`, their memory in `learn/replay.py`, people in
-`robots/human.py`. This file has the two memories, the loop, and what it tells the person who watches.
+What of it is where: the learner in `learn/sac.py`, a gripper's in `learn/grasp.py`, the two memories in `learn/corrections.py`, people in
+`robots/human.py`. This file has the configuration, the loop, and what it tells the person who watches.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive
 from realrl.learn.classifier import Referee, load
+from realrl.learn.corrections import Memory, Trial, moments, refuse_contradictions
 from realrl.learn.grasp import GraspCritic
 from realrl.learn.help import Help
-from realrl.learn.replay import Mixture, Subset
 from realrl.learn.sac import SAC, SACConfig
 from realrl.policies.folder import save_policy
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
-from realrl.policies.residual import Observer, residual_on
+from realrl.policies.residual import residual_on
 from realrl.robots.devices import DEVICES, Teleoperator
 from realrl.robots.human import OperatorConfig, ScriptedOperator
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
-from realrl.types import Batch, Cell, Episode, Intervention, Moment, RealrlError, Source, Step, Stream, TaskSpec
-
-LAST = 50
-"""Episodes that "lately" means."""
+from realrl.types import Batch, Cell, Intervention, Moment, RealrlError, Stream, TaskSpec
 
 BEHIND = 20
 """Control steps for which updates are made up later, where a learner is slower than its robot."""
@@ -78,6 +73,9 @@ class HILConfig(Scene):
     """What a command to the gripper costs, in that critic's reward."""
     compiled: bool = False
     """Whether updates are compiled: about a minute at first, then nearly twice as fast; needs a C++ compiler."""
+    prior_share: float = 0.5
+    """Share of every batch that is what a person did, demonstrations among it; 0 = demonstrations are not learned from, nor corrections but
+    as steps like others (plain soft actor-critic)."""
     takeover_cost: float = 0.0
     """Taken off the reward of the policy's step before a takeover (as in RLIF, arXiv 2311.12996), so that to be helped does not pay."""
     help_after: int = 0
@@ -105,8 +103,9 @@ class HILConfig(Scene):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, residual="(0, 1]", takeover_cost="[0, 1e3]", help_after="[0, 1e6]", grasp_cost="[0, 1e3]", clone_steps="[0, 1e9]",
-              average="[0, 1)", steps="[1, 1e9]", start="[0, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]", judge_every="[0, 1e9]")
+        check(self, residual="(0, 1]", prior_share="[0, 1)", takeover_cost="[0, 1e3]", help_after="[0, 1e6]", grasp_cost="[0, 1e3]",
+              clone_steps="[0, 1e9]", average="[0, 1)", steps="[1, 1e9]", start="[0, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]",
+              judge_every="[0, 1e9]")
         if self.stream.realtime and self.human in ("keyboard", "gamepad"):
             raise OutOfBounds(HILConfig, "stream", f"has realtime, a process without a {self.human}: leave it out, the control loop keeps "
                               "the person's time anyhow")
@@ -133,7 +132,7 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     demos = cell.demonstrations()
     refuse_contradictions(demos)
     noise = derive(cfg.seed, "hil-serl") % 2**31
-    memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost, noise), Average(agent, grasp)
+    memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost, noise, cfg.prior_share), Average(agent, grasp)
     with cell.timed("hil-serl"):
         learn(cfg, cell, agent, grasp, memory, average, noise)
     policy = average.policy()
@@ -189,7 +188,7 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, mem
                     continue
                 if cfg.judge_every and stream.steps // cfg.judge_every > last // cfg.judge_every and cell.simulated:
                     cell.finish_stage(f"at {stream.steps // cfg.judge_every * cfg.judge_every}", average.policy(),
-                                      cfg.eval_episodes, measure=lambda _: memory.spent())
+                                      cfg.eval_episodes, measure=lambda _: memory.books())
                 last = stream.steps
                 if last - saved >= cfg.save_every:
                     saved = last
@@ -262,6 +261,7 @@ class Average:
             value.copy_(state[name])
 
 
+<<<<<<< HEAD
 # ---- what is learned from
 
 
@@ -363,6 +363,8 @@ def refuse_contradictions(demos: Sequence[Episode]) -> None:
                           "terminated; leave it out with `realrl data delete-episodes`, or record it again")
 
 
+=======
+>>>>>>> h-hil
 # ---- what is told
 
 
@@ -445,4 +447,5 @@ def headline(cfg: HILConfig, summary: Mapping[str, Any], memory: Memory, agent: 
     return {"success": stage["success"]["rate"], "success_low": stage["success"]["low"], "episodes": stage["success"]["n"],
             "cycle_steps": cycle, "cycle_ratio": None if cycle is None else round(cycle / memory.demo_steps, 4),
             "human_share": round(memory.share(), 4), "transitions": memory.online.steps, **memory.spent(),
+            "demo_steps": round(memory.demo_steps, 3),
             "utd": round(utd_reached(cfg, agent, memory.online.steps), 4)}
