@@ -21,8 +21,9 @@ run: $(STAMP)
 	$(BIN)/realrl train rl100 --run runs/main --resume
 
 # Three processes on two cores, since some tests wait, and a file of tests to each at a time. Tests start some hundred interpreters,
-# which shall not compile what the one before did.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# which shall not compile what the one before did. A process that dies ends them all: with files handed out whole, to go on without it would
+# wait for ever.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)
 	$(PYTEST)

@@ -31,6 +31,8 @@ from realrl.robots.log import read_ticks
 from realrl.types import Array, Plan, Policy, State
 
 KEY = ("fps", "policy", "beside", "seconds")
+HEAD = ("actions a second", "policy", "beside it", "minutes", "steps", "late actions", "late ticks of the server",
+        "jitter p50, p99, p99.9, most [ms]", "server's ticks late by p50, p99, p99.9, most [ms]")
 CONFIG = """
 name: timing
 driver: realrl.robots.sim:SimRobot
@@ -129,6 +131,13 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return {"fps": args.fps, "policy": str(args.policy) if args.policy else "swing", "beside": args.beside, "seconds": args.seconds,
             "steps": len(gaps), "load": os.getloadavg()[0], "jitter_ms": share(jitter), "tick_late_ms": share(ticks),
             "late_actions": tally.late, "late_ticks": status["late_ticks"], "plan_ms": round(1e3 * float(np.median(tally.plans)), 3)}
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A line a run."""
+    told = lambda values: ", ".join(f"{values[name]:.3g}" for name in ("p50", "p99", "p99.9", "max"))
+    return [[str(row["fps"]), row["policy"], "a learner" if row["beside"] else "nothing", f"{row['seconds'] / 60:.0f}", f"{row['steps']:,}",
+             str(row["late_actions"]), str(row["late_ticks"]), told(row["jitter_ms"]), told(row["tick_late_ms"])] for row in rows]
 
 
 if __name__ == "__main__":

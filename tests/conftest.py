@@ -74,6 +74,18 @@ def lasting() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """A test leaves the process as it found it: one that stayed urgent would starve what later tests start, without an end."""
+    before = _manners()
+    yield
+    assert _manners() == before, "whether garbage is collected, the scheduling or the cores of the process"
+
+
+def _manners() -> tuple[object, ...]:
+    return gc.isenabled(), *(look(0) for look in (getattr(os, name, None) for name in ("sched_getscheduler", "sched_getaffinity")) if look)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def forkserver(request: pytest.FixtureRequest) -> None:
     """It starts beside the first tests, with the environment that all have in common."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import threading
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -29,7 +30,7 @@ from benchmarks.lib import (
     tables,
     walking,
 )
-from benchmarks.studies import cloning_bins, dreams, grasping, peg_search
+from benchmarks.studies import cloning_bins, dreams, grasping, peg_bounds, peg_search
 from realrl import envs
 from realrl.algos.recap import RecapConfig
 from realrl.algos.rl100 import RL100Config
@@ -73,6 +74,20 @@ def test_a_row_replaces_its_like_and_survives(tmp_path: Path) -> None:
     found = again.find("a", 0, "m")
     assert found and found["success"]["rate"] == 0.2 and {"command", "commit", "machine"} <= found.keys()
     assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == again.rows, "a row a line"
+
+
+def test_runs_beside_one_another_lose_no_rows(tmp_path: Path) -> None:
+    def write(seed: int) -> None:
+        rows = table(tmp_path)
+        for number in range(8):
+            rows.put({"task": "a", "seed": seed, "method": str(number)})
+
+    writers = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(table(tmp_path).rows) == 4 * 8
     (tmp_path / "rows.jsonl").write_text('{"task": "a"}\n{"ta')
     with pytest.raises(RealrlError, match="line 2: not valid JSON"):
         table(tmp_path)
@@ -302,16 +317,18 @@ def test_phases_are_told_from_what_was_observed_and_paid() -> None:
 
 
 def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert hil_serl.main(["--smoke", "--out", str(tmp_path), "--methods", "corrections", "hg-dagger", "cloning", "residual"]) == 0
+    assert hil_serl.main(["--smoke", "--out", str(tmp_path), "--methods", "corrections", "hg-dagger", "cloning", "residual", "nobody"]) == 0
     found = common.read_rows(tmp_path / "smoke" / "hil_serl.jsonl")
-    assert [r["method"] for r in found] == ["corrections", "hg-dagger", "cloning", "residual"]
+    assert [r["method"] for r in found] == ["corrections", "hg-dagger", "cloning", "residual", "nobody"]
     assert found[3]["base"]["success"]["n"] == 4 and "base" not in found[0]
     assert [p["steps"] for p in found[0]["curve"]] == [50, 100] and found[0]["human_s"] >= found[0]["curve"][-1]["human_s"] > 0
-    assert found[2]["human_s"] == 0 and found[2]["curve"] == []
+    assert 0 < found[1]["human_s"] <= found[0]["human_s"] and found[2]["curve"] == [] and found[4]["human_s"] == 0
+    assert found[2]["demos"] > found[0]["demos"] == 2 and abs(found[2]["human_s"] - found[0]["human_s"]) < 0.1 * found[0]["demo_steps"]
     better = {**found[0], "seed": 1, "success": {"rate": 1.0, "low": 0.5, "high": 1.0, "n": 4},
               "curve": [{"steps": 2000, "success": 0.5}, {"steps": 4000, "success": 0.995}]}
     lines = helping.lines([better, *found])
-    assert [line[0] for line in lines if line[0]] == ["**peg, corrections**", "**peg, residual**", "**peg, hg-dagger**", "**peg, cloning**"]
+    assert [line[0] for line in lines if line[0]] == [f"**peg, {method}**" for method in (
+        "corrections", "residual", "nobody", "hg-dagger", "cloning")]
     assert lines[0][1] == "2 seeds, 100 steps" and ["", "its base"] in [line[:2] for line in lines]
     assert lines[0][2].endswith("100.0]") and lines[2][3:5] == ["50, 100", "4,000"]
     assert lines[1][4] == "never" and all(len(line) == len(helping.HEAD) for line in lines)
@@ -319,6 +336,39 @@ def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path, capsys:
     assert peg_search.main([str(run)]) == 0
     said = capsys.readouterr().out
     assert "solved alone" in said and "moments of contact" in said
+
+
+def test_a_run_that_was_stopped_has_a_row_up_to_there_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--smoke", "--out", str(tmp_path), "--methods", "corrections"]
+    put, stop = common.Table.put, [True]
+
+    def killed(self: common.Table, row: dict[str, Any]) -> None:
+        put(self, row)
+        if stop.pop():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(common.Table, "put", killed)
+        with pytest.raises(KeyboardInterrupt):
+            hil_serl.main(words)
+    (cut,) = common.read_rows(tmp_path / "smoke" / "hil_serl.jsonl")
+    assert cut["cut"] and cut["transitions"] == 50 and [p["steps"] for p in cut["curve"]] == [50] and cut["success"]["n"] == 4
+    assert helping.lines([cut])[1][-2] == "50 so far"
+    assert hil_serl.main([*words, "--device", "cpu"]) == 0, "on another kind of device, too"
+    (whole,) = common.read_rows(tmp_path / "smoke" / "hil_serl.jsonl")
+    assert "cut" not in whole and whole["curve"][0] == cut["curve"][0] and [p["steps"] for p in whole["curve"]] == [50, 100]
+    assert set(cut) - {"cut"} <= set(whole)
+    assert hil_serl.main(["--smoke", "--out", str(tmp_path / "other"), "--methods", "cloning"]) == 1
+    assert "as many seconds as that of corrections with seed 0" in capsys.readouterr().err
+
+
+def test_how_fast_a_peg_can_be_in_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert peg_bounds.main(["--episodes", "3"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    share = {(line[0], line[1]): float(line[-4]) for line in lines}
+    assert len(lines) == 12 and all(share[task, "demonstrated"] == 1.0 and 0.2 < share[task, "knowing,"] < 0.6 for task in
+                                   ("peg-easy", "peg", "peg-hard"))
 
 
 def test_grasps_are_counted_by_who_made_them() -> None:

@@ -25,7 +25,7 @@ import torch
 from realrl import config
 from realrl.cell.collect import Collector, MakeEnv
 from realrl.cell.evaluate import evaluate
-from realrl.files import write_text
+from realrl.files import lock, write_text
 from realrl.run import commit
 from realrl.scene import CollectConfig, SightConfig
 from realrl.types import Policy, RealrlError, Source
@@ -50,9 +50,10 @@ class Table:
         """Add a row, stamped with commit, command and machine, and save the file."""
         stamped = {**row, "command": command(), "commit": commit(), "machine": machine()}
         same = tuple(row.get(k) for k in self.key)
-        self.rows = [r for r in read_rows(self.file) if tuple(r.get(k) for k in self.key) != same] + [stamped]
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.file, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in self.rows))
+        with lock(self.file.with_suffix(".lock"), wait=60):  # runs beside this one write there, too
+            self.rows = [r for r in read_rows(self.file) if tuple(r.get(k) for k in self.key) != same] + [stamped]
+            write_text(self.file, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in self.rows))
         success = row.get("success")
         note = f"success {success['rate']:.3f} [{success['low']:.3f}, {success['high']:.3f}] n={success['n']}" if success else ""
         print("  ".join(str(v) for v in (*same, note) if v != ""), flush=True)
@@ -75,17 +76,18 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def command() -> str:
-    """The command line that is running, with paths relative to the checkout so that it can be repeated elsewhere, and without `--out`:
-    where somebody's runs lie is no part of it."""
+    """The command line that is running, with paths relative to the checkout so that it can be repeated elsewhere, and without `--out` and
+    `--results`: where somebody's runs and rows lie is no part of it."""
     def plain(word: str) -> str:
         return os.path.relpath(word, ROOT) if os.path.isabs(word) else word
 
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     script = ["-m", spec.name] if spec and spec.name.startswith("benchmarks.") else [os.path.relpath(os.path.abspath(sys.argv[0]), ROOT)]
     words = sys.argv[1:]
-    if "--out" in words:
-        at = words.index("--out")
-        del words[at:at + 2]
+    for flag in ("--out", "--results"):
+        if flag in words:
+            at = words.index(flag)
+            del words[at:at + 2]
     return shlex.join(["python", *script, *map(plain, words)])
 
 

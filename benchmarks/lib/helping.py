@@ -32,10 +32,11 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "cycle (steps)": lambda r: "–" if r["cycle_steps"] is None else f"{r['cycle_steps']:.1f}",
     "of the demonstrations'": lambda r: "–" if r["cycle_ratio"] is None else f"{r['cycle_ratio']:.2f}",
     "human share, last 50": lambda r: f"{100 * r['human_share']:.1f} %", "human seconds": lambda r: f"{r['human_s']:.0f}",
-    "takeovers": lambda r: f"{r['takeovers']:.0f}", "transitions": lambda r: f"{r['transitions']:,}",
+    "takeovers": lambda r: f"{r['takeovers']:.0f}", "transitions": lambda r: f"{r['transitions']:,}{' so far' if r.get('cut') else ''}",
     "minutes": lambda r: f"{r['wall_s'] / 60:.0f}"}
 HEAD = ("", "", *COLUMNS)
-ORDER = ("corrections", "residual", "chunks", "asks", "gripper-as-motion", "demonstrations", "hg-dagger", "cloning")
+ORDER = ("corrections", "residual", "ten-critics", "long-memory", "chunks", "asks", "gripper-as-motion", "demonstrations", "nobody",
+         "hg-dagger", "cloning")
 
 
 def lines(rows: Sequence[Row]) -> list[list[str]]:

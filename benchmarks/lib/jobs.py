@@ -14,6 +14,20 @@ from realrl.run import Run
 from realrl.scene import CollectConfig
 
 KEY = ("task", "method", "seed")
+Told = Callable[[dict[str, Any]], None]
+
+
+class _Cell(WorkCell):
+    """A cell that tells how its run stands after every evaluation."""
+
+    def __init__(self, run: Run, cfg: Any, judged: Told | None) -> None:
+        super().__init__(run, cfg)
+        self._judged = judged
+
+    def finish_stage(self, *args: Any, **kwargs: Any) -> None:
+        super().finish_stage(*args, **kwargs)
+        if self._judged:
+            self._judged(self.summary)
 
 
 @dataclass(frozen=True)
@@ -27,13 +41,16 @@ class Job(ABC):
     method: str
 
     def part(self) -> Part:
-        """Its run."""
-        key = (self.task, self.method, self.cfg.seed)
-        return Part(f"{self.task} {self.method} seed {self.cfg.seed}", lambda: self.table.find(*key) is not None, self.run)
+        """Its run; one of which there is only a row that was cut off goes on."""
+        return Part(f"{self.task} {self.method} seed {self.cfg.seed}", lambda: not (self.row() or {"cut": True}).get("cut"), self.run)
 
-    def learn(self, train: Callable[[Any, WorkCell], dict[str, Any]]) -> dict[str, Any]:
-        """The run, or what is left of it; its summary."""
-        with Run.start(self.folder, self.cfg, resume=True, ignore=("collect",)) as run, WorkCell(run, self.cfg) as cell:
+    def row(self, method: str | None = None) -> dict[str, Any] | None:
+        """What is known of it, or of another method with the same task and seed."""
+        return self.table.find(self.task, method or self.method, self.cfg.seed)
+
+    def learn(self, train: Callable[[Any, WorkCell], dict[str, Any]], judged: Told | None = None) -> dict[str, Any]:
+        """The run, or what is left of it, on whatever device; its summary. judged: is given the summary after every evaluation."""
+        with Run.start(self.folder, self.cfg, resume=True, ignore=("collect", "device")) as run, _Cell(run, self.cfg, judged) as cell:
             return train(self.cfg, cell)
 
     def put(self, **row: Any) -> None:
@@ -52,8 +69,9 @@ def run_jobs(kind: type[Job], doc: str, words: list[str] | None, *, file: str, s
     parser = arguments(doc, seeds=seeds)
     parser.add_argument("--methods", nargs="+", default=list(methods), choices=list(methods))
     parser.add_argument("--tasks", nargs="+", default=[tasks[0]], choices=tasks, metavar="TASK", help=f"of {suite}/: {' '.join(tasks)}")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where rows are kept; processes beside each other need one each")
     args, flags = parser.parse_known_args(words)
-    out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
+    out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, args.results)
     table = Table(results / f"{file}.jsonl", KEY)
     jobs = []
     for task in args.tasks:

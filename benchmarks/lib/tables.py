@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from benchmarks import devices, faults, robot_timing
 from benchmarks.lib import (
     advantage,
     assembling,
@@ -438,10 +439,11 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "daydreamer": one_grid(dreaming), "dream_speed": one_grid(dream_costs),
     "real_data": real_data_table,
     "delays": one_grid(lateness),
-    "waiting": one_grid(waiting), "wide_plans": one_grid(wide_plans),
+    "waiting": one_grid(waiting), "wide_plans": one_grid(wide_plans), "faults": one_grid(faults), "robot_timing": one_grid(robot_timing),
     "through_server": lambda rows: "\n\n".join([grid(served.HEAD, served.lines(rows) or [[NOT_RUN] * len(served.HEAD)]),
                                                 served.typed(rows), commands(rows)]),
     "serving": one_grid(serving),
+    "devices": one_grid(devices),
     "peers": lambda rows: "\n\n".join([*(grid(head, lines(rows) or [[NOT_RUN] * len(head)]) for head, lines in beside.GRIDS),
                                        commands(rows)]),
     "rendering": rendering_table, "encoders": encoders_table, "vision_latency": vision_latency_table,

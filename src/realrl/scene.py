@@ -182,10 +182,10 @@ class Scene:
 def device(wish: str) -> torch.device:
     """ "auto" is the GPU where there is one. Raises RealrlError for a device that is not here."""
     import torch  # a second to import, and lists and help need none of it
-    if wish == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wish = ("cuda" if torch.cuda.is_available() else "cpu") if wish == "auto" else wish
     try:
-        torch.zeros(1, device=wish)
-        return torch.device(wish)
+        return torch.zeros(1, device=wish).device
+    except torch.OutOfMemoryError:
+        raise  # it is here, and others use it
     except (RuntimeError, AssertionError, NotImplementedError):
         raise RealrlError(f"--device {wish}: torch finds no such device here; give cpu, or auto for what there is") from None

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from realrl.algos import hil_serl
-from realrl.algos.hil_serl import HILConfig, Memory, Trial, advice, moments, refuse_contradictions, train
+from realrl.algos.hil_serl import HILConfig, advice, train
 from realrl.cell.cell import WorkCell
 from realrl.checkpoint import encode
 from realrl.cli import main as cli
 from realrl.config import OutOfBounds
 from realrl.data.store import Store
 from realrl.learn.classifier import Classifier, ClassifierConfig, Labelled, audit, save
+from realrl.learn.corrections import Memory, Trial, moments, refuse_contradictions
 from realrl.learn.grasp import commands
 from realrl.learn.help import Help
 from realrl.learn.sac import SAC, SACConfig
@@ -130,6 +131,11 @@ def test_half_of_every_batch_is_what_people_did_however_little_it_is() -> None:
     batch = made.both.sample(256, made.random(0, 0))
     people = batch.source[:, 0] == Source.HUMAN
     assert int(people.sum()) == 128
+    for share in (0.25, 0.0):
+        other = Memory(learner(), [episode("hhhh", succeeded=True, seed=9)], 0.1, 0.0, share=share)
+        other.see(moments([episode("p" * 400)]))
+        drawn = other.both.sample(256, other.random(0, 0))
+        assert int((drawn.source[:, 0] == Source.HUMAN).sum()) == 256 * share, "and with none of it, demonstrations are not drawn at all"
 
 
 def test_read_back_from_a_recording_it_is_the_same(tmp_path: Path) -> None:

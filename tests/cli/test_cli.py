@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from children import Child
 from realrl import envs
@@ -151,6 +152,26 @@ def test_an_unknown_field_is_answered_with_the_nearest(capsys: pytest.CaptureFix
         cli.main(["train", "bc", "--imitation.step", "3"])
     assert left.value.code == 2
     assert "--imitation.steps" in capsys.readouterr().err
+
+
+def test_a_full_gpu_is_a_mistake_that_names_its_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB. Of it")
+    monkeypatch.setattr("realrl.algos.bc.train", full)
+    run = str(tmp_path / "run")
+    assert fails(capsys, "train", "bc", "--task", "toy/line", "--run", run) == (
+        "error: CUDA out of memory. Tried to allocate 2.00 GiB: make batches smaller, end what else is on the GPU, or give --device cpu, "
+        f"then continue with: realrl train bc --run {run} --resume --task toy/line\n")
+    monkeypatch.setattr("realrl.algos.bc.train", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        cli.main(["train", "bc", "--task", "toy/line", "--run", str(tmp_path / "bug")])
+
+
+@pytest.mark.parametrize("command", ["evaluate", "serve", "deploy --robot ws://127.0.0.1:1"])
+def test_a_device_that_is_not_here_is_named(command: str, policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--device xpu: torch finds no such device here; give cpu" in fails(capsys, *command.split(), "--policy", str(policy), "--device",
+                                                                             "xpu")
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

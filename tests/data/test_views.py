@@ -75,7 +75,7 @@ def test_history_repeats_the_first_observation_and_stays_in_its_episode():
     batch = view.batch()
     assert states(batch.obs) == [[0, 0, 0], [0, 0, 1], [10, 10, 10], [10, 10, 11], [10, 11, 12]]
     assert states(batch.next_obs) == [[0, 0, 1], [0, 1, 2], [10, 10, 11], [10, 11, 12], [11, 12, 13]]
-    assert view.obs_dim == 1
+    assert view.frames["state"].shape[-1] == 1
 
 
 def test_flags_and_episode_numbers():

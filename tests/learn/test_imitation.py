@@ -25,7 +25,7 @@ def demos():
 
 def policy_for(view, seed=0, hidden=64, **options):
     torch.manual_seed(seed)
-    policy = DiffusionPolicy(PolicyConfig(chunk=2, hidden=hidden, **options), view.obs_dim, 2)
+    policy = DiffusionPolicy(PolicyConfig(chunk=2, hidden=hidden, **options), view.frames["state"].shape[-1], 2)
     policy.normaliser.fit(view.frames["state"])
     return policy
 

@@ -91,6 +91,20 @@ def test_it_looks_on_less_the_better_the_robot_does_alone() -> None:
     assert noticed(False) == 1.0 and abs(noticed(True) - 0.5) < 0.12
 
 
+def test_it_goes_home_after_so_many_steps_at_the_device_in_all_episodes_of_a_resumed_run_too() -> None:
+    cfg = replace(STEADY, shift=5)
+    who = operator(cfg)
+    assert acts(watched(who, [1.0] * 14)) == "....hhh.....hh", "five steps, and off in the middle of a correction"
+    again = operator(cfg)
+    again.load_state_dict(who.state_dict())
+    for one in (who, again):
+        one.begin(1)
+        assert acts(watched(one, [1.0] * 20)) == "." * 20
+    again.load_state_dict({k: v for k, v in who.state_dict().items() if k != "worked"})
+    again.begin(1)
+    assert acts(watched(again, [1.0] * 20)) == "....hhh.....hh......", "what was saved before there were shifts begins a whole one"
+
+
 def test_what_it_does_follows_from_its_seeds_and_what_it_remembers() -> None:
     one = operator(OperatorConfig(), seed=1)
     for seed in range(8):

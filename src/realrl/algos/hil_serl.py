@@ -5,41 +5,36 @@ makes `sac.utd` updates. Half of every batch comes from all that the robot did, 
 of every correction (RLPD, arXiv 2302.02948). Learned from is what was really executed; what the policy proposed is recorded beside it.
 Success and failure end the return, a clock or a person that ends an episode does not.
 
-What of it is where: the learner in `learn/sac.py`, a gripper's in `learn/grasp.py`, their memory in `learn/replay.py`, people in
-`robots/human.py`. This file has the two memories, the loop, and what it tells the person who watches.
+What of it is where: the learner in `learn/sac.py`, a gripper's in `learn/grasp.py`, the two memories in `learn/corrections.py`, people in
+`robots/human.py`. This file has the configuration, the loop, and what it tells the person who watches.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive
 from realrl.learn.classifier import Referee, load
+from realrl.learn.corrections import Memory, Trial, moments, refuse_contradictions
 from realrl.learn.grasp import GraspCritic
 from realrl.learn.help import Help
-from realrl.learn.replay import Mixture, Subset
 from realrl.learn.sac import SAC, SACConfig
 from realrl.policies.folder import save_policy
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
-from realrl.policies.residual import Observer, residual_on
+from realrl.policies.residual import residual_on
 from realrl.robots.devices import DEVICES, Teleoperator
 from realrl.robots.human import OperatorConfig, ScriptedOperator
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
-from realrl.types import Batch, Cell, Episode, Intervention, Moment, RealrlError, Source, Step, Stream, TaskSpec
-
-LAST = 50
-"""Episodes that "lately" means."""
+from realrl.types import Batch, Cell, Intervention, Moment, RealrlError, Stream, TaskSpec
 
 BEHIND = 20
 """Control steps for which updates are made up later, where a learner is slower than its robot."""
@@ -78,6 +73,9 @@ class HILConfig(Scene):
     """What a command to the gripper costs, in that critic's reward."""
     compiled: bool = False
     """Whether updates are compiled: about a minute at first, then nearly twice as fast; needs a C++ compiler."""
+    prior_share: float = 0.5
+    """Share of every batch that is what a person did, demonstrations among it; 0 = demonstrations are not learned from, nor corrections but
+    as steps like others (plain soft actor-critic)."""
     takeover_cost: float = 0.0
     """Taken off the reward of the policy's step before a takeover (as in RLIF, arXiv 2311.12996), so that to be helped does not pay."""
     help_after: int = 0
@@ -105,8 +103,9 @@ class HILConfig(Scene):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, residual="(0, 1]", takeover_cost="[0, 1e3]", help_after="[0, 1e6]", grasp_cost="[0, 1e3]", clone_steps="[0, 1e9]",
-              average="[0, 1)", steps="[1, 1e9]", start="[0, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]", judge_every="[0, 1e9]")
+        check(self, residual="(0, 1]", prior_share="[0, 1)", takeover_cost="[0, 1e3]", help_after="[0, 1e6]", grasp_cost="[0, 1e3]",
+              clone_steps="[0, 1e9]", average="[0, 1)", steps="[1, 1e9]", start="[0, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]",
+              judge_every="[0, 1e9]")
         if self.stream.realtime and self.human in ("keyboard", "gamepad"):
             raise OutOfBounds(HILConfig, "stream", f"has realtime, a process without a {self.human}: leave it out, the control loop keeps "
                               "the person's time anyhow")
@@ -133,7 +132,7 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     demos = cell.demonstrations()
     refuse_contradictions(demos)
     noise = derive(cfg.seed, "hil-serl") % 2**31
-    memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost, noise), Average(agent, grasp)
+    memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost, noise, cfg.prior_share), Average(agent, grasp)
     with cell.timed("hil-serl"):
         learn(cfg, cell, agent, grasp, memory, average, noise)
     policy = average.policy()
@@ -189,7 +188,7 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, mem
                     continue
                 if cfg.judge_every and stream.steps // cfg.judge_every > last // cfg.judge_every and cell.simulated:
                     cell.finish_stage(f"at {stream.steps // cfg.judge_every * cfg.judge_every}", average.policy(),
-                                      cfg.eval_episodes, measure=lambda _: memory.spent())
+                                      cfg.eval_episodes, measure=lambda _: memory.books())
                 last = stream.steps
                 if last - saved >= cfg.save_every:
                     saved = last
@@ -260,107 +259,6 @@ class Average:
         """Go on from there."""
         for name, value in self.values.items():
             value.copy_(state[name])
-
-
-# ---- what is learned from
-
-
-class Memory:
-    """Every step once, in one replay, demonstrations first; `online` are those of practice, `prior` those that a person did,
-    demonstrations among them; and the books on how practice goes. Filled from a recording or step by step it is the same.
-
-    A correction adds exactly its steps to `prior`, as parts of their episode: what was seen before is its history, and where it ends
-    without the task being done, the return goes on.
-    """
-
-    def __init__(self, agent: SAC, demos: Sequence[Episode], dt: float, takeover_cost: float, noise_seed: int = 0) -> None:
-        self._all, self._dt, self._cost, self._observer = agent.replay(), dt, takeover_cost, Observer(agent.policy, noise_seed)
-        self._all.extend([replace(demo, obs=self._observer.whole(demo)) for demo in demos])
-        self.online, self.prior = Subset(self._all), Subset(self._all)
-        self.prior.add(0, self._all.steps)
-        self.both = Mixture((self.online, 0.5), (self.prior, 0.5))
-        self.demo_steps = float(np.mean([len(demo) for demo in demos]))
-        self.lately: deque[Trial] = deque(maxlen=LAST)
-        self.trials: list[Trial] = []
-        self._now, self._helping = Trial(), False
-
-    def see(self, found: Iterable[Moment]) -> None:
-        """Steps in the order in which they were done."""
-        for m in found:
-            step, human, here = m.step, m.step.source == Source.HUMAN, self._all.steps
-            if m.first:
-                self._all.begin(self._observer.begin(step.obs, m.seed))
-                self._now, self._helping = Trial(), False
-            self._all.add(step.action, step.reward, self._observer.after(m.after, step.source), terminated=step.terminated,
-                          truncated=step.truncated, source=step.source)
-            for memory in (self.online, self.prior) if human else (self.online,):
-                memory.add(here)
-            now, taken = self._now, human and not self._helping
-            if taken and not m.first:
-                self._all.charge(here - 1, self._cost)
-            now.steps, now.human, now.takeovers = now.steps + 1, now.human + human, now.takeovers + taken
-            self._helping = human
-            if step.terminated or step.truncated:
-                now.success = step.success
-                self.lately.append(now)
-                self.trials.append(now)
-                self._now = Trial()
-
-    def newest(self, count: int) -> Batch:
-        """The last steps, as they are learned from."""
-        return self._all.batch(torch.arange(self._all.steps - count, self._all.steps))
-
-    def random(self, seed: int, updates: int) -> torch.Generator:
-        """The noise of a draw after so many updates."""
-        return torch.Generator(self._all.device).manual_seed(derive(seed, "replay", updates))
-
-    def share(self) -> float:
-        """The person's share of the steps lately."""
-        return sum(t.human for t in self.lately) / max(sum(t.steps for t in self.lately), 1)
-
-    def rate(self, *, helped: bool) -> float:
-        """Share of the episodes lately that succeeded with a person's help, or without any."""
-        return sum(t.success for t in self.lately if bool(t.human) == helped) / max(len(self.lately), 1)
-
-    def spent(self) -> dict[str, float]:
-        """What it took of a person's time so far: seconds at the device, and takeovers; demonstrations aside."""
-        steps, takeovers = sum(t.human for t in self.trials) + self._now.human, sum(t.takeovers for t in self.trials)
-        return {"human_s": round(steps * self._dt, 3), "takeovers": float(takeovers)}
-
-
-@dataclass
-class Trial:
-    """An episode of practice: its steps, how many a person did, how often the person took over, how it ended."""
-
-    steps: int = 0
-    human: int = 0
-    takeovers: int = 0
-    success: bool = False
-
-
-def moments(episodes: Iterable[Episode]) -> Iterator[Moment]:
-    """Recorded episodes step by step, as a stream gave them."""
-    for e in episodes:
-        for i in range(len(e)):
-            last = i == len(e) - 1
-            step = Step({k: v[i] for k, v in e.obs.items()}, e.proposed[i], e.action[i], Source(int(e.source[i])), float(e.reward[i]),
-                        last and e.terminated, last and e.truncated, bool(e.success[i]), float(e.time[i]))
-            yield Moment(step, {k: v[i + 1] for k, v in e.obs.items()}, e.seed or 0, i == 0)
-
-
-def refuse_contradictions(demos: Sequence[Episode]) -> None:
-    """Raises RealrlError where demonstrations say two things of how they ended: values would be learned from both, and no policy."""
-    for i, demo in enumerate(demos):
-        if demo.terminated and demo.truncated:
-            wrong = "was ended by the task and by a clock"
-        elif demo.succeeded and not demo.terminated:
-            wrong = "succeeded, but a clock ended it: the return would go on after success"
-        elif demo.terminated and demo.judged and demo.succeeded != (float(demo.reward[-1]) > 0):
-            wrong = f"ended with reward {float(demo.reward[-1]):g} and {'success' if demo.succeeded else 'failure'}"
-        else:
-            continue
-        raise RealrlError(f"demonstration {i} (seed {demo.seed}) {wrong}: all must end in one way, a success with a positive reward and "
-                          "terminated; leave it out with `realrl data delete-episodes`, or record it again")
 
 
 # ---- what is told
@@ -445,4 +343,5 @@ def headline(cfg: HILConfig, summary: Mapping[str, Any], memory: Memory, agent: 
     return {"success": stage["success"]["rate"], "success_low": stage["success"]["low"], "episodes": stage["success"]["n"],
             "cycle_steps": cycle, "cycle_ratio": None if cycle is None else round(cycle / memory.demo_steps, 4),
             "human_share": round(memory.share(), 4), "transitions": memory.online.steps, **memory.spent(),
+            "demo_steps": round(memory.demo_steps, 3),
             "utd": round(utd_reached(cfg, agent, memory.online.steps), 4)}

@@ -32,7 +32,7 @@ from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.folder import Storable, save_policy
 from realrl.robots.embodiment import Embodiment
 from realrl.run import Run
-from realrl.scene import Scene
+from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
 from realrl.types import Array, Episode, Intervention, Policy, RealrlError, RewardModel, Source, TaskSpec
 
@@ -68,7 +68,7 @@ class WorkCell:
         self.judge = Judge(self.account, scene, self.collector, self.spec)
 
     def __enter__(self) -> WorkCell:
-        self._inside.enter_context(large_products())
+        self._inside.enter_context(large_products(device(self.scene.device)))
         return self
 
     def __exit__(self, *_: object) -> None:

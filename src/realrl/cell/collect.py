@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import io
 import multiprocessing as mp
 import os
 import pickle
@@ -258,10 +259,22 @@ def processes() -> Any:
     return context
 
 
+class _Packer(pickle.Pickler):
+    """Pickles what holds tensors of any device as if they lay in the memory of the processor."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """See `pickle.Pickler`."""
+        elsewhere = type(obj) is torch.Tensor and obj.device.type != "cpu"  # a parameter holds such a one
+        return obj.cpu().__reduce_ex__(pickle.HIGHEST_PROTOCOL) if elsewhere else NotImplemented
+
+
 def pack(policy: Policy) -> bytes:
-    """A policy as other processes are sent it. Raises RealrlError for one that cannot be sent."""
+    """A policy as other processes are sent it: there it acts on the CPU, wherever it learns, or every one of them would need a part of the
+    GPU. Raises RealrlError for one that cannot be sent."""
+    sent = io.BytesIO()
     try:
-        return pickle.dumps(policy)
+        _Packer(sent).dump(policy)
+        return sent.getvalue()
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise RealrlError(f"policy {policy.name!r} cannot be sent to worker processes ({error}): build it from functions and classes "
                           "of a module, or use --collect.workers 1") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from realrl.cell.latency import Around
 from realrl.cell.rollout import play
 from realrl.data.record.recorder import Recorder
 from realrl.robots.client import RobotClient
-from realrl.robots.clock import CLIENT, realtime, urgent
+from realrl.robots.clock import CLIENT, hurried
 from realrl.robots.guard import box_guard
 from realrl.types import Array, Episode, Moment, Obs, Policy, RealrlError, Source, Step
 
@@ -142,22 +141,20 @@ def deploy(env: RobotClient, policy: Policy, episodes: int, *, folder: Path | No
     timed = _Timed(policy, tally)
     try:
         _warm(env, policy)
-        tally.notes += realtime(CLIENT)
-        urgent(CLIENT, *threading.enumerate())  # whoever waits for a message waits for the thread that receives it, too
-        steps = play([env], timed, [box_guard(env)], range(seed, seed + episodes), greedy=True, noise_seed=seed, task=env.task.text,
-                     human=operator, recording=_Taken(recorder, operator, tally))
-        before = None
-        for found in steps:
-            if isinstance(found, Moment):
-                before = _count(tally, found, env, before)
-            else:
-                _judge(tally, found, operator, env)
-                before = None
-                gc.collect()
-            yield tally
+        with hurried(CLIENT, whole=True) as refused:
+            tally.notes += refused
+            steps = play([env], timed, [box_guard(env)], range(seed, seed + episodes), greedy=True, noise_seed=seed, task=env.task.text,
+                         human=operator, recording=_Taken(recorder, operator, tally))
+            before = None
+            for found in steps:
+                if isinstance(found, Moment):
+                    before = _count(tally, found, env, before)
+                else:
+                    _judge(tally, found, operator, env)
+                    before = None
+                    gc.collect()
+                yield tally
     finally:
-        gc.enable()
-        gc.unfreeze()
         try:
             env.park()
         finally:

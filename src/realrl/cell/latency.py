@@ -14,7 +14,7 @@ import numpy as np
 from realrl.config import check, from_dict, to_dict
 from realrl.files import read_json, write_json
 from realrl.robots.client import Link, RobotClient
-from realrl.robots.clock import CLIENT, urgent
+from realrl.robots.clock import CLIENT, hurried
 from realrl.types import Array, Plan, Policy, RealrlError, State
 
 LONGEST = 0.5  # s: later than this nothing is looked for
@@ -84,8 +84,8 @@ def calibrate(env: RobotClient, *, share: float = 0.04, swings: int = 4, seed: i
     for channel, about in enumerate(env.about["channels"]):
         ear = _Ear(env.link.url)
         ear.start()
-        urgent(CLIENT, *threading.enumerate())
-        _swing(env, channel, share, swings)
+        with hurried(CLIENT):
+            _swing(env, channel, share, swings)
         env.pause()
         ear.over.set()
         ear.join(5)

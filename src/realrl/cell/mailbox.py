@@ -182,6 +182,7 @@ class Mailbox:
 
     def publish(self, weights: Mapping[str, Tensor]) -> None:
         """The learner's newest weights."""
+        weights = {key: value.cpu() for key, value in weights.items()}  # a GPU is waited for before anybody else has to wait
         fcntl.flock(self._lock, fcntl.LOCK_EX)  # the kernel frees it when its holder dies
         version = int(self.head["version"]) + 1
         for key, place in self._weights[version % 2].items():

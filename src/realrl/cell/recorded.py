@@ -28,7 +28,7 @@ from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.folder import Storable, save_policy
 from realrl.robots.embodiment import Embodiment
 from realrl.run import Run
-from realrl.scene import Scene
+from realrl.scene import Scene, device
 from realrl.types import Array, Episode, Policy, RealrlError, Stream
 
 FILMED = 3  # held-out episodes whose predictions are kept for the report
@@ -52,7 +52,7 @@ class RecordedCell:
             "notes": material.notes}}
 
     def __enter__(self) -> RecordedCell:
-        self._inside.enter_context(large_products())
+        self._inside.enter_context(large_products(device(self.scene.device)))
         return self
 
     def __exit__(self, *_: object) -> None:

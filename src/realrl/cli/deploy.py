@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realrl.cli.parser import command, interrupted, mistake, say, whole
+from realrl.cli.parser import command, device_flag, interrupted, mistake, say, whole
 
 if TYPE_CHECKING:
     from realrl.cell.deploy import Tally
@@ -38,6 +38,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--overlap", choices=("stop", "naive", "best", "prefix"), help="plan while the robot moves, for networks that take "
                         "longer than a control step: hold the robot meanwhile, leave out what is over, take the best of 8 so, or go on "
                         "from what is decided (a flow policy with --policy.flow.delay)")
+    device_flag(parser)
     parser.add_argument("--no-record", action="store_true", help="record nothing")
 
 
@@ -48,8 +49,9 @@ def _deploy(args: argparse.Namespace) -> int:
     from realrl.cell.latency import Ahead, Latency
     from realrl.policies.folder import check_fit, for_task, load_policy
     from realrl.robots.client import RobotClient
+    from realrl.scene import device
     torch.set_num_threads(1)
-    loaded, trained_on = load_policy(args.policy)
+    loaded, trained_on = load_policy(args.policy, device(args.device))
     loaded = for_task(loaded, trained_on, args.text)
     policy: Policy = loaded
     env = RobotClient(args.robot, horizon=args.horizon)

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from realrl.cli.parser import command, mistake, progress, screen, stdout_kept_clean, whole
+from realrl.cli.parser import command, device_flag, mistake, progress, screen, stdout_kept_clean, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,7 @@ def add(commands: Any) -> None:
                         "with eta = 0, or with its noise (default: as it was saved)")
     parser.add_argument("--horizon", type=whole(1), metavar="STEPS", help="steps until an episode is cut off (default: the task's own)")
     parser.add_argument("--workers", type=whole(0), default=0, metavar="W", help="worker processes (default: one a CPU core)")
+    device_flag(parser)
     parser.add_argument("--robustness", action="store_true", help="also under changed light, colours, cameras, clutter, friction and mass")
     parser.add_argument("--text", metavar="WORDS", help="what a flow policy is told to do (default: the task's own text)")
     parser.add_argument("--blind", action="store_true", help="also with black pictures: does it look?")
@@ -134,8 +135,14 @@ def _place(text: str) -> Path | str:
 def _loaded(args: argparse.Namespace) -> tuple[Saved, str, SightConfig]:
     """(the policy, the task that it was trained on, what it saw there)."""
     from realrl.policies.folder import load_policy
+    from realrl.scene import device
+    place = device(args.device)
+    if place.type != "cpu":
+        if args.workers > 1 or isinstance(args.policy, str):
+            raise mistake()(f"--device {args.device} is for a policy that acts in this process: leave --workers and ws:// addresses out")
+        args.workers = 1
     if not isinstance(args.policy, str):
-        return *load_policy(args.policy), _sight(args.policy)
+        return *load_policy(args.policy, place), _sight(args.policy)
     from realrl.scene import SightConfig
     from realrl.serve.client import RemotePolicy
     remote = RemotePolicy(args.policy, os.environ.get("REALRL_TOKEN") or None)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from realrl import __version__
 from realrl.cli import data, deploy, doctor, evaluate, export, preflight, report, reward, robot, serve, tasks, train, view
-from realrl.cli.parser import Command, Parser, group, interrupted, mistake, told
+from realrl.cli.parser import Command, Parser, exhausted, group, interrupted, mistake, told
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `realrl tasks | head`: nobody is left to tell
         _silence()
         return 0
-    except (mistake(), OSError) as error:  # OSError: a full or read-only disk, a name that is too long
+    except (mistake(), OSError, RuntimeError) as error:  # OSError: a full or read-only disk, a name that is too long
+        if isinstance(error, RuntimeError) and not exhausted(error):
+            raise
         if os.environ.get("REALRL_DEBUG", "0") != "0":
             traceback.print_exc()
         from realrl.files import printable

@@ -91,6 +91,12 @@ def whole(low: int) -> Callable[[str], int]:
     return read
 
 
+def device_flag(parser: Parser) -> None:
+    """`--device`, of a command that lets a policy act; `scene.device` reads it."""
+    parser.add_argument("--device", default="cpu", metavar="D", help="where the policy acts: cpu (default; small networks are "
+                        "soonest there), cuda, or auto for the GPU where there is one")
+
+
 @contextlib.contextmanager
 def stdout_kept_clean() -> Iterator[None]:
     """What anyone prints meanwhile, simulators and worker processes included, goes to standard error."""
@@ -143,9 +149,18 @@ def say(text: object) -> None:
     print(printable(str(text)))
 
 
+def exhausted(error: Exception) -> bool:
+    """Whether a GPU had no memory left."""
+    torch = sys.modules.get("torch")  # who has not imported it asked no GPU for anything
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+
+
 def told(error: Exception) -> Exception:
     """An error as a line that a user can act on."""
     from realrl.files import disk, unwritable
+    if exhausted(error):
+        what = ". ".join(str(error).split(". ")[:2]).strip(". ")
+        return mistake()(f"{what}: make batches smaller, end what else is on the GPU, or give --device cpu")
     if not isinstance(error, OSError):
         return error
     what = error.filename or "a file"

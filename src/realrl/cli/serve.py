@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from realrl.cli.parser import command, mistake, say, whole
+from realrl.cli.parser import command, device_flag, mistake, say, whole
 
 
 def add(commands: Any) -> None:
@@ -23,18 +23,20 @@ def add(commands: Any) -> None:
     parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds that a plan may take (default: 5)")
     parser.add_argument("--idle", type=float, default=600.0, metavar="S", help="seconds without a message after which a client is let go "
                         "(default: 600)")
+    device_flag(parser)
     parser.add_argument("--threads", type=whole(1), default=1, metavar="N", help="threads of PyTorch; an export has one (default: 1)")
 
 
 def _serve(args: argparse.Namespace) -> int:
     import torch
 
+    from realrl.scene import device
     from realrl.serve.server import ServeConfig, serve
     from realrl.serve.session import Served
     token = _token(args.token_file)
     cfg = ServeConfig(args.host, args.port, args.timeout, args.idle)
     torch.set_num_threads(args.threads)
-    served = Served.read(args.policy)
+    served = Served.read(args.policy, device(args.device))
 
     def ready(port: int) -> None:
         say(f"{served.policy.name} ({served.hash}) is served at ws://{args.host}:{port}, its health at http://{args.host}:{port}/healthz; "

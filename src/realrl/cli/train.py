@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realrl.cli.parser import Parser, group, interrupted, mistake, say, screen, told
+from realrl.cli.parser import Parser, exhausted, group, interrupted, mistake, say, screen, told
 
 if TYPE_CHECKING:
     from realrl.cell.cell import WorkCell
@@ -142,8 +142,9 @@ def _train(args: argparse.Namespace) -> int:
         page = write_report(folder)
     except KeyboardInterrupt:
         return interrupted(f"; continue with: {again}")
-    except (mistake(), OSError) as error:
-        if disk(error) or (begun and args.robot and args.robot in str(error)):  # the robot's server is gone, or says nothing
+    except (mistake(), OSError, RuntimeError) as error:
+        gone = begun and args.robot and args.robot in str(error)  # the robot's server, or it says nothing
+        if disk(error) or exhausted(error) or gone:
             raise mistake()(f"{told(error)}, then continue with: {again}") from error
         raise
     _report(summary, folder, page, recorded, own)

@@ -86,10 +86,9 @@ class ChunkView:
     def __len__(self) -> int:
         return len(self.reward)
 
-    @property
-    def obs_dim(self) -> int:
-        """Features of obs["state"]."""
-        return int(self.frames["state"].shape[-1])
+    def _at(self, rows: Tensor) -> dict[str, Tensor]:
+        """Frames at these rows [...]; CUDA does not index 16-bit depth as what it is."""
+        return {k: v.view(torch.int16)[rows].view(v.dtype) if v.dtype == torch.uint16 else v[rows] for k, v in self.frames.items()}
 
     @torch.no_grad()
     def encoded(self, features: Callable[[Mapping[str, Tensor]], Tensor],
@@ -98,7 +97,7 @@ class ChunkView:
         condition [C] is H of them in a row. drawn: what a policy's network draws for chunks [N, K, A] from states [N, H, D], where that is
         not the chunk itself."""
         used, place = torch.unique(torch.cat([self._obs, self._next]), return_inverse=True)
-        seen = features({key: frames[used] for key, frames in self.frames.items()})
+        seen = features(self._at(used))
         now, after = place.tensor_split(2)
         action = self.actions[self._act] if drawn is None else drawn(self.actions[self._act], self.frames["state"][self._obs])
         return Encoded(seen[now].flatten(1), seen[after].flatten(1), action, self.valid, self.reward, self.discount,
@@ -115,9 +114,8 @@ class ChunkView:
     def batch(self, index: Tensor | slice = slice(None)) -> Batch:
         """The decisions at `index` [B] (all of them by default)."""
         (now, after), act = self.rows(index), self._act[index]
-        return Batch(obs={k: v[now] for k, v in self.frames.items()}, action=self.actions[act], reward=self.reward[index],
-                     discount=self.discount[index], next_obs={k: v[after] for k, v in self.frames.items()},
-                     valid=self.valid[index], source=self.sources[act])
+        return Batch(obs=self._at(now), action=self.actions[act], reward=self.reward[index], discount=self.discount[index],
+                     next_obs=self._at(after), valid=self.valid[index], source=self.sources[act])
 
     def sample(self, size: int, generator: torch.Generator) -> Batch:
         """A uniform batch, with replacement."""

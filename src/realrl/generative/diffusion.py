@@ -249,8 +249,8 @@ class Distillation:
         self.diffusion, self.shape, self.cfg = diffusion, shape, cfg
         self.optimiser = torch.optim.AdamW(student.parameters(), lr=cfg.lr, weight_decay=0.0, fused=True)
 
-    def update(self, cond: Tensor, chain: Tensor, random: torch.Generator, lr: float) -> float:
-        """One step on cached chains [N, S+1, K, A]. Returns the RMS student-teacher gap of the one-step head."""
+    def update(self, cond: Tensor, chain: Tensor, random: torch.Generator, lr: float) -> Tensor:
+        """One step on cached chains [N, S+1, K, A]. Returns the RMS student-teacher gap [] of the one-step head."""
         self.optimiser.param_groups[0]["lr"] = lr
         size, steps = self.cfg.batch, self.diffusion.cfg.steps
         rows = torch.randint(len(cond), (size,), generator=random, device=cond.device)
@@ -262,13 +262,13 @@ class Distillation:
         error.mean().backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimiser.step()
-        return float(error[: size // 2].mean().sqrt().detach())
+        return error[: size // 2].detach().mean().sqrt()  # type: ignore[no-any-return]
 
     def follow(self, cond: Tensor, random: torch.Generator) -> float:
         """A few steps on fresh chains from some of the states; returns the mean gap."""
         states, chain = self._draw(cond, self.cfg.chains, random)
         gaps = [self.update(states, chain, random, self.cfg.lr / 3) for _ in range(self.cfg.beside_rl)]
-        return sum(gaps) / max(len(gaps), 1)
+        return float(torch.stack(gaps).mean()) if gaps else 0.0
 
     def finish(self, cond: Tensor, seed: int, log: Callable[[int, Mapping[str, float]], None], advance: Callable[[int], None]) -> None:
         """The final stage: `steps` updates with a cosine rate, chains renewed every 500."""
@@ -280,7 +280,7 @@ class Distillation:
             gap = self.update(states, chain, random, self.cfg.lr * 0.5 * (1 + math.cos(math.pi * step / self.cfg.steps)))
             advance(1)
             if step % 100 == 99:
-                log(step + 1, {"student_gap": gap})
+                log(step + 1, {"student_gap": float(gap)})
 
     def _draw(self, cond: Tensor, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         states = cond[torch.randint(len(cond), (count,), generator=random, device=cond.device)]

@@ -132,7 +132,7 @@ class Classifier(nn.Module):
     def probability(self, features: Tensor) -> Array:
         """Of success [N], of features [N, F]."""
         self.eval()
-        out: Array = self.logits(features).sigmoid().numpy()
+        out: Array = self.logits(features.to(self.mean.device)).sigmoid().cpu().numpy()
         return out
 
 
@@ -205,13 +205,13 @@ def blank(episodes: Sequence[Episode], cfg: ClassifierConfig) -> Classifier:
 
 
 def learn(model: Classifier, fitted: Labelled) -> None:
-    """Fit a classifier to labelled frames of both kinds; then it stays as it is."""
+    """Fit a classifier to labelled frames of both kinds, whose features lie where it does; then it stays as it is."""
     cfg = model.cfg
     model.mean.copy_(fitted.features.mean(0))
     model.std.copy_(fitted.features.std(0).clamp(min=1e-3))
     optimiser = torch.optim.AdamW(model.net.parameters(), lr=cfg.lr, weight_decay=cfg.decay, fused=True)
     sides = [torch.from_numpy(np.flatnonzero(fitted.label == which)) for which in (NO, YES)]
-    target = torch.tensor([0.0, 1.0]).repeat_interleave(cfg.batch // 2)
+    target = torch.tensor([0.0, 1.0], device=fitted.features.device).repeat_interleave(cfg.batch // 2)
     model.train()
     for step in range(cfg.steps):
         random = torch.Generator().manual_seed(derive(cfg.seed, "batch", step))

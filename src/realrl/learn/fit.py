@@ -20,15 +20,15 @@ from realrl.types import Logbook, Stateful
 
 
 class Fit(Stateful, Protocol):
-    """What `imitate` runs: `cfg.steps` updates, then `finish`. update: the losses of a gradient step; validate: the loss on what the fit
-    does not see, nothing where it sees everything; finish: what was fitted gets its final weights."""
+    """What `imitate` runs: `cfg.steps` updates, then `finish`. update: a gradient step's losses, not waited for; validate: that on
+    what the fit does not see, nothing where it sees everything; finish: what was fitted gets its final weights."""
 
     step: int
 
     @property
     def cfg(self) -> Any: ...
 
-    def update(self) -> dict[str, float]: ...
+    def update(self) -> dict[str, Tensor]: ...
 
     def validate(self) -> dict[str, float]: ...
 
@@ -100,7 +100,7 @@ def imitate(run: Logbook, trainer: Fit, stage: str, what: str = "cloning") -> No
             losses = trainer.update()
             advance(1)
             if trainer.step % 50 == 0:
-                run.log(trainer.step, losses | (trainer.validate() if trainer.step % 250 == 0 else {}), stage)
+                run.log(trainer.step, {**losses, **(trainer.validate() if trainer.step % 250 == 0 else {})}, stage)
             if trainer.step % 500 == 0:
                 run.save(name, trainer.step, trainer=trainer)
     trainer.finish()

@@ -150,7 +150,7 @@ class FlowFit:
             fitted, self.kept_back = kept_back(_episodes(lessons), cfg.validation)
             self.among = fitted if among is None else among[torch.isin(among, fitted)]
 
-    def update(self) -> dict[str, float]:
+    def update(self) -> dict[str, Tensor]:
         """One gradient step; returns the loss."""
         random = generator(self.seed, "flow", self.step)
         reseed(derive(self.seed, "dropout", self.step), self.policy.device)
@@ -163,7 +163,7 @@ class FlowFit:
         self.optimiser.step()
         self.average.update_parameters(self.net)
         self.step += 1
-        return {"loss": float(loss.detach())}
+        return {"loss": loss.detach()}
 
     def loss(self, index: Tensor, random: torch.Generator) -> Tensor:
         """The flow's loss [] on decisions of these numbers [B]."""

@@ -57,7 +57,7 @@ class Imitation:
             from realrl.learn.reference import kept_back
             self.fitted, self.kept_back = kept_back(view.episode, cfg.validation)
 
-    def update(self) -> dict[str, float]:
+    def update(self) -> dict[str, Tensor]:
         """One gradient step; returns the losses: "loss" of the denoising, and the encoder's regularisers."""
         random = generator(self.seed, "imitation", self.step, device=self.policy.device)
         reseed(derive(self.seed, "dropout", self.step), self.policy.device)
@@ -76,7 +76,7 @@ class Imitation:
         self.optimiser.step()
         self.average.update_parameters(self.actor)
         self.step += 1
-        return {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in regularisers.items()}}
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in regularisers.items()}}
 
     def validate(self) -> dict[str, float]:
         """The loss on episodes that the fit does not see, with the weights as they are."""

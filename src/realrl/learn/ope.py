@@ -290,7 +290,7 @@ def _rollout(model: TransitionModel, q: Value, act: Act, start: Tensor, noise: t
     amq, returns, success, stopped, kept = torch.zeros(5, n, device=start.device).unbind()
     alive = torch.ones(n, device=start.device)
     worst = float(model.poorest.min() / (1 - model.discount).clamp(min=1e-3))
-    discount, horizon = 1.0, model.cfg.horizon
+    discount, step, horizon = 1.0, float(model.discount), model.cfg.horizon
     if horizon is None:
         raise ValueError("OPEConfig.horizon must be a number here: the caller knows how many decisions the task has")
     for t in range(horizon):
@@ -308,7 +308,7 @@ def _rollout(model: TransitionModel, q: Value, act: Act, start: Tensor, noise: t
             kept[rows] += ended * after.reward_done
             stopped[rows] += lost
             alive[rows], cond[rows] = weight - ended, after.cond
-        discount *= float(model.discount)
+        discount *= step
     return amq, returns, success, stopped
 
 

@@ -65,13 +65,14 @@ class DenoisingPPO:
         self.policy, self.cfg, self.lr, self.left = policy, cfg, cfg.lr, 1.0
         self.actor = policy.actor if encoder else torch.nn.ModuleDict({"net": policy.net})
         self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, weight_decay=0.0, fused=True)
-        self.likely = torch.tensor(policy.diffusion.likely[-(cfg.last or 0):], device=policy.device)
+        self.steps = policy.diffusion.likely[-(cfg.last or 0):]
+        self.likely = torch.tensor(self.steps, device=policy.device)
 
     @torch.no_grad()
     def means(self, cond: Tensor, chain: Tensor) -> Tensor:
         """Means of all stochastic steps of recorded chains. cond: [N, C]; chain: [N, S+1, K, A] -> [N, L, K, A]."""
-        steps = [self.policy.diffusion.mean(self.policy.net, chain[:, k], k.expand(len(cond)), cond) for k in self.likely]
-        return torch.stack(steps, 1)
+        means = [self.policy.diffusion.mean(self.policy.net, chain[:, k], self.likely.new_full((len(cond),), k), cond) for k in self.steps]
+        return torch.stack(means, 1)
 
     def fit(self, cond: Tensor, chain: Tensor, advantage: Tensor, random: torch.Generator, embed: Embed | None = None, *,
             left: float = 1.0) -> dict[str, float]:
@@ -122,15 +123,14 @@ class DenoisingPPO:
         seen = seen.clamp(min=1)
         sigma = self.policy.diffusion.spread(self.likely)
         table = {"kl": kl_k / seen, "clip_fraction": clip_k / seen, "ratio": ratio_k / seen, "sigma": sigma}
-        per_step = {f"{name}_{k}": float(v) for name, values in table.items() for k, v in zip(self.likely.tolist(), values, strict=True)}
+        per_step = {f"{name}_{k}": v for name, values in table.items() for k, v in zip(self.steps, values.tolist(), strict=True)}
         return {"kl": kl, "clip_fraction": float((clip_k / seen).mean()), "epochs": epochs,
                 "gradient_norm": float(np.mean(norms[1:] or norms)), **({"regularisers": extra} if embed else {}), **per_step}
 
     def _minibatches(self, decisions: int, random: torch.Generator, *, whole: bool) -> tuple[Tensor, ...]:
         """A pass over a random share of the pairs, `n * L + step` each. whole: a minibatch holds all chosen steps of its decisions,
         because every decision that it touches costs a pass of the encoder."""
-        cfg, count = self.cfg, len(self.likely)
-        device = self.likely.device
+        cfg, count, device = self.cfg, len(self.likely), self.likely.device
         if not whole:
             order = torch.randperm(decisions * count, generator=random, device=device)
             return torch.split(order[: max(int(len(order) * cfg.pairs), 1)], cfg.minibatch)

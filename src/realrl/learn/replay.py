@@ -7,6 +7,7 @@ generator and on what was put in, in which order; a replay that is filled again 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -60,7 +61,7 @@ class Replay:
         self._start = _Column(np.zeros(1, np.int64), device)  # an episode's first step
         self._stop = _Column(np.zeros(1, np.int64), device)  # and the one after its last, so far
         self._ended = _Column(np.zeros(1, bool), device)  # by the task
-        self.running = False
+        self.running, self._first = False, 0  # the newest episode's first step, once more: a GPU would have to be asked for it
 
     # -- filling ------------------------------------------------------------------------------------------------------------------
 
@@ -104,7 +105,7 @@ class Replay:
     def _open(self) -> None:
         for column, value in ((self._start, self.steps), (self._stop, self.steps), (self._ended, 0)):
             column.put(np.array([value]))
-        self.running = True
+        self.running, self._first = True, self.steps
 
     def _append(self, frames: Mapping[str, Array], action: Array, reward: Array, source: Array, terminated: bool, who: str) -> None:
         steps: dict[str, Array] = {"action": action.astype(np.float32), "reward": reward.astype(np.float32),
@@ -149,7 +150,7 @@ class Replay:
         """Decisions that can be drawn."""
         if not self.running:
             return self.steps
-        return max(self.steps - self.reach + 1, int(self._start.rows[-1]))
+        return max(self.steps - self.reach + 1, self._first)
 
     def batch(self, index: Tensor) -> Batch:
         """The decisions that begin at the steps `index` [B]."""
@@ -215,10 +216,13 @@ class Subset:
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
         self._index = _Column(np.zeros(1, np.int64), replay.device)  # rising
+        self._steps: list[int] = []  # the same on the host
 
     def add(self, first: int, stop: int | None = None) -> None:
         """The steps from one up to another, by default that one; behind all that are in it."""
-        self._index.put(np.arange(first, first + 1 if stop is None else stop))
+        steps = range(first, first + 1 if stop is None else stop)
+        self._index.put(np.array(steps, np.int64))
+        self._steps.extend(steps)
 
     @property
     def steps(self) -> int:
@@ -231,7 +235,7 @@ class Subset:
 
     def sample(self, size: int, random: torch.Generator, updates: int = 1) -> Batch:
         """See `Replay.sample`."""
-        ready = int(torch.searchsorted(self._index.rows, len(self._replay)))
+        ready = bisect_left(self._steps, len(self._replay))
         return self.batch(self._replay._draw(ready, size * updates, random))
 
 

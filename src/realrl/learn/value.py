@@ -136,7 +136,7 @@ class ValueFit:
         self.step, self.best_loss = 0, math.inf
         self.best: dict[str, Tensor] = {k: v.clone() for k, v in value.state_dict().items()}
 
-    def update(self) -> dict[str, float]:
+    def update(self) -> dict[str, Tensor]:
         """One gradient step; every `every` of them a look at what is held out."""
         random = generator(self.seed, "value", self.step)
         rows = self.fitted[torch.randint(len(self.fitted), (self.cfg.batch,), generator=random)].to(self.x.device)
@@ -151,7 +151,7 @@ class ValueFit:
                 found = float(self.entropy(self.held.to(self.x.device)).mean())
             if found < self.best_loss:
                 self.best_loss, self.best = found, {k: v.clone() for k, v in self.value.state_dict().items()}
-        return {"value_loss": float(loss.detach())}
+        return {"value_loss": loss.detach()}
 
     def entropy(self, rows: Tensor, x: Tensor | None = None) -> Tensor:
         """-log p of the bins that happened, [members, B]. x: other inputs [B, D] for these rows."""

@@ -8,7 +8,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 SLACK_NS = 1000  # how late Linux may wake us to save power; its default is 50,000
 LOG, CLIENT, CAMERAS, LISTENING, CONTROL, HARDWARE = 1, 5, 10, 15, 20, 30
@@ -62,3 +63,36 @@ def urgent(level: int, *others: threading.Thread) -> bool:
     except (OSError, AttributeError):
         return False
     return True
+
+
+@contextmanager
+def hurried(level: int, *, whole: bool = False) -> Iterator[list[str]]:
+    """For a while, this thread and all others that there are now come before ordinary ones, for who waits for a message waits for the
+    thread that receives it, too; whole: all of `realtime` for this one. Yields a line for everything that was not granted.
+
+    Afterwards all is as it was: a process that stayed urgent would starve whatever runs beside it, and one whose garbage nobody collects
+    fill the memory."""
+    before, switch, collects = _scheduling(), sys.getswitchinterval(), gc.isenabled()
+    try:
+        refused = realtime(level) if whole else []
+        urgent(level, *threading.enumerate())
+        yield refused
+    finally:
+        for thread, (policy, param) in before.items():
+            with suppress(OSError):  # it has ended
+                os.sched_setscheduler(thread, policy, param)
+        if whole:
+            sys.setswitchinterval(switch)
+            gc.unfreeze()
+            if collects:
+                gc.enable()
+
+
+def _scheduling() -> dict[int, tuple[int, os.sched_param]]:
+    """{thread: (policy, its parameter)} of the process, where the system tells."""
+    found = {}
+    for thread in threading.enumerate():
+        with suppress(OSError, AttributeError):
+            if thread.native_id:
+                found[thread.native_id] = os.sched_getscheduler(thread.native_id), os.sched_getparam(thread.native_id)
+    return found

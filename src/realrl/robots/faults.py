@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from realrl.robots.client import Link
-from realrl.robots.clock import CLIENT, urgent
+from realrl.robots.clock import CLIENT, hurried
 from realrl.types import Array, RealrlError
 
 QUIET = 0.4  # s of work before a fault
@@ -55,6 +54,7 @@ class Rig:
     def __init__(self, task: str, folder: Path, cameras: Sequence[str] = ()) -> None:
         self.task, self.folder, self.cameras = task, folder, tuple(cameras)
         self.process: subprocess.Popen[str] | None = None
+        self._hurry = contextlib.ExitStack()
         self.log = folder
         self.restart()
 
@@ -82,6 +82,7 @@ class Rig:
 
     def close(self) -> None:
         """End everything."""
+        self._hurry.close()
         self.leave()
         self.person.close()
         if self.process is not None and self.process.poll() is None:
@@ -118,7 +119,7 @@ class Rig:
                 time.sleep(0.05)
         if self.commander is None:
             self.commander, self.seq = Link(self.url, "commander"), 0
-            urgent(CLIENT, *threading.enumerate())  # what is on trial is the server, not how busy this computer is
+            self._hurry.enter_context(hurried(CLIENT))  # what is on trial is the server, not how busy this computer is
 
     def act(self, share: Array | float | None, **more: Any) -> bool:
         """An action and its period, share: of what its channels may be asked for, -1 to 1, None: one of a wrong size; whether it was

@@ -65,10 +65,12 @@ class OperatorConfig:
     """While a smaller share of the last 20 episodes was rewarded, a correction goes on to the end of the task."""
     fade: float = 0.5
     """Share of the stalls that go unnoticed once the robot always succeeds alone; below, in proportion to its success."""
+    shift: int = 0
+    """Steps at the device in all, after which the person goes home for good; 0 = stays to the end."""
 
     def __post_init__(self) -> None:
         check(self, patience="[1, 10000]", slip="(0, 1e9]", reaction="[0, 1000]", late="[0, 1000]", foresight="[0, 1]", hold="[1, 10000]",
-              rest="[0, 10000]", cap="(0, 1]", noise="[0, 10]", grain="[0, 1]", finish="[0, 1]", fade="[0, 1]")
+              rest="[0, 10000]", cap="(0, 1]", noise="[0, 10]", grain="[0, 1]", finish="[0, 1]", fade="[0, 1]", shift="[0, 1e9]")
         if len(self.hold) != 2 or self.hold[0] > self.hold[1]:
             raise OutOfBounds(OperatorConfig, "hold", f"must be least and most steps, got {self.hold}")
 
@@ -86,6 +88,7 @@ class ScriptedOperator:
         self.rewarded: deque[bool] = deque(maxlen=20)
         self.alone: deque[bool] = deque(maxlen=20)
         self.verdict: Verdict | None = None  # the task itself says how it ended
+        self.worked = 0  # steps at the device
         self.asked: Callable[[], bool] | None = None  # whether the robot asks for help; who is asked looks for nothing else
         self.begin(0)
 
@@ -106,6 +109,8 @@ class ScriptedOperator:
         """The correction [A], or None to let the policy act."""
         self._seen.append(obs.get("privileged", obs["state"]).astype(np.float64))
         due = self._due()
+        if self.cfg.shift and self.worked >= self.cfg.shift:
+            return None
         if not self._left:
             if self._rest:
                 self._rest -= 1
@@ -121,6 +126,7 @@ class ScriptedOperator:
         self._left -= 1
         if not self._left:
             self._rest, self._stalled = self.cfg.rest, 0
+        self.worked += 1
         return self._steer()
 
     def _due(self) -> bool:
@@ -156,7 +162,7 @@ class ScriptedOperator:
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered between episodes."""
-        return {"rewarded": list(self.rewarded), "alone": list(self.alone)}
+        return {"rewarded": list(self.rewarded), "alone": list(self.alone), "worked": self.worked}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
@@ -164,3 +170,4 @@ class ScriptedOperator:
         self.alone.clear()
         self.rewarded.extend(state["rewarded"])
         self.alone.extend(state["alone"])
+        self.worked = int(state.get("worked", 0))  # checkpoints of before have none

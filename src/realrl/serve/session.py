@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from realrl import __version__, config
 from realrl.policies.exported import sense_type
@@ -43,9 +44,9 @@ class Served:
         self.sees = {key: (shape, sense_type(key)) for key, shape in {"state": (self.policy.obs_dim,), **self.policy.senses}.items()}
 
     @classmethod
-    def read(cls, folder: Path) -> Served:
-        """The policy in a folder. Raises RealrlError, see `load_policy`."""
-        policy, task = load_policy(folder)
+    def read(cls, folder: Path, place: str | torch.device = "cpu") -> Served:
+        """The policy in a folder, and where it acts. Raises RealrlError, see `load_policy`."""
+        policy, task = load_policy(folder, place)
         return cls(policy, task, read_robot(folder), read_policy_json(folder).get("sight") or {}, _hash(folder))
 
     @property

@@ -1,0 +1,48 @@
+"""What hurries for a while is as it was afterwards."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from realrl.robots.clock import CLIENT, hurried, urgent
+
+
+def scheduling(thread: int = 0) -> tuple[int, int]:
+    return os.sched_getscheduler(thread), os.sched_getparam(thread).sched_priority
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_hurried_is_ordinary_afterwards_whatever_ended_it(whole: bool) -> None:
+    over, other = threading.Event(), threading.Thread(target=lambda: over.wait(20))
+    other.start()
+    assert other.native_id is not None
+    before, switch = (scheduling(), scheduling(other.native_id)), sys.getswitchinterval()
+    try:
+        with pytest.raises(KeyError), hurried(CLIENT, whole=whole) as refused:
+            assert whole or not refused
+            assert gc.isenabled() != whole and (sys.getswitchinterval() < switch) == whole
+            if urgent(CLIENT):  # where it is granted
+                assert scheduling(other.native_id)[1] == scheduling()[1] == CLIENT
+                child = subprocess.run([sys.executable, "-S", "-c", "import os; print(os.sched_getscheduler(0))"], capture_output=True)
+                assert child.stdout.strip() == b"0", "what an urgent program starts is ordinary"
+            raise KeyError
+        assert (scheduling(), scheduling(other.native_id)) == before
+        assert gc.isenabled() and sys.getswitchinterval() == switch
+    finally:
+        over.set()
+        other.join()
+
+
+def test_a_thread_that_ended_meanwhile_is_no_matter() -> None:
+    over, other = threading.Event(), threading.Thread(target=lambda: over.wait(20))
+    other.start()
+    with hurried(CLIENT):
+        over.set()
+        other.join()
+    assert scheduling()[0] == os.SCHED_OTHER
