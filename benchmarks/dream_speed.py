@@ -93,7 +93,7 @@ def row(mine: Contestant, field: list[Contestant], size: str, actor: str, args: 
     """What one is worth, beside the peer of its precision."""
     clock = "cpu" if args.device == "cpu" else "wall"
     told = {"size": size, "actor": actor, "who": mine.who, "device": args.device, "threads": args.threads, "rounds": args.rounds,
-            "units": args.units, **SIZES[size], **mine.child.about, "wall_ms": float(np.median(mine.of("wall"))),
+            "turn": args.units, **SIZES[size], **mine.child.about, "wall_ms": float(np.median(mine.of("wall"))),
             "cpu_ms": float(np.median(mine.of("cpu"))), "updates_per_s": 1e3 / float(np.median(mine.of(clock))), "parts_ms": mine.parts[0]}
     base = next((c for c in field if not c.own and c.half == mine.half), None)
     if mine.own and base:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
-HEAD = ("", "seed", "reward a step of practice, by 1,000 control steps; dmc: return of an episode, by 10,000 frames", "upright; stands; walks at step",
+HEAD = ("", "seed", "reward a step of practice, by 1,000 control steps; dmc: return of an episode, by 10,000 frames",
+        "upright; stands; walks at step",
         "held out: reward a step; with noise", "control steps", "train ratio", "updates/s", "minutes")
 
 

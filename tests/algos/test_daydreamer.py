@@ -333,6 +333,10 @@ def test_it_learns_while_it_acts(tmp_path: Path) -> None:
     assert 0.2 < changed < 0.7, "at first an action is held"
 
 
+def test_it_ends_by_the_clock_between_two_episodes(tmp_path: Path) -> None:
+    assert run_of(tmp_path, tiny(minutes=1e-6, eval_episodes=1))["headline"]["env_steps"] == 20
+
+
 @pytest.mark.parametrize("task", ["toy/reach", "quadruped/go1-from-back"])
 def test_a_killed_run_ends_with_the_same_weights(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
     if task.startswith("quadruped"):  # which goes on where it was

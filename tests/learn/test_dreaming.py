@@ -35,6 +35,9 @@ def test_states_are_remembered_by_the_number_of_their_observation() -> None:
     again = Memory(SIZE, torch.device("cpu"))
     again.load_state_dict(memory.state_dict())
     assert torch.equal(asked(again, s.frame[alone])[0].deter, deter[alone])
+    blind = Memory(SIZE, torch.device("cpu"))
+    blind.put(replace(s, valid=torch.zeros_like(s.valid)), Latent(deter, stoch))
+    assert int(blind.known.sum()) == len(s.frame[0].unique()), "of what was never there nothing is kept"
     with torch.autocast("cpu", torch.bfloat16):
         assert not bool(asked(memory, torch.tensor([5000]), 5001)[1].any()), "nothing is known there yet"
     assert torch.equal(asked(memory, s.frame[alone])[0].deter, deter[alone])

@@ -29,7 +29,7 @@ def twohot_mean(logits: Tensor, bins: Tensor) -> Tensor:
     """The mean [...] of a distribution [..., N] over bins [N]; both sides are taken off each other from the middle outwards, so that an
     even one has the mean 0 exactly."""
     half = len(bins) // 2
-    low, _, high = logits.float().softmax(-1).split([half, 1, half], -1)
+    low, _, high = torch.split_with_sizes(logits.float().softmax(-1), [half, 1, half], -1)
     return ((high - low.flip(-1)) * bins[half + 1:]).sum(-1)
 
 
