@@ -128,8 +128,7 @@ def test_to_be_helped_costs_the_step_before() -> None:
 
 def test_half_of_every_batch_is_what_people_did_however_little_it_is() -> None:
     made = memory(learner(), episode("p" * 400))
-    batch = made.both.sample(256, made.random(0, 0))
-    people = batch.source[:, 0] == Source.HUMAN
+    people = made.both.sample(256, made.random(0, 0)).source[:, 0] == Source.HUMAN
     assert int(people.sum()) == 128
     for share in (0.25, 0.0):
         other = memory(learner(), episode("p" * 400), share=share)

@@ -212,7 +212,7 @@ def operator(cfg: HILConfig, spec: TaskSpec) -> Iterator[Intervention | None]:
 
 
 def clone(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average) -> int:
-    """Let the actor imitate the demonstrations first, if it shall; its average begins there. Returns 0, the control steps that this took."""
+    """Let the actor imitate the demonstrations first, if it shall; its average begins there. Returns 0, the control steps that it took."""
     for _ in range(cfg.clone_steps):
         imitate(agent, grasp, memory.prior.sample(cfg.sac.batch, memory.random(cfg.seed, agent.step)))
     average.follow(0.0)
