@@ -68,8 +68,8 @@ def episode(sources: str, *, succeeded: bool = False, aborted: bool = False, see
                    succeeded, not succeeded, "lab/peg", "hil-serl", seed)
 
 
-def memory(agent: SAC, *practice: Episode, cost: float = 0.0) -> Memory:
-    made = Memory(agent, [episode("hhhh", succeeded=True, seed=9)], 0.1, cost)
+def memory(agent: SAC, *practice: Episode, cost: float = 0.0, share: float = 0.5) -> Memory:
+    made = Memory(agent, [episode("hhhh", succeeded=True, seed=9)], 0.1, cost, share=share)
     made.see(moments(practice))
     return made
 
@@ -128,12 +128,10 @@ def test_to_be_helped_costs_the_step_before() -> None:
 
 def test_half_of_every_batch_is_what_people_did_however_little_it_is() -> None:
     made = memory(learner(), episode("p" * 400))
-    batch = made.both.sample(256, made.random(0, 0))
-    people = batch.source[:, 0] == Source.HUMAN
+    people = made.both.sample(256, made.random(0, 0)).source[:, 0] == Source.HUMAN
     assert int(people.sum()) == 128
     for share in (0.25, 0.0):
-        other = Memory(learner(), [episode("hhhh", succeeded=True, seed=9)], 0.1, 0.0, share=share)
-        other.see(moments([episode("p" * 400)]))
+        other = memory(learner(), episode("p" * 400), share=share)
         drawn = other.both.sample(256, other.random(0, 0))
         assert int((drawn.source[:, 0] == Source.HUMAN).sum()) == 256 * share, "and with none of it, demonstrations are not drawn at all"
 
@@ -337,6 +335,16 @@ def test_imitation_of_the_person_alone(tmp_path: Path) -> None:
         tiny(sight=SightConfig("rgb"))
     with pytest.raises(OutOfBounds, match="hg-dagger imitates a person's corrections, and human is 'none'"):
         tiny(learner="hg-dagger", human="none")
+
+
+def test_what_is_deployed_begins_with_the_clone(tmp_path: Path) -> None:
+    """Not with the untaught actor, of which two thirds would be left after 200 steps."""
+    run_of(tmp_path, tiny(human="none", clone_steps=20, steps=1, start=10**6))
+    saved, agent = load_policy(tmp_path / "policy")[0], SAC(GaussianPolicy(tiny().policy, 27, 6), tiny().sac, seed=0)
+    with Run(tmp_path, resume=True) as run:
+        run.load("hil-serl", agent=agent)
+    assert isinstance(saved, GaussianPolicy) and agent.step == 20
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), agent.policy.parameters(), strict=True))
 
 
 def test_a_classifier_may_say_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

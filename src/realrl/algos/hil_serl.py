@@ -162,7 +162,7 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, mem
         parts = {"agent": agent, "average": average, "stream": stream, "help": help} | ({"grasp": grasp} if grasp else {})
         saved = cell.run.load("hil-serl", **parts)
         if saved is None:
-            saved = clone(cfg, agent, grasp, memory)
+            saved = clone(cfg, agent, grasp, memory, average)
         memory.see(moments(stream.past()))
         if isinstance(human, ScriptedOperator) and cfg.help_after:
             human.asked = lambda: help.asks
@@ -211,10 +211,11 @@ def operator(cfg: HILConfig, spec: TaskSpec) -> Iterator[Intervention | None]:
         yield ScriptedOperator(cfg.operator, envs.expert(task, cfg.expert), envs.progress(task), seed=seed, gripper=spec.gripper)
 
 
-def clone(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory) -> int:
-    """Let the actor imitate the demonstrations first, if it shall. Returns 0, the control steps that this took."""
+def clone(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average) -> int:
+    """Let the actor imitate the demonstrations first, if it shall; its average begins there. Returns 0, the control steps that it took."""
     for _ in range(cfg.clone_steps):
         imitate(agent, grasp, memory.prior.sample(cfg.sac.batch, memory.random(cfg.seed, agent.step)))
+    average.follow(0.0)
     return 0
 
 
