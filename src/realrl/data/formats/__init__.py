@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from realrl.data.errors import is_pointer, refuse_pointer
-from realrl.data.formats import arrow, diffusion_policy, lerobot, minari, pickles, rlds, robomimic, sandbox
+from realrl.data.formats import aloha, arrow, diffusion_policy, lerobot, maniskill, minari, pickles, rlds, robomimic, sandbox
 from realrl.data.formats.common import Imported
 from realrl.data.formats.lerobot import open_dataset
 from realrl.types import Episode, RealrlError
@@ -28,7 +28,7 @@ from realrl.types import Episode, RealrlError
 __all__ = ["FORMATS", "Imported", "detect", "open_dataset", "read", "write"]
 
 FORMATS: dict[str, ModuleType] = {
-    module.NAME: module for module in (robomimic, diffusion_policy, minari, rlds, lerobot, arrow, pickles)}
+    module.NAME: module for module in (diffusion_policy, minari, rlds, lerobot, arrow, pickles, maniskill, aloha, robomimic)}
 
 
 def detect(path: str | Path) -> str:

@@ -75,7 +75,7 @@ class Legacy:
     @property
     def notes(self) -> list[str]:
         """What a person should know who reads it."""
-        return list(self._notes)
+        return [*self._reading.notes, *self._notes]
 
     @property
     def fps(self) -> int | float:
