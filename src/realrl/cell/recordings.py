@@ -192,7 +192,7 @@ def _plain(episode: Episode, keys: Sequence[str], clouds: bool, where: str) -> E
     for name, x in (("observation", state), ("action", action)):
         if not (fine := np.isfinite(x).all(1)).all():
             raise RealrlError(f"{where}: NaN or infinity in its {name} at step {int(np.argmin(fine))}: leave it out with "
-                              "'realrl data delete-episodes'")
+                              "'realrl data delete-episodes', or cut its ends with 'realrl data trim'")
     seen = {key: x.astype(np.float32) for key, x in episode.obs.items() if clouds and key == "pointcloud"}
     return replace(episode, obs={"state": state, **seen}, action=action, extra={})
 

@@ -27,11 +27,12 @@ NO_PART = re.compile(r"(^|[._])(is_pad|mask|valid|original|raw|timestamps?|time|
 # What tells one way to say a motion from another, by the words of a name; what is left of it is the limb.
 WAYS = ({"joint": "joints", "joints": "joints", "qpos": "joints", "qvel": "joints", "cartesian": "hand", "eef": "hand", "ee": "hand",
          "tcp": "hand", "pose": "hand", "effector": "hand", "eepose": "hand"},
-        {"position": "place", "positions": "place", "pos": "place", "qpos": "place", "pose": "place", "velocity": "speed",
+        {"position": "place", "positions": "place", "pos": "place", "qpos": "place", "pose": "place", "xyz": "place", "velocity": "speed",
          "velocities": "speed", "vel": "speed", "qvel": "speed", "twist": "speed", "effort": "force", "efforts": "force",
          "torque": "force", "torques": "force", "current": "force"},
         {"absolute": "absolute", "abs": "absolute", "relative": "relative", "rel": "relative", "delta": "relative"})
-NO_LIMB = {"arm", "end", "rotation", "orientation", "quat", "rot", "rpy", "euler", "xyz", "target", "command", "cmd"}
+TURNS = {"rotation", "orientation", "quat", "quaternion", "rot", "rpy", "euler"}  # of a hand that the place does not say
+NO_LIMB = {"arm", "end", "target", "command", "cmd"}
 
 
 def parts(ours: str, features: Info) -> list[str]:
@@ -72,13 +73,13 @@ def clash(there: Sequence[str]) -> tuple[str, str] | None:
 
 def _said(name: str) -> tuple[frozenset[str], list[str | None]]:
     """(the limb, the way its motion is said)."""
-    words = [word for word in re.split(r"[._]", name.lower()) if word not in ("action", "actions")]
+    words = ["turn" if word in TURNS else word for word in re.split(r"[._/]", name.lower()) if word not in ("action", "actions")]
     ways = [next((way[word] for word in words if word in way), None) for way in WAYS]
     return frozenset(word for word in words if word not in NO_LIMB and not any(word in way for way in WAYS)), ways
 
 
 def _again(one: tuple[frozenset[str], list[str | None]], other: tuple[frozenset[str], list[str | None]]) -> bool:
-    return one[0] == other[0] and any(a and b and a != b for a, b in zip(one[1], other[1], strict=True))
+    return one[0] == other[0] and (one[1] == other[1] or any(a and b and a != b for a, b in zip(one[1], other[1], strict=True)))
 
 
 def check(root: Path, ours: str, asked: Sequence[str], features: Info) -> None:

@@ -220,3 +220,34 @@ def test_it_becomes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     store = Store.open(out)
     assert (len(store), store.fps, store.cameras) == (3, 25, ["images.left_wrist", "images.top"])
     assert np.abs(store.read()[2].obs["images.top"][2, 5, 5] - [200, 40, 20.0]).max() < 12
+
+
+def test_arrays_in_npz(tmp_path: Path) -> None:
+    root = tmp_path / "openx"
+    root.mkdir()
+    for i in range(3):
+        np.savez_compressed(root / f"episode_{i}.npz", action=np.full((T, 7), i), state=np.ones((T, 8), np.float64), success=i == 1,
+                            image=np.full((T, 16, 16, 3), 9, np.uint8), language_instruction="pick", info=np.array([{"a": 1}], object))
+    found = formats.read(root)
+    episodes = list(found.episodes)
+    assert [e.action[0, 0] for e in episodes] == [0, 1, 2] and [e.succeeded for e in episodes] == [False, True, False]
+    assert episodes[0].task == "pick" and episodes[0].obs["images.image"].shape == (T + 1, 16, 16, 3)
+    (root / "episode_1.npz").write_bytes((root / "episode_1.npz").read_bytes()[:200])
+    assert "episode_1.npz: truncated or damaged" in refused(root)
+
+
+def test_files_with_many_episodes_or_a_frame_each_are_told_so(tmp_path: Path) -> None:
+    ends = np.isin(np.arange(15), (6, 14))
+    np.savez(tmp_path / "all.npz", actions=np.ones((15, 2)), observations=np.ones((15, 3)), terminals=ends)
+    assert "many episodes one after another, by its terminals" in refused(tmp_path / "all.npz")
+    with h5py.File(tmp_path / "hopper.hdf5", "w") as file:
+        file["actions"], file["observations"], file["terminals"] = np.ones((15, 2)), np.ones((15, 3)), ends
+    assert "format=aloha" in refused(tmp_path / "hopper.hdf5") and "by its terminals" in refused(tmp_path / "hopper.hdf5", format="aloha")
+    calvin = tmp_path / "calvin"
+    calvin.mkdir()
+    np.savez(calvin / "episode_0000000.npz", actions=np.zeros(7), robot_obs=np.zeros(15))
+    np.save(calvin / "ep_start_end_ids.npy", [[0, 0]])
+    assert "CALVIN's, a file a frame" in refused(calvin)
+    for name, words in (("a.npy", "write an npz an episode"), ("set.tar.gz", "unpack the archive"), ("x.mcap", "ROS")):
+        (tmp_path / name).write_bytes(b"?")
+        assert words in refused(tmp_path / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from realrl.cli.main import main
 from realrl.data.formats import arrow, diffusion_policy, open_dataset, robomimic
 from realrl.data.spread import clash
 from realrl.data.store import Store
+from realrl.data.tools.check import check
 from realrl.types import RealrlError
 
 ARMS = {"action.left_arm": 3, "action.right_arm": 3, "action.gripper": 1}
@@ -101,7 +103,10 @@ def test_what_says_one_motion_in_two_ways_is_not_joined_unasked(tmp_path: Path) 
     (("action.arm_position", "action.base_velocity"), False), (("action.end_effector_position", "action.end_effector_rotation"), False),
     (("action.left_joint_pos", "action.right_eef_pos"), False), (("action.left_arm_joint_position", "action.left_eef_pose"), True),
     (("action.arm_abs", "action.arm_delta"), True), (("action.left_arm", "action.left_hand"), False),
-    (("action.joint_position", "action.joint_velocity"), True), (("action.qpos", "action.tcp"), True)])
+    (("action.xyz", "action.rpy"), False), (("action.rot_quat", "action.rot_euler"), True),
+    (("action.joint_position", "action.arm"), False),
+    (("action/cartesian_position", "action/target_cartesian_position"), True), (("action.joint_position", "action.joint_velocity"), True),
+    (("action.qpos", "action.tcp"), True)])
 def test_which_columns_say_one_thing_in_two_ways(names: tuple[str, str], found: bool) -> None:
     assert (clash(names) is not None) == found
 
@@ -145,6 +150,7 @@ def test_version_2_joins_alike(tmp_path: Path) -> None:
     data = open_dataset(root)
     assert data.info["features"]["action"]["names"] == ["arm", "hand"] and data.cameras == ["images.top"]
     assert np.allclose(data.read(images=False)[0].action[:3], [[0, 1], [0.1, 0], [0.2, 1]])
+    assert not wrong(root)
 
 
 def test_arrays_of_other_formats_are_joined_alike(tmp_path: Path) -> None:
@@ -178,11 +184,43 @@ def test_an_early_table_joins_its_columns(tmp_path: Path) -> None:
     (root / "train").mkdir(parents=True)
     n = 6
     table = pa.table({"episode_index": np.zeros(n, np.int64), "frame_index": np.arange(n), "timestamp": np.arange(n) / 10,
-                      "observation.state.arm": pa.array([[1.0, 2.0]] * n, pa.list_(pa.float32())), 
-                      "observation.state.hand": np.full(n, 3.0), "action.hand": np.full(n, 5.0), "action.arm": pa.array([[6.0, 7.0]] * n, pa.list_(pa.float32()))})
+                      "observation.state.arm": pa.array([[1.0, 2.0]] * n, pa.list_(pa.float32())),
+                      "observation.state.hand": np.full(n, 3.0),
+                      "action.hand": np.full(n, 5.0), "action.arm": pa.array([[6.0, 7.0]] * n, pa.list_(pa.float32()))})
     with pa.OSFile(str(root / "train/data-00000-of-00001.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
     found = arrow.read(root)
     first = next(found.episodes)
     assert first.action[0].tolist() == [5, 6, 7] and first.obs["state"][0].tolist() == [1, 2, 3]
     assert found.meta["names"] == {"action": ["hand", "arm 0", "arm 1"], "observation.state": ["arm 0", "arm 1", "hand"]}
+
+
+def test_a_check_looks_at_joined_columns(tmp_path: Path) -> None:
+    def stuck(_: int, columns: dict[str, Any]) -> dict[str, Any]:
+        n = len(columns["index"])
+        return {name: x for name, x in columns.items() if name != "action"} | {
+            "action.arm": pa.array(np.random.default_rng(0).normal(size=(n, 2)).cumsum(0).astype(np.float32).tolist()),
+            "action.dead": pa.array(np.zeros(n, np.float32))}
+    told = {name: {"dtype": "float32", "shape": [n], "names": None} for name, n in (("action.arm", 2), ("action.dead", 1))}
+    root = theirs(tmp_path / "d", stuck, lengths=(80, 80, 80), **told)
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"].pop("action")
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert any("never moves" in str(p) and "dead" in str(p) for p in check(root)) and not wrong(root)
+
+
+def test_a_snapshot_in_the_hubs_cache_is_read_where_it_lies(tmp_path: Path) -> None:
+    """Its files are links to blobs, which are called by their hash."""
+    real, snapshot = theirs(tmp_path / "real"), tmp_path / "hub/datasets--a--b/snapshots/0123"
+    blobs = snapshot.parent.with_name("blobs")
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(p for p in real.rglob("*") if p.is_file())):
+        link = snapshot / path.relative_to(real)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(blobs / f"{number:040x}")
+        link.symlink_to(os.path.relpath(blobs / f"{number:040x}", link.parent))
+    assert len(open_dataset(snapshot).read()) == 3
+    (tmp_path / "info.json").write_bytes((snapshot / "meta/info.json").read_bytes())
+    (snapshot / "meta/info.json").unlink()
+    (snapshot / "meta/info.json").symlink_to(tmp_path / "info.json")
+    assert "leads out of" in refused(snapshot)

@@ -3,6 +3,7 @@
 Layout (ACT, `record_sim_episodes`): `/action` [T, A], `/observations/{qpos,qvel,effort}` [T, J], `/observations/images/<cam>` [T, H, W, 3],
 attribute `sim`. ALOHA's recorder writes JPEG rows [T, L], zeros behind each, with `/compress_len` and the attribute `compress`. Others keep
 the pictures as bytes (RDT, RoboTwin, RoboMIND) and the action as a group (RoboTwin `joint_action/left_arm`, DROID `action/joint_position`).
+numpy's npz is read alike, its arrays as if they were in such a file.
 
 What becomes of it:
 - `observations/`, `observation/` and `obs/` are left off, a path "a/b" is called "a.b"; without such a group every array beside the action
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats import actions, common, hdf5, pictures, senses
+from realrl.data.formats import actions, common, episode_files, hdf5, pictures, senses
 from realrl.data.formats.common import Imported
 from realrl.data.formats.hdf5 import library as library
 from realrl.data.schema import OUTCOMES, WORDS, outcome
@@ -45,11 +46,12 @@ LEAVE = "missing=episodes leaves out the episodes that lack something"
 
 
 def detect(path: Path) -> bool:
-    """A folder with HDF5 files, or such a file called episode_N."""
+    """A folder with HDF5 or npz files, or such a file called episode_N."""
     try:
         if path.is_dir():
-            return any(hdf5.is_hdf5(file) for file in _files(path)[:1])
-        return re.fullmatch(r"episode_?\d+", path.stem) is not None and hdf5.is_hdf5(path)
+            return any(episode_files.is_one(file) for file in _files(path)[:1])
+        named = path.suffix == ".npz" or re.fullmatch(r"episode_?\d+", path.stem) is not None
+        return named and episode_files.is_one(path)
     except OSError:
         return False
 
@@ -73,7 +75,7 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
     root = path if path.is_dir() else path.parent
     files = _files(path) if path.is_dir() else [path]
     if not files:
-        raise RealrlError(f"{path} holds no HDF5 file; give the folder that holds episode_0.hdf5, episode_1.hdf5, ...")
+        raise RealrlError(f"{path} holds no HDF5 or npz file; give the folder that holds episode_0.hdf5, episode_1.hdf5, ...")
     takes, notes = _scan(files, missing)
     first = next(iter(takes.values()))
     parts = actions.parts(action, {n: a.width for n, a in first.arrays.items() if a.plain}, path)
@@ -134,7 +136,7 @@ class _Plan:
 
 def _files(folder: Path) -> list[Path]:
     """HDF5 files of a folder, at most three folders down, in the order of the numbers in their names."""
-    found = {p for depth in ("*", "*/*", "*/*/*", "*/*/*/*") for ending in ("hdf5", "h5") for p in folder.glob(f"{depth}.{ending}")}
+    found = {p for depth in ("*", "*/*", "*/*/*", "*/*/*/*") for ending in episode_files.ENDINGS for p in folder.glob(f"{depth}.{ending}")}
     inside = folder.resolve()
     return sorted((p for p in found if p.is_file() and p.resolve().is_relative_to(inside)), key=_number)
 
@@ -150,20 +152,18 @@ def _scan(files: Sequence[Path], missing: str) -> tuple[dict[Path, _Take], list[
     lost: list[str] = []
     for path in files:
         try:
-            with hdf5.open_file(path) as file:
+            with episode_files.opened(path) as file:
                 takes[path] = _take(file, path)
         except RealrlError as error:
             if missing != "episodes":
-                raise RealrlError(f"{error} ({LEAVE})" if len(files) > 1 else str(error)) from error
+                raise RealrlError(f"{error} ({LEAVE})" if len(files) > 1 and "many episodes" not in str(error) else str(error)) from error
             lost.append(path.name)
     if not takes:
-        raise RealrlError(f"{files[0].parent}: none of {len(files)} HDF5 files can be read; copy them again")
+        raise RealrlError(f"{files[0].parent}: none of {len(files)} files can be read; copy them again")
     return takes, [f"left out: {len(lost)} files that cannot be read ({', '.join(lost[:9])})"] if lost else []
 
 
 def _take(file: Any, path: Path) -> _Take:
-    if hdf5.names(file) == ["data"] or any(re.fullmatch(r"traj_\d+", n) for n in hdf5.names(file)):
-        raise RealrlError(f"{path} holds many episodes, not one; give this file itself, with format=robomimic or format=maniskill")
     arrays = {name: held for name, found in hdf5.leaves(file, order=hdf5.in_order).items() if (held := _held(found)) is not None}
     told = {name: hdf5.attribute(file, name) for name in (*OUTCOMES, *TEXTS, *RATES, "robot_type", "robot")}
     told |= {n: bool((x > 0).any()) for n in OUTCOMES if told[n] is None and n in arrays and (x := hdf5.array(file, n)) is not None}
@@ -254,7 +254,7 @@ def _notes(plan: _Plan, first: _Take, fps: float | None) -> list[str]:
 def _episodes(plan: _Plan, takes: dict[Path, _Take], notes: list[str]) -> Iterator[Episode]:
     low, high, judged = np.inf, -np.inf, 0
     for path, take in takes.items():
-        with hdf5.open_file(path) as file:
+        with episode_files.opened(path) as file:
             made = _episode(plan, take, file, path)
         low, high = common.wider(low, high, made.extra["recorded_action"])
         judged += made.judged
