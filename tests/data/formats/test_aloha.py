@@ -242,12 +242,13 @@ def test_files_with_many_episodes_or_a_frame_each_are_told_so(tmp_path: Path) ->
     assert "many episodes one after another, by its terminals" in refused(tmp_path / "all.npz")
     with h5py.File(tmp_path / "hopper.hdf5", "w") as file:
         file["actions"], file["observations"], file["terminals"] = np.ones((15, 2)), np.ones((15, 3)), ends
-    assert "format=aloha" in refused(tmp_path / "hopper.hdf5") and "by its terminals" in refused(tmp_path / "hopper.hdf5", format="aloha")
+    for options in ({}, {"format": "aloha"}):
+        assert "by its terminals" in refused(tmp_path / "hopper.hdf5", **options)
     calvin = tmp_path / "calvin"
     calvin.mkdir()
     np.savez(calvin / "episode_0000000.npz", actions=np.zeros(7), robot_obs=np.zeros(15))
     np.save(calvin / "ep_start_end_ids.npy", [[0, 0]])
-    assert "CALVIN's, a file a frame" in refused(calvin)
+    assert "CALVIN's, a file a frame" in (told := refused(calvin)) and "missing=" not in told
     for name, words in (("a.npy", "write an npz an episode"), ("set.tar.gz", "unpack the archive"), ("x.mcap", "ROS")):
         (tmp_path / name).write_bytes(b"?")
         assert words in refused(tmp_path / name)

@@ -7,7 +7,8 @@ numpy's npz is read alike, its arrays as if they were in such a file.
 
 What becomes of it:
 - `observations/`, `observation/` and `obs/` are left off, a path "a/b" is called "a.b"; without such a group every array beside the action
-  is an observation. Pictures, distances and clouds are found by shape and name (`senses`). `state` is `qpos`, else what `state` names.
+  is an observation. Pictures, distances and clouds are found by shape and name (`senses`). `state` is `qpos`, or the joints' and
+  the gripper's positions, else what `state` names.
 - `compress_len` is not needed, and not believed: its rows are in the order of the recorder's cameras, which the file does not keep.
 - Pictures are read as JPEG means them. OpenCV's encoder takes blue for the first colour, so whoever gave it RGB has red and blue exchanged
   in the file: `colours="bgr"` exchanges them back, also of pictures that are not compressed.
@@ -35,7 +36,7 @@ from realrl.types import Array, Episode, RealrlError, Source
 NAME = "aloha"
 FPS = 50  # of ALOHA's arms
 BASES = ("observations", "observation", "obs")
-USUAL_STATE = ("qpos",)
+USUAL_STATE = ("qpos", "joint_positions", "joint_position", "gripper_position")
 BESIDE = re.compile(r"(.*[./])?(.*_)?(actions?|rewards?|dones?|time|timestamps?|compress_len|index|frame_id|master|leader|"
                     r"(in|ex)trinsics?)([._/].*)?|"
                     rf"({'|'.join(OUTCOMES)})")  # no observations, unless named
@@ -156,7 +157,7 @@ def _scan(files: Sequence[Path], missing: str) -> tuple[dict[Path, _Take], list[
                 takes[path] = _take(file, path)
         except RealrlError as error:
             if missing != "episodes":
-                raise RealrlError(f"{error} ({LEAVE})" if len(files) > 1 and "many episodes" not in str(error) else str(error)) from error
+                raise RealrlError(f"{error} ({LEAVE})" if common.AGAIN in str(error) and len(files) > 1 else str(error)) from error
             lost.append(path.name)
     if not takes:
         raise RealrlError(f"{files[0].parent}: none of {len(files)} files can be read; copy them again")
