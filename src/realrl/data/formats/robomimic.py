@@ -106,7 +106,7 @@ def _other(path: Path, file: Any) -> RealrlError:
     many = any(re.fullmatch(r"traj_\d+", name) for name in found)
     one = any(re.fullmatch(r"(joint_|q)?actions?|observations?|obs", name) for name in found)
     if several := [name for name in found if name in episode_files.ENDS or name == "episode_ends"]:
-        return RealrlError(f"{path} holds many episodes one after another, by its {several[0]}, not in groups data/demo_0, data/demo_1, ... "
+        return RealrlError(f"{path} holds many episodes one after another, by its {several[0]}, not in groups data/demo_0, data/demo_1 ... "
                            "as robomimic's files do; write it so, or as a zarr of diffusion_policy's with meta/episode_ends")
     like, name = ("ManiSkill's", "maniskill") if many else ("one episode of ALOHA's", "aloha")
     mend = (f"it looks like {like}: format={name}" if many or one else
