@@ -26,7 +26,8 @@ SPEAKERS = {"algos/rl100": ["train rl100"], "algos/bc": ["train bc"], "cli/evalu
             "run": ["train rl100", "train bc"], "report/view": ["view", "evaluate"], "report/failures": ["evaluate"],
             "cli/data/demos": ["data demos"]}
 HELPERS = {"hdf5": ("robomimic", "minari"), "minari_files": ("minari",), "zarr_files": ("diffusion_policy",), "tfrecord": ("rlds",),
-           "unpickle": ("pickle",), "senses": ("robomimic", "minari", "diffusion_policy"),
+           "unpickle": ("pickle",), "senses": ("robomimic", "minari", "diffusion_policy", "aloha", "maniskill"),
+           "actions": ("robomimic", "diffusion_policy", "lerobot-arrow", "aloha", "maniskill"),
            "common": tuple(FORMATS)}  # files of `formats` that are no format: whose they are
 
 

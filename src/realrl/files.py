@@ -1,5 +1,4 @@
-"""The disk, and seeds: files that are there whole or not at all, one writer at a time, no path that leads out of its folder; and noise
-that is a function of what it is for, never of a generator's running state."""
+"""The disk, and seeds: files whole or not at all, one writer at a time, no way out of a folder; noise that depends on what it is for."""
 
 from __future__ import annotations
 
@@ -45,9 +44,10 @@ def inside(root: Path, template: str, **fields: int | str) -> Path:
 
 
 def within(root: Path, path: Path) -> None:
-    """Raise RealrlError unless `path`, links followed, lies below `root`."""
+    """Raise RealrlError unless `path`, links followed, lies below `root`, or among the blobs of the hub's cache that has this snapshot."""
     try:
-        safe = path.resolve().is_relative_to(root.resolve())
+        home, found = root.resolve(), path.resolve()
+        safe = found.is_relative_to(home) or (home.parent.name == "snapshots" and found.parent == home.parent.with_name("blobs"))
     except (OSError, RuntimeError, ValueError):  # a ring of links
         safe = False
     if not safe:

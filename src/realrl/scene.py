@@ -111,7 +111,7 @@ class RecordedConfig:
     """How recordings are taken where they themselves are the task: `--data DIR` without a task."""
 
     names: tuple[str, ...] = ()
-    """What the recording calls otherwise, as ours=theirs, e.g. action=actions observation.state=state."""
+    """What the recording calls otherwise, as ours=theirs, e.g. observation.state=state, or several: action=action.arm,action.hand."""
     state: tuple[str, ...] = ()
     """Recorded numbers that make up the state, in that order; observation.state by default, or all vectors where there is none."""
     control: Literal["auto", "absolute", "relative"] = "auto"

@@ -118,6 +118,20 @@ def rlds(root: Path) -> Path:
     return test_rlds.folder(root / "cups", test_rlds.columns(), test_rlds.columns())
 
 
+def aloha(root: Path) -> Path:
+    sys.path.insert(0, str(FOLDER / "formats"))
+    import test_aloha
+
+    return test_aloha.folder(root / "cups", 2, compress=True)
+
+
+def maniskill(root: Path) -> Path:
+    sys.path.insert(0, str(FOLDER / "formats"))
+    import test_maniskill
+
+    return test_maniskill.recorded(root / "cube").parent
+
+
 def arrow(root: Path) -> Path:
     sys.path.insert(0, str(FOLDER / "formats"))
     import test_arrow

@@ -218,7 +218,8 @@ fuzzing._serve()
 KINDS: dict[str, tuple[str, str, str | None]] = {
     "robomimic": ("foreign", "*.hdf5", None), "zarr_folder": ("foreign", "*", None), "zarr_zip": ("foreign", "*.zip", None),
     "minari": ("foreign", "*", None), "dapg": ("foreign", "*.pickle", None), "hil_serl": ("foreign", "*.pkl", None),
-    "rlds": ("foreign", "*", None), "arrow": ("foreign", "*", None)}
+    "rlds": ("foreign", "*", None), "arrow": ("foreign", "*", None), "aloha": ("foreign", "*.hdf5", None),
+    "maniskill": ("foreign", "*", None)}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,6 +20,7 @@ from realrl.data.cache import FrameCache, Size, resize
 from realrl.data.errors import typed
 from realrl.data.formats import open_dataset
 from realrl.data.formats.lerobot import astray, unfilmed
+from realrl.data.spread import flat_names
 from realrl.data.store import Recordings
 from realrl.learn.imitation import worthy
 from realrl.robots.embodiment import Control, Embodiment, limits
@@ -191,7 +192,7 @@ def _plain(episode: Episode, keys: Sequence[str], clouds: bool, where: str) -> E
     for name, x in (("observation", state), ("action", action)):
         if not (fine := np.isfinite(x).all(1)).all():
             raise RealrlError(f"{where}: NaN or infinity in its {name} at step {int(np.argmin(fine))}: leave it out with "
-                              "'realrl data delete-episodes'")
+                              "'realrl data delete-episodes', or cut its ends with 'realrl data trim'")
     seen = {key: x.astype(np.float32) for key, x in episode.obs.items() if clouds and key == "pointcloud"}
     return replace(episode, obs={"state": state, **seen}, action=action, extra={})
 
@@ -240,16 +241,8 @@ def _names(feature: Mapping[str, Any] | None, count: int, prefix: str) -> list[s
     """A feature's names for its numbers, in whatever nesting others wrote them; counted ones where there are none."""
     feature = feature or {}
     size = int(np.prod(feature.get("shape") or [count])) or count
-    found = _flat(feature.get("names"))
+    found = flat_names(feature.get("names"))
     return found if len(found) == size else [f"{prefix} {i}" for i in range(size)]
-
-
-def _flat(names: Any) -> list[str]:
-    if isinstance(names, Mapping):
-        if names and all(isinstance(i, int) for i in names.values()):  # name -> place
-            return sorted(names, key=lambda n: names[n])
-        return [x for part in names.values() for x in _flat(part)]
-    return [x for part in names for x in _flat(part)] if isinstance(names, list) else [] if names is None else [str(names)]
 
 
 def follower(actions: Array, states: Array, joints: Sequence[str], senses: Sequence[str]) -> Array:

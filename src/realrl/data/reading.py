@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from realrl.data import footage, schema, tables
+from realrl.data import footage, schema, spread, tables
 from realrl.data.errors import mend
 from realrl.data.labels import Labels
 from realrl.data.schema import Info
@@ -76,28 +76,46 @@ class Recordings(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """names: our column -> theirs; cameras: the observation keys that are read, None for all; tolerance: seconds between a frame's time
-    in the tables and its picture, None for half a frame (`footage.tolerance`); paths: "data_path" and "video_path" in the place of
-    info.json's."""
+    """names: our column -> theirs, several to be joined as "one,other" (`realrl.data.spread`); cameras: the observation keys that are read,
+    None for all; tolerance: seconds between a frame's time in the tables and its picture, None for half a frame (`footage.tolerance`);
+    paths: "data_path" and "video_path" in the place of info.json's; joined: our column -> the columns that are laid side by side for it."""
 
     names: Mapping[str, str] = field(default_factory=dict)
     cameras: Sequence[str] | None = None
     tolerance: float | None = None
     paths: Mapping[str, str] = field(default_factory=dict)
+    joined: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:
         """Whether everything is read as it stands."""
-        return not self.names and self.cameras is None and not self.paths
+        return not self.names and self.cameras is None and not self.paths and not self.joined
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of it."""
+        return [f"{ours} is {' + '.join(parts)}, side by side in this order; {spread.FLAGS.format(ours=ours)} say another"
+                for ours, parts in self.joined.items()]
 
     def checked(self, root: Path, info: Info) -> Reading:
-        """The same, its cameras by their full keys. Raises RealrlError for names and cameras that are not there, listing those that are,
-        and for a tolerance that is none."""
-        for ours, theirs in self.names.items():
-            if theirs not in info["features"]:
-                raise RealrlError(f"{root} has no column {theirs!r} to take for {ours}; it has {', '.join(_telling(info['features']))}")
+        """The same, its cameras by their full keys, columns that are spread over several found. Raises RealrlError for names and cameras
+        that are not there, listing those that are, and for a tolerance that is none."""
+        features: Info = info["features"]
+        asked = {ours: [theirs] if theirs in features else theirs.split(",") for ours, theirs in self.names.items()}
+        for ours, parts in asked.items():
+            if lost := [part for part in parts if part not in features]:
+                raise RealrlError(f"{root} has no column {lost[0]!r} to take for {ours}; it has {', '.join(_telling(features))}")
             if not ours or "/" in ours:
                 raise RealrlError(f"{root}: a column cannot be called {ours!r}; use action, observation.state, observation.images.NAME ...")
+            if len(parts) > 1:
+                spread.check(root, ours, parts, features)
+        found = spread.found(root, features) if not schema.ours(info) else {}
+        joined = {ours: parts for ours, parts in asked.items() if len(parts) > 1}
+        joined |= {ours: parts for ours, parts in found.items() if ours not in asked}
+        return replace(self, joined=joined, names={ours: parts[0] for ours, parts in asked.items() if len(parts) == 1})._filmed(root, info)
+
+    def _filmed(self, root: Path, info: Info) -> Reading:
+        """The same, its cameras by their full keys, see `checked`."""
         if self.tolerance is not None and not (isinstance(self.tolerance, int | float) and 0 <= self.tolerance < np.inf):
             raise RealrlError(f"{root}: tolerance is {self.tolerance!r}, must be seconds, 0 or more")
         if self.cameras is None:
@@ -114,9 +132,9 @@ class Reading:
     def features(self, info: Info) -> Info:
         """info.json's features under our names, less the cameras that are not read."""
         theirs: Info = info["features"]
-        taken = set(self.names.values())
-        named = {name: f for name, f in theirs.items() if name not in taken and name not in self.names}
+        named = {name: f for name, f in theirs.items() if not self._hidden(name)}
         named |= {ours: theirs[name] for ours, name in self.names.items()}
+        named |= {ours: spread.feature(ours, parts, theirs) for ours, parts in self.joined.items()}
         return {name: f for name, f in named.items() if self.cameras is None or f["dtype"] not in ("video", "image")
                 or name.removeprefix("observation.") in self.cameras}
 
@@ -136,15 +154,22 @@ class Reading:
         """A column's name in the files."""
         return self.names.get(ours, ours)
 
+    def _hidden(self, name: str) -> bool:
+        """Whether a column of the files is taken for another, or another for it."""
+        parts = {part for parts in self.joined.values() for part in parts}
+        return name in self.names or name in self.joined or name in parts or name in self.names.values()
+
     def stored(self, info: Info) -> Info:
         """The features that have a column in the data files, by its name there."""
-        return {self.theirs(name): f for name, f in self.features(info).items()}
+        found = {self.theirs(name): f for name, f in self.features(info).items() if name not in self.joined}
+        return found | {part: info["features"][part] for parts in self.joined.values() for part in parts}
 
     def named(self, columns: Mapping[str, Array]) -> dict[str, Array]:
         """Columns of the files under our names; a column that one of them hides is left out."""
-        taken = set(self.names.values())
-        kept = {name: x for name, x in columns.items() if name not in taken and name not in self.names}
-        return kept | {ours: columns[theirs] for ours, theirs in self.names.items() if theirs in columns}
+        kept = {name: x for name, x in columns.items() if not self._hidden(name)}
+        kept |= {ours: columns[theirs] for ours, theirs in self.names.items() if theirs in columns}
+        return kept | {ours: spread.join([columns[part] for part in parts]) for ours, parts in self.joined.items()
+                       if all(part in columns for part in parts)}
 
     def close(self, fps: float) -> float:
         """The tolerance in seconds."""
@@ -163,6 +188,8 @@ def proposal(features: Info) -> dict[str, str]:
         ranked = sorted((words.index(word), name) for name, word in vectors.items() if word in words and name != ours)
         if ours not in features and ranked:
             found[ours] = ranked[0][1]
+    if "action" not in {*features, *found} and (parts := spread.proposal(features)):
+        found["action"] = ",".join(parts)
     for name, f in features.items():
         if f["dtype"] in ("video", "image") and not name.startswith("observation."):
             found[f"observation.images.{name.removeprefix('observations.').removeprefix('images.')}"] = name
@@ -177,10 +204,13 @@ def require_action(root: Path, features: Info) -> None:
     if "action" in features or not features:  # a set that nothing was recorded into says no more than that
         return
     found = proposal(features)
+    if clash := spread.clash(spread.parts("action", features)):
+        raise RealrlError(f"{root}: the action is spread over several columns, and {clash[0]} and {clash[1]} say one thing in two ways; "
+                          f"name those that were sent, in their order: {renamed(found)}")
     if "action" not in found:
         raise RealrlError(f"{root} has no column 'action', and none that is called like one; say which of {', '.join(_telling(features))} "
                           f"it is: {imported('--rename', 'action=COLUMN')}")
-    raise RealrlError(f"{root} has no column 'action', but {found['action']!r} looks like it: {renamed(found)}")
+    raise RealrlError(f"{root} has no column 'action', but {found['action'].replace(',', ' + ')!r} looks like it: {renamed(found)}")
 
 
 def renamed(found: Mapping[str, str]) -> str:

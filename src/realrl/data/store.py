@@ -125,7 +125,7 @@ class Store:
     def notes(self) -> list[str]:
         """What a person should know who reads it."""
         empty = sum(int((table["length"].to_numpy() < 1).sum()) for table in self._tables.values())
-        return [f"left out: {empty} episodes without a frame"] if empty else []
+        return [*self._reading.notes, *([f"left out: {empty} episodes without a frame"] if empty else [])]
 
     @property
     def tasks(self) -> list[str]:

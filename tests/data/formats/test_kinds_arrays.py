@@ -63,7 +63,7 @@ def test_another_name_of_the_action(tmp_path: Path) -> None:
     first = next(diffusion_policy.read(buffer(tmp_path / "a.zarr", named)).episodes)
     np.testing.assert_array_equal(first.action, STEPS["action"][:6].astype(np.float32))
     odd = buffer(tmp_path / "b.zarr", {"state": STEPS["state"], "cmd": STEPS["action"]})
-    with pytest.raises(RealrlError, match="there is cmd, state; say which it is: --option action=NAME"):
+    with pytest.raises(RealrlError, match="say which of cmd, state was sent: --option action=NAME"):
         diffusion_policy.read(odd)
     assert next(diffusion_policy.read(odd, action="cmd").episodes).action.shape == (6, 2)
 
@@ -122,5 +122,5 @@ def test_liberos_instruction_is_the_task_and_other_layouts_are_told_what_to_do(t
     assert next(robomimic.read(path).episodes).task == "open the drawer"
     with h5py.File(tmp_path / "act.hdf5", "w") as file:
         file["action"] = np.zeros((5, 2))
-    with pytest.raises(RealrlError, match="it holds action; of HDF5 nothing else is read here: convert it"):
+    with pytest.raises(RealrlError, match="it holds action; it looks like one episode of ALOHA's: format=aloha"):
         robomimic.read(tmp_path / "act.hdf5")

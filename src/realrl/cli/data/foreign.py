@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from realrl.data.store import Store
     from realrl.types import Array, Episode
 
-OPTIONS = "success|last|clip|images|image_scale|keys|state|split|filter|source|cameras|missing|tolerance|keep|data_path|video_path"
+OPTIONS = ("success|last|clip|images|image_scale|keys|state|split|filter|source|cameras|missing|tolerance|keep|data_path|video_path|"
+           "colours")
 MANY = 500  # episodes per append, where no pictures are decoded
 
 
@@ -51,8 +52,9 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _add_import(actions: Any) -> None:
-    parser = command(actions, "import", "Make a dataset of another format: robomimic and robosuite HDF5, diffusion_policy zarr, Minari, "
-                     "RLDS, pickles of DAPG and HIL-SERL (no code in them is run), LeRobot. The format is found out by itself.",
+    parser = command(actions, "import", "Make a dataset of another format: HDF5 of robomimic, robosuite, ALOHA and ManiSkill, "
+                     "diffusion_policy zarr, Minari, RLDS, pickles of DAPG and HIL-SERL (no code in them is run), LeRobot. The format is "
+                     "found out by itself.",
                      "realrl data import pusht_cchi_v7_replay.zarr.zip --out pusht --action-range 0 512", _import)
     parser.add_argument("source", type=Path, metavar="SOURCE", help="file or folder to read; it stays as it is")
     parser.add_argument("--format", metavar="F", help="which format it is, where that cannot be found out")
@@ -60,7 +62,8 @@ def _add_import(actions: Any) -> None:
     parser.add_argument("--task", metavar="TEXT", help="what the robot is asked to do (default: what the source says)")
     parser.add_argument("--fps", type=_rate, metavar="N", help="control steps a second (default: what the source says)")
     parser.add_argument("--rename", action="append", default=[], metavar="OURS=THEIRS", help="of LeRobot's layouts: a column that has "
-                        "another name there, e.g. action=actions, observation.state=state; as often as needed")
+                        "another name there, e.g. action=actions, observation.state=state, or several to be joined, "
+                        "action=action.arm,action.hand; as often as needed")
     parser.add_argument("--leave-out", metavar="LIST", help=f"{EPISODES}, that are not wanted")
     _add_options(parser)
     parser.add_argument("--codec", choices=("av1", "h264"), help="encode all videos so (default: packets are copied where they can "

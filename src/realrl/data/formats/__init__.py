@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from realrl.data.errors import is_pointer, refuse_pointer
-from realrl.data.formats import arrow, diffusion_policy, lerobot, minari, pickles, rlds, robomimic, sandbox
+from realrl.data.formats import aloha, arrow, diffusion_policy, lerobot, maniskill, minari, pickles, rlds, robomimic, sandbox
 from realrl.data.formats.common import Imported
 from realrl.data.formats.lerobot import open_dataset
 from realrl.types import Episode, RealrlError
@@ -28,7 +28,7 @@ from realrl.types import Episode, RealrlError
 __all__ = ["FORMATS", "Imported", "detect", "open_dataset", "read", "write"]
 
 FORMATS: dict[str, ModuleType] = {
-    module.NAME: module for module in (robomimic, diffusion_policy, minari, rlds, lerobot, arrow, pickles)}
+    module.NAME: module for module in (diffusion_policy, minari, rlds, lerobot, arrow, pickles, maniskill, aloha, robomimic)}
 
 
 def detect(path: str | Path) -> str:
@@ -39,8 +39,20 @@ def detect(path: str | Path) -> str:
     found = next((name for name, module in FORMATS.items() if module.detect(path)), None)
     if found is None:
         with _fetched(path):
-            raise RealrlError(f"{path} is in none of the formats known here ({', '.join(FORMATS)}); say which one with format=")
+            raise RealrlError(f"{path} is in none of the formats known here ({', '.join(FORMATS)}); {_hint(path)}")
     return found
+
+
+def _hint(path: Path) -> str:
+    """What to do with a set that nobody here recognises."""
+    names = [path.name] if path.is_file() else [p.name for p in sorted(path.iterdir())[:1000]] if path.is_dir() else []
+    if any(name.endswith((".tar", ".tar.gz", ".tgz", ".7z", ".rar")) or (name.endswith(".zip") and ".zarr" not in name) for name in names):
+        return "unpack the archive first"
+    if any(name.endswith(".npy") for name in names):
+        return "objects in .npy are pickled and not opened: write an npz an episode, action [T, A] and what was observed [T, ...]"
+    if any(name.endswith((".bag", ".mcap", ".db3")) for name in names):
+        return "convert recordings of ROS to LeRobot's layout first"
+    return "say which one with format="
 
 
 def read(path: str | Path, format: str | None = None, **options: Any) -> Imported:

@@ -6,7 +6,7 @@ no task, reward or rate; the rate follows from the timestamps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from realrl.data import video
-from realrl.data.formats import common, senses
+from realrl.data.formats import actions, common, senses
 from realrl.data.formats.common import Imported
 from realrl.types import Array, Episode, RealrlError, Source
 
@@ -32,13 +32,14 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path, *, task: str | None = None, fps: float | None = None, last: str = "repeat", source: str = "human",
-         action_range: tuple[float, float] | None = None, images: bool = True) -> Imported:
+         action: str | Sequence[str] | None = None, action_range: tuple[float, float] | None = None, images: bool = True) -> Imported:
     """The episodes of an early LeRobot folder (or of its arrow file).
 
     task: its text, by default the folder's name; fps: by default what the timestamps say; last: "repeat" lets the last
     observation stand for the one after the last action, "drop" leaves that action out; source: who acted, "human", "policy" or
-    "script"; action_range: (low, high) mapped onto [-1, 1]; images: false skips the videos. Without an action column (UMI) the
-    state that follows is taken for the action.
+    "script"; action: the columns that are the action, side by side, by default `action`, else all of `action.*`; action_range:
+    (low, high) mapped onto [-1, 1]; images: false skips the videos. Without an action column (UMI) the state that follows is taken for
+    the action.
     Raises RealrlError for a damaged table, columns that are missing, and videos that are missing or lie outside the folder.
     """
     path, who, ending, span = Path(path), common.source_of(source), common.check_last(last), common.check_range(action_range)
@@ -51,8 +52,9 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, last:
     for name in ("episode_index", "timestamp"):
         if columns.get(name, np.zeros((0, 0))).ndim != 1 or not len(columns[name]):
             raise RealrlError(f"{root}: the table has no column {name!r} with one number a frame; it is no LeRobot table")
+    called, joined = _joined(columns, action, root)
     cameras = [name for name in table.column_names if pa.types.is_struct(table[name].type)]
-    spans, notes = _spans(columns["episode_index"], root), []
+    spans, notes = _spans(columns["episode_index"], root), joined
     rate, said = _rate(columns["timestamp"], spans, fps, root)
     if "action" not in columns:
         if "observation.state" not in columns:
@@ -80,7 +82,24 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, last:
             for camera in cameras if images else ():
                 obs[_camera_key(camera, root)] = _pictures(table[camera].slice(a, b - a), root, 1 / rate)
             yield _episode(obs, {n: x[a:b] for n, x in columns.items()}, beside, rate, text, who, ending, span, where)
-    return Imported(text, rate, "unknown", episodes(), notes, {}, len(spans))
+    return Imported(text, rate, "unknown", episodes(), notes, {"names": called}, len(spans))
+
+
+def _joined(columns: dict[str, Array], action: str | Sequence[str] | None, root: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """Put the action's columns, and the state's, side by side in their place; gives (column -> what its numbers are called, notes)."""
+    wide = {name: int(np.prod(x.shape[1:])) for name, x in columns.items()}
+    plain = {name: n for name, n in wide.items() if not name.startswith("observation.")}
+    found = {"action": actions.parts(action, plain, root) if action is not None or any(
+        name == "action" or actions.PART.fullmatch(name) for name in plain) else []}
+    if "observation.state" not in columns:
+        found["observation.state"] = [name for name in wide if actions.STATE.fullmatch(name)]
+    called, notes = dict[str, list[str]](), list[str]()
+    for ours, parts in found.items():
+        if parts and parts != [ours]:
+            called[ours] = actions.names(parts, wide) or [f"{ours} {i}" for i in range(wide[parts[0]])]
+            notes.append(f"{ours} is {' + '.join(parts)}, side by side in this order")
+            columns[ours] = actions.column([columns.pop(name) for name in parts], parts, str(root))
+    return called, notes
 
 
 def _tables(path: Path) -> list[Path]:

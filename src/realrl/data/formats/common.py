@@ -21,6 +21,8 @@ COLUMNS = ("proposed", "source", "reward", "success", "time", "starts_plan")  # 
 FACTS = ("task", "policy", "seed", "terminated", "truncated", "judged")
 Last = Literal["repeat", "drop"]
 AGAIN = "download or copy it again, a whole one is needed"  # what alone mends a file that was cut or changed on its way
+NOTHING_AFTER = ("no observation after an episode's last action: the one before it is repeated (last='repeat'), "
+                 "last='drop' leaves that action out")
 ACTION = re.compile(r"(^|[._])actions?$")  # the last one among the observations: it is most of what a clone would learn
 _KEY = re.compile(r"[A-Za-z0-9_][\w .+\-]{0,119}")
 

@@ -9,6 +9,7 @@ What becomes of it:
 - Pictures, distances and clouds are found by shape and name (`senses`), every other key keeps its name; `state` joins some of them.
 - The observation after an episode's last action is the last `next_<key>`. Where there is none, `last="repeat"` says the last
   observation twice and keeps every action, `last="drop"` leaves the last action out.
+- Without an action (UMI's handheld gripper has none) the pose and the gripper's width of the step that follows are it.
 - Rewards, returns, ends, clocks and actions other than the one that is read are no observations, unless `keys` names them.
 - Success is a key of this name; else an end that is `done`, paid above 0 where the file pays its ends, and not by `timeout`; else not
   known (`success=True` counts each last step). What neither succeeded nor is `done` without a `timeout` is truncated.
@@ -30,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats import common, senses, zarr_files
+from realrl.data.formats import actions, common, senses, zarr_files
 from realrl.data.formats.common import Imported
 from realrl.data.formats.zarr_files import Buffer, Rows, Unread
 from realrl.data.formats.zarr_files import library as library
@@ -63,36 +64,39 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path, *, task: str | None = None, fps: float | None = None, keys: Sequence[str] | None = None,
-         state: Sequence[str] | None = None, action: str | None = None, action_range: tuple[float, float] | None = None,
+         state: Sequence[str] | None = None, action: str | Sequence[str] | None = None, action_range: tuple[float, float] | None = None,
          image_scale: float | None = None, source: str = "human", success: bool = False, last: str = "repeat") -> Imported:
     """Open a replay buffer.
 
     task: its text, by default the file's name; fps: by default 10; keys: which observations (names in data/), by default all; state: which
-    of them make up obs["state"]; action: its name, by default "action" or "actions"; action_range: (low, high) mapped onto [-1, 1];
-    image_scale: what to multiply pixels by to reach 0..255, by default 255 for fractions; source: who acted (human, policy, script);
-    success: count each episode as ended in success; last: "repeat" or "drop", see the module. Raises RealrlError.
+    of them make up obs["state"]; action: its name, or names of several that lie side by side, by default "action" or "actions",
+    else all of "action.*"; action_range: (low, high) mapped onto [-1, 1]; image_scale: what to multiply pixels by to reach 0..255, by
+    default 255 for fractions; source: who acted (human, policy, script); success: count each episode as ended in success; last: "repeat"
+    or "drop", see the module. Raises RealrlError.
     """
     who, span, ending = common.source_of(source), common.check_range(action_range), common.check_last(last)
     files = Buffer(path)
     (ends, empty), attrs = _ends(files), files.attributes("meta")
     there = files.arrays("data")
-    action = action or ("actions" if "actions" in there and "action" not in there else "action")
-    if action not in there:
-        raise RealrlError(f"{path} has no action {action!r}, there is {', '.join(there) or 'no array'}; say which it is: "
-                          "--option action=NAME")
-    flags = {flag: name for flag, names in FLAGS.items() for name in names if name in there and name != action}
-    beside = {n for n in there if n == action or n in flags.values() or BESIDE.fullmatch(n) or n.startswith(OURS)}
+    wide = dict.fromkeys(there, 1) | {n: int(np.prod(a.shape[1:])) for n, a in _opened(files, [], there, False)[0].items()}
+    following = [n for n in USUAL_STATE if n in wide] if action is None and not any(actions.NEAR.fullmatch(n) for n in wide) else []
+    acting = actions.parts(action or following or None, wide, path)
+    flags = {flag: name for flag, names in FLAGS.items() for name in names if name in there and name not in acting}
+    beside = {n for n in there if (n in acting and not following) or n in flags.values() or BESIDE.fullmatch(n) or n.startswith(OURS)}
     after = {n: a for n in there if (a := _after(files, n, there)) is not None and n not in beside}
-    named = [n for n in there if n != action and not n.startswith(OURS)]
+    named = [n for n in there if (n not in acting or following) and not n.startswith(OURS)]
     wanted = common.only(keys, named, "observation", path) if keys is not None else [
         n for n in named if n not in beside and not (n.startswith("next_") and n.removeprefix("next_") in there)]
-    arrays, said = _opened(files, [action, *flags.values(), *(n for n in there if n.startswith(OURS))], wanted, keys is not None)
+    arrays, said = _opened(files, [*acting, *flags.values(), *(n for n in there if n.startswith(OURS))], wanted, keys is not None)
     ours = senses.names({n: (arrays[n].shape, arrays[n].dtype) for n in wanted if n in arrays}, path, mend=senses.KEYS)
     if not ours:
-        raise RealrlError("; ".join([f"{path} holds no observation beside data/{action}", *said, "it can not be imported"]))
-    if arrays[action].shape[0] < (steps := int(ends[-1])):
-        raise RealrlError(f"{path}: meta/episode_ends counts {steps} steps, data/{action} has {arrays[action].shape[0]}; {common.AGAIN}")
-    rows = arrays[action].read(0, steps)
+        raise RealrlError("; ".join([f"{path} holds no observation beside data/{', '.join(acting)}", *said, "it can not be imported"]))
+    if short := [n for n in acting if arrays[n].shape[0] < int(ends[-1])]:
+        raise RealrlError(f"{path}: meta/episode_ends counts {ends[-1]} steps, data/{short[0]} has {arrays[short[0]].shape[0]}; "
+                          f"{common.AGAIN}")
+    steps = int(ends[-1])
+    rows = actions.column([arrays[n].read(0, steps) for n in acting], acting, str(path))
+    rows = rows[np.minimum(np.arange(steps) + 1, np.repeat(ends, np.diff(ends, prepend=0)) - 1)] if following else rows
     picked = common.state_keys(state, USUAL_STATE, [n for n in ours.values() if not n.startswith(senses.SENSES)], path)
     told = attrs.get("episodes")
     told = told if isinstance(told, list) and len(told) == len(ends) and all(isinstance(t, dict) for t in told) else [{}] * len(ends)
@@ -101,8 +105,10 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
     plan = _Plan(path, ends, rows, arrays, ours, {n: after[n] for n in ours if n in after}, picked,
                  [t | ({} if task is None else {"task": task}) for t in told], task or path.name.split(".")[0], rate, span, image_scale,
                  who, success, ending, flags.get("reward"), judged)
-    notes = empty + common.range_note(float(rows.min()), float(rows.max()), span) + guess + said + _notes(plan)
-    meta = {"keys": {n: list(a.shape) for n, a in arrays.items()}, "attributes": attrs}
+    notes = empty + common.range_note(float(rows.min()), float(rows.max()), span) + guess + said + actions.said(acting) + _notes(plan)
+    notes += ["no action in this file: the state that follows is taken for the action, at an episode's end its own"] if following else []
+    called = actions.names(acting, wide)
+    meta = {"keys": {n: list(a.shape) for n, a in arrays.items()}, "attributes": attrs, **({"names": {"action": called}} if called else {})}
     return Imported(str(plan.told[0].get("task", plan.task)), plan.fps, "unknown", _episodes(plan), notes, meta, len(ends))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,12 @@ def names(group: Any) -> list[str]:
         return sorted(str(name) for name in group)
 
 
+def in_order(group: Any) -> list[str]:
+    """Names of a group's members as they were written, where the file keeps that, else sorted."""
+    with damage(where(group)):
+        return [str(name) for name in group]
+
+
 def member(group: Any, name: str) -> Any | None:
     """A group or dataset by its name or path "a/b", None when there is none. Raises RealrlError for a link, or data outside: it may lead
     to another file."""
@@ -111,15 +117,16 @@ def dataset(group: Any, name: str) -> Any | None:
     return found
 
 
-def leaves(group: Any, depth: int = 0) -> dict[str, Any]:
-    """Every dataset of a tree of groups by its path below it, "a/b", sorted. Raises RealrlError as `member` does, and for a deep tree."""
+def leaves(group: Any, depth: int = 0, order: Callable[[Any], list[str]] = names) -> dict[str, Any]:
+    """Every dataset of a tree of groups by its path below it, "a/b", sorted, or in another order. Raises RealrlError as `member` does, and
+    for a deep tree."""
     if depth > 8:
         raise RealrlError(f"{where(group)} holds groups in groups in groups, more than are read; write them with fewer")
     found: dict[str, Any] = {}
-    for name in names(group):
+    for name in order(group):
         inner = member(group, name)
         if isinstance(inner, library().Group):
-            found |= {f"{name}/{below}": x for below, x in leaves(inner, depth + 1).items()}
+            found |= {f"{name}/{below}": x for below, x in leaves(inner, depth + 1, order).items()}
         else:
             found[name] = inner
     return found
@@ -135,14 +142,19 @@ def array(group: Any, name: str) -> Array | None:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def blobs(found: Any) -> list[bytes] | None:
-    """The rows of a dataset whose rows are bytes of any length, None when it is no such dataset. Raises RealrlError for damage."""
+def blobs(found: Any, texts: bool = False) -> list[bytes] | None:
+    """The rows of a dataset [T] whose rows are bytes of any length, None when it is no such dataset. texts: also those of texts, which may
+    have one length with zeros behind them. Raises RealrlError for damage."""
     with damage(where(found)):
-        if library().check_vlen_dtype(found.dtype) != np.uint8 or found.ndim != 1:
+        text = library().check_string_dtype(found.dtype) if texts else None
+        padded = text is not None and text.length is not None
+        if found.ndim != 1 or (text is None and library().check_vlen_dtype(found.dtype) != np.uint8):
             return None
         if len(found) > MAX_ROWS:
             raise RealrlError(f"{where(found)} has {len(found)} rows, at most {MAX_ROWS} are read; write the episode in parts")
-        return [row.tobytes() for row in found[()]]
+        if padded and found.size * found.dtype.itemsize > min(MAX_BYTES, EXPANSION * int(found.id.get_storage_size()) + SMALL):
+            raise RealrlError(f"{where(found)} declares {len(found)} rows of {found.dtype.itemsize} bytes, fewer are stored; {AGAIN}")
+        return [bytes(row) if text is not None else row.tobytes() for row in found[()]]
 
 
 def texts(group: Any, name: str) -> list[str]:

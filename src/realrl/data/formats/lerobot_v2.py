@@ -75,7 +75,7 @@ class Legacy:
     @property
     def notes(self) -> list[str]:
         """What a person should know who reads it."""
-        return list(self._notes)
+        return [*self._reading.notes, *self._notes]
 
     @property
     def fps(self) -> int | float:
@@ -125,6 +125,8 @@ class Legacy:
         for name, usual in (("data_path", DATA_PATH), ("video_path", VIDEO_PATH)):
             path = str(info.get(name) or usual)
             info[name] = path.replace("{episode_chunk", "{chunk_index").replace("{episode_index", "{file_index")
+        if self._reading.joined:  # in the files they lie apart
+            info["features"] = copy.deepcopy(self._info["features"])
         info["features"].pop("index", None)
         return info, rows
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realrl.data.formats import common, hdf5
+from realrl.data.formats.pictures import JPEG, decoded
 from realrl.files import read_plain, within
 from realrl.types import Array, RealrlError
 
 MAIN = "main_data.hdf5"
-MAX_PIXELS = 2**24
-JPEG = b"\xff\xd8\xff"
 
 
 def read_json(root: Path, path: Path) -> dict[str, Any]:
@@ -100,7 +97,7 @@ def _arrays(group: Any, name: str, path: list[str]) -> tuple[dict[str, Array], l
         if not (values.dtype == np.uint8 and values.ndim == 2 and values[:1].tobytes().startswith(JPEG)):
             return {label: values}, []
         pictures = [row.tobytes() for row in values]
-    return {label: _pictures(pictures, f"{hdf5.where(group)}/{hdf5.shown(name)}")}, []
+    return {label: decoded(pictures, f"{hdf5.where(group)}/{hdf5.shown(name)}")}, []
 
 
 class TableEpisodes:
@@ -178,7 +175,7 @@ def _unpacked(column: Any, space: Any, path: list[str], where: str) -> tuple[dic
             arrays, left_out = arrays | more, left_out + less
         return arrays, left_out
     if pa.types.is_binary(column.type):
-        return {label: _pictures(column.to_pylist(), where)}, []
+        return {label: decoded(column.to_pylist(), where)}, []
     shape: list[int] = []
     while pa.types.is_fixed_size_list(column.type):
         shape.append(column.type.list_size)
@@ -190,17 +187,3 @@ def _unpacked(column: Any, space: Any, path: list[str], where: str) -> tuple[dic
     if isinstance(told, list) and len(shape) == 1 and all(isinstance(n, int) for n in told) and np.prod(told) == shape[0]:
         shape = told
     return {label: values.reshape(-1, *shape)}, []
-
-
-def _pictures(blobs: Sequence[bytes | None], where: str) -> Array:
-    """JPEG pictures as uint8 [T, H, W, 3] or [T, H, W]. Raises RealrlError for damage and for pictures of several sizes."""
-    from PIL import Image
-    frames: list[Array] = []
-    for blob in blobs:
-        with common.damage(f"{where}: picture {len(frames)}"), Image.open(io.BytesIO(blob or b""), formats=["JPEG"]) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"picture of {picture.width} x {picture.height}")
-            frames.append(np.asarray(picture, np.uint8))
-        if frames[-1].shape != frames[0].shape or len(frames) * frames[0].nbytes > common.MAX_BYTES:
-            raise RealrlError(f"{where}: picture {len(frames) - 1} has another size than the first; write pictures of one size")
-    return np.stack(frames) if frames else np.zeros((0, 1, 1, 3), np.uint8)

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats import common, hdf5, senses
+from realrl.data.formats import actions, common, episode_files, hdf5, senses
 from realrl.data.formats.common import Imported
 from realrl.data.formats.hdf5 import library as library
 from realrl.data.schema import OUTCOMES, outcome
@@ -45,8 +45,6 @@ USUAL_STATE = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robo
                "robot1_gripper_qpos", "eef_pos", "eef_quat", "gripper_pos", "left_eef_pos", "left_eef_quat", "right_eef_pos",
                "right_eef_quat", "hand_joint_state", "object")  # what robomimic's low-dimensional policies look at, and IsaacLab's
 BOOKKEEPING = "datagen_info"
-NOTHING_AFTER = ("no observation after an episode's last action: the one before it is repeated (last='repeat'), "
-                 "last='drop' leaves that action out")
 GYM = 2  # robomimic's number for an environment that gymnasium makes
 
 
@@ -56,12 +54,13 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path, *, task: str | None = None, fps: float | None = None, keys: Sequence[str] | None = None,
-         state: Sequence[str] | None = None, filter: str | None = None, action_range: tuple[float, float] | None = None,
-         source: str = "human", success: bool = False, last: str = "repeat") -> Imported:
+         state: Sequence[str] | None = None, action: str | Sequence[str] | None = None, filter: str | None = None,
+         action_range: tuple[float, float] | None = None, source: str = "human", success: bool = False, last: str = "repeat") -> Imported:
     """Open a robomimic or robosuite file.
 
     task: its text, by default the environment's name; fps: by default the file's control frequency; keys: which observations
-    (the file's own names), by default all; state: which of them make up obs["state"]; filter: a name in `mask`, e.g. "train";
+    (the file's own names), by default all; state: which of them make up obs["state"]; action: the arrays of a group of actions that are
+    read, side by side, by default all; filter: a name in `mask`, e.g. "train";
     action_range: (low, high) mapped onto [-1, 1]; source: who acted (human, policy, script); success: count each demonstration
     as ended in success, for a file without rewards; last: "repeat" or "drop", see the module. Raises RealrlError.
     """
@@ -70,14 +69,13 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
         data = hdf5.subgroup(file, "data")
         demos = _demos(data) if data is not None else []
         if data is None or not demos:
-            raise RealrlError(f"{path} holds no data/demo_0, data/demo_1, ... as robomimic's files do; it holds "
-                              f"{', '.join(ascii(n)[1:-1] for n in hdf5.names(file)[:8]) or 'nothing'}; of HDF5 nothing else is read here: "
-                              "convert it to LeRobot's or robomimic's layout first")
+            raise _other(path, file)
         masks = _masks(file)
         if filter is not None:
             demos = [d for d in demos if d in masks[common.only([filter], list(masks), "filter", path)[0]]]
         env = hdf5.json_attribute(data, "env_args") or _robosuite_env(data)
-        every, (demos, low, high, rewarded, won) = demos, _scan(data, demos)
+        parts, wide = _parts(data, demos, action, path)
+        every, (demos, low, high, rewarded, won) = demos, _scan(data, demos, parts)
         if not demos:
             raise RealrlError(f"{path}: none of {len(every)} demonstrations has actions; "
                               + ("record them again" if filter is None else f"choose another filter than {filter!r}"))
@@ -86,8 +84,8 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
         layout, said = _layout(path, first, keys, state)
         spoken = hdf5.json_attribute(data, "problem_info").get("language_instruction")  # LIBERO's
     text = task or _text(spoken) or _text(env.get("env_name")) or path.stem
-    plan = _Plan(path, demos, layout, task, text, rate, span, who, success, ending)
-    notes = [*note, *said, *common.range_note(low, high, span)]
+    plan = _Plan(path, demos, layout, parts, task, text, rate, span, who, success, ending)
+    notes = [*note, *said, *actions.said(parts), *common.range_note(low, high, span)]
     if masks:
         notes.append("filters of this file: " + ", ".join(f"{k} ({len(v)} demos)" for k, v in masks.items()))
     if lost := [n for n in every if n not in demos]:
@@ -96,8 +94,25 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
         notes.append(f"{won.count(True)} of {len(demos)} demonstrations succeeded, as their attribute `success` says")
     elif not rewarded and not success:
         notes.append("no rewards in this file: they are 0, and success is unknown; success=True counts every last step")
-    meta = {"env_args": env, "masks": {k: sorted(v) for k, v in masks.items()}, "demos": demos}
+    called = actions.names(parts, wide)
+    meta = {"env_args": env, "masks": {k: sorted(v) for k, v in masks.items()}, "demos": demos} | (
+        {"names": {"action": called}} if called else {})
     return Imported(plan.task, rate, _robot(env), _episodes(plan), notes, meta, len(demos))
+
+
+def _other(path: Path, file: Any) -> RealrlError:
+    """What to say of a file in another layout."""
+    found = hdf5.names(file)
+    many = any(re.fullmatch(r"traj_\d+", name) for name in found)
+    one = any(re.fullmatch(r"(joint_|q)?actions?|observations?|obs", name) for name in found)
+    if several := [name for name in found if name in episode_files.ENDS or name == "episode_ends"]:
+        return RealrlError(f"{path} holds many episodes one after another, by its {several[0]}, not in groups data/demo_0, data/demo_1 ... "
+                           "as robomimic's files do; write it so, or as a zarr of diffusion_policy's with meta/episode_ends")
+    like, name = ("ManiSkill's", "maniskill") if many else ("one episode of ALOHA's", "aloha")
+    mend = (f"it looks like {like}: format={name}" if many or one else
+            "convert it to LeRobot's or robomimic's layout first; of HDF5 ALOHA's (format=aloha) and ManiSkill's are read, too")
+    return RealrlError(f"{path} holds no data/demo_0, data/demo_1, ... as robomimic's files do; it holds "
+                       f"{', '.join(ascii(n)[1:-1] for n in found[:8]) or 'nothing'}; {mend}")
 
 
 # ---- reading
@@ -119,6 +134,7 @@ class _Plan:
     path: Path
     demos: list[str]
     layout: _Layout
+    actions: list[str]
     renamed: str | None  # the task's text, when the caller gave one
     task: str
     fps: float
@@ -189,7 +205,7 @@ def _layout(path: Path, demo: Any, keys: Sequence[str] | None, state: Sequence[s
         if keys is not None or state is not None:
             raise RealrlError(f"{path} has no observations to choose from, only simulator states; leave out the options keys and state")
         return _Layout({}, []), ["no observations in this file: obs['state'] is the simulator's positions and velocities; "
-                                 "robomimic's dataset_states_to_obs.py makes a file with real ones", NOTHING_AFTER]
+                                 "robomimic's dataset_states_to_obs.py makes a file with real ones", common.NOTHING_AFTER]
     group = hdf5.subgroup(demo, base)
     found = {p.replace("/", "."): (p, x) for p, x in hdf5.leaves(group).items()}
     if keys is None:
@@ -209,11 +225,11 @@ def _layout(path: Path, demo: Any, keys: Sequence[str] | None, state: Sequence[s
             raise RealrlError(f"{path} has neither observations nor an initial_state before its states; record it with observations")
         said.append("no observations in this file: the simulator's states stand for them, behind its initial_state")
     elif not there:
-        said.append(NOTHING_AFTER)
+        said.append(common.NOTHING_AFTER)
     return _Layout({usable[n][0]: own for n, own in ours.items()}, picked, base, beside if there else ""), said
 
 
-def _scan(data: Any, demos: list[str]) -> tuple[list[str], float, float, bool, list[bool]]:
+def _scan(data: Any, demos: Sequence[str], parts: Sequence[str]) -> tuple[list[str], float, float, bool, list[bool]]:
     """(demos that have actions, least action, greatest action, whether all have rewards, what their attributes `success` say): every demo
     is looked at, so damage shows before any work."""
     low, high, rewarded = np.inf, -np.inf, True
@@ -221,7 +237,7 @@ def _scan(data: Any, demos: list[str]) -> tuple[list[str], float, float, bool, l
     won: list[bool] = []
     for name in demos:
         demo = hdf5.subgroup(data, name)
-        action = None if demo is None else _actions(demo)
+        action = None if demo is None else _actions(demo, parts)
         if demo is None or action is None or action.ndim < 1 or not action.size:
             continue
         acting.append(name)
@@ -239,10 +255,17 @@ def _told(demo: Any) -> bool | None:
     return outcome(found)
 
 
-def _actions(demo: Any) -> Array | None:
+def _parts(data: Any, demos: Sequence[str], asked: str | Sequence[str] | None, where: Path) -> tuple[list[str], dict[str, int]]:
+    """(the arrays that are the action, numbers in a row of each), as the first demonstration with any has them."""
+    wide = next((wide for name in demos if (demo := hdf5.subgroup(data, name)) is not None and (wide := actions.held(demo))), {})
+    return (actions.parts(asked, wide, where), wide) if wide else ([], {})
+
+
+def _actions(demo: Any, parts: Sequence[str]) -> Array | None:
     """The actions of a demonstration, None where it has none."""
-    found = hdf5.array(demo, "actions")
-    return hdf5.array(demo, "action") if found is None else found
+    found = [hdf5.array(demo, name) for name in parts]
+    columns = [x for x in found if x is not None and x.ndim]
+    return actions.column(columns, parts, hdf5.where(demo)) if columns and len(columns) == len(parts) else None
 
 
 def _column(demo: Any, name: str) -> Array | None:
@@ -262,7 +285,7 @@ def _episodes(plan: _Plan) -> Iterator[Episode]:
 
 
 def _episode(plan: _Plan, demo: Any, where: str) -> Episode:
-    action, states, told = _actions(demo), _states(demo), _told(demo)
+    action, states, told = _actions(demo, plan.actions), _states(demo), _told(demo)
     if action is None or action.ndim < 1:
         raise RealrlError(f"{where} has no actions any more; was the file rewritten meanwhile? open it again")
     extra = {"recorded_action": action} | ({} if states is None else {"sim_state": states})

@@ -16,8 +16,9 @@ import pyarrow as pa
 from realrl.data import compaction, labels, schema, tables
 from realrl.data.errors import DAMAGED, line, mend, read_json
 from realrl.data.formats.lerobot_v2 import Legacy
-from realrl.data.reading import require_action
+from realrl.data.reading import PLAIN, require_action
 from realrl.data.schema import Info
+from realrl.data.spread import parts
 from realrl.data.stats import Stats
 from realrl.data.tables import FileKey
 from realrl.data.tools.faults import Problem, check_data, check_drift, check_video, from_error
@@ -55,7 +56,8 @@ def _described(root: Path, problems: list[Problem]) -> tuple[Info, pa.Table]:
     """info.json and the episodes' rows; what is wrong with these two and the folder is added to `problems`."""
     if (old := _legacy(root)) is not None:
         info, rows = old.as_version_3()
-        problems += [Problem("warning", f"{root}/meta/episodes.jsonl", note, "nothing reads them") for note in old.notes]
+        problems += [Problem("warning", f"{root}/meta/episodes.jsonl", note, "nothing reads them") for note in old.notes
+                     if note.startswith("left out")]
         problems += _check_counts(root, info, rows, "correct it; nobody here reads it")
         return info, rows
     info, found = schema.read_info(root), []
@@ -80,8 +82,8 @@ def _legacy(root: Path) -> Legacy | None:
 
 def _check_use(root: Path, info: Info) -> Iterator[Problem]:
     """What no training takes."""
-    where, features = f"{root}/meta/info.json", info["features"]
-    if "action" in tables.stored(features):
+    where, features = f"{root}/meta/info.json", PLAIN.checked(root, info).features(info)
+    if "action" in tables.stored(features) or parts("action", features):
         try:
             require_action(root, features)
         except RealrlError as error:

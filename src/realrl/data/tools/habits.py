@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from realrl.data import schema, tables
+from realrl.data.reading import PLAIN
 from realrl.data.schema import Info
 from realrl.data.stats import Stats
 from realrl.data.tables import FileKey
@@ -59,17 +60,22 @@ class _Seen:
 def habits(root: Path, info: Info, rows: pa.Table, keys: Sequence[FileKey], stats: Stats) -> Iterator[Problem]:
     """Warnings, one a kind, with the episodes they are about. stats: of all columns, as `check_data` left them. Files that cannot be
     read are passed over: who looked at them before has said so."""
+    reading = PLAIN.checked(root, info)
+    features = info["features"]
+    info = info | {"features": reading.features(info)}
+    stats = stats | {ours: {stat: np.concatenate([np.reshape(stats[part][stat], -1) for part in parts]) for stat in stats[parts[0]]}
+                     for ours, parts in reading.joined.items() if all(part in stats for part in parts)}
     vectors = [name for name in COLUMNS if name in stats and len(stats[name]["min"]) == np.prod(info["features"][name]["shape"])]
     stats = {name: stats[name] for name in vectors}
     if "action" not in stats or not len(rows):
         return
-    wanted = {name: f for name, f in info["features"].items() if name in stats}
+    stored = {part: features[part] for name in stats for part in reading.joined.get(name, [name])}
     seen = _Seen()
     for key in keys:
         here = (rows["data/chunk_index"].to_numpy() == key[0]) & (rows["data/file_index"].to_numpy() == key[1])
         length, index = (rows[c].to_numpy()[here] for c in ("length", "episode_index"))
         try:
-            columns = tables.read_frames(schema.data_file(root, info, key), wanted)
+            columns = reading.named(tables.read_frames(schema.data_file(root, info, key), stored))
         except (RealrlError, OSError):
             continue
         if len(columns["action"]) == length.sum() and (length > 0).all():

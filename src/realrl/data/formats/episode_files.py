@@ -1,0 +1,73 @@
+"""Files that hold one episode each, HDF5 or numpy's npz, opened alike: as an HDF5 tree."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from realrl.data.formats import common, hdf5
+from realrl.types import RealrlError
+
+ENDINGS = ("hdf5", "h5", "npz")
+ENDS = ("terminals", "timeouts", "dones", "done", "is_last", "terminated", "truncated")  # true where an episode ends
+CALVIN = "ep_start_end_ids.npy"
+
+
+def is_one(path: Path) -> bool:
+    """Whether a file begins like one of these; never raises."""
+    try:
+        return hdf5.is_hdf5(path) or (path.suffix == ".npz" and path.is_file() and path.open("rb").read(4) == b"PK\x03\x04")
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The tree of arrays in a file. Raises RealrlError for damage, and for a file that does not hold one episode."""
+    if (path.parent / CALVIN).is_file():
+        raise RealrlError(f"{path.parent} is CALVIN's, a file a frame, which is not read; write a file an episode, rel_actions as action")
+    with hdf5.open_file(path) if hdf5.is_hdf5(path) or path.suffix != ".npz" else _npz(path) as file:
+        _refuse_several(file, path)
+        yield file
+
+
+def _npz(path: Path) -> Any:
+    """An npz as an HDF5 file in memory: arrays of numbers, what has no dimension and texts as attributes; objects, which are pickled, are
+    left out."""
+    file = hdf5.library().File(str(path), "w", driver="core", backing_store=False)
+    with common.damage(path), zipfile.ZipFile(path) as packed, np.load(path, allow_pickle=False) as arrays:
+        if sum(member.file_size for member in packed.infolist()) > common.MAX_BYTES:
+            raise RealrlError(f"{path} unpacks to more than {common.MAX_BYTES} bytes; write shorter episodes")
+        for name in arrays.files:
+            try:
+                x = arrays[name]
+            except ValueError as error:
+                if "pickle" in str(error):
+                    continue
+                raise
+            if x.dtype.kind == "U":
+                file.attrs[name] = str(x.reshape(-1)[0]) if x.size else ""
+            elif x.dtype.kind in "biuf" and x.ndim:
+                file[name] = x
+            elif x.dtype.kind in "biuf":
+                file.attrs[name] = x
+    return file
+
+
+def _refuse_several(file: Any, path: Path) -> None:
+    """Raise RealrlError for a file with many episodes."""
+    there = hdf5.names(file)
+    if there == ["data"] or any(name.startswith("traj_") for name in there):
+        raise RealrlError(f"{path} holds many episodes, as robomimic's and ManiSkill's files do; import each by itself, not a folder")
+    for name in there:
+        found = hdf5.member(file, name)
+        if found is None or (name in ENDS and not (found.ndim and found.dtype.kind in "biuf")):
+            continue
+        if name == "episode_ends" or (name in ENDS and (found[:-1] > 0).any()):
+            raise RealrlError(f"{path} holds many episodes one after another, by its {name}; write a file for each, or a zarr of "
+                              "diffusion_policy's with meta/episode_ends")
