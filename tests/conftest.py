@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 # Torch takes it up as it is imported: results do not depend on the machine's cores, small nets run faster so, and threads that wait take
 # a core, of what tests start, too.
 os.environ["OMP_NUM_THREADS"] = "1"
+# `--device auto` is the CPU in all tests and in all that they start: numbers are compared to the bit. REALRL_DEVICE=cuda is for
+# `tests/test_gpu.py`.
+if "REALRL_DEVICE" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # The children of multiprocessing's forkserver begin from a clean process that has imported this already: a start costs milliseconds.
 multiprocessing.get_context("forkserver").set_forkserver_preload(

@@ -1,6 +1,8 @@
 """Every method on a GPU: a toy is learned there, a run that was cut off goes on there and on the CPU, what it leaves acts on both alike.
 
-They are skipped where there is none; with REALRL_DEVICE=cpu they run anywhere, which proves the tests and no GPU.
+    REALRL_DEVICE=cuda python -m pytest tests/test_gpu.py -n 6 --dist load
+
+With REALRL_DEVICE=cpu they run anywhere, which proves the tests and no GPU; without it they are skipped, for no test is shown a GPU.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ from toy_runs import metrics, small_policy, tiny
 PLACE = os.environ.get("REALRL_DEVICE", "cuda")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read as CUDA starts: products that add up in one order, see `repeatable`
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(
-    PLACE == "cuda" and not torch.cuda.is_available(), reason="needs a GPU; REALRL_DEVICE=cpu tries these tests without one")]
+    PLACE == "cuda" and not torch.cuda.is_available(), reason="needs a GPU and REALRL_DEVICE=cuda, or REALRL_DEVICE=cpu to try the tests")]
 there = importlib.util.find_spec
 FEW = {"demos": 6, "eval_episodes": 4, "final_episodes": 4, "audit_episodes": 3}
 
