@@ -5,13 +5,15 @@
     python -m benchmarks.faults --first 50 --times 60                 # rounds 50 to 59, beside another that makes those before
 
 It goes on where it was: a round of all faults is a row of benchmarks/results/faults.jsonl, and what is said at the end is of all rounds.
-A round takes about a minute of real time and a quarter of one of a processor's, two servers that start included.
+A round takes about a minute of real time and a quarter of one of a processor's, two servers that start included. The server's logs of a
+round in which anything went wrong are kept (--keep).
 What a lab runs on the simulation of its own cell is `realrl robot fault-campaign`.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no round after so many")
     parser.add_argument("--only", type=int, nargs="*", default=[])
     parser.add_argument("--cameras", nargs="*", default=[])
+    parser.add_argument("--keep", type=Path, default=Path("runs/faults"), help="where logs of rounds that went wrong go")
     args = parser.parse_args()
     rows, begun = Table(RESULTS / "faults.jsonl", KEY), time.monotonic()
     missing = [number for number in range(args.first, args.times) if rows.find(args.task, args.only, number) is None]
@@ -48,6 +51,8 @@ def main() -> None:
                     break
                 trials = [asdict(trial) for trial in campaign(rig, 1, only=args.only, first=number)]
                 rows.put({"task": args.task, "only": args.only, "round": number, "trials": trials})
+                if any(trial["lost"] or trial["unsafe"] or not trial["reacted"] for trial in trials):
+                    shutil.copytree(folder, args.keep / f"round-{number}", dirs_exist_ok=True)
         finally:
             rig.close()
     for line in table(trials_of([row for row in rows.rows if (row["task"], row["only"]) == (args.task, args.only)])):

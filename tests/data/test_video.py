@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from fractions import Fraction
 from pathlib import Path
@@ -171,3 +172,16 @@ def test_a_folder_called_data_far_above_is_no_data_set(tmp_path):
     (tmp_path / "data/chunk-000/file-000.parquet").touch()
     assert mend(tmp_path / "videos/top/chunk-000/file-000.mp4") == f"run 'realrl data repair {tmp_path}'"
     assert mend(tmp_path / "in/push/videos/top/chunk-000/file-000.mp4") == "restore it from a copy"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
+@pytest.mark.parametrize("codec", CODECS)
+def test_an_encoder_is_no_more_urgent_than_who_opens_it(codec: Codec) -> None:
+    """SVT-AV1, where root runs it, comes before everything else on the machine otherwise, and the thread that opens it with it."""
+    urgency = lambda: {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")}
+    before = os.sched_getscheduler(0), urgency()
+    encoder = PacketEncoder(64, 48, 30, codec)
+    for _ in range(3):
+        encoder.encode(np.zeros((48, 64, 3), np.uint8))
+        assert (os.sched_getscheduler(0), urgency() - {os.SCHED_BATCH}) == (before[0], before[1] - {os.SCHED_BATCH})
+    encoder.finish()

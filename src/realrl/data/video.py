@@ -3,9 +3,8 @@
 One setting a codec, made for robots: every second frame is a key frame (g = 2, so that reaching a frame costs at most two), no frame
 refers to a later one (so packets come out as frames go in, and dts equals pts), and crf 30 as LeRobot writes it. Depth is kept exactly,
 as 16-bit FFV1; pictures are, too, with codec "ffv1", for runs that shall see again to the bit what they saw. Odd sizes stay what they
-are: SVT-AV1 takes them, and H.264, which halves its colour planes, keeps them whole (yuv444p) for such frames.
-
-Packets of the same `Header` may follow each other in one file without encoding anything again.
+are: SVT-AV1 takes them, and H.264, which halves its colour planes, keeps them whole (yuv444p) for such frames. Packets of the same
+`Header` may follow each other in one file without encoding anything again.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO, Literal
 import av
 import numpy as np
 
+from realrl.data.calm import calm
 from realrl.data.depth import UNTOLD, Coding
 from realrl.data.errors import BLIND, DAMAGED, line, mend, plain
 from realrl.types import Array, RealrlError
@@ -98,9 +98,8 @@ class PacketEncoder:
         kind = "ffv1" if depth else codec
         if not 0 < width * height <= MAX_PIXELS or width <= 0:
             raise RealrlError(f"a camera of {width} x {height} pixels cannot be encoded; at most {MAX_PIXELS} pixels a frame")
-        odd = bool(width % 2 or height % 2)
         self.shape = (height, width) if depth else (height, width, 3)
-        lossy = "yuv444p" if kind == "h264" and odd else "yuv420p"
+        lossy = "yuv444p" if kind == "h264" and (width % 2 or height % 2) else "yuv420p"
         self.pix_fmt = "gray16le" if depth else "bgr0" if kind == "ffv1" else lossy
         self._annexb, self._count = kind == "h264", 0
         rate = Fraction(fps).limit_denominator(1001)
@@ -110,7 +109,8 @@ class PacketEncoder:
             stream: Any = self._out.add_stream(ENCODERS[kind], rate=rate, options=OPTIONS[kind] | (options or {}))
             stream.width, stream.height, stream.pix_fmt = width, height, self.pix_fmt
             stream.gop_size, stream.thread_count, stream.time_base = 1 if kind == "ffv1" else 2, threads, 1 / rate
-            self._out.start_encoding()
+            with calm():
+                self._out.start_encoding()
         except (av.FFmpegError, ValueError) as error:
             raise RealrlError(f"the encoder {ENCODERS[kind]} does not open for {width} x {height} at {fps} fps ({line(error)}); "
                               "choose another codec or install a PyAV wheel that has it") from error
