@@ -115,7 +115,7 @@ def fit_views(cfg: PolicyConfig, view: ChunkView | ImageWindows, held: ChunkView
         numbers, senses = view.view, {key: camera.shape for key, camera in view.frames.cameras.items()}
     else:
         numbers, senses = view, {key: tuple(x.shape[1:]) for key, x in view.frames.items() if key.startswith("images.")}
-    policy = DiffusionPolicy(cfg, numbers.obs_dim, actions, senses=senses, name="imitation").to(device)
+    policy = DiffusionPolicy(cfg, numbers.frames["state"].shape[-1], actions, senses=senses, name="imitation").to(device)
     policy.fit_senses(numbers.frames)
     before, began, cpu = _loss(policy, held), time.monotonic(), time.process_time()
     trainer = Imitation(policy, view, imitation, seed=derive(seed, "imitation"))

@@ -7,6 +7,7 @@ that ran out of its budget, goes on where it was.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -51,7 +52,8 @@ class Table:
         stamped = {**row, "command": command(), "commit": commit(), "machine": machine()}
         same = tuple(row.get(k) for k in self.key)
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with lock(self.file.with_suffix(".lock"), wait=60):  # runs beside this one write there, too
+        name = hashlib.sha256(str(self.file.resolve()).encode()).hexdigest()[:24]
+        with lock(Path(tempfile.gettempdir()) / f"realrl-rows-{name}.lock", wait=60):  # runs beside this one write there, too
             self.rows = [r for r in read_rows(self.file) if tuple(r.get(k) for k in self.key) != same] + [stamped]
             write_text(self.file, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in self.rows))
         success = row.get("success")
