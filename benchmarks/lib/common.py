@@ -13,6 +13,7 @@ import os
 import platform
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,7 +41,7 @@ class Table:
     """A file of rows, one a line as JSON, written after every row; a row is known by its `key` columns, and replaces its like."""
 
     def __init__(self, file: Path, key: Sequence[str]) -> None:
-        self.file, self.key = file, tuple(key)
+        self.file, self.key, self._revision = file, tuple(key), revision()
         self.rows: list[dict[str, Any]] = read_rows(file)
 
     def find(self, *values: Any) -> dict[str, Any] | None:
@@ -49,7 +50,7 @@ class Table:
 
     def put(self, row: dict[str, Any]) -> None:
         """Add a row, stamped with commit, command and machine, and save the file."""
-        stamped = {**row, "command": command(), "commit": commit(), "machine": machine()}
+        stamped = {**row, "command": command(), "commit": self._revision, "machine": machine()}
         same = tuple(row.get(k) for k in self.key)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(str(self.file.resolve()).encode()).hexdigest()[:24]
@@ -91,6 +92,16 @@ def command() -> str:
             at = words.index(flag)
             del words[at:at + 2]
     return shlex.join(["python", *script, *map(plain, words)])
+
+
+def revision() -> str:
+    """The commit of what runs, "-dirty" where the code was edited since: rows that were added meanwhile are no code."""
+    code = ["git", "-C", str(ROOT), "status", "--porcelain", "--", "src", "benchmarks", ":(exclude)benchmarks/results"]
+    try:
+        edited = subprocess.run(code, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return commit().removesuffix("-dirty") + ("-dirty" if edited else "")
 
 
 def machine() -> dict[str, Any]:
