@@ -126,6 +126,21 @@ def test_where_the_gate_refused_everything_re_imitation_is_tried():
         assert trials.lines["offline round 2"].startswith("offline round 2 changed nothing")
 
 
+def test_who_solved_every_start_is_not_cloned_anew():
+    """A tie is all that re-imitation could show there, and a tie would put it in the place of who was tried more often."""
+    policy = torch.nn.ModuleDict({"net": torch.nn.Linear(1, 1, bias=False).requires_grad_(False)})
+    policy["net"].weight.fill_(0.0)
+    began = {key: value.clone() for key, value in policy.state_dict().items()}
+    policy["net"].weight.fill_(2.0)
+    cell = Notebook([True, False])
+    trials = Trials(cell, TrialsConfig(episodes=2), seed=0)
+    trials.won = [True, True]
+    policy.with_head = lambda head: SimpleNamespace(head=head)
+    assert trials.settle(policy, began, [{"weight": torch.ones(1, 1)}], 0, 60) and float(policy["net"].weight) == 0.0
+    assert [label for label, _, _ in cell.asked] == ["rollout-2-deployed"] and trials.won == [True, True]
+    assert not trials.settle(policy, began, [{"weight": torch.ones(1, 1)}], 1, 60) and len(cell.asked) == 1
+
+
 @pytest.mark.parametrize("field", [{"back": 0.6}, {"enough": 0.0}, {"every": 0}, {"episodes": -1}])
 def test_bounds(field):
     with pytest.raises(RealrlError, match=next(iter(field))):

@@ -140,10 +140,12 @@ class Trials:
 
     def settle(self, policy: DiffusionPolicy, began: Mapping[str, Any], others: Sequence[Mapping[str, Any]], m: int, most: int) -> bool:
         """Try the product of offline round m, then it with the noise networks of `others`, until one solves no fewer starts than what the
-        round began with; go back to that where none does. Whether it did."""
+        round began with; go back to that where none does. Whether it did. Nothing that re-imitation made of it would be seen to be better
+        than who solved every start, so `others` are not tried then."""
         stage, product = f"offline round {m + 1}", {key: value.clone() for key, value in policy.state_dict().items()}
         same = all(torch.equal(value, began[key]) for key, value in product.items() if not key.startswith("student."))
         others = [net for net in others if not all(torch.equal(value, began[f"net.{key}"]) for key, value in net.items())]
+        others = [] if self.won and all(self.won) else others
         if same and not others:
             self.lines[stage] = f"{stage} changed nothing: no candidate passed the gate"
             return False
@@ -157,10 +159,9 @@ class Trials:
         return True
 
     def challenge(self, stage: str, tried: Sequence[Episode], level: float, label: str = "") -> Duel:
-        """A stage's product, by its trials, against the policy as it stands: it takes the place of that one unless it is worse."""
+        """A stage's product, by its trials, against the policy as it stands: it takes that one's place unless it is worse."""
         won = [e.succeeded for e in tried]
-        said = duel(won, self.won)
-        back = said.worse(level)
+        back = (said := duel(won, self.won)).worse(level)
         if tried:
             self.lines[stage] = f"{stage} {'was sent back' if back else 'stays'}: {said}"
         if not back:
