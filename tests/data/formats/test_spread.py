@@ -21,6 +21,7 @@ from realrl.data.formats import arrow, diffusion_policy, open_dataset, robomimic
 from realrl.data.spread import clash
 from realrl.data.store import Store
 from realrl.data.tools.check import check
+from realrl.files import inside
 from realrl.types import RealrlError
 
 ARMS = {"action.left_arm": 3, "action.right_arm": 3, "action.gripper": 1}
@@ -220,6 +221,14 @@ def test_a_snapshot_in_the_hubs_cache_is_read_where_it_lies(tmp_path: Path) -> N
         path.rename(blobs / f"{number:040x}")
         link.symlink_to(os.path.relpath(blobs / f"{number:040x}", link.parent))
     assert len(open_dataset(snapshot).read()) == 3
+    inside(snapshot, "meta/info.json")
+    (snapshot / "all").symlink_to(blobs)
+    (snapshot.with_name("4567")).mkdir()
+    (snapshot.with_name("4567") / "link").symlink_to(blobs / f"{0:040x}")
+    for way in (f"../../blobs/{0:040x}", f"all/{0:040x}", "all/new", "../4567/link", "all"):  # what is written there is others', too
+        with pytest.raises(RealrlError, match="leads out of"):
+            inside(snapshot, way)
+    (snapshot / "all").unlink()
     (tmp_path / "info.json").write_bytes((snapshot / "meta/info.json").read_bytes())
     (snapshot / "meta/info.json").unlink()
     (snapshot / "meta/info.json").symlink_to(tmp_path / "info.json")
