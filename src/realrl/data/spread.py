@@ -31,6 +31,7 @@ WAYS = ({"joint": "joints", "joints": "joints", "qpos": "joints", "qvel": "joint
          "velocities": "speed", "vel": "speed", "qvel": "speed", "twist": "speed", "effort": "force", "efforts": "force",
          "torque": "force", "torques": "force", "current": "force"},
         {"absolute": "absolute", "abs": "absolute", "relative": "relative", "rel": "relative", "delta": "relative"})
+USUAL = (None, "place", "absolute")  # where a name does not say it
 TURNS = {"rotation", "orientation", "quat", "quaternion", "rot", "rpy", "euler"}  # of a hand that the place does not say
 NO_LIMB = {"arm", "end", "target", "command", "cmd"}
 
@@ -74,7 +75,7 @@ def clash(there: Sequence[str]) -> tuple[str, str] | None:
 def _said(name: str) -> tuple[frozenset[str], list[str | None]]:
     """(the limb, the way its motion is said)."""
     words = ["turn" if word in TURNS else word for word in re.split(r"[._/]", name.lower()) if word not in ("action", "actions")]
-    ways = [next((way[word] for word in words if word in way), None) for way in WAYS]
+    ways = [next((way[word] for word in words if word in way), usual) for way, usual in zip(WAYS, USUAL, strict=True)]
     return frozenset(word for word in words if word not in NO_LIMB and not any(word in way for way in WAYS)), ways
 
 

@@ -105,7 +105,8 @@ def test_what_says_one_motion_in_two_ways_is_not_joined_unasked(tmp_path: Path) 
     (("action.left_joint_pos", "action.right_eef_pos"), False), (("action.left_arm_joint_position", "action.left_eef_pose"), True),
     (("action.arm_abs", "action.arm_delta"), True), (("action.left_arm", "action.left_hand"), False),
     (("action.xyz", "action.rpy"), False), (("action.rot_quat", "action.rot_euler"), True),
-    (("action.joint_position", "action.arm"), False),
+    (("action.joint_position", "action.arm"), False), (("action.arm", "action.effector"), False),
+    (("action.eef_pos", "action.delta_eef_pos"), True), (("action.left_arm", "action.left_arm_velocity"), True),
     (("action/cartesian_position", "action/target_cartesian_position"), True), (("action.joint_position", "action.joint_velocity"), True),
     (("action.qpos", "action.tcp"), True)])
 def test_which_columns_say_one_thing_in_two_ways(names: tuple[str, str], found: bool) -> None:
