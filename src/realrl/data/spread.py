@@ -88,6 +88,8 @@ def check(root: Path, ours: str, asked: Sequence[str], features: Info) -> None:
     numbers = tables.stored(features)
     if wrong := [name for name in asked if name not in numbers or not _narrow(features[name])]:
         raise RealrlError(f"{root}: {wrong[0]!r} is no vector of numbers, it cannot be joined into {ours}; leave it out of the names")
+    if twice := [name for name, often in Counter(asked).items() if often > 1]:
+        raise RealrlError(f"{root}: {twice[0]!r} is to be joined into {ours} twice; name it once")
 
 
 def feature(ours: str, there: Sequence[str], features: Info) -> Info:

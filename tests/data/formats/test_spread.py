@@ -98,6 +98,8 @@ def test_what_says_one_motion_in_two_ways_is_not_joined_unasked(tmp_path: Path) 
     assert any("two ways" in line for line in wrong(root))
     names = {"action": "action.joint_position,action.gripper_position"}
     assert open_dataset(root, names=names).read()[0].action.shape[1] == 8
+    with pytest.raises(RealrlError, match=r"'action\.joint_position' is to be joined into action twice"):
+        open_dataset(root, names={"action": "action.joint_position,action.joint_position"})
 
 
 @pytest.mark.parametrize(("names", "found"), [
