@@ -15,7 +15,7 @@ from realrl.robots.clock import CLIENT, hurried, urgent
 
 
 def scheduling(thread: int = 0) -> tuple[int, int]:
-    return os.sched_getscheduler(thread), os.sched_getparam(thread).sched_priority
+    return os.sched_getscheduler(thread) & ~os.SCHED_RESET_ON_FORK, os.sched_getparam(thread).sched_priority
 
 
 def timer_slack() -> int:
