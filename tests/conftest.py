@@ -87,7 +87,10 @@ def as_it_was() -> Iterator[None]:
 
 
 def _manners() -> tuple[object, ...]:
-    return gc.isenabled(), *(look(0) for look in (getattr(os, name, None) for name in ("sched_getscheduler", "sched_getaffinity")) if look)
+    if not hasattr(os, "sched_getscheduler"):
+        return gc.isenabled(),
+    flag = os.SCHED_RESET_ON_FORK  # where `ulimit -r` alone allows to be urgent, nobody gets rid of it again
+    return gc.isenabled(), os.sched_getscheduler(0) & ~flag, os.sched_getaffinity(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -69,7 +69,7 @@ def run_jobs(kind: type[Job], doc: str, words: list[str] | None, *, file: str, s
     parser = arguments(doc, seeds=seeds)
     parser.add_argument("--methods", nargs="+", default=list(methods), choices=list(methods))
     parser.add_argument("--tasks", nargs="+", default=[tasks[0]], choices=tasks, metavar="TASK", help=f"of {suite}/: {' '.join(tasks)}")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where rows are kept; processes beside each other need one each")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder where rows are kept")
     args, flags = parser.parse_known_args(words)
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, args.results)
     table = Table(results / f"{file}.jsonl", KEY)

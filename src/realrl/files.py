@@ -44,12 +44,12 @@ def inside(root: Path, template: str, **fields: int | str) -> Path:
 
 
 def within(root: Path, path: Path) -> None:
-    """Raise RealrlError unless `path`, links followed, lies below `root`, or among the blobs of the hub's cache that has this snapshot."""
-    try:
+    """Raise RealrlError unless `path`, links followed, lies below `root`, or is a link there to a blob of the hub's cache around it."""
+    safe = False
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # a ring of links
         home, found = root.resolve(), path.resolve()
-        safe = found.is_relative_to(home) or (home.parent.name == "snapshots" and found.parent == home.parent.with_name("blobs"))
-    except (OSError, RuntimeError, ValueError):  # a ring of links
-        safe = False
+        blob = path.is_symlink() and home.parent.name == "snapshots" and found.parent == home.parent.with_name("blobs")
+        safe = (path.parent.resolve() if blob else found).is_relative_to(home)  # any other way to a blob could be written through
     if not safe:
         raise RealrlError(f"{path} leads out of {root}; a dataset keeps its files inside its folder, copy them there (cp -rL)")
 

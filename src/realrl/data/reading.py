@@ -94,7 +94,8 @@ class Reading:
     @property
     def notes(self) -> list[str]:
         """What a person should know of it."""
-        return [f"{ours} is {' + '.join(parts)}, side by side in this order; {spread.FLAGS.format(ours=ours)} say another"
+        order = ", side by side in this order"
+        return [f"{ours} is {' + '.join(parts)}{order if len(parts) > 1 else ''}; {spread.FLAGS.format(ours=ours)} say another"
                 for ours, parts in self.joined.items()]
 
     def checked(self, root: Path, info: Info) -> Reading:

@@ -31,6 +31,7 @@ WAYS = ({"joint": "joints", "joints": "joints", "qpos": "joints", "qvel": "joint
          "velocities": "speed", "vel": "speed", "qvel": "speed", "twist": "speed", "effort": "force", "efforts": "force",
          "torque": "force", "torques": "force", "current": "force"},
         {"absolute": "absolute", "abs": "absolute", "relative": "relative", "rel": "relative", "delta": "relative"})
+USUAL = (None, "place", "absolute")  # where a name does not say it
 TURNS = {"rotation", "orientation", "quat", "quaternion", "rot", "rpy", "euler"}  # of a hand that the place does not say
 NO_LIMB = {"arm", "end", "target", "command", "cmd"}
 
@@ -74,7 +75,7 @@ def clash(there: Sequence[str]) -> tuple[str, str] | None:
 def _said(name: str) -> tuple[frozenset[str], list[str | None]]:
     """(the limb, the way its motion is said)."""
     words = ["turn" if word in TURNS else word for word in re.split(r"[._/]", name.lower()) if word not in ("action", "actions")]
-    ways = [next((way[word] for word in words if word in way), None) for way in WAYS]
+    ways = [next((way[word] for word in words if word in way), usual) for way, usual in zip(WAYS, USUAL, strict=True)]
     return frozenset(word for word in words if word not in NO_LIMB and not any(word in way for way in WAYS)), ways
 
 
@@ -87,6 +88,8 @@ def check(root: Path, ours: str, asked: Sequence[str], features: Info) -> None:
     numbers = tables.stored(features)
     if wrong := [name for name in asked if name not in numbers or not _narrow(features[name])]:
         raise RealrlError(f"{root}: {wrong[0]!r} is no vector of numbers, it cannot be joined into {ours}; leave it out of the names")
+    if twice := [name for name, often in Counter(asked).items() if often > 1]:
+        raise RealrlError(f"{root}: {twice[0]!r} is to be joined into {ours} twice; name it once")
 
 
 def feature(ours: str, there: Sequence[str], features: Info) -> Info:

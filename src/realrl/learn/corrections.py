@@ -1,4 +1,4 @@
-"""What a robot learns from that a person helps (HIL-SERL, arXiv 2410.21845): all that it did, and what a person did; and how practice goes.
+"""What a robot learns from while a person helps (HIL-SERL, arXiv 2410.21845): all that it did, what the person did; and how practice goes.
 
 A memory is filled from a recording or step by step, and is the same either way.
 """

@@ -192,7 +192,7 @@ def halves(place: torch.device) -> bool:
 
 def keep_freed_memory() -> None:
     """Tell the C library to keep what is freed, as far as it knows how (glibc): the large arrays of an update come and go, and pages that
-    are given back to the system and fetched anew cost up to a fifth of it."""
+    are given back to the system and fetched anew cost a part of it."""
     tell = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 0)
     for option, value in ((-3, 2**25), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
         tell(option, value)

@@ -79,13 +79,22 @@ def hurried(level: int, *, whole: bool = False) -> Iterator[list[str]]:
         yield refused
     finally:
         for thread, (policy, param) in before.items():
-            with suppress(OSError):  # it has ended
-                os.sched_setscheduler(thread, policy, param)
+            _give_back(thread, policy, param)
         if whole:
+            if sys.platform == "linux":
+                ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 0, 0, 0, 0)  # 0: what it was when the thread began
             sys.setswitchinterval(switch)
             gc.unfreeze()
             if collects:
                 gc.enable()
+
+
+def _give_back(thread: int, policy: int, param: os.sched_param) -> None:
+    """Schedule a thread as before."""
+    for kept in (0, os.SCHED_RESET_ON_FORK):  # who is urgent by `ulimit -r` alone may not take this off again
+        with suppress(OSError):  # or the thread has ended
+            os.sched_setscheduler(thread, policy | kept, param)
+            return
 
 
 def _scheduling() -> dict[int, tuple[int, os.sched_param]]:

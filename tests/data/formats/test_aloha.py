@@ -252,3 +252,34 @@ def test_files_with_many_episodes_or_a_frame_each_are_told_so(tmp_path: Path) ->
     for name, words in (("a.npy", "write an npz an episode"), ("set.tar.gz", "unpack the archive"), ("x.mcap", "ROS")):
         (tmp_path / name).write_bytes(b"?")
         assert words in refused(tmp_path / name)
+
+
+def test_links_in_a_folder(tmp_path: Path) -> None:
+    """Those of the hub's cache lead to its blobs; those that lead elsewhere are refused, for without them the set would be another."""
+    real, snapshot = folder(tmp_path / "real"), tmp_path / "hub/datasets--a--b/snapshots/0123"
+    blobs = snapshot.parent.with_name("blobs")
+    for place in (blobs, snapshot):
+        place.mkdir(parents=True)
+    for number, path in enumerate(sorted(real.iterdir())):
+        path.rename(blobs / str(number))
+        (snapshot / path.name).symlink_to(blobs / str(number))
+    assert [len(e) for e in read(snapshot)[0]] == [T, T + 1, T + 2]
+    (snapshot / "episode_3.hdf5").symlink_to(folder(tmp_path / "elsewhere", 1) / "episode_0.hdf5")
+    assert "leads out of" in refused(snapshot, format="aloha") and not aloha.detect(snapshot)
+
+
+def test_flags_that_are_a_group_or_larger_than_what_is_stored(tmp_path: Path) -> None:
+    def grouped(_: int, file: h5py.File) -> None:
+        file["done/by_person"] = np.zeros(3)
+    assert len(read(folder(tmp_path / "group", 1, change=grouped))[0]) == 1
+
+    def vast(_: int, file: h5py.File) -> None:
+        file.create_dataset("done", shape=(10**12,), dtype="u1", chunks=(2**20,))
+    assert "only 0 bytes are stored" in refused(folder(tmp_path / "vast", 1, change=vast))
+
+
+@pytest.mark.parametrize(("way", "won"), [("1", None), ("no", None), ("success/1", True), ("failed", False), ("failure/success", True)])
+def test_a_folder_is_a_verdict_only_by_its_word(tmp_path: Path, way: str, won: bool | None) -> None:
+    """Folders are called 0 and 1 for other reasons; of two words the nearer one counts."""
+    episode, = read(folder(tmp_path / way, 1))[0]
+    assert (episode.succeeded if episode.judged else None) is won

@@ -21,6 +21,7 @@ from realrl.data.formats import arrow, diffusion_policy, open_dataset, robomimic
 from realrl.data.spread import clash
 from realrl.data.store import Store
 from realrl.data.tools.check import check
+from realrl.files import inside
 from realrl.types import RealrlError
 
 ARMS = {"action.left_arm": 3, "action.right_arm": 3, "action.gripper": 1}
@@ -97,6 +98,8 @@ def test_what_says_one_motion_in_two_ways_is_not_joined_unasked(tmp_path: Path) 
     assert any("two ways" in line for line in wrong(root))
     names = {"action": "action.joint_position,action.gripper_position"}
     assert open_dataset(root, names=names).read()[0].action.shape[1] == 8
+    with pytest.raises(RealrlError, match=r"'action\.joint_position' is to be joined into action twice"):
+        open_dataset(root, names={"action": "action.joint_position,action.joint_position"})
 
 
 @pytest.mark.parametrize(("names", "found"), [
@@ -104,7 +107,8 @@ def test_what_says_one_motion_in_two_ways_is_not_joined_unasked(tmp_path: Path) 
     (("action.left_joint_pos", "action.right_eef_pos"), False), (("action.left_arm_joint_position", "action.left_eef_pose"), True),
     (("action.arm_abs", "action.arm_delta"), True), (("action.left_arm", "action.left_hand"), False),
     (("action.xyz", "action.rpy"), False), (("action.rot_quat", "action.rot_euler"), True),
-    (("action.joint_position", "action.arm"), False),
+    (("action.joint_position", "action.arm"), False), (("action.arm", "action.effector"), False),
+    (("action.eef_pos", "action.delta_eef_pos"), True), (("action.left_arm", "action.left_arm_velocity"), True),
     (("action/cartesian_position", "action/target_cartesian_position"), True), (("action.joint_position", "action.joint_velocity"), True),
     (("action.qpos", "action.tcp"), True)])
 def test_which_columns_say_one_thing_in_two_ways(names: tuple[str, str], found: bool) -> None:
@@ -220,6 +224,14 @@ def test_a_snapshot_in_the_hubs_cache_is_read_where_it_lies(tmp_path: Path) -> N
         path.rename(blobs / f"{number:040x}")
         link.symlink_to(os.path.relpath(blobs / f"{number:040x}", link.parent))
     assert len(open_dataset(snapshot).read()) == 3
+    inside(snapshot, "meta/info.json")
+    (snapshot / "all").symlink_to(blobs)
+    (snapshot.with_name("4567")).mkdir()
+    (snapshot.with_name("4567") / "link").symlink_to(blobs / f"{0:040x}")
+    for way in (f"../../blobs/{0:040x}", f"all/{0:040x}", "all/new", "../4567/link", "all"):  # what is written there is others', too
+        with pytest.raises(RealrlError, match="leads out of"):
+            inside(snapshot, way)
+    (snapshot / "all").unlink()
     (tmp_path / "info.json").write_bytes((snapshot / "meta/info.json").read_bytes())
     (snapshot / "meta/info.json").unlink()
     (snapshot / "meta/info.json").symlink_to(tmp_path / "info.json")

@@ -31,6 +31,7 @@ from realrl.data.formats import actions, common, episode_files, hdf5, pictures, 
 from realrl.data.formats.common import Imported
 from realrl.data.formats.hdf5 import library as library
 from realrl.data.schema import OUTCOMES, WORDS, outcome
+from realrl.files import within
 from realrl.types import Array, Episode, RealrlError, Source
 
 NAME = "aloha"
@@ -53,7 +54,7 @@ def detect(path: Path) -> bool:
             return any(episode_files.is_one(file) for file in _files(path)[:1])
         named = path.suffix == ".npz" or re.fullmatch(r"episode_?\d+", path.stem) is not None
         return named and episode_files.is_one(path)
-    except OSError:
+    except (OSError, RealrlError):  # a link that leads out of the folder
         return False
 
 
@@ -136,10 +137,13 @@ class _Plan:
 
 
 def _files(folder: Path) -> list[Path]:
-    """HDF5 files of a folder, at most three folders down, in the order of the numbers in their names."""
+    """HDF5 and npz files of a folder, at most three folders down, in the order of the numbers in their names. Raises RealrlError for a link
+    that leads out of it: without that episode the set would be another one."""
     found = {p for depth in ("*", "*/*", "*/*/*", "*/*/*/*") for ending in episode_files.ENDINGS for p in folder.glob(f"{depth}.{ending}")}
-    inside = folder.resolve()
-    return sorted((p for p in found if p.is_file() and p.resolve().is_relative_to(inside)), key=_number)
+    there = sorted((p for p in found if p.is_file()), key=_number)
+    for path in there:
+        within(folder, path)
+    return there
 
 
 def _number(path: Path) -> list[tuple[int, int, str]]:
@@ -168,8 +172,9 @@ def _take(file: Any, path: Path) -> _Take:
     arrays = {name: held for name, found in hdf5.leaves(file, order=hdf5.in_order).items() if (held := _held(found)) is not None}
     told = {name: hdf5.attribute(file, name) for name in (*OUTCOMES, *TEXTS, *RATES, "robot_type", "robot")}
     told |= {n: bool((x > 0).any()) for n in OUTCOMES if told[n] is None and n in arrays and (x := hdf5.array(file, n)) is not None}
-    for folder in path.parts[-4:-1]:
-        told |= {"success": WORDS[folder.lower()]} if folder.lower() in WORDS and outcome(told) is None else {}
+    for folder in (part.lower() for part in reversed(path.parts[-4:-1])):
+        if folder in WORDS and folder.startswith(("succ", "fail")) and outcome(told) is None:  # a folder "1" is a number, not a verdict
+            told["success"] = WORDS[folder]
     robot = next((t for n in ("robot_type", "robot") if isinstance(t := told[n], str) and t), "unknown")
     return _Take(arrays, next((told[n] for n in RATES if told[n] is not None), None),
                  next((t for n in TEXTS if isinstance(t := told[n], str) and t), None), robot, outcome(told))

@@ -65,9 +65,15 @@ def _refuse_several(file: Any, path: Path) -> None:
     if there == ["data"] or any(name.startswith("traj_") for name in there):
         raise RealrlError(f"{path} holds many episodes, as robomimic's and ManiSkill's files do; import each by itself, not a folder")
     for name in there:
-        found = hdf5.member(file, name)
-        if found is None or (name in ENDS and not (found.ndim and found.dtype.kind in "biuf")):
-            continue
-        if name == "episode_ends" or (name in ENDS and (found[:-1] > 0).any()):
+        if name == "episode_ends" or (name in ENDS and _ends_early(file, name)):
             raise RealrlError(f"{path} holds many episodes one after another, by its {name}; write a file for each, or a zarr of "
                               "diffusion_policy's with meta/episode_ends")
+
+
+def _ends_early(file: Any, name: str) -> bool:
+    """Whether flags of this name tell of an end before the last row."""
+    found = hdf5.member(file, name)
+    if not isinstance(found, hdf5.library().Dataset) or found.dtype.kind not in "biuf":
+        return False
+    flags = hdf5.array(file, name)
+    return flags is not None and flags.ndim > 0 and bool((flags[:-1] > 0).any())
