@@ -16,7 +16,7 @@ LOOP = ("step, delay, lag [ms]", "3 kN/m", "10 kN/m", "50 kN/m")
 def lines(rows: Sequence[Row]) -> list[list[str]]:
     """A line an arm: first the learned policies', in both worlds, then those through the server, then the scripted trajectory's."""
     out = []
-    for method in ("learned", "served", "scripted"):
+    for method in ("learned", "learned anew", "served", "scripted"):
         for r in (r for r in rows if r["method"] == method):
             out.append([r["task"], method if method == "scripted" else f"{method}, seed {r['seed']}", rate(r),
                         *(spread(r[key]) for key in ("peak_force_n", "seconds", "damping"))])
