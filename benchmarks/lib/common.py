@@ -79,15 +79,15 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def command() -> str:
-    """The command line that is running, with paths relative to the checkout so that it can be repeated elsewhere, and without `--out` and
-    `--results`: where somebody's runs and rows lie is no part of it."""
+    """The command line that is running, with paths relative to the checkout so that it can be repeated elsewhere, and without `--out`,
+    `--results` and `--keep`: where somebody's runs, rows and logs lie is no part of it."""
     def plain(word: str) -> str:
         return os.path.relpath(word, ROOT) if os.path.isabs(word) else word
 
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     script = ["-m", spec.name] if spec and spec.name.startswith("benchmarks.") else [os.path.relpath(os.path.abspath(sys.argv[0]), ROOT)]
     words = sys.argv[1:]
-    for flag in ("--out", "--results"):
+    for flag in ("--out", "--results", "--keep"):
         if flag in words:
             at = words.index(flag)
             del words[at:at + 2]

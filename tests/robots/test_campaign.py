@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import faults
+from benchmarks.lib.common import read_rows
 from realrl.robots.campaign import Trial, campaign, table, unsafe
 from realrl.robots.driver import Channel
 from realrl.robots.faults import Rig
@@ -46,3 +48,25 @@ def test_some_faults_on_a_simulated_robot_in_a_process_of_its_own(tmp_path: Path
     finally:
         rig.close()
     assert len(trials) == 4 and all(t.reacted and not t.unsafe and not t.lost for t in trials), trials
+
+
+def test_rounds_beside_one_another_and_the_logs_of_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No wrong reaction can be ordered of a server that reacts rightly, so the trials are made up; the bookkeeping is the script's.
+    """
+    class Served:
+        def __init__(self, task: str, folder: Path, cameras: list[str]) -> None:
+            (folder / "log").mkdir()
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(faults, "Rig", Served)
+    monkeypatch.setattr(faults, "RESULTS", tmp_path)
+    monkeypatch.setattr(faults, "campaign", lambda rig, times, only, first: [Trial(9, "hand-back", 0.1, first != 3, first == 3, 0)])
+    for words in (["--first", "2", "--times", "4"], ["--times", "3"]):
+        monkeypatch.setattr("sys.argv", ["faults", *words, "--keep", str(tmp_path / "kept")])
+        faults.main()
+    assert [p.name for p in (tmp_path / "kept").iterdir()] == ["round-3"] and (tmp_path / "kept" / "round-3" / "log").is_dir()
+    rows = read_rows(tmp_path / "faults.jsonl")
+    assert sorted(row["round"] for row in rows) == [0, 1, 2, 3], "a round is made once, whoever makes it"
+    assert faults.lines(rows) == [["arm/panda-pick", "9: hand-back", "4", "100.0", "100.0", "3 of 4", "0", "1"]]
