@@ -126,7 +126,8 @@ PRESETS = {
         dream=DreamConfig(batch=16, length=64, last=64, pixels=True), steps=72_000, prefill=1000, ratio=512.0),
 }
 """cpu: what a core does eight updates a second of; choices: the same for a robot that chooses among few moves and is shown how; control:
-the same model for tasks that last, with DreamerV3's actor and discount; daydreamer: the paper's sizes, batch, discount and rate; v3: its size1m."""
+the same model for tasks that last, with DreamerV3's actor and discount; daydreamer: the paper's sizes, batch, discount and rate; v3: its
+size1m."""
 
 
 def preset(name: str | None, task: str | None) -> DaydreamerConfig | None:
