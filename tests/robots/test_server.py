@@ -167,6 +167,17 @@ for step in range(100000):
 """
 
 
+def test_a_client_says_how_the_connection_to_its_server_ended(serve):
+    server = serve()
+    link = Link(server.url, "watcher")
+    server.close()
+    with pytest.raises(RealrlError, match=r"connection to the robot's server is lost \(received 1001 \(going away\)") as told:
+        while True:
+            link.ask({"type": "status"})
+    assert "the robot brakes and holds" in str(told.value)
+    link.close()
+
+
 def test_a_client_that_is_killed_leaves_a_robot_that_brakes_holds_and_parks(serve):
     """kill -9, and the proof in the server's own log."""
     server = serve(park=(0.0, 0.04), watchdog=3.0, park_after=60.0)

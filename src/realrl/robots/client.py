@@ -66,8 +66,8 @@ class Link:
         from websockets.exceptions import ConnectionClosed
         try:
             self._socket.send(wire.pack(message))
-        except ConnectionClosed:
-            raise self._gone() from None
+        except ConnectionClosed as error:
+            raise self._gone(error) from None
 
     def receive(self, patience: float, newest: int = 0) -> dict[str, Any]:
         """The next message. Raises Held where the robot does not follow, RealrlError for other errors, for silence, and where the server is
@@ -78,8 +78,8 @@ class Link:
             message = wire.unpack(self._socket.recv(timeout=patience))
         except TimeoutError:
             raise RealrlError(f"{self.url}: the robot's server said nothing for {patience:g} s: look at it and its log") from None
-        except ConnectionClosed:
-            raise self._gone() from None
+        except ConnectionClosed as error:
+            raise self._gone(error) from None
         except ValueError as error:
             raise RealrlError(f"{self.url} does not talk as a robot's server of this version does ({error})") from None
         if message["type"] == "error" and message.get("of", newest) >= newest:  # an older one was told already
@@ -91,8 +91,8 @@ class Link:
         self.send(message)
         return self.receive(patience)
 
-    def _gone(self) -> RealrlError:
-        return RealrlError(f"{self.url}: the connection to the robot's server is lost; the robot brakes and holds, see "
+    def _gone(self, error: Exception) -> RealrlError:
+        return RealrlError(f"{self.url}: the connection to the robot's server is lost ({error}); the robot brakes and holds, see "
                            "`realrl robot status`")
 
     def close(self) -> None:
