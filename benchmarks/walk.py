@@ -30,8 +30,11 @@ from realrl.streaming import StreamConfig
 HALF = 10
 METHODS = {"crossq": replace(preset("crossq"), steps=6000), "droq": preset("droq"), "sac": preset("sac"),
            "droq-10": replace(preset("droq"), sac=replace(preset("droq").sac, utd=HALF, policy_delay=HALF))}
+METHODS["crossq-10k"] = replace(METHODS["crossq"], steps=10_000)
+METHODS["gentle"] = replace(METHODS["crossq-10k"], price=1.0)
 METHODS |= {name: replace(METHODS["crossq"], stream=StreamConfig(realtime=True)) for name in ("realtime", "killed")}
-"""What is compared; droq-10 makes half the paper's updates."""
+"""What is compared; droq-10 makes half the paper's updates, gentle charges changes of the action once the robot walks, crossq-10k is the
+same run without."""
 AWAY = 10.0  # seconds without a learner
 
 

@@ -9,7 +9,8 @@ from typing import Any
 Row = dict[str, Any]
 COLUMNS = {"steps to 0.5 m/s": ("steps_to_half_mps", 0), "minutes to it": ("minutes_to_half_mps", 1), "speed [m/s]": ("speed_mps", 2),
            "net distance of path": ("net_of_path", 2), "falls a minute": ("falls_per_minute", 1),
-           "change of the action": ("action_change", 2), "falls while learning": ("falls_learning", 0),
+           "change of the action": ("action_change", 2), "strides [Hz]": ("stride_hz", 1), "change of sines": ("sine_change", 2),
+           "falls while learning": ("falls_learning", 0),
            "minutes of learning": ("wall_min", 1), "late ticks": ("deadline_misses", 0)}
 HEAD = ("", "", *COLUMNS)
 

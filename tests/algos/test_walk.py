@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from realrl import config, envs
-from realrl.algos.walk import Gait, WalkConfig, headline, measured, preset, train
+from realrl.algos.walk import Gait, Price, WalkConfig, charged, headline, measured, preset, rhythm, train
 from realrl.cell.cell import WorkCell
 from realrl.checkpoint import encode
 from realrl.cli import main as cli
@@ -23,7 +24,7 @@ from realrl.learn.sac import DROQ, PRESETS
 from realrl.policies.folder import load_policy
 from realrl.run import Run
 from realrl.scene import CollectConfig
-from realrl.types import Episode, Moment, RealrlError, Source, Step
+from realrl.types import Batch, Episode, Moment, RealrlError, Source, Step
 from toy_runs import killed_at_saves, metrics
 
 ONE = CollectConfig(workers=1, envs_per_worker=4)
@@ -105,11 +106,23 @@ def fake(speeds: list[float], *, fell: bool = False) -> Episode:
 
 def test_what_an_episode_says_of_the_gait() -> None:
     found = measured(fake([1.0] * 20 + [-0.5] * 20, fell=True), 0.05)
-    assert found == pytest.approx({"speed": 0.25, "fell": 1.0, "seconds": 2.0, "net": 0.5, "path": 1.5, "change": 0.5})
+    assert found == pytest.approx({"speed": 0.25, "fell": 1.0, "seconds": 2.0, "net": 0.5, "path": 1.5, "change": 0.5, "hz": 10.0,
+                                   "sine": 0.25 * math.sqrt(2) * 4 / math.pi})
     told = {"measured": found}
     gait, agent = Gait(0.05), type("Agent", (), {"step": 0})()
     head = headline(WalkConfig(), {"stages": [{"name": "walk", **told}, {"name": "walk-noisy", **told}]}, agent, gait)
     assert (head["speed_mps"], head["falls_per_minute"], head["net_of_path"]) == (0.25, 30.0, 0.3333)
+
+
+def test_what_a_gait_needs_is_told_from_jitter() -> None:
+    """A sine of 2.5 Hz and size 0.4 changes by 0.4 * 2 sin(pi / 8) * 2 / pi a step; jitter adds to what is measured."""
+    t = np.arange(400) * 0.05
+    sine = 0.4 * np.sin(2 * np.pi * 2.5 * t[:, None] + np.arange(12))
+    wanted = 0.4 * 2 * math.sin(math.pi / 8) * 2 / math.pi
+    assert rhythm(sine, 0.05) == pytest.approx((2.5, wanted))
+    jitter = sine + 0.2 * (-1.0) ** np.arange(400)[:, None]
+    hz, smooth = rhythm(jitter, 0.05)
+    assert hz == 2.5 and smooth < 1.3 * wanted and np.abs(np.diff(jitter, axis=0)).mean() > 2 * wanted
 
 
 def test_walking_begins_with_five_seconds_of_half_a_metre_in_one_episode() -> None:
@@ -128,6 +141,70 @@ def test_walking_begins_with_five_seconds_of_half_a_metre_in_one_episode() -> No
     steps = [Step({}, a, a, Source.POLICY, 0.0, False, False, False, 0.0) for a in episode.action]
     again.see([Moment(s, {"state": x}, 1, i == 0) for i, (s, x) in enumerate(zip(steps, episode.obs["state"][1:], strict=True))])
     assert (again.first, again.first_s) == (700, 4.0), "when it was is in the checkpoint"
+
+
+# ---- what a change of the action costs
+
+
+def test_a_change_of_the_action_is_charged_by_hand_computed_numbers() -> None:
+    """0.5 more in every joint and a price of 2: 10 * 2 * 0.25 = 5 off, never below zero, and what was below stays."""
+    before, after = torch.zeros(4, 1, 47), torch.zeros(4, 1, 47)
+    before[:, 0, -12:], after[:, 0, -12:], after[:, 0, :35] = 0.25, 0.75, 9.0  # only the action counts
+    after[3, 0, -12:] = torch.tensor([0.25] * 6 + [1.25] * 6)  # a whole one, in half of the joints
+    reward, none = torch.tensor([8.0, 3.0, -1.0, 12.0]), torch.zeros(4)
+    batch = Batch({"state": before}, torch.zeros(4, 1, 12), reward, none, {"state": after}, none, none)
+    assert charged(batch, 12, 2.0).reward.tolist() == [3.0, 0.0, -1.0, 2.0]
+    assert charged(batch, 12, 0.0) is batch and reward.tolist() == [8.0, 3.0, -1.0, 12.0], "what is stored stays"
+
+
+def test_the_price_rises_with_speed_to_spare_and_falls_with_too_little() -> None:
+    price = Price(1.0, 0.05)
+    price.follow(0.6)
+    assert price.now == pytest.approx(0.3 * (1 + 0.3 * 0.1 * 0.05)), "three hundredths a second for a tenth of a m/s"
+    for _ in range(20 * 60):
+        price.follow(2.0)
+    assert price.now == 1.0, "no more than was said"
+    price.follow(0.0)
+    assert price.now == pytest.approx(1 - 0.04 * 0.05), "at most four hundredths a second, down as up"
+    for _ in range(20 * 60):
+        price.follow(0.0)
+    assert price.now == 0.3, "it is never given up"
+    little = Price(0.1, 0.05)
+    little.follow(0.5)
+    assert little.now == 0.1
+
+
+def test_nothing_is_charged_before_it_walks_and_the_recording_says_what_then() -> None:
+    gait = Gait(0.05, 1.0)
+    gait.remember([fake([0.6] * 99), fake([0.2] * 200)])
+    assert gait.price.now == 0.0
+    gait.remember([fake([0.6] * 100)])
+    at = gait.price.now
+    assert at > 0.3
+    gait.remember([fake([0.9] * 99)])
+    assert gait.price.now == at, "five seconds of one episode have to be seen"
+    gait.remember([fake([0.4] * 300)])
+    live = Gait(0.05, 1.0)
+    for episode in (fake([0.6] * 99), fake([0.2] * 200), fake([0.6] * 100), fake([0.9] * 99), fake([0.4] * 300)):
+        steps = [Step({}, a, a, Source.POLICY, 0.0, False, False, False, 0.0) for a in episode.action]
+        live.see([Moment(s, {"state": x}, 1, i == 0) for i, (s, x) in enumerate(zip(steps, episode.obs["state"][1:], strict=True))])
+    assert live.price.now == gait.price.now < at, "the same from memory"
+
+
+def test_a_priced_run_is_the_same_until_it_walks_and_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free, never = tiny(), tiny(price=1.0)
+    run_of(tmp_path / "free", free)
+    run_of(tmp_path / "never", never)
+    one, two = (weights(tmp_path / name) for name in ("free", "never"))
+    assert all(torch.equal(one[k], two[k]) for k in one), "who does not walk pays nothing"
+    monkeypatch.setattr("realrl.algos.walk.SPEED", -10.0)  # anything is walking
+    monkeypatch.setattr("realrl.algos.walk.LAST", 0.5)
+    run_of(tmp_path / "straight", never)
+    killed_at_saves(monkeypatch, (3, 1, 2), lambda: run_of(tmp_path / "killed", never))
+    run_of(tmp_path / "killed", never)
+    one, three, four = (weights(tmp_path / name) for name in ("free", "straight", "killed"))
+    assert not all(torch.equal(one[k], three[k]) for k in one) and all(torch.equal(three[k], four[k]) for k in three)
+    assert [line["price"] > 0.3 for line in metrics(tmp_path / "straight")] == [True] * len(metrics(tmp_path / "straight"))
 
 
 @pytest.mark.parametrize("task", ["go1", "go1-paper", "go1-command"])
@@ -156,6 +233,8 @@ def test_algorithms_are_one_flag_apart() -> None:
     assert WalkConfig() == preset("crossq") and preset("droq").sac == DROQ
     with pytest.raises(OutOfBounds, match=r"algorithm is 'droq', but sac\.norm is 'renorm'"):
         WalkConfig(algorithm="droq")
+    with pytest.raises(OutOfBounds, match=r"price charges single steps: it needs sac\.n_step 1 and policy\.chunk 1, got 1 and 2"):
+        WalkConfig(price=1.0, policy=replace(preset("crossq").policy, chunk=2))
     with pytest.raises(OutOfBounds, match="learned from nothing"):
         WalkConfig(data="somewhere")
     from realrl.cli.train import _method

@@ -9,9 +9,10 @@ What of it is where: the learner, and all that tells DroQ from CrossQ, in `learn
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,14 +20,14 @@ import torch
 from torch import Tensor
 
 from realrl.config import OutOfBounds, check
-from realrl.envs.quadruped import SPEED, motion
+from realrl.envs.quadruped import FULL, SPEED, motion
 from realrl.files import derive
 from realrl.learn.practice import Milestone
 from realrl.learn.sac import CROSSQ, PRESETS, SAC, SACConfig
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
-from realrl.types import Array, Cell, Episode, Moment, Stream
+from realrl.types import Array, Batch, Cell, Episode, Moment, Stream
 
 LAST = 5.0
 """Seconds over which a mean speed of `SPEED` or more counts as walking."""
@@ -36,6 +37,9 @@ BEHIND = 40
 
 CLOCK = ("ticks", "deadline_misses", "worst_late_ms", "holds")
 """What the headline says of a run in real time."""
+
+LEAST, EAGER, FASTEST = 0.3, 0.3, 0.04
+"""Of `Price`: where it begins; growth a second for every m/s above or below what it keeps to; the most growth a second."""
 
 ACTORS = {"crossq": GaussianConfig(norm="renorm"), "droq": GaussianConfig(), "sac": GaussianConfig()}
 """The actor that belongs to each of `PRESETS`."""
@@ -59,6 +63,8 @@ class WalkConfig(Scene):
     """Control steps to learn for; the episode that is under way then is finished."""
     random_steps: int = 1000
     """Control steps of even noise at first, before anything is learned."""
+    price: float = 0.0
+    """Most that a change of the action is charged once the robot walks, see `Price`; 0 = no more than the task does."""
     compiled: bool = False
     """Whether updates are compiled: about a minute at first, then nearly twice as fast; needs a C++ compiler."""
     save_every: int = 1000
@@ -72,10 +78,13 @@ class WalkConfig(Scene):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, steps="[1, 1e9]", random_steps="[1, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]")
+        check(self, steps="[1, 1e9]", random_steps="[1, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]", price="[0, 1000]")
         if (self.algorithm == "crossq") != (self.sac.norm == "renorm"):
             raise OutOfBounds(WalkConfig, "algorithm", f"is {self.algorithm!r}, but sac.norm is {self.sac.norm!r}: begin from "
                               f"preset({self.algorithm!r})")
+        if self.price and (self.sac.n_step > 1 or self.policy.chunk > 1):
+            raise OutOfBounds(WalkConfig, "price", "charges single steps: it needs sac.n_step 1 and policy.chunk 1, got "
+                              f"{self.sac.n_step} and {self.policy.chunk}")
         if self.data is not None:
             raise OutOfBounds(WalkConfig, "data", "has no use here: walking is learned from nothing")
 
@@ -97,7 +106,7 @@ def train(cfg: WalkConfig, cell: Cell) -> dict[str, Any]:
     place = device(cfg.device)
     agent = SAC(GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, name="walk").to(place), cfg.sac, seed=derive(cfg.seed, "learner"),
                 compiled=cfg.compiled)
-    gait = Gait(spec.dt)
+    gait = Gait(spec.dt, cfg.price)
     with cell.timed("walk"):
         health = learn(cfg, cell, agent, gait)
     agent.policy.requires_grad_(False)
@@ -129,7 +138,8 @@ def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait) -> dict[str, floa
                 if owed and len(replay):
                     owed = min(owed - 1, BEHIND)
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
-                    pen.told.append(agent.update(replay.sample(cfg.sac.batch, random, cfg.sac.utd)))
+                    batch = replay.sample(cfg.sac.batch, random, cfg.sac.utd)
+                    pen.told.append(agent.update(charged(batch, cell.spec.action_dim, gait.price.now)))
                     stream.publish(agent.policy)
                 advance(len(moments))
                 gait.tick()
@@ -142,13 +152,39 @@ def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait) -> dict[str, floa
         return stream.health()
 
 
+class Price:
+    """What a change of the action costs beside what the task takes for it, in the unit of `envs.quadruped.CHANGE`. now: at present.
+
+    Nothing until the robot walks, for who learns to walk must try out much. From then on it rises while the robot is faster than `SPEED`
+    and falls while it is slower: as high as the gait can bear, up to `most`. It follows from the recorded speeds alone, so that a resumed
+    run has the same one.
+    """
+
+    def __init__(self, most: float, dt: float) -> None:
+        self.most, self.dt, self.now = most, dt, 0.0
+
+    def follow(self, speed: float) -> None:
+        """A step of a robot that has walked. speed: m/s, on average over the last `LAST` seconds."""
+        growth = float(np.clip(EAGER * (speed - SPEED), -FASTEST, FASTEST))
+        self.now = min(max(max(self.now, LEAST) * (1.0 + growth * self.dt), LEAST), self.most)
+
+
+def charged(batch: Batch, actions: int, price: float) -> Batch:
+    """Transitions with `FULL * price * mean (a - a_before)^2` taken off their rewards, but never below zero. Both actions, [B, actions] as
+    the servos got them, end the observations after and before. What is stored keeps the task's reward: the price is the present one."""
+    if not price:
+        return batch
+    change = (batch.next_obs["state"][:, -1, -actions:] - batch.obs["state"][:, -1, -actions:]).square().mean(1)
+    return replace(batch, reward=torch.maximum(batch.reward - FULL * price * change, batch.reward.clamp(max=0.0)))
+
+
 class Gait(Milestone):
     """How the robot walks while it learns. first: the first step at which its mean speed over the last `LAST` seconds, of one episode, was
-    `SPEED` or more."""
+    `SPEED` or more. price: what follows from that, at most `most`."""
 
-    def __init__(self, dt: float) -> None:
+    def __init__(self, dt: float, most: float = 0.0) -> None:
         super().__init__()
-        self.dt, self.falls = dt, 0
+        self.dt, self.falls, self.price = dt, 0, Price(most, dt)
         self.speeds: list[float] = []
         self._window: deque[float] = deque(maxlen=round(LAST / dt))
 
@@ -169,7 +205,10 @@ class Gait(Milestone):
         self.speeds.append(speed)
         self._window.append(speed)
         self.falls += fell
-        self.count(len(self._window) == self._window.maxlen and sum(self._window) >= SPEED * len(self._window))
+        full, total = len(self._window) == self._window.maxlen, sum(self._window)
+        self.count(full and total >= SPEED * len(self._window))
+        if full and self.first is not None:
+            self.price.follow(total / len(self._window))
 
 
 class Pen:
@@ -191,6 +230,8 @@ class Pen:
         out = {"speed": float(np.mean(gait.speeds)), "falls_per_minute": (gait.falls - self._falls) / (steps * gait.dt / 60),
                "updates_per_s": (self._agent.step - self._updates) / max(gait.seconds - self._seconds, 1e-9),
                "utd_reached": utd_reached(self._cfg, self._agent, gait), "episodes": float(self._stream.episodes)}
+        if self._cfg.price:
+            out["price"] = gait.price.now
         names = list({name: None for told in self.told for name in told})
         out |= self._stream.health()
         out |= {name: float(torch.stack([told[name] for told in self.told if name in told]).mean()) for name in names}
@@ -203,12 +244,24 @@ class Pen:
 
 def measured(episode: Episode, dt: float) -> dict[str, float]:
     """What an episode says of the gait, from the robot's own senses (`envs.quadruped.motion`). speed: m/s; net, path: metres from start to
-    end, and along the way; change: of the action from step to step, as the servos got it, its size on average over the joints; seconds."""
+    end, and along the way; change: of the action from step to step, as the servos got it, its size on average over the joints; hz, sine:
+    see `rhythm`; seconds."""
     state = episode.obs["state"][1:]
     speed, over = motion(state, dt)
+    sent = state[:, -episode.action.shape[1]:]
+    hz, sine = rhythm(sent, dt)
     return {"speed": float(speed.mean()), "fell": float(episode.terminated), "seconds": len(episode) * dt,
             "net": float(np.hypot(*(over.sum(0) * dt))), "path": float(np.hypot(*over.T).sum() * dt),
-            "change": float(np.abs(np.diff(state[:, -episode.action.shape[1]:], axis=0)).mean()) if len(episode) > 1 else 0.0}
+            "change": float(np.abs(np.diff(sent, axis=0)).mean()) if len(episode) > 1 else 0.0, "hz": hz, "sine": sine}
+
+
+def rhythm(sent: Array, dt: float) -> tuple[float, float]:
+    """(the frequency at which actions [T, A] have most of their power, Hz; how much they would change from step to step, on average, were
+    each joint's a sine of that frequency and of its own deviation): what of the change is the gait, and what jitter."""
+    moved = sent - sent.mean(0)
+    power = (np.abs(np.fft.rfft(moved, axis=0)) ** 2).sum(1)
+    hz = float(np.fft.rfftfreq(len(sent), dt)[power.argmax()])
+    return hz, float(moved.std(0).mean() * math.sqrt(2) * 4 / math.pi * math.sin(math.pi * hz * dt))
 
 
 def utd_reached(cfg: WalkConfig, agent: SAC, gait: Gait) -> float:
@@ -229,4 +282,4 @@ def _gait(means: Mapping[str, float]) -> dict[str, float]:
     """Of means over episodes; ratios are of the means, so that a fall in the first second is not a whole episode."""
     return {"speed_mps": round(means["speed"], 4), "falls_per_minute": round(means["fell"] / (means["seconds"] / 60), 3),
             "net_of_path": round(means["net"] / max(means["path"], 1e-9), 4), "net_m": round(means["net"], 3),
-            "action_change": round(means["change"], 4)}
+            "action_change": round(means["change"], 4), "stride_hz": round(means["hz"], 2), "sine_change": round(means["sine"], 4)}

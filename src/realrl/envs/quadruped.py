@@ -33,6 +33,8 @@ from realrl.types import Array, Policy, RealrlError
 
 SPEED = 0.5
 """What counts as walking, m/s."""
+FULL = 10.0
+"""The reward of a step without fault."""
 # weights of the reward, see `walk_reward`
 YAW, ATTITUDE, TORQUE, CHANGE = 0.1, 10.0, 3e-4, 0.1
 SMOOTH = 4.0
@@ -136,7 +138,7 @@ def tolerance(speed: float) -> float:
 
 def paper_reward(forward: float, pitch: float, turning: float) -> float:
     """A Walk in the Park's reward. forward: m/s along the trunk; pitch: rad; turning: rad/s."""
-    return 10.0 * (tolerance(forward * math.cos(pitch)) - YAW * abs(turning))
+    return FULL * (tolerance(forward * math.cos(pitch)) - YAW * abs(turning))
 
 
 def walk_reward(forward: float, turning: float, tilt: float, torque: float, change: float) -> float:
@@ -145,13 +147,13 @@ def walk_reward(forward: float, turning: float, tilt: float, torque: float, chan
     forward: m/s; turning: rad/s; tilt: roll^2 + pitch^2, rad^2; torque: sum of squares, (N m)^2; change: mean square of the action's
     change since the step before.
     """
-    return 10.0 * max(0.0, tolerance(forward) - YAW * abs(turning) - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
+    return FULL * max(0.0, tolerance(forward) - YAW * abs(turning) - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
 
 
 def command_reward(error: float, turn_error: float, tilt: float, torque: float, change: float) -> float:
     """Following a command. error: m/s off, forward and sideways together; turn_error: rad/s off; the rest as `walk_reward`."""
     followed = 0.7 * math.exp(-error * error / 0.1) + 0.3 * math.exp(-turn_error * turn_error / 0.25)
-    return 10.0 * max(0.0, followed - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
+    return FULL * max(0.0, followed - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
 
 
 # ---- from its back
