@@ -5,7 +5,8 @@
     python -m benchmarks.robot_timing --seconds 1800 --beside                      # while a learner trains in another process
 
 Jitter is how much the time between two observations differs from the period, as the client sees it; late ticks and late actions are
-the server's own counts. Writes benchmarks/results/robot_timing.jsonl.
+the server's own counts. A run that the server's watchdog ends (no action for ten periods) is a row, too, with what was said. Writes
+benchmarks/results/robot_timing.jsonl.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from realrl.cell.deploy import deploy
 from realrl.policies.folder import load_policy
 from realrl.robots.client import Link, RobotClient
 from realrl.robots.log import read_ticks
-from realrl.types import Array, Plan, Policy, State
+from realrl.types import Array, Plan, Policy, RealrlError, State
 
 KEY = ("fps", "policy", "beside", "seconds")
-HEAD = ("actions a second", "policy", "beside it", "minutes", "steps", "late actions", "late ticks of the server",
+HEAD = ("actions a second", "policy", "beside it", "minutes", "ended by", "steps", "late actions", "late ticks of the server",
         "jitter p50, p99, p99.9, most [ms]", "server's ticks late by p50, p99, p99.9, most [ms]")
 CONFIG = """
 name: timing
@@ -108,14 +109,18 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         assert server.stdout is not None
         url = next(line.split(" is served at ")[1].split()[0] for line in server.stdout if " is served at " in line)
         inner = load_policy(args.policy)[0] if args.policy else None
-        env, until, gaps = RobotClient(url), 0.0, []
+        env, began, gaps, ended = RobotClient(url), 0.0, list[float](), ""
         steps = deploy(env, Swing(inner), 1, folder=folder / "recorded")
-        for tally in steps:
-            gaps += [tally.gaps[-1]] if tally.gaps else []
-            until = until or time.monotonic() + args.seconds
-            if time.monotonic() > until:
-                break
-        env.pause()
+        try:
+            for tally in steps:
+                gaps += [tally.gaps[-1]] if tally.gaps else []
+                began = began or time.monotonic()
+                if time.monotonic() > began + args.seconds:
+                    break
+            env.pause()
+        except RealrlError as error:
+            ended = str(error).removeprefix(f"{url}: ")
+        lasted = time.monotonic() - began
         with Link(url, "watcher") as link:
             status = link.ask({"type": "status"})
         steps.close()
@@ -129,14 +134,16 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     share = lambda values: {f"p{q:g}": round(float(np.quantile(values, q / 100)), 3) for q in (50, 99, 99.9)} | {
         "max": round(float(values.max()), 3)}
     return {"fps": args.fps, "policy": str(args.policy) if args.policy else "swing", "beside": args.beside, "seconds": args.seconds,
-            "steps": len(gaps), "load": os.getloadavg()[0], "jitter_ms": share(jitter), "tick_late_ms": share(ticks),
+            "lasted": round(lasted, 1), "ended": ended, "steps": len(gaps),
+            "load": os.getloadavg()[0], "jitter_ms": share(jitter), "tick_late_ms": share(ticks),
             "late_actions": tally.late, "late_ticks": status["late_ticks"], "plan_ms": round(1e3 * float(np.median(tally.plans)), 3)}
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """A line a run."""
     told = lambda values: ", ".join(f"{values[name]:.3g}" for name in ("p50", "p99", "p99.9", "max"))
-    return [[str(row["fps"]), row["policy"], "a learner" if row["beside"] else "nothing", f"{row['seconds'] / 60:.0f}", f"{row['steps']:,}",
+    return [[str(row["fps"]), row["policy"], "a learner" if row["beside"] else "nothing", f"{row['lasted'] / 60:.0f}",
+             row["ended"] or "the clock", f"{row['steps']:,}",
              str(row["late_actions"]), str(row["late_ticks"]), told(row["jitter_ms"]), told(row["tick_late_ms"])] for row in rows]
 
 
