@@ -33,6 +33,7 @@ BASE = HILConfig(judge_every=2500)
 METHODS = {"corrections": BASE, "gripper-as-motion": replace(BASE, grasp_critic=False), "demonstrations": replace(BASE, human="none"),
            "nobody": replace(BASE, human="none", prior_share=0.0), "residual": BASE, "asks": replace(BASE, help_after=20),
            "chunks": replace(BASE, policy=replace(BASE.policy, chunk=4)),
+           "tilting-person": replace(BASE, expert="tilting"),
            "ten-critics": replace(BASE, sac=replace(BASE.sac, critics=10)),
            "long-memory": replace(BASE, policy=replace(BASE.policy, n_obs=16)),
            "hg-dagger": replace(BASE, learner="hg-dagger", sac=replace(BASE.sac, utd=1), clone_steps=2000),
