@@ -3,12 +3,13 @@
     OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --tasks quadruped/go1-from-back --methods cpu --seeds 0
     OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --tasks bins/panda --methods choices untaught camera --seeds 0
     OMP_NUM_THREADS=1 python -m benchmarks.daydreamer --methods realtime --seeds 0
-    python -m benchmarks.daydreamer --tasks dmc/walker-walk --methods control --seeds 0 1 2
+    python -m benchmarks.daydreamer --tasks dmc/walker-walk --methods control wide --seeds 0 1 2 --steps 25000
 
 cpu is `realrl train daydreamer` as it is by default, in one process that takes turns; realtime is the same with the robot in a process of
 its own, at its rate by the clock; choices is what the bins have by default: demonstrations in half of each batch at first, and ever
 fewer; untaught has none of them; imitation has nothing else (the actor learns from no dream, the robot's actions are random); camera sees
-pictures and the robot's own readings; control is what the control suite has by default (two frames a control step). The curve has the
+pictures and the robot's own readings; control is what the control suite has by default (two frames a control step), wide
+a model between DreamerV3's sizes 1m and 12m there, learned from as often as its own. The curve has the
 mean reward a step of every 1,000 control steps of practice, noise and all; of the bins and the suite all returns are kept, too.
 Rows go to benchmarks/results/daydreamer.jsonl; the same command goes on where it was stopped, within a run too.
 """
@@ -24,11 +25,13 @@ import numpy as np
 
 from benchmarks.lib.common import slim
 from benchmarks.lib.jobs import Job, run_jobs
-from realrl.algos.daydreamer import PRESETS, DaydreamerConfig, train
+from realrl.algos.daydreamer import PRESETS, DaydreamerConfig, DreamConfig, train
 from realrl.data.store import Store
 from realrl.envs.bins import names as bins
 from realrl.envs.dmc import names as dmc
 from realrl.envs.quadruped import REACHED, rising
+from realrl.nets.rssm import RSSMConfig
+from realrl.policies.recurrent import RecurrentConfig
 from realrl.streaming import StreamConfig
 from realrl.types import Array, Episode
 
@@ -37,7 +40,10 @@ CHOICES = PRESETS["choices"]
 METHODS = {"cpu": CPU, "realtime": replace(CPU, stream=StreamConfig(realtime=True)), "choices": CHOICES,
            "untaught": replace(CHOICES, demo_share=0.0),
            "imitation": replace(CHOICES, dream=replace(CHOICES.dream, alone=10**9, imagine=1)),
-           "camera": replace(CHOICES, sight=replace(CHOICES.sight, kind="rgb")), "control": PRESETS["control"]}
+           "camera": replace(CHOICES, sight=replace(CHOICES.sight, kind="rgb")), "control": PRESETS["control"],
+           "wide": replace(PRESETS["control"], ratio=512.0,
+                           policy=RecurrentConfig(RSSMConfig(deter=512, stoch=32, classes=16, hidden=256, units=256)),
+                           dream=DreamConfig(batch=32, length=32, last=16, lr=1e-4, warmup=500))}
 TASKS = ("quadruped/go1-from-back", *(f"bins/{name}" for name in bins()), *(f"dmc/{name}" for name in dmc()))
 EVERY, HELD = 1000, 50
 """Steps of a point of the curve; steps in nine tenths of which a phase has to be reached to count as reached."""
@@ -46,7 +52,7 @@ EVERY, HELD = 1000, 50
 def toy_size(cfg: DaydreamerConfig) -> DaydreamerConfig:
     """The same with budgets that show nothing but that the script works."""
     rssm = replace(cfg.policy.rssm, deter=16, hidden=16, units=16, stoch=4, classes=4, depth=2)
-    dream = replace(cfg.dream, batch=4, length=6, imagine=3)
+    dream = replace(cfg.dream, batch=4, length=6, last=min(cfg.dream.last, 4), imagine=3)
     return replace(cfg, policy=replace(cfg.policy, rssm=rssm), dream=dream, steps=120, prefill=40, ratio=4.0, horizon=40, eval_episodes=2)
 
 

@@ -265,7 +265,8 @@ def test_an_update_depends_on_nothing_but_its_number_and_goes_on_from_a_checkpoi
 class Asked(TorchDispatchMode):
     """Notes what would make a GPU wait for this side, or this side for it."""
 
-    WAITS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "equal", "is_nonzero"})
+    WAITS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "is_nonzero"})
+    """Without `equal`, which torch 2.11 asks on a core by itself; on a GPU the test below would notice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -298,19 +299,18 @@ def test_an_update_asks_its_device_for_nothing(through: bool) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("through", [False, True])
 def test_what_a_gpu_repeats_is_what_it_is_told_anew(through: bool) -> None:
-    replay, told = line(5, device="cuda"), []
-    for graph in (True, False):
-        agent = dreamer(through=through, spread=0.3 * through, alone=6, device="cuda", graph=graph)
-        rows = []
-        for step in range(14):
-            s = drawn(replay, step)
-            torch.cuda.set_sync_debug_mode("error" if step == 13 else "default")
-            rows.append(agent.update(s))
-            torch.cuda.set_sync_debug_mode("default")
-        told.append({key: torch.stack([row[key] for row in rows]).cpu() for key in rows[0]})
-        assert agent._records is None if not graph else [r._graph is not None for r in agent._records.values()] == [True, True]
-    for key, values in told[0].items():
-        assert torch.allclose(values, told[1][key], rtol=0.02, atol=0.02), (key, values, told[1][key])
+    replay = line(5, device="cuda")
+    one, two = (dreamer(through=through, spread=0.3 * through, alone=6, device="cuda", graph=graph) for graph in (True, False))
+    for step in range(14):
+        two.load_state_dict(copy.deepcopy(one.state_dict()))  # or what rounding adds up in another order would grow from update to update
+        s = drawn(replay, step)
+        torch.cuda.set_sync_debug_mode("error" if step == 13 else "default")
+        repeated, anew = one.update(s), two.update(s)
+        torch.cuda.set_sync_debug_mode("default")
+        for key, value in repeated.items():
+            assert torch.allclose(value, anew[key], rtol=0.02, atol=0.02), (step, key, value, anew[key])
+    assert two._records is None and one._records is not None
+    assert [r._graph is not None for r in one._records.values()] == [True, True]
 
 
 # ---- the loop

@@ -114,8 +114,7 @@ PRESETS = {
         steps=6000, prefill=400, ratio=128.0, demo_share=0.5),
     "control": DaydreamerConfig(
         preset="control", task="dmc/walker-walk",
-        policy=RecurrentConfig(RSSMConfig(deter=512, stoch=32, classes=16, hidden=256, units=256)),
-        dream=DreamConfig(batch=32, length=32, last=16, lr=1e-4, warmup=500), steps=50_000, prefill=1000, ratio=512.0),
+        dream=replace(CPU, gamma=1 - 1 / 333, centre=False, through=False, spread=0.0), steps=50_000),
     "daydreamer": DaydreamerConfig(
         preset="daydreamer", policy=RecurrentConfig(RSSMConfig(deter=512, hidden=512, stoch=32, classes=32, prior_layers=3, units=512,
                                                                layers=4, depth=48)),
@@ -127,7 +126,8 @@ PRESETS = {
         dream=DreamConfig(batch=16, length=64, last=64, pixels=True), steps=72_000, prefill=1000, ratio=512.0),
 }
 """cpu: what a core does eight updates a second of; choices: the same for a robot that chooses among few moves and is shown how; control:
-between DreamerV3's sizes 1m and 12m, as often as its own; daydreamer: the paper's sizes, batch, discount and rate; v3: its size1m."""
+the same model for tasks that last, with DreamerV3's actor and discount; daydreamer: the paper's sizes, batch, discount and rate; v3: its
+size1m."""
 
 
 def preset(name: str | None, task: str | None) -> DaydreamerConfig | None:
