@@ -155,9 +155,9 @@ def test_the_policy_sees_the_slot_where_it_is_not() -> None:
     assert np.array_equal(obs["state"], obs["privileged"][:27])
 
 
-@pytest.mark.parametrize(("name", "manner"), [*((name, None) for name in contact.names()),
-                                              *((name, "tilting") for name in contact.names() if name != "pick-peg")])
-def test_the_expert_and_its_progress(name: str, manner: str | None) -> None:
+@pytest.mark.parametrize(("name", "manner"), [(name, manner) for name in contact.names() for manner in contact.MANNERS
+                                              if (name, manner) != ("pick-peg", "tilting")])
+def test_the_expert_and_its_progress(name: str, manner: str) -> None:
     env, policy = envs.make(f"contact/{name}"), envs.expert(f"contact/{name}", manner, noise=0.1)
     found = list(rollout([env], policy, [box_guard(env)], range(6), greedy=True))
     assert all(e.succeeded and e.terminated for e in found)
@@ -187,7 +187,13 @@ def test_who_tilts_touches_with_a_corner_wherever_the_slot_may_be() -> None:
         assert abs(dipped["upright"]) < 0.3, f"who is upright stands on the rim: {wrong}, {dipped}"
 
 
-def test_a_manner_that_a_task_does_not_have_is_refused() -> None:
+def test_a_task_is_shown_in_a_manner_of_its_own_and_refuses_one_that_it_does_not_have() -> None:
+    state = world("peg-hard").reset(seed=4)[0]["privileged"][None, None].astype(np.float32)
+    for name in contact.names():
+        if not contact.LEVELS[name].picks:
+            own, told = (envs.expert(f"contact/{name}", m).act({"state": state}, {}, greedy=True, rng=[])[0].action
+                         for m in (None, contact.LEVELS[name].manner))
+            assert np.array_equal(own, told)
     for name, manner in (("peg", "sideways"), ("pick-peg", "tilting")):
         with pytest.raises(RealrlError, match=f"contact/{name}: its expert's manner is upright.*got {manner}: leave --expert out"):
             envs.expert(f"contact/{name}", manner)

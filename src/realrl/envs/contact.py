@@ -62,7 +62,7 @@ WIDE = 6.0
 @dataclass(frozen=True)
 class Level:
     """How hard a task is. error: of the slot's place as it is seen, 1 sigma, m; turn: of the slot, at most, rad; friction: of everything;
-    reach: of a full action, m; picks: whether the peg has to be picked first."""
+    reach: of a full action, m; picks: whether the peg has to be picked first; manner: of `MANNERS`, in which it is shown."""
 
     text: str
     error: float
@@ -70,12 +70,13 @@ class Level:
     friction: float
     reach: float
     picks: bool = False
+    manner: str = "upright"
 
 
 LEVELS = {
     "peg-easy": Level("press the peg into the slot (easy)", 0.001, 0.2, 0.25, 0.010),
-    "peg": Level("press the peg into the slot", 0.0015, 0.2, 0.35, 0.008),
-    "peg-hard": Level("press the peg into the slot (hard)", 0.002, 0.3, 0.5, 0.006),
+    "peg": Level("press the peg into the slot", 0.0015, 0.2, 0.35, 0.008, manner="tilting"),
+    "peg-hard": Level("press the peg into the slot (hard)", 0.002, 0.3, 0.5, 0.006, manner="tilting"),
     "pick-peg": Level("pick the peg and press it into the slot", 0.001, 0.2, 0.25, 0.010, picks=True),
 }
 
@@ -95,8 +96,9 @@ def make(name: str, *, reward: str | None = None, horizon: int | None = None, si
 
 def expert(name: str, path: str | Path | None = None) -> Policy:
     """A careful demonstrator, who knows where the slot is and never moves at more than half the full speed. path: its manner, "upright"
-    (`Careful`, the default) or "tilting" (`Tilting`). Raises RealrlError for another, and for one that tilts what it has to pick."""
-    level, manner = LEVELS[name], "upright" if path is None else str(path)
+    (`Careful`) or "tilting" (`Tilting`), by default the level's. Raises RealrlError for another, and for tilting what has to be picked."""
+    level = LEVELS[name]
+    manner = level.manner if path is None else str(path)
     if manner not in MANNERS or (level.picks and manner != "upright"):
         known = ["upright"] if level.picks else list(MANNERS)
         raise RealrlError(f"contact/{name}: its expert's manner is {' or '.join(known)}, got {manner}: leave --expert out, or name one")
