@@ -29,18 +29,20 @@ from realrl.envs import contact
 from realrl.envs.contact import names
 from realrl.types import RealrlError
 
-BASE = HILConfig(judge_every=2500)
+BASE = HILConfig(judge_every=2500, expert="upright")
 METHODS = {"corrections": BASE, "gripper-as-motion": replace(BASE, grasp_critic=False), "demonstrations": replace(BASE, human="none"),
            "nobody": replace(BASE, human="none", prior_share=0.0), "residual": BASE, "asks": replace(BASE, help_after=20),
            "chunks": replace(BASE, policy=replace(BASE.policy, chunk=4)),
+           "tilting-person": replace(BASE, expert="tilting"),
            "ten-critics": replace(BASE, sac=replace(BASE.sac, critics=10)),
            "long-memory": replace(BASE, policy=replace(BASE.policy, n_obs=16)),
            "hg-dagger": replace(BASE, learner="hg-dagger", sac=replace(BASE.sac, utd=1), clone_steps=2000),
            "cloning": replace(BASE, human="none", clone_steps=4000, steps=1, start=10**6)}
 """What is compared: HIL-SERL; on "pick-peg" the same without a grasp critic; the same (RLPD) with the demonstrations alone, and without
 these (plain soft actor-critic); a residual on what `realrl train bc` makes of the same demonstrations; a person who comes when asked; four
-motions a decision; ten critics, of which targets take the less of two, as in RLPD; sixteen observations instead of six; imitation of the
-person, with corrections and without."""
+motions a decision; ten critics, of which targets take the less of two, as in RLPD; sixteen observations instead of six; a person
+who tilts the peg, as `realrl train hil-serl` has it, where all others have one who holds it upright; imitation of the person, with
+corrections and without."""
 HAS_GRIPPER = "pick-peg"
 EQUAL = ("hg-dagger", "cloning")  # have the same seconds of a person as corrections
 
@@ -99,8 +101,8 @@ class Practice(Job):
     def on_clone(self) -> Practice:
         """The same on a frozen clone, which is trained if there is none."""
         cfg, folder = self.cfg, self.folder.with_name(f"{self.folder.name}-base")
-        clone = BCConfig(task=cfg.task, seed=cfg.seed, demos=cfg.demos, demo_noise=cfg.demo_noise, horizon=cfg.horizon,
-                         eval_episodes=cfg.eval_episodes, collect=cfg.collect)
+        clone = BCConfig(task=cfg.task, seed=cfg.seed, demos=cfg.demos, demo_noise=cfg.demo_noise, expert=cfg.expert,
+                         horizon=cfg.horizon, eval_episodes=cfg.eval_episodes, collect=cfg.collect)
         clone = replace(clone, imitation=replace(clone.imitation, steps=min(clone.imitation.steps, cfg.steps)))
         judged = slim(replace(self, cfg=clone, folder=folder).learn(bc.train)["stages"][-1])
         return replace(self, cfg=replace(cfg, init=str(folder / "policy")), base={k: judged[k] for k in ("success", "cycle_steps")})

@@ -30,7 +30,7 @@ from benchmarks.lib import (
     tables,
     walking,
 )
-from benchmarks.studies import cloning_bins, dreams, grasping, peg_bounds, peg_search
+from benchmarks.studies import cloning_bins, dreams, grasping, peg_bounds, peg_failures, peg_search
 from realrl import envs
 from realrl.algos.recap import RecapConfig
 from realrl.algos.rl100 import RL100Config
@@ -336,6 +336,9 @@ def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path, capsys:
     assert peg_search.main([str(run)]) == 0
     said = capsys.readouterr().out
     assert "solved alone" in said and "moments of contact" in said
+    assert peg_failures.main([str(run), "--episodes", "2"]) == 0
+    said = capsys.readouterr().out
+    assert f"{run.name}\n  0 % of 2; by how wrong the slot is seen" in said and "failures, last 40 steps" in said
 
 
 def test_a_run_that_was_stopped_has_a_row_up_to_there_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -367,8 +370,19 @@ def test_how_fast_a_peg_can_be_in_is_printed(capsys: pytest.CaptureFixture[str])
     assert peg_bounds.main(["--episodes", "3"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     share = {(line[0], line[1]): float(line[-4]) for line in lines}
-    assert len(lines) == 12 and all(share[task, "demonstrated"] == 1.0 and 0.2 < share[task, "knowing,"] < 0.6 for task in
+    assert len(lines) == 18 and all(share[task, "demonstrated"] == 1.0 and 0.2 < share[task, "knowing,"] < 0.6 for task in
                                    ("peg-easy", "peg", "peg-hard"))
+    got_in = {(line[0], line[1]): float(line[line.index("%") - 1]) for line in lines}
+    assert got_in["peg", "cornering,"] == got_in["peg", "demonstrated,"] == 100.0, "a corner that is low finds the slot by feel alone"
+
+
+def test_a_peg_that_stands_on_two_sides_of_its_slot_feels_nothing_of_where_it_is() -> None:
+    """Its torque is told apart where one side is over the slot; where neither is, a tilted one tells, and goes in where it may."""
+    env = peg_failures.PegEnv("peg-hard")
+    wrench = {(x, y, lean): 0.1 * np.arctanh(peg_failures.pressed(env, x, y, lean)[peg_failures.FELT][3:5])
+              for x, y in ((0.002, 0.0), (-0.002, 0.0), (0.002, 0.002)) for lean in (0.0, 0.1)}
+    assert wrench[0.002, 0.0, 0.0][1] < -0.03 and wrench[-0.002, 0.0, 0.0][1] > 0.03
+    assert np.abs(wrench[0.002, 0.002, 0.0]).max() < 0.008 and np.abs(wrench[0.002, 0.002, 0.1]).min() > 0.03
 
 
 def test_grasps_are_counted_by_who_made_them() -> None:

@@ -1,7 +1,8 @@
 """How a hand searches for its slot, and whether its critics know a better way: `python -m benchmarks.studies.peg_search RUN ...`.
 
 RUN is the folder of a `realrl train hil-serl --task contact/...`. Printed for every thousand control steps: of the steps that the policy
-began in contact on the slot's rim, how many stayed in contact and how many fell in, and how many episodes were solved alone. Then, at
+began in contact on the slot's rim, how many stayed in contact and how many fell in, how far the peg was tilted (median; the person's steps
+besides, mrad), how many fell in where it was tilted by less than 25 mrad and by more, and how many episodes were solved alone. Then, at
 such moments of the last hundred episodes: by how much two critics differ over sideways actions, and whether they agree on the better one.
 """
 
@@ -18,7 +19,7 @@ import torch
 from realrl import config
 from realrl.algos.hil_serl import HILConfig
 from realrl.data.store import Store
-from realrl.envs.contact import TRUTH
+from realrl.envs.contact import TILT, TILTED, TRUTH
 from realrl.learn.sac import SAC
 from realrl.policies.gaussian import GaussianPolicy
 from realrl.run import Run
@@ -26,6 +27,7 @@ from realrl.types import Array, Episode, RealrlError, Source
 
 PRESS = 17  # in the state: the force upwards
 TOUCH, RIM = 0.15, (-1.5, 1.0)  # felt as contact; mm under the slot's mouth within which the tip is on its rim
+TILTS = 25.0  # mrad; from there on a corner is low enough to be felt
 SIDEWAYS = (-0.6, -0.3, 0.0, 0.3, 0.6)
 
 
@@ -46,24 +48,29 @@ def main(words: list[str] | None = None) -> int:
 def search(episodes: list[Episode]) -> None:
     """What became of contact, by thousands of control steps."""
     ends = np.cumsum([len(e) for e in episodes])
-    print("  steps   in contact   stays   falls in   solved alone")
+    print("  steps   in contact   stays   falls in   tilt  the person's   falls in upright, tilted   solved alone")
     for at in range(0, int(ends[-1]), 1000):
         some = [e for e, end in zip(episodes, ends, strict=True) if at <= end - 1 < at + 1000]
         if not some:
             continue
-        found = np.concatenate([touching(e) for e in some])
+        found, shown = (np.concatenate([touching(e, who) for e in some]) for who in (Source.POLICY, Source.HUMAN))
         alone = np.mean([e.succeeded and bool((e.source == Source.POLICY).all()) for e in some])
-        stays, falls = found.mean(0) if len(found) else (np.nan, np.nan)
-        print(f"  {at:5d}  {len(found):10d}  {stays:6.2f}  {falls:9.3f}  {alone:13.2f}")
+        stays, falls, _ = found.mean(0) if len(found) else (np.nan,) * 3
+        tilted = found[:, 2] >= TILTS
+        low, high = (float(f[:, 1].mean()) if len(f) else np.nan for f in (found[~tilted], found[tilted]))
+        tilt, his = (float(np.median(f[:, 2])) if len(f) else np.nan for f in (found, shown))
+        print(f"  {at:5d}  {len(found):10d}  {stays:6.2f}  {falls:9.3f}  {tilt:5.0f}  {his:12.0f}  {low:17.3f}  {high:6.3f}  {alone:13.2f}")
 
 
-def touching(episode: Episode) -> Array:
-    """Of every step that the policy began in contact on the rim [n, 2]: whether it is in contact after it, and whether it fell in."""
+def touching(episode: Episode, who: Source) -> Array:
+    """Of every step that somebody began in contact on the rim [n, 3]: whether it is in contact after it, whether it fell in, and how far
+    the peg was tilted, mrad."""
     depth = 1000 * episode.obs["privileged"][:, TRUTH][:, 2]
     touch = np.abs(episode.obs["state"][:, PRESS]) > TOUCH
     rim = (depth > RIM[0]) & (depth < RIM[1])
-    on = touch[:-1] & rim[:-1] & (episode.source == Source.POLICY)
-    return np.stack([touch[1:] & (np.abs(depth[1:]) < 1), depth[1:] > 1], 1)[on].astype(float)
+    on = touch[:-1] & rim[:-1] & (episode.source == who)
+    tilt = 1000 * TILTED * np.abs(episode.obs["state"][:-1, TILT]).max(1)
+    return np.stack([touch[1:] & (np.abs(depth[1:]) < 1), depth[1:] > 1, tilt], 1)[on].astype(float)
 
 
 @torch.no_grad()

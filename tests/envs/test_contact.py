@@ -155,15 +155,48 @@ def test_the_policy_sees_the_slot_where_it_is_not() -> None:
     assert np.array_equal(obs["state"], obs["privileged"][:27])
 
 
-@pytest.mark.parametrize("name", contact.names())
-def test_the_expert_and_its_progress(name: str) -> None:
-    env, policy = envs.make(f"contact/{name}"), envs.expert(f"contact/{name}", noise=0.1)
+@pytest.mark.parametrize(("name", "manner"), [(name, manner) for name in contact.names() for manner in contact.MANNERS
+                                              if (name, manner) != ("pick-peg", "tilting")])
+def test_the_expert_and_its_progress(name: str, manner: str) -> None:
+    env, policy = envs.make(f"contact/{name}"), envs.expert(f"contact/{name}", manner, noise=0.1)
     found = list(rollout([env], policy, [box_guard(env)], range(6), greedy=True))
     assert all(e.succeeded and e.terminated for e in found)
     for e in found:
         way = [envs.progress(f"contact/{name}")(s) for s in e.obs["privileged"]]
         assert way[0] < -20 and way[-1] > 10
     assert envs.progress("toy/obstacle")(np.zeros(3)) == 0.0
+
+
+def test_who_tilts_touches_with_a_corner_wherever_the_slot_may_be() -> None:
+    """The corner that is low comes down inside the slot, for any place of it within two sigma of the hardest level."""
+    env = world("peg-hard")
+    for wrong in ([0.004, 0.004], [-0.004, 0.004], [0.004, -0.004], [-0.004, -0.004]):
+        dipped = {}
+        for manner in contact.MANNERS:
+            act = contact.MANNERS[manner](contact.LEVELS["peg-hard"].reach)
+            obs, _ = env.reset(seed=4)
+            for _ in range(50):  # it believes in a wrong place until it touches
+                told = obs["privileged"][None].astype(np.float64)
+                told[0, contact.TRUTH][:2] += wrong
+                obs, *_, info = env.step(act(told)[0].astype(np.float32))
+                if info["force"] > 2:
+                    break
+            x, y = obs["privileged"][contact.TILT] * contact.TILTED
+            dipped[manner] = 1000 * (obs["privileged"][contact.TRUTH][2] + 0.010 * np.sin(-y) + 0.007 * np.sin(x))
+        assert dipped["tilting"] > 0.6, (wrong, dipped)
+        assert abs(dipped["upright"]) < 0.3, f"who is upright stands on the rim: {wrong}, {dipped}"
+
+
+def test_a_task_is_shown_in_a_manner_of_its_own_and_refuses_one_that_it_does_not_have() -> None:
+    state = world("peg-hard").reset(seed=4)[0]["privileged"][None, None].astype(np.float32)
+    for name in contact.names():
+        if not contact.LEVELS[name].picks:
+            own, told = (envs.expert(f"contact/{name}", m).act({"state": state}, {}, greedy=True, rng=[])[0].action
+                         for m in (None, contact.LEVELS[name].manner))
+            assert np.array_equal(own, told)
+    for name, manner in (("peg", "sideways"), ("pick-peg", "tilting")):
+        with pytest.raises(RealrlError, match=f"contact/{name}: its expert's manner is upright.*got {manner}: leave --expert out"):
+            envs.expert(f"contact/{name}", manner)
 
 
 def test_a_hand_with_eyes_is_not_told_where_the_slot_is() -> None:

@@ -7,7 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from realrl import envs
+from realrl.algos import hil_serl
+from realrl.algos.hil_serl import HILConfig
 from realrl.config import OutOfBounds
+from realrl.envs import contact
 from realrl.envs.base import ScriptedPolicy
 from realrl.robots.human import Attendant, OperatorConfig, ScriptedOperator
 from realrl.types import Array
@@ -127,3 +131,17 @@ def test_what_it_does_follows_from_its_seeds_and_what_it_remembers() -> None:
 def test_least_comes_before_most() -> None:
     with pytest.raises(OutOfBounds, match="hold must be least and most steps"):
         OperatorConfig(hold=(5, 3))
+
+
+def test_corrections_are_in_the_manner_of_the_demonstrations() -> None:
+    env = envs.make("contact/peg-hard")
+    obs = env.reset(seed=4)[0]
+    obs["privileged"] = obs["privileged"].copy()
+    obs["privileged"][contact.TILT] = 0.0  # it is upright, and away from its slot
+    quick, turned = OperatorConfig(patience=1, reaction=0, late=0, noise=0.0), {}
+    for manner in contact.MANNERS:
+        with hil_serl.operator(HILConfig(task="contact/peg-hard", expert=manner, operator=quick), env.task) as person:
+            assert person is not None
+            said = [person.poll(obs, np.zeros(6)) for _ in range(5)]
+        turned[manner] = next(action for action in said if action is not None)[3:5].tolist()
+    assert turned == {"upright": [0, 0], "tilting": [0.5, -0.5]}

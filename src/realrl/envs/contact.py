@@ -34,7 +34,7 @@ import numpy as np
 
 from realrl.envs.base import RobotEnv, ScriptedPolicy
 from realrl.scene import RandomiseConfig, SightConfig
-from realrl.types import Array, Policy
+from realrl.types import Array, Policy, RealrlError
 
 DEPTH = 0.015
 """How deep the tip has to be, m."""
@@ -62,7 +62,7 @@ WIDE = 6.0
 @dataclass(frozen=True)
 class Level:
     """How hard a task is. error: of the slot's place as it is seen, 1 sigma, m; turn: of the slot, at most, rad; friction: of everything;
-    reach: of a full action, m; picks: whether the peg has to be picked first."""
+    reach: of a full action, m; picks: whether the peg has to be picked first; manner: of `MANNERS`, in which it is shown."""
 
     text: str
     error: float
@@ -70,12 +70,13 @@ class Level:
     friction: float
     reach: float
     picks: bool = False
+    manner: str = "upright"
 
 
 LEVELS = {
     "peg-easy": Level("press the peg into the slot (easy)", 0.001, 0.2, 0.25, 0.010),
-    "peg": Level("press the peg into the slot", 0.0015, 0.2, 0.35, 0.008),
-    "peg-hard": Level("press the peg into the slot (hard)", 0.002, 0.3, 0.5, 0.006),
+    "peg": Level("press the peg into the slot", 0.0015, 0.2, 0.35, 0.008, manner="tilting"),
+    "peg-hard": Level("press the peg into the slot (hard)", 0.002, 0.3, 0.5, 0.006, manner="tilting"),
     "pick-peg": Level("pick the peg and press it into the slot", 0.001, 0.2, 0.25, 0.010, picks=True),
 }
 
@@ -94,9 +95,15 @@ def make(name: str, *, reward: str | None = None, horizon: int | None = None, si
 
 
 def expert(name: str, path: str | Path | None = None) -> Policy:
-    """A careful demonstrator, who knows where the slot is and never moves at more than half the full speed."""
-    careful = Careful(LEVELS[name].reach)
-    return ScriptedPolicy(f"contact/{name}", Picking(careful) if LEVELS[name].picks else careful)
+    """A careful demonstrator, who knows where the slot is and never moves at more than half the full speed. path: its manner, "upright"
+    (`Careful`) or "tilting" (`Tilting`), by default the level's. Raises RealrlError for another, and for tilting what has to be picked."""
+    level = LEVELS[name]
+    manner = level.manner if path is None else str(path)
+    if manner not in MANNERS or (level.picks and manner != "upright"):
+        known = ["upright"] if level.picks else list(MANNERS)
+        raise RealrlError(f"contact/{name}: its expert's manner is {' or '.join(known)}, got {manner}: leave --expert out, or name one")
+    careful = MANNERS[manner](level.reach)
+    return ScriptedPolicy(f"contact/{name}", Picking(careful) if level.picks else careful)
 
 
 class Careful:
@@ -119,10 +126,43 @@ class Careful:
         down = np.where(~aligned & (np.abs(way[:, 2]) < 0.001), -0.001, down)
         return self.go(states, np.concatenate([way[:, :2], down[:, None]], 1), turn)
 
-    def go(self, states: Array, way: Array, turn: Array) -> Array:
-        """The action [B, 6] that goes a way [B, 3], m, and turns [B], upright."""
-        rest = np.stack([-states[:, TILT.start] * TILTED, -states[:, TILT.start + 1] * TILTED, turn], 1)
+    def go(self, states: Array, way: Array, turn: Array, lean: Array | None = None) -> Array:
+        """The action [B, 6] that goes a way [B, 3], m, and turns [B]; and leans so much more, roll and pitch [B, 2], rad: by default until
+        it is upright."""
+        rest = np.concatenate([-states[:, TILT] * TILTED if lean is None else lean, np.reshape(turn, (-1, 1))], 1)
         return np.clip(np.concatenate([way, rest / WIDE], 1) / self._reach, -self._most, self._most)
+
+
+class Tilting(Careful):
+    """Puts the peg in as people do who cannot see the slot for their hands: tilts it so that one corner is low, and holds it so far beside
+    the slot that this corner comes down inside wherever the slot may be; slides until the corner is stopped by two walls; then sets the
+    peg upright, pressing into that corner, and presses it in. Nothing of that but the way there needs the eyes."""
+
+    TILT, BESIDE = 0.1, 0.004
+    """How far it tilts, rad, about both axes; how far beside the slot it goes down, m, forward and to the left."""
+    HALF = (0.010, 0.007)
+    """The peg's half sizes, m."""
+
+    def insert(self, states: Array, way: Array, turn: Array) -> Array:
+        """Full states [B, FULL], ways to go [B, 3], m, and turns [B] -> actions [B, 6]."""
+        lean = states[:, TILT].astype(np.float64) * TILTED
+        corner = way[:, 2] - self.HALF[0] * np.sin(lean[:, 1]) + self.HALF[1] * np.sin(lean[:, 0])  # its depth under the mouth
+        dipped, off = corner > 0.0006, np.abs(way[:, :2]).max(1)
+        seating = ((way[:, 2] > 0.002) & (off < 0.0015)) | (dipped & (off < 0.001))
+        lean = np.where(seating[:, None], 0.0, (self.TILT, -self.TILT)) - lean
+        beside = way[:, :2] + self.BESIDE
+        over = (np.abs(beside).max(1) < 0.0015) & (np.abs(lean).max(1) < 0.03)
+        upright = np.abs(states[:, TILT]).max(1) * TILTED < 0.03
+        # the spring has to pull by more than friction holds, until a wall has stopped it; from then on it leans on that wall a little
+        slide = np.where(np.abs(way[:, :2]) > 0.0006, np.sign(way[:, :2]) * np.maximum(np.abs(way[:, :2]), 0.003), -0.0005)
+        across = np.where(seating[:, None], np.where(upright[:, None], way[:, :2], -0.0015), np.where(dipped[:, None], slide, beside))
+        down = np.where(dipped, -0.0015, np.where(over, -0.004, way[:, 2] + 0.0035))
+        down = np.where(seating, np.where(upright, way[:, 2] - DEPTH - 0.005, -0.003), down)
+        return self.go(states, np.concatenate([across, down[:, None]], 1), turn, lean)
+
+
+MANNERS: dict[str, type[Careful]] = {"upright": Careful, "tilting": Tilting}
+"""How a peg that is in the hand from the start may be put in."""
 
 
 class Picking:
