@@ -35,6 +35,7 @@ from realrl import config
 from realrl.checkpoint import Part, finite, read_parts, restore, save_parts, versions
 from realrl.events import Board
 from realrl.files import append, lock, open_append, parse_json, read_json, read_plain, sweep, unwritable, write_json, write_text
+from realrl.terminal import console
 from realrl.types import RealrlError
 
 OWN: Final = ("config.yaml", "meta.json", "metrics.jsonl", "summary.json", "ope.json", "tb", "checkpoints", "policy")  # of a run's folder
@@ -130,9 +131,10 @@ class Run:
         """A function (step, metrics) that logs under a stage."""
         return lambda step, metrics: self.log(step, metrics, stage)
 
-    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[..., None]]:
-        """Progress with a time estimate; the body calls what it is given with the number of things done, and perhaps a note."""
-        return progress_bar(title, total)
+    def bar(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Callable[..., None]]:
+        """Progress with a time estimate; the body calls what it is given with the number of things done, and perhaps a note. done: what an
+        earlier process did, which says nothing of how long the rest takes."""
+        return progress_bar(title, total, done)
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget what `stage` logged after `step`: call it after loading a checkpoint of that step, or curves would double."""
@@ -185,37 +187,38 @@ class Run:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal; in a file or a pipe a line at the beginning, every half minute and at the end. Yields a function that is told
-    how many more things are done, and what to say beside it if anything."""
+def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """A bar on a terminal; in a file or a pipe a line every half minute and at the end. Yields a function that is told how many more things
+    are done, and what to say beside it if anything. done: what another process did before."""
     if not sys.stdout.isatty():
-        with _lines(title, total) as advance:
+        with _lines(title, total, done) as advance:
             yield advance
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[note]}"))
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task(title, total=total, note="")
+    columns = (TextColumn("{task.description:<28}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False))
+    with Progress(*columns, console=console(), transient=True) as progress:
+        task = progress.add_task(title, total=total, completed=done, note="")
         yield lambda n, note="": progress.update(task, advance=n, note=note)
 
 
 @contextlib.contextmanager
-def _lines(title: str, total: int) -> Iterator[Callable[..., None]]:
+def _lines(title: str, total: int, before: int) -> Iterator[Callable[..., None]]:
     began = said = time.monotonic()
-    done = 0
+    done = before
 
     def advance(n: int, note: str = "") -> None:
         nonlocal done, said
         done, now = done + n, time.monotonic()
-        if now - said >= 30 and done:
+        if now - said >= 30 and done > before:
             said = now
-            print(f"{title}: {done} of {total}, about {(now - began) / done * max(total - done, 0):.0f} s to go"
+            print(f"{title}: {done} of {total}, about {(now - began) / (done - before) * max(total - done, 0):.0f} s to go"
                   f"{f'; {note}' if note else ''}", flush=True)
 
     yield advance
-    if total:
-        print(f"{title}: {done} of {total} in {time.monotonic() - began:.0f} s", flush=True)
+    if total and (done > before or not before):
+        new = f", {done - before} of them now," if before else ""
+        print(f"{title}: {done} of {total}{new} in {time.monotonic() - began:.0f} s", flush=True)
 
 
 def read_metrics(dir: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,14 @@ def test_the_page_shows_pictures_and_is_not_fooled_by_names(tmp_path: Path, caps
     run(capsys, "info", folder, "--html", tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert text.count("data:image/jpeg;base64,") == 2 * 3 and "is missing" in text
+
+
+def test_brackets_in_names_are_no_styles(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "monday[/b]:door:[red]"
+    shutil.copytree(recorded, place)
+    for command in ("info", "replay"):
+        more = ("--task", "toy/obstacle", "--episodes", "0:1") if command == "replay" else ()
+        assert str(place.name) in "".join(run(capsys, command, place, *more).split("\n")[:2])
 
 
 def test_the_page_of_an_empty_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
