@@ -271,6 +271,11 @@ def test_start_and_resume(tmp_path: Path) -> None:
     meta = json.loads((folder / "meta.json").read_text())
     assert {"commit", "versions", "started", "command", "threads"} <= meta.keys()
     assert meta["versions"]["torch"] == torch.__version__
+    with Run.start(folder, Job()) as run:  # nothing has come of it, so there is nothing to continue
+        assert "resumed" not in json.loads((folder / "meta.json").read_text())
+        with pytest.raises(RealrlError, match="is being written by process"):
+            Run.start(folder, Job())
+        run.log(0, {"loss": 1.0})
     with pytest.raises(RealrlError, match=r"not empty; continue it with --resume"):
         Run.start(folder, Job())
     with pytest.raises(RealrlError, match=r"differs in lr: 0\.001 -> 0\.1; steps: 4 -> 5\."):

@@ -19,6 +19,7 @@ import math
 import operator
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -52,7 +53,8 @@ class Run:
     def __init__(self, dir: str | os.PathLike[str], *, resume: bool = False, keep: int = 1) -> None:
         self.dir, self.keep = Path(dir), keep
         self._metrics = self.dir / "metrics.jsonl"
-        if not resume and _occupied(self.dir):
+        anew = not resume and _barren(self.dir)
+        if not resume and not anew and _occupied(self.dir):
             raise RealrlError(f"the run directory {self.dir} is not empty; continue it with --resume or name another one")
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
@@ -63,6 +65,8 @@ class Run:
         with contextlib.ExitStack() as held:
             held.enter_context(lock(self.dir / ".lock", 0.0))
             _inspect(self.dir)
+            if anew and _barren(self.dir):  # still, now that no other process can begin here
+                _clear(self.dir)
             for folder in (self.dir, self.dir / "policy", *(self.dir / "checkpoints").glob("*")):
                 sweep(folder)
             self._file: BinaryIO = held.enter_context(open_append(self._metrics))
@@ -79,7 +83,7 @@ class Run:
             RealrlError: the directory holds something and `resume` is false; or the saved configuration differs.
         """
         folder, saved = Path(dir), Path(dir) / "config.yaml"
-        again = _occupied(folder)
+        again = _occupied(folder) and (resume or not _barren(folder))
         if again and resume and not saved.exists():
             raise RealrlError(f"{folder} holds files but no config.yaml, so it is not a run to resume; name another directory")
         run = cls(folder, resume=resume, keep=keep)
@@ -282,6 +286,25 @@ def _occupied(folder: Path) -> bool:
         raise RealrlError(f"{folder} is a file; name a directory for the run")
     files = [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.exists() else []
     return any(p.name != "metrics.jsonl" or p.stat().st_size for p in files)
+
+
+BEGUN: Final = frozenset((".lock", "config.yaml", "meta.json", "metrics.jsonl", "summary.json", "dataset/meta/info.json",
+                          "dataset/meta/tasks.parquet"))  # what a run has before its first episode, line or checkpoint
+
+
+def _barren(folder: Path) -> bool:
+    """Whether a run began here and nothing has come of it: a mistake, an expert that is not there, ended it at once. One may begin anew."""
+    if not (folder / "config.yaml").is_file():
+        return False
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
+    return files <= BEGUN and not any(p.stat().st_size for p in (folder / "metrics.jsonl",) if p.exists())
+
+
+def _clear(folder: Path) -> None:
+    """Take away what a run that came to nothing left; its lock is ours."""
+    shutil.rmtree(folder / "dataset", ignore_errors=True)
+    for name in ("meta.json", "summary.json", "config.yaml"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _circumstances() -> dict[str, Any]:

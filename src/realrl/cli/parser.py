@@ -163,5 +163,8 @@ def told(error: Exception) -> Exception:
         return mistake()(f"{what}: make batches smaller, end what else is on the GPU, or give --device cpu")
     if not isinstance(error, OSError):
         return error
-    what = error.filename or "a file"
-    return unwritable(what, error) if disk(error) else mistake()(f"{what}: {error.strerror or error}; check the path")
+    if disk(error):
+        return unwritable(error.filename or "a file", error)
+    if error.filename is None:  # no file: a device, a camera, a connection, in the words of whoever noticed
+        return mistake()(f"{type(error).__name__}: {error}")
+    return mistake()(f"{error.filename}: {error.strerror or error}; check the path")
