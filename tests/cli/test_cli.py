@@ -417,6 +417,11 @@ def test_train_bc_then_resume_evaluate_and_report(tmp_path: Path, monkeypatch: p
     assert cli.main(["train", "bc", "--run", str(folder), "--resume", "--collect.workers", "2"]) == 0  # its own configuration
     assert "cannot resume" in fails(capsys, "train", "bc", "--run", str(folder), "--resume", "--seed", "9")
     (folder / "report.html").unlink()
+    assert f"give {folder}/policy\n" in fails(capsys, "evaluate", "--policy", str(folder))
+    assert f"give {folder}/policy\n" in fails(capsys, "evaluate", "--policy", str(folder / "checkpoints"))
+    (folder / "policy").rename("elsewhere")
+    assert f"the run in {folder} has not come so far" in fails(capsys, "evaluate", "--policy", str(folder / "policy"))
+    Path("elsewhere").rename(folder / "policy")
     capsys.readouterr()
     assert cli.main(["report", str(folder)]) == 0
     assert Path(capsys.readouterr().out.strip()).is_file()

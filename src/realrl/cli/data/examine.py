@@ -60,7 +60,8 @@ def _print_info(directory: Path, about: dict[str, Any]) -> None:
         "rate": f"{about['fps']:g} steps/s",
         "success": _success(about),
         "robot": printable(str(about["robot_type"] or "unknown")),
-        "recorded by": "\n".join(f"{printable(str(name))}: {count:,} episodes" for name, count in about["policies"].items()) or "unknown",
+        "recorded by": "\n".join(f"{printable(str(name)) or 'unknown'}: {count:,} episodes" for name, count in about["policies"].items())
+        or "unknown",
         "columns": "\n".join(printable(f"{name}  {kind}") for name, kind in about["features"].items()),
         "on disk": f"{about['bytes'] / 2**20:.1f} MiB, {about['data_files']:,} data files{films}"}
     table = Table(show_header=False, title=printable(str(directory)), title_justify="left")
