@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -208,6 +209,16 @@ def test_kill_in_the_middle_of_a_save(tmp_path: Path) -> None:
         reached = step
         assert all(line["step"] <= step for line in read_metrics(tmp_path))
     assert reached > 0, "no save ever finished before a kill"
+
+
+def test_a_run_that_somebody_deletes_ends(tmp_path: Path) -> None:
+    """It would go on for hours into a folder that has neither its configuration nor its recordings."""
+    with Run.start(tmp_path / "run", Job()) as run:
+        run.save("part", 1, part={"x": torch.ones(1)})
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(RealrlError, match="was deleted while the run wrote there"):
+            run.save("part", 2, part={"x": torch.ones(1)})
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_log_says_how_long_the_rest_takes_by_what_was_done_now(monkeypatch: pytest.MonkeyPatch,

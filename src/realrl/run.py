@@ -156,8 +156,10 @@ class Run:
     def save(self, name: str, step: int, /, **parts: Part) -> None:
         """Write the checkpoint `name` (see `save_parts`). Parts: anything with a state_dict, or plain mappings.
 
-        Raises RealrlError for a network whose weights are no longer finite, and where the disk is full.
+        Raises RealrlError for a network whose weights are no longer finite, where the disk is full, and where somebody deleted the run.
         """
+        if not os.fstat(self._file.fileno()).st_nlink:
+            raise RealrlError(f"{self.dir}: its metrics.jsonl was deleted while the run wrote there; what is left cannot be continued")
         for part, network in parts.items():
             if isinstance(network, nn.Module):
                 finite(network.state_dict(), f"{self.dir}: {name}: the network '{part}'", "its training diverged: lower the learning rate")
