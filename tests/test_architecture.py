@@ -13,7 +13,8 @@ SRC = Path(__file__).resolve().parent.parent / "src" / "realrl"
 # A module imports strictly lower floors, or siblings inside its own folder. New modules and folders get a line here.
 # `data` has rooms of its own: the core below its recorder, tools and formats.
 FLOORS = {
-    "types": 0, "losses": 0, "files": 1, "config": 2, "events": 2, "checkpoint": 3, "run": 4, "scene": 3, "streaming": 3, "nets": 3,
+    "types": 0, "losses": 0, "files": 1, "terminal": 1,
+    "config": 2, "events": 2, "checkpoint": 3, "run": 4, "scene": 3, "streaming": 3, "nets": 3,
     "generative": 4, "data": 4, "envs": 4, "robots": 5, "robots.admittance": 3, "policies": 6, "data.record": 5,
     "data.formats": 5, "data.tools": 6,
     "learn": 7, "cell": 8, "algos": 8, "report": 9, "serve": 9, "cli": 10,
@@ -161,16 +162,33 @@ def test_every_config_field_is_read() -> None:
     assert not dead, f"config fields that nothing reads (use them or remove them): {dead}"
 
 
+def marked_up(path: Path) -> list[int]:
+    """Lines at which a file lets rich read markup: a console of its own, or none said, or a column of a bar without markup=False."""
+    wanted = {"Console": "markup=False", "TextColumn": "markup=False", "Live": "console=", "Progress": "console=", "track": "console="}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    rich = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and str(node.module).startswith("rich")
+            for alias in node.names}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in rich]
+    return [node.lineno for node in calls if (said := wanted.get(ast.unparse(node.func)))
+            and not any(ast.unparse(keyword).startswith(said) for keyword in node.keywords)]
+
+
+def test_brackets_are_shown_as_they_are() -> None:
+    """Paths, tasks and packages have brackets, which rich would take for styles."""
+    found = {str(path.relative_to(SRC)): lines for path in modules() if (lines := marked_up(path))}
+    assert not found, f"use terminal.console, and TextColumn(..., markup=False): {found}"
+
+
 def test_the_checks_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A check of the checks: a house with every fault is refused."""
     files = {"types.py": "from realrl.cli import main", "algos/one.py": "from realrl.algos import two", "algos/two.py": "import mujoco",
-             "attic.py": "", "run.py": "from . import cli",
+             "attic.py": "from rich.console import Console\nConsole(stderr=True)", "run.py": "from . import cli",
              "nets/mlp.py": "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass NetConfig:\n    width: int = 1"}
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr("test_architecture.SRC", tmp_path)
-    for check in (test_every_module_has_a_floor, test_every_config_field_is_read):
+    for check in (test_every_module_has_a_floor, test_every_config_field_is_read, test_brackets_are_shown_as_they_are):
         with pytest.raises(AssertionError):
             check()
     for name in ("types.py", "algos/one.py", "run.py"):

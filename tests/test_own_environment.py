@@ -10,6 +10,8 @@ import pytest
 
 from realrl.algos import bc
 from realrl.cell.cell import WorkCell
+from realrl.cell.collect import Collector
+from realrl.cell.evaluate import trials
 from realrl.cell.rollout import rollout
 from realrl.data.store import Store
 from realrl.envs.base import RobotEnv, ScriptedPolicy
@@ -56,6 +58,38 @@ def test_an_own_environment_is_learned_from_recorded_demonstrations(demonstratio
         summary = bc.train(cfg, cell)
     assert summary["stages"][0]["success"]["rate"] >= 0.9
     assert (tmp_path / "run" / "policy" / "policy.json").exists()
+
+
+def test_what_an_environment_must_not_return() -> None:
+    class Odd(Slide):
+        def _begin(self, seed: int) -> Array:
+            return "up" if seed == 1 else super()._begin(seed)  # type: ignore[return-value]
+
+        def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+            return super()._advance(action)[:3]  # type: ignore[return-value]
+
+    env = Odd()
+    with pytest.raises(RealrlError, match="returned 'up' for a state"):
+        env.reset(seed=1)
+    env.reset(seed=2)
+    with pytest.raises(RealrlError, match="wanted are four things"):
+        env.step(np.zeros(1))
+
+
+class Dead(Slide):
+    """Its sensor dies."""
+
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        return super()._advance(action)[0] * np.nan, 0.0, False, False
+
+
+def test_an_evaluation_says_that_a_sensor_was_dead(capsys: pytest.CaptureFixture[str]) -> None:
+    """Or its failures would be taken for the policy's."""
+    policy = ScriptedPolicy("hand", _return_home)
+    for make, dead in ((Slide, False), (Dead, True)):
+        with Collector("lab/slide", CollectConfig(workers=1, envs_per_worker=1), make=make) as collector:
+            assert len(trials(collector, policy, 3)) == 3
+        assert ("in 3 of 3 evaluation episodes a reading was NaN or infinite" in capsys.readouterr().err) == dead
 
 
 def test_demonstrations_of_another_shape_are_refused_in_one_line(demonstrations: Path, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_every_command_of_the_page(lab: Path) -> None:
         out = run(lab, line.replace("--episodes 50", "--episodes 4") + (f" {SMALL}" if "train" in line else ""))
         if "train" in line:
             assert "evaluate --policy runs/plug/policy --env lab:Plug" in out and (lab / "runs/plug/report.html").is_file()
+    assert "runs/plug was started with --env" in run(lab, "realrl train rl100 --run runs/plug --resume", code=2)
     summary = json.loads((lab / "runs/plug/summary.json").read_text())
     assert [s["name"] for s in summary["stages"]] == ["imitation", "offline-1", "online", "one-step"]
     store = Store.open(lab / "runs/plug/dataset")

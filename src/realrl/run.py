@@ -19,6 +19,7 @@ import math
 import operator
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ from realrl import config
 from realrl.checkpoint import Part, finite, read_parts, restore, save_parts, versions
 from realrl.events import Board
 from realrl.files import append, lock, open_append, parse_json, read_json, read_plain, sweep, unwritable, write_json, write_text
+from realrl.terminal import console
 from realrl.types import RealrlError
 
 OWN: Final = ("config.yaml", "meta.json", "metrics.jsonl", "summary.json", "ope.json", "tb", "checkpoints", "policy")  # of a run's folder
@@ -51,7 +53,8 @@ class Run:
     def __init__(self, dir: str | os.PathLike[str], *, resume: bool = False, keep: int = 1) -> None:
         self.dir, self.keep = Path(dir), keep
         self._metrics = self.dir / "metrics.jsonl"
-        if not resume and _occupied(self.dir):
+        anew = not resume and _barren(self.dir)
+        if not resume and not anew and _occupied(self.dir):
             raise RealrlError(f"the run directory {self.dir} is not empty; continue it with --resume or name another one")
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
@@ -62,6 +65,8 @@ class Run:
         with contextlib.ExitStack() as held:
             held.enter_context(lock(self.dir / ".lock", 0.0))
             _inspect(self.dir)
+            if anew and _barren(self.dir):  # still, now that no other process can begin here
+                _clear(self.dir)
             for folder in (self.dir, self.dir / "policy", *(self.dir / "checkpoints").glob("*")):
                 sweep(folder)
             self._file: BinaryIO = held.enter_context(open_append(self._metrics))
@@ -78,7 +83,7 @@ class Run:
             RealrlError: the directory holds something and `resume` is false; or the saved configuration differs.
         """
         folder, saved = Path(dir), Path(dir) / "config.yaml"
-        again = _occupied(folder)
+        again = _occupied(folder) and (resume or not _barren(folder))
         if again and resume and not saved.exists():
             raise RealrlError(f"{folder} holds files but no config.yaml, so it is not a run to resume; name another directory")
         run = cls(folder, resume=resume, keep=keep)
@@ -130,9 +135,10 @@ class Run:
         """A function (step, metrics) that logs under a stage."""
         return lambda step, metrics: self.log(step, metrics, stage)
 
-    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[..., None]]:
-        """Progress with a time estimate; the body calls what it is given with the number of things done, and perhaps a note."""
-        return progress_bar(title, total)
+    def bar(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Callable[..., None]]:
+        """Progress with a time estimate; the body calls what it is given with the number of things done, and perhaps a note. done: what an
+        earlier process did, which says nothing of how long the rest takes."""
+        return progress_bar(title, total, done)
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget what `stage` logged after `step`: call it after loading a checkpoint of that step, or curves would double."""
@@ -150,8 +156,10 @@ class Run:
     def save(self, name: str, step: int, /, **parts: Part) -> None:
         """Write the checkpoint `name` (see `save_parts`). Parts: anything with a state_dict, or plain mappings.
 
-        Raises RealrlError for a network whose weights are no longer finite, and where the disk is full.
+        Raises RealrlError for a network whose weights are no longer finite, where the disk is full, and where somebody deleted the run.
         """
+        if not os.fstat(self._file.fileno()).st_nlink:
+            raise RealrlError(f"{self.dir}: its metrics.jsonl was deleted while the run wrote there; what is left cannot be continued")
         for part, network in parts.items():
             if isinstance(network, nn.Module):
                 finite(network.state_dict(), f"{self.dir}: {name}: the network '{part}'", "its training diverged: lower the learning rate")
@@ -185,37 +193,38 @@ class Run:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal; in a file or a pipe a line at the beginning, every half minute and at the end. Yields a function that is told
-    how many more things are done, and what to say beside it if anything."""
+def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """A bar on a terminal; in a file or a pipe a line every half minute and at the end. Yields a function that is told how many more things
+    are done, and what to say beside it if anything. done: what another process did before."""
     if not sys.stdout.isatty():
-        with _lines(title, total) as advance:
+        with _lines(title, total, done) as advance:
             yield advance
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[note]}"))
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task(title, total=total, note="")
+    columns = (TextColumn("{task.description:<28}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False))
+    with Progress(*columns, console=console(), transient=True) as progress:
+        task = progress.add_task(title, total=total, completed=done, note="")
         yield lambda n, note="": progress.update(task, advance=n, note=note)
 
 
 @contextlib.contextmanager
-def _lines(title: str, total: int) -> Iterator[Callable[..., None]]:
+def _lines(title: str, total: int, before: int) -> Iterator[Callable[..., None]]:
     began = said = time.monotonic()
-    done = 0
+    done = before
 
     def advance(n: int, note: str = "") -> None:
         nonlocal done, said
         done, now = done + n, time.monotonic()
-        if now - said >= 30 and done:
+        if now - said >= 30 and done > before:
             said = now
-            print(f"{title}: {done} of {total}, about {(now - began) / done * max(total - done, 0):.0f} s to go"
+            print(f"{title}: {done} of {total}, about {(now - began) / (done - before) * max(total - done, 0):.0f} s to go"
                   f"{f'; {note}' if note else ''}", flush=True)
 
     yield advance
-    if total:
-        print(f"{title}: {done} of {total} in {time.monotonic() - began:.0f} s", flush=True)
+    if total and (done > before or not before):
+        new = f", {done - before} of them now," if before else ""
+        print(f"{title}: {done} of {total}{new} in {time.monotonic() - began:.0f} s", flush=True)
 
 
 def read_metrics(dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -279,6 +288,25 @@ def _occupied(folder: Path) -> bool:
         raise RealrlError(f"{folder} is a file; name a directory for the run")
     files = [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.exists() else []
     return any(p.name != "metrics.jsonl" or p.stat().st_size for p in files)
+
+
+BEGUN: Final = frozenset((".lock", "config.yaml", "meta.json", "metrics.jsonl", "summary.json", "dataset/meta/info.json",
+                          "dataset/meta/tasks.parquet"))  # what a run has before its first episode, line or checkpoint
+
+
+def _barren(folder: Path) -> bool:
+    """Whether a run began here and nothing has come of it: a mistake, an expert that is not there, ended it at once. One may begin anew."""
+    if not (folder / "config.yaml").is_file():
+        return False
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
+    return files <= BEGUN and not any(p.stat().st_size for p in (folder / "metrics.jsonl",) if p.exists())
+
+
+def _clear(folder: Path) -> None:
+    """Take away what a run that came to nothing left; its lock is ours."""
+    shutil.rmtree(folder / "dataset", ignore_errors=True)
+    for name in ("meta.json", "summary.json", "config.yaml"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _circumstances() -> dict[str, Any]:

@@ -319,8 +319,8 @@ class Logbook(Protocol):
         """(step, states) of a checkpoint, or None where there is none."""
         ...
 
-    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[..., None]]:
-        """Shows progress; the body calls what it is given with the number of things done, and perhaps with a note for who watches."""
+    def bar(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Callable[..., None]]:
+        """Shows progress; the body tells what it is given how many more things are done, perhaps with a note. done: by earlier ones."""
         ...
 
 

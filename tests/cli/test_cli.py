@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from children import Child
-from realrl import envs
+from realrl import config, envs
 from realrl.cell.collect import Collector
 from realrl.cell.evaluate import HELD_OUT, evaluate
 from realrl.cli import main as cli
@@ -384,6 +385,25 @@ def test_a_policy_of_another_shape_is_refused(policy: Path, capsys: pytest.Captu
 # -- train and report -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_device_that_fails_is_no_file() -> None:
+    assert str(parser.told(TimeoutError("camera front: no frame within 2 s"))) == "TimeoutError: camera front: no frame within 2 s"
+    assert "demos: No such file" in str(parser.told(FileNotFoundError(2, "No such file or directory", "demos")))
+
+
+def test_a_run_of_which_nothing_came_may_begin_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its expert was named wrongly, say: neither is there anything to continue nor a configuration to keep."""
+    flags, run = ["train", "bc", "--task", "adroit/door", "--run", str(tmp_path / "door")], tmp_path / "door"
+    assert "--expert FILE" in fails(capsys, *flags)
+    (tmp_path / "door.pickle").write_bytes(pickle.dumps({"a": 1}))
+    for file, answer in (("nosuch.npz", "no such file"), ("door.pickle", "it is a pickle")):
+        assert answer in fails(capsys, *flags, "--expert", str(tmp_path / file))
+    assert cli.main(["train", "bc", "--task", "toy/line", "--run", str(run), "--eval-episodes", "5", *TINY]) == 0
+    assert config.read(run / "config.yaml")["task"] == "toy/line" and len(Store.open(run / "dataset"))
+    (run / "metrics.jsonl").write_bytes(b"")
+    assert "not empty; continue it with --resume" in fails(capsys, *flags)
+    assert len(Store.open(run / "dataset"))
+
+
 def test_train_bc_then_resume_evaluate_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                   capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
@@ -397,6 +417,11 @@ def test_train_bc_then_resume_evaluate_and_report(tmp_path: Path, monkeypatch: p
     assert cli.main(["train", "bc", "--run", str(folder), "--resume", "--collect.workers", "2"]) == 0  # its own configuration
     assert "cannot resume" in fails(capsys, "train", "bc", "--run", str(folder), "--resume", "--seed", "9")
     (folder / "report.html").unlink()
+    assert f"give {folder}/policy\n" in fails(capsys, "evaluate", "--policy", str(folder))
+    assert f"give {folder}/policy\n" in fails(capsys, "evaluate", "--policy", str(folder / "checkpoints"))
+    (folder / "policy").rename("elsewhere")
+    assert f"the run in {folder} has not come so far" in fails(capsys, "evaluate", "--policy", str(folder / "policy"))
+    Path("elsewhere").rename(folder / "policy")
     capsys.readouterr()
     assert cli.main(["report", str(folder)]) == 0
     assert Path(capsys.readouterr().out.strip()).is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ from realrl.cli import main as cli
 from realrl.data import video
 from realrl.data.store import Store
 from realrl.data.tools.check import check
+from realrl.data.tools.repair import repair
 from realrl.envs.mujoco import gl
-from realrl.types import Episode
+from realrl.types import Episode, RealrlError
 
 SOURCE = Path(cli.__file__).resolve().parents[2]
 COMMANDS = ["demos", "info", "check", "repair", "label", "merge", "split", "delete-episodes", "trim", "replay", "export", "import"]
@@ -188,6 +190,36 @@ def test_the_page_shows_pictures_and_is_not_fooled_by_names(tmp_path: Path, caps
     run(capsys, "info", folder, "--html", tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert text.count("data:image/jpeg;base64,") == 2 * 3 and "is missing" in text
+
+
+def test_brackets_in_names_are_no_styles(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "monday[/b]:door:[red]"
+    shutil.copytree(recorded, place)
+    for command in ("info", "replay"):
+        more = ("--task", "toy/obstacle", "--episodes", "0:1") if command == "replay" else ()
+        assert str(place.name) in "".join(run(capsys, command, place, *more).split("\n")[:2])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name of a file is text")
+def test_a_name_that_is_no_text_is_not_damage(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller"))
+    shutil.copytree(recorded, place)
+    for command in ("info", "check", "repair"):
+        assert "M\\udcfcller: its name is not in UTF-8" in fails(capsys, command, place)
+    with pytest.raises(RealrlError, match="not in UTF-8"):
+        repair(place)
+    with pytest.raises(RealrlError, match="not in UTF-8"):
+        Store.open(place)
+    child = subprocess.run([sys.executable, "-m", "realrl", "data", "info", place.name], cwd=tmp_path, capture_output=True,
+                           env={**os.environ, "PYTHONPATH": str(SOURCE)})
+    assert child.returncode == 2 and b"not in UTF-8" in child.stderr
+
+
+def test_what_a_terminal_cannot_show_is_spelt_out(recorded: Path, tmp_path: Path) -> None:
+    shutil.copytree(recorded, tmp_path / "Müller")
+    told = subprocess.run([sys.executable, "-m", "realrl", "data", "info", "Müller"], cwd=tmp_path, capture_output=True,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(SOURCE)})
+    assert told.returncode == 0 and b"M\\xfcller" in told.stdout, told
 
 
 def test_the_page_of_an_empty_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

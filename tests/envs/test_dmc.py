@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -18,6 +21,13 @@ from realrl.types import Array, Obs, Plan, RealrlError, State
 needs = pytest.mark.skipif(not all(find_spec(name) for name in ("dm_control", "dm_env", "lxml")),
                            reason="needs the control suite: pip install --no-deps dm_control dm_env lxml")
 needs_gl = pytest.mark.skipif(not (gl.egl_works() or gl.osmesa_works()), reason=f"needs OpenGL: apt-get install {gl.PACKAGES}")
+
+
+@needs
+def test_nothing_is_said_of_a_display_that_is_not_there() -> None:
+    bare = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    child = subprocess.run([sys.executable, "-c", "from realrl import envs; envs.make('dmc/cheetah-run')"], env=bare, capture_output=True)
+    assert (child.returncode, child.stderr) == (0, b"")
 
 
 class Kicking:

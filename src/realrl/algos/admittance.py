@@ -111,8 +111,7 @@ def learn(cfg: AdmittanceConfig, cell: Cell, agent: SAC, record: Record) -> None
         record.remember(past)
         cell.run.rewind("simulation", stream.steps)
         pen, owed = Pen(agent, record, stream), 0
-        with cell.run.bar("simulation: decisions", cfg.steps) as advance:
-            advance(stream.steps)
+        with cell.run.bar("simulation: decisions", cfg.steps, stream.steps) as advance:
             while stream.steps < cfg.steps or not stream.between:
                 moments = stream.take(wait=owed < 1)
                 replay.put(moments)

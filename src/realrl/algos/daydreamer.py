@@ -417,8 +417,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> di
             books.see(episode.reward)
         books.mark(agent.step)
         cell.run.rewind("daydreamer", stream.steps)
-        with cell.run.bar("daydreamer: control steps", cfg.steps) as advance:
-            advance(stream.steps)
+        with cell.run.bar("daydreamer: control steps", cfg.steps, stream.steps) as advance:
             while (stream.steps < cfg.steps and books.seconds < 60 * cfg.minutes) or not stream.between:
                 policy.wander.fill_(float(stream.steps < cfg.prefill or agent.step < cfg.dream.alone))
                 moments = stream.take(wait=books.owed(agent.step) < 1)

@@ -169,8 +169,7 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, mem
         cell.run.rewind("hil-serl", stream.steps)
         pen, last, owed = Pen(cfg, agent, memory, stream, help, referee), stream.steps, 0
         start = max(cfg.start, cfg.policy.chunk * cfg.sac.n_step - 1)  # a first decision is whole
-        with cell.run.bar("hil-serl: control steps", cfg.steps) as advance:
-            advance(stream.steps)
+        with cell.run.bar("hil-serl: control steps", cfg.steps, stream.steps) as advance:
             while stream.steps < cfg.steps or not stream.between:
                 found = stream.take(wait=owed < 1)
                 memory.see(found)

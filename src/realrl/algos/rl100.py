@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -149,25 +149,25 @@ class OfflineRound:
 
     started: the noise network as it was before re-imitation, which is then the first candidate to pass the gate; a round whose
     candidates are all refused gives back what it started from. None where the encoder has moved since: it cannot be tried any more.
-    tried, won: real trials of what the round starts from, and how they ended.
+    tried, won: real trials of what the round starts from, and how they ended. fitting: told of each step of critics and model.
     """
 
     def __init__(self, policy: DiffusionPolicy, view: ChunkView, cfg: RL100Config, *, seed: int, log: Any,
-                 started: dict[str, Tensor] | None = None, tried: ChunkView | None = None, won: Sequence[bool] = ()) -> None:
+                 started: dict[str, Tensor] | None = None, tried: ChunkView | None = None, won: Sequence[bool] = (),
+                 fitting: Callable[[int], None] = lambda n: None) -> None:
         self.policy, self.cfg, self.seed, self.log = policy, cfg, seed, log
         table = view.encoded(policy.features, policy.drawn)  # the encoder is frozen offline, and shared by policy, critics and model
         self.cond = table.cond
         torch.manual_seed(derive(seed, "weights"))  # the same critics whatever this process did before, or a resumed run would differ
         self.critics = Critics(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.critic, eyes=policy.encoder is not None)
         self.critics.to(policy.device)
-        fit_critics(self.critics, table, seed=seed, log=log)
+        fit_critics(self.critics, table, seed=seed, log=log, advance=fitting)
         self.model = TransitionModel(self.cond.shape[1], policy.chunk, policy.action_dim, cfg.ope, seed=seed).to(policy.device)
-        quality = self.model.fit(table, log)
+        quality = self.model.fit(table, log, fitting)
         log(0, {**calibration(self.critics, self.cond, table.returns), **{f"model_{k}": v for k, v in quality.items()}})
         self.gate = Gate(policy, self.model, self.critics.q, table, cfg.offline.measure, seed=seed, log=log, tried=tried)
         self.ppo, self.student = DenoisingPPO(policy, cfg.offline.ppo), policy.distillation(cfg.distill)
-        self.started, self.won = started, won
-        self.left = left_to_gain(won, cfg.trials.rest)
+        self.started, self.won, self.left = started, won, left_to_gain(won, cfg.trials.rest)
 
     def improve(self, advance: Any) -> list[dict[str, Tensor]]:
         """Run the round; the policy ends as the last accepted candidate, or as the better of what began it and re-imitation's product. The
@@ -388,10 +388,11 @@ def _offline(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, demo
             cell.run.rewind(name, -1)
             horizon = cfg.ope.horizon or math.ceil((cfg.horizon or cell.spec.horizon) / policy.chunk)
             sized = replace(cfg, ope=replace(cfg.ope, horizon=horizon))
-            with cell.run.bar(f"{name}: improving", offline.iterations) as advance:
-                known = decisions(tried) if tried and not moved else None
+            with cell.run.bar(f"{name}: critics and model", cfg.critic.steps + cfg.ope.steps) as advance:
                 stage = OfflineRound(policy, decisions(data), sized, seed=derive(cfg.seed, "offline", m), log=cell.run.logger(name),
-                                     started=started, tried=known, won=[] if moved else trials.won)
+                                     started=started, tried=decisions(tried) if tried and not moved else None,
+                                     won=[] if moved else trials.won, fitting=advance)
+            with cell.run.bar(f"{name}: improving", offline.iterations) as advance:
                 others = stage.improve(advance)
             back = trials.settle(policy, began, others, m, offline.rollouts)
             fitted.load_state_dict((value if back and moved and value else stage.critics.value).state_dict())
@@ -409,8 +410,7 @@ def _online(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, value: nn.Mod
         if begun is None:
             trials.stand(policy, "online-start", cfg.online.episodes)
         cell.run.rewind("online", stage.iteration)
-        with cell.run.bar("online: rounds", cfg.online.iterations) as advance, cell.timed("online"):
-            advance(stage.iteration)
+        with cell.run.bar("online: rounds", cfg.online.iterations, stage.iteration) as advance, cell.timed("online"):
             while not stage.over:
                 stats = stage.round(cell)
                 cell.run.log(stage.iteration, stats, "online")

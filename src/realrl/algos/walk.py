@@ -128,8 +128,7 @@ def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait) -> dict[str, floa
         gait.remember(past)
         cell.run.rewind("walk", stream.steps)
         pen, owed = Pen(cfg, agent, gait, stream), 0
-        with cell.run.bar("walk: control steps", cfg.steps) as advance:
-            advance(stream.steps)
+        with cell.run.bar("walk: control steps", cfg.steps, stream.steps) as advance:
             while stream.steps < cfg.steps or not stream.between:
                 moments = stream.take(wait=owed < 1)
                 replay.put(moments)

@@ -34,7 +34,7 @@ class Account:
 
     def enter(self, name: str, version: int, found: dict[str, Any]) -> None:
         """Add a stage's results, in place of those of an older version, and write it all."""
-        entry = {**found, "env_steps": self.steps(), "wall_s": self.summary.get("spent_s", {}).get(name, 0.0), "version": version}
+        entry = {**found, "env_steps": self.steps(), "wall_s": self.summary.get("spent_s", {}).get(name), "version": version}
         self.summary["stages"] = [s for s in self.summary["stages"] if s["name"] != name] + [entry]
         self.save()
 

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from realrl.cell.book import Book
 from realrl.cell.collect import Bench, processes
@@ -30,6 +29,7 @@ from realrl.cell.mailbox import Mailbox
 from realrl.cell.rollout import Foresighted
 from realrl.robots.clock import CLIENT, Ticker, realtime
 from realrl.streaming import StreamConfig
+from realrl.terminal import console
 from realrl.types import Array, Episode, Intervention, Moment, Obs, Plan, Policy, RealrlError, RewardModel, State, TaskSpec
 
 BEAT = 0.1
@@ -154,11 +154,11 @@ class Actor:
                 self._give_over()
             if why != told and why != NEW:
                 self._box.head["holds"] += 1
-                Console(stderr=True).print(f"the robot is held: {HOLDS[why]}", markup=False)
+                console(stderr=True).print(f"the robot is held: {HOLDS[why]}")
             told = why
             self._box.head["hold"] = why
             if self._box.silence > self._cfg.alone:
-                Console(stderr=True).print(f"nobody has asked for the robot for {self._cfg.alone:g} s: it is let go", markup=False)
+                console(stderr=True).print(f"nobody has asked for the robot for {self._cfg.alone:g} s: it is let go")
                 return False
             time.sleep(0.01)
         self._box.head["hold"] = GO
@@ -253,7 +253,7 @@ def _run(order: Order, box: Mailbox) -> None:
     try:
         actor = Actor(order, box, book)
         for line in realtime(CLIENT):  # between episodes garbage may take its time
-            Console(stderr=True).print(f"note: {line}", markup=False)
+            console(stderr=True).print(f"note: {line}")
         actor.run()
     finally:
         order.bench.close()

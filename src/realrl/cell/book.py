@@ -18,13 +18,13 @@ from typing import Final
 import numpy as np
 import pyarrow.compute as pc
 import safetensors.numpy
-from rich.console import Console
 
 from realrl.cell.mailbox import Mailbox, name
 from realrl.data import side
 from realrl.data.record.recorder import Recorder
 from realrl.data.store import Store
 from realrl.files import disk, read_plain, write_bytes
+from realrl.terminal import console
 from realrl.types import Array, Episode, Obs, RealrlError, Step, TaskSpec
 
 GROUP = 20  # a simulator's episodes per append: a kill costs at most these, which are made again, identically
@@ -137,7 +137,7 @@ class Book:
         recorder = Recorder(self.dir, task=self.task, fps=round(1 / self.spec.dt), cameras=self._films("images."),
                             depth=self._films("depth."), codec=CODEC, min_frames=1, record_kb=max(64, room))
         for note in recorder.notes:
-            Console(stderr=True).print(note, markup=False)
+            console(stderr=True).print(note)
         self._store = Store.open(self.dir)
         return recorder
 

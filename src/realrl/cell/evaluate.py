@@ -10,6 +10,7 @@ import numpy as np
 
 from realrl import losses
 from realrl.cell.collect import Collector
+from realrl.terminal import console
 from realrl.types import Array, Episode, Policy, Source
 
 HELD_OUT = 1_000_000_000
@@ -92,7 +93,20 @@ def trials(collector: Collector, policy: Policy, n: int, *, seed: int = 0, greed
     """
     episodes: Iterable[Episode] = collector.collect(policy, held_out(n, seed), greedy=greedy, noise_seed=seed, source=source,
                                                     glance=plans_only)
-    return [(keep or blind)(episode) for episode in (watch(episodes) if watch else episodes)]
+    found, dead = [], []
+    for episode in watch(episodes) if watch else episodes:
+        dead += [(episode.seed, key) for key in _dead(episode)[:1]]
+        found.append((keep or blind)(episode))
+    if dead:
+        console(stderr=True).print(f"warning: in {len(dead)} of {len(found)} evaluation episodes a reading was NaN or infinite (start "
+                                   f"{dead[0][0]}: '{dead[0][1]}'); no policy can act on it: mend the environment, "
+                                   "then judge", soft_wrap=True, highlight=False)
+    return found
+
+
+def _dead(episode: Episode) -> list[str]:
+    """Observations with a number that is none."""
+    return [key for key, values in episode.obs.items() if values.dtype.kind == "f" and not np.isfinite(values).all()]
 
 
 def evaluate(collector: Collector, policy: Policy, n: int, *, seed: int = 0, dt: float, greedy: bool = True,

@@ -19,13 +19,13 @@ from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from realrl.cell.actor import Acting, Order, launch
 from realrl.cell.book import Book
 from realrl.cell.collect import Bench, available_cores
 from realrl.cell.mailbox import Mailbox, name, places
+from realrl.terminal import console
 from realrl.types import Episode, Intervention, Moment, Policy, RealrlError, RewardModel, Stateful
 
 GOODBYE = 30.0
@@ -174,7 +174,7 @@ class Beside:
                                   "the configuration that it had, or stop that process")
             box.head["wanted"] += 1  # it holds the robot until `past` lets it go
             box.head["learner_beat"] = time.monotonic()
-            Console(stderr=True).print(f"the actor is still there (process {int(box.head['pid'])}) and goes on", markup=False)
+            console(stderr=True).print(f"the actor is still there (process {int(box.head['pid'])}) and goes on")
             return box
         return None
 
@@ -192,7 +192,7 @@ class Beside:
         self._box.head["stop"] = 1
         self._gone(GOODBYE)
         if self._there():
-            Console(stderr=True).print(f"the actor does not end: process {int(self._box.head['pid'])} is stopped", markup=False)
+            console(stderr=True).print(f"the actor does not end: process {int(self._box.head['pid'])} is stopped")
         for how in (signal.SIGTERM, signal.SIGKILL):
             if self._there():
                 with suppress(ProcessLookupError):
@@ -223,7 +223,7 @@ class Beside:
         if self._deaths > MOST_DEATHS:
             raise RealrlError(f"{self._order.task}: the actor's process died {MOST_DEATHS} times before it did a step; what it recorded is "
                               "kept: look whether its memory suffices, then go on with --resume")
-        Console(stderr=True).print("the actor's process died: another goes on; what it recorded is kept", markup=False)
+        console(stderr=True).print("the actor's process died: another goes on; what it recorded is kept")
         self.episodes += not self.between
         self.between = True
         self._order = replace(self._order, mailbox=self._box.path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realrl.cli.parser import command, device_flag, interrupted, mistake, say, whole
+from realrl.terminal import console
 
 if TYPE_CHECKING:
     from realrl.cell.deploy import Tally
@@ -143,7 +144,7 @@ def _dashboard(env: RobotClient) -> Iterator[Callable[[Tally], None]]:
     over = threading.Event()
 
     def draw() -> None:
-        with Live(auto_refresh=False, transient=True) as live:
+        with Live(console=console(), auto_refresh=False, transient=True) as live:
             while not over.wait(0.5):
                 if newest:
                     live.update("\n".join(newest[-1].lines(env)), refresh=True)

@@ -12,12 +12,9 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from realrl.cli.parser import command, mistake
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from realrl.cli.parser import command, mistake, screen
 
 PACKAGES = ("realrl", "torch", "numpy", "scipy", "gymnasium", "gymnasium-robotics", "metaworld", "mujoco", "pyarrow", "safetensors",
             "tyro", "rich", "tensorboard", "matplotlib", "jinja2", "pyyaml")
@@ -155,15 +152,16 @@ def _groups() -> list[Finding]:
     return found
 
 
-def show(findings: Sequence[Finding], console: Console | None = None) -> None:
+def show(findings: Sequence[Finding]) -> None:
     """Print findings as a table, one section a group; a mend is shown for what is missing only."""
-    from rich.console import Console
-    from rich.table import Table
-    console = console or Console()
-    table = Table("", "what", "found", "how to get it", title="realrl doctor", title_justify="left")
+    from rich.table import Column, Table
+    from rich.text import Text
+    shown = screen()
+    table = Table("", "what", "found", Column("how to get it", overflow="fold"), title="realrl doctor", title_justify="left")
     for i, finding in enumerate(findings):
-        mark = "[green]ok[/]" if finding.ok else "[red]no[/]" if finding.required else "[yellow]--[/]"
+        mark = Text("ok", "green") if finding.ok else Text("no", "red") if finding.required else Text("--", "yellow")
         last = i + 1 == len(findings) or findings[i + 1].group != finding.group
         table.add_row(mark, finding.name, finding.value, "" if finding.ok else finding.mend, end_section=last)
-    console.print(table)
-    console.print("Everything realrl needs is here." if healthy(findings) else "[red]Something realrl needs is missing: see 'no' above.[/]")
+    shown.print(table)
+    shown.print("Everything realrl needs is here." if healthy(findings)
+                else Text("Something realrl needs is missing: see 'no' above.", "red"))

@@ -22,7 +22,10 @@ from realrl.cli.parser import Command, Parser, exhausted, group, interrupted, mi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command (by default that of sys.argv) and return its exit code. --help and --version leave by SystemExit."""
+    with contextlib.suppress(AttributeError):  # a test's standard output cannot be set
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a name that the terminal cannot show is spelt out
     try:
+        _check_names(sys.argv[1:] if argv is None else argv)
         args, flags = build_parser().parse_known_args(argv)
         args.flags = flags  # of a method's configuration; elsewhere there are none
         command: Command = args.command
@@ -47,6 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             _silence()  # it may be standard output that is full
         return 2
     return code
+
+
+def _check_names(words: Sequence[str]) -> None:
+    """Raise RealrlError for a word that is no text here."""
+    try:
+        "".join(words).encode()
+    except UnicodeEncodeError:
+        from realrl.data.errors import legible
+        for word in words:
+            legible(word)
 
 
 def build_parser() -> argparse.ArgumentParser:

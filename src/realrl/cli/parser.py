@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from realrl.terminal import console
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -119,9 +121,8 @@ def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterab
     total = len(items) if total is None and isinstance(items, Sequence) else total
     if not sys.stderr.isatty():
         return _logged(items, title, total)
-    from rich.console import Console
     from rich.progress import track
-    return track(items, title, total=total, console=Console(stderr=True), transient=True)
+    return track(items, title, total=total, console=console(stderr=True), transient=True)
 
 
 def _logged(items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
@@ -139,8 +140,7 @@ def _logged(items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
 
 def screen() -> Console:
     """Standard output for tables; a file or a pipe has no width, so it gets one that fits them."""
-    from rich.console import Console
-    return Console(width=None if sys.stdout.isatty() else 140)
+    return console(width=None if sys.stdout.isatty() else 140)
 
 
 def say(text: object) -> None:
@@ -163,5 +163,8 @@ def told(error: Exception) -> Exception:
         return mistake()(f"{what}: make batches smaller, end what else is on the GPU, or give --device cpu")
     if not isinstance(error, OSError):
         return error
-    what = error.filename or "a file"
-    return unwritable(what, error) if disk(error) else mistake()(f"{what}: {error.strerror or error}; check the path")
+    if disk(error):
+        return unwritable(error.filename or "a file", error)
+    if error.filename is None:  # no file: a device, a camera, a connection, in the words of whoever noticed
+        return mistake()(f"{type(error).__name__}: {error}")
+    return mistake()(f"{error.filename}: {error.strerror or error}; check the path")

@@ -161,7 +161,9 @@ def _read(folders: Sequence[Path]) -> tuple[list[Episode], list[Array]]:
 def _show(found: Audit, title: str) -> None:
     """An audit as a table, with its mends."""
     from rich.table import Table
-    table = Table("on episodes that it was not fitted to", "share", "95 % interval", "count", title=title, title_justify="left")
+
+    from realrl.types import printable
+    table = Table("on episodes that it was not fitted to", "share", "95 % interval", "count", title=printable(title), title_justify="left")
     for name, share in (("unsolved frames taken for solved", found.false), ("solved frames missed", found.missed),
                         (f"episodes ended too soon ({found.frames} in a row)", found.alarms), ("solved episodes never seen", found.unseen)):
         low, high = share.interval

@@ -120,7 +120,12 @@ def _train(args: argparse.Namespace) -> int:
         cfg = replace(cfg, task=RECORDED + Path(cfg.data).resolve().name)
     make = _maker(args, cfg.horizon) if real else partial(envs.make, cfg.task, sight=cfg.sight, randomise=cfg.randomise)
     if not recorded:  # a misspelt task leaves no folder behind
-        spec = _asked(make)
+        try:
+            spec = _asked(make)
+        except mistake() as error:
+            if base and not real and not envs.known(cfg.task):
+                raise mistake()(f"{args.run} was started with --env or --robot: name it again, beside --resume ({error})") from error
+            raise
         for other in () if real else [task for name in ("tasks", "held_out", "unseen") for task in getattr(cfg, name, ())]:
             _asked(partial(envs.make, other, sight=cfg.sight, randomise=cfg.randomise))
         cfg = replace(cfg, task=spec.id) if real else cfg

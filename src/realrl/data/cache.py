@@ -27,7 +27,6 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -36,6 +35,7 @@ from realrl.data.errors import mend, plain, read_json, typed
 from realrl.data.schema import camera_shape
 from realrl.data.store import Recordings as Recordings
 from realrl.files import lock, write_json
+from realrl.terminal import console
 from realrl.types import Array, RealrlError
 
 Size = tuple[int, int]  # height, width
@@ -206,11 +206,12 @@ def _build(parts: Sequence[_Part], base: Path, workers: int | None, progress: bo
     if needed > free:
         raise RealrlError(f"{base}: decoding {frames:,} frames takes {needed / 1e9:.2f} GB, only {free / 1e9:.2f} GB are free; "
                           "give another folder or a smaller size, or train without a cache")
-    console = Console(stderr=True, quiet=not progress)
-    console.print(f"decoding {frames:,} frames of {len(parts)} cameras: {needed / 1e9:.2f} GB to {base} ({free / 1e9:.0f} GB free)",
+    shown = console(stderr=True, quiet=not progress)
+    shown.print(f"decoding {frames:,} frames of {len(parts)} cameras: {needed / 1e9:.2f} GB to {base} ({free / 1e9:.0f} GB free)",
                   highlight=False, soft_wrap=True)
-    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not progress) as bar, ThreadPoolExecutor(workers or cores()) as pool:
+    columns = (TextColumn("decoding", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("frames", markup=False),
+               TimeRemainingColumn())
+    with Progress(*columns, console=shown, transient=True, disable=not progress) as bar, ThreadPoolExecutor(workers or cores()) as pool:
         task = bar.add_task("decoding", total=frames)
         for part in parts:
             part.begin()
@@ -435,6 +436,6 @@ def _turn(base: Path, progress: bool) -> Iterator[None]:
         try:
             stack.enter_context(lock(base / ".lock", 0.0))
         except RealrlError:
-            Console(stderr=True, quiet=not progress).print(f"waiting for another process that builds {base}", soft_wrap=True)
+            console(stderr=True, quiet=not progress).print(f"waiting for another process that builds {base}", soft_wrap=True)
             stack.enter_context(lock(base / ".lock", PATIENCE_S))
         yield

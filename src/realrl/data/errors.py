@@ -96,3 +96,13 @@ def read_json(path: Path, most: int = 2**27) -> Any:
         raise
     except (ValueError, OSError, RecursionError) as error:
         raise RealrlError(f"{path} is not readable JSON ({line(error)}); {mend(path)}") from error
+
+
+def legible(name: str | Path) -> None:
+    """Raise RealrlError for a name that is no text here. pyarrow, h5py and safetensors open files by names in UTF-8 alone, and what they
+    say of another would be taken for damage."""
+    try:
+        str(name).encode()
+    except UnicodeEncodeError as error:
+        raise RealrlError(f"{name}: its name is not in UTF-8, in which files are opened here: rename it (convmv), or go into that folder "
+                          "(cd) and name what is below; where the name looks right in the terminal, set PYTHONUTF8=1") from error

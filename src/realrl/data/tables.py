@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from realrl.data.errors import BLIND, DAMAGED, DEEP, line, mend, plain
+from realrl.data.errors import BLIND, DAMAGED, DEEP, legible, line, mend, plain
 from realrl.files import read_plain, within
 from realrl.types import Array, RealrlError
 
@@ -67,6 +67,7 @@ class Parquet:
     """
 
     def __init__(self, path: Path) -> None:
+        legible(path)
         size = plain(path).stat().st_size
         self.room = ROOM + UNFOLDS * size
         self._file = pq.ParquetFile(path, page_checksum_verification=True)

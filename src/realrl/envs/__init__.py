@@ -187,13 +187,19 @@ def _suite(name: str) -> Suite:
     return adroit
 
 
+def known(task: str) -> bool:
+    """Whether a task of this name comes with the toolkit."""
+    suite, _, name = task.partition("/")
+    return suite in SUITES and name in _names(suite)
+
+
 def _find(task: str) -> tuple[str, str]:
     """Split a known task name. Raises RealrlError with the nearest name otherwise."""
     suite, _, name = task.partition("/")
-    if suite in SUITES and name in _names(suite):
+    if known(task):
         return suite, name
-    known = tasks()
-    bare = {full.partition("/")[2]: full for full in known}  # people forget the suite: "peg-insert-side"
-    near = [task] if task in bare else difflib.get_close_matches(task, known, 1) or difflib.get_close_matches(name or task, bare, 1)
+    every = tasks()
+    bare = {full.partition("/")[2]: full for full in every}  # people forget the suite: "peg-insert-side"
+    near = [task] if task in bare else difflib.get_close_matches(task, every, 1) or difflib.get_close_matches(name or task, bare, 1)
     hint = f"did you mean {bare.get(near[0], near[0])!r}?" if near else "see `realrl tasks` for the list"
     raise RealrlError(f"no task {task!r}: {hint}")

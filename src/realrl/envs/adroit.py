@@ -175,8 +175,9 @@ def expert(name: str, path: str | Path | None = None) -> Policy:
     Raises RealrlError without a path, on an unreadable file and on arrays that are missing, misshapen or not finite.
     """
     if path is None:
-        raise RealrlError(f"adroit/{name}: its expert is a trained network, give its npz file as path; the published ones are in "
-                          "https://github.com/aravindr93/hand_dapg (dapg/policies)")
+        raise RealrlError(f"adroit/{name}: its expert is a trained network: give its npz file with --expert FILE (path, in Python). "
+                          "The published ones, https://github.com/aravindr93/hand_dapg (dapg/policies), are pickles: save their arrays "
+                          "under the names that help(realrl.envs.adroit.expert) lists")
     file = Path(path) / f"{name}.npz" if Path(path).is_dir() else Path(path)
     return ScriptedPolicy(f"dapg-{name}", functools.partial(_control, *_load_network(file, *_SIZES[name])))
 
@@ -200,6 +201,8 @@ def _mean(layers: list[tuple[Array, Array]], scales: list[Array], state: Array) 
 
 def _load_network(file: Path, obs_dim: int, action_dim: int) -> tuple[list[tuple[Array, Array]], list[Array]]:
     """The layers (weight, bias) and the four shift and scale vectors of a network file, checked."""
+    if not file.is_file():
+        raise RealrlError(f"{file}: no such file; an expert of Adroit is an npz file, or a folder with one called after the task")
     try:
         stored = np.load(file, allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):
@@ -207,7 +210,8 @@ def _load_network(file: Path, obs_dim: int, action_dim: int) -> tuple[list[tuple
         with stored:
             arrays = {key: stored[key] for key in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RealrlError(f"{file}: cannot read an expert from it ({error}); it must be an npz file") from error
+        why = "it is a pickle, which may hold any program and is not opened" if "pickle" in str(error) else error
+        raise RealrlError(f"{file}: cannot read an expert from it ({why}); it must be an npz file") from error
     if str(arrays.get("nonlinearity", "tanh")) != "tanh":
         raise RealrlError(f"{file}: its nonlinearity is {arrays['nonlinearity']}, only tanh networks are known")
 

@@ -124,7 +124,11 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
         if action.shape != (self.task.action_dim,) or not np.isfinite(action).all():
             raise RealrlError(f"{self.task.id}: an action must be {self.task.action_dim} finite numbers in [-1, 1], got {action}")
         native = self._low + (np.clip(action, -1.0, 1.0) + 1.0) * self._half
-        state, reward, terminated, success = self._advance(native)
+        found = self._advance(native)
+        if not isinstance(found, tuple) or len(found) != 4:
+            raise RealrlError(f"{self.task.id}: _advance returned {found!r:.200}, wanted are four things: state, reward, whether the task "
+                              "ended, whether it is solved")
+        state, reward, terminated, success = found
         if self.reward_kind == "sparse":
             reward, terminated = float(success), terminated or success
         self._t += 1
@@ -154,7 +158,10 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
 
     def _observe(self, state: Array, *, first: bool = False, last: bool = False) -> Obs:
         """The observation at the simulator's full state [D]; first, last: of an episode."""
-        state = np.array(state, np.float32)  # a copy: simulators hand out views of buffers they write again
+        try:
+            state = np.array(state, np.float32)  # a copy: simulators hand out views of buffers they write again
+        except (TypeError, ValueError) as error:
+            raise RealrlError(f"{self.task.id}: _begin or _advance returned {state!r:.200} for a state, wanted are numbers") from error
         size = self.task.privileged or self.task.obs_dim
         if state.shape != (size,):
             raise RealrlError(f"{self.task.id}: a state of shape {list(state.shape)}, its TaskSpec says {size} numbers: "

@@ -7,6 +7,7 @@ is 1000 frames and nothing ends it before, so a return is of 1000 at most. What 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,9 @@ class ControlEnv(RobotEnv):
     """One of the suite's tasks under this project's episode rules."""
 
     def __init__(self, name: str, reward: str | None, horizon: int, sight: SightConfig | None = None) -> None:
-        from dm_control import suite
+        with warnings.catch_warnings():  # it looks for a display to open windows on, which nobody here does
+            warnings.filterwarnings("ignore", module="glfw")
+            from dm_control import suite
         pick_reward(f"dmc/{name}", reward, ("dense",))
         domain, _, job = name.partition("-")
         inner: Any = suite.load(domain, job, {"time_limit": math.inf, "random": 0}, {"flat_observation": True})

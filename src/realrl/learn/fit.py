@@ -94,8 +94,7 @@ def imitate(run: Logbook, trainer: Fit, stage: str, what: str = "cloning") -> No
     name, steps = f"{stage}-fit", trainer.cfg.steps
     run.load(name, trainer=trainer)
     run.rewind(stage, trainer.step)
-    with run.bar(f"{stage}: {what}", steps) as advance:
-        advance(trainer.step)
+    with run.bar(f"{stage}: {what}", steps, trainer.step) as advance:
         while trainer.step < steps:
             losses = trainer.update()
             advance(1)

@@ -6,7 +6,7 @@ Decisions are chunks: Q(s, a_1..K). The update never asks what the policy would 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,14 +112,15 @@ def fit_whitener(value: nn.Module, cond: Tensor) -> None:
         value[0].fit(cond)
 
 
-def fit_critics(critics: Critics, table: Encoded, *, seed: int, log: Callable[[int, Mapping[str, float]], None] | None = None) -> None:
-    """Train for `cfg.steps` on every decision of the table."""
+def fit_critics(critics: Critics, table: Encoded, *, seed: int, log: Any = None, advance: Callable[[int], None] = lambda n: None) -> None:
+    """Train for `cfg.steps` on every decision of the table. advance: told of each step."""
     random = torch.Generator(table.cond.device).manual_seed(derive(seed, "critics"))
     fit_whitener(critics.value, table.cond)
     action = continue_chunks(table.action, table.valid, random)
     for step in range(critics.cfg.steps):
         i = torch.randint(len(table), (critics.cfg.batch,), generator=random, device=action.device)
         losses = critics.update(table.cond[i], action[i], table.reward[i], table.discount[i], table.next_cond[i])
+        advance(1)
         if log is not None and step % 250 == 249:
             log(step + 1, {f"critic_{k}": float(v) for k, v in losses.items()})
 

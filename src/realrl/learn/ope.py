@@ -131,8 +131,8 @@ class TransitionModel(nn.Module):
         self.limit: Tensor  # disagreement at which a rollout is stopped
         self.discount: Tensor  # gamma^K
 
-    def fit(self, data: Encoded, log: Log | None = None) -> dict[str, float]:
-        """Fit all members afresh to the decisions of a view with `every="step"` and keep the elites.
+    def fit(self, data: Encoded, log: Log | None = None, advance: Callable[[int], None] = lambda n: None) -> dict[str, float]:
+        """Fit all members afresh to the decisions of a view with `every="step"` and keep the elites. advance: told of each step.
 
         Returns `r2` (one-step, of the change, held-out episodes, mean of the elites), `done_ratio` (predicted over true number of
         endings there), `limit` and the losses. Raises RealrlError with fewer than 2 episodes.
@@ -155,6 +155,7 @@ class TransitionModel(nn.Module):
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+            advance(1)
             if log is not None and (step % 100 == 0 or step == cfg.steps - 1):
                 log(step, {f"ope/{k}": float(v.detach().mean()) for k, v in losses.items()})
         return self._choose(net, table, held)

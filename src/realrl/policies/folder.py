@@ -136,13 +136,23 @@ def _kind(name: str) -> type[DiffusionPolicy | FlowPolicy | GaussianPolicy | Rec
     return next(kind for kind in kinds if name == kind.KIND)
 
 
+def _whereabouts(path: Path) -> str:
+    """Where the policy is that was looked for in a folder without one."""
+    for found in (path / "policy", path.parent / "policy"):
+        if (found / "policy.json").is_file():
+            return f"give {found}"
+    run = next((folder for folder in (path, path.parent) if (folder / "config.yaml").is_file()), None)
+    return (f"the run in {run} has not come so far; its last words say how it is continued, with --resume" if run else
+            "give the folder a run wrote, e.g. runs/main/policy")
+
+
 def read_policy_json(path: Path) -> dict[str, Any]:
     """The description of a saved policy, checked. Raises RealrlError."""
     file = path / "policy.json"
     try:
         about = read_json(file, most=2**20)
     except (FileNotFoundError, NotADirectoryError):
-        raise RealrlError(f"{path}: no policy here (policy.json is missing): give the folder a run wrote, e.g. runs/main/policy") from None
+        raise RealrlError(f"{path}: no policy here (policy.json is missing): {_whereabouts(path)}") from None
     except OSError as error:
         raise RealrlError(f"{file} cannot be read ({error.strerror or error}): put a copy of the file there") from None
     if not isinstance(about, dict):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from rich.markup import escape
 from rich.table import Table
 
 from realrl.report.figures import BLUE, GREY, ORANGE, Panel, small_multiples
@@ -124,15 +123,15 @@ def _share(value: float | None) -> str:
 def foresight_table(summary: Mapping[str, Any]) -> Table:
     """The same for the terminal, with the verdict below."""
     found = foresight_of(summary)
-    table = Table(title=escape(printable(str(summary.get("task") or ""))), title_justify="left", header_style="bold",
-                  caption=escape(verdict(summary)), caption_justify="left")
+    table = Table(title=printable(str(summary.get("task") or "")), title_justify="left", header_style="bold",
+                  caption=verdict(summary), caption_justify="left")
     if not found:
         return table
     grid = foresight_grid(found)
     for i, head in enumerate(grid.headers):
         table.add_column(head, justify="right" if i else "left")
     for i, row in enumerate(grid.rows):
-        table.add_row(*map(escape, row), style="bold" if i == grid.final else None)
+        table.add_row(*row, style="bold" if i == grid.final else None)
     return table
 
 

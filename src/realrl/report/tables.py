@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from realrl.report.reading import StageRow, stages_of
+from realrl.types import printable
 
 MISSING = "–"
 
@@ -93,7 +94,7 @@ def stage_grid(stages: Sequence[StageRow], names: Iterable[str], *, drop_empty: 
 def stage_table(summary: Mapping[str, Any]) -> Table:
     """The stages of a run for the terminal. summary: the content of `summary.json`. Raises RealrlError on a field of a wrong kind."""
     grid = stage_grid(stages_of(summary), SHORT)
-    table = Table(title=str(summary["task"]) if summary.get("task") else None, title_justify="left", header_style="bold")
+    table = Table(title=printable(str(summary["task"])) if summary.get("task") else None, title_justify="left", header_style="bold")
     for i, head in enumerate(grid.headers):
         table.add_column(head, justify="right" if i else "left", no_wrap=i == 0)
     for i, row in enumerate(grid.rows):

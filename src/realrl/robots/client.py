@@ -16,11 +16,11 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
 
 from realrl.envs.base import RobotEnv
 from realrl.robots import wire
 from realrl.robots.driver import Held
+from realrl.terminal import console
 from realrl.types import Array, Obs, RealrlError, TaskSpec
 
 PATIENCE = 5.0  # s for what a server answers at once
@@ -214,7 +214,7 @@ class RobotClient(RobotEnv):
 
     def _tell(self, why: str) -> None:
         if not self._told:
-            Console(stderr=True).print(why, markup=False, highlight=False, soft_wrap=True)
+            console(stderr=True).print(why, highlight=False, soft_wrap=True)
         self._told = True
 
     def _set_up(self, seed: int) -> Array:

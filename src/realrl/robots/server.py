@@ -200,7 +200,7 @@ class RobotServer:
             hello = wire.unpack(await asyncio.wait_for(socket.recv(), PATIENCE))
         except ValueError as error:
             hello, refusal = {"type": ""}, f"hello was {error}"
-        role, who = hello.get("role"), printable(str(socket.remote_address[:2]))
+        role, who = hello.get("role"), printable(":".join(map(str, socket.remote_address[:2])))
         if not refusal:
             refusal = self._refusal(hello)
         if not refusal and role == "commander" and self._commander is not None:

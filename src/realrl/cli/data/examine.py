@@ -60,13 +60,14 @@ def _print_info(directory: Path, about: dict[str, Any]) -> None:
         "rate": f"{about['fps']:g} steps/s",
         "success": _success(about),
         "robot": printable(str(about["robot_type"] or "unknown")),
-        "recorded by": "\n".join(f"{printable(str(name))}: {count:,} episodes" for name, count in about["policies"].items()) or "unknown",
+        "recorded by": "\n".join(f"{printable(str(name)) or 'unknown'}: {count:,} episodes" for name, count in about["policies"].items())
+        or "unknown",
         "columns": "\n".join(printable(f"{name}  {kind}") for name, kind in about["features"].items()),
         "on disk": f"{about['bytes'] / 2**20:.1f} MiB, {about['data_files']:,} data files{films}"}
     table = Table(show_header=False, title=printable(str(directory)), title_justify="left")
     for name, value in rows.items():
         table.add_row(name, value)
-    screen().print(table, markup=False)
+    screen().print(table)
 
 
 def _success(about: dict[str, Any]) -> str:
@@ -175,13 +176,15 @@ def _replay(args: argparse.Namespace) -> int:
         print(json.dumps({"path": str(args.dir), "task": place, "tolerance": args.tolerance, "beyond": apart, "episodes": results}))
         return 1 if apart else 0
     from rich.table import Table
-    table = Table("episode", "steps", "start", "median", "largest", "last", "first beyond", "success", title=f"{args.dir} on {place}: "
-                  "distance from what was recorded", title_justify="left")
+
+    from realrl.types import printable
+    table = Table("episode", "steps", "start", "median", "largest", "last", "first beyond", "success", title_justify="left",
+                  title=printable(f"{args.dir} on {place}: distance from what was recorded"))
     for r in results:
         ended = {(True, True): "yes", (False, False): "no", (True, False): "recorded only", (False, True): "replayed only"}.get(
             (r["success_recorded"], r["success_replayed"]), f"{'yes' if r['success_replayed'] else 'no'} (recording: unknown)")
         table.add_row(str(r["episode"]), str(r["steps"]), *(f"{r[name]:.3g}" for name in ("start", "median", "largest", "last")),
                       "never" if r["first_beyond"] is None else f"step {r['first_beyond']}", ended)
-    screen().print(table, markup=False)
+    screen().print(table)
     say(f"{len(results) - apart} of {len(results)} episodes stay within {args.tolerance:g}")
     return 1 if apart else 0

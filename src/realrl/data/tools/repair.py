@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from realrl.data import compaction, labels, schema, side, tables, video
-from realrl.data.errors import plain, read_json
+from realrl.data.errors import legible, plain, read_json
 from realrl.data.footage import Place
 from realrl.data.record import recovery
 from realrl.data.record.recorder import Recorder
@@ -59,6 +59,7 @@ def repair(directory: str | Path, *, dry_run: bool = False, decode: bool = False
     root = Path(directory)
     if not root.is_dir() or not any((root / name).is_dir() for name in ("meta", "data")):
         raise RealrlError(f"{root} is not a dataset: it holds neither meta/ nor data/; give the folder that does")
+    legible(root)
     _refuse_strange(root)
     if dry_run:
         done = _plan(root, decode)[1]
