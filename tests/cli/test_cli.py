@@ -385,6 +385,18 @@ def test_a_policy_of_another_shape_is_refused(policy: Path, capsys: pytest.Captu
 # -- train and report -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_bar_on_a_terminal_shows_brackets_as_they_are() -> None:
+    """Of a folder called `[/b]`, say, from which episodes are imported."""
+    hand, end = os.openpty()
+    child = subprocess.run([sys.executable, "-c", "from realrl.cli.parser import progress\n"
+                            "print(*progress(iter('xyz'), 'importing a[/b][red]:door:', 3))"],
+                           stdout=subprocess.PIPE, stderr=end, env={**os.environ, "TERM": "xterm", "PYTHONPATH": str(SOURCE)})
+    os.close(end)
+    said = os.read(hand, 10**5)
+    os.close(hand)
+    assert (child.returncode, child.stdout) == (0, b"x y z\n") and b"importing a[/b][red]:door:" in said
+
+
 def test_a_device_that_fails_is_no_file() -> None:
     assert str(parser.told(TimeoutError("camera front: no frame within 2 s"))) == "TimeoutError: camera front: no frame within 2 s"
     assert "demos: No such file" in str(parser.told(FileNotFoundError(2, "No such file or directory", "demos")))
