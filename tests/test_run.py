@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from realrl.checkpoint import decode, encode, read_parts, restore, save_parts
 from realrl.files import derive, write_json
-from realrl.run import Run, progress_bar, read_metrics
+from realrl.run import Run, read_metrics
 from realrl.types import RealrlError
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -209,53 +208,6 @@ def test_kill_in_the_middle_of_a_save(tmp_path: Path) -> None:
         reached = step
         assert all(line["step"] <= step for line in read_metrics(tmp_path))
     assert reached > 0, "no save ever finished before a kill"
-
-
-def test_a_run_that_somebody_deletes_ends(tmp_path: Path) -> None:
-    """It would go on for hours into a folder that has neither its configuration nor its recordings."""
-    with Run.start(tmp_path / "run", Job()) as run:
-        run.save("part", 1, part={"x": torch.ones(1)})
-        shutil.rmtree(tmp_path / "run")
-        with pytest.raises(RealrlError, match="was deleted or moved while the run wrote there"):
-            run.save("part", 2, part={"x": torch.ones(1)})
-        assert not (tmp_path / "run").exists()
-    with Run.start(tmp_path / "run", Job()) as run:
-        run.log(0, {"loss": 1.0})
-        (tmp_path / "run").rename(tmp_path / "elsewhere")
-        with pytest.raises(RealrlError, match="is continued where it is now, with --resume"):
-            run.save("part", 1, part={"x": torch.ones(1)})
-    assert not (tmp_path / "run").exists()
-    Run.start(tmp_path / "elsewhere", Job(), resume=True).close()
-
-
-def test_what_somebody_wrote_or_waited_for_is_not_begun_over(tmp_path: Path) -> None:
-    """A configuration that a run is to begin from, and results that no line of metrics.jsonl tells of."""
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "config.yaml").write_text("# mine\nlr: 0.1\n")
-    Run.start(tmp_path / "judged", Job()).close()
-    write_json(tmp_path / "judged" / "summary.json", {"stages": [{"name": "imitation", "success": 0.5}]})
-    for name in ("own", "judged"):
-        with pytest.raises(RealrlError, match="not empty; continue it with --resume"):
-            Run.start(tmp_path / name, Job())
-    assert (tmp_path / "own" / "config.yaml").read_text() == "# mine\nlr: 0.1\n" and (tmp_path / "judged" / "summary.json").exists()
-    write_json(tmp_path / "judged" / "summary.json", {"stages": [], "wall_s": 0.1})
-    Run.start(tmp_path / "judged", Job()).close()
-    assert not (tmp_path / "judged" / "summary.json").exists()
-
-
-def test_a_log_says_how_long_the_rest_takes_by_what_was_done_now(monkeypatch: pytest.MonkeyPatch,
-                                                                      capsys: pytest.CaptureFixture[str]) -> None:
-    now = [0.0]
-    monkeypatch.setattr("realrl.run.time.monotonic", lambda: now[0])
-    with progress_bar("walk", 1000, 900) as advance:
-        now[0] = 40.0
-        advance(20)
-    with progress_bar("known", 10, 10):
-        pass
-    with progress_bar("fresh", 10) as advance:
-        advance(10)
-    assert capsys.readouterr().out.splitlines() == ["walk: 920 of 1000, about 160 s to go", "walk: 920 of 1000, 20 of them now, in 40 s",
-                                                    "fresh: 10 of 10 in 0 s"]
 
 
 def test_metrics_survive_half_lines_and_rewind(tmp_path: Path) -> None:
