@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from realrl.cell.account import Account
 from realrl.files import write_json
 from realrl.run import Run
 from realrl.types import RealrlError
@@ -34,6 +35,15 @@ def test_a_run_that_somebody_deletes_ends(tmp_path: Path) -> None:
             run.save("part", 1, part={"x": torch.ones(1)})
     assert not (tmp_path / "run").exists()
     Run.start(tmp_path / "elsewhere", Job(), resume=True).close()
+
+
+def test_nothing_of_a_run_that_was_moved_stands_there_anew(tmp_path: Path) -> None:
+    with Run.start(tmp_path / "run", Job()) as run:
+        account = Account(run, "toy/line", 0, lambda: 7)
+        account.save()
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        account.save()
+    assert not (tmp_path / "run").exists() and (tmp_path / "elsewhere" / "summary.json").is_file()
 
 
 def test_what_somebody_wrote_or_waited_for_is_not_begun_over(tmp_path: Path) -> None:
