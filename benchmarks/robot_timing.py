@@ -32,6 +32,7 @@ from realrl.robots.log import read_ticks
 from realrl.types import Array, Plan, Policy, RealrlError, State
 
 KEY = ("fps", "policy", "beside", "seconds")
+FIRST = 10  # steps that are left out
 HEAD = ("actions a second", "policy", "beside it", "minutes", "ended by", "steps", "late actions", "late ticks of the server",
         "jitter p50, p99, p99.9, most [ms]", "server's ticks late by p50, p99, p99.9, most [ms]")
 CONFIG = """
@@ -119,6 +120,8 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
                     break
             env.pause()
         except RealrlError as error:
+            if len(gaps) <= FIRST:  # it never ran
+                raise
             ended = str(error).removeprefix(f"{url}: ")
         lasted = time.monotonic() - began
         with Link(url, "watcher") as link:
@@ -129,7 +132,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             learner.kill()
         server.terminate()
         server.wait(60)
-    jitter = 1e3 * np.abs(np.array(gaps[10:]) - 1 / args.fps)
+    jitter = 1e3 * np.abs(np.array(gaps[FIRST:]) - 1 / args.fps)
     ticks = 1e3 * np.array([t.late for t in read_ticks(next((folder / "log").iterdir()))])
     share = lambda values: {f"p{q:g}": round(float(np.quantile(values, q / 100)), 3) for q in (50, 99, 99.9)} | {
         "max": round(float(values.max()), 3)}
@@ -142,7 +145,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """A line a run."""
     told = lambda values: ", ".join(f"{values[name]:.3g}" for name in ("p50", "p99", "p99.9", "max"))
-    return [[str(row["fps"]), row["policy"], "a learner" if row["beside"] else "nothing", f"{row['lasted'] / 60:.0f}",
+    return [[str(row["fps"]), row["policy"], "a learner" if row["beside"] else "nothing", f"{row['lasted'] / 60:.1f}",
              row["ended"] or "the clock", f"{row['steps']:,}",
              str(row["late_actions"]), str(row["late_ticks"]), told(row["jitter_ms"]), told(row["tick_late_ms"])] for row in rows]
 

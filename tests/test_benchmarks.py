@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 import threading
 from dataclasses import replace
@@ -339,6 +340,10 @@ def test_a_person_in_the_loop_runs_and_has_a_line_a_seed(tmp_path: Path, capsys:
     assert peg_failures.main([str(run), "--episodes", "2"]) == 0
     said = capsys.readouterr().out
     assert f"{run.name}\n  0 % of 2; by how wrong the slot is seen" in said and "failures, last 40 steps" in said
+    shutil.rmtree(run / "checkpoints")
+    for study in (peg_search, peg_failures):
+        with pytest.raises(RealrlError, match="has no checkpoint yet"):
+            study.main([str(run)])
 
 
 def test_a_run_that_was_stopped_has_a_row_up_to_there_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

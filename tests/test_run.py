@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from realrl.checkpoint import decode, encode, read_parts, restore, save_parts
 from realrl.files import derive, write_json
-from realrl.run import Run, progress_bar, read_metrics
+from realrl.run import Run, read_metrics
 from realrl.types import RealrlError
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -209,31 +208,6 @@ def test_kill_in_the_middle_of_a_save(tmp_path: Path) -> None:
         reached = step
         assert all(line["step"] <= step for line in read_metrics(tmp_path))
     assert reached > 0, "no save ever finished before a kill"
-
-
-def test_a_run_that_somebody_deletes_ends(tmp_path: Path) -> None:
-    """It would go on for hours into a folder that has neither its configuration nor its recordings."""
-    with Run.start(tmp_path / "run", Job()) as run:
-        run.save("part", 1, part={"x": torch.ones(1)})
-        shutil.rmtree(tmp_path / "run")
-        with pytest.raises(RealrlError, match="was deleted while the run wrote there"):
-            run.save("part", 2, part={"x": torch.ones(1)})
-        assert not (tmp_path / "run").exists()
-
-
-def test_a_log_says_how_long_the_rest_takes_by_what_was_done_now(monkeypatch: pytest.MonkeyPatch,
-                                                                      capsys: pytest.CaptureFixture[str]) -> None:
-    now = [0.0]
-    monkeypatch.setattr("realrl.run.time.monotonic", lambda: now[0])
-    with progress_bar("walk", 1000, 900) as advance:
-        now[0] = 40.0
-        advance(20)
-    with progress_bar("known", 10, 10):
-        pass
-    with progress_bar("fresh", 10) as advance:
-        advance(10)
-    assert capsys.readouterr().out.splitlines() == ["walk: 920 of 1000, about 160 s to go", "walk: 920 of 1000, 20 of them now, in 40 s",
-                                                    "fresh: 10 of 10 in 0 s"]
 
 
 def test_metrics_survive_half_lines_and_rewind(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from realrl.envs.contact import TILT, TILTED, TRUTH
 from realrl.envs.mujoco.peg import PegEnv
 from realrl.learn.sac import SAC
 from realrl.run import Run
-from realrl.types import Array
+from realrl.types import Array, RealrlError
 
 FELT, SEEN, PRESS = slice(15, 21), slice(0, 2), 17  # in the state: the wrench, where the slot seems to be (in units of 20 mm), the push
 TOUCH, LAST = 0.15, 40
@@ -87,7 +87,8 @@ def trials(run: Path, cfg: HILConfig, n: int) -> list[Trial]:
     agent = SAC(make_actor(cfg, env.task), cfg.sac, seed=0)
     average = Average(agent, None)
     with Run(run, resume=True) as book:
-        book.load("hil-serl", agent=agent, average=average)
+        if book.load("hil-serl", agent=agent, average=average) is None:
+            raise RealrlError(f"{run} has no checkpoint yet: name one that has")
     policy, found = average.policy(), list[Trial]()
     for seed in held_out(n, 7):
         obs, won = env.reset(seed=seed)[0], False

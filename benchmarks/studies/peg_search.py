@@ -80,7 +80,8 @@ def agreement(run: Path, episodes: list[Episode]) -> None:
     size = episodes[0].obs["state"].shape[1], episodes[0].action.shape[1]
     agent = SAC(GaussianPolicy(cfg.policy, *size), cfg.sac, seed=0)
     with Run(run, resume=True) as book:
-        book.load("hil-serl", agent=agent)
+        if book.load("hil-serl", agent=agent) is None:
+            raise RealrlError(f"{run} has no checkpoint yet: name one that has")
     cond = torch.from_numpy(np.concatenate([pressed(e, cfg.policy.n_obs) for e in episodes]))
     if not len(cond):
         print("  no moments of contact")

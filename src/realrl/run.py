@@ -53,9 +53,8 @@ class Run:
     def __init__(self, dir: str | os.PathLike[str], *, resume: bool = False, keep: int = 1) -> None:
         self.dir, self.keep = Path(dir), keep
         self._metrics = self.dir / "metrics.jsonl"
-        anew = not resume and _barren(self.dir)
-        if not resume and not anew and _occupied(self.dir):
-            raise RealrlError(f"the run directory {self.dir} is not empty; continue it with --resume or name another one")
+        if not resume:
+            _vacant(self.dir)
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -65,7 +64,7 @@ class Run:
         with contextlib.ExitStack() as held:
             held.enter_context(lock(self.dir / ".lock", 0.0))
             _inspect(self.dir)
-            if anew and _barren(self.dir):  # still, now that no other process can begin here
+            if not resume and _vacant(self.dir):  # still, now that no other process can begin here
                 _clear(self.dir)
             for folder in (self.dir, self.dir / "policy", *(self.dir / "checkpoints").glob("*")):
                 sweep(folder)
@@ -83,8 +82,8 @@ class Run:
             RealrlError: the directory holds something and `resume` is false; or the saved configuration differs.
         """
         folder, saved = Path(dir), Path(dir) / "config.yaml"
-        again = _occupied(folder) and (resume or not _barren(folder))
-        if again and resume and not saved.exists():
+        again = resume and _occupied(folder)
+        if again and not saved.exists():
             raise RealrlError(f"{folder} holds files but no config.yaml, so it is not a run to resume; name another directory")
         run = cls(folder, resume=resume, keep=keep)
         try:
@@ -156,10 +155,12 @@ class Run:
     def save(self, name: str, step: int, /, **parts: Part) -> None:
         """Write the checkpoint `name` (see `save_parts`). Parts: anything with a state_dict, or plain mappings.
 
-        Raises RealrlError for a network whose weights are no longer finite, where the disk is full, and where somebody deleted the run.
+        Raises RealrlError for a network whose weights are no longer finite, where the disk is full, and where somebody deleted or moved
+        the run.
         """
-        if not os.fstat(self._file.fileno()).st_nlink:
-            raise RealrlError(f"{self.dir}: its metrics.jsonl was deleted while the run wrote there; what is left cannot be continued")
+        if not os.fstat(self._file.fileno()).st_nlink or not self._metrics.exists():
+            raise RealrlError(f"{self.dir}: its metrics.jsonl was deleted or moved while the run wrote there; a run that was moved whole "
+                              "is continued where it is now, with --resume")
         for part, network in parts.items():
             if isinstance(network, nn.Module):
                 finite(network.state_dict(), f"{self.dir}: {name}: the network '{part}'", "its training diverged: lower the learning rate")
@@ -294,12 +295,32 @@ BEGUN: Final = frozenset((".lock", "config.yaml", "meta.json", "metrics.jsonl", 
                           "dataset/meta/tasks.parquet"))  # what a run has before its first episode, line or checkpoint
 
 
+def _vacant(folder: Path) -> bool:
+    """Whether `_clear` has to precede a run that begins here. Raises RealrlError where something would be lost."""
+    if _barren(folder):
+        return True
+    if _occupied(folder):
+        raise RealrlError(f"the run directory {folder} is not empty; continue it with --resume or name another one")
+    return False
+
+
 def _barren(folder: Path) -> bool:
-    """Whether a run began here and nothing has come of it: a mistake, an expert that is not there, ended it at once. One may begin anew."""
-    if not (folder / "config.yaml").is_file():
+    """Whether a run began here and nothing has come of it: a mistake, an expert that is not there, ended it at once. One may begin anew.
+    A config.yaml alone is no such run: somebody may have written it."""
+    if not all((folder / name).is_file() for name in ("config.yaml", "meta.json")):
         return False
-    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
-    return files <= BEGUN and not any(p.stat().st_size for p in (folder / "metrics.jsonl",) if p.exists())
+    files = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+    return (all(name in BEGUN for name in files) and not any(p.stat().st_size for p in (folder / "metrics.jsonl",) if p.exists())
+            and not _found(folder / "summary.json"))
+
+
+def _found(summary: Path) -> bool:
+    """Whether a summary says what somebody waited for, or cannot be read."""
+    try:
+        about = read_json(summary) if summary.exists() else {}
+    except (RealrlError, OSError):
+        return True
+    return not isinstance(about, dict) or any(about.get(name) for name in ("stages", "demonstrator", "decisions", "pool"))
 
 
 def _clear(folder: Path) -> None:

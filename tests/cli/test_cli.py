@@ -57,35 +57,6 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> str:
     return err
 
 
-class Clock:
-    """Seconds that pass when one says so."""
-
-    now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.mark.parametrize(("seconds", "count", "total", "lines"), [
-    (0.1, 20, 20, []),  # over before anyone asks
-    (4.0, 20, 20, ["2 of 20 (10 %) after 8 s", "4 of 20 (20 %) after 16 s"]),
-    (1.0, 20, 20, ["3 of 20 (15 %) after 3 s", "6 of 20 (30 %) after 6 s"]),
-    (10.0, 500, 500, ["3 of 500 (0 %) after 30 s", "6 of 500 (1 %) after 60 s"]),
-    (10.0, 9, None, ["3 after 30 s", "6 after 60 s", "9 after 90 s"]), (10.0, 0, 0, [])])
-def test_progress_into_a_file_is_lines_one_can_read(seconds: float, count: int, total: int | None, lines: list[str],
-                                                    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    clock = Clock()
-    monkeypatch.setattr(parser, "time", clock)
-    seen = []
-    for item in parser.progress(iter(range(count)), "copying", total):
-        seen.append(item)
-        clock.now += seconds
-    out, err = capsys.readouterr()
-    told = err.splitlines()
-    assert seen == list(range(count)) and out == "" and "\x1b" not in err and "" not in told
-    assert told[:len(lines)] == [f"copying: {line}" for line in lines] and (len(told) > len(lines)) == (count > 9 and bool(lines))
-
-
 # -- help, lists and mistakes -----------------------------------------------------------------------------------------------------
 
 

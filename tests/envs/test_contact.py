@@ -194,6 +194,7 @@ def test_a_task_is_shown_in_a_manner_of_its_own_and_refuses_one_that_it_does_not
             own, told = (envs.expert(f"contact/{name}", m).act({"state": state}, {}, greedy=True, rng=[])[0].action
                          for m in (None, contact.LEVELS[name].manner))
             assert np.array_equal(own, told)
+    assert envs.expert("contact/peg", "tilting").name == "contact/peg-tilting", "its recordings are not taken for the other's"
     for name, manner in (("peg", "sideways"), ("pick-peg", "tilting")):
         with pytest.raises(RealrlError, match=f"contact/{name}: its expert's manner is upright.*got {manner}: leave --expert out"):
             envs.expert(f"contact/{name}", manner)

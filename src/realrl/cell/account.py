@@ -56,7 +56,9 @@ class Account:
         told[stage] = line
 
     def save(self) -> None:
-        """Write summary.json."""
+        """Write summary.json, unless somebody deleted or moved the run: nothing of it shall stand there anew."""
+        if not self.run.dir.is_dir():
+            return
         self.summary |= {"wall_s": round(time.monotonic() - self._began, 1), "env_steps": self.steps()}
         write_json(self.run.dir / "summary.json", self.summary)
 

@@ -119,10 +119,17 @@ def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterab
     total: how many there are, where the items do not say.
     """
     total = len(items) if total is None and isinstance(items, Sequence) else total
-    if not sys.stderr.isatty():
-        return _logged(items, title, total)
-    from rich.progress import track
-    return track(items, title, total=total, console=console(stderr=True), transient=True)
+    return (_drawn if sys.stderr.isatty() else _logged)(items, title, total)
+
+
+def _drawn(items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
+    """A bar; `rich.progress.track` would take brackets in its title for styles."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from realrl.types import printable
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        yield from bar.track(items, total, description=printable(title))
 
 
 def _logged(items: Iterable[T], title: str, total: int | None) -> Iterator[T]:

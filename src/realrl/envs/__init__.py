@@ -73,8 +73,9 @@ def make(task: str, *, reward: str | None = None, horizon: int | None = None, si
 def expert(task: str, path: str | Path | None = None, noise: float = 0.0) -> Policy:
     """A demonstrator for a task, chunk 1, looking at obs["privileged"], or at obs["state"] without eyes.
 
-    path: the file (or its folder) of an expert that is a trained network (adroit). noise: standard deviation of Gaussian noise
-    added to its actions, which are then clipped. Raises RealrlError where no expert exists, saying where to get one.
+    path: the file (or its folder) of an expert that is a trained network (adroit), or a script's manner (contact). noise: standard
+    deviation of Gaussian noise added to its actions, which are then clipped. Raises RealrlError where no expert exists, saying where to
+    get one.
     """
     suite, name = _find(task)
     try:

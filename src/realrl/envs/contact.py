@@ -103,7 +103,8 @@ def expert(name: str, path: str | Path | None = None) -> Policy:
         known = ["upright"] if level.picks else list(MANNERS)
         raise RealrlError(f"contact/{name}: its expert's manner is {' or '.join(known)}, got {manner}: leave --expert out, or name one")
     careful = MANNERS[manner](level.reach)
-    return ScriptedPolicy(f"contact/{name}", Picking(careful) if level.picks else careful)
+    shown = f"contact/{name}" + ("" if manner == "upright" else f"-{manner}")  # or a recording of one manner would go on in another
+    return ScriptedPolicy(shown, Picking(careful) if level.picks else careful)
 
 
 class Careful:

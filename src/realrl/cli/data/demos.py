@@ -25,8 +25,8 @@ def add(actions: Any) -> None:
     parser.add_argument("--episodes", type=whole(1), required=True, metavar="N", help="successful demonstrations wanted in all")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the dataset, new or to be continued")
     parser.add_argument("--noise", type=float, default=0.0, metavar="STD", help="noise on the expert's actions, of [-1, 1] (default: 0)")
-    parser.add_argument("--expert", metavar="PATH", help="folder of a saved policy that demonstrates, or an expert's weights where "
-                        "the suite's expert is a network (adroit)")
+    parser.add_argument("--expert", metavar="WHO", help="folder of a saved policy that demonstrates, an expert's weights where "
+                        "the suite's expert is a network (adroit), or a manner (contact/peg: upright, tilting)")
     parser.add_argument("--sight", choices=("rgb", "depth", "pointcloud"), help="what is seen beside the robot's joints (default: state)")
     parser.add_argument("--cameras", nargs="+", metavar="CAMERA", help="cameras to look through (default: the task's choice)")
     parser.add_argument("--size", type=whole(1), nargs=2, default=(84, 84), metavar=("HEIGHT", "WIDTH"),
