@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -132,6 +133,31 @@ def test_encoded_packets_are_as_good_as_pictures(tmp_path: Path) -> None:
     assert seen(stores[0]) == seen(Store.open(tmp_path / "b"))
     told = [json.loads((s.dir / "meta/stats.json").read_text())["observation.images.top"]["mean"] for s in stores]
     np.testing.assert_allclose(*told, atol=0.02)
+
+
+def test_an_encoder_that_stands_still_is_left_alone_and_another_encodes_the_film(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(footage, "STUCK", 0.3)
+    made, film = list[video.PacketEncoder](), pictures(0, 5)
+    plain = footage.encode([(film, "h264")], 10.0)
+
+    class Standing(video.PacketEncoder):
+        still = 1
+
+        def encode(self, frame: Array) -> list[video.Packet]:
+            if not made or self is not made[-1]:
+                made.append(self)
+            if len(made) <= self.still and self._count == 2:
+                threading.Event().wait()
+            return super().encode(frame)
+
+    monkeypatch.setattr(video, "PacketEncoder", Standing)
+    with pytest.warns(RuntimeWarning, match="the film is encoded anew"):
+        assert footage.encode([(film, "h264")], 10.0) == plain and len(made) == 2
+    Standing.still = 99
+    with pytest.warns(RuntimeWarning), pytest.raises(RealrlError, match="3 video encoders one after another"):
+        footage.encode([(film, "h264")], 10.0)
+    with pytest.raises(RealrlError, match="cannot be encoded"):  # the work's own faults come through at once
+        footage.encode([(np.zeros((2, 0, 4, 3), np.uint8), "h264")], 10.0)
 
 
 def test_packets_that_do_not_belong_are_refused(tmp_path: Path) -> None:

@@ -16,8 +16,12 @@ and files that were joined with a little drift.
 from __future__ import annotations
 
 import os
+import threading
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as Unfinished
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +35,7 @@ from realrl.data.video import Codec, Header, Packet
 from realrl.types import Array, RealrlError
 
 Encoded = tuple[Header, Sequence[Packet]]  # all T+1 pictures of one camera of one episode, or T where the last was not filmed
+STUCK, TRIES = 60.0, 3  # seconds without a frame after which an encoder stands still for good; encoders that are tried
 CLOCK = 1e-4  # seconds that a timestamp may be off frame_index / fps for LeRobot; closer ones mean just that
 
 
@@ -91,15 +96,43 @@ def present(shown: Array, wanted: Array, tolerance_s: float) -> bool:
 
 
 def encode(films: Sequence[tuple[Array, Codec]], fps: float) -> list[Encoded]:
-    """Every film, uint8 [T+1, H, W, 3] or (depth, whose codec is fixed) uint16 [T+1, H, W], as packets; several at a time."""
-    def one(order: tuple[Array, Codec]) -> Encoded:
+    """Every film, uint8 [T+1, H, W, 3] or (depth, whose codec is fixed) uint16 [T+1, H, W], as packets; several at a time. Raises
+    RealrlError where encoders stand still, see `_patiently`."""
+    def one(order: tuple[Array, Codec], alive: Callable[[], None]) -> Encoded:
         film, codec = order
         encoder = video.PacketEncoder(film.shape[2], film.shape[1], fps, codec, depth=film.ndim == 3)
-        packets = [p for frame in film for p in encoder.encode(frame)]
+        packets = list[Packet]()
+        for frame in film:
+            packets += encoder.encode(frame)
+            alive()
         return encoder.header, packets + encoder.finish()
 
     with ThreadPoolExecutor(min(len(films), os.cpu_count() or 1) or 1) as pool:
-        return list(pool.map(one, films))
+        return list(pool.map(lambda order: _patiently(lambda alive: one(order, alive)), films))
+
+
+def _patiently(work: Callable[[Callable[[], None]], Encoded]) -> Encoded:
+    """What the work gives, which says from time to time that it is alive. Where it does not for `STUCK` seconds it is left alone and begun
+    anew: SVT-AV1 now and then waits for itself for ever, and a thread that waits in it cannot be ended."""
+    for _ in range(TRIES):
+        done, last = Future[Encoded](), [time.monotonic()]
+
+        def run(done: Future[Encoded] = done, last: list[float] = last) -> None:
+            try:
+                done.set_result(work(lambda: last.__setitem__(0, time.monotonic())))
+            except BaseException as error:
+                done.set_exception(error)
+
+        threading.Thread(target=run, name="encoder", daemon=True).start()
+        while time.monotonic() - last[0] < STUCK:
+            try:
+                return done.result(min(STUCK, 1.0))
+            except Unfinished:
+                if done.done():  # the work's own
+                    raise
+        warnings.warn(f"a video encoder made nothing of a frame for {STUCK:g} s; the film is encoded anew", RuntimeWarning, stacklevel=2)
+    raise RealrlError(f"{TRIES} video encoders one after another stood still for {STUCK:g} s each: free the machine, or use another codec, "
+                      "h264")
 
 
 def feature(name: str, film: Array | None, header: Header | None) -> dict[str, Any]:
