@@ -35,7 +35,7 @@ from realrl.data.video import Codec, Header, Packet
 from realrl.types import Array, RealrlError
 
 Encoded = tuple[Header, Sequence[Packet]]  # all T+1 pictures of one camera of one episode, or T where the last was not filmed
-STUCK, TRIES = 60.0, 3  # seconds without a frame after which an encoder stands still for good; encoders that are tried
+STUCK, TRIES = 20.0, 3  # seconds without a frame after which an encoder stands still for good; encoders that are tried
 CLOCK = 1e-4  # seconds that a timestamp may be off frame_index / fps for LeRobot; closer ones mean just that
 
 

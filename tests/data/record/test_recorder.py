@@ -172,6 +172,33 @@ def test_an_encoder_process_that_is_killed_is_started_again(tmp_path: Path) -> N
     assert errors(tmp_path) == []
 
 
+STANDING = """
+import pathlib, threading
+from realrl.data import footage, video
+footage.STUCK = 0.5
+encode = video.PacketEncoder.encode
+def standing(self, frame):
+    flag = pathlib.Path({flag!r})
+    if self._count == 7 and not flag.exists():
+        flag.touch()
+        threading.Event().wait()
+    return encode(self, frame)
+video.PacketEncoder.encode = standing
+"""
+
+
+def test_an_encoder_that_stands_still_ends_its_process_and_another_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "sitecustomize.py").write_text(STANDING.format(flag=str(tmp_path / "stood")))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"), prepend=os.pathsep)
+    with opened(tmp_path / "d") as r:
+        record(r, 20)
+        r.flush(30.0)
+        assert (tmp_path / "stood").exists() and r.stats.restarts == 1
+    right(Store.open(tmp_path / "d").read()[0], 20)
+    assert errors(tmp_path / "d") == []
+
+
 def test_an_unfinished_episode_is_recovered_when_the_recorder_closes(tmp_path: Path) -> None:
     with opened(tmp_path, policy="bc") as r:
         r.start_episode()

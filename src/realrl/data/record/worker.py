@@ -2,7 +2,8 @@
 
 It outlives the process that records: when that one is gone, whatever it wrote into the ring is still encoded, the unfinished episode
 is recovered, and only then this process ends. When this one is killed, the recorder starts another, which goes on behind what
-the logs hold. A full disk stops it until there is room; meanwhile the recorder fills the ring and then cannot accept more.
+the logs hold; an encoder that stands still (`footage.STUCK`) ends it for that. A full disk stops it until there is room; meanwhile the
+recorder fills the ring and then cannot accept more.
 
 Run by `realrl.data.record.recorder` as `python -m realrl.data.record.worker JSON`.
 """
@@ -19,13 +20,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from realrl.data import footage
 from realrl.data.record.journal import DISCARD, END, FRAME, HEADER, PACKET, START, Log, Record, Ring, Spill, folder_name, read_log
 from realrl.data.record.recovery import FOLDER, FRAMES, Found, camera_log, header_record, owner, packet_record, settle
 from realrl.data.store import Store
@@ -33,6 +35,7 @@ from realrl.data.video import Packet, PacketEncoder
 from realrl.types import RealrlError
 
 GAVE_UP = 3  # exit code: the disk stayed full after the recorder had gone
+STOOD_STILL = 4  # exit code: an encoder made nothing of a picture
 PATIENCE_S = 3.0  # how long a full disk is waited for, once the recorder is gone
 T = TypeVar("T")
 
@@ -110,6 +113,29 @@ class Channel:
                 self.tell("stuck" if trouble else "unstuck", {"text": trouble})
 
 
+_since: dict[int, float] = {}  # threads that are in an encoder, and since when
+
+
+@contextlib.contextmanager
+def encoding() -> Iterator[None]:
+    """Around whatever an encoder does: SVT-AV1 now and then waits for itself for ever, and a thread that waits in it cannot be ended."""
+    me = threading.get_ident()
+    _since[me] = time.monotonic()
+    try:
+        yield
+    finally:
+        del _since[me]
+
+
+def _watch() -> None:
+    """End this process, and only it, when an encoder stands still."""
+    while all(time.monotonic() - since < footage.STUCK for since in list(_since.values())):
+        time.sleep(0.5)
+    sys.stderr.write(f"realrl: a video encoder made nothing of a picture for {footage.STUCK:g} s; another one goes on where it stood\n")
+    sys.stderr.flush()
+    os._exit(STOOD_STILL)
+
+
 def new_encoder(camera: dict[str, Any], about: dict[str, Any]) -> PacketEncoder:
     """The encoder of a camera of an episode. Raises RealrlError when it does not open."""
     height, width = camera["shape"]
@@ -121,7 +147,8 @@ class Film:
     """One camera of one episode; used by that camera's thread alone."""
 
     def __init__(self, folder: Path, camera: dict[str, Any], about: dict[str, Any], channel: Channel) -> None:
-        self.encoder = new_encoder(camera, about)
+        with encoding():
+            self.encoder = new_encoder(camera, about)
         self.kind = np.dtype(np.uint16 if camera["depth"] else np.uint8)
         self.channel = channel
         self.log = channel.insist(lambda: Log(camera_log(folder, camera["key"])))
@@ -136,17 +163,22 @@ class Film:
             return
         picture = np.frombuffer(record.image(camera), self.kind).reshape(self.encoder.shape)
         self.waiting.append(record.seq)
-        self._log(self.encoder.encode(picture))
+        with encoding():
+            packets = self.encoder.encode(picture)
+        self._log(packets)
 
     def finish(self) -> None:
         """Log what the encoder still holds and close."""
-        self._log(self.encoder.finish())
+        with encoding():
+            packets = self.encoder.finish()
+        self._log(packets)
         self.waiting.clear()
         self.log.close()
 
     def close(self) -> None:
         """Close without the rest."""
-        self.encoder.close()
+        with encoding():
+            self.encoder.close()
         self.log.close()
 
     def _log(self, packets: list[Packet]) -> None:
@@ -335,6 +367,7 @@ def main(arguments: list[str]) -> int:
     told = json.loads(arguments[0])
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # those end the recorder, and its end is what this process waits for
         signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_watch, daemon=True).start()
     channel, min_frames = Channel(told["parent"]), told["min_frames"]
     ring = Ring.attach(told["ring"])
     if ring is None:
@@ -344,7 +377,8 @@ def main(arguments: list[str]) -> int:
         store.lock_wait = 600.0
         if not told["goes_on"]:
             for camera in told["cameras"]:
-                new_encoder(camera, told).close()  # so that a codec that is not there is known before the robot moves
+                with encoding():
+                    new_encoder(camera, told).close()  # so that a codec that is not there is known before the robot moves
             resume(store, channel, min_frames=min_frames, keep=ring.token)
         channel.tell("ready", {"episodes": len(store)})
         Worker(store, ring, channel, min_frames=min_frames, sync_s=told["sync_s"]).run()
