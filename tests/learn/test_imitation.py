@@ -10,7 +10,7 @@ from realrl import envs
 from realrl.cell.collect import Collector
 from realrl.checkpoint import read_parts, save_parts
 from realrl.data.views import ChunkView
-from realrl.learn.imitation import Imitation, ImitationConfig, averaged, cosine, generator
+from realrl.learn.imitation import Imitation, ImitationConfig, averaged, cosine, generator, prepare
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.scene import CollectConfig
 
@@ -73,6 +73,63 @@ def test_two_steps_and_resume_to_four_equal_four(demos, tmp_path):
     second.finish()
     a, b = whole.policy.state_dict(), second.policy.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a if k.startswith("net."))
+
+
+JUDGED = ImitationConfig(steps=48, batch=16, warmup=1, validation=0.2)
+
+
+def judged(demos, seed=0):
+    """A fit whose weights unseen episodes choose, and how much of the reference's error every look left."""
+    view = view_of(demos)
+    policy = policy_for(view, seed, reference="linear", dropout=0.2)
+    prepare(policy, view)
+    training = Imitation(policy, view, JUDGED, seed=7)
+    follow, said = training._follow, []
+    training._follow = lambda most: said.append(follow(most)) or said[-1]
+    return training, said
+
+
+def run_out(training, until=math.inf):
+    while training.step < min(training.steps, until):
+        training.update()
+
+
+def test_unseen_episodes_choose_the_weights_and_end_a_fit_that_gains_nothing_any_more(demos):
+    training, _ = judged(demos)
+    script = iter([0.9, 0.8, 0.7, 0.71, 0.75, 0.72, 0.9, 1.0])
+    kept = []
+
+    def follow(most):
+        kept.append({k: v.clone() for k, v in training.actor.state_dict().items()})
+        return next(script)
+
+    training._follow = follow
+    run_out(training)
+    assert training.step == training.steps == 7 * 4, "looked at every four steps; four looks without gain after the third"
+    training.finish()
+    assert all(torch.equal(kept[2][k], v) for k, v in training.actor.state_dict().items())
+    never, _ = judged(demos)
+    never._follow = lambda most: 1.0
+    run_out(never)
+    assert never.step == 48, "what was never followed may still come"
+
+
+def test_a_judged_fit_resumes_to_the_same_weights_and_gain(demos, tmp_path):
+    whole, said = judged(demos)
+    run_out(whole)
+    whole.finish()
+    assert len(said) > 3 and whole.left == min(said)
+    first, _ = judged(demos)
+    run_out(first, 10)
+    save_parts(tmp_path, first.step, {"imitation": first})
+    second, rest = judged(demos, 1)
+    second.policy.load_state_dict({k: v for k, v in first.policy.state_dict().items() if not k.startswith("net.")}, strict=False)
+    second.load_state_dict(read_parts(tmp_path)[1]["imitation"])
+    run_out(second)
+    second.finish()
+    assert rest == said[2:] and (second.left, second.found) == (whole.left, whole.found)
+    a, b = whole.policy.state_dict(), second.policy.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a if k.startswith(("net.", "reference.")))
 
 
 def test_seeds_differ_and_repeat(demos):

@@ -89,8 +89,9 @@ def test_the_network_is_followed_as_far_as_it_foresees(drawn: str, expected: flo
     batch = view.batch()
     rest = (batch.action - reference(batch.obs["state"])) / reference.scale
     said = {"truth": rest, "nonsense": torch.rand(rest.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1, "twice": 2 * rest}[drawn]
-    trust(reference, said, batch.obs["state"], batch.action, batch.valid, view.episode)
+    left = trust(reference, said, batch.obs["state"], batch.action, batch.valid, view.episode)
     assert set(reference.gain.tolist()) <= set(GAINS) and reference.gain.median() == expected
+    assert left == pytest.approx(1 - float(reference.gain.gt(0).float().mean()), abs=1e-3)
 
 
 def test_one_lucky_episode_does_not_decide() -> None:

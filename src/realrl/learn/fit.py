@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,13 +20,12 @@ from realrl.types import Logbook, Stateful
 
 
 class Fit(Stateful, Protocol):
-    """What `imitate` runs: `cfg.steps` updates, then `finish`. update: a gradient step's losses, not waited for; validate: that on
-    what the fit does not see, nothing where it sees everything; finish: what was fitted gets its final weights."""
+    """What `imitate` runs: updates until `step` is `steps`, which may sink on the way, then `finish`. update: a gradient step's losses, not
+    waited for; validate: that on what the fit does not see, nothing where it sees everything; finish: what was fitted gets its final
+    weights."""
 
     step: int
-
-    @property
-    def cfg(self) -> Any: ...
+    steps: int
 
     def update(self) -> dict[str, Tensor]: ...
 
@@ -91,11 +90,11 @@ def reseed(seed: int, device: torch.device) -> None:
 
 def imitate(run: Logbook, trainer: Fit, stage: str, what: str = "cloning") -> None:
     """Run a fit to its end, logging its loss under `stage` and saving it every 500 steps; continues an interrupted one."""
-    name, steps = f"{stage}-fit", trainer.cfg.steps
+    name = f"{stage}-fit"
     run.load(name, trainer=trainer)
     run.rewind(stage, trainer.step)
-    with run.bar(f"{stage}: {what}", steps, trainer.step) as advance:
-        while trainer.step < steps:
+    with run.bar(f"{stage}: {what}", trainer.steps, trainer.step) as advance:
+        while trainer.step < trainer.steps:
             losses = trainer.update()
             advance(1)
             if trainer.step % 50 == 0:

@@ -143,7 +143,7 @@ class FlowFit:
         self.net = nn.ModuleDict({"prefix": policy.prefix, "actor": policy.actor}).requires_grad_(True).train()
         self.average = averaged(self.net, cfg.ema)
         self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=cfg.lr, betas=(0.9, 0.98), weight_decay=cfg.weight_decay, fused=True)
-        self.step = 0
+        self.step, self.steps = 0, cfg.steps
         self.kept_back: Tensor | None = None
         if cfg.validation:
             from realrl.learn.reference import kept_back

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from realrl.robots.embodiment import Embodiment
 
 
+LOOKS, PATIENCE = 12, 4  # at unseen episodes during a fit; so many without gain end it, once there was some
+UNSEEN = 256  # decisions of them that are looked at on the way
+
+
 class Decisions(Protocol):
     """What is imitated: `ChunkView`, or `ImageWindows` where pictures stay on disk. episode: [N], which one a decision is of."""
 
@@ -40,6 +45,9 @@ class Imitation:
     Where the policy has an encoder it is trained too, with its regularisers: L_IL + L_recon + L_KL (section 3), unless cond [N, C] holds
     the decisions' conditions already (`ChunkView.encoded`). Call `update` cfg.steps times, then `finish`; `state_dict` holds all that
     continuing needs. weight: [N] per decision, None for plain cloning.
+
+    With a reference and episodes that are kept back, the weights that foresaw these best, as far as they are followed, become the
+    policy's: few episodes are soon known by heart, with pictures above all. When nothing is gained any more the fit ends (`steps` sinks).
     """
 
     def __init__(self, policy: DiffusionPolicy, view: Decisions, cfg: ImitationConfig, *, seed: int, weight: Tensor | None = None,
@@ -50,7 +58,9 @@ class Imitation:
         self.average = averaged(self.actor, cfg.ema)
         self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, betas=(0.95, 0.999), weight_decay=cfg.weight_decay,
                                            fused=True)
-        self.step = 0
+        self.step, self.steps = 0, cfg.steps
+        self.best: dict[str, Tensor] | None = None  # averaged weights that left the least of the reference's error
+        self.left, self.looked, self.found = math.inf, 0, 0  # that share; the steps of the newest look and of the best one
         self.fitted: Tensor | None = None
         self.kept_back: Tensor | None = None
         if cfg.validation:
@@ -76,7 +86,35 @@ class Imitation:
         self.optimiser.step()
         self.average.update_parameters(self.actor)
         self.step += 1
+        if self.judged and self.step % max(self.cfg.steps // LOOKS, 1) == 0:
+            self._look()
         return {"loss": loss.detach(), **{name: value.detach() for name, value in regularisers.items()}}
+
+    @property
+    def judged(self) -> bool:
+        """Whether unseen episodes choose the weights."""
+        return self.policy.reference is not None and self.kept_back is not None
+
+    def _look(self) -> None:
+        """Keep the averaged weights if they foresee what the fit does not see better than those before; end where none did for long."""
+        now = {name: x.clone() for name, x in self.actor.state_dict().items()}
+        self.actor.load_state_dict(self.average.module.state_dict())
+        left = self._follow(UNSEEN)
+        if left < self.left:
+            self.left, self.found = left, self.step
+            self.best = {name: x.clone() for name, x in self.actor.state_dict().items()}
+        self.actor.load_state_dict(now)
+        self.actor.train()
+        self.looked = self.step
+        if self.left < 1 and self.step - self.found >= PATIENCE * max(self.cfg.steps // LOOKS, 1):
+            self.steps = self.step
+
+    def _follow(self, most: int) -> float:
+        from realrl.learn.reference import follow
+        assert self.kept_back is not None
+        rows = self.kept_back[::1 + (len(self.kept_back) - 1) // most]
+        self.actor.eval()
+        return follow(self.policy, self.view.batch(rows), self.view.episode[rows], derive(self.seed, "trust"))
 
     def validate(self) -> dict[str, float]:
         """The loss on episodes that the fit does not see, with the weights as they are."""
@@ -86,20 +124,21 @@ class Imitation:
         self.actor.eval()
         loss = unseen_loss(self.policy, self.view.batch(self.kept_back[::4]), derive(self.seed, "validation"))
         self.actor.train()
-        return {"validation": loss}
+        return {"validation": loss, **({"reference_error_left": self.left} if math.isfinite(self.left) else {})}
 
     def finish(self) -> None:
-        """Give the policy the averaged weights; with a reference, follow them as far as they foresee what the fit did not see."""
-        self.actor.load_state_dict(self.average.module.state_dict())
+        """Give the policy the averaged weights; with a reference, follow the best of them as far as they foresee what the fit did not see."""
+        if self.judged and self.looked < self.step:
+            self._look()
+        self.actor.load_state_dict(self.average.module.state_dict() if self.best is None else self.best)
         self.actor.eval()
-        if self.policy.reference is not None and self.kept_back is not None:
-            from realrl.learn.reference import follow
-            follow(self.policy, self.view.batch(self.kept_back), self.view.episode[self.kept_back], derive(self.seed, "trust"))
+        if self.judged:
+            self._follow(len(self.view))
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, average, optimiser and step."""
+        """Weights, average, optimiser and step; the best weights so far."""
         return {"actor": self.actor.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
-                "step": self.step}
+                "step": self.step, "best": self.best or {}, "looks": [self.left, self.looked, self.found, self.steps]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
@@ -107,6 +146,8 @@ class Imitation:
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
+        self.best = dict(state.get("best", {})) or None
+        self.left, self.looked, self.found, self.steps = state.get("looks", (math.inf, 0, 0, self.cfg.steps))
 
 
 def prepare(policy: DiffusionPolicy, view: ChunkView, robot: Embodiment | None = None) -> None:

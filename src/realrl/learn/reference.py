@@ -56,11 +56,11 @@ def unseen_loss(policy: DiffusionPolicy, batch: Batch, seed: int) -> float:
 
 
 @torch.no_grad()
-def follow(policy: DiffusionPolicy, batch: Batch, episode: Tensor, seed: int) -> None:
+def follow(policy: DiffusionPolicy, batch: Batch, episode: Tensor, seed: int) -> float:
     """`trust` a policy's network by what it draws for decisions that it was not fitted to; episode: [B]; seed: of its noise."""
     assert policy.reference is not None
     drawn = policy.draw(_encoded(policy, batch.obs), torch.Generator(policy.device).manual_seed(seed))
-    trust(policy.reference, drawn, batch.obs["state"], batch.action, batch.valid, episode)
+    return trust(policy.reference, drawn, batch.obs["state"], batch.action, batch.valid, episode)
 
 
 def _encoded(policy: DiffusionPolicy, obs: Mapping[str, Tensor], size: int = 128) -> Tensor:
@@ -68,16 +68,17 @@ def _encoded(policy: DiffusionPolicy, obs: Mapping[str, Tensor], size: int = 128
     return torch.cat([policy.encode({key: x[i:i + size] for key, x in obs.items()}) for i in range(0, len(obs["state"]), size)])
 
 
-def trust(reference: Reference, drawn: Tensor, state: Tensor, action: Tensor, valid: Tensor, episode: Tensor) -> None:
+def trust(reference: Reference, drawn: Tensor, state: Tensor, action: Tensor, valid: Tensor, episode: Tensor) -> float:
     """Set the gain of each joint to what foresees episodes best that the network was not fitted to, if they agree on it: a gain above 0 has
-    to lower their mean absolute error by more than its standard error, or chance would choose with few of them.
+    to lower their mean absolute error by more than its standard error, or chance would choose with few of them. Gives what is left of the
+    reference's error, in the mean over the joints: 1 where the network is not followed at all.
 
     drawn: [N, K, A], what the network said there; state: [N, H, D]; action: [N, K, A]; valid: [N, K] bool; episode: [N]; of fewer than
     four episodes, stretches stand for them, and fewer than four decisions say nothing.
     """
     if len(episode) < 4:
         reference.gain.zero_()
-        return
+        return 1.0
     base, mask = reference(state), valid[..., None].to(action.dtype)
     names, group = torch.unique(episode, return_inverse=True)
     if len(names) < 4:
@@ -89,6 +90,8 @@ def trust(reference: Reference, drawn: Tensor, state: Tensor, action: Tensor, va
     mean, doubt = better.mean(1), better.std(1) / better.shape[1] ** 0.5
     chosen = torch.where(mean > doubt, mean, 0.0).argmax(0)  # the first where none is better: 0
     reference.gain.copy_(torch.tensor(GAINS, device=error.device)[chosen])
+    left = 1 - mean.gather(0, chosen[None])[0] / error[0].mean(0).clamp_min(1e-9)
+    return float(left.mean())
 
 
 def kept_back(episode: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -133,7 +133,7 @@ class ValueFit:
         back = torch.isin(episode.cpu(), torch.from_numpy(chosen.astype(np.int64)))
         self.fitted, self.held = (~back).nonzero().flatten(), back.nonzero().flatten()
         self.optimiser = torch.optim.AdamW(value.parameters(), lr=cfg.lr, weight_decay=cfg.decay, fused=True)
-        self.step, self.best_loss = 0, math.inf
+        self.step, self.steps, self.best_loss = 0, cfg.steps, math.inf
         self.best: dict[str, Tensor] = {k: v.clone() for k, v in value.state_dict().items()}
 
     def update(self) -> dict[str, Tensor]:
