@@ -84,8 +84,8 @@ def judged(demos, seed=0):
     policy = policy_for(view, seed, reference="linear", dropout=0.2)
     prepare(policy, view)
     training = Imitation(policy, view, JUDGED, seed=7)
-    follow, said = training._follow, []
-    training._follow = lambda most: said.append(follow(most)) or said[-1]
+    follow, said = training.witness._follow, []
+    training.witness._follow = lambda most: said.append(follow(most)) or said[-1]
     return training, said
 
 
@@ -103,13 +103,13 @@ def test_unseen_episodes_choose_the_weights_and_end_a_fit_that_gains_nothing_any
         kept.append({k: v.clone() for k, v in training.actor.state_dict().items()})
         return next(script)
 
-    training._follow = follow
+    training.witness._follow = follow
     run_out(training)
     assert training.step == training.steps == 7 * 4, "looked at every four steps; four looks without gain after the third"
     training.finish()
     assert all(torch.equal(kept[2][k], v) for k, v in training.actor.state_dict().items())
     never, _ = judged(demos)
-    never._follow = lambda most: 1.0
+    never.witness._follow = lambda most: 1.0
     run_out(never)
     assert never.step == 48, "what was never followed may still come"
 
@@ -118,7 +118,7 @@ def test_a_judged_fit_resumes_to_the_same_weights_and_gain(demos, tmp_path):
     whole, said = judged(demos)
     run_out(whole)
     whole.finish()
-    assert len(said) > 3 and whole.left == min(said)
+    assert len(said) > 3 and whole.witness.left == min(said)
     first, _ = judged(demos)
     run_out(first, 10)
     save_parts(tmp_path, first.step, {"imitation": first})
@@ -127,7 +127,7 @@ def test_a_judged_fit_resumes_to_the_same_weights_and_gain(demos, tmp_path):
     second.load_state_dict(read_parts(tmp_path)[1]["imitation"])
     run_out(second)
     second.finish()
-    assert rest == said[2:] and (second.left, second.found) == (whole.left, whole.found)
+    assert rest == said[2:] and (second.witness.left, second.witness.found) == (whole.witness.left, whole.witness.found)
     a, b = whole.policy.state_dict(), second.policy.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a if k.startswith(("net.", "reference.")))
 

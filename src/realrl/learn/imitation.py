@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,11 +20,8 @@ from realrl.policies.diffusion import DiffusionPolicy
 from realrl.types import Batch, Episode, Logbook
 
 if TYPE_CHECKING:
+    from realrl.learn.reference import Witness
     from realrl.robots.embodiment import Embodiment
-
-
-LOOKS, PATIENCE = 12, 4  # at unseen episodes during a fit; so many without gain end it, once there was some
-UNSEEN = 256  # decisions of them that are looked at on the way
 
 
 class Decisions(Protocol):
@@ -45,9 +41,6 @@ class Imitation:
     Where the policy has an encoder it is trained too, with its regularisers: L_IL + L_recon + L_KL (section 3), unless cond [N, C] holds
     the decisions' conditions already (`ChunkView.encoded`). Call `update` cfg.steps times, then `finish`; `state_dict` holds all that
     continuing needs. weight: [N] per decision, None for plain cloning.
-
-    With a reference and episodes that are kept back, the weights that foresaw these best, as far as they are followed, become the
-    policy's: few episodes are soon known by heart, with pictures above all. When nothing is gained any more the fit ends (`steps` sinks).
     """
 
     def __init__(self, policy: DiffusionPolicy, view: Decisions, cfg: ImitationConfig, *, seed: int, weight: Tensor | None = None,
@@ -59,13 +52,12 @@ class Imitation:
         self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, betas=(0.95, 0.999), weight_decay=cfg.weight_decay,
                                            fused=True)
         self.step, self.steps = 0, cfg.steps
-        self.best: dict[str, Tensor] | None = None  # averaged weights that left the least of the reference's error
-        self.left, self.looked, self.found = math.inf, 0, 0  # that share; the steps of the newest look and of the best one
         self.fitted: Tensor | None = None
-        self.kept_back: Tensor | None = None
+        self.witness: Witness | None = None
         if cfg.validation:
-            from realrl.learn.reference import kept_back
-            self.fitted, self.kept_back = kept_back(view.episode, cfg.validation)
+            from realrl.learn.reference import Witness, kept_back
+            self.fitted, unseen = kept_back(view.episode, cfg.validation)
+            self.witness = Witness(policy, view, unseen, cfg.steps, seed)
 
     def update(self) -> dict[str, Tensor]:
         """One gradient step; returns the losses: "loss" of the denoising, and the encoder's regularisers."""
@@ -86,68 +78,34 @@ class Imitation:
         self.optimiser.step()
         self.average.update_parameters(self.actor)
         self.step += 1
-        if self.judged and self.step % max(self.cfg.steps // LOOKS, 1) == 0:
-            self._look()
-        return {"loss": loss.detach(), **{name: value.detach() for name, value in regularisers.items()}}
-
-    @property
-    def judged(self) -> bool:
-        """Whether unseen episodes choose the weights."""
-        return self.policy.reference is not None and self.kept_back is not None
-
-    def _look(self) -> None:
-        """Keep the averaged weights if they foresee what the fit does not see better than those before; end where none did for long."""
-        now = {name: x.clone() for name, x in self.actor.state_dict().items()}
-        self.actor.load_state_dict(self.average.module.state_dict())
-        left = self._follow(UNSEEN)
-        if left < self.left:
-            self.left, self.found = left, self.step
-            self.best = {name: x.clone() for name, x in self.actor.state_dict().items()}
-        self.actor.load_state_dict(now)
-        self.actor.train()
-        self.looked = self.step
-        if self.left < 1 and self.step - self.found >= PATIENCE * max(self.cfg.steps // LOOKS, 1):
+        if self.witness is not None and not self.witness.content(self.step, self.average.module):
             self.steps = self.step
-
-    def _follow(self, most: int) -> float:
-        from realrl.learn.reference import follow
-        assert self.kept_back is not None
-        rows = self.kept_back[::1 + (len(self.kept_back) - 1) // most]
-        self.actor.eval()
-        return follow(self.policy, self.view.batch(rows), self.view.episode[rows], derive(self.seed, "trust"))
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in regularisers.items()}}
 
     def validate(self) -> dict[str, float]:
         """The loss on episodes that the fit does not see, with the weights as they are."""
-        if self.kept_back is None:
-            return {}
-        from realrl.learn.reference import unseen_loss
-        self.actor.eval()
-        loss = unseen_loss(self.policy, self.view.batch(self.kept_back[::4]), derive(self.seed, "validation"))
-        self.actor.train()
-        return {"validation": loss, **({"reference_error_left": self.left} if math.isfinite(self.left) else {})}
+        return {} if self.witness is None else self.witness.validate()
 
     def finish(self) -> None:
-        """Give the policy the averaged weights; with a reference, follow the best of them as far as they foresee what the fit did not see."""
-        if self.judged and self.looked < self.step:
-            self._look()
-        self.actor.load_state_dict(self.average.module.state_dict() if self.best is None else self.best)
+        """Give the policy the averaged weights; with a reference, the best of them, followed as far as they foresee what was not seen."""
+        self.actor.load_state_dict(self.average.module.state_dict())
         self.actor.eval()
-        if self.judged:
-            self._follow(len(self.view))
+        if self.witness is not None:
+            self.witness.finish(self.step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, average, optimiser and step; the best weights so far."""
+        """Weights, average, optimiser and step."""
         return {"actor": self.actor.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
-                "step": self.step, "best": self.best or {}, "looks": [self.left, self.looked, self.found, self.steps]}
+                "step": self.step, "steps": self.steps, "witness": self.witness.state_dict() if self.witness else {}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.actor.load_state_dict(state["actor"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step = state["step"]
-        self.best = dict(state.get("best", {})) or None
-        self.left, self.looked, self.found, self.steps = state.get("looks", (math.inf, 0, 0, self.cfg.steps))
+        self.step, self.steps = state["step"], state.get("steps", self.steps)
+        if self.witness is not None and state.get("witness"):
+            self.witness.load_state_dict(state["witness"])
 
 
 def prepare(policy: DiffusionPolicy, view: ChunkView, robot: Embodiment | None = None) -> None:

@@ -8,24 +8,32 @@ is chosen in the same way and may be so large that it adds nothing. So few episo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from realrl.data.views import ChunkView
+from realrl.files import derive
 from realrl.generative.diffusion import imitation_loss
 from realrl.nets.reference import Reference
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.robots.embodiment import Embodiment
 from realrl.types import Array, Batch
 
+if TYPE_CHECKING:
+    from realrl.learn.imitation import Decisions
+
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e3, 1e9)  # of the ridge, against features of unit variance; the last adds nothing
 BEGINNINGS = ("mean", "line", "line and motion", "hold", "hold and motion")
 FOLDS, ROWS = 5, 20_000  # episodes are left out in so many groups; no more decisions than that are looked at
 SPREAD = 3.0  # what the network draws reaches this many standard deviations of what the reference leaves over
 GAINS = (0.0, 0.25, 0.5, 0.75, 1.0)
+LOOKS, PATIENCE = 12, 4  # at unseen episodes during a fit; so many without gain end it, once there was some
+UNSEEN = 256  # decisions of them that are looked at on the way
 Linear = tuple[Array, Array]  # weight [F, K, A], bias [K, A]: chunk = (features - mean) @ weight + bias
 
 
@@ -92,6 +100,68 @@ def trust(reference: Reference, drawn: Tensor, state: Tensor, action: Tensor, va
     reference.gain.copy_(torch.tensor(GAINS, device=error.device)[chosen])
     left = 1 - mean.gather(0, chosen[None])[0] / error[0].mean(0).clamp_min(1e-9)
     return float(left.mean())
+
+
+class Witness:
+    """Episodes that an imitation does not see. They say what it has learned, and where the policy has a reference they choose the weights:
+    those that leave the least of the reference's error, as far as they are followed. When nothing is gained any more the fit may end, for
+    few episodes are soon known by heart, with pictures above all.
+
+    view: of all decisions; unseen: [N], which of them the fit does not see; steps: of the fit.
+    """
+
+    def __init__(self, policy: DiffusionPolicy, view: Decisions, unseen: Tensor, steps: int, seed: int) -> None:
+        self.policy, self.view, self.unseen, self.seed = policy, view, unseen, seed
+        self.every = max(steps // LOOKS, 1)
+        self.best: dict[str, Tensor] = {}
+        self.left, self.looked, self.found = math.inf, 0, 0  # of the error; the steps of the newest look and of the best one
+
+    def content(self, step: int, averaged: torch.nn.Module) -> bool:
+        """Judge the averaged weights where it is time; whether the fit should go on."""
+        if self.policy.reference is None or step % self.every:
+            return True
+        actor = self.policy.actor
+        now = {name: x.clone() for name, x in actor.state_dict().items()}
+        actor.load_state_dict(averaged.state_dict())
+        self._look(step)
+        actor.load_state_dict(now)
+        actor.train()
+        return self.left >= 1 or step - self.found < PATIENCE * self.every
+
+    def finish(self, step: int) -> None:
+        """Judge the policy's weights at the fit's end, too; then it has the best of all, followed as far as they foresee what is unseen."""
+        if self.policy.reference is not None:
+            if self.looked < step:
+                self._look(step)
+            self.policy.actor.load_state_dict(self.best)
+            self._follow(len(self.unseen))
+
+    def _look(self, step: int) -> None:
+        left, self.looked = self._follow(UNSEEN), step
+        if left < self.left:
+            self.left, self.found = left, step
+            self.best = {name: x.clone() for name, x in self.policy.actor.state_dict().items()}
+
+    def _follow(self, most: int) -> float:
+        rows = self.unseen[::1 + (len(self.unseen) - 1) // most]
+        self.policy.actor.eval()
+        return follow(self.policy, self.view.batch(rows), self.view.episode[rows], derive(self.seed, "trust"))
+
+    def validate(self) -> dict[str, float]:
+        """The denoising loss there with the weights as they are, and what the best ones left of the reference's error."""
+        self.policy.actor.eval()
+        loss = unseen_loss(self.policy, self.view.batch(self.unseen[::4]), derive(self.seed, "validation"))
+        self.policy.actor.train()
+        return {"validation": loss, **({"reference_error_left": self.left} if self.best else {})}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best weights and where they were found."""
+        return {"best": self.best, "looks": [self.left, self.looked, self.found]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.best = dict(state["best"])
+        self.left, self.looked, self.found = state["looks"]
 
 
 def kept_back(episode: Tensor, share: float) -> tuple[Tensor, Tensor]:
