@@ -5,13 +5,15 @@
     python -m benchmarks.robot_timing --seconds 1800 --beside                      # while a learner trains in another process
 
 Jitter is how much the time between two observations differs from the period, as the client sees it; late ticks and late actions are
-the server's own counts. A run that the server's watchdog ends (no action for ten periods) is a row, too, with what was said. Writes
+the server's own counts. Beside it an empty loop wakes as often as the server ticks, with more priority than anything of the robot's: by
+what it is late, the machine is. A run that the server's watchdog ends (no action for ten periods) is a row, too, with what was said. Writes
 benchmarks/results/robot_timing.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -34,13 +36,15 @@ from realrl.types import Array, Plan, Policy, RealrlError, State
 KEY = ("fps", "policy", "beside", "seconds")
 FIRST = 10  # steps that are left out
 HEAD = ("actions a second", "policy", "beside it", "minutes", "ended by", "steps", "late actions", "late ticks of the server",
-        "jitter p50, p99, p99.9, most [ms]", "server's ticks late by p50, p99, p99.9, most [ms]")
+        "jitter p50, p99, p99.9, most [ms]", "server's ticks late by p50, p99, p99.9, most [ms]",
+        "an empty loop beside it late by p50, p99, p99.9, most [ms]")
+TICKS = 200  # of the server, a second
 CONFIG = """
 name: timing
 driver: realrl.robots.sim:SimRobot
 options: {{task: arm/panda-pick}}
 fps: {fps}
-ticks: 200
+ticks: {ticks}
 horizon: 1000000
 start: [0.45, 0.0, 0.25, 0.08]
 park: [0.45, 0.0, 0.25, 0.08]
@@ -57,6 +61,19 @@ while True:
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
+"""
+
+EMPTY = f"""
+import json, signal, sys
+from realrl.robots.clock import HARDWARE, Ticker, realtime
+late, ticker = [], Ticker(1 / {TICKS})
+realtime(HARDWARE + 1)
+def end(*_):
+    json.dump(late, sys.stdout)
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+while True:
+    late.append(ticker.wait())
 """
 
 
@@ -91,7 +108,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--fps", type=int, default=100)
     parser.add_argument("--policy", type=Path)
-    parser.add_argument("--beside", action="store_true")
+    parser.add_argument("--beside", nargs="?", const=True, default=False, metavar="WHAT", help="train a small network beside it; or say what "
+                        "you run beside it yourself")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -102,10 +120,11 @@ def main() -> None:
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Serve, run, and read what came of it."""
-    (folder / "arm.yaml").write_text(CONFIG.format(fps=args.fps, log=folder / "log"))
+    (folder / "arm.yaml").write_text(CONFIG.format(fps=args.fps, ticks=TICKS, log=folder / "log"))
     server = subprocess.Popen([sys.executable, "-m", "realrl", "robot", "serve", str(folder / "arm.yaml"), "--arm"],
                               stdout=subprocess.PIPE, text=True)
-    learner = subprocess.Popen([sys.executable, "-c", LEARNER], env={**os.environ, "OMP_NUM_THREADS": "1"}) if args.beside else None
+    empty = subprocess.Popen([sys.executable, "-c", EMPTY], stdout=subprocess.PIPE, text=True)
+    learner = subprocess.Popen([sys.executable, "-c", LEARNER], env={**os.environ, "OMP_NUM_THREADS": "1"}) if args.beside is True else None
     try:
         assert server.stdout is not None
         url = next(line.split(" is served at ")[1].split()[0] for line in server.stdout if " is served at " in line)
@@ -127,7 +146,10 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         with Link(url, "watcher") as link:
             status = link.ask({"type": "status"})
         steps.close()
+        empty.terminate()
+        machine = 1e3 * np.array(json.loads(empty.communicate()[0]))[TICKS:]
     finally:
+        empty.kill()
         if learner:
             learner.kill()
         server.terminate()
@@ -138,16 +160,18 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "max": round(float(values.max()), 3)}
     return {"fps": args.fps, "policy": str(args.policy) if args.policy else "swing", "beside": args.beside, "seconds": args.seconds,
             "lasted": round(lasted, 1), "ended": ended, "steps": len(gaps),
-            "load": os.getloadavg()[0], "jitter_ms": share(jitter), "tick_late_ms": share(ticks),
+            "load": os.getloadavg()[0], "jitter_ms": share(jitter), "tick_late_ms": share(ticks), "empty_late_ms": share(machine),
+            "later_than_5_ms": {"ticks": int((ticks > 5).sum()), "empty": int((machine > 5).sum())},
             "late_actions": tally.late, "late_ticks": status["late_ticks"], "plan_ms": round(1e3 * float(np.median(tally.plans)), 3)}
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """A line a run."""
     told = lambda values: ", ".join(f"{values[name]:.3g}" for name in ("p50", "p99", "p99.9", "max"))
-    return [[str(row["fps"]), row["policy"], "a learner" if row["beside"] else "nothing", f"{row['lasted'] / 60:.1f}",
+    return [[str(row["fps"]), row["policy"], {True: "a learner", False: "nothing"}.get(row["beside"], row["beside"]), f"{row['lasted'] / 60:.1f}",
              row["ended"] or "the clock", f"{row['steps']:,}",
-             str(row["late_actions"]), str(row["late_ticks"]), told(row["jitter_ms"]), told(row["tick_late_ms"])] for row in rows]
+             str(row["late_actions"]), str(row["late_ticks"]), told(row["jitter_ms"]), told(row["tick_late_ms"]),
+             told(row["empty_late_ms"]) if "empty_late_ms" in row else "-"] for row in rows]
 
 
 if __name__ == "__main__":
