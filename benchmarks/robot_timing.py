@@ -108,8 +108,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--fps", type=int, default=100)
     parser.add_argument("--policy", type=Path)
-    parser.add_argument("--beside", nargs="?", const=True, default=False, metavar="WHAT", help="train a small network beside it; or say what "
-                        "you run beside it yourself")
+    parser.add_argument("--beside", nargs="?", const=True, default=False, metavar="WHAT",
+                        help="train a small network beside it; or say what you run beside it yourself")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +168,8 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """A line a run."""
     told = lambda values: ", ".join(f"{values[name]:.3g}" for name in ("p50", "p99", "p99.9", "max"))
-    return [[str(row["fps"]), row["policy"], {True: "a learner", False: "nothing"}.get(row["beside"], row["beside"]), f"{row['lasted'] / 60:.1f}",
+    beside = {True: "a learner", False: "nothing"}
+    return [[str(row["fps"]), row["policy"], beside.get(row["beside"], row["beside"]), f"{row['lasted'] / 60:.1f}",
              row["ended"] or "the clock", f"{row['steps']:,}",
              str(row["late_actions"]), str(row["late_ticks"]), told(row["jitter_ms"]), told(row["tick_late_ms"]),
              told(row["empty_late_ms"]) if "empty_late_ms" in row else "-"] for row in rows]
