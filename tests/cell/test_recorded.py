@@ -12,13 +12,13 @@ import torch
 
 from realrl.algos.bc import BCConfig
 from realrl.cell.foresight import Examiner
-from realrl.cell.recordings import follower, read, sized
+from realrl.cell.recordings import follower, read, say_where, sized
 from realrl.cli.main import main
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
 from realrl.policies.folder import load_policy, read_robot
 from realrl.scene import RecordedConfig, SightConfig
-from realrl.types import RealrlError
+from realrl.types import Array, Episode, RealrlError
 from teleoperation import JOINTS, teleoperated, written
 
 QUICK = ("--imitation.steps", "30", "--imitation.batch", "32", "--distill.steps", "5", "--policy.hidden", "32", "--policy.blocks", "1")
@@ -116,6 +116,24 @@ def test_what_an_action_drives_is_found_by_name_by_place_or_by_nearness() -> Non
     assert follower(near, states, ["p", "q"], ["b", "x", "a", "y"]).tolist() == [2, 0]
     assert follower(states, states, list("pqrs"), list("abcd")).tolist() == [0, 1, 2, 3]
     assert follower(random.normal(size=(200, 1)), states, ["p"], list("abcd")).tolist() == [-1]
+    rare = np.where(random.uniform(size=(200, 1)) < 0.05, 1.0, 0.0)  # a motion now and then; a number that stays 0 is not what it drives
+    assert follower(rare, np.zeros((200, 2)), ["p"], ["a", "b"]).tolist() == [-1]
+
+
+@pytest.mark.parametrize("unit", [1.0, 57.3])
+def test_places_are_told_from_motions_in_any_unit(unit: float) -> None:
+    random = np.random.default_rng(0)
+    way = np.cumsum(random.normal(0, 0.1, (61, 3)), 0).astype(np.float32)
+    idle = np.zeros((61, 1), np.float32)
+    state = np.concatenate([unit * way + 3, idle], 1)
+
+    def recorded(action: Array) -> list[Episode]:
+        first = teleoperated(1)[0]
+        return [replace(first, obs={"state": state}, action=np.concatenate([action, idle[1:]], 1).astype(np.float32))]
+
+    assert say_where(recorded(way[1:])) and say_where(recorded(way[1:] + random.normal(0, 0.05, (60, 3))))
+    assert not say_where(recorded(np.diff(way, axis=0))) and not say_where(recorded(random.normal(size=(60, 3))))
+    assert not say_where(recorded(np.zeros((60, 3))))
 
 
 def test_several_tasks_in_one_set_are_said(tmp_path: Path) -> None:

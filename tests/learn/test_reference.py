@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from realrl.data.views import ChunkView
-from realrl.learn.reference import GAINS, fit_reference, trust
+from realrl.learn.reference import GAINS, PENALTIES, _simplest, fit_reference, trust
 from realrl.nets.reference import Reference
 from realrl.robots.embodiment import Embodiment
 from realrl.types import Episode, Source
@@ -41,11 +41,35 @@ def test_it_foresees_what_is_linear_in_episodes_it_has_not_seen() -> None:
     seen, unseen = moving(6, 80, 0), moving(4, 80, 1)
     ours, ridge = Reference(4, 4, 3), Reference(4, 4, 3)
     fit_reference(ours, seen)
-    fit_reference(ridge, seen, beginnings=("mean",))
+    fit_reference(ridge, seen, ridge=True)
     mean = (unseen.actions - seen.actions.mean(0)).abs().mean(0)
     assert (error(ours, unseen)[:2] < 0.05 * mean[:2]).all()
     assert error(ours, unseen)[2] < 1.1 * mean[2], "noise is left alone"
     assert (error(ours, unseen) < 1.2 * error(ridge, unseen) + 1e-3).all()
+
+
+def test_beyond_what_was_demonstrated_a_regression_says_what_it_says_at_the_edge() -> None:
+    view = moving(6, 80, 0)
+    reference = Reference(4, 4, 3)
+    fit_reference(reference, view)
+    state = view.batch().obs["state"]
+    far, edge = torch.full((1, 2, 2), 50.0), state.flatten(1).max(0).values.view(1, 2, 2) * 1.0
+    assert (reference(far) - reference(edge)).abs().max() < 0.5, "joints 0 and 1 would be at 50 and -25"
+    held = Embodiment("arm", ("a", "b", "c"), ("", "", ""), (-1.0,) * 3, (1.0,) * 3, ("x", "y"), 10.0, "absolute", {}, (0, -1, -1))
+    fit_reference(reference, view, held)
+    assert float(reference(far)[0, 0, 0]) > 10, "but what is held is held anywhere"
+
+
+def test_of_what_foresees_equally_well_the_simplest_is_taken() -> None:
+    """Two beginnings with every penalty, four groups, three joints."""
+    error = np.ones((4, 2 * len(PENALTIES), 3))
+    heavy, light = len(PENALTIES) - 1, 0
+    error[:, light, 0] = (0.5, 0.6, 0.5, 0.6)  # better everywhere
+    error[:, light, 1] = (0.4, 1.1, 1.1, 1.1)  # the best in the mean, by one lucky group
+    error[:, heavy + len(PENALTIES), 2] = 0.9  # heavy, but of the second beginning
+    error[:, light, 2] = (0.85, 0.95, 0.8, 0.95)
+    assert _simplest(error).tolist() == [light, heavy, heavy + len(PENALTIES)]
+    assert _simplest(error[:1]).tolist() == [light, light, light], "of one group the best"
 
 
 def test_two_episodes_are_enough_for_holding_what_is_measured() -> None:
@@ -64,7 +88,7 @@ def test_two_episodes_are_enough_for_holding_what_is_measured() -> None:
     seen, unseen = recorded(2), recorded(5)
     ours, ridge = Reference(26, 4, 1), Reference(26, 4, 1)
     fit_reference(ours, seen, robot)
-    fit_reference(ridge, seen, beginnings=("mean",))
+    fit_reference(ridge, seen, ridge=True)
     still = (unseen.batch().obs["state"][:, -1:, :1] / 90 - unseen.batch().action).abs().mean()
     assert error(ours, unseen) < 1.5 * still < error(ridge, unseen)
 

@@ -106,5 +106,5 @@ class Examiner:
         """Ridge regression from the states that the policy sees, each joint with the penalty that leaving episodes out prefers."""
         history, width = self.batch.obs["state"].shape[1:]
         ridge = Reference(history * width, *self.truth.shape[1:])
-        fit_reference(ridge, self.seen, beginnings=("mean",))
+        fit_reference(ridge, self.seen, ridge=True)
         return self.robot.to_robot(ridge(self.batch.obs["state"].cpu()).numpy())

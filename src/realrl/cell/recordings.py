@@ -29,7 +29,8 @@ from realrl.types import Array, Episode, RealrlError, TaskSpec
 
 SECONDS = 0.4  # of a plan
 PASSES = 30  # over the decisions, of 128 at a time
-NEAR = 0.5  # of an action's own spread: a measured number nearer than that is what it drives
+LAGS, CLEARLY = (1, 2, 4), 0.1  # control steps after which an action is compared with what it did; by how much one correlation must win
+NEAR = 0.5  # of how far an action moves: a measured number nearer than that is what it drives
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,7 @@ def _embodiment(store: Recordings, keys: Sequence[str], demos: Sequence[Episode]
     senses = [name for key in keys for name in _names(info["features"].get(f"observation.{key}"), 0, key)]
     senses = senses if len(senses) == states.shape[1] else [f"state {i}" for i in range(states.shape[1])]
     still = follower(actions, states, joints, senses)
-    near = [np.abs(actions[:, j] - states[:, s]).mean() < actions[:, j].std() for j, s in enumerate(still) if s >= 0]
-    control: Control = cfg.control if cfg.control != "auto" else "absolute" if near and np.mean(near) >= 0.5 else "relative"
+    control: Control = cfg.control if cfg.control != "auto" else "absolute" if say_where(demos) else "relative"
     if control == "relative":
         still = np.full(len(joints), -1)
     own = "action.proposed" in info["features"] and np.abs(actions).max() <= 1.001  # recorded here: they are a policy's already
@@ -245,6 +245,28 @@ def _names(feature: Mapping[str, Any] | None, count: int, prefix: str) -> list[s
     return found if len(found) == size else [f"{prefix} {i}" for i in range(size)]
 
 
+def say_where(demos: Sequence[Episode]) -> bool:
+    """Whether actions are places rather than motions: on most joints that move, they go with where the robot is a few steps later more
+    than with how far it went until then, in whatever unit."""
+    place, way = np.zeros(demos[0].action.shape[1]), np.zeros(demos[0].action.shape[1])
+    for lag in LAGS:
+        rows = [(e.action[:len(e) - lag + 1], e.obs["state"][:len(e) - lag + 1], e.obs["state"][lag:]) for e in demos if len(e) > lag]
+        if rows:
+            action, before, after = (np.concatenate(x).astype(np.float64) for x in zip(*rows, strict=True))
+            place = np.maximum(place, _together(action, after))
+            way = np.maximum(way, _together(action, after - before))
+    moving = place + way > 0
+    return bool(moving.any()) and bool((place > way + CLEARLY)[moving].mean() > 0.5)
+
+
+def _together(x: Array, y: Array) -> Array:
+    """The largest |correlation| of each number of x [N, A] with any of y [N, D], [A]; 0 where one stands still."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    size = np.sqrt((x ** 2).sum(0))[:, None] * np.sqrt((y ** 2).sum(0))
+    found: Array = (np.abs(x.T @ y) / np.where(size > 1e-12, size, np.inf)).max(1)
+    return found
+
+
 def follower(actions: Array, states: Array, joints: Sequence[str], senses: Sequence[str]) -> Array:
     """For each joint the number of the state that its action drives [A]: of its name, of its place where both have the same size, or the
     one that it stays nearest to; -1 where none is near."""
@@ -256,7 +278,8 @@ def follower(actions: Array, states: Array, joints: Sequence[str], senses: Seque
     distance = np.abs(actions[:, :, None] - states[:, None, :]).mean(0) if actions.shape[1] * states.shape[1] * len(actions) < 5e7 else \
         np.stack([np.abs(actions - states[:, s:s + 1]).mean(0) for s in range(states.shape[1])], 1)
     nearest = distance.argmin(1)
-    return np.where(distance[np.arange(len(joints)), nearest] < NEAR * actions.std(0), nearest, -1)
+    moves = np.abs(actions - np.median(actions, 0)).mean(0)
+    return np.where(distance[np.arange(len(joints)), nearest] < NEAR * moves, nearest, -1)
 
 
 # ---- what is kept back

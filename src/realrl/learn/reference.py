@@ -1,9 +1,10 @@
 """Fits the linear reference of a policy (`nets.reference`), and says by unseen episodes how far the network that corrects it is followed.
 
-Each joint chooses, by leaving episodes out, among these beginnings: its mean; a line through the one measured number that it goes with
-most; that and its rate of change; and, where the robot says which number its action drives, that number itself, and going on as it moves.
-A ridge over all numbers adds what they tell beside it, with a penalty that
-is chosen in the same way and may be so large that it adds nothing. So few episodes end near "go on as you move", many near ridge.
+Each joint chooses, by leaving episodes out, the simplest that is as good as any among these beginnings: its mean; a line through the one
+measured number that it goes with most; that and its rate of change; and, where the robot says which number its action drives, that number
+itself, and going on as it moves. A ridge over all numbers adds what they tell beside it, no further than they were demonstrated, with a
+penalty that is chosen in the same way and may be so large that it adds nothing. So few episodes end near "go on as you move", many near
+ridge.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from realrl.data.views import ChunkView
 from realrl.files import derive
 from realrl.generative.diffusion import imitation_loss
-from realrl.nets.reference import Reference
+from realrl.nets.reference import FAR, Reference
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.robots.embodiment import Embodiment
 from realrl.types import Array, Batch
@@ -34,25 +35,28 @@ SPREAD = 3.0  # what the network draws reaches this many standard deviations of 
 GAINS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LOOKS, PATIENCE = 12, 4  # at unseen episodes during a fit; so many without gain end it, once there was some
 UNSEEN = 256  # decisions of them that are looked at on the way
-Linear = tuple[Array, Array]  # weight [F, K, A], bias [K, A]: chunk = (features - mean) @ weight + bias
+REACH = 0.1  # of the range in which a number was demonstrated: how far beyond it the ridge believes it
+Linear = tuple[Array, Array, Array]  # begin, weight [F, K, A], bias [K, A], see `Reference`
 
 
-def fit_reference(reference: Reference, view: ChunkView, robot: Embodiment | None = None, beginnings: Sequence[str] = BEGINNINGS) -> None:
-    """Fit weight, bias and scale on the decisions of some demonstrations, whose actions lie in [-1, 1]; the gain becomes 1.
+def fit_reference(reference: Reference, view: ChunkView, robot: Embodiment | None = None, *, ridge: bool = False) -> None:
+    """Fit all but the gain, which becomes 1, on the decisions of some demonstrations, whose actions lie in [-1, 1].
 
-    robot: what its actions mean; without it nothing is known to be held. beginnings: what is to choose from; ("mean",) alone is an
-    ordinary ridge regression.
+    robot: what its actions mean; without it nothing is known to be held. ridge: an ordinary ridge regression, to compare with: from the
+    mean alone, with the penalty that leaving episodes out prefers, believed anywhere.
     """
     rows = torch.linspace(0, len(view) - 1, min(len(view), ROWS)).long()
     batch = view.batch(rows.to(view.reward.device))
     state, action = batch.obs["state"].cpu().double().numpy(), batch.action.cpu().double().numpy()
     valid, episode = batch.valid.cpu().numpy(), view.episode[rows].cpu().numpy()
-    table = _Table(state, action, robot if robot is not None and robot.control == "absolute" and robot.drives else None)
-    weight, bias = _chosen(table, valid, _folds(episode), beginnings)
-    left = (action - table.chunks(weight, bias)) * valid[..., None]
+    table = _Table(state, action, robot if robot is not None and robot.control == "absolute" else None, FAR if ridge else REACH)
+    begin, weight, bias = _chosen(table, valid, _folds(episode), ridge)
+    left = (action - table.chunks(begin, weight, bias)) * valid[..., None]
     spread = np.sqrt((left ** 2).sum(0) / np.maximum(valid.sum(0), 1)[:, None])
     scale = np.maximum(SPREAD * spread, 1e-3)  # of the half range: a joint that hardly moves does not explode
-    for name, value in {"mean": table.mean, "weight": weight, "bias": bias, "scale": scale, "gain": np.ones(action.shape[-1])}.items():
+    low, high = table.mean + table.reach
+    for name, value in {"mean": table.mean, "low": low, "high": high, "begin": begin, "weight": weight, "bias": bias, "scale": scale,
+                        "gain": np.ones(action.shape[-1])}.items():
         getattr(reference, name).copy_(torch.from_numpy(value))
 
 
@@ -188,41 +192,63 @@ def _folds(episode: Array) -> Array:
     return number % FOLDS if len(names) > 1 else np.arange(len(episode)) * FOLDS // len(episode)
 
 
-def _chosen(table: _Table, valid: Array, fold: Array, beginnings: Sequence[str]) -> Linear:
-    """The candidate of each joint with the smallest error where it was left out, fitted to everything."""
-    error: Array = np.zeros(())
+def _chosen(table: _Table, valid: Array, fold: Array, ridge: bool) -> Linear:
+    """Of each joint the simplest candidate that foresees what was left out as well as any (the best one, for a ridge), fitted to all."""
+    errors, beginnings = [], BEGINNINGS[:1] if ridge else BEGINNINGS
     for left_out in np.unique(fold):
         held = fold == left_out
-        seen, unseen, mask = table[~held], table[held], valid[held][..., None]
+        seen, mask = table[~held], valid[held][..., None]
+        unseen = table[held].within(seen.reach)
         wrong = ((np.abs(unseen.chunks(*found) - unseen.action) * mask).sum((0, 1)) for found in seen.candidates(beginnings))
-        error = error + np.array(list(wrong))
-    best = np.argmin(error, 0)  # [A]
+        errors.append(np.array(list(wrong)) / max(mask.sum(), 1))
+    error = np.stack(errors)
+    best = error.mean(0).argmin(0) if ridge else _simplest(error)  # [A]
     found = list(table.candidates(beginnings))
     joints = range(table.action.shape[-1])
-    return (np.stack([found[best[j]][0][..., j] for j in joints], -1), np.stack([found[best[j]][1][..., j] for j in joints], -1))
+    begin, weight, bias = (np.stack([found[best[j]][part][..., j] for j in joints], -1) for part in range(3))
+    return begin, weight, bias
+
+
+def _simplest(error: Array) -> Array:
+    """Of each joint, [A], the candidate with the heaviest penalty, and the first of these, that is worse than the best by no more than the
+    difference's standard error over the groups left out: few episodes flatter what bends most. error: [groups, candidates, A]."""
+    groups, candidates, joints = error.shape
+    more = error - np.take_along_axis(error, error.mean(0).argmin(0)[None, None], 1)
+    doubt = more.std(0, ddof=1) / np.sqrt(groups) if groups > 1 else np.zeros((candidates, joints))
+    beginning, penalty = np.divmod(np.arange(candidates), len(PENALTIES))
+    order = np.lexsort((beginning, -penalty))  # simplest first
+    found: Array = order[(more.mean(0) <= doubt)[order].argmax(0)]
+    return found
 
 
 class _Table:
     """Decisions as rows: features [N, F] = H states in a row, and the chunks [N, K, A] that followed."""
 
-    def __init__(self, state: Array, action: Array, robot: Embodiment | None, mean: Array | None = None, spread: Array | None = None
-                 ) -> None:
-        self.state, self.action, self.robot, self.width = state, action, robot, state.shape[-1]
+    def __init__(self, state: Array, action: Array, robot: Embodiment | None, reach: float, mean: Array | None = None,
+                 spread: Array | None = None) -> None:
+        self.state, self.action, self.robot, self.further, self.width = state, action, robot, reach, state.shape[-1]
         flat = state.reshape(len(state), -1)
         self.mean = flat.mean(0) if mean is None else mean
         deviation = flat.std(0)
         moving = deviation[deviation > 0]
         floor = 1e-2 * np.median(moving) + 1e-9 if len(moving) else 1.0
         self.spread = np.maximum(deviation, floor) if spread is None else spread
-        self.features = flat - self.mean
+        self.features = self.inside = flat - self.mean
+        low, high = self.features.min(0), self.features.max(0)
+        self.reach = np.stack([low, high]) + reach * (high - low) * np.array([[-1.0], [1.0]])  # [2, F]
+
+    def within(self, reach: Array) -> _Table:
+        """These rows, in which a ridge sees only what lies in the reach [2, F] of others."""
+        self.inside = self.features.clip(*reach)
+        return self
 
     def __getitem__(self, rows: Array) -> _Table:
         """Some of the rows, measured in the same units."""
-        return _Table(self.state[rows], self.action[rows], self.robot, self.mean, self.spread)
+        return _Table(self.state[rows], self.action[rows], self.robot, self.further, self.mean, self.spread)
 
-    def chunks(self, weight: Array, bias: Array) -> Array:
-        """What a linear map says of every row, [N, K, A]."""
-        flat: Array = self.features @ weight.reshape(len(weight), -1)
+    def chunks(self, begin: Array, weight: Array, bias: Array) -> Array:
+        """What a reference says of every row, [N, K, A]."""
+        flat: Array = self.features @ begin.reshape(len(begin), -1) + self.inside @ weight.reshape(len(weight), -1)
         return flat.reshape(self.action.shape) + bias
 
     def candidates(self, beginnings: Sequence[str]) -> Iterator[Linear]:
@@ -232,16 +258,17 @@ class _Table:
         scaled = scaled - centre
         values, vectors = np.linalg.eigh(scaled.T @ scaled / len(scaled))
         for beginning in beginnings:
-            if beginning.startswith("hold") and self.robot is None:
+            if beginning.startswith("hold") and not (self.robot and self.robot.drives):
                 continue
-            weight, bias = self._begin(beginning)
-            left = (self.action - self.chunks(weight, bias)).reshape(len(scaled), -1)
+            line, bias = self._begin(beginning)
+            begin, line = (line, np.zeros_like(line)) if self.robot is not None else (np.zeros_like(line), line)
+            left = (self.action - self.chunks(begin, line, bias)).reshape(len(scaled), -1)
             shared = vectors.T @ (scaled.T @ left) / len(scaled)
             for penalty in PENALTIES:
                 more = (vectors @ (shared / (values + penalty)[:, None])).reshape(len(centre), *bias.shape)
-                yield weight + more / self.spread[:, None, None], bias - np.tensordot(centre, more, 1)
+                yield begin, line + more / self.spread[:, None, None], bias - np.tensordot(centre, more, 1)
 
-    def _begin(self, kind: str) -> Linear:
+    def _begin(self, kind: str) -> tuple[Array, Array]:
         """A beginning of every joint; a joint that nothing measures keeps its mean."""
         bias, weight = self.action.mean(0), np.zeros((self.features.shape[1], *self.action.shape[1:]))
         if kind == "mean":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from realrl.nets.encoder import WHOLE as FRAMES
 from realrl.nets.encoder import Encoder, EncoderConfig
 from realrl.nets.mlp import SkipNet
 from realrl.nets.normalise import Normaliser
-from realrl.nets.reference import Reference
 from realrl.nets.unet1d import UNet1d
 from realrl.types import Array, Obs, Plan, RealrlError, State
+
+if TYPE_CHECKING:
+    from realrl.nets.reference import Reference
 
 Head = Literal["ddim", "one-step"]
 WHOLE = 4
@@ -121,7 +123,10 @@ class DiffusionPolicy(nn.Module):
         self.encoder = Encoder(cfg.encoder, obs_dim, self.senses, fetch=fetch) if self.senses else None
         self.net = make_net(cfg, action_dim, self.cond_dim)
         self.student = make_net(cfg, action_dim, self.cond_dim)
-        self.reference = Reference(cfg.n_obs * obs_dim, cfg.chunk, action_dim) if cfg.reference == "linear" else None
+        self.reference: Reference | None = None
+        if cfg.reference == "linear":
+            from realrl.nets.reference import Reference
+            self.reference = Reference(cfg.n_obs * obs_dim, cfg.chunk, action_dim)
 
     @property
     def device(self) -> torch.device:
