@@ -46,7 +46,10 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> (below --data, flags
     "pusht, people (206)": ("pusht_human/pusht_cchi_v7_replay.zarr.zip", ("--option", "keys=state", *SUCCESS, *LAST)),
     "aloha insertion (1)": ("lerobot_single_episodes/aloha_sim_insertion_human", ()),
     "aloha transfer (1)": ("lerobot_single_episodes/aloha_sim_transfer_cube_human", ()),
-    "umi cup (1)": ("lerobot_single_episodes/umi_cup_in_the_wild", ())}
+    "umi cup (1)": ("lerobot_single_episodes/umi_cup_in_the_wild", ()),
+    "pusht, lerobot's (1)": ("lerobot_single_episodes/pusht", SUCCESS),
+    **{f"robosuite {task} (1)": (f"robosuite_human/{task}/panda/demo.hdf5", SUCCESS)
+       for task in ("door", "lift", "nut-assembly", "pick-place", "stack", "wipe")}}
 PLAIN, WITHOUT = "no reference", ("reachy2 (3 episodes)", "pusht, people (206)")
 AGAINST = ("reachy2 (3 episodes)", "adroit door, people (25)", "pusht, people (206)")
 
@@ -65,7 +68,7 @@ class Setting:
 
     def folder(self, name: str) -> Path:
         """Where a set lies that `train --data` takes."""
-        place = self.out / "sets" / name.replace(" ", "-").replace(",", "").replace("(", "").replace(")", "")
+        place = self.out / "sets" / name.replace(" ", "-").replace(",", "").replace("'", "").replace("(", "").replace(")", "")
         source, flags = self.data / SETS[name][0], SETS[name][1]
         if not place.exists():
             if (source / "info.json").is_file():
