@@ -47,9 +47,10 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> (below --data, flags
     "aloha insertion (1)": ("lerobot_single_episodes/aloha_sim_insertion_human", ()),
     "aloha transfer (1)": ("lerobot_single_episodes/aloha_sim_transfer_cube_human", ()),
     "umi cup (1)": ("lerobot_single_episodes/umi_cup_in_the_wild", ()),
-    "pusht, lerobot's (1)": ("lerobot_single_episodes/pusht", SUCCESS),
+    "pusht, lerobot's (1)": ("lerobot_single_episodes/pusht", ()),
     **{f"robosuite {task} (1)": (f"robosuite_human/{task}/panda/demo.hdf5", SUCCESS)
        for task in ("door", "lift", "nut-assembly", "pick-place", "stack", "wipe")}}
+LABELLED = ("pusht, lerobot's (1)",)  # recorded as no success, which nobody's PushT is: labelled as worth imitating
 PLAIN, WITHOUT = "no reference", ("reachy2 (3 episodes)", "pusht, people (206)")
 AGAINST = ("reachy2 (3 episodes)", "adroit door, people (25)", "pusht, people (206)")
 
@@ -76,6 +77,8 @@ class Setting:
             else:
                 found = next(iter(sorted(source.glob("door*.pickle"))), source)
                 _realrl("data", "import", str(found), "--out", str(place), *flags)
+            if name in LABELLED:
+                _realrl("data", "label", str(place), "--success", "all")
         return place
 
 
