@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from realrl.types import RealrlError
 
 TARGETS = {"droq": 1.5, "sac": 1.0, "crossq": 1.0}  # times sbx
 ACT_MS = 0.2
+HEAD = ("method", "who", "cores", "updates/s", "an update, ms of the processor", "times sbx [quartiles]", "by processor time", "target",
+        "one action, p50, p99 [ms]")
 PEERS = {"sac": ("sbx", "sb3"), "droq": ("sbx",), "crossq": ("sbx",)}
 
 
@@ -113,6 +116,22 @@ def main(words: list[str] | None = None) -> int:
         table.put(row := acting(norm, 2000))
         print(f"    p50 {row['p50_ms']:.3f} ms, p99 {row['p99_ms']:.3f} ms")
     return 0
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A line a contestant, and one a way of acting."""
+    found = []
+    for row in rows:
+        if row["method"] == "act":
+            found.append(["acting", row["who"], str(row["threads"]), *["-"] * 4, f"{row['target']:g} ms",
+                          f"{row['p50_ms']:.3f}, {row['p99_ms']:.3f}"])
+            continue
+        low, high = row["times_sbx_quartiles"]
+        goal = f"{TARGETS[row['method']]:g}" if row["who"] == "realrl" else "-"
+        found.append([row["method"], row["who"], str(row["threads"]), f"{row['updates_per_s']:.0f}",
+                      f"{1e3 / row['updates_per_cpu_s']:.2f}", f"{row['times_sbx']:.2f} [{low:.2f}, {high:.2f}]",
+                      f"{row['times_sbx_by_cpu']:.2f}", goal, "-"])
+    return found
 
 
 if __name__ == "__main__":
