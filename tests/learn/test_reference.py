@@ -129,6 +129,15 @@ def test_one_lucky_episode_does_not_decide() -> None:
     assert (reference.gain == 0).all()
 
 
+@pytest.mark.parametrize(("drawn", "followed"), [((1.0, 0.8, 0.9, -0.5), False), ((1.0, 0.8, 0.9, 0.5), True)])
+def test_four_episodes_have_to_agree_beyond_chance(drawn: tuple[float, ...], followed: bool) -> None:
+    """Each brings the action, 1, nearer or further by what is drawn: t is 1.6, which chance reaches one time in ten, or 7.4."""
+    reference, episodes = Reference(1, 1, 1), torch.arange(4).repeat_interleave(5)
+    said = torch.tensor(drawn)[episodes].view(20, 1, 1)
+    left = trust(reference, said, torch.zeros(20, 1, 1), torch.ones(20, 1, 1), torch.ones(20, 1, dtype=torch.bool), episodes)
+    assert (reference.gain > 0).item() is followed and (left < 1) is followed
+
+
 def test_a_joint_that_never_moves_does_not_explode() -> None:
     state = np.random.default_rng(0).normal(size=(61, 3))
     state[:, 1] = 7.0

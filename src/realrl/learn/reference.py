@@ -32,7 +32,7 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e3, 1e9)  # of the ridge, again
 BEGINNINGS = ("mean", "line", "line and motion", "hold", "hold and motion")
 FOLDS, ROWS = 5, 20_000  # episodes are left out in so many groups; no more decisions than that are looked at
 SPREAD = 3.0  # what the network draws reaches this many standard deviations of what the reference leaves over
-GAINS = (0.0, 0.25, 0.5, 0.75, 1.0)
+GAINS, CHANCE = (0.0, 0.25, 0.5, 0.75, 1.0), 0.05
 LOOKS, PATIENCE = 12, 4  # at unseen episodes during a fit; so many without gain end it, once there was some
 UNSEEN = 256  # decisions of them that are looked at on the way
 REACH = 0.1  # of the range in which a number was demonstrated: how far beyond it the ridge believes it
@@ -82,7 +82,7 @@ def _encoded(policy: DiffusionPolicy, obs: Mapping[str, Tensor], size: int = 128
 
 def trust(reference: Reference, drawn: Tensor, state: Tensor, action: Tensor, valid: Tensor, episode: Tensor) -> float:
     """Set the gain of each joint to what foresees episodes best that the network was not fitted to, if they agree on it: a gain above 0 has
-    to lower their mean absolute error by more than its standard error, or chance would choose with few of them. Gives what is left of the
+    to lower their mean absolute error by more than chance would one time in twenty (Student's t over the episodes). Gives what is left of the
     reference's error, in the mean over the joints: 1 where the network is not followed at all.
 
     drawn: [N, K, A], what the network said there; state: [N, H, D]; action: [N, K, A]; valid: [N, K] bool; episode: [N]; of fewer than
@@ -100,7 +100,9 @@ def trust(reference: Reference, drawn: Tensor, state: Tensor, action: Tensor, va
     error = torch.stack([groups.T @ ((base + gain * reference.scale * drawn - action).abs() * mask).sum(1) / steps for gain in GAINS])
     better = error[:1] - error  # [gains, G, A]
     mean, doubt = better.mean(1), better.std(1) / better.shape[1] ** 0.5
-    chosen = torch.where(mean > doubt, mean, 0.0).argmax(0)  # the first where none is better: 0
+    from scipy.special import stdtrit
+    sure = float(stdtrit(better.shape[1] - 1, 1 - CHANCE))
+    chosen = torch.where(mean > sure * doubt, mean, 0.0).argmax(0)  # the first where none is better: 0
     reference.gain.copy_(torch.tensor(GAINS, device=error.device)[chosen])
     left = 1 - mean.gather(0, chosen[None])[0] / error[0].mean(0).clamp_min(1e-9)
     return float(left.mean())
