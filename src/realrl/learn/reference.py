@@ -82,8 +82,8 @@ def _encoded(policy: DiffusionPolicy, obs: Mapping[str, Tensor], size: int = 128
 
 def trust(reference: Reference, drawn: Tensor, state: Tensor, action: Tensor, valid: Tensor, episode: Tensor) -> float:
     """Set the gain of each joint to what foresees episodes best that the network was not fitted to, if they agree on it: a gain above 0 has
-    to lower their mean absolute error by more than chance would one time in twenty (Student's t over the episodes). Gives what is left of the
-    reference's error, in the mean over the joints: 1 where the network is not followed at all.
+    to lower their mean absolute error by more than chance would one time in twenty (Student's t over the episodes). Gives what is left of
+    the reference's error, in the mean over the joints: 1 where the network is not followed at all.
 
     drawn: [N, K, A], what the network said there; state: [N, H, D]; action: [N, K, A]; valid: [N, K] bool; episode: [N]; of fewer than
     four episodes, stretches stand for them, and fewer than four decisions say nothing.
