@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks import devices, faults, robot_timing, updates
+from benchmarks import devices, faults, flow_speed, robot_timing, updates
 from benchmarks.lib import (
     advantage,
     assembling,
@@ -442,7 +442,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "waiting": one_grid(waiting), "wide_plans": one_grid(wide_plans), "faults": one_grid(faults), "robot_timing": one_grid(robot_timing),
     "through_server": lambda rows: "\n\n".join([grid(served.HEAD, served.lines(rows) or [[NOT_RUN] * len(served.HEAD)]),
                                                 served.typed(rows), commands(rows)]),
-    "serving": one_grid(serving), "updates": one_grid(updates),
+    "serving": one_grid(serving), "updates": one_grid(updates), "flow_speed": one_grid(flow_speed),
     "devices": one_grid(devices),
     "peers": lambda rows: "\n\n".join([*(grid(head, lines(rows) or [[NOT_RUN] * len(head)]) for head, lines in beside.GRIDS),
                                        commands(rows)]),
