@@ -157,3 +157,25 @@ def test_on_a_robot_of_flesh_nobody_is_scripted() -> None:
     spec = TaskSpec("robot", "lab-arm", 3, 2, 10, 0.1, "", live=True)
     with pytest.raises(RealrlError, match="--human keyboard, gamepad or none"), operator(HILConfig(task="robot/lab-arm"), spec):
         pass
+
+
+def test_what_is_under_way_stands_beside_a_late_reading(serve: Callable[..., RobotServer]) -> None:
+    server = serve("arm/panda-reach", latency=0.15)
+    env = remote(server.url, 30)()
+    with pytest.raises(RealrlError, match="leave --late out"):
+        env.lag(4, late=1)
+    env.lag(4)  # a reading is three steps old, and the guard's easing makes it nearly four until it shows what was asked for
+    seen, sent = [env.reset(seed=0)[0]], list(np.zeros((4, 4)))
+    for action in np.random.default_rng(0).uniform(-0.5, 0.5, (24, 4)):
+        seen.append(env.step(action)[0])
+        assert env.sent is not None
+        sent.append(env.sent)
+    env.close()
+    aims = np.array([obs["privileged"][7:10] for obs in seen])  # where the hand is drawn to
+    for t, obs in enumerate(seen):
+        assert env.observation_space.contains(obs) and np.array_equal(obs["state"][:14], obs["privileged"])
+        assert np.allclose(obs["state"][14:], np.ravel(sent[t:t + 4]))
+    # what was so, and the actions since, say where it is drawn to now, which is seen four steps later
+    now = aims + [0.0125 * np.sum(sent[t:t + 4], 0)[:3] for t in range(len(seen))]
+    told, seen_alone = (float(np.square(x[:-4] - aims[4:]).mean()) for x in (now, aims))
+    assert told < 0.2 * seen_alone, (told, seen_alone)
