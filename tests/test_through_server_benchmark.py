@@ -26,6 +26,10 @@ def test_every_flag_is_one_of_the_method(name: str) -> None:
         assert not flags or cfg != cls()
 
 
+def test_every_way_has_its_place_in_the_table() -> None:
+    assert set(served.WAYS) == set(WAYS)
+
+
 def test_a_row_is_a_line_and_what_was_typed_stands_below() -> None:
     same = {"method": "rl100", "task": "arm/panda-reach", "seed": 0, "success": GOOD, "command": "python", "commit": "c",
             "machine": {"cpu": "c", "cores": 1, "gpu": None, "python": "3", "torch": "2"}}

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from realrl.algos.dida import Blind, DIDAConfig, Lessons, teacher_of, train
 from realrl.cell.cell import WorkCell
 from realrl.learn.imitation import Imitation, ImitationConfig
 from realrl.policies.diffusion import DiffusionPolicy
-from realrl.policies.folder import load_policy, read_recall, save_policy
+from realrl.policies.folder import load_diffusion, load_policy, read_recall, save_policy
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.run import Run
 from realrl.scene import CollectConfig
@@ -123,8 +122,8 @@ def test_a_killed_run_goes_on_to_the_same_numbers(cls: type, name: str, nth: int
         run(tmp_path / "cut", cfg)
     run(tmp_path / "cut", cfg)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "straight")
-    weights: list[dict[str, Tensor]] = [load_policy(tmp_path / folder / "policy")[0].state_dict() for folder in ("cut", "straight")]
-    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    one, other = (load_diffusion(tmp_path / folder / "policy")[0].state_dict() for folder in ("cut", "straight"))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 def test_who_cannot_teach_is_told(tmp_path: Path) -> None:
