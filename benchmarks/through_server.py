@@ -10,7 +10,8 @@ measured. The ways:
 rl100: imitated in lock-step, judged there and through the server, then the online stage alone through the server from that policy.
 rl100-dida: the same, but through the server the policy teaches one that sees the late readings and its last actions.
 rl100-late: imitated in a simulation that is as late, and sees its last actions; nothing is learned through the server.
-hil-serl-dida: as rl100-dida, of what HIL-SERL learned in lock-step.
+hil-serl-init: imitated in lock-step, with the last actions in sight, which say nothing there; through the server HIL-SERL learns what to
+add to that policy, beside the robot (`--stream.realtime`), without a person.
 hil-serl: learned from demonstrations through the server, beside the robot (`--stream.realtime`), with the scripted person; its learner is
 killed (kill -9) once on the way and started again.
 
@@ -71,17 +72,17 @@ class Way:
 
 
 IMITATED = "--stages imitation --imitation.steps 600 --demos 30"
-TAUGHT = "--rounds 3 --episodes 40"
 WAYS = {
     "rl100": Way("rl100", "arm/panda-reach", 200, IMITATED,
                  "--stages online --online.iterations 8 --online.episodes 40 --online.warmup 1 --online.practice 0 --online.save-every 1 "
                  "--trials.episodes 0", "online"),
-    "rl100-dida": Way("rl100", "arm/panda-reach", 200, IMITATED, f"{TAUGHT} --recall 5 --imitation.steps 600", "dida", then="dida"),
+    "rl100-dida": Way("rl100", "arm/panda-reach", 200, IMITATED, "--rounds 3 --episodes 40 --recall 5 --imitation.steps 600", "dida",
+                      then="dida"),
     "rl100-late": Way("rl100", "arm/panda-reach", 200, f"{IMITATED} --late 5 --recall 5", "", ""),
-    "hil-serl-dida": Way("hil-serl", "contact/peg-easy", 100, "--human scripted --steps 4000",
-                         f"{TAUGHT} --recall 2 --policy.n-obs 6", "dida", then="dida"),
-    "hil-serl": Way("hil-serl", "contact/peg-easy", 100, "", "--human scripted --stream.realtime --sac.utd 2 --steps 2500 --save-every 500", "hil-serl",
-                    kill_after=800)}
+    "hil-serl-init": Way("rl100", "arm/panda-reach", 200, f"{IMITATED} --recall 5", "--recall 5 --residual 1 --human none --demos 10 "
+                         "--stream.realtime --sac.utd 2 --steps 3000 --save-every 1000", "hil-serl", then="hil-serl"),
+    "hil-serl": Way("hil-serl", "contact/peg-easy", 100, "", "--human scripted --stream.realtime --sac.utd 2 --steps 2500 --save-every 500",
+                    "hil-serl", kill_after=800)}
 SMOKE = {"rl100": "--policy.hidden 16 --imitation.steps 5 --demos 2 --online.iterations 1 --online.episodes 2",
          "dida": "--policy.hidden 16 --imitation.steps 5 --rounds 1 --episodes 2",
          "hil-serl": "--steps 200 --start 20 --demos 1 --sac.batch 8 --sac.hidden 16 --policy.hidden 16"}
