@@ -11,7 +11,7 @@ rl100: imitated in lock-step, judged there and through the server, then the onli
 rl100-dida: the same, but through the server the policy teaches one that sees the late readings and its last actions.
 rl100-late: imitated in a simulation that is as late, and sees its last actions; nothing is learned through the server.
 hil-serl-init: imitated in lock-step, with the last actions in sight, which say nothing there; through the server HIL-SERL learns what to
-add to that policy, beside the robot (`--stream.realtime`), without a person.
+add to that policy, beside the robot (`--stream.realtime`), from the lock-step demonstrations and what it does, without a person.
 hil-serl: learned from demonstrations through the server, beside the robot (`--stream.realtime`), with the scripted person; its learner is
 killed (kill -9) once on the way and started again.
 
@@ -53,8 +53,8 @@ ROBOT = "watchdog: 20\npace: 1.0\n"
 @dataclass(frozen=True)
 class Way:
     """How a method gets onto the robot. method: of the first training; latency: ms that readings are old; simulated, online: flags of the
-    two trainings, either may be missing; stage: that the second one ends with; then: its method, where it is another; kill_after: control
-    steps after which its learner is killed once."""
+    two trainings, either may be missing, and {sim} in the second is the first one's folder; stage: that the second ends with; then: its
+    method, where it is another; kill_after: control steps after which its learner is killed once."""
 
     method: str
     task: str
@@ -79,8 +79,8 @@ WAYS = {
     "rl100-dida": Way("rl100", "arm/panda-reach", 200, IMITATED, "--rounds 3 --episodes 40 --recall 5 --imitation.steps 600", "dida",
                       then="dida"),
     "rl100-late": Way("rl100", "arm/panda-reach", 200, f"{IMITATED} --late 5 --recall 5", "", ""),
-    "hil-serl-init": Way("rl100", "arm/panda-reach", 200, f"{IMITATED} --recall 5", "--recall 5 --residual 1 --human none --demos 10 "
-                         "--stream.realtime --sac.utd 2 --steps 3000 --save-every 1000", "hil-serl", then="hil-serl"),
+    "hil-serl-init": Way("rl100", "arm/panda-reach", 200, f"{IMITATED} --recall 5", "--recall 5 --residual 1 --human none "
+                         "--data {sim}/dataset --stream.realtime --sac.utd 2 --steps 3000 --save-every 1000", "hil-serl", then="hil-serl"),
     "hil-serl": Way("hil-serl", "contact/peg-easy", 100, "", "--human scripted --stream.realtime --sac.utd 2 --steps 2500 --save-every 500",
                     "hil-serl", kill_after=800)}
 SMOKE = {"rl100": "--policy.hidden 16 --imitation.steps 5 --demos 2 --online.iterations 1 --online.episodes 2",
@@ -184,7 +184,7 @@ class Through:
         """Learn through the server; the run judges what it learned through the server, too."""
         run, init = self.folder / "online", f"--init {self.folder / 'sim' / 'policy'}" if self.way.simulated else ""
         with served(self.way, self.folder / "served-after") as url:
-            words = self._train(self.way.learner, f"--robot {url} {init} {self.way.online} --run {run}")
+            words = self._train(self.way.learner, f"--robot {url} {init} {self.way.online.format(sim=self.folder / 'sim')} --run {run}")
             kept = self._killed(words, run) if self.way.kill_after and not run.exists() else {}
             _realrl([*words, *(["--resume"] if run.exists() else [])])
         summary = _summary(run)

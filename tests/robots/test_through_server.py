@@ -19,6 +19,7 @@ from realrl.cli import main as cli
 from realrl.data.store import Store
 from realrl.data.tools.check import check
 from realrl.envs.base import ScriptedPolicy
+from realrl.policies.folder import read_recall
 from realrl.robots.client import Link, RobotClient, remote
 from realrl.robots.guard import box_guard
 from realrl.robots.server import RobotServer
@@ -179,3 +180,19 @@ def test_what_is_under_way_stands_beside_a_late_reading(serve: Callable[..., Rob
     now = aims + [0.0125 * np.sum(sent[t:t + 4], 0)[:3] for t in range(len(seen))]
     told, seen_alone = (float(np.square(x[:-4] - aims[4:]).mean()) for x in (now, aims))
     assert told < 0.2 * seen_alone, (told, seen_alone)
+
+
+def test_a_policy_that_sees_late_is_taught_through_the_server(serve: Callable[..., RobotServer], tmp_path: Path, long: bool) -> None:
+    if not long:
+        pytest.skip("half a minute of real time: see `make test-long`")
+    sim, run = tmp_path / "sim", tmp_path / "run"
+    assert cli.main(shlex.split(f"train bc --task arm/panda-reach --demos 2 --run {sim} {SMALL}")) == 0
+    server = serve("arm/panda-reach", latency=0.1)
+    assert cli.main(shlex.split(f"train dida --robot {server.url} --init {sim}/policy --recall 3 --rounds 2 --episodes 2 --horizon 15 "
+                                f"--run {run} {SMALL}")) == 0
+    done = recorded(run)
+    assert [e.policy for e in done] == ["dida-1"] * 2 + ["dida-2"] * 2
+    assert {e.obs["state"].shape[1] for e in done} == {14 + 3 * 4} and read_recall(run / "policy") == 3
+    assert all(np.allclose(e.obs["state"][3:, -4:], e.action[2:]) for e in done), "what was sent"
+    assert cli.main(shlex.split(f"deploy --policy {run}/policy --robot {server.url} --episodes 1 --horizon 8 --out {tmp_path}/out")) == 0
+    assert Store.open(tmp_path / "out").read()[0].obs["state"].shape[1] == 26
