@@ -107,7 +107,7 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
         """From now on `state` ends with the last `recall` actions [recall * A], the newest last, as they were carried out (before the
         first what keeps the robot still), and all that is seen is `late` control steps old, as on a robot whose readings take that long.
         Where readings are as late as `recall` steps at most, a state tells again all that matters: it is what was, and what has been done
-        about it since (delayed Markov decision processes, arXiv 2010.02966, section 3). Reward and end stay those of now, and the full
+        about it since (delayed Markov decision processes, arXiv 2010.02966). Reward and end stay those of now, and the full
         state of now is `privileged`, for experts. Once, before the first episode. Raises RealrlError for a robot that is to be later than
         it is."""
         task = self.task
