@@ -5,10 +5,18 @@ the server gives back.
     OMP_NUM_THREADS=1 python -m benchmarks.through_server --methods hil-serl --seeds 1
 
 Every part runs the commands that a user would type, the server in a process of its own; by the clock, so a busy machine is part of what is
-measured. rl100: imitated in lock-step, judged there and through the server, then the online stage alone through the server from that
-policy (`--init`). hil-serl: learned from demonstrations through the server, beside the robot (`--stream.realtime`), with the scripted
-person; its learner is killed (kill -9) once on the way and started again. Somebody stands by who arms the robot where it was stopped,
-which is counted. The held-out starts are the same everywhere. Rows go to benchmarks/results/through_server.jsonl.
+measured. The ways:
+
+rl100: imitated in lock-step, judged there and through the server, then the online stage alone through the server from that policy.
+rl100-dida: the same, but through the server the policy teaches one that sees the late readings and its last actions.
+rl100-late: imitated in a simulation that is as late, and sees its last actions; nothing is learned through the server.
+hil-serl-init: imitated in lock-step, with the last actions in sight, which say nothing there; through the server HIL-SERL learns what to
+add to that policy, beside the robot (`--stream.realtime`), from the lock-step demonstrations and what it does, without a person.
+hil-serl: learned from demonstrations through the server, beside the robot (`--stream.realtime`), with the scripted person; its learner is
+killed (kill -9) once on the way and started again.
+
+Somebody stands by who arms the robot where it was stopped, which is counted. The held-out starts are the same everywhere. Rows go to
+benchmarks/results/through_server.jsonl.
 """
 
 from __future__ import annotations
@@ -36,31 +44,49 @@ from realrl.robots.log import read_events
 from realrl.types import RealrlError
 
 KEY = ("method", "task", "seed", "where")
+LATE = 250
+"""ms that readings are old in a simulation with `--late 5`: 200 ms of the server, and what its guard takes to ease into motions."""
 ROBOT = "watchdog: 20\npace: 1.0\n"
 """Of the simulated robot's server: a learner that shares its machine is late now and then; the way back to the start is quick."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a method gets onto the robot. latency: ms that readings are old; simulated, online: flags of the two trainings, the first may be
-    missing; stage: that the second one ends with; kill_after: control steps after which its learner is killed once."""
+    """How a method gets onto the robot. method: of the first training; latency: ms that readings are old; simulated, online: flags of the
+    two trainings, either may be missing, and {sim} in the second is the first one's folder; stage: that the second ends with; then: its
+    method, where it is another; kill_after: control steps after which its learner is killed once."""
 
+    method: str
     task: str
     latency: int
     simulated: str
     online: str
     stage: str
+    then: str = ""
     kill_after: int = 0
 
+    @property
+    def learner(self) -> str:
+        """The method that learns through the server."""
+        return self.then or self.method
 
+
+IMITATED = "--stages imitation --imitation.steps 600 --demos 30"
 WAYS = {
-    "rl100": Way("arm/panda-reach", 200, "--stages imitation --imitation.steps 600 --demos 30",
+    "rl100": Way("rl100", "arm/panda-reach", 200, IMITATED,
                  "--stages online --online.iterations 8 --online.episodes 40 --online.warmup 1 --online.practice 0 --online.save-every 1 "
                  "--trials.episodes 0", "online"),
-    "hil-serl": Way("contact/peg-easy", 100, "", "--human scripted --stream.realtime --sac.utd 2 --steps 2500 --save-every 500", "hil-serl",
-                    kill_after=800)}
+    "rl100-dida": Way("rl100", "arm/panda-reach", 200, IMITATED, "--rounds 3 --episodes 40 --recall 5 --imitation.steps 600", "dida",
+                      then="dida"),
+    "rl100-late": Way("rl100", "arm/panda-reach", 200, f"{IMITATED} --late 5 --recall 5", "", ""),
+    "hil-serl-init": Way("rl100", "arm/panda-reach", 200, f"{IMITATED} --recall 5", "--recall 5 --residual 1 --human none "
+                         "--data {sim}/dataset --stream.realtime --sac.utd 2 --steps 3000 --save-every 1000", "hil-serl", then="hil-serl"),
+    "hil-serl": Way("hil-serl", "contact/peg-easy", 100, "", "--human scripted --stream.realtime --sac.utd 2 --steps 2500 --save-every 500",
+                    "hil-serl", kill_after=800)}
 SMOKE = {"rl100": "--policy.hidden 16 --imitation.steps 5 --demos 2 --online.iterations 1 --online.episodes 2",
+         "dida": "--policy.hidden 16 --imitation.steps 5 --rounds 1 --episodes 2",
          "hil-serl": "--steps 200 --start 20 --demos 1 --sac.batch 8 --sac.hidden 16 --policy.hidden 16"}
+"""By method."""
 
 
 @dataclass
@@ -113,12 +139,13 @@ class Through:
     folder: Path
     table: Table
     episodes: int
+    smoke: bool = False
     more: str = ""
 
     def parts(self) -> list[Part]:
         """Lock-step, through the server before and after."""
         found = {"lock-step": self.lock_step, "before": self.before, "after": self.after}
-        wanted = [where for where in found if self.way.simulated or where == "after"]
+        wanted = [where for where in found if (self.way.online if where == "after" else self.way.simulated)]
         return [Part(f"{self.name}, {self.way.task}, seed {self.seed}: {where}", partial(self._done, where), found[where])
                 for where in wanted]
 
@@ -126,19 +153,20 @@ class Through:
         return self.table.find(self.name, self.way.task, self.seed, where) is not None
 
     def _put(self, where: str, found: dict[str, Any], **more: Any) -> None:
-        self.table.put({"method": self.name, "task": self.way.task, "seed": self.seed, "where": where,
-                        "latency_ms": 0 if where == "lock-step" else self.way.latency, "success": found["success"],
-                        "cycle_steps": found["cycle_steps"], **more})
+        late = self.way.latency if where != "lock-step" else LATE * ("--late" in self.way.simulated)
+        self.table.put({"method": self.name, "task": self.way.task, "seed": self.seed, "where": where, "latency_ms": late,
+                        "success": found["success"], "cycle_steps": found["cycle_steps"], **more})
 
-    def _train(self, words: str) -> list[str]:
+    def _train(self, method: str, words: str) -> list[str]:
         ours = ["--seed", str(self.seed), "--eval-episodes", str(self.episodes)]
-        return ["train", self.name, *shlex.split(words), *ours, *(["--final-episodes", str(self.episodes)] if self.name == "rl100" else []),
-                *shlex.split(self.more)]
+        more = SMOKE[method] if self.smoke else self.more
+        return ["train", method, *shlex.split(words), *ours, *(["--final-episodes", str(self.episodes)] if method == "rl100" else []),
+                *shlex.split(more)]
 
     def lock_step(self) -> None:
         """Train in simulation, which judges the policy there."""
         run = self.folder / "sim"
-        words = self._train(f"--task {self.way.task} {self.way.simulated} --collect.workers 1 --run {run}")
+        words = self._train(self.way.method, f"--task {self.way.task} {self.way.simulated} --collect.workers 1 --run {run}")
         _realrl([*words, *(["--resume"] * run.exists())])
         summary = _summary(run)
         self._put("lock-step", slim(summary["stages"][-1]), env_steps=summary["stages"][-1]["env_steps"], typed=self._typed(words))
@@ -156,7 +184,7 @@ class Through:
         """Learn through the server; the run judges what it learned through the server, too."""
         run, init = self.folder / "online", f"--init {self.folder / 'sim' / 'policy'}" if self.way.simulated else ""
         with served(self.way, self.folder / "served-after") as url:
-            words = self._train(f"--robot {url} {init} {self.way.online} --run {run}")
+            words = self._train(self.way.learner, f"--robot {url} {init} {self.way.online.format(sim=self.folder / 'sim')} --run {run}")
             kept = self._killed(words, run) if self.way.kill_after and not run.exists() else {}
             _realrl([*words, *(["--resume"] if run.exists() else [])])
         summary = _summary(run)
@@ -179,7 +207,7 @@ class Through:
         while learner.poll() is None:
             time.sleep(5)
             done = _steps(run)
-            if done >= min(self.way.kill_after, 20 if self.more else self.way.kill_after):
+            if done >= (20 if self.smoke else self.way.kill_after):
                 os.kill(learner.pid, signal.SIGKILL)
                 learner.wait()
                 return {"killed_after": done, "recorded": done}
@@ -229,9 +257,8 @@ def main(words: list[str] | None = None) -> int:
     for seed in args.seeds[:1] if args.smoke else args.seeds:
         for name in args.methods:
             way = WAYS[name]
-            more = SMOKE[name] if args.smoke else shlex.join(flags)
-            folder = out / f"{way.task.replace('/', '-')}-s{seed}"
-            parts += Through(name, way, seed, folder, table, 2 if args.smoke else args.episodes, more).parts()
+            folder = out / f"{name}-{way.task.replace('/', '-')}-s{seed}"
+            parts += Through(name, way, seed, folder, table, 2 if args.smoke else args.episodes, args.smoke, shlex.join(flags)).parts()
     return min(run_parts(parts, args.budget), 1)
 
 

@@ -12,11 +12,12 @@ import importlib.util
 import json
 import os
 import pickle
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from algos.test_admittance import tiny as assembling
 from algos.test_daydreamer import tiny as dreaming
+from algos.test_dida import taught
 from algos.test_flow import tiny as flowing
 from algos.test_hil_serl import base
 from algos.test_hil_serl import tiny as helping
@@ -36,7 +38,7 @@ from algos.test_rl100_eyes import CLOUD, EYES
 from algos.test_robocat import tiny as generalising
 from algos.test_walk import tiny as walking
 from benchmarks import devices
-from realrl.algos import admittance, bc, daydreamer, flow, hil_serl, recap, rl100, robocat, walk
+from realrl.algos import admittance, bc, daydreamer, dida, flow, hil_serl, recap, rl100, robocat, walk
 from realrl.cell import judge
 from realrl.cell.cell import WorkCell
 from realrl.cell.collect import pack
@@ -79,9 +81,20 @@ def bc_of() -> bc.BCConfig:
                        collect=CollectConfig(workers=1), eval_episodes=4)
 
 
+@cache
+def teacher() -> Path:
+    """Where the one policy lies, or will, that all runs of DIDA are taught by."""
+    return Path(tempfile.mkdtemp()) / "teacher"
+
+
+def dida_of() -> dida.DIDAConfig:
+    return taught(teacher(), episodes=3, eval_episodes=4, horizon=12)
+
+
 Recipe = tuple[ModuleType, Callable[[], Any], str]
 RECIPES: dict[str, Recipe] = {  # name -> (method, configuration, the package that its simulator needs)
     "bc": (bc, bc_of, ""),
+    "dida": (dida, dida_of, ""),
     "rl100": (rl100, partial(rl100_of, "state"), ""),
     "rl100-cloud": (rl100, partial(rl100_of, "cloud"), ""),
     "rl100-pictures": (rl100, partial(rl100_of, "pictures"), ""),

@@ -17,11 +17,17 @@ GOOD = {"rate": 0.5, "low": 0.4, "high": 0.6, "n": 100}
 
 @pytest.mark.parametrize("name", WAYS)
 def test_every_flag_is_one_of_the_method(name: str) -> None:
-    way, (cls, _, default) = WAYS[name], _method(name, [])
+    way = WAYS[name]
     assert way.task in tasks()
-    for flags in (way.simulated, way.online, SMOKE[name]):
+    for method, flags in ((way.method, way.simulated), (way.learner, way.online), (way.method, SMOKE[way.method]),
+                          (way.learner, SMOKE[way.learner])):
+        cls, _, default = _method(method, [])
         cfg = config.parse(cls, shlex.split(flags), prog="x", description="", default=default)
         assert not flags or cfg != cls()
+
+
+def test_every_way_has_its_place_in_the_table() -> None:
+    assert set(served.WAYS) == set(WAYS)
 
 
 def test_a_row_is_a_line_and_what_was_typed_stands_below() -> None:

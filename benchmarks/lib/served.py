@@ -8,6 +8,8 @@ from typing import Any
 Row = dict[str, Any]
 HEAD = ("method, task", "policy", "readings late by", "success [95 %]", "n", "steps to success", "control steps learned from",
         "minutes by the clock", "stops")
+WAYS = ("rl100", "rl100-dida", "rl100-late", "hil-serl-init", "hil-serl")
+"""In the table's order, see `benchmarks/through_server.py`."""
 WHERE = {"lock-step": "from lock-step simulation, judged there", "before": "the same, through the server",
          "after": "**after learning through the server**"}
 
@@ -15,7 +17,7 @@ WHERE = {"lock-step": "from lock-step simulation, judged there", "before": "the 
 def lines(rows: Sequence[Row]) -> list[list[str]]:
     """A line a method, seed and place."""
     out = []
-    for row in sorted(rows, key=lambda r: (r["method"] != "rl100", r["task"], r["seed"], list(WHERE).index(r["where"]))):
+    for row in sorted(rows, key=_place):
         good = row["success"]
         steps = "-" if row["cycle_steps"] is None else f"{row['cycle_steps']:.0f}"
         learned = f"{row['env_steps']:,}" if row["where"] == "after" else "-"
@@ -27,5 +29,9 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
 
 def typed(rows: Sequence[Row]) -> str:
     """What somebody would type for each, with a server at the usual address."""
-    order = sorted(rows, key=lambda r: (r["method"] != "rl100", list(WHERE).index(r["where"])))
-    return "\n".join(["```", *(r["typed"] for r in order), "```"])
+    return "\n".join(["```", *(row["typed"] for row in sorted(rows, key=_place)), "```"])
+
+
+def _place(row: Row) -> tuple[int, str, int, int]:
+    """Where a row stands among others."""
+    return WAYS.index(row["method"]), row["task"], row["seed"], list(WHERE).index(row["where"])

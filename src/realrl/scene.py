@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import torch
 
 SightKind = Literal["state", "rgb", "depth", "pointcloud"]
-CloudSource = Literal["rays", "depth"]
-CloudFrame = Literal["world", "hand"]
 COMMAND = 0.5
 """From which on an action's last number shuts a gripper, and below its negative opens it (`TaskSpec.gripper`)."""
 
@@ -36,11 +34,10 @@ class SightConfig:
     """Points of a cloud."""
     colour: bool = False
     """Whether the points of a cloud carry their colour: six columns instead of three."""
-    source: CloudSource = "rays"
+    source: Literal["rays", "depth"] = "rays"
     """How a simulated cloud is made: by casting rays (no OpenGL), or from rendered depth as a real depth camera would."""
-    frame: CloudFrame = "world"
-    """Where a cloud's origin is: world, the world's; hand, the robot's hand, with the world's axes, so that what is to be grasped is where
-    the hand has yet to go."""
+    frame: Literal["world", "hand"] = "world"
+    """A cloud's origin: the world's, or the robot's hand (the axes are the world's): what is to be grasped is where it has yet to go."""
 
     def __post_init__(self) -> None:
         check(self, height="[1, 2048]", width="[1, 2048]", points="[1, 1e6]")
@@ -99,8 +96,7 @@ class GuardConfig:
     max_delta: float | None = None
     """Largest change of an action from one step to the next, in the environment's units, of every dimension; None = no limit."""
     hold: Literal["auto", "last", "zeros"] = "auto"
-    """Sent in place of an action that is not finite: the last one sent (right for positions), zeros (for velocities and deltas), or what
-    the task's control asks for."""
+    """Sent for an action that is not finite: the last one sent (for positions), zeros (for velocities), or as the task's control asks."""
 
     def __post_init__(self) -> None:
         check(self, max_delta="(0, 1e9]")
@@ -117,8 +113,7 @@ class RecordedConfig:
     control: Literal["auto", "absolute", "relative"] = "auto"
     """Whether an action says where to be or how to move; auto asks the data whether actions lie near the measured state."""
     low: tuple[float, ...] = ()
-    """Least action of each joint in its own unit; by default what the fitted demonstrations reach and a twentieth of the range more,
-    with fewer than 20 of them more."""
+    """Least action of each joint in its own unit; by default what demonstrations reach and a twentieth of the range more (few: more)."""
     high: tuple[float, ...] = ()
     """Largest action of each joint in its own unit."""
     units: tuple[str, ...] = ()
@@ -160,6 +155,10 @@ class Scene:
     """Steps until an episode is truncated; None = the task's own."""
     sight: SightConfig = field(default_factory=SightConfig)
     """What the policy sees: the state, pictures, depth or a point cloud."""
+    recall: int = 0
+    """The last actions stand beside the state, so many of them: what is under way where readings are late, as a robot's are."""
+    late: int = 0
+    """Control steps that readings of a simulated task are late."""
     randomise: RandomiseConfig = field(default_factory=RandomiseConfig)
     """How the simulated scene varies from episode to episode."""
     recorded: RecordedConfig = field(default_factory=RecordedConfig)
@@ -174,7 +173,8 @@ class Scene:
     """auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
-        check(self, seed="[0, 2e18]", demos="[1, 50000]", demo_noise="[0, 10]", horizon="[1, 1e6]", eval_episodes="[1, 1000000]")
+        check(self, seed="[0, 2e18]", demos="[1, 50000]", demo_noise="[0, 10]", horizon="[1, 1e6]", recall="[0, 100]", late="[0, 100]",
+              eval_episodes="[1, 1000000]")
         if not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d{1,3})?", self.device):
             raise OutOfBounds(type(self), "device", f"must be auto, cpu, cuda or cuda:N, got {shown(self.device)}")
 

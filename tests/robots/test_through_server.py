@@ -19,6 +19,7 @@ from realrl.cli import main as cli
 from realrl.data.store import Store
 from realrl.data.tools.check import check
 from realrl.envs.base import ScriptedPolicy
+from realrl.policies.folder import read_recall
 from realrl.robots.client import Link, RobotClient, remote
 from realrl.robots.guard import box_guard
 from realrl.robots.server import RobotServer
@@ -157,3 +158,41 @@ def test_on_a_robot_of_flesh_nobody_is_scripted() -> None:
     spec = TaskSpec("robot", "lab-arm", 3, 2, 10, 0.1, "", live=True)
     with pytest.raises(RealrlError, match="--human keyboard, gamepad or none"), operator(HILConfig(task="robot/lab-arm"), spec):
         pass
+
+
+def test_what_is_under_way_stands_beside_a_late_reading(serve: Callable[..., RobotServer]) -> None:
+    server = serve("arm/panda-reach", latency=0.15)
+    env = remote(server.url, 30)()
+    with pytest.raises(RealrlError, match="leave --late out"):
+        env.lag(4, late=1)
+    env.lag(4)  # a reading is three steps old, and the guard's easing makes it nearly four until it shows what was asked for
+    seen, sent = [env.reset(seed=0)[0]], list(np.zeros((4, 4)))
+    for action in np.random.default_rng(0).uniform(-0.5, 0.5, (24, 4)):
+        seen.append(env.step(action)[0])
+        assert env.sent is not None
+        sent.append(env.sent)
+    env.close()
+    aims = np.array([obs["privileged"][7:10] for obs in seen])  # where the hand is drawn to
+    for t, obs in enumerate(seen):
+        assert env.observation_space.contains(obs) and np.array_equal(obs["state"][:14], obs["privileged"])
+        assert np.allclose(obs["state"][14:], np.ravel(sent[t:t + 4]))
+    # what was so, and the actions since, say where it is drawn to now, which is seen four steps later
+    now = aims + [0.0125 * np.sum(sent[t:t + 4], 0)[:3] for t in range(len(seen))]
+    told, seen_alone = (float(np.square(x[:-4] - aims[4:]).mean()) for x in (now, aims))
+    assert told < 0.2 * seen_alone, (told, seen_alone)
+
+
+def test_a_policy_that_sees_late_is_taught_through_the_server(serve: Callable[..., RobotServer], tmp_path: Path, long: bool) -> None:
+    if not long:
+        pytest.skip("half a minute of real time: see `make test-long`")
+    sim, run = tmp_path / "sim", tmp_path / "run"
+    assert cli.main(shlex.split(f"train bc --task arm/panda-reach --demos 2 --run {sim} {SMALL}")) == 0
+    server = serve("arm/panda-reach", latency=0.1)
+    assert cli.main(shlex.split(f"train dida --robot {server.url} --init {sim}/policy --recall 3 --rounds 2 --episodes 2 --horizon 15 "
+                                f"--run {run} {SMALL}")) == 0
+    done = recorded(run)
+    assert [e.policy for e in done] == ["dida-1"] * 2 + ["dida-2"] * 2
+    assert {e.obs["state"].shape[1] for e in done} == {14 + 3 * 4} and read_recall(run / "policy") == 3
+    assert all(np.allclose(e.obs["state"][3:, -4:], e.action[2:]) for e in done), "what was sent"
+    assert cli.main(shlex.split(f"deploy --policy {run}/policy --robot {server.url} --episodes 1 --horizon 8 --out {tmp_path}/out")) == 0
+    assert Store.open(tmp_path / "out").read()[0].obs["state"].shape[1] == 26

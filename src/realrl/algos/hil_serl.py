@@ -27,7 +27,6 @@ from realrl.learn.corrections import Memory, Trial, moments, refuse_contradictio
 from realrl.learn.grasp import GraspCritic
 from realrl.learn.help import Help
 from realrl.learn.sac import SAC, SACConfig
-from realrl.policies.folder import save_policy
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.policies.residual import residual_on
 from realrl.robots.devices import DEVICES, Teleoperator
@@ -136,7 +135,7 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     with cell.timed("hil-serl"):
         learn(cfg, cell, agent, grasp, memory, average, noise)
     policy = average.policy()
-    save_policy(policy, cell.run.dir / "policy", task=cfg.task, robot=cell.robot)
+    cell.keep(policy)
     cell.finish_stage("hil-serl", policy, cfg.eval_episodes)
     cell.summary["headline"] = headline(cfg, cell.summary, memory, agent)
     return cell.summary

@@ -53,7 +53,8 @@ class WorkCell:
         self._inside = ExitStack()
         self._place = 0 if host is None else len(host._others) + 1
         open_with = partial(Collector, scene.task, reward=reward, horizon=scene.horizon, sight=scene.sight, randomise=scene.randomise,
-                            guard=scene.guard, make=make, crew=host.collector.crew if host else None)
+                            guard=scene.guard, recall=scene.recall, late=scene.late, make=make,
+                            crew=host.collector.crew if host else None)
         self.collector: Collector = open_with(scene.collect)
         self.spec: TaskSpec = self.collector.spec()
         if self.spec.live:
@@ -229,7 +230,7 @@ class WorkCell:
     def keep(self, policy: Storable, name: str = "policy") -> None:
         """Write the run's product into its folder `policy`; that of a further task into `policy-NAME`."""
         folder = self.run.dir / (f"{name}-{self.spec.name}" if self._place else name)
-        save_policy(policy, folder, task=self.scene.task, sight=self.scene.sight, robot=self.robot)
+        save_policy(policy, folder, task=self.scene.task, sight=self.scene.sight, recall=self.scene.recall, robot=self.robot)
 
     def tell(self, stage: str, line: str) -> None:
         """Say what was decided in a stage; it stays in the summary."""
@@ -276,7 +277,7 @@ def recorded_demonstrations(data: str, spec: TaskSpec, *, several: bool = False)
     have, want = (first.obs["state"].shape[-1], first.action.shape[-1]), (spec.obs_dim, spec.action_dim)
     if have != want:
         raise RealrlError(f"{data}: {have[0]} observed numbers and {have[1]} actions, {spec.id} has {want[0]} and {want[1]}: "
-                          "name the task it was recorded on")
+                          "name the task it was recorded on, with the --recall that it had")
     if abs(store.fps - (rate := round(1 / spec.dt))) > 0.005 * rate:  # 29.97 is 30 to a policy
         raise RealrlError(f"{data}: recorded at {store.fps} Hz, {spec.id} runs at {rate} Hz: resample it, or record at {rate} Hz")
     if (largest := max(float(np.abs(e.action).max()) for e in episodes)) > 1.001:

@@ -53,13 +53,15 @@ class Collector:
 
     def __init__(self, task: str, cfg: CollectConfig | None = None, *, reward: str | None = None, horizon: int | None = None,
                  sight: SightConfig | None = None, randomise: RandomiseConfig | None = None, guard: GuardConfig | None = None,
-                 make: MakeEnv | None = None, crew: Crew | None = None) -> None:
-        """make: builds an environment of your own for a task that `realrl.envs` does not know; a function of a module, because the
-        workers are sent its name. crew: of another collector, to share its workers."""
+                 recall: int = 0, late: int = 0, make: MakeEnv | None = None, crew: Crew | None = None) -> None:
+        """recall, late: see `RobotEnv.lag`. make: builds an environment of your own for a task that `realrl.envs` does not know; a function
+        of a module, because the workers are sent its name. crew: of another collector, to share its workers."""
         cfg = cfg or CollectConfig()
         self.task = task
         self._make: MakeEnv = make or functools.partial(envs.make, task, reward=reward, horizon=horizon, sight=sight,
                                                         randomise=randomise)
+        if recall or late:
+            self._make = functools.partial(envs.lagged, self._make, recall, late)
         self._guard = guard or GuardConfig()
         self.workers, self.size = cfg.workers or available_cores(), cfg.envs_per_worker
         self._every_frame = cfg.every_frame or make is not None  # a robot's cameras run anyway

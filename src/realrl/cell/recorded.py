@@ -42,6 +42,9 @@ class RecordedCell:
     def __init__(self, run: Run, scene: Scene, material: Material) -> None:
         if "online" in getattr(scene, "stages", ()):  # before anything long
             raise _no_robot(scene)
+        if scene.recall or scene.late:
+            raise RealrlError(f"{scene.data}: recordings stand as they were made: leave --recall and --late out, or name a --task, an "
+                              "--env or a --robot that they are demonstrations for")
         self.run, self.scene, self.material, self.spec = run, scene, material, material.spec
         self._inside = ExitStack()
         steps = sum(len(e) for e in (*material.demos, *material.held_out, *material.rest))

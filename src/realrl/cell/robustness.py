@@ -48,13 +48,14 @@ def changes(sight: SightConfig) -> dict[str, RandomiseConfig]:
 
 
 def robustness(policy: Policy, task: str, n: int, *, sight: SightConfig, collect: CollectConfig, dt: float, horizon: int | None = None,
-               seed: int = 0, watch: Watch = lambda episodes, title, total: episodes) -> Iterator[tuple[str, Evaluation]]:
+               seed: int = 0, recall: int = 0, late: int = 0,
+               watch: Watch = lambda episodes, title, total: episodes) -> Iterator[tuple[str, Evaluation]]:
     """(change, what n held-out episodes under it say) for every change that reaches the policy, as they are finished.
 
-    dt: seconds of a control step; watch: wraps the episodes, e.g. in a progress bar. Raises RealrlError for a task whose scene cannot be
-    changed.
+    dt: seconds of a control step; recall, late: see `realrl.envs.base.RobotEnv.lag`; watch: wraps the episodes, e.g. in a progress bar.
+    Raises RealrlError for a task whose scene cannot be changed.
     """
     for name, change in changes(sight).items():
-        with Collector(task, collect, horizon=horizon, sight=sight, randomise=change) as collector:
+        with Collector(task, collect, horizon=horizon, sight=sight, randomise=change, recall=recall, late=late) as collector:
             found = trials(collector, policy, n, seed=seed, watch=partial(watch, title=name, total=n))
             yield name, summarise(found, dt)

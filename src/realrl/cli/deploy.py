@@ -48,7 +48,7 @@ def _deploy(args: argparse.Namespace) -> int:
 
     from realrl.cell.deploy import HELP, Operator, deploy
     from realrl.cell.latency import Ahead, Latency
-    from realrl.policies.folder import check_fit, for_task, load_policy
+    from realrl.policies.folder import check_fit, for_task, load_policy, read_recall
     from realrl.robots.client import RobotClient
     from realrl.scene import device
     torch.set_num_threads(1)
@@ -57,6 +57,7 @@ def _deploy(args: argparse.Namespace) -> int:
     policy: Policy = loaded
     env = RobotClient(args.robot, horizon=args.horizon)
     try:
+        env.lag(read_recall(args.policy))
         check_fit(loaded, env.task, args.policy, trained_on)
         if args.latency and args.overlap == "prefix":
             raise mistake()("--latency shifts plans, --overlap prefix goes on from their beginning: leave one of them out")

@@ -38,6 +38,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--sampler", choices=("mean", "ddim", "sampled"), help="how the ddim head acts: its chain with the noise left out, "
                         "with eta = 0, or with its noise (default: as it was saved)")
     parser.add_argument("--horizon", type=whole(1), metavar="STEPS", help="steps until an episode is cut off (default: the task's own)")
+    parser.add_argument("--late", type=whole(0), default=0, metavar="STEPS", help="control steps that readings are late, in simulation "
+                        "(default: 0)")
     parser.add_argument("--workers", type=whole(0), default=0, metavar="W", help="worker processes (default: one a CPU core)")
     device_flag(parser)
     parser.add_argument("--robustness", action="store_true", help="also under changed light, colours, cameras, clutter, friction and mass")
@@ -77,16 +79,19 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from realrl.cell.judge import latency
     from realrl.cell.robustness import robustness, scene_changes
     from realrl.cell.understanding import variants
-    from realrl.policies.folder import check_fit, for_task
+    from realrl.policies.folder import check_fit, for_task, read_recall
     from realrl.report import failures, write_report
     from realrl.scene import CollectConfig, GuardConfig
+    from realrl.serve.client import RemotePolicy
     policy, trained_on, sight = _loaded(args)
     task = args.task or trained_on
     if task.startswith("recorded/") and not (args.env or args.robot):
         raise mistake()(f"{args.policy} was imitated from recordings ({task}), there is nothing here to try it in: name its robot with "
                         "--env, or a simulator that speaks its numbers with --task; its held-out errors are in its run's report")
     make = _maker(args)
+    recall = policy.recall if isinstance(policy, RemotePolicy) else read_recall(args.policy)
     env = make() if make else envs.make(task, horizon=args.horizon, sight=sight)
+    env.lag(recall, args.late)
     env.close()
     spec = env.task
     task = spec.id if make else task
@@ -101,7 +106,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         scene_changes(task, sight)  # raises for an environment of one's own, whose scene nobody knows how to change
     kept = failures.FirstFailures(args.save_failures or 0)
     with Collector(task, _workers(args, CollectConfig), horizon=args.horizon, sight=sight, guard=GuardConfig(args.max_delta),
-                   make=make) as collector:
+                   recall=recall, late=args.late, make=make) as collector:
         watch = lambda episodes: progress(episodes, f"evaluating on {task}", args.episodes)
         finished = trials(collector, policy, args.episodes, seed=args.seed, plans_only=not args.save_failures,  # films need every frame
                           keep=kept.pick, watch=watch)
@@ -111,7 +116,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     other: dict[str, Any] = {"understanding": {name: _short(found) for name, found in understood.items()}} if understood else {}
     if args.robustness:
         under = robustness(policy, task, args.episodes, sight=sight, collect=CollectConfig(workers=args.workers), dt=spec.dt,
-                           horizon=args.horizon, seed=args.seed, watch=progress)
+                           horizon=args.horizon, seed=args.seed, recall=recall, late=args.late, watch=progress)
         other["robustness"] = {change: _short(found.to_dict()) for change, found in under}
     if page := kept.save(out, task=task, dt=spec.dt, each=progress):
         other["failures_page"] = str(page)

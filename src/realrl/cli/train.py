@@ -26,12 +26,13 @@ METHODS = {"rl100": "RL-100: imitation, gated offline RL, online RL, one-step di
            "flow": "A flow policy that is told what to do: imitation of several tasks at once.",
            "recap": "Recap: a flow policy that learns from its own experience by being told what was good in it.",
            "robocat": "RoboCat: a generalist over tasks and robots that practises new tasks by itself and gets better.",
+           "dida": "DIDA: a policy that sees late, taught by one that does not.",
            "walk": "A Walk in the Park: a quadruped learns to walk from nothing, with CrossQ, DroQ or SAC.",
            "hil-serl": "HIL-SERL: a few demonstrations, then practice with a person's corrections.",
            "daydreamer": "DayDreamer: a robot learns a model of its world while it moves, and what to do in dreams of it.",
            "admittance": "Assembly learned in simulation, adapted on the robot by an online admittance residual."}
 TASKS = {"flow": "metaworld/push-v3", "recap": "metaworld/coffee-push-v3",
-         "robocat": "metaworld/coffee-push-v3", "walk": "quadruped/go1", "hil-serl": "contact/peg",
+         "robocat": "metaworld/coffee-push-v3", "dida": "arm/panda-reach", "walk": "quadruped/go1", "hil-serl": "contact/peg",
          "daydreamer": "quadruped/go1-from-back", "admittance": "assembly/square"}
 READERS = ("flow", "recap", "robocat")  # methods of several tasks, of which a data set may hold some
 RECORDED = "recorded/"  # begins the name of a task that is a set of recordings
@@ -87,6 +88,9 @@ def _method(name: str, flags: Sequence[str]) -> tuple[type[Any], Callable[[Any, 
     if name == "robocat":
         from realrl.algos import robocat
         return robocat.RoboCatConfig, robocat.train, None
+    if name == "dida":
+        from realrl.algos import dida
+        return dida.DIDAConfig, dida.train, None
     if name == "hil-serl":
         from realrl.algos import hil_serl
         return hil_serl.HILConfig, hil_serl.train, None

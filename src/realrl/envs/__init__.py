@@ -70,6 +70,13 @@ def make(task: str, *, reward: str | None = None, horizon: int | None = None, si
         raise RealrlError(f"{task}: its simulator is not installed ({error}); pip install {SUITES[suite]}") from error
 
 
+def lagged(make: Callable[..., RobotEnv], recall: int, late: int, **how: Any) -> RobotEnv:
+    """What `make` makes, with `RobotEnv.lag`; for whoever sends makers to other processes."""
+    env = make(**how)
+    env.lag(recall, late)
+    return env
+
+
 def expert(task: str, path: str | Path | None = None, noise: float = 0.0) -> Policy:
     """A demonstrator for a task, chunk 1, looking at obs["privileged"], or at obs["state"] without eyes.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, SupportsIndex, cast
@@ -77,6 +78,8 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
 
     `watching` may be turned off where nobody will look at what the next steps show: their observations then hold what was seen last, as
     behind a camera that is slower than the control. The first and the last observation of an episode are always fresh.
+
+    `lag` makes readings late, and tells beside the state what they do not show yet.
     """
 
     def __init__(self, task: TaskSpec, *, reward: str | None = "sparse", kinds: Sequence[str] = ("sparse", "dense"),
@@ -98,6 +101,23 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
         self._low = np.broadcast_to(np.asarray(native_low, np.float64), (task.action_dim,))
         self._half = (np.broadcast_to(np.asarray(native_high, np.float64), (task.action_dim,)) - self._low) / 2
         self._t = -1  # -1: no episode is running
+        self._readings, self._sent = deque[Obs](maxlen=1), deque[Array](maxlen=0)  # no older than the next to be seen; actions
+
+    def lag(self, recall: int, late: int = 0) -> None:
+        """From now on `state` ends with the last `recall` actions [recall * A], the newest last, as they were carried out (before the
+        first what keeps the robot still), and all that is seen is `late` control steps old, as on a robot whose readings take that long.
+        Where readings are as late as `recall` steps at most, a state tells again all that matters: it is what was, and what has been done
+        about it since (delayed Markov decision processes, arXiv 2010.02966). Reward and end stay those of now, and the full
+        state of now is `privileged`, for experts. Once, before the first episode. Raises RealrlError for a robot that is to be later than
+        it is."""
+        task = self.task
+        if late and task.live:
+            raise RealrlError(f"{task.id}: readings of a robot are as late as they are, and it is {late} steps that are asked for: leave "
+                              "--late out (realrl robot serve --sim has --latency-ms)")
+        self._readings, self._sent = deque(maxlen=late + 1), deque(maxlen=recall)
+        if recall or late:
+            self.task = replace(task, obs_dim=task.obs_dim + recall * task.action_dim, privileged=task.privileged or task.obs_dim)
+            self.observation_space = cast("gymnasium.Space[Obs]", Dict(spaces(self.task)))
 
     def reset(self, *, seed: SupportsIndex | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
         """Start the episode that belongs to `seed`: the same one whatever this object or process ran before.
@@ -129,6 +149,7 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
             raise RealrlError(f"{self.task.id}: _advance returned {found!r:.200}, wanted are four things: state, reward, whether the task "
                               "ended, whether it is solved")
         state, reward, terminated, success = found
+        self._sent.append(self._carried_out(action))
         if self.reward_kind == "sparse":
             reward, terminated = float(success), terminated or success
         self._t += 1
@@ -156,13 +177,34 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
         """Run one control step with a native action [A]: (state [D], own reward, whether the task itself ended, success)."""
 
+    def _carried_out(self, action: Array) -> Array:
+        """What became of an action [A] that was asked for, in [-1, 1]."""
+        return np.clip(action, -1.0, 1.0)
+
     def _observe(self, state: Array, *, first: bool = False, last: bool = False) -> Obs:
+        """The observation that follows, at the simulator's full state [D]; first, last: of an episode."""
+        return self._lagged(self._look(state, first=first, last=last), first)
+
+    def _lagged(self, now: Obs, first: bool) -> Obs:
+        """What is seen when `now` would be: see `lag`."""
+        late, recall = self._readings.maxlen != 1, self._sent.maxlen
+        if not (late or recall):
+            return now
+        if first:
+            self._readings.clear()
+            still = self.still()
+            self._sent.extend([np.zeros(self.task.action_dim) if still is None else still] * (recall or 0))
+        self._readings.append(now)
+        seen = self._readings[0]
+        return {**seen, "state": np.concatenate([seen["state"], *self._sent], dtype=np.float32), "privileged": full_state(now)}
+
+    def _look(self, state: Array, *, first: bool = False, last: bool = False) -> Obs:
         """The observation at the simulator's full state [D]; first, last: of an episode."""
         try:
             state = np.array(state, np.float32)  # a copy: simulators hand out views of buffers they write again
         except (TypeError, ValueError) as error:
             raise RealrlError(f"{self.task.id}: _begin or _advance returned {state!r:.200} for a state, wanted are numbers") from error
-        size = self.task.privileged or self.task.obs_dim
+        size = self.task.privileged or self.task.obs_dim  # with `lag` the first is what the second was
         if state.shape != (size,):
             raise RealrlError(f"{self.task.id}: a state of shape {list(state.shape)}, its TaskSpec says {size} numbers: "
                               "mend obs_dim or what _begin and _advance return")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from realrl.envs.base import RobotEnv, ScriptedPolicy
+from realrl.envs.base import RobotEnv, ScriptedPolicy, full_state
 from realrl.envs.mujoco import randomise as whims
 from realrl.envs.mujoco.sight import choose, sees
 from realrl.scene import RandomiseConfig, SightConfig
@@ -130,9 +130,9 @@ class ObstacleExpert:
         return {"side": torch.zeros(batch)}
 
     def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
-        """obs["state"]: [B, H, 2] -> action [B, 1, 2] of length 1. `greedy` changes nothing: both sides are equally good."""
+        """The full state [B, H, 2] -> action [B, 1, 2] of length 1. `greedy` changes nothing: both sides are equally good."""
         import torch
-        at = obs["state"][:, -1].astype(np.float64)
+        at = full_state(obs)[:, -1].astype(np.float64)
         side = np.array([s if s else g.choice((-1.0, 1.0)) for s, g in zip(state["side"].tolist(), rng, strict=True)])
         beside = np.stack([np.full_like(side, 0.1), 0.65 * side], -1)  # a little past the disc, well clear of it
         way = np.where(at[:, :1] < 0, beside, ObstacleEnv.GOAL) - at

@@ -49,13 +49,15 @@ class Storable(Stateful, Protocol):
         ...
 
 
-def save_policy(policy: Storable, path: Path, *, task: str, sight: Any = None, robot: Embodiment | None = None) -> None:
+def save_policy(policy: Storable, path: Path, *, task: str, sight: Any = None, recall: int = 0, robot: Embodiment | None = None) -> None:
     """Write a folder that `load_policy` reads. sight: the configuration of what it saw in training, so that an evaluation can show it
-    the same; robot: whose numbers it speaks. Raises RealrlError for weights that are not finite, and where the disk is full."""
+    the same; recall: how many of the last actions stood beside the state there; robot: whose numbers it speaks. Raises RealrlError for
+    weights that are not finite, and where the disk is full."""
     finite(policy.state_dict(), f"{path}: the policy {policy.name!r}", "its training diverged: lower the learning rate")
     save_parts(path, 0, {"weights": policy.state_dict()})
     about = policy.describe()
     seen = {"sight": config.to_dict(sight)} if about.get("senses") and sight else {}
+    seen |= {"recall": recall} if recall else {}
     speaks = {"robot": config.to_dict(robot)} if robot else {}
     write_json(path / "policy.json", {"kind": policy.KIND, "format": FORMAT, "task": task, **about, **seen, **speaks})
 
@@ -97,6 +99,15 @@ def read_robot(path: str | Path) -> Embodiment | None:
     from realrl.robots.embodiment import Embodiment
     told = read_policy_json(Path(path)).get("robot")
     return None if told is None else config.from_dict(Embodiment, told, source=f"{path}/policy.json")
+
+
+def read_recall(path: str | Path) -> int:
+    """How many of the last actions a saved policy wants beside the state, see `realrl.envs.base.RobotEnv.lag`. Raises RealrlError."""
+    told = read_policy_json(Path(path)).get("recall", 0)
+    if not isinstance(told, int) or not 0 <= told <= 100:
+        raise RealrlError(f"{path}/policy.json: 'recall' must be a whole number in [0, 100], got {config.shown(told)}: the file is "
+                          "damaged, export the policy again")
+    return told
 
 
 def _check_weights(sketch: torch.nn.Module, weights: Any, path: Path) -> None:
@@ -186,7 +197,7 @@ def check_fit(policy: Saved, spec: TaskSpec, name: object, trained_on: str) -> N
                           f"{_listed(spec.senses)}: give the --sight it was trained with")
     if mine != its:
         raise RealrlError(f"{name} was trained on {trained_on}, with {mine[0]} observation and {mine[1]} action numbers, but {spec.id} has "
-                          f"{its[0]} and {its[1]}: give the task it was trained on")
+                          f"{its[0]} and {its[1]}: give the task it was trained on, and the --recall")
 
 
 def _listed(senses: Mapping[str, tuple[int, ...]]) -> str:

@@ -250,7 +250,7 @@ class RobotClient(RobotEnv):
 
     def _take(self, answer: dict[str, Any]) -> Array:
         self._seen = {f"images.{name}": seen["image"] for name, seen in answer["images"].items()}
-        if self.task.privileged:
+        if self.about.get("privileged"):
             self._seen["privileged"] = np.array(answer["truth"], np.float32)
         self._still, self.measured, self._state = answer["still"], answer["measured"], answer["state"]
         return self._state
@@ -259,7 +259,11 @@ class RobotClient(RobotEnv):
         boxed: Array = np.clip((native - self._low) / self._half - 1.0, -1.0, 1.0).astype(np.float32)
         return boxed
 
-    def _observe(self, state: Array, *, first: bool = False, last: bool = False) -> Obs:
+    def _carried_out(self, action: Array) -> Array:
+        assert self.sent is not None
+        return self.sent
+
+    def _look(self, state: Array, *, first: bool = False, last: bool = False) -> Obs:
         return {"state": np.array(state, np.float32), **self._seen}
 
 

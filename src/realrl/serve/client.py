@@ -33,6 +33,7 @@ class RemotePolicy:
             self.chunk, self.n_obs, self.action_dim = (int(self.about[key]) for key in ("chunk", "n_obs", "action_dim"))
             self.senses = {key: tuple(map(int, told["shape"])) for key, told in self.about["observations"].items()}
             self.obs_dim, self._remembers = self.senses.pop("state")[0], bool(self.about["memory"])
+            self.recall = int(self.about.get("recall", 0))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             self.close()
             raise RealrlError(f"{url}: somebody else's server, it does not say what its policy is: start 'realrl serve' there") from None

@@ -71,7 +71,7 @@ def export(source: Path, out: Path, data: Path | None = None) -> Export:
                           f"observations of {found.data}, at most {TOLERANCE:g} is let through: nothing was written{_hint(policy)}")
     parity = {"observations": len(found.observations), "data": found.data.name, "largest_difference": difference, "tolerance": TOLERANCE}
     write_bytes(out / GRAPH, graph)
-    kept = {key: told[key] for key in ("sight", "robot", "config") if key in told}
+    kept = {key: told[key] for key in ("sight", "recall", "robot", "config") if key in told}
     write_json(out / "policy.json", {"kind": ExportedPolicy.KIND, "format": FORMAT, "task": task, **asdict(about), **kept,
                                      "interface": _interface(source, about, found), "parity": parity})
     ms = {name: _latency(who, found.observations) for name, who in (("torch", policy), ("onnx", exported))}

@@ -20,7 +20,7 @@ import torch
 
 from realrl import __version__, config
 from realrl.policies.exported import sense_type
-from realrl.policies.folder import Saved, load_policy, read_policy_json, read_robot
+from realrl.policies.folder import Saved, load_policy, read_policy_json, read_recall, read_robot
 from realrl.robots.embodiment import Embodiment
 from realrl.types import Array, Obs, RealrlError, State
 
@@ -31,13 +31,15 @@ OURS = ("seq", "obs_time", "episode", "seed", "greedy", "boxed", "prompt")
 
 @dataclass
 class Served:
-    """A saved policy and what its clients are told of it. sees: our name of an observation -> (shape of one frame, type)."""
+    """A saved policy and what its clients are told of it. recall: how many of the last actions end the state it sees; sees: our name of an
+    observation -> (shape of one frame, type)."""
 
     policy: Saved
     task: str
     robot: Embodiment | None
     sight: Mapping[str, Any]
     hash: str
+    recall: int = 0
     sees: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,7 +49,7 @@ class Served:
     def read(cls, folder: Path, place: str | torch.device = "cpu") -> Served:
         """The policy in a folder, and where it acts. Raises RealrlError, see `load_policy`."""
         policy, task = load_policy(folder, place)
-        return cls(policy, task, read_robot(folder), read_policy_json(folder).get("sight") or {}, _hash(folder))
+        return cls(policy, task, read_robot(folder), read_policy_json(folder).get("sight") or {}, _hash(folder), read_recall(folder))
 
     @property
     def largest(self) -> int:
@@ -60,7 +62,7 @@ class Served:
         policy, robot = self.policy, self.robot
         said: dict[str, Any] = {
             "server": f"realrl {__version__}", "policy": policy.name, "hash": self.hash, "task": self.task, "head": policy.head,
-            "n_obs": policy.n_obs, "chunk": policy.chunk, "action_dim": policy.action_dim, "sight": dict(self.sight),
+            "n_obs": policy.n_obs, "chunk": policy.chunk, "action_dim": policy.action_dim, "sight": dict(self.sight), "recall": self.recall,
             "memory": bool(policy.start(1)), "max_bytes": self.largest,
             "observations": {key: {"shape": list(shape), "type": kind.name} for key, (shape, kind) in self.sees.items()}}
         return said | ({} if robot is None else {"robot": config.to_dict(robot)})

@@ -17,7 +17,7 @@ from realrl import config, envs
 from realrl.cell.playback import LONG, TOLERANCE, Restores
 from realrl.cell.rollout import rollout
 from realrl.envs.base import RobotEnv
-from realrl.policies.folder import check_fit, for_task, load_policy, read_policy_json
+from realrl.policies.folder import check_fit, for_task, load_policy, read_policy_json, read_recall
 from realrl.report.view.clips import Clip, Each, EpisodeSet
 from realrl.robots.guard import box_guard
 from realrl.scene import SightConfig, SightKind
@@ -56,6 +56,7 @@ def rolled(task: str, *, policy: Path | None = None, seeds: Sequence[int] = (0,)
 
     def clips() -> Iterator[Clip]:
         env = envs.make(task, sight=own)
+        env.lag(0 if policy is None else read_recall(policy))
         try:
             for episode in rollout([env], actor, [box_guard(env)], seeds, greedy=True, task=task, source=who):
                 (seen,), (told,), notes = pictured([episode], task, sights)
@@ -79,6 +80,7 @@ def _actor(task: str, folder: Path | None) -> tuple[Policy, SightConfig | None, 
     sight = config.from_dict(SightConfig, about["sight"], source=str(folder / "policy.json")) if about.get("sight") else None
     policy, trained_on = load_policy(folder)
     env = envs.make(task, sight=sight)
+    env.lag(read_recall(folder))
     env.close()
     policy = for_task(policy, task)
     check_fit(policy, env.task, folder, trained_on)
