@@ -101,7 +101,7 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
         self._low = np.broadcast_to(np.asarray(native_low, np.float64), (task.action_dim,))
         self._half = (np.broadcast_to(np.asarray(native_high, np.float64), (task.action_dim,)) - self._low) / 2
         self._t = -1  # -1: no episode is running
-        self._readings, self._sent = deque[Obs](maxlen=1), deque[Array](maxlen=0)  # no older than the next to be seen; actions
+        self._delayed, self._recalled = deque[Obs](maxlen=1), deque[Array](maxlen=0)  # no older than the next to be seen; actions
 
     def lag(self, recall: int, late: int = 0) -> None:
         """From now on `state` ends with the last `recall` actions [recall * A], the newest last, as they were carried out (before the
@@ -114,7 +114,7 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
         if late and task.live:
             raise RealrlError(f"{task.id}: readings of a robot are as late as they are, and it is {late} steps that are asked for: leave "
                               "--late out (realrl robot serve --sim has --latency-ms)")
-        self._readings, self._sent = deque(maxlen=late + 1), deque(maxlen=recall)
+        self._delayed, self._recalled = deque(maxlen=late + 1), deque(maxlen=recall)
         if recall or late:
             self.task = replace(task, obs_dim=task.obs_dim + recall * task.action_dim, privileged=task.privileged or task.obs_dim)
             self.observation_space = cast("gymnasium.Space[Obs]", Dict(spaces(self.task)))
@@ -149,7 +149,7 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
             raise RealrlError(f"{self.task.id}: _advance returned {found!r:.200}, wanted are four things: state, reward, whether the task "
                               "ended, whether it is solved")
         state, reward, terminated, success = found
-        self._sent.append(self._carried_out(action))
+        self._recalled.append(self._carried_out(action))
         if self.reward_kind == "sparse":
             reward, terminated = float(success), terminated or success
         self._t += 1
@@ -183,20 +183,20 @@ class RobotEnv(gymnasium.Env[Obs, Array]):
 
     def _observe(self, state: Array, *, first: bool = False, last: bool = False) -> Obs:
         """The observation that follows, at the simulator's full state [D]; first, last: of an episode."""
-        return self._lagged(self._look(state, first=first, last=last), first)
+        return self._as_seen(self._look(state, first=first, last=last), first)
 
-    def _lagged(self, now: Obs, first: bool) -> Obs:
+    def _as_seen(self, now: Obs, first: bool) -> Obs:
         """What is seen when `now` would be: see `lag`."""
-        late, recall = self._readings.maxlen != 1, self._sent.maxlen
+        late, recall = self._delayed.maxlen != 1, self._recalled.maxlen
         if not (late or recall):
             return now
         if first:
-            self._readings.clear()
+            self._delayed.clear()
             still = self.still()
-            self._sent.extend([np.zeros(self.task.action_dim) if still is None else still] * (recall or 0))
-        self._readings.append(now)
-        seen = self._readings[0]
-        return {**seen, "state": np.concatenate([seen["state"], *self._sent], dtype=np.float32), "privileged": full_state(now)}
+            self._recalled.extend([np.zeros(self.task.action_dim) if still is None else still] * (recall or 0))
+        self._delayed.append(now)
+        seen = self._delayed[0]
+        return {**seen, "state": np.concatenate([seen["state"], *self._recalled], dtype=np.float32), "privileged": full_state(now)}
 
     def _look(self, state: Array, *, first: bool = False, last: bool = False) -> Obs:
         """The observation at the simulator's full state [D]; first, last: of an episode."""

@@ -56,7 +56,7 @@ def save_policy(policy: Storable, path: Path, *, task: str, sight: Any = None, r
     finite(policy.state_dict(), f"{path}: the policy {policy.name!r}", "its training diverged: lower the learning rate")
     save_parts(path, 0, {"weights": policy.state_dict()})
     about = policy.describe()
-    seen = {"sight": config.to_dict(sight)} if about.get("senses") and sight else {}
+    seen: dict[str, Any] = {"sight": config.to_dict(sight)} if about.get("senses") and sight else {}
     seen |= {"recall": recall} if recall else {}
     speaks = {"robot": config.to_dict(robot)} if robot else {}
     write_json(path / "policy.json", {"kind": policy.KIND, "format": FORMAT, "task": task, **about, **seen, **speaks})
