@@ -24,6 +24,8 @@ BLIND = ("do without the camera: --sight.cameras of 'realrl train' names the oth
          "of 'realrl data import' (--option images=False: none)")  # what there is to do about pictures that cannot be had
 
 
+DRIFT = ("if they only drifted apart, --recorded.tolerance SECONDS of 'realrl train' or --option tolerance=SECONDS of 'realrl data import' "
+         "lets that pass")
 FETCH = "correct it, or fetch it again"  # what nobody here wrote, and a person can read
 
 

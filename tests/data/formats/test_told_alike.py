@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_lerobot import BOTH, NEW, OLD, made, refusal, run
+from test_lerobot import BOTH, NEW, OLD, made, refusal, run, seen
 
 from realrl.cell import recordings
 from realrl.data.errors import mend
@@ -189,8 +189,8 @@ def test_pictures_written_as_numbers_are_pictures(version: str, dtype: str, firs
     x = np.moveaxis(PIXELS, 2, 0) if first else PIXELS
     cell = (x / np.float32(255) if dtype == "float32" else x).tolist()
     root = with_pictures(tmp_path / "d", version, lambda _: cell, dtype, list(x.shape))
-    seen = open_dataset(root).read()[1].obs["images.side"]
-    assert seen.dtype == np.uint8 and seen.shape == (5, 12, 16, 3) and (seen == PIXELS).all()
+    side = open_dataset(root).read()[1].obs["images.side"]
+    assert side.dtype == np.uint8 and side.shape == (5, 12, 16, 3) and (side == PIXELS).all()
     sight = SightConfig(kind="rgb", height=12, width=16)
     assert (recordings.read(str(root), RecordedConfig(), sight, tmp_path).demos[0].obs["images.side"] == PIXELS).all()
     assert "pictures in cells become video" in run(capsys, "import", root, "--out", tmp_path / "new") and not [
@@ -231,3 +231,14 @@ def test_tables_that_were_not_fetched_are_all_that_is_wrong(tmp_path: Path) -> N
     (root / LAST).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
     errors = [str(p) for p in check(root) if p.severity == "error"]
     assert len(errors) == 1 and "git lfs pull" in errors[0]
+
+
+@BOTH
+def test_a_clock_that_leads_into_the_next_episodes_film_is_not_followed(version: str, tmp_path: Path) -> None:
+    """Timestamps 6 % fast, beside a film that is not: by the end of an episode they are nearer to another picture, or another episode's."""
+    root = made(tmp_path / "d", version, lengths=(12, 12, 12), stamps=lambda t: 1.06 * t)
+    data = open_dataset(root)
+    assert [seen(e) for e in data.read()] == [[4 * i + t for t in (*range(12), 11)] for i in range(3)]
+    sight = SightConfig(kind="rgb", height=8, width=8)
+    assert len(recordings.read(str(root), RecordedConfig(), sight, tmp_path).demos) == 2 and not [
+        p for p in check(root) if p.severity == "error"]
