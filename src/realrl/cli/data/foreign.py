@@ -170,6 +170,7 @@ def _as_flags(text: str) -> str:
     """Advice that names the options of `realrl.data.formats`, as one would type them here."""
     text = text.replace("action_range=(low, high)", "--action-range LOW HIGH")
     text = re.sub(r"(?<![\w-])(fps|task|format)=(?!\w)", r"--\1", text)
+    text = re.sub(r"(?<![\w-])format=(\w+)", r"--format \1", text)
     return re.sub(rf"(?<![\w.-])(?<!--option )(?<!--option ')({OPTIONS})=(?=[\w'])", r"--option \1=", text)
 
 
