@@ -61,10 +61,20 @@ def takes(command: str, flag: str) -> bool:
     return whole is not None or (flag.endswith(".") and f" {flag}" in told)
 
 
+def attributed(text: str) -> Iterator[tuple[str, str]]:
+    """(flag, command) of "--one X or --two Y of 'realrl data import'": the flags before the words, back to another command or clause."""
+    for piece, command in re.findall(r"([^;:']*?)\(?of '?realrl ((?:data )?[a-z][\w-]*)", text):
+        yield from ((flag, command) for flag in FLAG.findall(piece))
+
+
 def refused(text: str, speaks_of: list[str]) -> list[str]:
-    """Flags in a message that nobody takes: those behind a command's name belong to it, the others to the commands it speaks of."""
+    """Flags in a message that nobody takes: those behind a command's name belong to it, the others to the commands it speaks of, or is said
+    to be of."""
     text = re.sub(r"\b(pip|git) .*|--no-deps .*", "", text)  # other programs' flags
     wrong, rest = [], text
+    for flag, command in attributed(text):
+        theirs = [name for name in commands() if name == command or name.startswith(f"{command} ")]
+        wrong += [] if any(takes(name, flag) for name in theirs) else [f"{flag} of {command}"]
     for said in re.findall(r"realrl [a-z][^;`'\"\n()]*", text):
         wrong += unknown_in(shlex.split(said.replace("{}", "X"))[1:])
         rest = rest.replace(said, "")
@@ -116,9 +126,18 @@ def test_options_of_every_message_about_formats_are_taken() -> None:
     assert wrong == [] and count > 30
 
 
+def test_options_that_any_message_names_as_one_types_them_are_those_of_a_format() -> None:
+    known = {name for module in FORMATS.values() for name in inspect.signature(module.read).parameters} - {"path"}
+    named = [(path.name, line, option) for path in sorted(SOURCE.rglob("*.py")) for line, text in sentences(path)
+             for option in re.findall(r"--option '?(\w+)=", text)]
+    assert [found for found in named if found[2] not in known | {"NAME"}] == [] and len(named) > 5
+
+
 @pytest.mark.parametrize(("text", "words"), [
     ("run it with --sigth rgb", ["--sigth"]), ("run 'realrl data repair {} --image' first", ["realrl data repair --image"]),
     ("see realrl data chek", ["realrl data chek"]), ("give --episodes, or 'realrl train bc --task T --run R'", []),
-    ("pip install --no-deps x", [])])
+    ("pip install --no-deps x", []), ("say --option x=1 or --rename a=b of 'realrl train'", ["--option of train", "--rename of train"]),
+    ("--recorded.missing camera of 'realrl train', --option missing=camera (of 'realrl data import')", []),
+    ("--recorded.missing camera of 'realrl data import'", ["--recorded.missing of data import"])])
 def test_the_check_can_fail(text: str, words: list[str]) -> None:
     assert refused(text, list(commands())) == words

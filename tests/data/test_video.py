@@ -171,7 +171,7 @@ def test_a_folder_called_data_far_above_is_no_data_set(tmp_path):
     (tmp_path / "data/chunk-000").mkdir(parents=True)
     (tmp_path / "data/chunk-000/file-000.parquet").touch()
     assert mend(tmp_path / "videos/top/chunk-000/file-000.mp4") == f"run 'realrl data repair {tmp_path}'"
-    assert mend(tmp_path / "in/push/videos/top/chunk-000/file-000.mp4") == "restore it from a copy"
+    assert mend(tmp_path / "in/push/videos/top/chunk-000/file-000.mp4") == "fetch it again, or restore it from a copy"
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from realrl.data.store import Store
+from realrl.data.formats import open_dataset
 from realrl.robots.client import RobotClient
 from realrl.types import Array, Episode, RealrlError
 
@@ -37,13 +37,13 @@ def preflight(env: RobotClient, data: Path, *, probe: bool = True, seed: int = 0
 
     Raises RealrlError where there is nothing to compare with, or the robot does not follow.
     """
-    store = Store.open(data)
+    store = open_dataset(data)
     count = min(len(store), EPISODES)
     if not count:
         raise RealrlError(f"{data}: no episodes to compare the robot with; give the set that the policy was trained on")
     episodes = store.read(range(count))
     obs, _ = env.reset(seed=seed)
-    found = [_rate(env, float(store.info["fps"])), _size(env, episodes), *_cameras(env, episodes, obs)]
+    found = [_rate(env, float(store.fps)), _size(env, episodes), *_cameras(env, episodes, obs)]
     if all(f.fine for f in found[:2]):
         found += _ranges(env, episodes, obs["state"])
         if probe:

@@ -20,6 +20,7 @@ from realrl.data.cache import FrameCache, Size, resize
 from realrl.data.errors import typed
 from realrl.data.formats import open_dataset
 from realrl.data.formats.lerobot import astray, unfilmed
+from realrl.data.reading import proposal, renamed
 from realrl.data.spread import flat_names
 from realrl.data.store import Recordings
 from realrl.learn.imitation import worthy
@@ -90,12 +91,12 @@ def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Mat
     episodes = store.read(images=False)
     if not episodes:
         raise RealrlError(f"{data}: an empty data set, there is nothing to imitate")
-    keys = state_keys(episodes[0], cfg, data)
-    episodes = [_plain(e, keys, sight.kind == "pointcloud", f"{data}: episode {i}") for i, e in enumerate(episodes)]
+    keys = state_keys(episodes[0], cfg, data, proposal(store.info["features"]))
+    episodes = [_plain(e, keys, sight.kind == "pointcloud", data, i) for i, e in enumerate(episodes)]
     numbers = _imitated(episodes, data, notes)
     pictures = _pictures(store, films, (sight.height, sight.width), spare)
     seen = [replace(e, obs=e.obs | {sense: pictures[sense][i] for sense in films}) for i, e in enumerate(episodes)]
-    demos, held_out = _kept_back([seen[i] for i in numbers], cfg.held_out, notes)
+    demos, held_out = _kept_back([seen[i] for i in numbers], cfg.held_out, data, notes)
     robot = _embodiment(store, keys, demos, cfg, films)
     rest = [_boxed(e, robot) for i, e in enumerate(seen) if i not in numbers]
     demos, held_out = [_boxed(e, robot) for e in demos], [_boxed(e, robot, limited=False) for e in held_out]
@@ -124,8 +125,9 @@ def _imitated(episodes: Sequence[Episode], data: str, notes: list[str]) -> list[
 # ---- observations
 
 
-def state_keys(episode: Episode, cfg: RecordedConfig, data: str) -> list[str]:
-    """Which observations make up the state, in order. Raises RealrlError where one is missing or nothing is a vector."""
+def state_keys(episode: Episode, cfg: RecordedConfig, data: str, offered: Mapping[str, str] | None = None) -> list[str]:
+    """Which observations make up the state, in order. offered: our name -> a column that looks like it. Raises RealrlError where one is
+    missing or nothing is a vector."""
     vectors = [key for key, x in episode.obs.items() if (x.ndim == 2 or (x.ndim > 2 and key == "state")) and x.dtype.kind in "fiub"]
     if cfg.state:
         wanted = [key.removeprefix("observation.") for key in cfg.state]
@@ -134,8 +136,9 @@ def state_keys(episode: Episode, cfg: RecordedConfig, data: str) -> list[str]:
         return wanted
     found = ["state"] if "state" in vectors else vectors
     if not found:
+        column = (offered or {}).get("observation.state", "COLUMN")
         raise RealrlError(f"{data}: no observation.state and no other vector in it, there is nothing to act upon beside pictures: name the "
-                          "column that holds the robot's joints, e.g. --recorded.names observation.state=COLUMN")
+                          f"column that holds the robot's joints, {renamed({'observation.state': column})}")
     return found
 
 
@@ -186,14 +189,14 @@ def _pictures(store: Recordings, films: Mapping[str, str], size: Size, spare: Pa
     return found
 
 
-def _plain(episode: Episode, keys: Sequence[str], clouds: bool, where: str) -> Episode:
+def _plain(episode: Episode, keys: Sequence[str], clouds: bool, data: str, number: int) -> Episode:
     """The episode with its numbers alone: one float32 state, float32 actions, and point clouds where they are looked at."""
     state = np.concatenate([episode.obs[key].reshape(len(episode) + 1, -1) for key in keys], 1).astype(np.float32)
     action = episode.action.reshape(len(episode), -1).astype(np.float32)
     for name, x in (("observation", state), ("action", action)):
         if not (fine := np.isfinite(x).all(1)).all():
-            raise RealrlError(f"{where}: NaN or infinity in its {name} at step {int(np.argmin(fine))}: leave it out with "
-                              "'realrl data delete-episodes', or cut its ends with 'realrl data trim'")
+            raise RealrlError(f"{data}: episode {number}: NaN or infinity in its {name} at step {int(np.argmin(fine))}: leave it out, with "
+                              f"'realrl data import {typed(data)} --out NEW --leave-out {number}'")
     seen = {key: x.astype(np.float32) for key, x in episode.obs.items() if clouds and key == "pointcloud"}
     return replace(episode, obs={"state": state, **seen}, action=action, extra={})
 
@@ -285,14 +288,14 @@ def follower(actions: Array, states: Array, joints: Sequence[str], senses: Seque
 # ---- what is kept back
 
 
-def _kept_back(demos: Sequence[Episode], share: float, notes: list[str]) -> tuple[list[Episode], list[Episode]]:
+def _kept_back(demos: Sequence[Episode], share: float, data: str, notes: list[str]) -> tuple[list[Episode], list[Episode]]:
     """(to fit, to compare with): the same episodes in every run, evenly spread, because recordings drift from the first to the last; of an
     only episode its end. Raises RealrlError where that leaves nothing."""
     if len(demos) == 1:
         (only,) = demos
         at = min(int(len(only) * (1 - max(share, 0.2))), len(only) - 1)
         if at < 1:
-            raise RealrlError(f"{only.task}: one episode of {len(only)} step, there is nothing to learn from it: record more")
+            raise RealrlError(f"{data}: one episode of {len(only)} step, there is nothing to learn from it: record more")
         notes.append(f"one episode alone: its last {len(only) - at} steps are kept to compare with")
         return [_piece(only, 0, at)], [_piece(only, at, len(only))]
     wanted = min(max(1, round(share * len(demos))), len(demos) - 1)

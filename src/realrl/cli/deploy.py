@@ -48,14 +48,16 @@ def _deploy(args: argparse.Namespace) -> int:
 
     from realrl.cell.deploy import HELP, Operator, deploy
     from realrl.cell.latency import Ahead, Latency
-    from realrl.policies.folder import check_fit, for_task, load_policy, read_recall
+    from realrl.policies.folder import check_fit, for_task, load_policy, read_recall, read_robot
     from realrl.robots.client import RobotClient
+    from realrl.robots.embodiment import Meant
     from realrl.scene import device
     torch.set_num_threads(1)
     loaded, trained_on = load_policy(args.policy, device(args.device))
     loaded = for_task(loaded, trained_on, args.text)
     policy: Policy = loaded
-    env = RobotClient(args.robot, horizon=args.horizon)
+    robot = read_robot(args.policy)
+    env = RobotClient(args.robot, horizon=args.horizon, speaks=None if robot is None else Meant(robot, str(args.policy), loaded.senses))
     try:
         env.lag(read_recall(args.policy))
         check_fit(loaded, env.task, args.policy, trained_on)

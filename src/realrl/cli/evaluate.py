@@ -88,7 +88,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     if task.startswith("recorded/") and not (args.env or args.robot):
         raise mistake()(f"{args.policy} was imitated from recordings ({task}), there is nothing here to try it in: name its robot with "
                         "--env, or a simulator that speaks its numbers with --task; its held-out errors are in its run's report")
-    make = _maker(args)
+    make = _maker(args, policy)
     recall = policy.recall if isinstance(policy, RemotePolicy) else read_recall(args.policy)
     env = make() if make else envs.make(task, horizon=args.horizon, sight=sight)
     env.lag(recall, args.late)
@@ -187,15 +187,19 @@ def _sight(policy: Path) -> SightConfig:
     return config.from_dict(SightConfig, read_policy_json(policy).get("sight", {}), source=str(policy / "policy.json"))
 
 
-def _maker(args: argparse.Namespace) -> Callable[[], RobotEnv] | None:
-    """What builds an environment of one's own or connects to a robot, None without --env and --robot."""
+def _maker(args: argparse.Namespace, policy: Saved) -> Callable[[], RobotEnv] | None:
+    """What builds an environment of one's own or connects to a robot, which is told what the policy's numbers mean; None without --env and
+    --robot."""
     if not (args.env or args.robot):
         return None
     if args.horizon or args.robustness:
         raise mistake()("--env and --robot: an environment of your own has its own horizon and scene: leave --horizon and --robustness out")
     if args.robot:
+        from realrl.policies.folder import read_robot
         from realrl.robots.client import remote
-        return remote(args.robot)
+        from realrl.robots.embodiment import Meant
+        robot = getattr(policy, "robot", None) if isinstance(args.policy, str) else read_robot(args.policy)
+        return remote(args.robot, speaks=None if robot is None else Meant(robot, str(args.policy), policy.senses))
     from realrl.envs import own
     return own(args.env)
 

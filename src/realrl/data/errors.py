@@ -24,6 +24,11 @@ BLIND = ("do without the camera: --sight.cameras of 'realrl train' names the oth
          "of 'realrl data import' (--option images=False: none)")  # what there is to do about pictures that cannot be had
 
 
+DRIFT = ("if they only drifted apart, --recorded.tolerance SECONDS of 'realrl train' or --option tolerance=SECONDS of 'realrl data import' "
+         "lets that pass")
+FETCH = "correct it, or fetch it again"  # what nobody here wrote, and a person can read
+
+
 def typed(path: Path | str) -> str:
     """A path as one types it in a shell, for a message that quotes the whole command in '...'."""
     text = str(path)
@@ -76,10 +81,10 @@ def mend(path: str | Path) -> str:
             version = str(json.loads(read_plain(root / "meta/info.json")).get("codebase_version"))
         if version.startswith("v3.") or (not version and holds_recordings(root)):
             return f"run 'realrl data repair {typed(root)}'"
-        if version.startswith("v2.") and Path(path).suffix in (".parquet", ".mp4"):
+        if version.startswith("v2."):
             return ("fetch it again, or remove it and leave its episodes out: --recorded.missing episodes of 'realrl train', --option "
-                    "missing=episodes of 'realrl data import'")
-    return "restore it from a copy"
+                    "missing=episodes of 'realrl data import'") if Path(path).suffix in (".parquet", ".mp4") else FETCH
+    return "fetch it again, or restore it from a copy"
 
 
 def holds_recordings(root: Path) -> bool:

@@ -81,12 +81,14 @@ def tolerance(fps: float) -> float:
 
 def seconds(path: Path, place: Place, length: int, fps: float, stamps: Array | None, tolerance_s: float) -> Array:
     """`Place.times` by the tables' timestamps; by the number of the frame where those are a clock of their own, which the video did not
-    follow: no picture is where they say, and one is at every 1 / fps."""
+    follow: no picture of this episode is where they say, and one is at every 1 / fps."""
     own, regular = place.times(length, fps, stamps), place.times(length, fps)
     if (own[:-1] == regular[:-1]).all() or not path.exists():
         return own
     shown = video.times(path)
-    return regular if not present(shown, own, tolerance_s) and present(shown, regular, tolerance_s) else own
+    mine = shown[(shown > place.start - 0.5 / fps) & (shown < place.stop - 0.5 / fps)]
+    mine = mine if len(mine) >= length else shown  # else the rows do not say how long the film really is
+    return regular if not present(mine, own[:-1], tolerance_s) and present(shown, regular, tolerance_s) else own
 
 
 def present(shown: Array, wanted: Array, tolerance_s: float) -> bool:

@@ -24,6 +24,8 @@ from realrl.types import Array, Episode, RealrlError
 ACTIONS = ("actions", "action", "control", "controls", "command", "commands", "joint_action", "action_joint", "target", "targets")
 STATES = ("state", "states", "observation.states", "qpos", "joint_positions", "joint_position", "joints", "proprio", "proprioception",
           "robot_state", "agent_pos", "joint_state")
+JOINTS = ("qpos", "joint_positions", "joint_position", "joints", "joint_state")  # of these words, those that leave the gripper out
+GRIPPERS = ("gripper_position", "gripper", "gripper_state", "gripper_pos", "gripper_qpos")
 NUMBERED = re.compile(r"file-\d{3}|episode_\d{6}")  # what data files and videos are called in any of the layouts
 USUAL = {"data_path": schema.DATA_PATH, "video_path": schema.VIDEO_PATH}  # how files are called in version 3
 INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # what every LeRobot table has
@@ -136,6 +138,7 @@ class Reading:
         named = {name: f for name, f in theirs.items() if not self._hidden(name)}
         named |= {ours: theirs[name] for ours, name in self.names.items()}
         named |= {ours: spread.feature(ours, parts, theirs) for ours, parts in self.joined.items()}
+        named |= {ours: _cells(f) for ours, f in named.items() if ours.startswith("observation.images.") and tables.pictured(f)}
         return {name: f for name, f in named.items() if self.cameras is None or f["dtype"] not in ("video", "image")
                 or name.removeprefix("observation.") in self.cameras}
 
@@ -188,11 +191,12 @@ def proposal(features: Info) -> dict[str, str]:
     for ours, words in {"action": ACTIONS, "observation.state": STATES}.items():
         ranked = sorted((words.index(word), name) for name, word in vectors.items() if word in words and name != ours)
         if ours not in features and ranked:
-            found[ours] = ranked[0][1]
+            hand = [name for name, word in vectors.items() if word in GRIPPERS] if vectors[ranked[0][1]] in JOINTS else []
+            found[ours] = ",".join([ranked[0][1], *hand[:1]])
     if "action" not in {*features, *found} and (parts := spread.proposal(features)):
         found["action"] = ",".join(parts)
     for name, f in features.items():
-        if f["dtype"] in ("video", "image") and not name.startswith("observation."):
+        if (f["dtype"] in ("video", "image") or tables.pictured(f)) and not name.startswith("observation."):
             found[f"observation.images.{name.removeprefix('observations.').removeprefix('images.')}"] = name
     return found
 
@@ -209,9 +213,22 @@ def require_action(root: Path, features: Info) -> None:
         raise RealrlError(f"{root}: the action is spread over several columns, and {clash[0]} and {clash[1]} say one thing in two ways; "
                           f"name those that were sent, in their order: {renamed(found)}")
     if "action" not in found:
-        raise RealrlError(f"{root} has no column 'action', and none that is called like one; say which of {', '.join(_telling(features))} "
-                          f"it is: {imported('--rename', 'action=COLUMN')}")
+        able = [name for name in _telling(features) if name in tables.stored(features)]
+        raise RealrlError(f"{root} has no column 'action', and none that is called like one, and only a robot that acts can be learned "
+                          f"from; say which of {', '.join(able) or 'its columns'} it is: {renamed({'action': 'COLUMN'})}")
     raise RealrlError(f"{root} has no column 'action', but {found['action'].replace(',', ' + ')!r} looks like it: {renamed(found)}")
+
+
+def _cells(feature: Info) -> Info:
+    """A feature of pictures written as numbers, as the pictures in cells that they are read as."""
+    sides = sorted(feature["shape"], key=lambda n: n == 3)  # the colours last
+    return feature | {"dtype": "image", "shape": sides, "names": ["height", "width", "channels"]}
+
+
+def left_out(empty: Sequence[int]) -> list[str]:
+    """A note of episodes that have no frame, where there are any."""
+    told = ", ".join(map(str, empty[:9])) + (", ..." if len(empty) > 9 else "")
+    return [f"left out: {len(empty)} {'episode' if len(empty) == 1 else 'episodes'} without a frame ({told})"] if empty else []
 
 
 def renamed(found: Mapping[str, str]) -> str:
@@ -226,11 +243,8 @@ def imported(*words: str) -> str:
     return f"{shlex.join(words)} (of 'realrl data import')"
 
 
-def absent(root: Path, path: Path, info: Info, usual: Mapping[str, str], *, whole: bool = False) -> RealrlError:
-    """A file of a set that is not where info.json says, and what there is to do.
-
-    usual: the layout's "data_path" and "video_path"; whole: whether it is a camera's of which there is no video at all.
-    """
+def absent(root: Path, path: Path, info: Info, usual: Mapping[str, str]) -> RealrlError:
+    """A file of a set that is not where info.json says, and what there is to do. usual: the layout's "data_path" and "video_path"."""
     name = "video_path" if path.suffix == ".mp4" else "data_path"
     if advice := elsewhere(root, path, info, info.get(name) or usual[name], name):
         return RealrlError(f"{path} is missing, but such files lie elsewhere; {advice}")
@@ -238,6 +252,8 @@ def absent(root: Path, path: Path, info: Info, usual: Mapping[str, str], *, whol
     if name == "data_path":
         return RealrlError(f"{path} is missing; leave its episodes out: --recorded.missing episodes of 'realrl train', "
                            f"{imported('--option', 'missing=episodes')}{repair}")
+    mine = {name for name in tables.cameras(info["features"]) if name in path.parts}
+    whole = bool(mine) and not any(mine & {*film.parts} for film in root.rglob(f"*{path.suffix}"))
     gone = "it is like that with its whole camera, leave that out" if whole else "leave its episodes or the camera out"
     flags = [f"--recorded.missing camera of 'realrl train', {imported('--option', 'missing=camera')}"] if whole else [
         "--recorded.missing episodes or camera of 'realrl train'", "--option missing=episodes or --option missing=camera of "

@@ -6,6 +6,7 @@ LeRobot has no frame for the observation after the last action. Numbers of it tr
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -97,6 +98,9 @@ def read_json(root: Path) -> Info:
     info: Any = errors.read_json(path)
     if not isinstance(info, dict):
         raise RealrlError(f"{path} is not a JSON object; {mend(path)}")
+    if isinstance(info.get("fps"), str):
+        with contextlib.suppress(ValueError):
+            info["fps"] = float(info["fps"])
     return info
 
 

@@ -28,7 +28,7 @@ from realrl.data.errors import DAMAGED, holds_recordings, line, typed
 from realrl.data.footage import Encoded, Place
 from realrl.data.incoming import Incoming, checked, publish_films
 from realrl.data.labels import Labels
-from realrl.data.reading import PLAIN, USUAL, Reading, absent, imported, require_action
+from realrl.data.reading import PLAIN, USUAL, Reading, absent, imported, left_out, require_action
 from realrl.data.reading import Recordings as Recordings
 from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, merge_stats, stored_stats
@@ -64,7 +64,7 @@ class Store:
         self._last_films: dict[str, FileKey] = {}  # the newest video file of each camera
         self._numbers = self._from = self._to = self._chunk = self._file = np.zeros(0, np.int64)
         self._reload()
-        if self._reading.plain and ((self.dir / JOURNAL).exists() or self.info != self._info):
+        if self._reading.plain and ((self.dir / JOURNAL).exists() or (schema.ours(self._info) and self.info != self._info)):
             with contextlib.suppress(RealrlError), self._locked(wait=0.0):  # a live writer, or a read-only disk, is no error
                 self._write_info()
 
@@ -124,8 +124,8 @@ class Store:
     @property
     def notes(self) -> list[str]:
         """What a person should know who reads it."""
-        empty = sum(int((table["length"].to_numpy() < 1).sum()) for table in self._tables.values())
-        return [*self._reading.notes, *([f"left out: {empty} episodes without a frame"] if empty else [])]
+        empty = {int(i) for t in self._tables.values() for i in t["episode_index"].to_numpy()[t["length"].to_numpy() < 1]}
+        return [*self._reading.notes, *left_out(sorted(empty))]
 
     @property
     def tasks(self) -> list[str]:

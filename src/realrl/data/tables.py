@@ -28,7 +28,11 @@ REQUIRED = ROW_INDICES[:6]
 VIDEO_FIELDS = {"chunk_index": pa.int64(), "file_index": pa.int64(), "from_timestamp": pa.float64(), "to_timestamp": pa.float64(),
                "last_timestamp": pa.float64()}  # the columns videos/<camera>/...; the last one is ours
 NUMBERED = re.compile(r"chunk-(\d{1,9})/file-(\d{1,9})\.parquet")
-PICTURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg", b"RIFF": "webp", b"BM": "bmp"}
+PICTURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg", b"RIFF": "webp", b"BM": "bmp", b"II*\0": "tiff", b"MM\0*": "tiff", b"GIF8": "gif"}
+OTHERS = {b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000"}
+
+
+SIDE = 8  # pixels: fewer are no picture
 
 
 class Unlike(ValueError):
@@ -249,7 +253,7 @@ def read_frames(path: Path, features: Features, start: int = 0, stop: int | None
             if stop > file.rows:
                 raise ValueError(f"{file.rows} frames where {stop} are expected")
             if missing := [name for name in wanted if name not in file.names]:
-                raise Unlike(f"it has no column {missing[0]}, which info.json lists; take it out of meta/info.json, or fetch the file anew")
+                raise Unlike(_lacking(missing[0], features[missing[0]]))
             groups = file.groups(start, stop)
             skipped = int(file.ends[groups[0] - 1]) if groups and groups[0] else 0
             table = file.read(groups, wanted).slice(start - skipped, stop - start)
@@ -263,6 +267,12 @@ def read_frames(path: Path, features: Features, start: int = 0, stop: int | None
         raise RealrlError(f"{path} is truncated, damaged or not as info.json says ({line(error)}); {mend(path)}") from error
 
 
+def _lacking(name: str, feature: Any) -> str:
+    """What to do about a column that no data file has."""
+    blind = "" if feature["dtype"] != "image" else f"{BLIND}, or "
+    return f"it has no column {name}, which info.json lists; {blind}take it out of meta/info.json, or fetch the file anew"
+
+
 def glance(path: Path, features: Features) -> None:
     """Look at the pictures that a data file keeps in cells: that every cell has one, and that the first and last of a row group decode.
 
@@ -271,9 +281,14 @@ def glance(path: Path, features: Features) -> None:
     names = [name for name, f in features.items() if f["dtype"] == "image"]
     try:
         with Parquet(path) as file:
+            if lost := [name for name in names if name not in file.names]:
+                raise RealrlError(f"{path}: {_lacking(lost[0], features[lost[0]])}")
             for group, end in enumerate(file.ends.tolist()) if names else ():
-                table = file.read([group], [name for name in names if name in file.names])
+                table = file.read([group], names)
                 for name in table.column_names:
+                    if _numbers(table[name]):
+                        _pixels(table[name], f"{path}: {name}")
+                        continue
                     cells = table[name].combine_chunks()
                     empty = cells.is_null() if not pa.types.is_struct(cells.type) else cells.field("bytes").is_null()
                     wanted = sorted({0, len(cells) - 1, *np.flatnonzero(empty.to_numpy(zero_copy_only=False)).tolist()[:9]})
@@ -331,11 +346,43 @@ def _fits(flat: Array, dtype: np.dtype[Any]) -> bool:
 
 def _decoded(column: pa.ChunkedArray, where: str, path: Path, first: int) -> Array:
     """Pictures kept in cells (struct with bytes, or plain bytes) as uint8 [T, H, W, 3]; those of 16 bits, depth, as uint16 [T, H, W]."""
+    if _numbers(column):
+        return _pixels(column, where)
     found = [_picture(cell, f"{where}, row {first + i}", path) for i, cell in enumerate(column.to_pylist())]
     if len(shapes := list(dict.fromkeys(picture.shape for picture in found))) > 1:
         sizes = " and ".join(f"{height} x {width}" for height, width, *_ in shapes[:2])
         raise RealrlError(f"{where} has pictures of several sizes ({sizes}); {BLIND}")
     return np.stack(found)
+
+
+def pictured(feature: Any) -> bool:
+    """Whether frames of a feature are pictures in three colours written as numbers, [H, W, 3] or [3, H, W]."""
+    sides = feature["shape"]
+    return _numeric(feature["dtype"]) and len(sides) == 3 and 3 in (sides[0], sides[2]) and sorted(sides)[1] >= SIDE
+
+
+def _numbers(column: pa.ChunkedArray) -> bool:
+    return pa.types.is_nested(column.type) and not pa.types.is_struct(column.type)
+
+
+def _pixels(column: pa.ChunkedArray, where: str) -> Array:
+    """Pictures written as lists of lists of numbers, in either order of axes, bytes or fractions of 1, as uint8 [T, H, W, 3]."""
+    values, sides = column.combine_chunks(), list[int]()
+    while pa.types.is_nested(values.type):
+        outer, empty = max(1, len(values)), values.null_count
+        values = values.flatten()
+        sides.append(len(values) // outer)
+        if empty or len(values) != outer * sides[-1]:
+            raise RealrlError(f"{where} has frames that are empty, or of several sizes; {BLIND}")
+    if len(sides) != 3 or 3 not in (sides[0], sides[2]):
+        raise RealrlError(f"{where} has {sides} numbers a frame, which is no picture in three colours; {BLIND}")
+    rows: Array = values.to_numpy(zero_copy_only=False).reshape(-1, *sides)
+    rows = rows if sides[2] == 3 else np.moveaxis(rows, 1, 3)
+    most = rows.max(initial=0)
+    if not (rows.min(initial=0) >= 0 and most <= 255):  # nor where one is NaN
+        raise RealrlError(f"{where} has pictures with values outside 0 to 255; {BLIND}")
+    pixels: Array = np.rint(rows * np.float32(255) if rows.dtype.kind == "f" and most <= 1 else rows).astype(np.uint8)
+    return pixels
 
 
 def _picture(cell: Any, where: str, path: Path) -> Array:
@@ -347,7 +394,9 @@ def _picture(cell: Any, where: str, path: Path) -> Array:
         raise RealrlError(f"{where} {what}; {BLIND}")
     codec = next((codec for magic, codec in PICTURES.items() if content.startswith(magic)), None)
     if codec is None:
-        raise RealrlError(f"{where} holds a picture that is none of {', '.join(PICTURES.values())}; {BLIND}")
+        others = (kind for magic, kind in OTHERS.items() if content.startswith(magic))
+        kind = "AVIF or HEIF" if content[4:8] == b"ftyp" else next(others, "none that is known here")
+        raise RealrlError(f"{where} holds a picture of a kind that is not read, {kind}; write PNG or JPEG, or {BLIND}")
     try:
         context: Any = av.CodecContext.create(codec, "r")
         context.options = {"max_pixels": str(2**26)}

@@ -23,7 +23,7 @@ import numpy as np
 
 from realrl.data.calm import calm
 from realrl.data.depth import UNTOLD, Coding
-from realrl.data.errors import BLIND, DAMAGED, line, mend, plain
+from realrl.data.errors import BLIND, DAMAGED, DRIFT, line, mend, plain
 from realrl.types import Array, RealrlError
 
 Codec = Literal["av1", "h264", "ffv1"]
@@ -367,7 +367,7 @@ def _nearest(path: str | Path, container: Any, stream: Any, wanted: Array, toler
         if best is None or abs(best.time - t) > tolerance:
             nearest = "it has no frame there" if best is None else f"the nearest is at {best.time:.4f} s"
             raise RealrlError(f"{path}: no frame within {tolerance:g} s of {t:.4f} s ({nearest}); "
-                              f"if they only drifted apart, --recorded.tolerance of 'realrl train' lets that pass; else {BLIND}")
+                              f"{DRIFT}; else {BLIND}")
         yield best
 
 

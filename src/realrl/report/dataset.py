@@ -5,7 +5,6 @@ Rates and lengths are of all episodes; the curves of columns are of a sample of 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from realrl.data.formats.lerobot import described
 from realrl.data.reading import Recordings
 from realrl.data.schema import Info
 from realrl.data.tools.check import check, describe
-from realrl.data.tools.faults import Problem
+from realrl.data.tools.faults import alike
 from realrl.files import write_text
 from realrl.report.figures import BLUE, GREY, ORANGE, PALETTE, STYLE, Drawing, Panel, small_multiples
 from realrl.report.pictures import film_strip, short, tell_once
@@ -76,7 +75,7 @@ def write_page(directory: str | Path, file: str | Path, *, pictured: int = 24, e
     root, target = Path(directory), Path(file)
     data = _Data.of(open_dataset(root))
     about, sample = describe(root), _sample(data, each)
-    problems = _alike(check(root))
+    problems = alike(check(root))
     success = _success(data)
     length = data.rows["length"].to_numpy()
     with matplotlib.rc_context(STYLE):
@@ -85,9 +84,9 @@ def write_page(directory: str | Path, file: str | Path, *, pictured: int = 24, e
             "kicker": " · ".join([f"LeRobot dataset {data.info['codebase_version']}", short(str(about["robot_type"] or "unknown robot")),
                                   f"{about['fps']:g} steps/s"]),
             "counts": _counts(data, length, success, sample.human), "columns": _columns(data),
-            "problems": [{"severity": p.severity, "text": short(f"{_inside(root, p.where)}: {p.what}"), "mend": p.mend, "more": n - 1}
-                         for p, n in problems[:MOST_PROBLEMS]],
-            "more_problems": sum(n for _, n in problems[MOST_PROBLEMS:]), "episodes": _episode_figure(length, success, sample.human),
+            "problems": [{"severity": p.severity, "text": short(f"{_inside(root, p.where)}: {p.what}"), "mend": p.mend, "more": len(more)}
+                         for p, *more in problems[:MOST_PROBLEMS]],
+            "more_problems": sum(map(len, problems[MOST_PROBLEMS:])), "episodes": _episode_figure(length, success, sample.human),
             "features": _feature_figures(sample, float(about["fps"])), "sampled": len(sample.episodes), "total": len(data),
             "cards": _cards(data, success, sample.human, pictured, each), "cameras": bool(data.store.cameras)})
     try:
@@ -95,14 +94,6 @@ def write_page(directory: str | Path, file: str | Path, *, pictured: int = 24, e
     except OSError as error:
         raise RealrlError(f"{target} could not be written ({error.strerror or error}); free space or choose another file") from error
     return target
-
-
-def _alike(problems: Iterable[Problem]) -> list[tuple[Problem, int]]:
-    """The first of every kind of problem and how many there are of it; of a kind is what differs in file and numbers alone."""
-    kinds: dict[tuple[str, ...], list[Problem]] = {}
-    for p in problems:
-        kinds.setdefault((p.severity, *(re.sub(r"\d[\d.e+-]*", "#", text) for text in (p.what, p.mend))), []).append(p)
-    return [(of_kind[0], len(of_kind)) for of_kind in kinds.values()]
 
 
 def _inside(root: Path, where: str) -> str:

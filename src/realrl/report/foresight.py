@@ -70,7 +70,9 @@ def verdict(summary: Mapping[str, Any]) -> str:
     loss = number_of(told, "denoising_loss", "summary.json")
     spread = "" if loss is None else f" Its denoising loss there is {figure3(loss)}."
     losing = [who for who in BASELINES if who in (summary.get("loses_to") or [])]
-    scope = f"{told.get('decisions', 0):,} plans in {told.get('episodes', 0)} held-out episode{'s' if told.get('episodes') != 1 else ''}"
+    plans, episodes = (f"{n:,} {what}{'' if n == 1 else 's'}" for n, what in ((told.get("decisions", 0), "plan"),
+                                                                               (told.get("episodes", 0), "held-out episode")))
+    scope = f"{plans} in {episodes}"
     if losing:
         return (f"On {scope} the policy is worse than {' and than '.join(losing)}: do not run it. More and more varied demonstrations help "
                 "first; then look at what 'realrl data check' warns of.")

@@ -20,6 +20,7 @@ import numpy as np
 from realrl.envs.base import RobotEnv
 from realrl.robots import wire
 from realrl.robots.driver import Held
+from realrl.robots.embodiment import Meant, fits
 from realrl.terminal import console
 from realrl.types import Array, Obs, RealrlError, TaskSpec
 
@@ -111,20 +112,30 @@ class Timing:
 
 
 class RobotClient(RobotEnv):
-    """The robot at a server's address. Actions in [-1, 1] are the channels' ranges (or steps), in their order.
+    """The robot at a server's address. Actions in [-1, 1] are the channels' ranges (or steps), in their order; of a policy that was trained
+    on recordings, what lies between the limits that it was told, as far as the channels go.
 
     `sent` is what the server made of the last action; who: who chose it (`realrl.types.Source`), age: s since they did.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, horizon: int | None = None, patient: bool = False) -> None:
-        """patient: where the robot is held after the first episode began, that one is cut short as by a clock, and the next one waits until
-        a person has armed it; else Held is raised. And who asks what the robot is takes it from nobody: the lease begins with the first
-        episode."""
+    def __init__(self, url: str, *, token: str | None = None, horizon: int | None = None, patient: bool = False,
+                 speaks: Meant | None = None) -> None:
+        """speaks: the policy that is to act, whose numbers are taken as it means them (`embodiment.fits`), and whose pictures are given to
+        it in its size; patient: where the robot is held after the first episode began, that one is cut short as by a clock, and the next
+        one waits until a person has armed it; else Held is raised. And who asks what the robot is takes it from nobody: the lease begins
+        with the first episode."""
         self.link = Link(url, "watcher" if patient else "commander", token)
         self._token = token
         self.about: dict[str, Any] = self.link.welcome["robot"]
-        low, high = np.array(self.about["low"]), np.array(self.about["high"])
+        self._reach = low, high = np.array(self.about["low"]), np.array(self.about["high"])
+        self._patient, self._began, self._told = patient, False, False
         senses = {f"images.{name}": tuple(shape) for name, shape in self.about["cameras"].items()}
+        self._called = {f"images.{name}": f"images.{name}" for name in self.about["cameras"]}
+        if speaks is not None:
+            low, high = self._meant(speaks)
+            self._called = {key: theirs for key in speaks.senses if (theirs := speaks.robot.cameras.get(key, key)) in senses}
+            senses = {key: speaks.senses[key] for key in self._called}
+        self._sizes = {key: shape[:2] for key, shape in senses.items()}
         absolute = any(c["step"] is None and c["kind"] != "velocity" for c in self.about["channels"])
         super().__init__(TaskSpec("robot", self.about["name"], len(self.about["state"]), len(low), horizon or self.about["horizon"],
                                   1 / self.about["fps"], self.about["text"], senses=senses,
@@ -140,7 +151,6 @@ class RobotClient(RobotEnv):
         """[A], where the channels were measured last, each in its unit."""
         self._seq, self._seen, self._still = 0, dict[str, Array](), np.zeros(len(low))
         self._state: Array = np.zeros(0)
-        self._patient, self._began, self._told = patient, False, False
 
     def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
         """One period, see `RobotEnv.step`."""
@@ -212,6 +222,17 @@ class RobotClient(RobotEnv):
                     return
             time.sleep(0.5)
 
+    def _meant(self, policy: Meant) -> tuple[Array, Array]:
+        """What a policy's actions -1 and 1 mean. Raises RealrlError where they are not meant for this robot."""
+        try:
+            if untold := fits(policy.robot, self.about, policy.name):
+                self._tell(untold)
+        except RealrlError:
+            self.link.close()
+            raise
+        self._told = False
+        return np.array(policy.robot.low), np.array(policy.robot.high)
+
     def _tell(self, why: str) -> None:
         if not self._told:
             console(stderr=True).print(why, highlight=False, soft_wrap=True)
@@ -230,7 +251,7 @@ class RobotClient(RobotEnv):
 
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
         self._seq += 1
-        self.link.send({"type": "act", "epoch": self.link.epoch, "seq": self._seq, "action": np.asarray(action, np.float64),
+        self.link.send({"type": "act", "epoch": self.link.epoch, "seq": self._seq, "action": np.clip(action, *self._reach),
                         "source": self.who, "age": self.age})
         answer = self._answer(self._seq, PATIENCE + 4 * self.task.dt)
         self.sent = self._boxed(answer["sent"])
@@ -249,7 +270,8 @@ class RobotClient(RobotEnv):
                 return message
 
     def _take(self, answer: dict[str, Any]) -> Array:
-        self._seen = {f"images.{name}": seen["image"] for name, seen in answer["images"].items()}
+        shown = {f"images.{name}": seen["image"] for name, seen in answer["images"].items()}
+        self._seen = {key: _sized(shown[theirs], self._sizes[key]) for key, theirs in self._called.items()}
         if self.about.get("privileged"):
             self._seen["privileged"] = np.array(answer["truth"], np.float32)
         self._still, self.measured, self._state = answer["still"], answer["measured"], answer["state"]
@@ -267,6 +289,15 @@ class RobotClient(RobotEnv):
         return {"state": np.array(state, np.float32), **self._seen}
 
 
-def remote(url: str, horizon: int | None = None) -> Callable[[], RobotClient]:
-    """What connects to a robot, for whoever makes environments; it waits where the robot has to be armed."""
-    return partial(RobotClient, url, horizon=horizon, patient=True)
+def _sized(image: Array, size: tuple[int, ...]) -> Array:
+    """A picture [H, W, 3] as large as a policy saw it in training."""
+    if image.shape[:2] == size:
+        return image
+    from realrl.data.cache import resize
+    sized: Array = resize(image[None], (size[0], size[1]))[0]
+    return sized
+
+
+def remote(url: str, horizon: int | None = None, speaks: Meant | None = None) -> Callable[[], RobotClient]:
+    """What connects to a robot, for whoever makes environments; it waits where the robot has to be armed. speaks: see `RobotClient`."""
+    return partial(RobotClient, url, horizon=horizon, patient=True, speaks=speaks)

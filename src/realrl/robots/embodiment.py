@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from realrl.config import OutOfBounds, check, shown
-from realrl.types import Array
+from realrl.types import Array, RealrlError
 
 Control = Literal["absolute", "relative"]
+RATE = 0.05  # relative difference that is none
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,43 @@ class Embodiment:
     def to_robot(self, action: Array) -> Array:
         """A policy's actions [..., A] in the robot's units, inside its limits."""
         return np.clip(action, -1.0, 1.0) * self.half + self.middle
+
+
+class Meant(NamedTuple):
+    """A policy that was trained on recordings: the robot that recorded them, the policy's name, what it sees beside the state ("images.top"
+    -> shape)."""
+
+    robot: Embodiment
+    name: str
+    senses: Mapping[str, tuple[int, ...]]
+
+
+def fits(policy: Embodiment, robot: Mapping[str, Any], name: object) -> str:
+    """What nobody can know about a policy on a served robot, "" where all is told. robot: what its server says of it; name: of the policy.
+
+    Raises RealrlError for another number, order, unit or kind of actions and for another rate: motions would be of another size or joint.
+    """
+    channels, mend = robot["channels"], "'realrl preflight' lays the robot beside the recordings"
+    theirs, mine = [str(c["name"]) for c in channels], list(policy.actions)
+    if len(theirs) != len(mine):
+        raise RealrlError(f"{name} has {len(mine)} actions, the robot {len(theirs)} ({', '.join(theirs)}): give the policy of this robot")
+    if sorted(theirs) == sorted(mine) and theirs != mine:
+        raise RealrlError(f"{name} has its actions in the order {', '.join(mine)}, the robot {', '.join(theirs)}: serve them in that order")
+    if sorted(robot["state"]) == sorted(policy.state) and list(robot["state"]) != list(policy.state):
+        raise RealrlError(f"{name} sees {', '.join(policy.state)}, the robot shows {', '.join(robot['state'])}: show it in that order")
+    for channel, unit in zip(channels, policy.units, strict=True):
+        if unit and unit != channel["unit"]:
+            raise RealrlError(f"{name} was trained on {unit}, the robot's {channel['name']} is in {channel['unit']}: serve it in {unit}")
+    relative = all(c["step"] is not None or c["kind"] == "velocity" for c in channels)
+    if relative != (policy.control == "relative"):
+        raise RealrlError(f"{name} says {'how to move' if policy.control == 'relative' else 'where to be'}, the robot is told "
+                          f"{'how to move' if relative else 'where to be'}: serve it the other way, or train with --recorded.control")
+    if abs(float(robot["fps"]) - policy.fps) > RATE * policy.fps:
+        raise RealrlError(f"{name} was recorded at {policy.fps:g} actions a second, the robot is served at {robot['fps']:g}: serve it at "
+                          "that rate")
+    untold = [c["name"] for c, unit in zip(channels, policy.units, strict=True) if not unit]
+    return "" if not untold else (f"nobody said in which units {name} was recorded (--recorded.units of 'realrl train'): its numbers are "
+                                  f"taken for the robot's ({', '.join(dict.fromkeys(c['unit'] for c in channels))}); {mend}")
 
 
 def limits(actions: Array, episodes: int) -> tuple[Array, Array]:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from realrl import config
+from realrl.robots.embodiment import Embodiment
 from realrl.serve import wire
 from realrl.types import Obs, Plan, RealrlError, State
 
@@ -34,6 +36,8 @@ class RemotePolicy:
             self.senses = {key: tuple(map(int, told["shape"])) for key, told in self.about["observations"].items()}
             self.obs_dim, self._remembers = self.senses.pop("state")[0], bool(self.about["memory"])
             self.recall = int(self.about.get("recall", 0))
+            told = self.about.get("robot")
+            self.robot = None if told is None else config.from_dict(Embodiment, told, source=url)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             self.close()
             raise RealrlError(f"{url}: somebody else's server, it does not say what its policy is: start 'realrl serve' there") from None

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
+from realrl.cli.data.foreign import _as_flags
 from realrl.data.formats import common, diffusion_policy, robomimic
 from realrl.types import RealrlError
 
@@ -124,3 +125,29 @@ def test_liberos_instruction_is_the_task_and_other_layouts_are_told_what_to_do(t
         file["action"] = np.zeros((5, 2))
     with pytest.raises(RealrlError, match="it holds action; it looks like one episode of ALOHA's: format=aloha"):
         robomimic.read(tmp_path / "act.hdf5")
+
+
+def test_an_action_of_another_name_is_offered_and_taken_by_its_option(tmp_path: Path) -> None:
+    path = demos(tmp_path / "d.hdf5", action="processed_actions", dones=np.zeros(5))
+    with pytest.raises(RealrlError, match=r"say which of processed_actions was sent: --option action=NAME"):
+        robomimic.read(path)
+    assert [e.action.shape for e in robomimic.read(path, action="processed_actions").episodes] == [(5, 2)] * 2
+    both = demos(tmp_path / "both.hdf5", raw_actions=np.ones((5, 2)))
+    assert [float(e.action[0, 0]) for e in robomimic.read(both, action="raw_actions").episodes] == [1.0, 1.0]
+    assert float(next(robomimic.read(both).episodes).action[0, 0]) == 0.0, "unasked it is actions"
+
+
+def test_observations_may_be_called_so_and_other_groups_of_demonstrations_are_told(tmp_path: Path) -> None:
+    path = demos(tmp_path / "d.hdf5")
+    with h5py.File(path, "a") as file:
+        for demo in file["data"].values():
+            demo.move("obs", "observations")
+            demo["states/articulation/joint_position"] = np.zeros((5, 9))
+        file.copy("data", "failed")
+    found = robomimic.read(path)
+    assert list(next(found.episodes).obs) == ["eef_pos", "state"] and any("left out: failed (other groups" in note for note in found.notes)
+
+
+def test_a_format_is_named_as_one_types_it() -> None:
+    assert _as_flags("it looks like ALOHA's: format=aloha") == "it looks like ALOHA's: --format aloha"
+    assert _as_flags("say which one with format=") == "say which one with --format"

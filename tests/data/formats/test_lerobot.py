@@ -267,7 +267,7 @@ def test_holes_in_the_numbers_and_empty_episodes(tmp_path: Path, capsys: pytest.
     root = made(tmp_path / "d", lengths=(6, 0, 4), numbers=(0, 1, 5))
     data = open_dataset(root)
     assert len(data) == 2 and data.read()[1].obs["state"][0].tolist() == [0, 5] and seen(data.read()[1]) == [20, 21, 22, 23, 23]
-    assert "left out: 1 episodes without a frame (1)" in run(capsys, "import", root, "--out", tmp_path / "out")
+    assert "left out: 1 episode without a frame (1)" in run(capsys, "import", root, "--out", tmp_path / "out")
     assert [seen(e) for e in Store.open(tmp_path / "out").read()] == [seen(e) for e in data.read()]
 
 

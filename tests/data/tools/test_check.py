@@ -74,7 +74,7 @@ def test_a_recording_that_others_made(tmp_path: Path, shared_data: Path) -> None
     (problem,) = errors(root)  # the sample has no videos
     assert "observation.image/chunk-000/file-000.mp4: the video of episodes 0 to 2 is missing" in problem
     assert any("total_frames is 14983" in p.what for p in check(root))  # the sample was cut and its info.json was not
-    with pytest.raises(RealrlError, match=r"file-000\.mp4 is missing.*--option missing=episodes.*images=False"):
+    with pytest.raises(RealrlError, match=r"file-000\.mp4 is missing.*--option missing=camera"):
         Store.open(root).read()
     episodes = open_dataset(root).read(images=False)
     assert [len(e) for e in episodes] == [299, 300, 300] and episodes[0].obs["state"].shape == (300, 19)

@@ -138,7 +138,7 @@ def test_clocks_and_texts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("renamed", "words"), [
-    ({"action": "actions"}, "error: {}/meta/info.json: there is no column 'action' of numbers, there is actions"),
+    ({"action": "actions"}, "error: {}: has no column 'action', but 'actions' looks like it; --rename action=actions"),
     ({"observation.state": "state"}, "error: {}/meta/info.json: there is no observation")])
 def test_what_training_refuses_is_an_error(tmp_path: Path, renamed: dict[str, str], words: str) -> None:
     folder = recorded(tmp_path / "d")

@@ -15,6 +15,7 @@ from realrl.cli.parser import command, mistake, progress, say, screen, stdout_ke
 if TYPE_CHECKING:
     from realrl.types import Episode
 
+ALIKE = 3  # problems of one kind that are printed; version 2 of LeRobot has a file an episode
 JSON = "print one JSON object on standard output, and nothing else there"
 
 
@@ -91,6 +92,7 @@ def _add_check(actions: Any) -> None:
 
 def _check(args: argparse.Namespace) -> int:
     from realrl.data.tools.check import check
+    from realrl.data.tools.faults import alike
     low, high = args.limits
     if not low < high:
         raise mistake()(f"--limits {low:g} {high:g}: the lower limit comes first")
@@ -101,8 +103,11 @@ def _check(args: argparse.Namespace) -> int:
         print(json.dumps({"path": str(args.dir), "errors": errors, "warnings": len(problems) - errors,
                           "problems": [dataclasses.asdict(problem) for problem in problems]}))
         return 1 if errors else 0
-    for problem in problems:
-        say(problem)
+    for kind in alike(problems):
+        for problem in kind[:ALIKE]:
+            say(problem)
+        if more := kind[ALIKE:]:
+            say(f"{kind[0].severity}: {len(more)} more like the one before, up to {more[-1].where} (--json lists them all)")
     say(f"{args.dir}: {errors} errors, {len(problems) - errors} warnings" if problems else f"{args.dir}: nothing wrong")
     return 1 if errors else 0
 

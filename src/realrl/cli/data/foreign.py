@@ -117,7 +117,7 @@ def _of_source(text: str, folder: Path, source: Path, numbers: list[int]) -> str
     """What a store refused of an episode, said of the source, with the flag that leaves it out."""
     told = re.fullmatch(rf"{re.escape(str(folder))}: episode (\d+) \(number \d+ of this append\): (.*); [^;]*", text)
     if told is None:
-        return text
+        return text.replace(str(folder), str(source))
     number = numbers[int(told[1])]
     return f"{source}: episode {number}: {told[2]}; mend its source, or leave it out: --leave-out {number}"
 
@@ -170,6 +170,7 @@ def _as_flags(text: str) -> str:
     """Advice that names the options of `realrl.data.formats`, as one would type them here."""
     text = text.replace("action_range=(low, high)", "--action-range LOW HIGH")
     text = re.sub(r"(?<![\w-])(fps|task|format)=(?!\w)", r"--\1", text)
+    text = re.sub(r"(?<![\w-])format=(\w+)", r"--format \1", text)
     return re.sub(rf"(?<![\w.-])(?<!--option )(?<!--option ')({OPTIONS})=(?=[\w'])", r"--option \1=", text)
 
 

@@ -70,6 +70,13 @@ def held(one: Any) -> dict[str, int]:
     return {name: int(np.prod(x.shape[1:])) for name, x in found.items() if x.shape and x.dtype.kind in "biuf"}
 
 
+def near(one: Any, every: bool) -> dict[str, int]:
+    """The other arrays of an HDF5 group that an action may be, by name -> numbers in a row. every: not only what is called like one."""
+    arrays = {name: x for name in hdf5.names(one) if (x := hdf5.member(one, name)) is not None and not isinstance(x, hdf5.library().Group)}
+    return {name: int(np.prod(x.shape[1:])) for name, x in arrays.items() if x.shape and x.dtype.kind in "biuf"
+            and (every or (NEAR.fullmatch(name) and len(x.shape) == 2))}
+
+
 def column(columns: Sequence[Array], found: Sequence[str], where: str) -> Array:
     """The arrays of an episode side by side [T, A], a single one as it is. Raises RealrlError where they differ in length."""
     if len({len(x) for x in columns}) > 1:

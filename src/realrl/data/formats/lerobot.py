@@ -247,8 +247,9 @@ class _Plan:
         """A note that names the columns which do not come along. Raises RealrlError for one to keep that is not there."""
         known = {*INDICES, "action", "time", "source", "starts_plan", *(alias for names in ALIASES.values() for alias in names)}
         features = self.data.info["features"]
-        other = [name for name in features if name not in known and not name.startswith("observation.")]
         numbers = tables.stored(features)
+        other = [name for name in features if (name not in known or features[name]["dtype"] == "string")
+                 and not name.startswith("observation.")]
         common.only(self.keep, [name for name in other if name in numbers], "column of numbers", self.data.dir)
         if not (lost := [name for name in other if name not in self.keep]):
             return []

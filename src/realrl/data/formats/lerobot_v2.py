@@ -19,7 +19,7 @@ from realrl.data import depth, errors, footage, schema, tables
 from realrl.data.errors import DAMAGED, line
 from realrl.data.footage import Place
 from realrl.data.labels import Labels
-from realrl.data.reading import PLAIN, Reading, absent, imported, require_action
+from realrl.data.reading import PLAIN, Reading, absent, imported, left_out, require_action
 from realrl.data.schema import Info
 from realrl.files import inside, read_plain, within
 from realrl.types import Array, Episode, RealrlError
@@ -51,8 +51,8 @@ class Legacy:
             raise RealrlError(f"{path}: chunks_size is {self._chunks!r}, must be a whole number above 0; correct it")
         rows = list(self._lines("episodes.jsonl", {"episode_index": int, "length": int}))
         self._rows = [row for row in rows if row["length"] > 0]
-        empty = [str(row["episode_index"]) for row in rows if row["length"] < 1]
-        self._notes = [f"left out: {len(empty)} episodes without a frame ({', '.join(empty[:9])})"] if empty else []
+        self.empty = [int(row["episode_index"]) for row in rows if row["length"] < 1]
+        self._notes = left_out(self.empty)
         told = self._lines("tasks.jsonl", {"task_index": int, "task": str}) if (self.dir / "meta/tasks.jsonl").exists() else ()
         texts = {int(x["task_index"]): str(x["task"]) for x in told}  # without that file episodes say themselves what they are about
         if max(texts, default=0) > MOST_TASKS:
@@ -120,6 +120,8 @@ class Legacy:
         for camera in tables.cameras(info["features"]):
             told |= {f"videos/{camera}/chunk_index": numbers // self._chunks, f"videos/{camera}/file_index": numbers,
                      f"videos/{camera}/from_timestamp": np.zeros(len(self)), f"videos/{camera}/to_timestamp": length / float(self.fps)}
+        if any(name in row for row in self._rows for name in schema.OUTCOMES):
+            told["success"] = pa.array([schema.outcome(row | {schema.LABEL: None}) for row in self._rows], pa.bool_())
         for name, column in told.items():
             rows = rows.append_column(name, pa.array(column))
         for name, usual in (("data_path", DATA_PATH), ("video_path", VIDEO_PATH)):
@@ -147,7 +149,7 @@ class Legacy:
         try:
             columns = tables.read_frames(path, self._reading.stored(self._info), 0, length, pictures=pictures)
         except FileNotFoundError as error:
-            raise self._absent(path, episode) from error
+            raise self._absent(path) from error
         except OSError as error:
             raise RealrlError(f"{path} is not readable ({line(error)}); mend the permissions or the disk") from error
         return self._reading.named(columns)
@@ -190,7 +192,7 @@ class Legacy:
                 coding = depth.coding(name, self._info["features"][theirs])
                 films[name] = footage.read(path, seconds, self.tolerance, coding)
             except FileNotFoundError as error:
-                raise self._absent(path, index, name) from error
+                raise self._absent(path) from error
             except OSError as error:
                 raise RealrlError(f"{path} is not readable ({line(error)}); mend the permissions or the disk") from error
         return self.build(index, columns, films)
@@ -218,10 +220,9 @@ class Legacy:
             raise RealrlError(f"{self.dir}/meta/info.json: the path {template!r} of {camera!r} is not printable; rename it")
         return _no_pipe(path)
 
-    def _absent(self, path: Path, episode: int, name: str = "") -> RealrlError:
+    def _absent(self, path: Path) -> RealrlError:
         """A file that is not where info.json says."""
-        whole = bool(name) and not any(os.path.exists(self.film(i, name.removeprefix("observation."))) for i in range(len(self)))
-        return absent(self.dir, path, self._info, {"data_path": DATA_PATH, "video_path": VIDEO_PATH}, whole=whole)
+        return absent(self.dir, path, self._info, {"data_path": DATA_PATH, "video_path": VIDEO_PATH})
 
     def _lines(self, name: str, wanted: dict[str, type]) -> Iterator[dict[str, Any]]:
         """A file of JSON lines, sorted by its first wanted entry, which counts from 0 and no two lines share."""
@@ -229,7 +230,8 @@ class Legacy:
         within(self.dir, path)
         errors.refuse_pointer(path)
         try:  # not splitlines, which also cuts at characters that a JSON text may hold, such as U+2028
-            lines = [json.loads(text) for text in read_plain(_no_pipe(path)).decode("utf-8-sig").split("\n") if text.strip()]
+            texts = read_plain(_no_pipe(path)).decode("utf-8-sig").split("\n")
+            lines = [json.loads(text) for text in dict.fromkeys(map(str.strip, texts)) if text]  # what was written twice counts once
         except FileNotFoundError as error:
             raise RealrlError(f"{path} is missing; fetch the set again, or restore the file from a copy") from error
         except (OSError, ValueError, RecursionError) as error:

@@ -45,6 +45,7 @@ USUAL_STATE = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robo
                "robot1_gripper_qpos", "eef_pos", "eef_quat", "gripper_pos", "left_eef_pos", "left_eef_quat", "right_eef_pos",
                "right_eef_quat", "hand_joint_state", "object")  # what robomimic's low-dimensional policies look at, and IsaacLab's
 BOOKKEEPING = "datagen_info"
+BESIDE = {"obs": "next_obs", "observations": "next_observations", "states": "initial_state"}  # what is observed, and what lies beside it
 GYM = 2  # robomimic's number for an environment that gymnasium makes
 
 
@@ -71,6 +72,7 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
         if data is None or not demos:
             raise _other(path, file)
         masks = _masks(file)
+        others = [name for name in hdf5.names(file) if name != "data" and (g := hdf5.subgroup(file, name)) is not None and _demos(g)]
         if filter is not None:
             demos = [d for d in demos if d in masks[common.only([filter], list(masks), "filter", path)[0]]]
         env = hdf5.json_attribute(data, "env_args") or _robosuite_env(data)
@@ -86,6 +88,8 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
     text = task or _text(spoken) or _text(env.get("env_name")) or path.stem
     plan = _Plan(path, demos, layout, parts, task, text, rate, span, who, success, ending)
     notes = [*note, *said, *actions.said(parts), *common.range_note(low, high, span)]
+    if others:
+        notes.append(f"left out: {', '.join(others)} (other groups of demonstrations; those in data are read)")
     if masks:
         notes.append("filters of this file: " + ", ".join(f"{k} ({len(v)} demos)" for k, v in masks.items()))
     if lost := [n for n in every if n not in demos]:
@@ -200,7 +204,7 @@ def _states(demo: Any) -> Array | None:
 
 
 def _layout(path: Path, demo: Any, keys: Sequence[str] | None, state: Sequence[str] | None) -> tuple[_Layout, list[str]]:
-    base = next((n for n in ("obs", "states") if isinstance(hdf5.member(demo, n), library().Group)), None)
+    base = next((n for n in BESIDE if isinstance(hdf5.member(demo, n), library().Group)), None)
     if base is None:
         if keys is not None or state is not None:
             raise RealrlError(f"{path} has no observations to choose from, only simulator states; leave out the options keys and state")
@@ -218,7 +222,7 @@ def _layout(path: Path, demo: Any, keys: Sequence[str] | None, state: Sequence[s
     said = [] if picked == ["state"] or not picked else [f"obs['state'] is {' + '.join(picked)}; state=NAME,NAME chooses others"]
     if lost := sorted({n.partition(".")[0] for n in found if n not in usable and keys is None}):
         said.append(f"left out: {', '.join(lost)} (no numbers, or MimicGen's bookkeeping); keys=NAME,NAME names what to read")
-    beside = "next_obs" if base == "obs" else "initial_state"
+    beside = BESIDE[base]
     there = hdf5.subgroup(demo, beside) is not None
     if base == "states":
         if not there:
@@ -257,7 +261,10 @@ def _told(demo: Any) -> bool | None:
 
 def _parts(data: Any, demos: Sequence[str], asked: str | Sequence[str] | None, where: Path) -> tuple[list[str], dict[str, int]]:
     """(the arrays that are the action, numbers in a row of each), as the first demonstration with any has them."""
-    wide = next((wide for name in demos if (demo := hdf5.subgroup(data, name)) is not None and (wide := actions.held(demo))), {})
+    there = [demo for name in demos if (demo := hdf5.subgroup(data, name)) is not None]
+    wide = next((wide for demo in there if (wide := actions.held(demo))), {})
+    if there and (asked is not None or not wide):
+        wide = wide | actions.near(there[0], every=asked is not None)
     return (actions.parts(asked, wide, where), wide) if wide else ([], {})
 
 

@@ -16,9 +16,8 @@ import pyarrow as pa
 from realrl.data import compaction, labels, schema, tables
 from realrl.data.errors import DAMAGED, line, mend, read_json
 from realrl.data.formats.lerobot_v2 import Legacy
-from realrl.data.reading import PLAIN, require_action
+from realrl.data.reading import PLAIN, proposal, renamed, require_action
 from realrl.data.schema import Info
-from realrl.data.spread import parts
 from realrl.data.stats import Stats
 from realrl.data.tables import FileKey
 from realrl.data.tools.faults import Problem, check_data, check_drift, check_video, from_error
@@ -26,6 +25,7 @@ from realrl.data.tools.habits import habits
 from realrl.types import RealrlError
 
 __all__ = ["Problem", "check", "describe"]
+UNREAD = "correct it; nobody here reads it"
 
 
 def check(directory: str | Path, *, decode: bool = False, limits: tuple[float, float] = (-1.0, 1.0)) -> list[Problem]:
@@ -40,7 +40,9 @@ def check(directory: str | Path, *, decode: bool = False, limits: tuple[float, f
         info, rows = _described(root, problems)
     except RealrlError as error:
         return [*problems, from_error(root, error)]
-    problems += _check_use(root, info)
+    if not len(rows) and any(p.severity == "error" for p in problems):
+        return problems
+    problems += _check_use(root, info, rows)
     problems += _check_labels(root, rows)
     stats: Stats = {}
     for key in _keys(rows, "data"):
@@ -58,7 +60,7 @@ def _described(root: Path, problems: list[Problem]) -> tuple[Info, pa.Table]:
         info, rows = old.as_version_3()
         problems += [Problem("warning", f"{root}/meta/episodes.jsonl", note, "nothing reads them") for note in old.notes
                      if note.startswith("left out")]
-        problems += _check_counts(root, info, rows, "correct it; nobody here reads it")
+        problems += _check_counts(root, info, rows, UNREAD, len(old.empty))
         return info, rows
     info, found = schema.read_info(root), []
     for path in tables.episode_files(root):
@@ -68,10 +70,11 @@ def _described(root: Path, problems: list[Problem]) -> tuple[Info, pa.Table]:
             problems.append(from_error(root, error))
     rows = tables.newest(found, root)
     problems += _check_rows(root, rows, schema.ours(info))
+    problems += _check_counts(root, info, rows, "opening the dataset for use corrects it" if schema.ours(info) else UNREAD)
+    twice = sum(len(t) for t in found) - len(rows)
     rows = rows if schema.ours(info) else tables.filled(rows)
-    problems += _check_counts(root, info, rows, "opening the dataset for use corrects it")
-    problems += _check_summaries(root, rows)
-    problems += _check_leftovers(root, info, rows, sum(len(t) for t in found))
+    problems += _check_summaries(root, rows, "the next append rebuilds it" if schema.ours(info) else UNREAD)
+    problems += _check_leftovers(root, info, rows, twice)
     return info, rows
 
 
@@ -80,23 +83,21 @@ def _legacy(root: Path) -> Legacy | None:
     return Legacy(root) if str(schema.read_json(root).get("codebase_version")).startswith("v2.") else None
 
 
-def _check_use(root: Path, info: Info) -> Iterator[Problem]:
+def _check_use(root: Path, info: Info, rows: pa.Table) -> Iterator[Problem]:
     """What no training takes."""
     where, features = f"{root}/meta/info.json", PLAIN.checked(root, info).features(info)
-    if "action" in tables.stored(features) or parts("action", features):
-        try:
-            require_action(root, features)
-        except RealrlError as error:
-            yield from_error(root, error)
-    else:
-        near = [name for name in features if "action" in name.lower()]
-        yield Problem("error", where, "there is no column 'action' of numbers" + (f", there is {', '.join(near)}" if near else ""),
-                      "only recordings of a robot that acts can be learned from; of another name, give --recorded.names action=COLUMN to "
-                      "'realrl train', or --rename action=COLUMN to 'realrl data import'")
-    if not any(name.startswith("observation.") for name in features):
+    if "action" in features and "action" not in tables.stored(features):
+        yield Problem("error", where, f"action is of dtype {features['action']['dtype']}, no numbers", "only numbers can be imitated")
+    try:
+        require_action(root, features)
+    except RealrlError as error:
+        yield from_error(root, error)
+    if features and not len(rows):
+        yield Problem("error", f"{root}/meta/episodes", "there is no episode", "record some, or fetch the set anew")
+    found = proposal(features)
+    if not any(name.startswith("observation.") for name in features) and not ("action" in found and len(found) > 1):  # told with the action
         yield Problem("error", where, f"there is no observation, no column 'observation.…' among {', '.join(features)[:120]}",
-                      "nothing can be learned from it; of another name, give --recorded.names observation.state=COLUMN to 'realrl train', "
-                      "or --rename observation.state=COLUMN to 'realrl data import'")
+                      f"nothing can be learned from it; of another name: {renamed(found or {'observation.state': 'COLUMN'})}")
 
 
 def _check_rows(root: Path, rows: pa.Table, ours: bool) -> Iterator[Problem]:
@@ -119,13 +120,15 @@ def _check_rows(root: Path, rows: pa.Table, ours: bool) -> Iterator[Problem]:
                       repair)
 
 
-def _check_counts(root: Path, info: Info, rows: pa.Table, advice: str) -> Iterator[Problem]:
-    for name, true in {"total_episodes": len(rows), "total_frames": int(rows["length"].to_numpy().sum())}.items():
+def _check_counts(root: Path, info: Info, rows: pa.Table, advice: str, empty: int = 0) -> Iterator[Problem]:
+    """empty: episodes without a frame, whose rows are left out."""
+    for name, true in {"total_episodes": len(rows) + empty, "total_frames": int(rows["length"].to_numpy().sum())}.items():
         if info.get(name) != true:
             yield Problem("warning", f"{root}/meta/info.json", f"{name} is {info.get(name)}, the episodes tables hold {true}", advice)
 
 
-def _check_summaries(root: Path, rows: pa.Table) -> Iterator[Problem]:
+def _check_summaries(root: Path, rows: pa.Table, advice: str) -> Iterator[Problem]:
+    """advice: what mends statistics."""
     frames = int(rows["length"].to_numpy().sum())
     try:
         tasks = tables.read_tasks(root, frames)
@@ -140,11 +143,12 @@ def _check_summaries(root: Path, rows: pa.Table) -> Iterator[Problem]:
     try:
         count = read_json(path)["action"]["count"][0] if path.exists() else 0
         if count != frames:
-            yield Problem("warning", str(path), f"counts {count} frames of {frames}", "the next append rebuilds it")
+            yield Problem("warning", str(path), *((f"counts {count} frames of {frames}", advice) if path.exists() else
+                                                  ("is missing", "LeRobot wants one; nobody here needs it")))
     except RealrlError as error:
         yield from_error(root, error, "warning" if path.is_file() else "error")
     except (LookupError, TypeError) as error:
-        yield Problem("warning", str(path), f"is not readable ({line(error)})", "the next append rebuilds it")
+        yield Problem("warning", str(path), f"is not readable ({line(error)})", advice)
 
 
 def _check_labels(root: Path, rows: pa.Table) -> Iterator[Problem]:
@@ -154,7 +158,7 @@ def _check_labels(root: Path, rows: pa.Table) -> Iterator[Problem]:
         yield from_error(root, error)
 
 
-def _check_leftovers(root: Path, info: Info, rows: pa.Table, n_rows: int) -> Iterator[Problem]:
+def _check_leftovers(root: Path, info: Info, rows: pa.Table, twice: int) -> Iterator[Problem]:
     known = set()
     for prefix in ("data", *(f"videos/{camera}" for camera in tables.cameras(info["features"]))):
         for key in _keys(rows, prefix):
@@ -171,8 +175,9 @@ def _check_leftovers(root: Path, info: Info, rows: pa.Table, n_rows: int) -> Ite
         yield Problem("warning", str(path), "unfinished recording, set aside", "ignored; delete it if not needed")
     if (root / compaction.JOURNAL).exists():
         yield Problem("warning", str(root / compaction.JOURNAL), "a compaction was interrupted", "opening the dataset for use finishes it")
-    elif n_rows != len(rows):
-        yield Problem("warning", f"{root}/meta/episodes", f"{n_rows - len(rows)} episodes have two rows; the newer counts", "compact it")
+    elif twice:
+        yield Problem("warning", f"{root}/meta/episodes", f"{twice} rows are of episodes that have a newer one, which counts",
+                      "read all the same")
 
 
 def _check_camera(root: Path, info: Info, rows: pa.Table, camera: str, decode: bool) -> list[Problem]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 from realrl.data import depth, schema, tables, video
 from realrl.data.errors import line, mend, read_json
 from realrl.data.footage import CLOCK, Place, present, tolerance
-from realrl.data.reading import USUAL, absent
+from realrl.data.reading import PLAIN, USUAL, absent
 from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, merge_stats
 from realrl.data.tables import FileKey
@@ -37,6 +38,14 @@ class Problem:
         return printable(f"{self.severity}: {self.where}: {self.what}; {self.mend}")
 
 
+def alike(problems: Iterable[Problem]) -> list[list[Problem]]:
+    """The problems by their kind, in the order in which the kinds are found; of a kind is what differs in file and numbers alone."""
+    kinds: dict[tuple[str, ...], list[Problem]] = {}
+    for p in problems:
+        kinds.setdefault((p.severity, *(re.sub(r"\d[\d.e+-]*", "#", text) for text in (p.what, p.mend))), []).append(p)
+    return list(kinds.values())
+
+
 def from_error(root: Path, error: RealrlError, severity: str = "error") -> Problem:
     """What a reader complained of, as a problem. root: the data set, in whose name there may be spaces."""
     text = str(error)
@@ -54,7 +63,7 @@ def check_data(root: Path, info: Info, rows: pa.Table, key: FileKey, limits: tup
     try:
         path = schema.data_file(root, info, key)
         columns = tables.read_frames(path, info["features"])
-        tables.glance(path, info["features"])
+        tables.glance(path, PLAIN.features(info))
     except FileNotFoundError:
         return [from_error(root, absent(root, path, info, USUAL))]
     except RealrlError as error:
@@ -153,7 +162,8 @@ def check_video(root: Path, info: Info, camera: str, key: FileKey, rows: Sequenc
         path = schema.video_file(root, info, camera, key)
         if not path.exists():
             told, (first, last) = from_error(root, absent(root, path, info, USUAL)), (rows[i]["episode_index"] for i in (0, -1))
-            return [replace(told, what=f"the video of episodes {first} to {last} {told.what}")]
+            whose = f"episode {first}" if first == last else f"episodes {first} to {last}"
+            return [replace(told, what=f"the video of {whose} {told.what}")]
         depth.coding(camera, info["features"][camera])
         times, found = video.times(path), video.probe(path)
         problems = [*_kind(path, info, camera, found), *_spans(path, info, camera, rows, times)]

@@ -174,10 +174,11 @@ def _told(where: str, info: Info, stats: Stats, seen: _Seen) -> Iterator[Problem
     action, size = stats["action"], len(stats["action"]["min"])
     names = _names(info["features"]["action"], size)
     moving = _span(action) > 0
-    if moving.any() and not moving.all():
-        yield Problem("warning", where, f"{_dims('action', ~moving, names)} never moves", "leave it out, or record what needs it")
+    first = "import it ('realrl data import'), then " if str(info.get("codebase_version")).startswith("v2.") else ""
+    if moving.any() and (idle := _span(action) == 0).any():
+        yield Problem("warning", where, f"{_dims('action', idle, names)} never moves", "leave it out, or record what needs it")
     state = stats.get("observation.state")
-    if state is not None and len(state["min"]) == size and (dead := moving & ~(_span(state) > 0)).any():
+    if state is not None and len(state["min"]) == size and (dead := moving & (_span(state) == 0)).any():
         yield Problem("warning", where, f"{_dims('observation.state', dead, names)} never moves, while the action of this place does",
                       "look whether its sensor is connected")
     low, high = seen.low / seen.frames, seen.high / seen.frames
@@ -195,11 +196,12 @@ def _told(where: str, info: Info, stats: Stats, seen: _Seen) -> Iterator[Problem
     if seen.paused:
         longest = max(seen.paused, key=lambda n: seen.paused[n])
         yield Problem("warning", where, f"nothing moves at the beginning of {grouped(seen.paused)}, for up to {seen.paused[longest]:.1f} s "
-                      f"(episode {longest})", "cut the pauses off with 'realrl data trim'")
+                      f"(episode {longest})", f"{first}cut the pauses off with 'realrl data trim'")
     for paths in seen.paths.values():
         if state is not None and (ways := _ways(paths, _span(state))):
             yield Problem("warning", where, f"one task is done in two ways, {grouped(ways[0])} and {grouped(ways[1])}",
-                          "starts do not tell which: imitation may go between them; keep one of them ('realrl data split'), or use chunks")
+                          f"starts do not tell which: imitation may go between them; {first}keep one of them ('realrl data split'), or use "
+                          "chunks")
     tick = float(np.median(seen.ticks)) if seen.ticks else 0.0
     if tick > 0 and abs(tick * info["fps"] - 1) > CLOCK:
         yield Problem("warning", where, f"the timestamps say {1 / tick:.4g} steps a second, meta/info.json {info['fps']:g}",
