@@ -48,12 +48,12 @@ def policy(tmp_path: Path) -> Path:
     return tmp_path / "policy"
 
 
-def fails(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> str:
-    """The one line that a wrong command prints, after checking that it is one and alone."""
+def fails(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2, said: str = "") -> str:
+    """The one line that a wrong command prints, after checking that it is one and alone; said: on standard output, before."""
     capsys.readouterr()
     assert cli.main(args) == code
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and err.count("\n") == 1, (out, err)
+    assert out == said and err.startswith("error: ") and err.count("\n") == 1, (out, err)
     return err
 
 
@@ -142,8 +142,9 @@ def test_a_full_gpu_is_a_mistake_that_names_its_mend(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("command", ["evaluate", "serve", "deploy --robot ws://127.0.0.1:1"])
 def test_a_device_that_is_not_here_is_named(command: str, policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--device xpu: torch finds no such device here; give cpu" in fails(capsys, *command.split(), "--policy", str(policy), "--device",
-                                                                             "xpu")
+    said = f"loading {policy}, then connecting to ws://127.0.0.1:1\n" if "deploy" in command else ""
+    told = fails(capsys, *command.split(), "--policy", str(policy), "--device", "xpu", said=said)
+    assert "--device xpu: torch finds no such device here; give cpu" in told
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,10 +150,11 @@ def screen() -> Console:
     return console(width=None if sys.stdout.isatty() else 140)
 
 
-def say(text: object) -> None:
-    """A line on standard output. It may name what stands in other people's files: what a terminal would obey is spelt out."""
+def say(text: object, *, now: bool = False) -> None:
+    """A line on standard output. It may name what stands in other people's files: what a terminal would obey is spelt out. now: into a
+    file or a pipe, too, where lines wait for one another otherwise."""
     from realrl.types import printable
-    print(printable(str(text)))
+    print(printable(str(text)), flush=now)
 
 
 def exhausted(error: Exception) -> bool:
