@@ -140,7 +140,7 @@ def _logged(items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
         yield item
         now = time.monotonic()
         if now - last >= 30 or (total and now - last >= 3 and 10 * (done - shown) >= total):
-            share = f" of {total} ({100 * done // total} %)" if total else ""
+            share = f" of {total} ({100 * done // total} %)" if total and done <= total else ""  # it was only expected
             print(f"{title}: {done}{share} after {now - begun:.0f} s", file=sys.stderr, flush=True)
             last, shown = now, done
 
