@@ -291,26 +291,37 @@ def pack(policy: Policy) -> bytes:
                           "of a module, or use --collect.workers 1") from None
 
 
+class _Left(Exception):
+    """Whoever gave the orders closed the pipe: it wants no more, or is gone."""
+
+
 def _work(pipe: Connection) -> None:
     torch.set_num_threads(1)
     benches: dict[str, Bench] = {}
     while True:
         try:
             bench, blob, seeds, greedy, noise_seed, source, glance = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # OSError: it was closed with something still unread
             return
         try:
             bench = benches.setdefault(bench.task, bench)
             for episode in bench.run(pickle.loads(blob), seeds, greedy, noise_seed, Source(source), glance):
-                pipe.send(("episode", episode))
-            pipe.send(("done", None))
-        except BrokenPipeError:
+                _tell(pipe, ("episode", episode))
+            _tell(pipe, ("done", None))
+        except _Left:
             return
         except RealrlError as error:
             pipe.send(("error", str(error)))
         except BaseException:  # the traceback would be lost with the process: hand it to the parent, then die
             pipe.send(("error", traceback.format_exc()))
             raise
+
+
+def _tell(pipe: Connection, news: tuple[str, Episode | None]) -> None:
+    try:
+        pipe.send(news)
+    except OSError:
+        raise _Left from None
 
 
 def available_cores() -> int:
