@@ -104,6 +104,7 @@ def test_lists_and_help_come_at_once(args: str, slow: set[str]) -> None:
     ("evaluate --policy nowhere", "nowhere: no policy here"),
     ("report nowhere", "nowhere: no such run directory"),
     ("view toy/reahc", "no task 'toy/reahc': did you mean 'toy/reach'?"),
+    ("view nowhere", "no task 'nowhere': see `realrl tasks` for the list; nor is there a folder of this name"),
     ("view toy/reach --worst 2", "--worst is for recorded episodes"),
     ("view toy/reach --sight rgb,sonar", "no sight 'sonar'"),
     ("view toy/reach --policy nowhere", "nowhere: no policy here"),
