@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-OWN = ("legacy", "side", "recording")  # the samples of tests/data/fuzzing.py that are folders of ours
+OWN = ("legacy", "side", "recording")  # the samples of tests/data/samples.py that are folders of ours
 TARGETS = ("unpickle", "dapg", "hil_serl", "example", "tfrecord", "features", *OWN)
 MODULES = {  # what is instrumented; for the other targets, formats
     "legacy": ("formats.lerobot_v2", "schema", "tables", "footage", "files"), "side": ("side", "schema", "tables", "files"),
@@ -58,9 +58,9 @@ def seeds(target: str) -> list[bytes]:
 def sample(target: str, folder: Path) -> Path:
     """The folder that the tests damage."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/data"))
-    import fuzzing
+    import samples
 
-    made: Path = getattr(fuzzing, target)(folder)
+    made: Path = getattr(samples, target)(folder)
     return made
 
 

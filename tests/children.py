@@ -62,6 +62,7 @@ class Child:
 def _python(words: list[str], cwd: str, environment: dict[str, str], path: list[str], said: Sequence[Path]) -> None:
     multiprocessing.current_process().daemon = False  # it may have children of its own
     signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts tests in the background may have it ignored
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # and it is blocked in those that act beside a learner
     os.chdir(cwd)
     vars(multiprocessing.process)["ORIGINAL_DIR"] = cwd  # as if it had begun here: its own workers will
     server: Any = multiprocessing.forkserver._forkserver

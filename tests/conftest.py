@@ -38,14 +38,14 @@ QUICK = ("test_architecture.py", "test_losses.py", "test_config.py", "test_docs.
          "data/test_views.py", "data/test_side.py", "cell/test_rollout.py", "cell/test_evaluate.py", "envs/test_toy.py")
 # The longest first, so that no process is left alone with one at the end; `--dist loadfile` hands out whole files in this order.
 # (The very first makes the run that others wait for, see `tiny_run`, while the second does not ask for it.)
-LONG = ("test_nothing_lost.py", "learn/test_sac.py", "learn/test_trials.py", "algos/test_daydreamer.py", "algos/test_rl100.py",
-        "test_benchmarks.py", "data/tools/test_repair.py", "algos/test_rl100_eyes.py", "data/test_store.py", "test_resume.py",
-        "cli/test_cli.py", "envs/test_sight.py", "envs/test_metaworld.py", "cell/test_deploy.py", "data/test_hostile_sets.py",
-        "serve/test_export.py", "cell/test_cell.py", "test_own_robot_page.py", "algos/test_hil_serl.py", "test_learns.py",
-        "data/record/test_recorder.py", "robots/test_sim.py", "data/test_fuzz.py", "data/test_footage.py", "algos/test_walk.py",
-        "learn/test_iql.py", "test_your_data_page.py", "test_human.py", "report/test_report.py", "data/record/test_recorder_kill.py",
-        "algos/test_robocat.py", "cli/test_cli_data.py", "data/tools/test_edit.py", "robots/test_through_server.py",
-        "test_hostile_runs.py")
+LONG = ("test_nothing_lost.py", "learn/test_sac.py", "learn/test_trials.py", "algos/test_daydreamer.py", "algos/test_dreamer.py",
+        "algos/test_rl100.py", "test_benchmarks.py", "data/tools/test_repair.py", "algos/test_rl100_eyes.py", "data/test_store.py",
+        "test_resume.py", "cli/test_cli.py", "envs/test_sight.py", "envs/test_metaworld.py", "cell/test_deploy.py",
+        "data/test_hostile_sets.py", "serve/test_export.py", "cell/test_cell.py", "test_own_robot_page.py", "algos/test_hil_serl.py",
+        "test_learns.py", "data/record/test_recorder.py", "robots/test_sim.py", "data/test_fuzz.py", "data/test_footage.py",
+        "algos/test_walk.py", "learn/test_iql.py", "test_your_data_page.py", "test_human.py", "report/test_report.py",
+        "data/record/test_recorder_kill.py", "algos/test_robocat.py", "cli/test_cli_data.py", "data/tools/test_edit.py",
+        "robots/test_through_server.py", "test_hostile_runs.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

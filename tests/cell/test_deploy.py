@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from realrl.cell.preflight import preflight
 from realrl.cell.rollout import rollout
 from realrl.cli import main as cli
 from realrl.data.store import Store
+from realrl.data.tools.check import describe
 from realrl.envs.base import RobotEnv
 from realrl.robots.client import RobotClient
 from realrl.robots.driver import Channel, Reading
@@ -98,8 +100,27 @@ def test_attempts_are_recorded_counted_and_the_robot_is_parked(cell, tmp_path: P
     assert (tally.episodes, tally.successes, tally.judged, tally.discarded) == (4, 1, 2, 1)
     episodes = Store.open(tmp_path / "out").read()
     assert [e.succeeded for e in episodes] == [True, False, False] and len(episodes[2]) == 12
+    assert [e.judged for e in episodes] == [True, True, False], "the clock ended the last one, and said nothing"
+    assert describe(tmp_path / "out")["success_rate"] == 0.5
     assert server.keeper.mode in ("parking", "parked") and "parked" in server.keeper.faults
     assert any("success 50% of 2" in line for line in tally.lines(env))
+    assert tally.lines(env, over=True)[0] == "robot/robot: 4 episodes, 40 steps"
+
+
+def test_an_attempt_that_is_cut_short_is_no_failure(cell, tmp_path: Path) -> None:
+    """By Ctrl-C; a kill leaves the same logs, which are recovered the same way."""
+    env = RobotClient(cell().url, horizon=30)
+    operator = Operator(env)
+    with contextlib.closing(deploy(env, Wander(), 4, folder=tmp_path / "out", operator=operator)) as attempts:
+        for tally in attempts:
+            if tally.steps == 3:
+                operator.press("\n")
+            if tally.episodes == 1 and tally.steps == 16:
+                break
+    assert tally.lines(env, over=True)[0] == "robot/robot: 1 episode, 16 steps, one more was cut short"
+    episodes = Store.open(tmp_path / "out").read()
+    assert [(e.judged, e.succeeded, e.failed) for e in episodes] == [(True, True, False), (False, False, False)]
+    assert describe(tmp_path / "out")["outcomes"] == {"success": 1, "failure": 0, "unknown": 1}
 
 
 def test_a_takeover_is_one_press_moves_while_a_key_is_held_and_is_recorded(cell, tmp_path: Path) -> None:
@@ -233,7 +254,10 @@ def test_train_evaluate_and_deploy_take_a_robot(cell, tmp_path: Path, capsys: py
     out = tmp_path / "deployed"
     flags = ["--policy", str(run / "policy"), "--episodes", "2"]
     assert cli.main(["deploy", "--robot", url, *flags, "--horizon", "8", "--out", str(out)]) == 0
-    assert "recorded:" in capsys.readouterr().out and [len(e) for e in Store.open(out).read()] == [8, 8]
+    said = capsys.readouterr().out
+    assert said.startswith(f"loading {run / 'policy'}, then connecting to {url}\n") and "tab take over" not in said
+    assert "no keyboard here" in said and "attempt 2: " in said and "robot/robot: 2 episodes, 16 steps" in said and "recorded:" in said
+    assert [len(e) for e in Store.open(out).read()] == [8, 8]
     assert cli.main(["evaluate", "--robot", url, *flags]) == 2  # it is parked
     assert "realrl robot arm" in capsys.readouterr().err
     assert cli.main(["robot", "status", url]) == 1 and "parked" in capsys.readouterr().out

@@ -23,6 +23,7 @@ import fuzzing
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import samples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -134,7 +135,7 @@ def sample(kind: str) -> Path:
     """A folder that holds a valid sample, made once; the first entry of it is what is opened."""
     root = Path(tempfile.mkdtemp(prefix=f"realrl-fuzz-{kind}-"))
     SAMPLES.append(root)
-    maker: Callable[[Path], Path] = getattr(fuzzing, kind)
+    maker: Callable[[Path], Path] = getattr(samples, kind)
     maker(root / "data" if kind in OWN else root)
     return root
 
@@ -286,7 +287,7 @@ def test_changed_bytes_of_a_recording() -> None:
 def nothing_lost(root: Path, file: Path, copy_of_it: Path) -> None:
     """Each episode of the sample's recording is in the dataset as far as it was whole. file: what was damaged, and a copy of it as read."""
     there = {e.seed: e for e in Store.open(root / "data").read(images=False)}
-    for number, true in enumerate(fuzzing.episodes(steps=6)):
+    for number, true in enumerate(samples.episodes(steps=6)):
         frames, film = (sample("recording") / f"data/recording/{1:020d}-{number:06d}" / name for name in ("frames.log", "images.top.log"))
         whole = {}
         for log in (frames, film):

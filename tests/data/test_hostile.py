@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fuzzing
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import samples
 import test_lerobot_v2
 
 from realrl.data import side
@@ -81,7 +81,7 @@ def test_pipes_long_names_and_line_feeds_in_paths(tmp_path: Path) -> None:
 
 @pytest.fixture
 def derived(tmp_path: Path) -> Path:
-    return fuzzing.side(tmp_path / "d") / "derived/value/v2.parquet"
+    return samples.side(tmp_path / "d") / "derived/value/v2.parquet"
 
 
 def rewrite(path: Path, table: pa.Table, **changes: Any) -> None:
@@ -143,7 +143,7 @@ def test_links_pipes_and_strange_names_beside_derived_columns(derived: Path, tmp
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fuzzing.recording(tmp_path_factory.mktemp("whole") / "d")
+    return samples.recording(tmp_path_factory.mktemp("whole") / "d")
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_a_note_of_a_commit_into_a_dataset_of_another_robot(root: Path) -> None:
     log = Log(finished(root) / "frames.log")
     log.append(6, b'{"episodes": -1}')
     log.close()
-    other = fuzzing.episodes(1, steps=6)[0]
+    other = samples.episodes(1, steps=6)[0]
     shutil.rmtree(root / "data")
     shutil.rmtree(root / "meta")
     wide = np.zeros((6, 5), np.float32)
@@ -330,12 +330,12 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
     precious.write_text("keep me")
     (tmp_path / "d" / ".lock").unlink(missing_ok=True)
     (tmp_path / "d" / ".lock").symlink_to(precious)
-    complaint(lambda: store.append(fuzzing.episodes(1, steps=3)), "lock is a link")
+    complaint(lambda: store.append(samples.episodes(1, steps=3)), "lock is a link")
     assert precious.read_text() == "keep me"
 
 
 def test_an_empty_observation_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    store, episode = Store.create(tmp_path / "d", task="pick", fps=10, codec="h264"), fuzzing.episodes(1, steps=3)[0]
+    store, episode = Store.create(tmp_path / "d", task="pick", fps=10, codec="h264"), samples.episodes(1, steps=3)[0]
     episode.obs["nothing"] = np.zeros((4, 0), np.float32)
     complaint(lambda: store.append([episode]), "observation.nothing", "leave it out")
     assert len(Store.open(tmp_path / "d")) == 0

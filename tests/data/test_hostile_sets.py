@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fuzzing
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import samples
 from recordings import episode, errors, record, tree
 
 from realrl.cli.main import main
@@ -193,7 +193,7 @@ def test_links_where_something_is_written_are_replaced_or_refused(root: Path, tm
 
 
 def test_a_link_where_a_damaged_log_is_kept_is_not_followed(tmp_path: Path) -> None:
-    root, precious = fuzzing.recording(tmp_path / "d"), tmp_path / "thesis"
+    root, precious = samples.recording(tmp_path / "d"), tmp_path / "thesis"
     precious.write_text("years of work")
     folder = sorted((root / "recording").glob("0*"))[0]
     log = folder / "frames.log"
@@ -343,7 +343,7 @@ def test_names_that_a_terminal_obeys_are_spelt_out(root: Path, tmp_path: Path, c
 
 
 def test_an_import_spells_out_the_names_it_cannot_keep(tmp_path: Path) -> None:
-    root = fuzzing.legacy(tmp_path / "old")
+    root = samples.legacy(tmp_path / "old")
     path = root / "meta/tasks.jsonl"
     texts = {json.loads(line)["task"] for line in path.read_text().splitlines()}
     for file in (path, root / "meta/episodes.jsonl"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +186,20 @@ def test_adroit_experts(name, shared_data):
     together = policy.act({"state": states}, {}, greedy=True, rng=[])[0].action
     alone = policy.act({"state": states[2:3]}, {}, greedy=True, rng=[])[0].action
     assert np.array_equal(together[2:3], alone) and together.dtype == np.float32
+
+
+def test_the_pages_script_makes_an_expert_of_a_published_pickle(shared_data, tmp_path):
+    """docs/howto/adroit.md, to the last bit of what the package has."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "howto" / "adroit.md"
+    (script,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    (tmp_path / "convert.py").write_text(script)
+    folder = shared_data / "adroit_hand_dapg"
+    subprocess.run([sys.executable, tmp_path / "convert.py", folder / "policies" / "door-v0.pickle", tmp_path / "door.npz"], check=True)
+    made, kept = np.load(tmp_path / "door.npz"), np.load(folder / "policies_npz" / "door.npz")
+    assert len(made.files) == 10 and all(np.array_equal(made[name], kept[name]) for name in made.files)
+    assert envs.expert("adroit/door", tmp_path).name == "dapg-door"
+    with pytest.raises(RealrlError, match=r"docs/howto/adroit\.md"):
+        envs.expert("adroit/door")
 
 
 @pytest.mark.parametrize(("name", "published"), [("door", 2500), ("hammer", 14000), ("relocate", 2000)])

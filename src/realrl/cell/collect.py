@@ -11,8 +11,10 @@ import io
 import multiprocessing as mp
 import os
 import pickle
+import signal
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, runtime_checkable
 
@@ -253,11 +255,20 @@ class Bench:
 
 def processes() -> Any:
     """How workers and actors are started: forked from a clean process that has imported this module, and torch with it, once for all of
-    them (to fork from here is unsafe beside torch's threads and GL contexts). Where there is no such thing, each imports it anew."""
+    them (to fork from here is unsafe beside torch's threads and GL contexts). Where there is no such thing, each imports it anew.
+
+    Ctrl-C, which a terminal sends to all of them, is for who started them and ends them: theirs would be a traceback of whatever they were
+    doing. They have it blocked from before their first instruction, the imports included."""
     if "forkserver" not in mp.get_all_start_methods():
         return mp.get_context("spawn")
     context = mp.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    resource_tracker.ensure_running()  # whose start would unblock it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -282,26 +293,37 @@ def pack(policy: Policy) -> bytes:
                           "of a module, or use --collect.workers 1") from None
 
 
+class _Left(Exception):
+    """Whoever gave the orders closed the pipe: it wants no more, or is gone."""
+
+
 def _work(pipe: Connection) -> None:
     torch.set_num_threads(1)
     benches: dict[str, Bench] = {}
     while True:
         try:
             bench, blob, seeds, greedy, noise_seed, source, glance = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, OSError):  # OSError: it was closed with something still unread
             return
         try:
             bench = benches.setdefault(bench.task, bench)
             for episode in bench.run(pickle.loads(blob), seeds, greedy, noise_seed, Source(source), glance):
-                pipe.send(("episode", episode))
-            pipe.send(("done", None))
-        except (BrokenPipeError, KeyboardInterrupt):
+                _tell(pipe, ("episode", episode))
+            _tell(pipe, ("done", None))
+        except _Left:
             return
         except RealrlError as error:
             pipe.send(("error", str(error)))
         except BaseException:  # the traceback would be lost with the process: hand it to the parent, then die
             pipe.send(("error", traceback.format_exc()))
             raise
+
+
+def _tell(pipe: Connection, news: tuple[str, Episode | None]) -> None:
+    try:
+        pipe.send(news)
+    except OSError:
+        raise _Left from None
 
 
 def available_cores() -> int:

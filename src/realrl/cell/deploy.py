@@ -64,7 +64,8 @@ class Operator:
 @dataclass
 class Tally:
     """What has happened up to now. late: actions that came after their time; limited: actions that a limit of the robot held back; gaps:
-    s between the newest steps; ages: s that the newest readings were old; acted: steps by who chose them."""
+    s between the newest steps; ages: s that the newest readings were old; acted: steps by who chose them; under_way: whether an attempt is
+    not over yet."""
 
     episodes: int = 0
     successes: int = 0
@@ -80,19 +81,24 @@ class Tally:
     plans: deque[float] = field(default_factory=lambda: deque(maxlen=2000))
     notes: list[str] = field(default_factory=list)
     last: str = ""
+    under_way: bool = False
 
     @property
     def rate(self) -> Rate | None:
         """Success among the attempts that somebody or something judged."""
         return wilson(self.successes, self.judged) if self.judged else None
 
-    def lines(self, env: RobotClient) -> list[str]:
-        """For a screen."""
+    def lines(self, env: RobotClient, over: bool = False) -> list[str]:
+        """For a screen; over: no attempt follows, and one that is under way was cut short."""
         gaps, found = np.array(self.gaps or [np.nan]), self.rate
         told = "nothing judged yet" if found is None else f"{found.rate:.0%} of {found.n} (95 %: {found.low:.0%} to {found.high:.0%})"
         tail = f"period {1e3 * np.median(gaps):.1f} ms (wanted {1e3 * env.task.dt:.1f}), p99 {1e3 * np.quantile(gaps, 0.99):.1f}"
         think = f"plan {1e3 * np.median(self.plans or [np.nan]):.1f} ms, reading {1e3 * np.median(self.ages or [np.nan]):.1f} ms old"
-        return [f"{env.task.id}: episode {self.episodes + 1}, step {self.steps}, now acting: {self.last or '-'}",
+        now = f"episode {self.episodes + 1}, step {self.steps}, now acting: {self.last or '-'}"
+        if over:
+            counted = f"{self.episodes} episode{'s' * (self.episodes != 1)}"
+            now = f"{counted}, {self.steps} steps{', one more was cut short' if self.under_way else ''}"
+        return [f"{env.task.id}: {now}",
                 f"success {told}, {self.discarded} discarded", f"{tail}, {self.late} late actions", think,
                 f"{self.limited} actions held back by a limit, {self.takeovers} takeovers, steps by "
                 + (", ".join(f"{who} {n}" for who, n in self.acted.items()) or "nobody"), *self.notes[-2:]]
@@ -101,8 +107,8 @@ class Tally:
 class _Taken:
     """Takes episodes down; a recorder that fails says so once and never stops the robot, see `realrl.cell.rollout.Recording`."""
 
-    def __init__(self, recorder: Recorder | None, operator: Operator, tally: Tally) -> None:
-        self._recorder, self._operator, self._tally = recorder, operator, tally
+    def __init__(self, recorder: Recorder | None, operator: Operator, tally: Tally, env: RobotClient) -> None:
+        self._recorder, self._operator, self._tally, self._env = recorder, operator, tally, env
 
     def _try(self, what: Callable[[Recorder], object]) -> None:
         if self._recorder is None:
@@ -127,7 +133,8 @@ class _Taken:
         if self._operator.discards:
             self._try(lambda r: r.discard())
         else:
-            self._try(lambda r: r.finish(last, terminated=episode.terminated, truncated=episode.truncated))
+            self._try(lambda r: r.finish(last, terminated=episode.terminated, truncated=episode.truncated,
+                                         judged=_told(episode, self._env)))
 
 
 def deploy(env: RobotClient, policy: Policy, episodes: int, *, folder: Path | None, seed: int = 0,
@@ -144,7 +151,7 @@ def deploy(env: RobotClient, policy: Policy, episodes: int, *, folder: Path | No
         with hurried(CLIENT, whole=True) as refused:
             tally.notes += refused
             steps = play([env], timed, [box_guard(env)], range(seed, seed + episodes), greedy=True, noise_seed=seed, task=env.task.text,
-                         human=operator, recording=_Taken(recorder, operator, tally))
+                         human=operator, recording=_Taken(recorder, operator, tally, env))
             before = None
             for found in steps:
                 if isinstance(found, Moment):
@@ -169,7 +176,7 @@ def _count(tally: Tally, moment: Moment, env: RobotClient, before: Moment | None
     if before is not None and not moment.first:
         tally.gaps.append(step.time - before.step.time)
         tally.takeovers += step.source == Source.HUMAN and before.step.source != Source.HUMAN
-    tally.steps += 1
+    tally.steps, tally.under_way = tally.steps + 1, True
     tally.late += env.timing.late > 0
     tally.limited += env.timing.limited > 0
     tally.ages.append(env.timing.age)
@@ -178,11 +185,16 @@ def _count(tally: Tally, moment: Moment, env: RobotClient, before: Moment | None
     return moment
 
 
+def _told(episode: Episode, env: RobotClient) -> bool:
+    """Whether a person or the robot said how an attempt ended; the clock alone says nothing."""
+    return episode.terminated or bool(env.about["judged"])
+
+
 def _judge(tally: Tally, episode: Episode, operator: Operator, env: RobotClient) -> None:
-    tally.episodes += 1
+    tally.episodes, tally.under_way = tally.episodes + 1, False
     if operator.discards:
         tally.discarded += 1
-    elif episode.terminated or env.about["judged"]:
+    elif _told(episode, env):
         tally.judged += 1
         tally.successes += episode.succeeded
     operator.discards, env.verdict = False, None

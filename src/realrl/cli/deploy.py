@@ -44,9 +44,10 @@ def add(commands: Any) -> None:
 
 
 def _deploy(args: argparse.Namespace) -> int:
+    say(f"loading {args.policy}, then connecting to {args.robot}", now=True)  # both take seconds
     import torch
 
-    from realrl.cell.deploy import HELP, Operator, deploy
+    from realrl.cell.deploy import Operator, deploy
     from realrl.cell.latency import Ahead, Latency
     from realrl.policies.folder import check_fit, for_task, load_policy, read_recall, read_robot
     from realrl.robots.client import RobotClient
@@ -71,7 +72,6 @@ def _deploy(args: argparse.Namespace) -> int:
         raise
     folder = None if args.no_record else args.out or Path("deployed", f"{env.task.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     operator, tally = Operator(env), None
-    say(HELP)
     try:
         with _keys(operator.press), _dashboard(env) as show:
             for tally in deploy(env, policy, args.episodes, folder=folder, seed=args.seed, operator=operator):
@@ -80,7 +80,7 @@ def _deploy(args: argparse.Namespace) -> int:
         return interrupted("; the robot is parked")
     finally:
         if tally is not None:
-            for line in tally.lines(env):
+            for line in tally.lines(env, over=True):
                 say(line)
             if overruns := getattr(policy, "overruns", 0):
                 say(f"{overruns} steps had no plan yet: the robot was held")
@@ -104,12 +104,16 @@ def _overlapping(policy: Policy, env: RobotClient, how: How | None) -> Policy:
 
 @contextlib.contextmanager
 def _keys(press: Callable[[str], None]) -> Iterator[None]:
-    """Hands over every key that is pressed, where there is a keyboard."""
+    """Hands over every key that is pressed, and says which there are; where there is no keyboard, says that."""
     if not sys.stdin.isatty():
+        say("no keyboard here: nobody takes over", now=True)
         yield
         return
     import termios
     import tty
+
+    from realrl.cell.deploy import HELP
+    print(HELP, file=sys.stdout if sys.stdout.isatty() else sys.stderr, flush=True)  # to who has the keyboard, not into a file
     before, over = termios.tcgetattr(sys.stdin), threading.Event()
 
     def read() -> None:
@@ -139,7 +143,7 @@ def _dashboard(env: RobotClient) -> Iterator[Callable[[Tally], None]]:
             nonlocal done
             if tally.episodes > done:
                 done = tally.episodes
-                say("; ".join(tally.lines(env)[1:3]))
+                say(f"attempt {done}: {'; '.join(tally.lines(env)[1:3])}", now=True)
 
         yield line
         return

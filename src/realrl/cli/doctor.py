@@ -135,8 +135,8 @@ def _people() -> list[Finding]:
                             "only for --human gamepad: plug one in", required=False)]
 
 
-def _groups() -> list[Finding]:
-    """The optional dependency groups that the installed realrl declares, each whole or with what it lacks."""
+def declared() -> dict[str, list[str]]:
+    """The optional dependency groups of the installed realrl, and what is in each; {} where it is not installed."""
     wanted: dict[str, list[str]] = {}
     requirements = importlib.metadata.requires("realrl") if _installed("realrl") else None
     for line in requirements or []:
@@ -144,11 +144,18 @@ def _groups() -> list[Finding]:
         name = re.match(r"[\w.-]+", line)
         if extra and name:
             wanted.setdefault(extra[1], []).append(name[0])
+    return wanted
+
+
+def _groups() -> list[Finding]:
+    """Each optional group, whole or with what it lacks."""
+    from realrl.nets.text import HINT
+    apart = {"language": HINT}  # weights that ask for gigabytes that nobody uses
     found = []
-    for group, names in sorted(wanted.items()):
+    for group, names in sorted(declared().items()):
         missing = [n for n in names if _installed(n) is None]
         found.append(Finding("optional groups", group, not missing, f"missing {', '.join(missing)}" if missing else "installed",
-                             f'pip install "realrl[{group}]"', required=False))
+                             apart.get(group, f'pip install "realrl[{group}]"'), required=False))
     return found
 
 

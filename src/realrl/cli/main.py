@@ -2,7 +2,8 @@
 tasks | doctor`, a file each.
 
 Every file has `add`, with the command's flags, beside the function it runs, which returns its exit code: 0 done, 1 something was found
-wrong, 2 a mistake the user can mend (one line `error: ...` on standard error; REALRL_DEBUG=1 adds the traceback), 130 interrupted.
+wrong, 2 a mistake the user can mend (one line `error: ...` on standard error; REALRL_DEBUG=1 adds the traceback), 130 interrupted,
+141 given up because nobody reads its output any more.
 Heavy imports stay inside these functions, so that help, lists and complaints come at once.
 """
 
@@ -11,9 +12,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TextIO
 
 from realrl import __version__
 from realrl.cli import data, deploy, doctor, evaluate, export, preflight, report, reward, robot, serve, tasks, train, view
@@ -24,32 +27,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command (by default that of sys.argv) and return its exit code. --help and --version leave by SystemExit."""
     with contextlib.suppress(AttributeError):  # a test's standard output cannot be set
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a name that the terminal cannot show is spelt out
+    code = 141
     try:
         _check_names(sys.argv[1:] if argv is None else argv)
-        args, flags = build_parser().parse_known_args(argv)
-        args.flags = flags  # of a method's configuration; elsewhere there are none
-        command: Command = args.command
-        code = command(args)
+        try:
+            args, flags = build_parser().parse_known_args(argv)
+            args.flags = flags  # of a method's configuration; elsewhere there are none
+            command: Command = args.command
+            code = command(args)
+        except SystemExit:  # --help, --version
+            code = 0
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
-    except SystemExit:
-        raise
     except KeyboardInterrupt:
         return interrupted()
-    except BrokenPipeError:  # `realrl tasks | head`: nobody is left to tell
-        _silence()
-        return 0
     except (mistake(), OSError, RuntimeError) as error:  # OSError: a full or read-only disk, a name that is too long
+        if isinstance(error, BrokenPipeError) and _unread():  # `realrl tasks | head`: nobody is left to tell
+            _silence(sys.stdout)
+            return code
         if isinstance(error, RuntimeError) and not exhausted(error):
             raise
+        if isinstance(error, OSError):
+            _silence(sys.stdout)  # it may be standard output that is full
+        return _complain(error)
+    return code
+
+
+def _complain(error: Exception) -> int:
+    """A mistake in a line on standard error; gives its exit code, whatever becomes of the line."""
+    from realrl.files import printable
+    try:
         if os.environ.get("REALRL_DEBUG", "0") != "0":
             traceback.print_exc()
-        from realrl.files import printable
-        lines = "\n".join(map(printable, str(told(error)).splitlines()))
-        print(f"error: {lines}", file=sys.stderr)
-        if isinstance(error, OSError):
-            _silence()  # it may be standard output that is full
-        return 2
-    return code
+        print("error: " + "\n".join(map(printable, str(told(error)).splitlines())), file=sys.stderr)
+    except OSError:  # it is full, or nobody reads it
+        _silence(sys.stderr)
+    return 2
 
 
 def _check_names(words: Sequence[str]) -> None:
@@ -74,7 +88,16 @@ def build_parser() -> argparse.ArgumentParser:
     return top
 
 
-def _silence() -> None:
-    """Nothing more goes to standard output: what Python still holds for it would fail when it leaves."""
+def _unread() -> bool:
+    """Whether standard output is a pipe whose reader has left; else it is another pipe that broke, of an encoder or a robot."""
     with contextlib.suppress(OSError, ValueError):  # a test's standard output has no descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        ask = select.poll()
+        ask.register(sys.stdout.fileno(), 0)  # for nothing but its end
+        return bool(ask.poll(0))
+    return False
+
+
+def _silence(stream: TextIO) -> None:
+    """Nothing more goes there: what Python still holds for it would fail when it leaves."""
+    with contextlib.suppress(OSError, ValueError):  # a test's streams have no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

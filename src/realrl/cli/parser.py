@@ -140,7 +140,7 @@ def _logged(items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
         yield item
         now = time.monotonic()
         if now - last >= 30 or (total and now - last >= 3 and 10 * (done - shown) >= total):
-            share = f" of {total} ({100 * done // total} %)" if total else ""
+            share = f" of {total} ({100 * done // total} %)" if total and done <= total else ""  # it was only expected
             print(f"{title}: {done}{share} after {now - begun:.0f} s", file=sys.stderr, flush=True)
             last, shown = now, done
 
@@ -150,10 +150,11 @@ def screen() -> Console:
     return console(width=None if sys.stdout.isatty() else 140)
 
 
-def say(text: object) -> None:
-    """A line on standard output. It may name what stands in other people's files: what a terminal would obey is spelt out."""
+def say(text: object, *, now: bool = False) -> None:
+    """A line on standard output. It may name what stands in other people's files: what a terminal would obey is spelt out. now: into a
+    file or a pipe, too, where lines wait for one another otherwise."""
     from realrl.types import printable
-    print(printable(str(text)))
+    print(printable(str(text)), flush=now)
 
 
 def exhausted(error: Exception) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from realrl.cli.data.episodes import EPISODES
-from realrl.cli.parser import command, progress, whole
+from realrl.cli.parser import command, mistake, progress, whole
 
 
 def add(commands: Any) -> None:
@@ -31,14 +31,21 @@ def add(commands: Any) -> None:
 
 
 def _view(args: argparse.Namespace) -> int:
+    from realrl import envs
     from realrl.data.tools.edit import episode_numbers
     from realrl.report.view import recording, view
     numbers = None if args.episodes is None else episode_numbers(args.episodes)
+    if not Path(args.what).exists() and not envs.known(args.what):
+        try:
+            envs.make(args.what)
+        except mistake() as error:
+            raise mistake()(f"{error}; nor is there a folder of this name") from None
     files = view(args.what, episodes=numbers, worst=args.worst, out=args.out, policy=args.policy, seed=args.seed,
                  sights=args.sight and args.sight.split(","), mp4=args.mp4, rerun=args.rerun, each=progress,
                  tell=lambda note: print(note, file=sys.stderr))
     for file in files:
-        print(f"{file}  ({file.stat().st_size / 1e6:.1f} MB)")
+        size = file.stat().st_size
+        print(f"{file}  ({f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1e3:.0f} kB'})")
     if (recordings := [file for file in files if file.suffix == ".rrd"]) and not recording.show(recordings):
         print(f"look at them where there is a display: {shlex.join(['rerun', *map(str, recordings)])}")
     return 0

@@ -176,8 +176,8 @@ def expert(name: str, path: str | Path | None = None) -> Policy:
     """
     if path is None:
         raise RealrlError(f"adroit/{name}: its expert is a trained network: give its npz file with --expert FILE (path, in Python). "
-                          "The published ones, https://github.com/aravindr93/hand_dapg (dapg/policies), are pickles: save their arrays "
-                          "under the names that help(realrl.envs.adroit.expert) lists")
+                          "The published ones, https://github.com/aravindr93/hand_dapg (dapg/policies), are pickles: "
+                          "docs/howto/adroit.md has the script that makes npz files of them")
     file = Path(path) / f"{name}.npz" if Path(path).is_dir() else Path(path)
     return ScriptedPolicy(f"dapg-{name}", functools.partial(_control, *_load_network(file, *_SIZES[name])))
 

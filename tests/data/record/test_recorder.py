@@ -208,6 +208,7 @@ def test_an_unfinished_episode_is_recovered_when_the_recorder_closes(tmp_path: P
     (e,) = Store.open(tmp_path).read()
     right(e, 6)
     assert e.truncated and not e.terminated and e.policy == "bc (recovered)"
+    assert e.success[5] and e.judged, "a frame said that it was solved"
     with opened(tmp_path) as r:
         r.start_episode()
         r.add(step(0))

@@ -64,7 +64,7 @@ def _print_info(directory: Path, about: dict[str, Any]) -> None:
         "recorded by": "\n".join(f"{printable(str(name)) or 'unknown'}: {count:,} episodes" for name, count in about["policies"].items())
         or "unknown",
         "columns": "\n".join(printable(f"{name}  {kind}") for name, kind in about["features"].items()),
-        "on disk": f"{about['bytes'] / 2**20:.1f} MiB, {about['data_files']:,} data files{films}"}
+        "on disk": f"{about['bytes'] / 2**20:.1f} MiB, {about['data_files']:,} data file{'s' * (about['data_files'] != 1)}{films}"}
     table = Table(show_header=False, title=printable(str(directory)), title_justify="left")
     for name, value in rows.items():
         table.add_row(name, value)

@@ -33,7 +33,7 @@ import numpy as np
 
 from realrl.data.record import worker as encoder
 from realrl.data.record.journal import DISCARD, END, FRAME, MAX_CAMERAS, START, Layout, Ring, Spill
-from realrl.data.record.recovery import FOLDER, about_record, alone, owner
+from realrl.data.record.recovery import FOLDER, about_record, alone, end_record, owner
 from realrl.data.schema import check_names
 from realrl.data.store import Store
 from realrl.data.video import CODECS, Codec
@@ -158,9 +158,10 @@ class Recorder:
         self._frame, self._last_time = self._frame + 1, step.time
         self._count(frames=1)
 
-    def finish(self, last_obs: Obs, *, terminated: bool, truncated: bool) -> int:
+    def finish(self, last_obs: Obs, *, terminated: bool, truncated: bool, judged: bool = True) -> int:
         """End the episode with the observation that followed its last step. Gives the episode's index in the dataset (unless
-        another process appends to it meanwhile). It is committed in the background; `flush` waits for that.
+        another process appends to it meanwhile). It is committed in the background; `flush` waits for that. judged: whether anything
+        said how it ended, see `realrl.types.Episode`.
 
         Raises RealrlError as `add`; the episode is then still under way.
         """
@@ -170,7 +171,7 @@ class Recorder:
         numbers, pictures = self._split(last_obs)
         values = {f"obs/{k}": x for k, x in numbers.items()}
         self._check_values(values)
-        self._push(END, bytes([terminated, truncated]) + self._packed(values, obs_only=True), pictures)
+        self._push(END, end_record(terminated, truncated, judged, self._packed(values, obs_only=True)), pictures)
         self._meta = None
         with self._changed:
             self._stats = replace(self._stats, finished=self._stats.finished + 1)

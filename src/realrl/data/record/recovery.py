@@ -44,14 +44,14 @@ Tell = Callable[[str, dict[str, Any]], None]  # kind of message and its entries
 
 @dataclass(frozen=True)
 class Found:
-    """What the logs of one episode hold. rows: one a frame; end: (terminated, truncated, last observations); films: by key;
+    """What the logs of one episode hold. rows: one a frame; end: (terminated, truncated, judged, last observations); films: by key;
     damaged: a log holds more behind a damaged record."""
 
     folder: Path
     about: dict[str, Any]
     layout: Layout
     rows: Array
-    end: tuple[bool, bool, Array] | None
+    end: tuple[bool, bool, bool, Array] | None
     films: dict[str, tuple[Header, list[Packet]]]
     discarded: bool
     before: int | None
@@ -67,20 +67,20 @@ class Found:
         """The episode without its cameras, and its cameras.
 
         An unfinished one ends, truncated, where all of its columns and cameras were last seen; what was done there is left out,
-        because nobody saw what came of it.
+        because nobody saw what came of it, and nothing says whether it would have succeeded.
         """
         seen = min([len(self.rows), *(len(packets) for _, packets in self.films.values())])
         n = len(self.rows) if self.finished else max(0, seen - 1)
-        last = self.end[2][None] if self.finished and self.end else self.rows[n:n + 1]
+        last = self.end[3][None] if self.finished and self.end else self.rows[n:n + 1]
         rows = self.rows[:n]
         obs = {name.removeprefix("obs/"): np.concatenate([rows[name], last[name]]) for name in self.layout.obs.names or ()}
         policy = self.about["policy"] if self.finished else f"{self.about['policy']} (recovered)".strip()
-        terminated, truncated = self.end[:2] if self.finished and self.end else (False, True)
+        terminated, truncated, judged = self.end[:3] if self.finished and self.end else (False, True, bool(rows["success"].any()))
         episode = Episode(
             obs=obs, action=rows["action"].copy(), proposed=rows["proposed"].copy(), source=rows["source"].copy(),
             reward=rows["reward"].copy(), success=rows["success"].copy(), time=rows["time"].copy(),
             starts_plan=rows["starts_plan"].copy(), terminated=terminated, truncated=truncated, task=self.about["task"],
-            policy=policy, seed=self.about["seed"])
+            policy=policy, seed=self.about["seed"], judged=judged)
         return episode, {key: (header, packets[:n + 1]) for key, (header, packets) in self.films.items()}
 
 
@@ -129,8 +129,7 @@ def find(folder: Path) -> Found | None:
         about = _about(records[0][1])
         layout = _layout(about["columns"])
         rows = _rows([content for kind, content in records if kind == FRAME], layout.row)
-        end = next(((bool(c[0]), bool(c[1]), _rows([c[2:]], layout.obs)[0] if layout.obs.itemsize else np.zeros((), layout.obs))
-                    for kind, c in records if kind == END), None)
+        end = next((_end(content, layout) for kind, content in records if kind == END), None)
         logs = {camera["key"]: _plain(camera_log(folder, camera["key"])) for camera in about["cameras"]}
         films = {camera["key"]: film for camera in about["cameras"] if (film := _film(logs[camera["key"]], camera))}
         kinds = [kind for kind, _ in records]
@@ -142,6 +141,17 @@ def find(folder: Path) -> Found | None:
     except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, RecursionError, MemoryError, OSError) as error:
         # not "from error": what is caused by an OSError is taken for a full disk and tried again
         raise RealrlError(f"{folder} is damaged ({type(error).__name__}: {line(error)}); move it elsewhere to go on without it") from None
+
+
+def end_record(terminated: bool, truncated: bool, judged: bool, last: bytes) -> bytes:
+    """How an episode ended, as it is logged. last: its last observations, packed."""
+    return bytes([terminated, truncated | (not judged) << 1]) + last
+
+
+def _end(content: bytes, layout: Layout) -> tuple[bool, bool, bool, Array]:
+    """`end_record`, read. Raises LookupError or ValueError where it is none."""
+    last = _rows([content[2:]], layout.obs)[0] if layout.obs.itemsize else np.zeros((), layout.obs)
+    return bool(content[0]), bool(content[1] & 1), not content[1] & 2, last
 
 
 def _plain(path: Path) -> Path:
