@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             raise
         sys.stdout.flush()
+    except SystemExit:  # before what follows is asked, which imports half of the house
+        raise
     except KeyboardInterrupt:
         return interrupted()
     except (mistake(), OSError, RuntimeError) as error:  # OSError: a full or read-only disk, a name that is too long
