@@ -14,10 +14,9 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from realrl.data.tools.faults import Problem
+from realrl.data.tools.faults import Problem, alike
 from realrl.report import markdown_table, stage_table, write_report
 from realrl.report.curves import _panels, curves
-from realrl.report.dataset import _alike
 from realrl.report.pictures import tell_once
 from realrl.report.reading import _join_numbered
 from realrl.types import RealrlError
@@ -237,7 +236,7 @@ def test_problems_that_differ_in_numbers_alone_are_one() -> None:
     problems = [Problem("error", f"/d/file-{i}.parquet", f"episode {i} has {1.5 * i} frames too many", f"delete episode {i}")
                 for i in range(40)]
     other = Problem("warning", "/d", "action leaves [-1, 1]", "clip")
-    assert _alike([problems[0], other, *problems[1:]]) == [(problems[0], 40), (other, 1)]
+    assert [(group[0], len(group)) for group in alike([problems[0], other, *problems[1:]])] == [(problems[0], 40), (other, 1)]
 
 
 def test_errors_say_where(run: Path, tmp_path: Path) -> None:
