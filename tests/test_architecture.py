@@ -13,7 +13,7 @@ SRC = Path(__file__).resolve().parent.parent / "src" / "realrl"
 # A module imports strictly lower floors, or siblings inside its own folder. New modules and folders get a line here.
 # `data` has rooms of its own: the core below its recorder, tools and formats.
 FLOORS = {
-    "types": 0, "losses": 0, "files": 1, "terminal": 1,
+    "types": 0, "losses": 0, "files": 1, "terminal": 1, "memory": 1,
     "config": 2, "events": 2, "checkpoint": 3, "run": 4, "scene": 3, "streaming": 3, "nets": 3,
     "generative": 4, "data": 4, "envs": 4, "robots": 5, "robots.admittance": 3, "policies": 6, "data.record": 5,
     "data.formats": 5, "data.tools": 6,

@@ -54,8 +54,9 @@ def ours(told: Mapping[str, Any], clock: Clock) -> tuple[Callable[[], object], i
     import torch
 
     from realrl.algos.daydreamer import Dreamer
-    from realrl.learn.dreaming import DreamConfig, keep_freed_memory
+    from realrl.learn.dreaming import DreamConfig
     from realrl.learn.replay import Replay
+    from realrl.memory import keep_freed_memory
     from realrl.nets.rssm import RSSMConfig
     from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from realrl.cell.cell import WorkCell
 from realrl.cell.products import large_products
 from realrl.data.views import ChunkView
 from realrl.learn.imitation import Imitation, ImitationConfig
+from realrl.memory import keep_freed_memory
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.run import Run
 from realrl.scene import CollectConfig
@@ -108,6 +109,7 @@ def main() -> None:
     pin(told["threads"])
     torch.set_num_threads(told["threads"])
     if told["who"] == "imitation":
+        keep_freed_memory()
         with large_products():
             serve(*imitation(told))
         return

@@ -34,12 +34,12 @@ from realrl.learn.dreaming import (
     categorical_kl,
     exponential,
     halves,
-    keep_freed_memory,
     lambda_return,
     normal,
     slim,
 )
 from realrl.learn.replay import Replay
+from realrl.memory import keep_freed_memory
 from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
 from realrl.nets.twohot import symexp_bins, symlog, twohot_loss, twohot_mean
 from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy

@@ -28,6 +28,7 @@ from realrl.cell.stream import Beside, Interleaved
 from realrl.data.errors import typed
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.learn.imitation import worthy
+from realrl.memory import keep_freed_memory
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.folder import Storable, save_policy
 from realrl.robots.embodiment import Embodiment
@@ -69,6 +70,7 @@ class WorkCell:
         self.judge = Judge(self.account, scene, self.collector, self.spec)
 
     def __enter__(self) -> WorkCell:
+        keep_freed_memory()
         self._inside.enter_context(large_products(device(self.scene.device)))
         return self
 

@@ -24,6 +24,7 @@ from realrl.cell.products import large_products
 from realrl.cell.recordings import Material
 from realrl.data.views import ChunkView
 from realrl.files import write_bytes
+from realrl.memory import keep_freed_memory
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.folder import Storable, save_policy
 from realrl.robots.embodiment import Embodiment
@@ -55,6 +56,7 @@ class RecordedCell:
             "notes": material.notes}}
 
     def __enter__(self) -> RecordedCell:
+        keep_freed_memory()
         self._inside.enter_context(large_products(device(self.scene.device)))
         return self
 

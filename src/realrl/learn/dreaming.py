@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import time
 import warnings
 from collections import deque
@@ -188,14 +187,6 @@ class Memory:
 def halves(place: torch.device) -> bool:
     """Whether products of numbers of half the precision are fast there."""
     return bool(torch.cpu._is_avx512_bf16_supported() if place.type == "cpu" else place.type == "cuda" and torch.cuda.is_bf16_supported())
-
-
-def keep_freed_memory() -> None:
-    """Tell the C library to keep what is freed, as far as it knows how (glibc): the large arrays of an update come and go, and pages that
-    are given back to the system and fetched anew cost a part of it."""
-    tell = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 0)
-    for option, value in ((-3, 2**25), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
-        tell(option, value)
 
 
 class Recorded(Generic[T]):

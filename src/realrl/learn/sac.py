@@ -25,6 +25,7 @@ from realrl.config import OutOfBounds, check
 from realrl.files import derive
 from realrl.learn.replay import Replay
 from realrl.losses import td_target
+from realrl.memory import keep_freed_memory
 from realrl.nets.stack import Flat, Norm, Stack
 from realrl.policies.gaussian import GaussianPolicy, squash
 from realrl.types import Batch
@@ -142,6 +143,7 @@ class SAC:
 
     def __init__(self, policy: GaussianPolicy, cfg: SACConfig, *, seed: int, compiled: bool = False) -> None:
         self.policy, self.cfg, self.seed, self.step, self.compile_s = policy, cfg, seed, 0, 0.0
+        keep_freed_memory()
         self.size = policy.chunk * policy.moves
         self.critic = Stack(cfg.critics, policy.cond_dim + self.size, 1, cfg.hidden, norm=cfg.norm, dropout=cfg.dropout,
                             warmup=cfg.warmup).to(policy.device)
