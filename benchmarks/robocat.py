@@ -9,7 +9,7 @@ many gradient steps as a generalist: `demonstrations` (no own episodes), `simula
 `no-failures`, `more-demonstrations` (as many as there were own successes: the upper bound); `scratch` (a held-out task's data alone) and
 `fine-tuned-2` (the next generalist fine-tuned); the next generalist shown goals alone, told by text alone, and shown another task's goals,
 which must fail. `variety-0`, `-1` and `-2` are fresh weights, the first and the next generalist fine-tuned to the few demonstrations of
-tasks that none of them has seen.
+tasks that none of them has seen. "panda": a robot that the generalist does not know, by `fine-tuned-1` and `scratch` (with --demos 100 --few 100).
 Success from held-out starts, pooled over a group's held-out tasks (for variety: its unseen ones); a row a group, sweep, seed and method in
 benchmarks/results/robocat.jsonl. The same command goes on where it was stopped, within a run too.
 """
@@ -38,6 +38,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "small": (SMALL, HELD_OUT, ()),
     "sawyer": (SAWYER, HELD_OUT, ("metaworld/shelf-place-v3", "metaworld/hammer-v3")),
     "ur5e": (UR5E, ("ogbench/cube", "ogbench/drawer-open"), ("ogbench/button-window",)),
+    "panda": (SMALL, ("arm/panda-pick",), ()),
     "two-robots": ((*SAWYER, *UR5E), (*HELD_OUT, "ogbench/cube"), ("metaworld/shelf-place-v3", "metaworld/hammer-v3"))}
 """Group -> (tasks of the first generalist, tasks that are practised, tasks that no generalist sees)."""
 BASE = RoboCatConfig(compare=("demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch", "fine-tuned"), swapped=True)
