@@ -265,8 +265,17 @@ def test_start_and_resume(tmp_path: Path) -> None:
         Run.start(folder, Job())
     with pytest.raises(RealrlError, match=r"differs in lr: 0\.001 -> 0\.1; steps: 4 -> 5\."):
         Run.start(folder, Job(steps=5, lr=0.1), resume=True)
+    older = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text("".join(line for line in older.splitlines(True) if not line.startswith("lr")))
+    Run.start(folder, Job(), resume=True).close()  # written before there was an lr
+    with pytest.raises(RealrlError, match=r"differs in lr: 0\.001 -> 0\.1\."):
+        Run.start(folder, Job(lr=0.1), resume=True)
+    (folder / "config.yaml").write_text(older + "gone: 1\n")
+    with pytest.raises(RealrlError, match=r"differs in gone: 1 -> \(absent\)\."):
+        Run.start(folder, Job(), resume=True)
+    (folder / "config.yaml").write_text(older)
     Run.start(folder, Job(device="cuda"), resume=True, ignore=["device"]).close()
-    assert len(json.loads((folder / "meta.json").read_text())["resumed"]) == 1
+    assert len(json.loads((folder / "meta.json").read_text())["resumed"]) == 2
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("x")
     with pytest.raises(RealrlError, match=r"no config\.yaml"):

@@ -76,7 +76,8 @@ class Run:
     def start(cls, dir: str | os.PathLike[str], cfg: Any, resume: bool = False, *, ignore: Sequence[str] = (), keep: int = 1) -> Run:
         """Open a run for the configuration `cfg`. With `resume`, continues what is there and starts afresh where nothing is.
 
-        `ignore` names fields (dotted; a group names all in it) that a resumed run may change.
+        `ignore` names fields (dotted; a group names all in it) that a resumed run may change. Fields that came with a later version have
+        their defaults in an older run.
 
         Raises:
             RealrlError: the directory holds something and `resume` is false; or the saved configuration differs.
@@ -89,7 +90,7 @@ class Run:
         try:
             if not again:
                 config.save(cfg, saved)
-            elif changed := config.differences(config.read(saved), config.to_dict(cfg), ignore=ignore):
+            elif changed := config.differences(_known(saved, type(cfg)), config.to_dict(cfg), ignore=ignore):
                 raise RealrlError(f"cannot resume {folder}: its config.yaml differs in {'; '.join(changed)}."
                                   " Repeat the original options, or name another directory")
             run._record_start()
@@ -343,6 +344,15 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(folder / "dataset", ignore_errors=True)
     for name in ("meta.json", "summary.json", "config.yaml"):
         (folder / name).unlink(missing_ok=True)
+
+
+def _known(saved: Path, kind: type[Any]) -> dict[str, Any]:
+    """The tree of a saved configuration, with the defaults of fields that it does not know."""
+    tree = config.read(saved)
+    try:
+        return config.to_dict(config.from_dict(kind, tree))
+    except RealrlError:  # fields that are gone, or values that are not allowed any more: the comparison names them
+        return tree
 
 
 def _circumstances() -> dict[str, Any]:
