@@ -19,10 +19,11 @@ from realrl.data import depth
 from realrl.data.cache import FrameCache, Size, resize
 from realrl.data.errors import typed
 from realrl.data.formats import open_dataset
-from realrl.data.formats.lerobot import astray, unfilmed
+from realrl.data.formats.lerobot import astray, changing, unfilmed
 from realrl.data.reading import proposal, renamed
 from realrl.data.spread import flat_names
 from realrl.data.store import Recordings
+from realrl.data.tools.habits import grouped
 from realrl.learn.imitation import worthy
 from realrl.robots.embodiment import Control, Embodiment, limits
 from realrl.scene import RecordedConfig, SightConfig, SightKind
@@ -94,9 +95,15 @@ def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Mat
     keys = state_keys(episodes[0], cfg, data, proposal(store.info["features"]))
     episodes = [_plain(e, keys, sight.kind == "pointcloud", data, i) for i, e in enumerate(episodes)]
     numbers = _imitated(episodes, data, notes)
+    if several := changing(store):
+        notes.append(f"the task's text changes inside {grouped(several)}, each is imitated whole and under its first text: 'realrl data "
+                     "trim' cuts episodes")
     pictures = _pictures(store, films, (sight.height, sight.width), spare)
     seen = [replace(e, obs=e.obs | {sense: pictures[sense][i] for sense in films}) for i, e in enumerate(episodes)]
     demos, held_out = _kept_back([seen[i] for i in numbers], cfg.held_out, data, notes)
+    if (steps := sum(len(e) for e in demos)) < 2:
+        raise RealrlError(f"{data}: {steps} step to imitate beside what is kept to compare with, there is nothing to learn from it: record "
+                          "more")
     robot = _embodiment(store, keys, demos, cfg, films)
     rest = [_boxed(e, robot) for i, e in enumerate(seen) if i not in numbers]
     demos, held_out = [_boxed(e, robot) for e in demos], [_boxed(e, robot, limited=False) for e in held_out]
@@ -193,7 +200,7 @@ def _plain(episode: Episode, keys: Sequence[str], clouds: bool, data: str, numbe
     """The episode with its numbers alone: one float32 state, float32 actions, and point clouds where they are looked at."""
     state = np.concatenate([episode.obs[key].reshape(len(episode) + 1, -1) for key in keys], 1).astype(np.float32)
     action = episode.action.reshape(len(episode), -1).astype(np.float32)
-    for name, x in (("observation", state), ("action", action)):
+    for name, x in (("observation", state), ("action", action), ("reward", episode.reward[:, None])):
         if not (fine := np.isfinite(x).all(1)).all():
             raise RealrlError(f"{data}: episode {number}: NaN or infinity in its {name} at step {int(np.argmin(fine))}: leave it out, with "
                               f"'realrl data import {typed(data)} --out NEW --leave-out {number}'")

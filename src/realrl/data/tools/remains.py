@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from realrl.data import schema, tables
+from realrl.data import clocks, schema, tables
 from realrl.data.errors import DAMAGED, line
 from realrl.data.schema import Info
 from realrl.data.tables import Parquet, cameras, stored
@@ -79,7 +79,7 @@ class Remains(SourceSet):
     def frames(self, episode: int) -> pa.Table:
         """A kept episode's frames, with the columns that were wrong set right."""
         take = self.takes[episode]
-        table = pa.concat_tables([self._read_group(take.path, g).slice(a, b - a) for g, a, b in take.parts])
+        table = self._in_order(pa.concat_tables([self._read_group(take.path, g).slice(a, b - a) for g, a, b in take.parts]))
         n, frame = take.length, np.arange(take.length)
         task = np.full(n, self.tasks.index(self.cell(take, "tasks")[0]))
         old = table["time"].to_numpy() if "time" in table.column_names else np.zeros(1)
@@ -130,7 +130,7 @@ class Remains(SourceSet):
             info = schema.read_info(self.dir)
         except RealrlError as error:
             info = guessed_info(self.dir, self._files)
-            self.lines.append(f"what meta/info.json said is worked out from the data files, the robot's name aside ({what(error)})")
+            self.lines.append(f"what meta/info.json does not say is worked out from the data files ({what(error)})")
         names = self._columns()
         gone = [name for name in stored(info["features"]) if self._files and names and name not in names]
         if gone:
@@ -154,7 +154,7 @@ class Remains(SourceSet):
             self.lines.append(f"the tasks are taken from the episodes table ({what(error)})")
             self.rewrite = self._tasks_lost = True
         said = self._all_rows["tasks"].to_pylist() if "tasks" in self._all_rows.column_names else []
-        return list(dict.fromkeys([*found, *(text for texts in said for text in texts or [])]))
+        return found + [text for text in dict.fromkeys(text for texts in said for text in texts or []) if text not in found]
 
     def _task(self, number: int) -> str:
         """The text of a task whose rows are lost."""
@@ -184,8 +184,13 @@ class Remains(SourceSet):
         found: dict[int, list[WholeEpisode]] = {}
         wrong: dict[int, str] = {}
         for path in self._files:
+            last = -1
             for number, parts, table in self._episodes(path):
-                take = WholeEpisode(number, path, parts, len(table), self._row_of.get(number))
+                self.rewrite |= number < last
+                take, last = WholeEpisode(number, path, parts, len(table), self._row_of.get(number)), number
+                if (sorted_ := self._in_order(table)) is not table:
+                    self.lines.append(f"episode {number}: its frames are put in the order of frame_index")
+                    self.rewrite, table = True, sorted_
                 if reason := self._fault(take, table):
                     wrong.setdefault(number, f"{self.name(path)}: {reason}")
                 else:
@@ -202,6 +207,12 @@ class Remains(SourceSet):
             self.rewrite |= candidates[0].path != told
             if row is None:
                 self.lines.append(f"episode {number}: its row is lost, it gets a new one")
+
+    def _in_order(self, table: pa.Table) -> pa.Table:
+        """An episode's frames in the order in which they were recorded."""
+        index = table["frame_index"].to_numpy() if "frame_index" in table.column_names else np.zeros(0)
+        at = clocks.order(index)
+        return table if at is None else table.take(pa.array(at))
 
     def _told_file(self, row: int) -> Path | None:
         try:
