@@ -235,7 +235,8 @@ def _embodiment(store: Recordings, keys: Sequence[str], demos: Sequence[Episode]
     low, high = _given(cfg.low, low, "low"), _given(cfg.high, high, "high")
     units = (cfg.units * len(joints) if len(cfg.units) == 1 else cfg.units) or ("",) * len(joints)
     robot = Embodiment(str(info.get("robot_type") or "unknown"), tuple(joints), units, tuple(low.tolist()), tuple(high.tolist()),
-                       tuple(senses), float(info.get("fps") or store.fps), control, dict(films), tuple(still.tolist()))
+                       tuple(senses), float(info.get("fps") or store.fps), control, dict(films), tuple(still.tolist()),
+                       tuple(np.abs(actions).max(0).astype(float).tolist()))
     return robot
 
 
