@@ -55,10 +55,13 @@ def pixels(column: pa.ChunkedArray, where: str) -> Array:
 
 def picture(cell: Any, where: str, path: Path) -> Array:
     """One picture. path: of the data file, in whose data set a picture's file may lie. Raises RealrlError where there is none."""
+    while isinstance(cell, dict) and len(cell) == 1 and isinstance(inner := next(iter(cell.values())), dict):  # one dictionary in another
+        cell = inner
     content = cell.get("bytes") or _beside(cell.get("path"), path) if isinstance(cell, dict) else cell
     if not isinstance(content, bytes):
         named = cell.get("path") if isinstance(cell, dict) else None
         what = f"names the picture file {ascii(named)[:80]}, which is not there" if named else "is empty"
+        what = "holds text, no picture" if isinstance(cell, str) and cell else what
         raise RealrlError(f"{where} {what}; {BLIND}")
     codec = next((codec for magic, codec in PICTURES.items() if content.startswith(magic)), None)
     if codec is None:

@@ -306,7 +306,8 @@ def glance(path: Path, features: Features) -> None:
                         cells.pixels(table[name], f"{path}: {name}")
                         continue
                     column = table[name].combine_chunks()
-                    empty = column.is_null() if not pa.types.is_struct(column.type) else column.field("bytes").is_null()
+                    plain = not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0
+                    empty = column.is_null() if plain else column.field("bytes").is_null()
                     wanted = sorted({0, len(column) - 1, *np.flatnonzero(empty.to_numpy(zero_copy_only=False)).tolist()[:9]})
                     for i in wanted:
                         cells.picture(column[i].as_py(), f"{path}: {name}, row {end - len(column) + i}", path)
