@@ -113,6 +113,14 @@ def test_episodes_in_another_order_in_their_file_are_put_right(tmp_path: Path) -
         assert (a.action == b.action).all()
 
 
+def test_a_repair_gives_episodes_of_one_number_their_own(tmp_path: Path) -> None:
+    straight, root = theirs(tmp_path / "straight"), theirs(tmp_path / "d", put("episode_index", lambda i, n: np.zeros(n, np.int64)))
+    assert "does not hold episode" in refused(root)
+    assert repair(root).kept == 3 and not wrong(root)
+    for a, b in zip(open_dataset(root).read(), open_dataset(straight).read(), strict=True):
+        assert (a.action == b.action).all()
+
+
 def test_a_table_that_is_longer_than_its_row_says_is_refused(tmp_path: Path) -> None:
     lines = (root := made(tmp_path / "d")) / "meta/episodes.jsonl"
     lines.write_text(lines.read_text().replace('"length": 4', '"length": 3'))

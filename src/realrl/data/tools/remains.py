@@ -230,10 +230,11 @@ class Remains(SourceSet):
             self._is_unreadable(path, error)
             return
         with opened as file:
+            told = self._told_numbers(path, file)
             for g in range(len(file.ends)):
                 try:
                     table = file.read([g])
-                    index = table["episode_index"].to_numpy()
+                    index = table["episode_index"].to_numpy() if told is None else told[int(file.ends[g]) - len(table):int(file.ends[g])]
                 except DAMAGED as error:
                     self.lines.append(f"{self.name(path)}: row group {g} is damaged ({what(error)})")
                     self.rewrite = True
@@ -250,6 +251,21 @@ class Remains(SourceSet):
                         pieces.append(table.slice(a, b - a))
             if pieces:
                 yield number, parts, pa.concat_tables(pieces)
+
+    def _told_numbers(self, path: Path, file: Parquet) -> Array | None:
+        """Which episode each row [N] of a data file is of, by the episodes table, where the file gives all of several the same number."""
+        mine = [i for i in self._row_of.values() if self._told_file(i) == path]
+        number, start, length = (self._all_rows[name].to_numpy()[mine] for name in ("episode_index", "dataset_from_index", "length"))
+        if len(mine) < 2 or length.sum() != file.rows or "episode_index" not in file.names:
+            return None
+        try:
+            if len(pc.unique(file.read(names=["episode_index"])["episode_index"])) != 1:
+                return None
+        except DAMAGED:
+            return None
+        self.lines.append(f"{self.name(path)} gives all of its episodes one number, those of the episodes table count")
+        self.rewrite, order = True, np.argsort(start, kind="stable")
+        return np.repeat(number[order], length[order])
 
     def _read_group(self, path: Path, group: int) -> pa.Table:
         if self._reading is None or self._reading[0] != path:
