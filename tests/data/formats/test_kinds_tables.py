@@ -59,6 +59,16 @@ def test_a_column_that_was_never_filled_in_says_nothing(tmp_path: Path) -> None:
         material(root)
 
 
+def test_a_column_of_gaps_that_nobody_needs_can_be_done_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "observation.force"
+    root = theirs(tmp_path / "d", put(name, lambda i, n: np.append(np.zeros(n - 1), np.nan)), **{name: {"dtype": "float32", "shape": [1]}})
+    assert f"take {name} out of meta/info.json" in run(capsys, "import", root, "--out", tmp_path / "out", code=2)
+    info = json.loads((path := root / "meta/info.json").read_text())
+    path.write_text(json.dumps(info | {"features": {k: f for k, f in info["features"].items() if k != name}}))
+    run(capsys, "import", root, "--out", tmp_path / "out")
+    assert Store.open(tmp_path / "out").read()[0].obs.keys() == {"state"}
+
+
 # ---- clocks
 
 
