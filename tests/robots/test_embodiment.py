@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from realrl import config
-from realrl.robots.embodiment import Embodiment, limits
-from realrl.types import RealrlError
+from realrl.robots.embodiment import Embodiment, boxed, limits
+from realrl.types import Obs, Plan, RealrlError, State
 
 
 def arm(**changes: object) -> Embodiment:
@@ -20,6 +24,29 @@ def test_there_and_back_in_the_robots_units() -> None:
     boxed = arm().to_box(action)
     assert boxed.tolist() == [[-1, 1], [0.5, -0.5], [0, 0]] and np.allclose(arm().to_robot(boxed), action)
     assert arm().to_robot(np.array([5.0, -5.0])).tolist() == [90, 0], "never beyond the limits"
+
+
+class Leaning:
+    """Says the same two shares of its limits always."""
+
+    name, chunk, n_obs, head = "leaning", 1, 1, "ddim"
+
+    def start(self, batch: int) -> State:
+        return {}
+
+    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        return Plan(np.full((1, 1, 2), [1.0, -0.5], np.float32)), state
+
+
+def test_in_an_environment_recorded_numbers_are_sent_as_they_are() -> None:
+    robot = arm(units=("", ""), low=(-0.4, 0.0), high=(0.4, 1.2), reached=(0.4, 1.0))
+    policy, said = boxed(Leaning(), robot, "p", "lab/plug", 29.97)
+    plan, _ = pickle.loads(pickle.dumps(policy)).act({}, {}, greedy=True, rng=[])
+    assert np.allclose(plan.action, [0.4, 0.3]) and policy.head == "ddim" and "taken for lab/plug's own" in said and "second" not in said
+    assert "recorded at 29.97 actions a second, lab/plug has 10" in boxed(Leaning(), robot, "p", "lab/plug", 10)[1]
+    for changes, words in (({"units": ("deg", "")}, "in deg"), ({"reached": (0.4, 30.0)}, "whose b reaches 30"), ({"reached": ()}, "1.2")):
+        with pytest.raises(RealrlError, match=f"{words}.*--action-range LOW HIGH"):
+            boxed(Leaning(), dataclasses.replace(robot, **changes), "p", "lab/plug", 10)
 
 
 def test_limits_leave_room_and_do_not_stretch_noise() -> None:

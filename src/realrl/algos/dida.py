@@ -23,7 +23,7 @@ from realrl.files import derive
 from realrl.generative.diffusion import DiffusionConfig
 from realrl.learn.imitation import Imitation, ImitationConfig, imitate
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
-from realrl.policies.folder import load_policy
+from realrl.policies.folder import load_policy, refuse_recorded
 from realrl.policies.gaussian import GaussianPolicy
 from realrl.scene import Scene, device
 from realrl.types import Array, Batch, Cell, Episode, Obs, Plan, RealrlError, State, TaskSpec
@@ -165,6 +165,7 @@ def teacher_of(cfg: DIDAConfig, spec: TaskSpec) -> Teacher:
     if not isinstance(teacher, DiffusionPolicy | GaussianPolicy) or teacher.KIND == "residual" or teacher.senses or spec.senses:
         raise RealrlError(f"{cfg.init}: a {teacher.KIND} policy that sees {', '.join(teacher.senses) or 'the state alone'}; a teacher is a "
                           "diffusion or Gaussian policy from the state, on a task without eyes: name another")
+    refuse_recorded(cfg.init, spec)
     mine, its = (teacher.obs_dim, teacher.action_dim), (spec.obs_dim - cfg.recall * spec.action_dim, spec.action_dim)
     if mine != its:
         raise RealrlError(f"{cfg.init} was trained on {task}, with {mine[0]} observation and {mine[1]} action numbers, but {spec.id} has "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from realrl import envs
 from realrl.envs.base import NoisyPolicy
-from realrl.policies.folder import check_fit, for_task, load_policy
+from realrl.policies.folder import acting, check_fit, for_task, load_policy
 from realrl.scene import Scene
 from realrl.types import Policy, Source, TaskSpec
 
@@ -21,7 +21,7 @@ def demonstrator(spec: TaskSpec, expert: str | None, noise: float = 0.0) -> Poli
         return envs.expert(spec.twin or spec.id, expert, noise=noise)
     policy, trained_on = load_policy(str(expert))
     check_fit(policy, spec, expert, trained_on)
-    told = for_task(policy, spec.id)
+    told, _ = acting(for_task(policy, spec.id), str(expert), spec)
     return NoisyPolicy(told, noise) if noise else told
 
 

@@ -17,12 +17,13 @@ import numpy as np
 
 from realrl.data import depth
 from realrl.data.cache import FrameCache, Size, resize
-from realrl.data.errors import typed
+from realrl.data.errors import BLIND, typed
 from realrl.data.formats import open_dataset
-from realrl.data.formats.lerobot import astray, unfilmed
+from realrl.data.formats.lerobot import astray, changing, unfilmed
 from realrl.data.reading import proposal, renamed
 from realrl.data.spread import flat_names
 from realrl.data.store import Recordings
+from realrl.data.tools.habits import grouped
 from realrl.learn.imitation import worthy
 from realrl.robots.embodiment import Control, Embodiment, limits
 from realrl.scene import RecordedConfig, SightConfig, SightKind
@@ -94,9 +95,15 @@ def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Mat
     keys = state_keys(episodes[0], cfg, data, proposal(store.info["features"]))
     episodes = [_plain(e, keys, sight.kind == "pointcloud", data, i) for i, e in enumerate(episodes)]
     numbers = _imitated(episodes, data, notes)
+    if several := changing(store):
+        notes.append(f"the task's text changes inside {grouped(several)}, each is imitated whole and under its first text: 'realrl data "
+                     "trim' cuts episodes")
     pictures = _pictures(store, films, (sight.height, sight.width), spare)
     seen = [replace(e, obs=e.obs | {sense: pictures[sense][i] for sense in films}) for i, e in enumerate(episodes)]
     demos, held_out = _kept_back([seen[i] for i in numbers], cfg.held_out, data, notes)
+    if (steps := sum(len(e) for e in demos)) < 2:
+        raise RealrlError(f"{data}: {steps} step to imitate beside what is kept to compare with, there is nothing to learn from it: record "
+                          "more")
     robot = _embodiment(store, keys, demos, cfg, films)
     rest = [_boxed(e, robot) for i, e in enumerate(seen) if i not in numbers]
     demos, held_out = [_boxed(e, robot) for e in demos], [_boxed(e, robot, limited=False) for e in held_out]
@@ -186,6 +193,9 @@ def _pictures(store: Recordings, films: Mapping[str, str], size: Size, spare: Pa
             found[sense] = [cache.gather({key: np.arange(a, b)})[key].numpy() for a, b in itertools.pairwise(edges)]
         else:
             found[sense] = [resize(store.read([e])[0].obs[key], size) for e in range(len(store))]
+        if sense.startswith("images.") and found[sense][0].dtype != np.uint8:
+            raise RealrlError(f"{store.dir}: {key} has pictures of 16 bits, distances: say so in meta/info.json, in the feature's "
+                              f'"info": {{"is_depth_map": true}}, or {BLIND}')
     return found
 
 
@@ -193,7 +203,7 @@ def _plain(episode: Episode, keys: Sequence[str], clouds: bool, data: str, numbe
     """The episode with its numbers alone: one float32 state, float32 actions, and point clouds where they are looked at."""
     state = np.concatenate([episode.obs[key].reshape(len(episode) + 1, -1) for key in keys], 1).astype(np.float32)
     action = episode.action.reshape(len(episode), -1).astype(np.float32)
-    for name, x in (("observation", state), ("action", action)):
+    for name, x in (("observation", state), ("action", action), ("reward", episode.reward[:, None])):
         if not (fine := np.isfinite(x).all(1)).all():
             raise RealrlError(f"{data}: episode {number}: NaN or infinity in its {name} at step {int(np.argmin(fine))}: leave it out, with "
                               f"'realrl data import {typed(data)} --out NEW --leave-out {number}'")
@@ -228,7 +238,8 @@ def _embodiment(store: Recordings, keys: Sequence[str], demos: Sequence[Episode]
     low, high = _given(cfg.low, low, "low"), _given(cfg.high, high, "high")
     units = (cfg.units * len(joints) if len(cfg.units) == 1 else cfg.units) or ("",) * len(joints)
     robot = Embodiment(str(info.get("robot_type") or "unknown"), tuple(joints), units, tuple(low.tolist()), tuple(high.tolist()),
-                       tuple(senses), float(info.get("fps") or store.fps), control, dict(films), tuple(still.tolist()))
+                       tuple(senses), float(info.get("fps") or store.fps), control, dict(films), tuple(still.tolist()),
+                       tuple(np.abs(actions).max(0).astype(float).tolist()))
     return robot
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from realrl.envs.base import RobotEnv
     from realrl.policies.folder import Saved
+    from realrl.robots.embodiment import Embodiment
     from realrl.scene import CollectConfig, SightConfig
+    from realrl.types import TaskSpec
 
 SHOWN = 20  # failed starts that `evaluate` lists; --json has them all
 
@@ -97,7 +99,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     task = spec.id if make else task
     policy = for_task(policy, task, args.text)
     check_fit(policy, spec, args.policy, trained_on)
-    policy = _product(policy, args)
+    policy = _in_box(_product(policy, args), args, spec)
     others = dict(variants(policy, spec, blind=args.blind, swap=args.swap_text, paraphrase=args.paraphrase))
     out = args.out or (Path() if isinstance(args.policy, str) else args.policy.resolve().parent) / f"failures-{policy.head}"
     if args.save_failures:
@@ -195,13 +197,30 @@ def _maker(args: argparse.Namespace, policy: Saved) -> Callable[[], RobotEnv] | 
     if args.horizon or args.robustness:
         raise mistake()("--env and --robot: an environment of your own has its own horizon and scene: leave --horizon and --robustness out")
     if args.robot:
-        from realrl.policies.folder import read_robot
         from realrl.robots.client import remote
         from realrl.robots.embodiment import Meant
-        robot = getattr(policy, "robot", None) if isinstance(args.policy, str) else read_robot(args.policy)
+        robot = _spoken(args, policy)
         return remote(args.robot, speaks=None if robot is None else Meant(robot, str(args.policy), policy.senses))
     from realrl.envs import own
     return own(args.env)
+
+
+def _in_box(policy: Saved, args: argparse.Namespace, spec: TaskSpec) -> Saved:
+    """The policy as it acts in an environment: one of recordings in the numbers of these, which is said on standard error."""
+    robot = None if args.robot else _spoken(args, policy)
+    if robot is None:
+        return policy
+    from realrl.robots.embodiment import boxed
+    from realrl.terminal import console
+    found, said = boxed(policy, robot, args.policy, spec.id, 1 / spec.dt)
+    console(stderr=True).print(f"note: {said}", soft_wrap=True, highlight=False, markup=False)
+    return cast("Saved", found)
+
+
+def _spoken(args: argparse.Namespace, policy: Saved) -> Embodiment | None:
+    """The robot whose recordings a policy was trained on, None for one of a task."""
+    from realrl.policies.folder import read_robot
+    return getattr(policy, "robot", None) if isinstance(args.policy, str) else read_robot(args.policy)
 
 
 def _workers(args: argparse.Namespace, config: type[CollectConfig]) -> CollectConfig:

@@ -6,6 +6,7 @@ default, evenly in the logarithm of (metres + shift), and keeps limits and shift
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,32 +17,34 @@ import numpy as np
 from realrl.data.errors import BLIND
 from realrl.types import Array, RealrlError
 
-CODES = 4096
+CODES = {"12le": 2**12, "gray16": 2**16}  # what a pixel format has in its name -> its codes
 UNTOLD = f"{BLIND}, or keep depth as 16-bit millimetres (gray16le)"
 
 
 @dataclass(frozen=True)
 class Coding:
-    """LeRobot's 12-bit coding. low, high, shift: metres."""
+    """LeRobot's 12-bit coding, or steps of 16 bits. low, high, shift: metres; pixels: what is in the pixel format's name."""
 
     low: float
     high: float
     shift: float
     log: bool
+    pixels: str = "12le"
 
     def millimetres(self, picture: Any) -> Array:
         """uint16 [H, W], to the millimetre, of a decoded frame whose first plane holds the codes. Raises ValueError for another."""
-        if "12le" not in picture.format.name:
-            raise ValueError(f"its pictures are {picture.format.name}, info.json says that they are depth in 12 bits")
+        if self.pixels not in picture.format.name:
+            raise ValueError(f"its pictures are {picture.format.name}, info.json says that they are depth in {self.pixels}")
         plane = picture.planes[0]
         codes = np.frombuffer(plane, np.uint16).reshape(plane.height, -1)[:, :plane.width]
-        return _table(self)[np.minimum(codes, CODES - 1)]
+        return _table(self)[np.minimum(codes, CODES[self.pixels] - 1)]
 
 
 @lru_cache
 def _table(coding: Coding) -> Array:
     """What each code means."""
-    share, low, high = np.arange(CODES) / (CODES - 1), coding.low, coding.high
+    count, low, high = CODES[coding.pixels], coding.low, coding.high
+    share = np.arange(count) / (count - 1)
     if coding.log:
         low, high = np.log(low + coding.shift), np.log(high + coding.shift)
     metres = low + share * (high - low)
@@ -50,16 +53,16 @@ def _table(coding: Coding) -> Array:
     return np.rint(1000 * metres).clip(0, 2**16 - 1).astype(np.uint16)
 
 
-def _told(feature: Mapping[str, Any]) -> dict[str, Any]:
+def told(feature: Mapping[str, Any]) -> dict[str, Any]:
     """What a camera's feature says of its pictures; LeRobot has kept that under two names."""
-    found = [told for name in ("video_info", "info") if isinstance(told := feature.get(name), dict)]
-    return {key.removeprefix("video."): value for told in found for key, value in told.items() if value is not None}
+    found = [about for name in ("video_info", "info") if isinstance(about := feature.get(name), dict)]
+    return {key.removeprefix("video."): value for about in found for key, value in about.items() if value is not None}
 
 
 def is_depth(feature: Mapping[str, Any]) -> bool:
-    """Whether a camera is one of depth: what says so, or pictures of 16-bit grey, which are nothing else."""
-    told = _told(feature)
-    return bool(told.get("is_depth_map")) or str(told.get("pix_fmt")).startswith("gray16")
+    """Whether a camera is one of depth: what says so, or pictures of grey in more than 8 bits, which are nothing else."""
+    about = told(feature)
+    return bool(about.get("is_depth_map")) or re.match(r"gray\d\d", str(about.get("pix_fmt"))) is not None
 
 
 def coding(name: str, feature: Mapping[str, Any]) -> Coding | None:
@@ -69,12 +72,16 @@ def coding(name: str, feature: Mapping[str, Any]) -> Coding | None:
     """
     if not is_depth(feature):
         return None
-    entries = ("pix_fmt", "depth_min", "depth_max", "shift", "use_log", "depth_unit")
-    told: dict[str, Any] = dict.fromkeys(entries) | _told(feature)
-    pixels, low, high, shift, log, unit = (told[entry] for entry in entries)
-    limits = not (low is None and high is None)
-    if (pixels is None or str(pixels).startswith("gray16")) and not limits and unit in (None, "mm", "millimeter", "millimeters"):
-        return None
+    entries = ("pix_fmt", "depth_min", "depth_max", "shift", "use_log", "depth_unit", "depth_scale")
+    about: dict[str, Any] = dict.fromkeys(entries) | told(feature)
+    pixels, low, high, shift, log, unit, scale = (about[entry] for entry in entries)
+    if (pixels is None or str(pixels).startswith("gray16")) and low is None and high is None:
+        if isinstance(scale, int | float) and 0 < scale < 1e3:  # metres a step, as depth cameras say it
+            return None if abs(scale - 1e-3) < 1e-9 else Coding(0.0, scale * (CODES["gray16"] - 1), 0.0, False, "gray16")
+        if unit in (None, "mm", "millimeter", "millimeters", "millimetre", "millimetres"):
+            return None
+        raise RealrlError(f"{name} is depth in {pixels} and in {unit}, and whole numbers of {unit} are no picture: write how many metres a "
+                          'step is into its info in meta/info.json ("depth_scale": 0.001 for millimetres); else ' + BLIND)
     known = all(isinstance(x, int | float) and np.isfinite(x) for x in (low, high, shift)) and isinstance(log, bool) and low < high
     if "12le" in str(pixels) and known and (low + shift > 0 or not log):
         return Coding(float(low), float(high), float(shift), log)

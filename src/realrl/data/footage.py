@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from realrl.data import video
+from realrl.data import clocks, video
 from realrl.data.depth import Coding
 from realrl.data.stats import image_stats, sampled_frames
 from realrl.data.video import Codec, Header, Packet
@@ -58,13 +58,13 @@ class Place:
     def times(self, length: int, fps: float, stamps: Array | None = None) -> Array:
         """Seconds [T+1] of every observation's picture in the file; where the last one was not recorded, the one before it again.
 
-        stamps: the tables' timestamps [T], counted from `start`; without them the pictures follow each other at the set's rate. Raises
-        RealrlError when the row's numbers are not finite.
+        stamps: the tables' timestamps [T], counted from `start`, in any unit; without them the pictures follow each other at the set's
+        rate. Raises RealrlError when the row's numbers are not finite.
         """
         if not all(np.isfinite(t) and abs(t) < 1e9 for t in (self.start, self.stop, self.last or 0.0)):
             raise RealrlError(f"a video from {self.start} s to {self.stop} s, as meta/episodes has it, cannot be; run `realrl data check`")
         seen = self.start + np.arange(length + 1) / fps
-        own = False
+        own, stamps = False, None if stamps is None else clocks.in_seconds(stamps, fps)
         if stamps is not None and len(stamps) == length and np.isfinite(stamps).all() and (np.diff(stamps) > 0).all():
             own = not np.allclose(stamps, seen[:-1] - self.start, rtol=0, atol=CLOCK)
             seen[:-1] = self.start + stamps if own else seen[:-1]

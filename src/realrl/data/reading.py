@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,11 @@ from typing import Protocol
 
 import numpy as np
 
-from realrl.data import footage, schema, spread, tables
+from realrl.data import clocks, depth, footage, schema, spread, tables, video
 from realrl.data.errors import mend
 from realrl.data.labels import Labels
 from realrl.data.schema import Info
+from realrl.files import inside
 from realrl.types import Array, Episode, RealrlError
 
 # What others call the columns that everybody needs, in lower case and less what they stand in: openpi, RoboCasa, HDF5 converters.
@@ -29,6 +31,21 @@ GRIPPERS = ("gripper_position", "gripper", "gripper_state", "gripper_pos", "grip
 NUMBERED = re.compile(r"file-\d{3}|episode_\d{6}")  # what data files and videos are called in any of the layouts
 USUAL = {"data_path": schema.DATA_PATH, "video_path": schema.VIDEO_PATH}  # how files are called in version 3
 INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # what every LeRobot table has
+
+
+def seen(root: Path, info: Info) -> Info:
+    """info.json with the pixels of cameras of which it does not tell them, as the first of their videos shows them: grey of 16 bits is
+    depth, whoever says so. What was recorded here says it itself."""
+    films = {} if schema.ours(info) else tables.cameras(info["features"])
+    untold, found = {name: f for name, f in films.items() if "pix_fmt" not in depth.told(f)}, {}
+    for name, feature in untold.items():
+        with contextlib.suppress(RealrlError, OSError, StopIteration):  # who reads its pictures says what is wrong
+            template = str(info.get("video_path") or USUAL["video_path"])
+            film = inside(root, template, video_key=name, chunk_index=0, file_index=0, episode_chunk=0, episode_index=0)
+            film = film if film.exists() else next(film.parent.glob("*.mp4"))
+            about = feature.get("info") if isinstance(feature.get("info"), dict) else {}
+            found[name] = feature | {"info": about | {"video.pix_fmt": video.probe(film)["video.pix_fmt"]}}
+    return info | {"features": info["features"] | found}
 
 
 class Recordings(Protocol):
@@ -169,7 +186,8 @@ class Reading:
         return found | {part: info["features"][part] for parts in self.joined.values() for part in parts}
 
     def named(self, columns: Mapping[str, Array]) -> dict[str, Array]:
-        """Columns of the files under our names; a column that one of them hides is left out."""
+        """An episode's columns in the files under our names, in the order of its frames; a column that one of them hides is left out."""
+        columns = clocks.in_order(columns)
         kept = {name: x for name, x in columns.items() if not self._hidden(name)}
         kept |= {ours: columns[theirs] for ours, theirs in self.names.items() if theirs in columns}
         return kept | {ours: spread.join([columns[part] for part in parts]) for ours, parts in self.joined.items()

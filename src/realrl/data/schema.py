@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from realrl.data import errors, tables
+from realrl.data import clocks, errors, tables
 from realrl.data.depth import is_depth
 from realrl.data.errors import line, mend, typed
 from realrl.data.stats import STATS, Stats
 from realrl.data.tables import ROW_INDICES, FileKey
 from realrl.files import alive, inside, within, writer
-from realrl.types import HIDDEN, Array, Episode, RealrlError, Source
+from realrl.types import HIDDEN, Array, Episode, RealrlError, Source, printable
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -99,8 +100,8 @@ def read_json(root: Path) -> Info:
     if not isinstance(info, dict):
         raise RealrlError(f"{path} is not a JSON object; {mend(path)}")
     if isinstance(info.get("fps"), str):
-        with contextlib.suppress(ValueError):
-            info["fps"] = float(info["fps"])
+        with contextlib.suppress(ValueError, ZeroDivisionError):  # in quotes, or as video tools write it, 30000/1001
+            info["fps"] = round(float(Fraction(info["fps"])), 6)
     return info
 
 
@@ -110,7 +111,7 @@ def check_info(path: Path, info: Info, kinds: Mapping[str, tuple[type, ...]]) ->
         if not isinstance(info.get(name), kind) or isinstance(info[name], bool):
             raise RealrlError(f"{path}: {name!r} is missing or of the wrong type; {mend(path)}")
     if not 0 < info["fps"] < 1e6:
-        raise RealrlError(f"{path}: fps is {info['fps']}, must be above 0; {mend(path)}")
+        raise RealrlError(f"{path}: fps is {info['fps']}, must be above 0 and below a million; {mend(path)}")
     for name, feature in info["features"].items():
         if not name or "/" in name or "\\" in name or "\0" in name or name in (".", ".."):
             raise RealrlError(f"{path}: a feature is called {name!r}, which could name another folder; rename it")
@@ -262,27 +263,39 @@ def episode(columns: dict[str, Array], row: Mapping[str, Any], films: Mapping[st
         obs[name.removeprefix("observation.")] = np.concatenate([x, end[None]])
     obs |= {name.removeprefix("observation."): x for name, x in films.items()}
     named = {ours: aliased(columns, ours) for ours in ALIASES}
-    flags = {ours: found.reshape(n) for ours, found in named.items() if found is not None and found.size == n}
+    flags = {ours: found.reshape(n) for ours, found in named.items() if found is not None and found.size == n and not _blank(found)}
     success, judged = _success(row, won(columns, n), n)
     action, proposed, source = _who(columns, vectors, flags.get("intervention"))
     terminated, truncated = _ending(row, success, flags)
     reward = flags.get("next.reward", success & (np.arange(n) == n - 1)).astype(np.float32)
     if row.get(LABEL):
         success, judged, reward, terminated, truncated = _relabelled(row[LABEL], success, reward, terminated, truncated)
-    time, spoken = columns.get("time", columns.get("timestamp", np.arange(n))).reshape(n).astype(np.float64), row.get("tasks") or []
-    if "time" not in columns and not (np.isfinite(time).all() and (np.diff(time) > 0).all()):
-        time = np.arange(n) / fps  # stamps of another clock, in seconds since 1970 and 32 bits, say nothing
-    number = int(columns["task_index"].reshape(n)[0]) if "task_index" in columns else -1
+    time = columns.get("time", columns.get("timestamp", np.arange(n) / fps)).reshape(n).astype(np.float64)
+    if "time" not in columns:  # stamps of another clock, in seconds since 1970 and 32 bits, say nothing
+        time = clocks.in_seconds(time, fps) if np.isfinite(time).all() and (np.diff(time) > 0).all() else np.arange(n) / fps
     return Episode(
         obs=obs, action=action, proposed=proposed, source=source, success=success, judged=judged, reward=reward,
         time=time, starts_plan=columns.get("starts_plan", np.ones(n, bool)).reshape(n).astype(bool),
-        terminated=terminated, truncated=truncated, task=str(spoken[0]) if spoken else tasks[number] if 0 <= number < len(tasks) else "",
+        terminated=terminated, truncated=truncated, task=_text(columns, row, tasks),
         policy=str(row.get("policy") or ""), seed=seed if type(seed := row.get("seed")) is int else None)
+
+
+def _text(columns: Mapping[str, Array], row: Mapping[str, Any], tasks: Sequence[str]) -> str:
+    """What an episode is about: what its row says; of several texts, and where the row has none, that of its first frame."""
+    spoken = [str(text) for text in row.get("tasks") or [] if text is not None]
+    number = int(columns["task_index"].reshape(-1)[0]) if "task_index" in columns else -1
+    own = tasks[number] if 0 <= number < len(tasks) else ""
+    return printable(own if not spoken or (len(spoken) > 1 and own in spoken) else spoken[0])
 
 
 def aliased(columns: Mapping[str, Array], name: str) -> Array | None:
     """One of our columns under whichever of its names the data has it."""
     return next((columns[alias] for alias in ALIASES[name] if alias in columns), None)
+
+
+def _blank(column: Array) -> bool:
+    """Whether a column is there and nothing was recorded in it."""
+    return column.dtype.kind == "f" and bool(np.isnan(column).all())
 
 
 def _who(columns: Mapping[str, Array], vectors: Mapping[str, Array], intervention: Array | None) -> tuple[Array, Array, Array]:
@@ -324,7 +337,7 @@ def outcome(row: Mapping[str, Any]) -> bool | None:
 def won(columns: Mapping[str, Array], n: int) -> Array | None:
     """The frames' success [n] bool, None where they say nothing. What others say of an episode in all of its frames is true of its end."""
     flags = aliased(columns, "next.success")
-    if flags is None or flags.size != n or (flags.dtype.kind == "f" and np.isnan(flags).all()):
+    if flags is None or flags.size != n or _blank(flags):
         return None
     found: Array = flags.reshape(n) > 0
     return found & (np.arange(n) == n - 1) if found.all() and "next.success" not in columns else found

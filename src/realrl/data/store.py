@@ -28,7 +28,7 @@ from realrl.data.errors import DAMAGED, holds_recordings, line, typed
 from realrl.data.footage import Encoded, Place
 from realrl.data.incoming import Incoming, checked, publish_films
 from realrl.data.labels import Labels
-from realrl.data.reading import PLAIN, USUAL, Reading, absent, imported, left_out, require_action
+from realrl.data.reading import PLAIN, USUAL, Reading, absent, imported, left_out, require_action, seen
 from realrl.data.reading import Recordings as Recordings
 from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, merge_stats, stored_stats
@@ -53,7 +53,7 @@ class Store:
         if codec not in video.CODECS:
             raise RealrlError(f"video codec {codec!r} is not one of {', '.join(video.CODECS)}; choose one of them")
         self.codec: Codec = codec
-        self._info = schema.read_info(self.dir, reading.paths)
+        self._info = seen(self.dir, schema.read_info(self.dir, reading.paths))
         self._reading = reading.checked(self.dir, self._info)
         self._tables: dict[Path, pa.Table] = {}
         self._tasks: list[str] = []
@@ -251,7 +251,7 @@ class Store:
 
     def _stamps(self, episode: int) -> Array | None:
         """The timestamps of an episode [T], where the tables have any. The last file's are remembered."""
-        key, told = (int(self._chunk[episode]), int(self._file[episode])), self._info["features"].get("timestamp")
+        key, told = (int(self._chunk[episode]), int(self._file[episode])), tables.stored(self._info["features"]).get("timestamp")
         if told is None:
             return None
         if self._clock is None or self._clock[0] != key:
@@ -391,7 +391,7 @@ class Store:
 
     def _reload(self) -> None:
         """Read the tables that changed since the last look."""
-        self._info, self._clock = schema.read_info(self.dir, self._reading.paths), None
+        self._info, self._clock = seen(self.dir, schema.read_info(self.dir, self._reading.paths)), None
         for _ in range(3):
             with contextlib.suppress(FileNotFoundError):  # compacted away by another process since it was listed
                 files = tables.episode_files(self.dir)

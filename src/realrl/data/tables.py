@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -10,14 +11,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from realrl.data.errors import BLIND, DAMAGED, DEEP, legible, line, mend, plain
-from realrl.files import read_plain, within
+from realrl.data import cells
+from realrl.data.errors import BLIND, DAMAGED, legible, line, mend, plain
+from realrl.files import within
 from realrl.types import Array, RealrlError
 
 Features = dict[str, Any]
@@ -28,10 +29,8 @@ REQUIRED = ROW_INDICES[:6]
 VIDEO_FIELDS = {"chunk_index": pa.int64(), "file_index": pa.int64(), "from_timestamp": pa.float64(), "to_timestamp": pa.float64(),
                "last_timestamp": pa.float64()}  # the columns videos/<camera>/...; the last one is ours
 NUMBERED = re.compile(r"chunk-(\d{1,9})/file-(\d{1,9})\.parquet")
-PICTURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg", b"RIFF": "webp", b"BM": "bmp", b"II*\0": "tiff", b"MM\0*": "tiff", b"GIF8": "gif"}
-OTHERS = {b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000"}
 
-
+MOST_TASKS = 10**6  # in a set; a larger task_index is damage
 SIDE = 8  # pixels: fewer are no picture
 
 
@@ -144,23 +143,28 @@ def read_parquet(path: Path, leave: str | None = None) -> pa.Table:
 
 
 def read_tasks(root: Path, frames: int) -> list[str]:
-    """Task texts by task_index. frames: of all episodes; more tasks than that (and some of episodes that never came) cannot be."""
+    """Task texts; the position is the task_index, and a number that is left out has none. frames: of all episodes; more tasks than that
+    (and some of episodes that never came) cannot be."""
     path = root / "meta/tasks.parquet"
     within(root, path)
     try:
         with Parquet(path) as file:
             if file.rows > max(frames, 1000):
                 raise ValueError(f"{file.rows:,} tasks for {frames:,} frames")
-            names = file.names
-            if "task_index" not in names or len(names) != 2:
-                raise ValueError(f"its columns are {', '.join(names)}, wanted task_index and the text")
-            table = file.read()
-            order = sorted(zip(table["task_index"].to_pylist(), table[names[names[0] == "task_index"]].to_pylist(), strict=True))
+            texts = [f.name for f in file.schema
+                     if {f.type, getattr(f.type, "value_type", None)} & {pa.string(), pa.large_string()}]
+            text = next((name for name in ("task", "__index_level_0__", *texts) if name in texts), None)
+            if "task_index" not in file.names or text is None:
+                raise ValueError(f"its columns are {', '.join(file.names)}, wanted task_index and the text")
+            table = file.read(names=["task_index", text])
+            told = dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+            if told and not 0 <= min(told) <= max(told) < MOST_TASKS:
+                raise ValueError(f"tasks have the numbers {min(told)} to {max(told)}")
     except FileNotFoundError as error:
         raise RealrlError(f"{path} is missing; {mend(path)}") from error
     except DAMAGED as error:
         raise RealrlError(f"{path} is truncated or damaged ({line(error)}); {mend(path)}") from error
-    return [str(text) for _, text in order]
+    return [str(told.get(i) or "") for i in range(max(told, default=-1) + 1)]
 
 
 def tasks_table(tasks: Sequence[str]) -> pa.Table:
@@ -201,7 +205,16 @@ def read_rows(path: Path, stats: bool = False) -> pa.Table:
         if name in REQUIRED and column.null_count:
             raise RealrlError(f"{path}: {name} has empty cells; {mend(path)}")
         table = table.set_column(at, name, column)
-    return table
+    return _texts(table) if "tasks" in table.column_names else table
+
+
+def _texts(rows: pa.Table) -> pa.Table:
+    """Rows with their tasks as lists of texts, where they can be: some write a text by itself, or empty lists alone, which have no type."""
+    kind, told = pa.list_(pa.string()), rows["tasks"]
+    with contextlib.suppress(*DAMAGED):
+        alone = pa.types.is_string(told.type) or pa.types.is_large_string(told.type)
+        told = pa.array([None if text is None else [text] for text in told.to_pylist()], kind) if alone else told.cast(kind)
+    return rows.set_column(rows.schema.get_field_index("tasks"), "tasks", told)
 
 
 def without_stats(table: pa.Table) -> pa.Table:
@@ -239,10 +252,11 @@ def filled(rows: pa.Table) -> pa.Table:
 # ---- frames
 
 
-def read_frames(path: Path, features: Features, start: int = 0, stop: int | None = None, *, pictures: bool = False) -> dict[str, Array]:
+def read_frames(path: Path, features: Features, start: int = 0, stop: int | None = None, *, pictures: bool = False, whole: bool = False
+                ) -> dict[str, Array]:
     """Rows start..stop of a data file as numpy, each [T, ...] with the feature's dtype; reads only the row groups they are in.
 
-    pictures: also decode features of dtype "image", to uint8 [T, H, W, 3], or uint16 [T, H, W].
+    pictures: also decode features of dtype "image", to uint8 [T, H, W, 3], or uint16 [T, H, W]; whole: they must be all of the file's.
     Raises FileNotFoundError for a missing file and RealrlError for a damaged, short or ill-typed one.
     """
     numbers = stored(features)
@@ -252,13 +266,15 @@ def read_frames(path: Path, features: Features, start: int = 0, stop: int | None
             stop = file.rows if stop is None else stop
             if stop > file.rows:
                 raise ValueError(f"{file.rows} frames where {stop} are expected")
+            if whole and file.rows > stop:
+                raise Unlike(f"it holds {file.rows} frames, meta/episodes.jsonl says {stop}; correct the length there, or fetch it again")
             if missing := [name for name in wanted if name not in file.names]:
                 raise Unlike(_lacking(missing[0], features[missing[0]]))
             groups = file.groups(start, stop)
             skipped = int(file.ends[groups[0] - 1]) if groups and groups[0] else 0
             table = file.read(groups, wanted).slice(start - skipped, stop - start)
         return {name: to_numpy(table[name], name, features[name]) if name in numbers else
-                _decoded(table[name], f"{path}: {name}", path, start) for name in wanted}
+                cells.decoded(table[name], f"{path}: {name}", path, start) for name in wanted}
     except FileNotFoundError:
         raise
     except Unlike as error:
@@ -286,14 +302,15 @@ def glance(path: Path, features: Features) -> None:
             for group, end in enumerate(file.ends.tolist()) if names else ():
                 table = file.read([group], names)
                 for name in table.column_names:
-                    if _numbers(table[name]):
-                        _pixels(table[name], f"{path}: {name}")
+                    if cells.numbers(table[name]):
+                        cells.pixels(table[name], f"{path}: {name}")
                         continue
-                    cells = table[name].combine_chunks()
-                    empty = cells.is_null() if not pa.types.is_struct(cells.type) else cells.field("bytes").is_null()
-                    wanted = sorted({0, len(cells) - 1, *np.flatnonzero(empty.to_numpy(zero_copy_only=False)).tolist()[:9]})
+                    column = table[name].combine_chunks()
+                    plain = not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0
+                    empty = column.is_null() if plain else column.field("bytes").is_null()
+                    wanted = sorted({0, len(column) - 1, *np.flatnonzero(empty.to_numpy(zero_copy_only=False)).tolist()[:9]})
                     for i in wanted:
-                        _picture(cells[i].as_py(), f"{path}: {name}, row {end - len(cells) + i}", path)
+                        cells.picture(column[i].as_py(), f"{path}: {name}, row {end - len(column) + i}", path)
     except (FileNotFoundError, *DAMAGED):  # who reads its numbers says so
         return
 
@@ -317,8 +334,11 @@ def to_numpy(column: pa.ChunkedArray, name: str, feature: Features) -> Array:
     rows, size, there = len(values), math.prod(shape), None
     if pa.types.is_nested(values.type) and values.null_count:
         there = values.is_valid().to_numpy(zero_copy_only=False)
-    while pa.types.is_nested(values.type):
-        values = values.flatten()
+        values = values.filter(values.is_valid())
+    try:
+        values = _flat(values, feature.get("names"))
+    except ValueError as error:
+        raise Unlike(f"{name} has cells of several lengths; write vectors of one length there") from error
     if dtype.kind != "f" and (values.null_count or there is not None):
         raise Unlike(f"{name} has empty cells; leave it out of meta/info.json if nobody needs it, else fill them")
     full = rows if there is None else int(there.sum())
@@ -336,6 +356,25 @@ def to_numpy(column: pa.ChunkedArray, name: str, feature: Features) -> Array:
     return flat.reshape(rows, *([] if shape == [1] else shape))
 
 
+def _flat(values: pa.Array, names: Any = None) -> pa.Array:
+    """The numbers of nested cells one after the other; of a struct its fields side by side, in the order of the names where they are its
+    fields'. Moments are seconds since the first of them, durations seconds."""
+    while pa.types.is_nested(values.type) and not pa.types.is_struct(values.type):
+        values = values.flatten()
+    kind = values.type
+    if pa.types.is_struct(kind):
+        fields = dict(zip((field.name for field in kind), values.flatten(), strict=True))
+        order = names if isinstance(names, list) and sorted(map(str, names)) == sorted(fields) else fields
+        parts = [np.asarray(_flat(fields[name]).to_numpy(zero_copy_only=False)).reshape(len(values), -1) for name in order]
+        return pa.array(np.concatenate(parts, axis=1).reshape(-1)) if all(x.dtype.kind in "biuf" for x in parts) else pa.array(
+            ["text"] * sum(x.size for x in parts))
+    if pa.types.is_timestamp(kind) or pa.types.is_duration(kind):
+        ticks = values.cast(pa.int64())
+        since = pc.min(ticks) if pa.types.is_timestamp(kind) and len(ticks) > ticks.null_count else pa.scalar(0)
+        return pc.divide(pc.subtract(ticks, since).cast(pa.float64()), {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[kind.unit])
+    return values.cast(pa.float64()) if pa.types.is_decimal(kind) else values
+
+
 def _fits(flat: Array, dtype: np.dtype[Any]) -> bool:
     """Whether numbers of another kind are all values of this type; floats round."""
     if flat.dtype.kind not in "biuf":
@@ -344,76 +383,10 @@ def _fits(flat: Array, dtype: np.dtype[Any]) -> bool:
         return dtype.kind == "f" or bool((flat.astype(dtype) == flat).all())
 
 
-def _decoded(column: pa.ChunkedArray, where: str, path: Path, first: int) -> Array:
-    """Pictures kept in cells (struct with bytes, or plain bytes) as uint8 [T, H, W, 3]; those of 16 bits, depth, as uint16 [T, H, W]."""
-    if _numbers(column):
-        return _pixels(column, where)
-    found = [_picture(cell, f"{where}, row {first + i}", path) for i, cell in enumerate(column.to_pylist())]
-    if len(shapes := list(dict.fromkeys(picture.shape for picture in found))) > 1:
-        sizes = " and ".join(f"{height} x {width}" for height, width, *_ in shapes[:2])
-        raise RealrlError(f"{where} has pictures of several sizes ({sizes}); {BLIND}")
-    return np.stack(found)
-
-
 def pictured(feature: Any) -> bool:
     """Whether frames of a feature are pictures in three colours written as numbers, [H, W, 3] or [3, H, W]."""
     sides = feature["shape"]
     return _numeric(feature["dtype"]) and len(sides) == 3 and 3 in (sides[0], sides[2]) and sorted(sides)[1] >= SIDE
-
-
-def _numbers(column: pa.ChunkedArray) -> bool:
-    return pa.types.is_nested(column.type) and not pa.types.is_struct(column.type)
-
-
-def _pixels(column: pa.ChunkedArray, where: str) -> Array:
-    """Pictures written as lists of lists of numbers, in either order of axes, bytes or fractions of 1, as uint8 [T, H, W, 3]."""
-    values, sides = column.combine_chunks(), list[int]()
-    while pa.types.is_nested(values.type):
-        outer, empty = max(1, len(values)), values.null_count
-        values = values.flatten()
-        sides.append(len(values) // outer)
-        if empty or len(values) != outer * sides[-1]:
-            raise RealrlError(f"{where} has frames that are empty, or of several sizes; {BLIND}")
-    if len(sides) != 3 or 3 not in (sides[0], sides[2]):
-        raise RealrlError(f"{where} has {sides} numbers a frame, which is no picture in three colours; {BLIND}")
-    rows: Array = values.to_numpy(zero_copy_only=False).reshape(-1, *sides)
-    rows = rows if sides[2] == 3 else np.moveaxis(rows, 1, 3)
-    most = rows.max(initial=0)
-    if not (rows.min(initial=0) >= 0 and most <= 255):  # nor where one is NaN
-        raise RealrlError(f"{where} has pictures with values outside 0 to 255; {BLIND}")
-    pixels: Array = np.rint(rows * np.float32(255) if rows.dtype.kind == "f" and most <= 1 else rows).astype(np.uint8)
-    return pixels
-
-
-def _picture(cell: Any, where: str, path: Path) -> Array:
-    """One picture. path: of the data file, in whose data set a picture's file may lie. Raises RealrlError where there is none."""
-    content = cell.get("bytes") or _beside(cell.get("path"), path) if isinstance(cell, dict) else cell
-    if not isinstance(content, bytes):
-        named = cell.get("path") if isinstance(cell, dict) else None
-        what = f"names the picture file {ascii(named)[:80]}, which is not there" if named else "is empty"
-        raise RealrlError(f"{where} {what}; {BLIND}")
-    codec = next((codec for magic, codec in PICTURES.items() if content.startswith(magic)), None)
-    if codec is None:
-        others = (kind for magic, kind in OTHERS.items() if content.startswith(magic))
-        kind = "AVIF or HEIF" if content[4:8] == b"ftyp" else next(others, "none that is known here")
-        raise RealrlError(f"{where} holds a picture of a kind that is not read, {kind}; write PNG or JPEG, or {BLIND}")
-    try:
-        context: Any = av.CodecContext.create(codec, "r")
-        context.options = {"max_pixels": str(2**26)}
-        pictures = [*context.decode(av.Packet(content)), *context.decode(None)]
-        out: Array = pictures[0].to_ndarray(format="gray16le" if pictures[0].format.name.startswith("gray16") else "rgb24")
-    except DAMAGED as error:
-        raise RealrlError(f"{where} holds a picture that does not decode ({line(error)}); {BLIND}") from error
-    return out
-
-
-def _beside(name: Any, path: Path) -> bytes | None:
-    """A picture file that a cell names, relative to the data set that the data file is of."""
-    root = next((root for root in path.parents[:DEEP] if (root / "meta").is_dir()), None)
-    if root is None or not isinstance(name, str) or not name or "\0" in name or Path(name).is_absolute():
-        return None
-    within(root, root / name)
-    return read_plain(root / name, 2**26) if (root / name).is_file() else None
 
 
 # ---- writing

@@ -23,7 +23,8 @@ import numpy as np
 
 from realrl.data.calm import calm
 from realrl.data.depth import UNTOLD, Coding
-from realrl.data.errors import BLIND, DAMAGED, DRIFT, line, mend, plain
+from realrl.data.errors import DAMAGED, line, mend, plain
+from realrl.data.player import SLACK, Player, inside_mend
 from realrl.types import Array, RealrlError
 
 Codec = Literal["av1", "h264", "ffv1"]
@@ -33,7 +34,6 @@ OPTIONS = {
     "av1": {"preset": "12", "crf": "30", "svtav1-params": "pred-struct=1:lookahead=0:rtc=1:lp=1"},
     "h264": {"preset": "ultrafast", "tune": "zerolatency", "crf": "30", "bf": "0"},
     "ffv1": {"level": "3", "slices": "4", "slicecrc": "1"}}
-SLACK = 1e-4  # seconds that are no difference: clocks of other units, and stamps in 32 bits
 MAX_PIXELS = 2**26  # a damaged file must not ask for more memory than a frame of 8192 x 8192 needs
 VideoFile = str | Path | BinaryIO
 
@@ -255,6 +255,19 @@ def segment(path: str | Path, seconds: Array, tolerance_s: float) -> list[Packet
         return [Packet(bytes(p), at, i - delay, bool(p.is_keyframe)) for i, (at, (_, p)) in enumerate(zip(rank, taken, strict=True))]
 
 
+def playable(header: Header, packets: Sequence[Packet]) -> bool:
+    """Whether these packets in a file of their own are found again. Of some codecs the muxer refuses a stream that it did not encode
+    (MPEG-4), or writes what nobody opens (VP9)."""
+    copy = io.BytesIO()
+    try:
+        mux(copy, header, packets)
+        copy.seek(0)
+        with _opened(copy) as (container, stream):
+            return sum(bool(p.size) for p in container.demux(stream)) == len(packets)
+    except RealrlError:
+        return False
+
+
 @contextlib.contextmanager
 def _writing(file: VideoFile, header: Header) -> Iterator[Any]:
     """A function that adds one packet to a new mp4."""
@@ -295,7 +308,8 @@ class Reader:
     def __init__(self, path: str | Path, coding: Coding | None = None) -> None:
         self.path, self._coding = path, coding
         self._stack = contextlib.ExitStack()
-        self._container, self._stream = self._stack.enter_context(_opened(path))
+        container, self._stream = self._stack.enter_context(_opened(path))
+        self._player = Player(path, container, self._stream)
 
     def decode(self, timestamps: Sequence[float] | Array, tolerance_s: float = 1e-4) -> Array:
         """As the function `decode`."""
@@ -309,13 +323,13 @@ class Reader:
     def _decode(self, wanted: Array, tolerance_s: float) -> Array:
         out: Array | None = None
         order = np.argsort(wanted, kind="stable")
-        pictures = _nearest(self.path, self._container, self._stream, wanted[order], tolerance_s)
+        pictures = self._player.nearest(wanted[order], tolerance_s)
         for i, picture in zip(order, pictures, strict=True):
             image = _pixels(self.path, picture, self._coding)
             if out is None:
                 out = np.empty((len(wanted), *image.shape), image.dtype)
             if image.shape != out.shape[1:]:
-                raise RealrlError(f"{self.path} is damaged: its frames change size; {_mend(self.path)}")
+                raise RealrlError(f"{self.path} is damaged: its frames change size; {inside_mend(self.path)}")
             out[i] = image
         if out is None:
             context = self._stream.codec_context
@@ -328,9 +342,7 @@ def frames(path: str | Path, start_s: float = 0.0, stop_s: float | None = None, 
            ) -> Iterator[tuple[float, Array]]:
     """(seconds, frame) of every frame in [start_s, stop_s), in order; each uint8 [H, W, 3] or uint16 [H, W]. Errors as `decode`."""
     with _opened(path) as (container, stream):
-        if start_s > 0:
-            container.seek(int(start_s / stream.time_base), stream=stream)
-        for picture in _pictures(path, container, stream):
+        for picture in Player(path, container, stream).begin(start_s):
             if stop_s is not None and picture.time >= stop_s - 1e-6:
                 return
             if picture.time >= start_s - 1e-6:
@@ -347,42 +359,6 @@ def probe(path: str | Path) -> dict[str, Any]:
     """What LeRobot keeps under a camera's `info`: height, width, codec, pix_fmt, is_depth_map, fps, channels, has_audio."""
     with _opened(path) as (container, stream):
         return _header(stream, _rate(stream, path), b"").info | {"has_audio": bool(container.streams.audio)}
-
-
-def _nearest(path: str | Path, container: Any, stream: Any, wanted: Array, tolerance: float) -> Iterator[Any]:
-    """The picture for each of these increasing times."""
-    pictures: Iterator[Any] = iter(())
-    previous: Any = None
-    current: Any = None
-    for t in wanted.tolist():
-        if not np.isfinite(t):
-            raise RealrlError(f"{path}: a frame at {t} s was asked for; give finite seconds")
-        if current is None or _key_between(stream, current, t):
-            container.seek(max(0, int((t + SLACK) / stream.time_base)), stream=stream)
-            pictures, previous = _pictures(path, container, stream), None
-            current = next(pictures, None)
-        while current is not None and current.time < t - SLACK:
-            previous, current = current, next(pictures, None)
-        best = min((p for p in (previous, current) if p is not None), key=lambda p: abs(p.time - t), default=None)
-        if best is None or abs(best.time - t) > tolerance:
-            nearest = "it has no frame there" if best is None else f"the nearest is at {best.time:.4f} s"
-            raise RealrlError(f"{path}: no frame within {tolerance:g} s of {t:.4f} s ({nearest}); "
-                              f"{DRIFT}; else {BLIND}")
-        yield best
-
-
-def _key_between(stream: Any, current: Any, t: float) -> bool:
-    """Whether a key frame lies after the current picture and at or before t, so that jumping is shorter than decoding on."""
-    entries = stream.index_entries
-    at = entries.search_timestamp(int(t / stream.time_base), backward=True)
-    return bool(at >= 0 and entries[at].timestamp > current.pts)
-
-
-def _pictures(path: str | Path, container: Any, stream: Any) -> Iterator[Any]:
-    for picture in container.decode(stream):
-        if picture.is_corrupt or picture.pts is None:
-            raise RealrlError(f"{path} is damaged near {picture.time or 0.0:.3f} s; {_mend(path)}")
-        yield picture
 
 
 def _pixels(path: str | Path, picture: Any, coding: Coding | None) -> Array:
@@ -426,7 +402,7 @@ def _named(file: VideoFile, inside: bool = True) -> Iterator[None]:
         raise RealrlError(f"{_name(file)} is missing; {mend(_name(file))}") from error
     except (*DAMAGED, ArithmeticError) as error:
         raise RealrlError(f"{_name(file)} is truncated or damaged ({line(error)}); "
-                          f"{_mend(_name(file)) if inside else mend(_name(file))}") from error
+                          f"{inside_mend(_name(file)) if inside else mend(_name(file))}") from error
 
 
 def _rate(stream: Any, path: str | Path) -> Fraction:
@@ -442,9 +418,3 @@ def _plain(rate: Fraction) -> int | float:
 
 def _name(file: VideoFile) -> str:
     return str(file) if isinstance(file, str | Path) else str(getattr(file, "name", "video"))
-
-
-def _mend(path: str | Path) -> str:
-    """What to do about damage that only shows when pictures are decoded."""
-    advice = mend(path)
-    return f"{advice[:-1]} --images'" if advice.endswith("'") else advice

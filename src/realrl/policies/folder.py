@@ -18,7 +18,7 @@ from torch import Tensor
 from realrl import config
 from realrl.checkpoint import finite, read_parts, save_parts
 from realrl.files import read_json, write_json
-from realrl.types import RealrlError, Stateful, TaskSpec
+from realrl.types import Policy, RealrlError, Stateful, TaskSpec
 
 if TYPE_CHECKING:
     from realrl.policies.diffusion import DiffusionPolicy
@@ -99,6 +99,22 @@ def read_robot(path: str | Path) -> Embodiment | None:
     from realrl.robots.embodiment import Embodiment
     told = read_policy_json(Path(path)).get("robot")
     return None if told is None else config.from_dict(Embodiment, told, source=f"{path}/policy.json")
+
+
+def acting(policy: Policy, path: str | Path, spec: TaskSpec) -> tuple[Policy, str]:
+    """(a saved policy as it acts in an environment, whose actions are in [-1, 1], what to say of it): one of recordings acts in their
+    numbers. Raises RealrlError where these cannot be the environment's."""
+    from realrl.robots.embodiment import boxed
+    robot = read_robot(path)
+    return (policy, "") if robot is None else boxed(policy, robot, path, spec.id, 1 / spec.dt)
+
+
+def refuse_recorded(path: str | Path, spec: TaskSpec) -> None:
+    """Raise RealrlError for a policy of recordings whose limits are not [-1, 1], where what it says is not to be translated."""
+    robot = read_robot(path)
+    if robot is not None and (set(robot.low), set(robot.high)) != ({-1.0}, {1.0}):
+        raise RealrlError(f"{path} was trained on recordings alone, its actions are shares of their limits, not {spec.id}'s: train it for "
+                          "that task, with --data and the same --task, --env or --robot")
 
 
 def read_recall(path: str | Path) -> int:

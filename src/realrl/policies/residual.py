@@ -141,10 +141,11 @@ class ResidualPolicy(GaussianPolicy):
 def residual_on(folder: str | Path, spec: TaskSpec, cfg: GaussianConfig, scale: float, *, name: str) -> ResidualPolicy:
     """An untaught residual on the policy in a folder. Raises RealrlError where that is none for the task, or not of `BASES`."""
     from realrl.policies.diffusion import DiffusionPolicy
-    from realrl.policies.folder import check_fit, load_policy
+    from realrl.policies.folder import check_fit, load_policy, refuse_recorded
     base, task = load_policy(folder)
     if not isinstance(base, DiffusionPolicy | GaussianPolicy) or base.KIND not in BASES:
         raise RealrlError(f"{folder}: a {base.KIND} policy, a residual needs a {' or '.join(BASES)} policy under it: name another")
+    refuse_recorded(folder, spec)
     check_fit(base, spec, folder, task)
     return ResidualPolicy(base, cfg, scale, name=name)
 

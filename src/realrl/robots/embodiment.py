@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from realrl.config import OutOfBounds, check, shown
-from realrl.types import Array, RealrlError
+from realrl.types import Array, Obs, Plan, Policy, RealrlError, State
 
 Control = Literal["absolute", "relative"]
 RATE = 0.05  # relative difference that is none
@@ -21,7 +21,8 @@ class Embodiment:
 
     actions, state: a name a number; units: of the actions, "" where nobody said; low, high: what [-1, 1] means in those units; cameras:
     what the policy calls a camera -> what the recording calls it; fps: actions a second; control: whether an action says where to be
-    (absolute) or how to move (relative); drives: for each action the number of the state that follows it, -1 for none.
+    (absolute) or how to move (relative); drives: for each action the number of the state that follows it, -1 for none; reached: of each
+    action the furthest from 0 that was recorded, in its unit, nothing where that is not known.
     """
 
     robot: str
@@ -34,13 +35,17 @@ class Embodiment:
     control: Control = "absolute"
     cameras: dict[str, str] = field(default_factory=dict)
     drives: tuple[int, ...] = ()
+    reached: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        check(self, fps="(0, 1e6]", low="[-1e9, 1e9]", high="[-1e9, 1e9]", drives="[-1, 1e6]")
+        check(self, fps="(0, 1e6]", low="[-1e9, 1e9]", high="[-1e9, 1e9]", drives="[-1, 1e6]", reached="[0, 1e9]")
         for name in ("units", "low", "high"):
             if len(getattr(self, name)) != len(self.actions):
                 raise OutOfBounds(Embodiment, name, f"must have an entry for each of the {len(self.actions)} actions, got "
                                   f"{shown(getattr(self, name))}")
+        if len(self.reached) not in (0, len(self.actions)):
+            raise OutOfBounds(Embodiment, "reached", f"must have an entry for each of the {len(self.actions)} actions or none, got "
+                              f"{shown(self.reached)}")
         if any(not -1 <= i < len(self.state) for i in self.drives) or len(self.drives) not in (0, len(self.actions)):
             raise OutOfBounds(Embodiment, "drives", f"must say of each action which of the {len(self.state)} numbers of the state follows "
                               f"it, got {shown(self.drives)}")
@@ -110,6 +115,42 @@ def fits(policy: Embodiment, robot: Mapping[str, Any], name: object) -> str:
     untold = [c["name"] for c, unit in zip(channels, policy.units, strict=True) if not unit]
     return "" if not untold else (f"nobody said in which units {name} was recorded (--recorded.units of 'realrl train'): its numbers are "
                                   f"taken for the robot's ({', '.join(dict.fromkeys(c['unit'] for c in channels))}); {mend}")
+
+
+class InBox:
+    """A policy of recordings, in an environment that takes the recorded numbers as they are, in [-1, 1]: what is sent is what was recorded,
+    not a share of the policy's own limits. Otherwise it is that policy."""
+
+    def __init__(self, policy: Policy, robot: Embodiment) -> None:
+        self._policy, self._robot = policy, robot
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_policy" not in self.__dict__:  # while it is sent to another process
+            raise AttributeError(name)
+        return getattr(self._policy, name)
+
+    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        """As `Policy.act`, in the environment's numbers."""
+        plan, state = self._policy.act(obs, state, greedy=greedy, rng=rng)
+        return replace(plan, action=np.clip(self._robot.to_robot(plan.action), -1.0, 1.0).astype(np.float32)), state
+
+
+def boxed(policy: Policy, robot: Embodiment, name: object, task: str, fps: float) -> tuple[InBox, str]:
+    """(a policy of recordings for an environment whose actions are in [-1, 1], what to say of it). name: of the policy.
+
+    Raises RealrlError where the recorded numbers cannot be such actions: they have a unit, or go beyond.
+    """
+    mend = ("import the recordings with --action-range LOW HIGH, what -1 and 1 mean there ('realrl data import'), and train on that, or "
+            "give its robot with --robot")
+    if units := sorted({unit for unit in robot.units if unit}):
+        raise RealrlError(f"{name} was trained on recordings in {', '.join(units)}, {task} takes actions in [-1, 1]: {mend}")
+    reach = np.array(robot.reached) if robot.reached else np.maximum(np.abs(robot.low), np.abs(robot.high))
+    if reach.max() > 1 + 2e-3:
+        far = int(reach.argmax())
+        raise RealrlError(f"{name} was trained on recordings whose {robot.actions[far]} reaches {reach[far]:.3g}, {task} takes actions in "
+                          f"[-1, 1]: {mend}")
+    rate = "" if abs(fps - robot.fps) <= RATE * robot.fps else f"; it was recorded at {robot.fps:g} actions a second, {task} has {fps:g}"
+    return InBox(policy, robot), f"{name} acts in the numbers of its recordings, which are taken for {task}'s own{rate}"
 
 
 def limits(actions: Array, episodes: int) -> tuple[Array, Array]:

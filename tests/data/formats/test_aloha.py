@@ -236,6 +236,15 @@ def test_arrays_in_npz(tmp_path: Path) -> None:
     assert "episode_1.npz: truncated or damaged" in refused(root)
 
 
+def test_rewards_are_kept_and_objects_in_npz_are_named(tmp_path: Path) -> None:
+    (root := tmp_path / "d").mkdir()
+    np.savez(root / "episode_0.npz", action=np.ones((4, 2)), state=np.ones((4, 3)), reward=np.array([0, 0, 0, 2.0]))
+    (episode,), notes = read(root)
+    assert episode.reward.tolist() == [0, 0, 0, 2] and not any("reward" in note for note in notes)
+    np.savez(root / "episode_0.npz", action=np.ones((4, 2)), observation=np.array([{"state": 1}] * 4, object))
+    assert "observation holds Python objects" in refused(root)
+
+
 def test_files_with_many_episodes_or_a_frame_each_are_told_so(tmp_path: Path) -> None:
     ends = np.isin(np.arange(15), (6, 14))
     np.savez(tmp_path / "all.npz", actions=np.ones((15, 2)), observations=np.ones((15, 3)), terminals=ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from recordings import record
 
 from realrl.cell import recordings
@@ -303,6 +305,26 @@ def test_picture_files_that_cells_name_are_read(tmp_path: Path) -> None:
     assert [int(x[0, 0, 0]) for x in open_dataset(root).read()[1].obs["images.top"]] == [0, 10, 20, 30, 30] and wrong(root) == []
     outside = celled(tmp_path / "outside", lambda i, t: {"bytes": None, "path": "../d/images/0/0.png"})
     assert "leads out" in refused(outside)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: {"image": {"bytes": x, "path": None}}, lambda x: {"bytes": x}, lambda x: x])
+def test_cells_in_other_wraps_are_read(wrap: Callable[[bytes], Any], tmp_path: Path) -> None:
+    root = theirs(tmp_path / "d", put(CAMERA, lambda i, n: [wrap(shade(9))] * n), **{CAMERA: {"dtype": "image", "shape": [16, 24, 3]}})
+    assert open_dataset(root).read()[0].obs["images.top"][0, 0, 0].tolist() == [90, 90, 90] and not wrong(root)
+
+
+def test_text_in_place_of_a_picture_and_distances_among_colours_are_said(tmp_path: Path) -> None:
+    root = theirs(tmp_path / "d", put(CAMERA, lambda i, n: ["iVBORw0KGgo="] * n), **{CAMERA: {"dtype": "image", "shape": [2, 2, 3]}})
+    assert "holds text, no picture" in refused(root) and "holds text" in wrong(root)[0]
+    kept = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 700, np.uint16)).save(kept, "PNG")
+    told: dict[str, Any] = {"dtype": "image", "shape": [8, 8, 1]}
+    root = theirs(tmp_path / "e", put(CAMERA, lambda i, n: [kept.getvalue()] * n), **{CAMERA: told})
+    with pytest.raises(RealrlError, match=r'"info": \{"is_depth_map": true\}'):
+        material(root)
+    root = theirs(tmp_path / "f", put(CAMERA, lambda i, n: [kept.getvalue()] * n), **{CAMERA: told | {"info": {"is_depth_map": True}}})
+    found = recordings.read(str(root), RecordedConfig(), SightConfig(kind="depth", height=8, width=8), tmp_path / "spare")
+    assert (found.demos[0].obs["depth.top"] == 700).all()
 
 
 def test_cells_without_a_picture_and_pictures_of_several_sizes_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
+from PIL import Image
 
 from realrl.cli.data.foreign import _as_flags
 from realrl.data.formats import common, diffusion_policy, robomimic
@@ -57,6 +59,21 @@ def test_flags_of_the_next_step_and_words_of_each_episode_say_who_succeeded(tmp_
     for name, (arrays, meta) in said.items():
         found = diffusion_policy.read(buffer(tmp_path / f"{name}.zarr", arrays, meta=meta))
         assert [e.succeeded for e in found.episodes] == [False, False, True], name
+
+
+def test_outcomes_as_words_and_two_robots(tmp_path: Path) -> None:
+    words = buffer(tmp_path / "words.zarr", STEPS, meta={"episode_success": np.array(["success", "Failure", "success"])})
+    assert [e.succeeded for e in diffusion_policy.read(words).episodes] == [True, False, True]
+    other = buffer(tmp_path / "other.zarr", STEPS, meta={"outcome": np.array(["red", "blue", "success"])})
+    assert not any(e.judged for e in diffusion_policy.read(other).episodes)
+    arms = {f"robot{i}_{name}": np.full((15, n), i + 1.0) for i in range(2) for name, n in (("eef_pos", 3), ("gripper_width", 1))}
+    assert next(diffusion_policy.read(buffer(tmp_path / "umi.zarr", arms)).episodes).action[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_steps_behind_the_last_end_are_told(tmp_path: Path) -> None:
+    found = diffusion_policy.read(buffer(tmp_path / "b.zarr", STEPS, (5, 9, 14)))
+    assert any("left out: 1 steps behind the end" in note for note in found.notes)
+    assert not any("behind the end" in note for note in diffusion_policy.read(buffer(tmp_path / "c.zarr", STEPS)).notes)
 
 
 def test_another_name_of_the_action(tmp_path: Path) -> None:
@@ -114,6 +131,24 @@ def test_columns_of_one_number_may_be_two_dimensional(tmp_path: Path) -> None:
     paid = np.eye(1, 5, 4).T
     (first, _) = robomimic.read(demos(tmp_path / "d.hdf5", rewards=paid, dones=paid.astype(bool))).episodes
     assert first.succeeded and first.terminated and first.reward.tolist() == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_compressed_pictures_and_arrays_with_nothing_in_them(padded: bool, tmp_path: Path) -> None:
+    path = demos(tmp_path / "d.hdf5", **{"obs/nothing": np.zeros((5, 0)), "obs/words": np.array([b"abc"] * 5)})
+    kept = io.BytesIO()
+    Image.new("RGB", (24, 16), (200, 60, 10)).save(kept, "JPEG", quality=95)
+    row = np.frombuffer(kept.getvalue(), np.uint8)
+    with h5py.File(path, "a") as file:
+        for demo in file["data"].values():
+            if padded:
+                demo["obs/cam_image"] = np.stack([np.append(row, np.zeros(9, np.uint8))] * 5)
+            else:
+                demo.create_dataset("obs/cam_image", (5,), h5py.vlen_dtype(np.uint8))[...] = [row] * 5
+    found = robomimic.read(path)
+    first = next(found.episodes)
+    assert first.obs["images.cam"].shape == (6, 16, 24, 3) and np.abs(first.obs["images.cam"][2, 5, 5] - [200, 60, 10.0]).max() < 6
+    assert any("left out: nothing, words" in note for note in found.notes) and "nothing" not in first.obs
 
 
 def test_liberos_instruction_is_the_task_and_other_layouts_are_told_what_to_do(tmp_path: Path) -> None:

@@ -119,7 +119,14 @@ def _of_source(text: str, folder: Path, source: Path, numbers: list[int]) -> str
     if told is None:
         return text.replace(str(folder), str(source))
     number = numbers[int(told[1])]
-    return f"{source}: episode {number}: {told[2]}; mend its source, or leave it out: --leave-out {number}"
+    column = re.match(r"observation\.\S+(?= holds NaN)", told[2])
+    spare = ""
+    if column and column[0] != "observation.state":  # mostly the same in every episode, and nothing that anybody acts upon
+        if (source / "meta/info.json").is_file():
+            spare = f", or do without that column: take {column[0]} out of meta/info.json"
+        elif source.suffix in (".zarr", ".hdf5", ".h5"):
+            spare = ", or do without that array: --option keys=NAME,NAME names the others"
+    return f"{source}: episode {number}: {told[2]}; mend its source, or leave it out: --leave-out {number}{spare}"
 
 
 def _append(store: Store, episodes: Iterable[Episode], names: Any) -> None:

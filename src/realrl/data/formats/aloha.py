@@ -41,8 +41,9 @@ USUAL_STATE = ("qpos", "joint_positions", "joint_position", "gripper_position")
 BESIDE = re.compile(r"(.*[./])?(.*_)?(actions?|rewards?|dones?|time|timestamps?|compress_len|index|frame_id|master|leader|"
                     r"(in|ex)trinsics?)([._/].*)?|"
                     rf"({'|'.join(OUTCOMES)})")  # no observations, unless named
-TEXTS = ("task", "language_instruction", "instruction", "task_description", "task_name")
+TEXTS = ("task", "language_instruction", "instruction", "task_description", "task_name", "current_task")
 RATES = ("fps", "frequency", "control_freq", "control_frequency", "hz")
+REWARDS = ("reward", "rewards")
 MISSING = ("error", "episodes", "camera")
 LEAVE = "missing=episodes leaves out the episodes that lack something"
 
@@ -186,16 +187,9 @@ def _held(found: Any) -> _Held | None:
         shape, dtype = found.shape, found.dtype
     if not shape:
         return None
-    bytewise = len(shape) == 1 if dtype.kind in "SO" else len(shape) == 2 and dtype == np.uint8 and shape[1] < pictures.MAX_PIXELS
-    if bytewise and _compressed(found):
+    if pictures.compressed(found):
         return _Held(tuple(shape[:1]), dtype, False)
     return _Held(tuple(shape), dtype, True) if dtype.kind in "biuf" else None
-
-
-def _compressed(found: Any) -> bool:
-    """Whether the rows of an array are JPEG or PNG, as far as its first ones say."""
-    with common.damage(hdf5.where(found)):
-        return any(pictures.encoded(bytes(row) if isinstance(row, bytes) else np.asarray(row).tobytes()) for row in found[:4])
 
 
 def _named(path: Path, takes: dict[Path, _Take], parts: Sequence[str], keys: Sequence[str] | None, missing: str, notes: list[str]
@@ -205,7 +199,7 @@ def _named(path: Path, takes: dict[Path, _Take], parts: Sequence[str], keys: Seq
     based = [n for n in held if n.partition("/")[0] in BASES]
     short = {(n.partition("/")[2] if n in based else n).replace("/", "."): n for n in held if n not in parts}
     apart = {part.rpartition("/")[0] for part in parts} - {""}  # the group that the action lies in
-    usual = [s for s, n in short.items() if not BESIDE.fullmatch(s) and n.rpartition("/")[0] not in apart and len(held[n].shape)]
+    usual = [s for s, n in short.items() if not BESIDE.fullmatch(s) and n.rpartition("/")[0] not in apart and held[n].width]
     numbers = any(held[short[s]].plain and len(held[short[s]].shape) < 3 for s in usual if short[s] in based)
     usual = [s for s in usual if not numbers or short[s] in based]  # what lies beside them is no observation where they hold the state
     chosen = common.only(keys, list(short), "observation", path) if keys is not None else usual
@@ -213,7 +207,7 @@ def _named(path: Path, takes: dict[Path, _Take], parts: Sequence[str], keys: Seq
     if missing == "camera" and (lost := {s: names for s, names in lacking.items() if names}):
         chosen = [s for s in chosen if s not in lost]
         notes.append("left out: " + ", ".join(f"{s} (not in {', '.join(names[:3])})" for s, names in lost.items()))
-    if left := [s for s in short if s not in chosen and (keys is None or short[s] in based)]:
+    if left := [s for s in short if s not in chosen and s not in REWARDS and (keys is None or short[s] in based)]:
         notes.append(f"left out: {', '.join(left)}; keys=NAME,NAME names what to read" if keys is None else f"left out: {', '.join(left)}")
     coded = {s: ((1, 64, 64), np.uint16) if senses.DEPTH.search(s) else ((1, 64, 64, 3), np.uint8) for s in chosen}
     ours = senses.names({s: (a.shape, a.dtype) if (a := held[short[s]]).plain else coded[s] for s in chosen}, path, mend=senses.KEYS)
@@ -278,9 +272,10 @@ def _episode(plan: _Plan, take: _Take, file: Any, path: Path) -> Episode:
         rows = senses.converted(_rows(file, name, take), ours, f"{path}: {name}", mend=senses.KEYS)
         obs[ours] = np.ascontiguousarray(rows[..., ::-1]) if plan.swap and ours.startswith("images.") else rows
     won = None if take.won is None else np.zeros(len(action), bool)
+    paid = [x.reshape(-1) for n in REWARDS if n in take.arrays and (x := hdf5.array(file, n)) is not None and x.size == len(action)]
     made = common.episode(common.with_state(obs, plan.state), common.scale_actions(action, plan.action_range), fps=plan.fps,
                           task=plan.task or _text(take, plan.root), policy=plan.source.name.lower(), source=plan.source, success=won,
-                          extra={"recorded_action": action}, last=plan.last, where=str(path))
+                          reward=paid[0] if paid else None, extra={"recorded_action": action}, last=plan.last, where=str(path))
     return common.with_success(made) if plan.success or take.won else made
 
 
@@ -291,12 +286,7 @@ def _rows(file: Any, name: str, take: _Take) -> Array:
         if found is None:
             raise RealrlError(f"{hdf5.where(file)}/{name} is gone; was the file rewritten meanwhile? open it again")
         return found
-    rows = hdf5.blobs(hdf5.member(file, name), texts=True)
-    if rows is None:
-        numbers = hdf5.array(file, name)
-        rows = [] if numbers is None else [row.tobytes() for row in numbers]
-    found = pictures.decoded(rows, f"{hdf5.where(file)}/{name}")
-    return np.stack([found] * 3, axis=-1) if found.ndim == 3 and found.dtype == np.uint8 else found  # grey
+    return pictures.rows(file, name)
 
 
 def _text(take: _Take, root: Path) -> str:

@@ -35,11 +35,12 @@ from realrl.data.formats import actions, common, senses, zarr_files
 from realrl.data.formats.common import Imported
 from realrl.data.formats.zarr_files import Buffer, Rows, Unread
 from realrl.data.formats.zarr_files import library as library
-from realrl.data.schema import FAILURES, OUTCOMES, SUCCESSES
+from realrl.data.schema import FAILURES, OUTCOMES, SUCCESSES, WORDS
 from realrl.types import Array, Episode, RealrlError, Source
 
 NAME = "diffusion_policy"
-USUAL_STATE = ("agent_pos", "robot_eef_pose", "robot0_eef_pos", "robot0_eef_rot_axis_angle", "robot0_gripper_width")
+USUAL_STATE = ("agent_pos", "robot_eef_pose", "robot0_eef_pos", "robot0_eef_rot_axis_angle", "robot0_gripper_width",
+               "robot1_eef_pos", "robot1_eef_rot_axis_angle", "robot1_gripper_width")
 FPS = 10  # of every task in the diffusion policy paper
 CHUNK_BYTES = 2 * 10**6  # about what ReplayBuffer aims at
 OURS = "realrl."
@@ -106,6 +107,9 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
                  [t | ({} if task is None else {"task": task}) for t in told], task or path.name.split(".")[0], rate, span, image_scale,
                  who, success, ending, flags.get("reward"), judged)
     notes = empty + common.range_note(float(rows.min()), float(rows.max()), span) + guess + said + actions.said(acting) + _notes(plan)
+    if spare := min(arrays[n].shape[0] for n in acting) - steps:
+        notes.append(f"left out: {spare} steps behind the end of the last episode, by meta/episode_ends (it counts up to the step after "
+                     "an episode's last one)")
     notes += ["no action in this file: the state that follows is taken for the action, at an episode's end its own"] if following else []
     called = actions.names(acting, wide)
     meta = {"keys": {n: list(a.shape) for n, a in arrays.items()}, "attributes": attrs, **({"names": {"action": called}} if called else {})}
@@ -168,7 +172,14 @@ def _ends(files: Buffer) -> tuple[Array, list[str]]:
 def _told(files: Buffer, episodes: int) -> _Judged | None:
     """What an array in meta/ says of each episode, None where there is none."""
     for name in OUTCOMES:
-        found = files.array(f"meta/{name}") if name in files.arrays("meta") else None
+        if name not in files.arrays("meta"):
+            continue
+        if (words := files.texts(f"meta/{name}")) is not None:
+            if len(words) == episodes and {word.strip().lower() for word in words} <= WORDS.keys():
+                won = np.array([WORDS[word.strip().lower()] for word in words]) != (name in FAILURES)
+                return _Judged(won, won, f"meta/{name} says so")
+            continue
+        found = files.array(f"meta/{name}")
         if found is not None and found.shape[0] == episodes and np.prod(found.shape[1:]) == 1:
             won = (found.read(0, episodes).reshape(-1) > 0) != (name in FAILURES)
             return _Judged(won, won, f"meta/{name} says so")

@@ -40,6 +40,7 @@ def _npz(path: Path) -> Any:
     """An npz as an HDF5 file in memory: arrays of numbers, what has no dimension and texts as attributes; objects, which are pickled, are
     left out."""
     file = hdf5.library().File(str(path), "w", driver="core", backing_store=False)
+    objects = list[str]()
     with common.damage(path), zipfile.ZipFile(path) as packed, np.load(path, allow_pickle=False) as arrays:
         if sum(member.file_size for member in packed.infolist()) > common.MAX_BYTES:
             raise RealrlError(f"{path} unpacks to more than {common.MAX_BYTES} bytes; write shorter episodes")
@@ -48,6 +49,7 @@ def _npz(path: Path) -> Any:
                 x = arrays[name]
             except ValueError as error:
                 if "pickle" in str(error):
+                    objects.append(name)
                     continue
                 raise
             if x.dtype.kind == "U":
@@ -56,6 +58,9 @@ def _npz(path: Path) -> Any:
                 file[name] = x
             elif x.dtype.kind in "biuf":
                 file.attrs[name] = x
+    if objects and not any(name.partition("/")[0].startswith(("obs", "state", "qpos")) for name in file):
+        raise RealrlError(f"{path}: {', '.join(objects)[:80]} holds Python objects, which only running code could read; write arrays of "
+                          "numbers: np.savez(NAME, action=..., state=...)")
     return file
 
 

@@ -6,6 +6,7 @@ keep it says.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -175,6 +176,19 @@ def unfilmed(data: Recordings) -> dict[str, list[int]]:
     return {camera: lost for camera, lost in gone.items() if lost}
 
 
+def changing(data: Recordings) -> list[int]:
+    """The episodes inside which the task changes, by their numbers in the tables. Files that cannot be read are passed over."""
+    told = {name: f for name, f in data.info["features"].items() if name in ("task_index", "episode_index")}
+    if len(set(data.tasks)) < 2 or len(told) < 2:
+        return []
+    found = set[int]()
+    for path in dict.fromkeys(data.table(i) for i in range(len(data))):
+        with contextlib.suppress(RealrlError, OSError):
+            task, owner = (x.reshape(-1) for _, x in sorted(tables.read_frames(path, told).items(), reverse=True))
+            found |= {*owner[1:][(task[1:] != task[:-1]) & (owner[1:] == owner[:-1])].tolist()}
+    return sorted(found)
+
+
 def astray(data: Recordings, camera: str, episode: int) -> None:
     """Raise RealrlError where a video that is missed is not gone: git-lfs has not fetched it, or such files lie elsewhere."""
     try:
@@ -187,10 +201,12 @@ def astray(data: Recordings, camera: str, episode: int) -> None:
 
 
 def _there(data: Recordings, episode: int, camera: str | None = None) -> bool:
-    """Whether an episode's video, or its table, is there."""
+    """Whether an episode's video, or its table, is there. Raises RealrlError for one that a link has led out of the folder."""
     try:
         path = data.table(episode) if camera is None else data.film(episode, camera)
-    except RealrlError:  # meta/episodes lists none
+    except RealrlError as error:  # meta/episodes lists none
+        if "leads out" in str(error):
+            raise
         return False
     return os.path.isfile(path) and not is_pointer(path)
 
@@ -343,7 +359,8 @@ class _Plan:
             packets = self._with_last(path, seconds, packets)
         if packets is None or (self.last == "drop" and packets[-1].pts != len(packets) - 1):
             return None
-        return replace(video.header(path), fps=Fraction(self.data.fps).limit_denominator(1001)), packets
+        header = replace(video.header(path), fps=Fraction(self.data.fps).limit_denominator(1001))
+        return (header, packets) if header.codec in video.CODECS or video.playable(header, packets) else None
 
     def _with_last(self, path: Path, seconds: Array, own: list[Packet]) -> list[Packet] | None:
         """The packets and that of the picture after the last action, which lies behind the episode, after copies of the packets that it

@@ -19,14 +19,13 @@ from realrl.data import depth, errors, footage, schema, tables
 from realrl.data.errors import DAMAGED, line
 from realrl.data.footage import Place
 from realrl.data.labels import Labels
-from realrl.data.reading import PLAIN, Reading, absent, imported, left_out, require_action
+from realrl.data.reading import PLAIN, Reading, absent, imported, left_out, require_action, seen
 from realrl.data.schema import Info
 from realrl.files import inside, read_plain, within
 from realrl.types import Array, Episode, RealrlError
 
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
-MOST_TASKS = 10**6  # in a set; a larger task_index is damage
 
 
 class Legacy:
@@ -45,6 +44,7 @@ class Legacy:
             raise RealrlError(f"{path}: codebase_version is {self._info.get('codebase_version')!r}, wanted v2.x; open it with "
                               "realrl.data.formats.open_dataset")
         schema.check_info(path, self._info, {})
+        self._info = seen(self.dir, self._info)
         self._reading = reading.checked(self.dir, self._info)
         self._chunks = self._info.get("chunks_size", 1000)
         if not (isinstance(self._chunks, int) and self._chunks > 0):
@@ -55,7 +55,7 @@ class Legacy:
         self._notes = left_out(self.empty)
         told = self._lines("tasks.jsonl", {"task_index": int, "task": str}) if (self.dir / "meta/tasks.jsonl").exists() else ()
         texts = {int(x["task_index"]): str(x["task"]) for x in told}  # without that file episodes say themselves what they are about
-        if max(texts, default=0) > MOST_TASKS:
+        if max(texts, default=0) >= tables.MOST_TASKS:
             raise RealrlError(f"{self.dir}/meta/tasks.jsonl: there is no task number {max(texts)}; correct it")
         self._tasks = [texts.get(i, "") for i in range(max(texts, default=-1) + 1)]
 
@@ -147,7 +147,7 @@ class Legacy:
         require_action(self.dir, self._reading.features(self._info))
         path, length = self.table(episode), self._rows[episode]["length"]
         try:
-            columns = tables.read_frames(path, self._reading.stored(self._info), 0, length, pictures=pictures)
+            columns = tables.read_frames(path, self._reading.stored(self._info), 0, length, pictures=pictures, whole=True)
         except FileNotFoundError as error:
             raise self._absent(path) from error
         except OSError as error:
@@ -199,7 +199,7 @@ class Legacy:
 
     def _stamps(self, episode: int) -> Array | None:
         """The timestamps of an episode [T], where its table has any."""
-        told = self._info["features"].get("timestamp")
+        told = tables.stored(self._info["features"]).get("timestamp")
         try:
             return None if told is None else tables.read_frames(self.table(episode), {"timestamp": told})["timestamp"].reshape(-1)
         except FileNotFoundError:  # who reads its numbers will say so

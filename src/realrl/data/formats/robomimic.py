@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from realrl.data.formats import actions, common, episode_files, hdf5, senses
+from realrl.data.formats import actions, common, episode_files, hdf5, pictures, senses
 from realrl.data.formats.common import Imported
 from realrl.data.formats.hdf5 import library as library
 from realrl.data.schema import OUTCOMES, outcome
@@ -46,6 +46,7 @@ USUAL_STATE = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robo
                "right_eef_quat", "hand_joint_state", "object")  # what robomimic's low-dimensional policies look at, and IsaacLab's
 BOOKKEEPING = "datagen_info"
 BESIDE = {"obs": "next_obs", "observations": "next_observations", "states": "initial_state"}  # what is observed, and what lies beside it
+CODED, CODED_DEPTH = ((1, 64, 64, 3), np.uint8), ((1, 64, 64), np.uint16)  # what compressed pictures are, whatever their size
 GYM = 2  # robomimic's number for an environment that gymnasium makes
 
 
@@ -213,15 +214,17 @@ def _layout(path: Path, demo: Any, keys: Sequence[str] | None, state: Sequence[s
     group = hdf5.subgroup(demo, base)
     found = {p.replace("/", "."): (p, x) for p, x in hdf5.leaves(group).items()}
     if keys is None:
-        usable = {n: x for n, x in found.items() if x[1].dtype.kind in "biuf" and x[1].ndim and not n.startswith(f"{BOOKKEEPING}.")}
+        usable = {n: x for n, x in found.items() if not n.startswith(f"{BOOKKEEPING}.") and (
+            pictures.compressed(x[1]) or (x[1].dtype.kind in "biuf" and x[1].ndim and all(x[1].shape[1:])))}
     else:
         usable = {n: found[n] for n in common.only(keys, list(found), "observation", path)}
-    checked = {n: x for n, (p, _) in usable.items() if (x := hdf5.dataset(group, p)) is not None}
-    ours = senses.names({n: (x.shape, x.dtype) for n, x in checked.items()}, path, "_image", senses.KEYS)
+    coded = {n: (CODED_DEPTH if senses.DEPTH.search(n) else CODED) for n, (_, x) in usable.items() if pictures.compressed(x)}
+    checked = {n: x for n, (p, _) in usable.items() if n not in coded and (x := hdf5.dataset(group, p)) is not None}
+    ours = senses.names(coded | {n: (x.shape, x.dtype) for n, x in checked.items()}, path, "_image", senses.KEYS)
     picked = common.state_keys(state, USUAL_STATE, [n for n in ours.values() if not n.startswith(senses.SENSES)], path)
     said = [] if picked == ["state"] or not picked else [f"obs['state'] is {' + '.join(picked)}; state=NAME,NAME chooses others"]
     if lost := sorted({n.partition(".")[0] for n in found if n not in usable and keys is None}):
-        said.append(f"left out: {', '.join(lost)} (no numbers, or MimicGen's bookkeeping); keys=NAME,NAME names what to read")
+        said.append(f"left out: {', '.join(lost)} (no numbers, empty, or MimicGen's bookkeeping); keys=NAME,NAME names what to read")
     beside = BESIDE[base]
     there = hdf5.subgroup(demo, beside) is not None
     if base == "states":
@@ -321,17 +324,23 @@ def _obs(layout: _Layout, demo: Any, states: Array | None, where: str) -> Obs:
     now, beside = hdf5.subgroup(demo, layout.base), hdf5.subgroup(demo, layout.beside) if layout.beside else None
     found: Obs = {}
     for theirs, ours in layout.keys.items():
-        rows = None if now is None else hdf5.array(now, theirs)
+        rows = None if now is None else _rows(now, theirs)
         if rows is None or rows.ndim < 1:
             raise RealrlError(f"{where}/{layout.base} has no {theirs!r}, the first one has; name what all have with keys=NAME,NAME")
         if layout.beside:
-            other = None if beside is None else hdf5.array(beside, theirs)
+            other = None if beside is None else _rows(beside, theirs)
             fits = other is not None and other.shape[1:] == rows.shape[1:]
             if other is None or not fits or len(other) not in ((len(rows),) if layout.beside == "next_obs" else (1, len(rows))):
                 raise RealrlError(f"{where}/{layout.beside} has no {theirs!r} like that of {layout.base}; {senses.KEYS}")
             rows = np.concatenate([rows, other[-1:]] if layout.beside == "next_obs" else [other[:1], rows])
         found[ours] = senses.converted(rows, ours, f"{where}/{layout.base}/{theirs}", mend=senses.KEYS)
     return common.with_state(found, layout.state)
+
+
+def _rows(group: Any, name: str) -> Array | None:
+    """An observation [T, ...], its pictures decoded where they are compressed; None where there is none."""
+    found = hdf5.member(group, name)
+    return pictures.rows(group, name) if isinstance(found, library().Dataset) and pictures.compressed(found) else hdf5.array(group, name)
 
 
 def _model(path: Path, demo: Any) -> str | None:

@@ -102,6 +102,17 @@ class Buffer:
             raise RealrlError(f"{where} declares shape {list(found.shape)} but only {stored} bytes are stored; {AGAIN}")
         return Rows(found, where)
 
+    def texts(self, name: str) -> list[str] | None:
+        """A row of texts; None where the array holds none, or as objects. Raises RealrlError for damage."""
+        version = next((v for suffix, v in SUFFIX.items() if f"{name}/{suffix}" in self.sizes), None)
+        with damage(f"{self.where}: {name}"):
+            found = None if version is None else library().open_array(self._store, path=self._prefix + name, mode="r", zarr_format=version)
+            if found is None or found.dtype.kind not in "SUT" or found.ndim != 1 or found.shape[0] * max(found.dtype.itemsize, 1) > SMALL:
+                return None
+            if any("pickle" in str(getattr(c, "codec_id", type(c).__name__)).lower() for c in (*found.filters, *found.compressors)):
+                return None
+            return [x.decode(errors="replace") if isinstance(x, bytes) else str(x) for x in np.asarray(found[:]).tolist()]
+
     def _open(self, name: str, version: int) -> Any:
         with damage(where := f"{self.where}: {name}"):
             try:

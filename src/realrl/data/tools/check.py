@@ -16,7 +16,7 @@ import pyarrow as pa
 from realrl.data import compaction, labels, schema, tables
 from realrl.data.errors import DAMAGED, line, mend, read_json
 from realrl.data.formats.lerobot_v2 import Legacy
-from realrl.data.reading import PLAIN, proposal, renamed, require_action
+from realrl.data.reading import PLAIN, proposal, renamed, require_action, seen
 from realrl.data.schema import Info
 from realrl.data.stats import Stats
 from realrl.data.tables import FileKey
@@ -62,7 +62,7 @@ def _described(root: Path, problems: list[Problem]) -> tuple[Info, pa.Table]:
                      if note.startswith("left out")]
         problems += _check_counts(root, info, rows, UNREAD, len(old.empty))
         return info, rows
-    info, found = schema.read_info(root), []
+    info, found = seen(root, schema.read_info(root)), []
     for path in tables.episode_files(root):
         try:
             found.append(tables.read_rows(path))
@@ -232,7 +232,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
     length = rows["length"].to_numpy()
     films = tables.cameras(info["features"])
     return {
-        "path": str(root), "robot_type": info.get("robot_type"), "fps": info["fps"], "tasks": tasks,
+        "path": str(root), "robot_type": info.get("robot_type"), "fps": info["fps"], "tasks": list(filter(None, tasks)) or tasks,
         "episodes": len(rows), "frames": int(length.sum()), "mean_length": float(length.mean()) if len(rows) else 0.0,
         "success_rate": ended["success"] / judged if judged else None, "policies": dict(Counter(policies)),
         "outcomes": {word: ended[word] for word in labels.CHOICES}, "labels": {word: said[word] for word in labels.CHOICES},

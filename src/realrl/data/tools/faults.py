@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from realrl.data import depth, schema, tables, video
+from realrl.data import clocks, depth, schema, tables, video
 from realrl.data.errors import line, mend, read_json
 from realrl.data.footage import CLOCK, Place, present, tolerance
 from realrl.data.reading import PLAIN, USUAL, absent
@@ -75,8 +76,10 @@ def check_data(root: Path, info: Info, rows: pa.Table, key: FileKey, limits: tup
         return [Problem("error", str(path), f"holds {held} frames, its episodes have {n}", mend(path))]
     stats |= merge_stats(stats, column_stats(columns, quantiles=False))
     first = np.cumsum(length) - length
+    columns, mixed = _sorted(columns, first, n)
     frame, owner = np.arange(n) - np.repeat(first, length), np.repeat(index, length)
-    problems = []
+    problems = [Problem("warning", str(path), f"the frames of episode {index[i]} lie in another order than frame_index says",
+                        "read in that of frame_index; LeRobot reads them as they lie") for i in mixed]
     for severity, field, what, bad, advice in (*_wrong(columns, frame, owner, np.repeat(start, length), info, mend(path)),
                                                *_suspect(columns, frame, first, info, limits)):
         if bad.any():
@@ -84,6 +87,21 @@ def check_data(root: Path, info: Info, rows: pa.Table, key: FileKey, limits: tup
             problems.append(Problem(severity, str(path), f"{field} {what} in {int(bad.sum())} frames, first in episode {owner[at]}, "
                                     f"frame {frame[at]}", advice))
     return problems
+
+
+def _sorted(columns: dict[str, Array], first: Array, n: int) -> tuple[dict[str, Array], list[int]]:
+    """(a file's columns [n, ...] in the order in which the frames of each episode are read, the places of episodes that were mixed).
+    first: the row at which each episode begins."""
+    if "frame_index" not in columns:
+        return columns, []
+    spans = [(i, start, clocks.order(columns["frame_index"][start:stop]))
+             for i, (start, stop) in enumerate(itertools.pairwise([*first.tolist(), n]))]
+    rows = np.arange(n)
+    for _, start, at in spans:
+        if at is not None:
+            rows[start:start + len(at)] = start + at
+    mixed = [i for i, _, at in spans if at is not None]
+    return {name: x[rows] for name, x in columns.items()} if mixed else columns, mixed
 
 
 Fault = tuple[str, str, str, Any, str]  # severity, field, what, bad frames [T], mend

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from realrl.data import schema, tables
+from realrl.data import clocks, schema, spread, tables
 from realrl.data.reading import PLAIN
 from realrl.data.schema import Info
 from realrl.data.stats import Stats
@@ -54,6 +54,7 @@ class _Seen:
     paused: dict[int, float] = field(default_factory=dict)
     changed: list[int] = field(default_factory=list)
     ticks: list[float] = field(default_factory=list)
+    unit: str = ""  # of the timestamps, where it is not seconds
     paths: dict[int, list[tuple[int, int, Array]]] = field(default_factory=dict)  # of a task: episode, steps, states at PLACES places
 
 
@@ -108,7 +109,9 @@ def _look(columns: dict[str, Array], length: Array, index: Array, fps: float, st
             task = int(columns["task_index"][start].item()) if "task_index" in columns else 0
             seen.paths.setdefault(task, []).append((number, count, state[start + np.linspace(0, count - 1, PLACES).astype(int)]))
         if "timestamp" in columns and count > 1:
-            seen.ticks.append(float(np.median(np.diff(columns["timestamp"][rows].reshape(-1).astype(np.float64)))))
+            stamps = columns["timestamp"][rows].reshape(-1)
+            seen.ticks.append(float(np.median(np.diff(clocks.in_seconds(stamps, fps)))))
+            seen.unit = clocks.unit(stamps, fps)
 
 
 def _still(state: Array, stats: dict[str, Array]) -> int:
@@ -206,6 +209,8 @@ def _told(where: str, info: Info, stats: Stats, seen: _Seen) -> Iterator[Problem
     if tick > 0 and abs(tick * info["fps"] - 1) > CLOCK:
         yield Problem("warning", where, f"the timestamps say {1 / tick:.4g} steps a second, meta/info.json {info['fps']:g}",
                       "correct fps there, or resample the recordings")
+    if seen.unit:
+        yield Problem("warning", where, f"the timestamps are {seen.unit}", "they are read as such; LeRobot wants seconds")
     if seen.changed:
         yield Problem("warning", where, f"the task's text changes inside {grouped(seen.changed)}",
                       "readers take the first one; cut the episodes where it changes")
@@ -221,9 +226,8 @@ def _span(stats: dict[str, Array]) -> Array:
 
 def _names(feature: dict[str, Any], size: int) -> list[str]:
     """What the numbers of a vector are called; empty where that is not told."""
-    told = feature.get("names")
-    told = next(iter(told.values()), None) if isinstance(told, dict) and len(told) == 1 else told
-    return [str(name) for name in told] if isinstance(told, list) and len(told) == size else []
+    told = spread.flat_names(feature.get("names"))
+    return told if len(told) == size else []
 
 
 def _grippers(names: list[str], size: int) -> Array:

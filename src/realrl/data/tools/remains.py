@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from realrl.data import schema, tables
+from realrl.data import clocks, schema, tables
 from realrl.data.errors import DAMAGED, line
 from realrl.data.schema import Info
 from realrl.data.tables import Parquet, cameras, stored
@@ -79,7 +79,7 @@ class Remains(SourceSet):
     def frames(self, episode: int) -> pa.Table:
         """A kept episode's frames, with the columns that were wrong set right."""
         take = self.takes[episode]
-        table = pa.concat_tables([self._read_group(take.path, g).slice(a, b - a) for g, a, b in take.parts])
+        table = self._in_order(pa.concat_tables([self._read_group(take.path, g).slice(a, b - a) for g, a, b in take.parts]))
         n, frame = take.length, np.arange(take.length)
         task = np.full(n, self.tasks.index(self.cell(take, "tasks")[0]))
         old = table["time"].to_numpy() if "time" in table.column_names else np.zeros(1)
@@ -130,7 +130,7 @@ class Remains(SourceSet):
             info = schema.read_info(self.dir)
         except RealrlError as error:
             info = guessed_info(self.dir, self._files)
-            self.lines.append(f"what meta/info.json said is worked out from the data files, the robot's name aside ({what(error)})")
+            self.lines.append(f"what meta/info.json does not say is worked out from the data files ({what(error)})")
         names = self._columns()
         gone = [name for name in stored(info["features"]) if self._files and names and name not in names]
         if gone:
@@ -154,7 +154,7 @@ class Remains(SourceSet):
             self.lines.append(f"the tasks are taken from the episodes table ({what(error)})")
             self.rewrite = self._tasks_lost = True
         said = self._all_rows["tasks"].to_pylist() if "tasks" in self._all_rows.column_names else []
-        return list(dict.fromkeys([*found, *(text for texts in said for text in texts or [])]))
+        return found + [text for text in dict.fromkeys(text for texts in said for text in texts or []) if text not in found]
 
     def _task(self, number: int) -> str:
         """The text of a task whose rows are lost."""
@@ -184,8 +184,13 @@ class Remains(SourceSet):
         found: dict[int, list[WholeEpisode]] = {}
         wrong: dict[int, str] = {}
         for path in self._files:
+            last = -1
             for number, parts, table in self._episodes(path):
-                take = WholeEpisode(number, path, parts, len(table), self._row_of.get(number))
+                self.rewrite |= number < last
+                take, last = WholeEpisode(number, path, parts, len(table), self._row_of.get(number)), number
+                if (sorted_ := self._in_order(table)) is not table:
+                    self.lines.append(f"episode {number}: its frames are put in the order of frame_index")
+                    self.rewrite, table = True, sorted_
                 if reason := self._fault(take, table):
                     wrong.setdefault(number, f"{self.name(path)}: {reason}")
                 else:
@@ -203,6 +208,12 @@ class Remains(SourceSet):
             if row is None:
                 self.lines.append(f"episode {number}: its row is lost, it gets a new one")
 
+    def _in_order(self, table: pa.Table) -> pa.Table:
+        """An episode's frames in the order in which they were recorded."""
+        index = table["frame_index"].to_numpy() if "frame_index" in table.column_names else np.zeros(0)
+        at = clocks.order(index)
+        return table if at is None else table.take(pa.array(at))
+
     def _told_file(self, row: int) -> Path | None:
         try:
             key = tuple(int(self._all_rows[f"data/{name}_index"][row].as_py()) for name in ("chunk", "file"))
@@ -219,10 +230,11 @@ class Remains(SourceSet):
             self._is_unreadable(path, error)
             return
         with opened as file:
+            told = self._told_numbers(path, file)
             for g in range(len(file.ends)):
                 try:
                     table = file.read([g])
-                    index = table["episode_index"].to_numpy()
+                    index = table["episode_index"].to_numpy() if told is None else told[int(file.ends[g]) - len(table):int(file.ends[g])]
                 except DAMAGED as error:
                     self.lines.append(f"{self.name(path)}: row group {g} is damaged ({what(error)})")
                     self.rewrite = True
@@ -239,6 +251,21 @@ class Remains(SourceSet):
                         pieces.append(table.slice(a, b - a))
             if pieces:
                 yield number, parts, pa.concat_tables(pieces)
+
+    def _told_numbers(self, path: Path, file: Parquet) -> Array | None:
+        """Which episode each row [N] of a data file is of, by the episodes table, where the file gives all of several the same number."""
+        mine = [i for i in self._row_of.values() if self._told_file(i) == path]
+        number, start, length = (self._all_rows[name].to_numpy()[mine] for name in ("episode_index", "dataset_from_index", "length"))
+        if len(mine) < 2 or length.sum() != file.rows or "episode_index" not in file.names:
+            return None
+        try:
+            if len(pc.unique(file.read(names=["episode_index"])["episode_index"])) != 1:
+                return None
+        except DAMAGED:
+            return None
+        self.lines.append(f"{self.name(path)} gives all of its episodes one number, those of the episodes table count")
+        self.rewrite, order = True, np.argsort(start, kind="stable")
+        return np.repeat(number[order], length[order])
 
     def _read_group(self, path: Path, group: int) -> pa.Table:
         if self._reading is None or self._reading[0] != path:

@@ -143,7 +143,8 @@ def _stale(remains: Remains) -> dict[str, Callable[[], object]]:
         stale["info.json"] = partial(write_json, root / "meta/info.json", info | true)
     told = _read(root / "meta/stats.json")
     counts = [told.get(name, {}).get("count") if isinstance(told.get(name), dict) else None for name in tables.stored(info["features"])]
-    if frames and any(count != [frames] for count in counts) and not remains.rewrite:
+    known = any(name.startswith("stats/") for name in remains.rows.column_names)  # others may never have had any
+    if frames and known and any(count != [frames] for count in counts) and not remains.rewrite:
         stale["stats.json"] = partial(_write_stats, root, info, frames)
     try:
         listed = tables.read_tasks(root, frames)

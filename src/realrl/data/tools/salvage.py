@@ -13,6 +13,7 @@ import pyarrow as pa
 from realrl.data import video
 from realrl.data.errors import DAMAGED, read_json
 from realrl.data.schema import DATA_PATH, VIDEO_PATH, Info
+from realrl.data.spread import flat_names
 from realrl.data.tables import Parquet
 from realrl.types import RealrlError
 
@@ -27,17 +28,43 @@ def refuse_old(root: Path) -> None:
 
 
 def guessed_info(root: Path, files: Sequence[Path]) -> Info:
-    """info.json from what data files and videos say themselves. Raises RealrlError when none can be read."""
+    """info.json from what data files and videos say themselves, and what is sound of the one there is. Raises RealrlError when none of the
+    files can be read."""
+    old: Any = None
+    with contextlib.suppress(OSError, RealrlError):
+        old = read_json(root / "meta/info.json")
+    old = old if isinstance(old, dict) else {}
     for path in files:
         with contextlib.suppress(*DAMAGED), Parquet(path) as file:
             table = file.read([0])
             steps = np.diff(table["timestamp"].to_numpy()[:1000])
             films = _filmed(root)
-            features = {name: _feature(table[name]) for name in table.column_names} | films
-            return {"codebase_version": "v3.0", "robot_type": "unknown", "chunks_size": 1000, "data_files_size_in_mb": 100,
+            told: Any = old.get("features")
+            told = told if isinstance(told, dict) else {}
+            features = {name: _kept(told.get(name), found) for name, found in
+                        ({name: _feature(table[name]) for name in table.column_names} | films).items()}
+            made = {"codebase_version": "v3.0", "robot_type": "unknown", "chunks_size": 1000, "data_files_size_in_mb": 100,
                     "video_files_size_in_mb": 200, "fps": _rate(float(1 / np.median(steps[steps > 0]))),
-                    "data_path": DATA_PATH, "video_path": VIDEO_PATH if films else None, "features": features}
+                    "data_path": DATA_PATH, "video_path": VIDEO_PATH if films else None}
+            return made | {name: old[name] for name in made if _sound(name, old.get(name))} | {"features": features}
     raise RealrlError(f"{root}: neither meta/info.json nor any data file can be read; there is nothing to repair from")
+
+
+def _sound(name: str, told: Any) -> bool:
+    """Whether an entry of a damaged info.json can be believed."""
+    if name == "fps":
+        return isinstance(told, int | float) and not isinstance(told, bool) and 0 < told < 1e6
+    return isinstance(told, str) and bool(told) if name in ("robot_type", "data_path", "video_path") else False
+
+
+def _kept(told: Any, found: dict[str, Any]) -> dict[str, Any]:
+    """A feature as the files show it, with the names and, where it can be, the type that info.json says."""
+    if not isinstance(told, dict) or found["dtype"] in ("video", "image"):
+        return found if not isinstance(told, dict) else found | {"info": told["info"]} if isinstance(told.get("info"), dict) else found
+    kind = told.get("dtype")
+    alike = isinstance(kind, str) and kind in ("float16", "float32", "float64") and found["dtype"].startswith("float")
+    named = isinstance(told.get("names"), list | dict) and len(flat_names(told["names"])) == int(np.prod(found["shape"]))
+    return found | ({"dtype": kind} if alike else {}) | ({"names": told["names"]} if named else {})
 
 
 def _rate(fps: float) -> int | float:

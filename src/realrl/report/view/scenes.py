@@ -17,7 +17,7 @@ from realrl import config, envs
 from realrl.cell.playback import LONG, TOLERANCE, Restores
 from realrl.cell.rollout import rollout
 from realrl.envs.base import RobotEnv
-from realrl.policies.folder import check_fit, for_task, load_policy, read_policy_json, read_recall
+from realrl.policies.folder import acting, check_fit, for_task, load_policy, read_policy_json, read_recall
 from realrl.report.view.clips import Clip, Each, EpisodeSet
 from realrl.robots.guard import box_guard
 from realrl.scene import SightConfig, SightKind
@@ -84,7 +84,7 @@ def _actor(task: str, folder: Path | None) -> tuple[Policy, SightConfig | None, 
     env.close()
     policy = for_task(policy, task)
     check_fit(policy, env.task, folder, trained_on)
-    return policy, sight, Source.POLICY
+    return acting(policy, folder, env.task)[0], sight, Source.POLICY
 
 
 # ---- the same again, with eyes

@@ -1,0 +1,213 @@
+"""Tables, clocks and texts of other people's LeRobot sets that are laid out in another way: read for what they mean, and mended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_kinds import LENGTHS, Columns, material, put, refused, theirs, wrong
+from test_lerobot import BOTH, OLD, made, run, seen
+from test_told_alike import described, warned
+
+from realrl.data import clocks
+from realrl.data.formats import open_dataset
+from realrl.data.store import Store
+from realrl.data.tools.repair import repair
+
+VECTORS = np.arange(12, dtype=np.float64).reshape(6, 2) / 8
+
+
+def mixed(e: int, columns: Columns) -> Columns:
+    """Frames in another order."""
+    at = np.random.default_rng(e).permutation(len(columns["index"]))
+    return {name: pa.array(np.asarray(x)[at]) if isinstance(x, np.ndarray) else x.take(pa.array(at)) for name, x in columns.items()}
+
+
+# ---- cells
+
+
+@pytest.mark.parametrize(("cells", "names"), [
+    ([{"x": x, "y": y} for x, y in VECTORS], None), ([{"y": y, "x": x} for x, y in VECTORS], ["x", "y"]),
+    ([{"arm": [x], "hand": y} for x, y in VECTORS], None), ([[Decimal(str(x)), Decimal(str(y))] for x, y in VECTORS], None)])
+def test_cells_with_fields_and_decimals_are_vectors(cells: list[Any], names: Any, tmp_path: Path) -> None:
+    root = theirs(tmp_path / "d", put("action", lambda i, n: cells), lengths=(6, 6), numbers=(0, 1),
+                  action={"dtype": "float32", "shape": [2], "names": names})
+    assert (open_dataset(root).read()[1].action == VECTORS).all() and not wrong(root)
+
+
+@pytest.mark.parametrize(("cell", "words"), [({"arm": "left", "hand": 1.0}, "write numbers"),
+                                             ({"arm": [1.0] * 3, "hand": 1.0}, "numbers a frame")])
+def test_fields_that_are_no_numbers_or_too_many_are_one_line(cell: Any, words: str, tmp_path: Path) -> None:
+    root = theirs(tmp_path / "d", put("action", lambda i, n: [cell] * n))
+    assert words in refused(root) and any(words in line for line in wrong(root))
+
+
+def test_a_column_that_was_never_filled_in_says_nothing(tmp_path: Path) -> None:
+    blank = {"dtype": "float32", "shape": [1], "names": None}
+    root = theirs(tmp_path / "d", put("next.reward", lambda i, n: np.full(n, np.nan, np.float32)), **{"next.reward": blank})
+    assert not open_dataset(root).read()[0].reward.any()
+    root = theirs(tmp_path / "e", put("next.reward", lambda i, n: np.append(np.zeros(n - 1), np.nan).astype(np.float32)),
+                  **{"next.reward": blank})
+    with pytest.raises(Exception, match="episode 0: NaN or infinity in its reward at step 5"):
+        material(root)
+
+
+def test_a_column_of_gaps_that_nobody_needs_can_be_done_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "observation.force"
+    root = theirs(tmp_path / "d", put(name, lambda i, n: np.append(np.zeros(n - 1), np.nan)), **{name: {"dtype": "float32", "shape": [1]}})
+    assert f"take {name} out of meta/info.json" in run(capsys, "import", root, "--out", tmp_path / "out", code=2)
+    info = json.loads((path := root / "meta/info.json").read_text())
+    path.write_text(json.dumps(info | {"features": {k: f for k, f in info["features"].items() if k != name}}))
+    run(capsys, "import", root, "--out", tmp_path / "out")
+    assert Store.open(tmp_path / "out").read()[0].obs.keys() == {"state"}
+
+
+# ---- clocks
+
+
+@BOTH
+@pytest.mark.parametrize("unit", [1e3, 1e9])
+def test_timestamps_in_another_unit_are_read_in_it(version: str, unit: float, tmp_path: Path) -> None:
+    root = made(tmp_path / "d", version, stamps=lambda t: t * unit, shown=lambda t: np.round(t * 1.04, 3))  # a film that runs on by them
+    found = open_dataset(root).read()
+    assert np.allclose(found[0].time, np.arange(6) / 20, atol=1e-3) and seen(found[0])[:3] == [0, 1, 2]
+    assert any("the timestamps are " + ("milli" if unit == 1e3 else "nano") in line for line in warned(root))
+
+
+def test_units_of_stamps() -> None:
+    assert [clocks.unit(np.arange(4) * step, 10) for step in (0.1, 100, 1e5, 1e8, 0.5, 7.0)] == [
+        "", "milliseconds", "microseconds", "nanoseconds", "", ""]
+    assert clocks.unit(np.zeros(1), 10) == "" and clocks.unit(np.full(3, np.nan), 10) == ""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "timestamp[ms]"])
+def test_timestamps_that_are_moments(dtype: str, tmp_path: Path) -> None:
+    root = theirs(tmp_path / "d", put("timestamp", lambda i, n: (1_700_000_000_000 + 100 * np.arange(n)).astype("datetime64[ms]")),
+                  timestamp={"dtype": dtype, "shape": [1]})
+    assert np.allclose(open_dataset(root).read()[1].time, np.arange(4) / 10)
+
+
+@pytest.mark.parametrize("told", ["30000/1001", "29.97003"])
+def test_a_rate_as_video_tools_write_it(told: str, tmp_path: Path) -> None:
+    described(root := made(tmp_path / "d"), fps=told)
+    assert abs(open_dataset(root).fps - 30000 / 1001) < 1e-5
+
+
+# ---- order
+
+
+def test_frames_in_another_order_are_put_right(tmp_path: Path) -> None:
+    straight, root = theirs(tmp_path / "straight"), theirs(tmp_path / "d", mixed)
+    assert not wrong(root) and any("another order" in line for line in warned(root))
+    for _ in range(2):  # as it lies, and repaired
+        for a, b in zip(open_dataset(root).read(), open_dataset(straight).read(), strict=True):
+            assert (a.obs["state"] == b.obs["state"]).all() and (a.action == b.action).all()
+        repair(root)
+    assert not any("another order" in line for line in warned(root))
+
+
+def test_episodes_in_another_order_in_their_file_are_put_right(tmp_path: Path) -> None:
+    straight, root = theirs(tmp_path / "straight"), theirs(tmp_path / "d")
+    table = pq.read_table(path := root / "data/chunk-000/file-000.parquet")
+    pq.write_table(pa.concat_tables([table.slice(6, 4), table.slice(0, 6), table.slice(10)]), path)
+    assert "does not hold episode" in refused(root)
+    assert repair(root).kept == 3
+    for a, b in zip(open_dataset(root).read(), open_dataset(straight).read(), strict=True):
+        assert (a.action == b.action).all()
+
+
+def test_a_repair_gives_episodes_of_one_number_their_own(tmp_path: Path) -> None:
+    straight, root = theirs(tmp_path / "straight"), theirs(tmp_path / "d", put("episode_index", lambda i, n: np.zeros(n, np.int64)))
+    assert "does not hold episode" in refused(root)
+    assert repair(root).kept == 3 and not wrong(root)
+    for a, b in zip(open_dataset(root).read(), open_dataset(straight).read(), strict=True):
+        assert (a.action == b.action).all()
+
+
+def test_a_table_that_is_longer_than_its_row_says_is_refused(tmp_path: Path) -> None:
+    lines = (root := made(tmp_path / "d")) / "meta/episodes.jsonl"
+    lines.write_text(lines.read_text().replace('"length": 4', '"length": 3'))
+    assert "holds 4 frames, meta/episodes.jsonl says 3; correct the length" in refused(root)
+
+
+# ---- texts
+
+
+@pytest.mark.parametrize("more", [{}, {"category": ["x", "y"]}])
+def test_tasks_by_their_numbers(more: dict[str, Any], tmp_path: Path) -> None:
+    """Numbers may have holes, and the table more columns."""
+    root = theirs(tmp_path / "d", lambda i, columns: columns | {"task_index": np.full(LENGTHS[i], 1 + 4 * (i % 2))},
+                  row=lambda i: {"tasks": [[], None, []][i]})
+    pq.write_table(pa.table({"task_index": [5, 1], **more, "task": ["five", "one"]}), root / "meta/tasks.parquet")
+    assert [e.task for e in open_dataset(root).read()] == ["one", "five", "one"] and not wrong(root)
+    repair(root)
+    assert [e.task for e in Store.open(root).read()] == ["one", "five", "one"]
+
+
+@pytest.mark.parametrize(("cell", "wanted"), [("pick it", ["pick it"] * 3), (["a", "b"], ["a", "b", "a"]),
+                                              (["pick\u202eit"], ["pick\\u202eit"] * 3)])
+def test_texts_of_rows(cell: Any, wanted: list[str], tmp_path: Path) -> None:
+    """One by itself; of several that of the frames; signs that a terminal would obey spelt out, as an import writes them."""
+    root = theirs(tmp_path / "d", lambda i, columns: columns | {"task_index": np.full(LENGTHS[i], i % 2)}, row=lambda i: {"tasks": cell})
+    pq.write_table(pa.table({"task_index": [0, 1], "task": ["a", "b"]}), root / "meta/tasks.parquet")
+    assert [e.task for e in open_dataset(root).read()] == wanted
+
+
+@BOTH
+def test_training_says_that_a_text_changes_inside_an_episode(version: str, tmp_path: Path) -> None:
+    def noted(tasks: Callable[[int, Any], Any]) -> list[str]:
+        root = made(tmp_path / f"d{len(list(tmp_path.iterdir()))}", version, tasks=tasks)
+        return [note for note in material(root).notes if "text changes" in note]
+
+    (note,) = noted(lambda e, frame: (frame > 2) * (e != 1))
+    assert "inside episodes 0, 2 (2 in all)" in note
+    assert not noted(lambda e, frame: np.full(len(frame), e % 2))
+
+
+# ---- what a repair keeps
+
+
+@pytest.mark.parametrize("change", [{"fps": 0}, {"fps": "ten"}, {"chunks_size": None}, {"features": {"action": {"shape": 2}}}])
+def test_a_repair_of_a_wrong_info_json_keeps_what_is_sound(change: dict[str, Any], tmp_path: Path) -> None:
+    names = {"dtype": "float32", "shape": [2], "names": ["shoulder", "elbow"]}
+    info = json.loads((path := theirs(tmp_path / "d", **{"action": names}) / "meta/info.json").read_text())
+    broken = {"action": names | change["features"]["action"]} if "features" in change else {}
+    path.write_text(json.dumps(info | change | {"features": info["features"] | broken}))
+    repair(tmp_path / "d")
+    mended = json.loads(path.read_text())
+    assert (mended["fps"], mended["robot_type"], mended["features"]["action"]) == (10, "arm", names) and not wrong(tmp_path / "d")
+    assert not (tmp_path / "d/meta/stats.json").exists()  # whose rows have no statistics
+
+
+def test_a_film_that_a_link_leads_to_is_not_taken_for_missing(tmp_path: Path) -> None:
+    root = made(tmp_path / "d", OLD)
+    (root / "videos").rename(tmp_path / "elsewhere")
+    (root / "videos").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Exception, match="leads out of"):
+        material(root)
+
+
+def test_two_steps_are_too_few(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="1 step to imitate beside what is kept"):
+        material(made(tmp_path / "d", lengths=(2,)))
+
+
+def test_codecs_that_cannot_be_copied_are_encoded_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MPEG-4's and VP9's packets are not written into a file of their own by whoever did not encode them."""
+    import av
+    root = made(tmp_path / "d", lengths=(4, 4))
+    for i, codec in enumerate(("mpeg4", "libvpx-vp9")):
+        with av.open(str(root / f"videos/chunk-000/observation.images.top/episode_00000{i}.mp4"), "w") as out:
+            stream: Any = out.add_stream(codec, rate=20)
+            stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+            for k in (*range(4), None):
+                out.mux(stream.encode(None if k is None else av.VideoFrame.from_ndarray(np.full((32, 48, 3), 10 * k, np.uint8))))
+    assert "2 of 2 episodes are encoded again" in run(capsys, "import", root, "--out", tmp_path / "out")
+    assert [seen(e) for e in Store.open(tmp_path / "out").read()] == [[0, 1, 2, 3, 3]] * 2
