@@ -28,6 +28,7 @@ from typing import Literal
 import numpy as np
 
 from realrl.config import check
+from realrl.robots.turns import rotation_vector, turned
 from realrl.types import Array, RealrlError
 
 AXES = 6
@@ -40,6 +41,7 @@ FEELS, FELT = np.array([2.0, 2.0, 2.0, 0.1, 0.1, 0.1]), 5
 """What counts as contact, N and N m, and how many samples of it: noise and a bias that drifts are none."""
 
 Mode = Literal["fit", "rule", "free"]
+Solved = tuple[Array, Array, Array, Array]
 
 
 @dataclass(frozen=True)
@@ -159,31 +161,6 @@ def saturated(vector: Sequence[float], most: float, dead: float = 0.0) -> list[f
     return [x * scale, y * scale, z * scale]
 
 
-def rotation_vector(q: Sequence[float], origin: Sequence[float] = (1.0, 0.0, 0.0, 0.0)) -> list[float]:
-    """The turn from `origin` to q (w first) as a rotation vector [3] in the world's axes, at most pi long."""
-    w, x, y, z = q
-    a, b, c, d = origin
-    s = w * a + x * b + y * c + z * d  # q times the conjugate of origin
-    i, j, k = x * a - w * b - y * d + z * c, y * a - w * c - z * b + x * d, z * a - w * d - x * c + y * b
-    if s < 0:
-        s, i, j, k = -s, -i, -j, -k
-    size = math.sqrt(i * i + j * j + k * k)
-    scale = 2 * math.atan2(size, s) / size if size > 1e-12 else 2.0
-    return [i * scale, j * scale, k * scale]
-
-
-def turned(q: Sequence[float], by: Sequence[float]) -> list[float]:
-    """q (w first) after a rotation vector [3] in the world's axes; of length 1."""
-    x, y, z = by
-    angle = math.sqrt(x * x + y * y + z * z)
-    scale = math.sin(angle / 2) / angle if angle > 1e-12 else 0.5
-    a, b, c, d = math.cos(angle / 2), x * scale, y * scale, z * scale
-    w, i, j, k = q
-    out = [a * w - b * i - c * j - d * k, a * i + b * w + c * k - d * j, a * j - b * k + c * w + d * i, a * k + b * j - c * i + d * w]
-    size = math.sqrt(sum(v * v for v in out))
-    return [v / size for v in out]
-
-
 # ---- the residual
 
 
@@ -219,6 +196,9 @@ class TunerConfig:
     """Weight of (log u - log u_0)²."""
     speed_weight: float = 0.01
     """Weight of the squared velocity beside the squared position error, s²."""
+    lasting: bool = False
+    """Whether what was hard stays so for as long as contact lasts: what gives way and goes along seems the softer the farther it goes, and
+    is no softer for that. False: it is forgotten in contact, too."""
     expected: float = 0.0
     """Stiffness of a contact as it is believed before the first, along x, y and z, N/m: that one is damped for it; 0 = by the policy."""
 
@@ -273,6 +253,16 @@ def touched(window: Window, cfg: TunerConfig) -> Array:
 
 def _felt(window: Window) -> Array:  # along which axes [6] there was contact
     return np.asarray((np.abs(window.wrench) > FEELS).sum(0) >= FELT)
+
+
+def begun(window: Window) -> Array:
+    """Along which axes [6] contact began within a window: after `FELT` samples of less than half of what counts as one."""
+    out = np.zeros(AXES, bool)
+    for axis in np.flatnonzero(_felt(window)).tolist():
+        force = np.abs(window.wrench[:, axis])
+        free = np.convolve(force < FEELS[axis] / 2, np.ones(FELT), "valid") == FELT
+        out[axis] = free.any() and bool((force[int(free.argmax()) + FELT:] > FEELS[axis]).any())
+    return out
 
 
 def stable_damping(window: Window, cfg: TunerConfig) -> Array:
@@ -382,7 +372,7 @@ class Tuner:
         self._most = MOST.copy()  # and stiffness that pulls no harder than it may, whatever a policy asks for
         self._rows: deque[Array] = deque(maxlen=round(self.cfg.window / self.cfg.dt))
         self._since = 0
-        self._running: Future[tuple[Array, Array, Array]] | None = None
+        self._running: Future[Solved] | None = None
 
     def gains(self, base: Gains) -> Gains:
         """What is in force where a policy asks for `base`."""
@@ -410,22 +400,22 @@ class Tuner:
         if self._pool is not None:
             self._running = self._pool.submit(_solve, window, u0, now, self.cfg)
             return False
-        job: Future[tuple[Array, Array, Array]] = Future()
+        job: Future[Solved] = Future()
         try:
             job.set_result(_solve(window, u0, now, self.cfg))
         except ArithmeticError as error:
             job.set_exception(error)
         return self._adopt(job, base)
 
-    def _adopt(self, job: Future[tuple[Array, Array, Array]], base: Gains) -> bool:
+    def _adopt(self, job: Future[Solved], base: Gains) -> bool:
         self._running = None
         try:
-            self.residual, stable, self._most[:, 2] = job.result()
+            self.residual, stable, self._most[:, 2], anew = job.result()
         except ArithmeticError:
             self.failed += 1
             return False
         least = self._least[:, 1]  # what was hard is forgotten slowly, and only where something softer was touched
-        self._least[:, 1] = np.where(stable > 0, np.maximum(stable, least / 2), least)
+        self._least[:, 1] = np.maximum(stable, np.where((stable > 0) & anew, least / 2, least))
         self.fits += 1
         return True
 
@@ -435,13 +425,14 @@ class Tuner:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _solve(window: Window, base: Array, now: Array, cfg: TunerConfig) -> tuple[Array, Array, Array]:
-    """(residual [6, 3], damping that stays stable [6], stiffness that pulls no harder than it may [6])."""
+def _solve(window: Window, base: Array, now: Array, cfg: TunerConfig) -> Solved:
+    """(residual [6, 3], damping that stays stable [6], stiffness that pulls no harder than it may [6], whether what was hard may be
+    forgotten [6])."""
     with np.errstate(all="ignore"):
         found = fit(window, base, now, cfg)
     residual = np.log(found / np.maximum(base, 1e-9)) if cfg.mode != "rule" else np.zeros_like(found)
     stable = np.minimum(stable_damping(window, cfg), MOST[:, 1]) if cfg.mode != "free" else np.zeros(AXES)
-    return residual, stable, stiffest(window, cfg)
+    return residual, stable, stiffest(window, cfg), begun(window) if cfg.lasting else np.ones(AXES, bool)
 
 
 def stiffest(window: Window, cfg: TunerConfig) -> Array:
