@@ -25,6 +25,7 @@ from realrl.robots.admittance import (
     fit,
     replay,
     saturated,
+    slopes,
     stable_damping,
     touched,
 )
@@ -249,6 +250,17 @@ def test_the_fit_without_bounds_always_wants_a_stiffer_spring_and_the_bounds_for
     rule = fit(pressed(), base, base, TunerConfig(mode="rule"))
     assert rule[2, 1] == pytest.approx(held[2, 1], rel=0.3)
     np.testing.assert_array_equal(rule[:, [0, 2]], base[:, [0, 2]])
+
+
+def test_a_fit_knows_its_slopes() -> None:
+    """Against differences: the replay's with every log-gain."""
+    rng, gains, start, dt = np.random.default_rng(3), np.array([1.3, 40.0, 220.0]), np.array([0.004, -0.02]), 0.008
+    force, goal = rng.normal(0, 3, 60), np.full(60, 0.01)
+    path = replay(gains, start, force, goal, dt)
+    found = slopes(gains, np.diff(path, prepend=(start[0] - dt * start[1], start[0])), path - goal, dt)
+    for i in range(3):
+        up, down = (replay(gains * np.exp(sign * 1e-5 * np.eye(3)[i]), start, force, goal, dt) for sign in (1, -1))
+        np.testing.assert_allclose(found[i], (up - down) / 2e-5, atol=1e-7 * float(np.abs(found[i]).max()))
 
 
 hostile = arrays(float, (20, 4, 6), elements=st.one_of(st.floats(-1e3, 1e3), st.floats(allow_nan=True, allow_infinity=True)))

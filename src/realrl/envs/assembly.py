@@ -224,7 +224,7 @@ def other(task: str) -> str:
 
 
 def expert(name: str, path: str | Path | None = None) -> Policy:
-    """Who knows where the hole is: over it first, then down, stiff. Who knows how far a block is raised: with its edge, round the corner."""
+    """Who knows where the hole is: over it first, then down, stiff; or how far a block is raised: with its edge, round the corner."""
     return ScriptedPolicy(f"assembly/{name}", _raise if LEVELS[name].block else _insert)
 
 

@@ -197,8 +197,7 @@ class TunerConfig:
     speed_weight: float = 0.01
     """Weight of the squared velocity beside the squared position error, s²."""
     lasting: bool = False
-    """Whether what was hard stays so for as long as contact lasts: what gives way and goes along seems the softer the farther it goes, and
-    is no softer for that. False: it is forgotten in contact, too."""
+    """Whether what was hard stays so for as long as contact lasts: what gives way seems the softer the farther it goes along."""
     expected: float = 0.0
     """Stiffness of a contact as it is believed before the first, along x, y and z, N/m: that one is damped for it; 0 = by the policy."""
 
@@ -305,6 +304,15 @@ def replay(gains: Array, start: Array, force: Array, goal: Array, dt: float) -> 
     return np.asarray(out)
 
 
+def slopes(gains: Array, moved: Array, error: Array, dt: float) -> Array:
+    """How a replay's positions change [3, T] with log-gains: the same filter, of what each gain multiplies. moved: the way since the sample
+    before, from one before the first on [T + 1]; error: to the goal [T]."""
+    from scipy.signal import lfilter
+    m, d, k = gains
+    pushed, whole = np.stack([m * (moved[:-1] - moved[1:]), -d * dt * moved[1:], -k * dt * dt * error]), m + dt * d + dt * dt * k
+    return np.asarray(lfilter([1 / whole], [1.0, -(2 * m + dt * d) / whole, m / whole], pushed))
+
+
 def fit(window: Window, base: Array, now: Array, cfg: TunerConfig) -> Array:
     """New gains [6, 3] from the newest window: the least position and velocity errors of the replay over log-gains, near those of the
     policy. base: u_0; now: those in force; both [6, 3]. Axes on which nothing was felt stay. Raises ArithmeticError where it fails."""
@@ -324,26 +332,27 @@ def fit(window: Window, base: Array, now: Array, cfg: TunerConfig) -> Array:
 
 def _axis(window: Window, axis: int, base: Array, now: Array, low: Array, high: Array, cfg: TunerConfig) -> Array:
     from scipy.optimize import minimize
-    force, goal = window.wrench[:, axis], window.goal[:, axis]
-    start = np.array([window.pose[0, axis], window.twist[0, axis]])
+    force, goal, start = window.wrench[:, axis], window.goal[:, axis], np.array([window.pose[0, axis], window.twist[0, axis]])
     scale = max(float(np.mean((window.pose[:, axis] - goal) ** 2)), 1e-10)
     at = np.log(base)
 
-    def cost(u: Array) -> float:
-        x = replay(np.exp(u), start, force, goal, cfg.dt)
-        v = np.diff(x, prepend=start[0]) / cfg.dt
-        return float(np.mean((x - goal) ** 2 + cfg.speed_weight * v * v) / scale + cfg.prior * np.sum((u - at) ** 2))
+    def cost(u: Array) -> tuple[float, Array]:
+        gains, off = np.exp(u), u - at
+        path = replay(gains, start, force, goal, cfg.dt)
+        moved, error = np.diff(path, prepend=(start[0] - cfg.dt * start[1], start[0])), path - goal
+        fast = cfg.speed_weight / cfg.dt**2 * moved[1:]  # what a slope of the speeds adds, summed by parts
+        pulled = slopes(gains, moved, error, cfg.dt) @ (error + fast - np.append(fast[1:], 0.0))
+        paid = (error @ error + fast @ moved[1:]) / len(path) / scale + cfg.prior * off @ off
+        return float(paid), 2 * (pulled / len(path) / scale + cfg.prior * off)
 
-    damped = {"type": "ineq", "fun": lambda u: u[1] - math.log(2 * cfg.ratio) - 0.5 * (u[0] + u[2]), "jac": lambda u: _DAMPED}
+    slope = np.array([-0.5, 1.0, -0.5])
+    damped = {"type": "ineq", "fun": lambda u: slope @ u - math.log(2 * cfg.ratio), "jac": lambda u: slope}
     first = np.log(np.clip(now, low, high))
-    done = minimize(cost, first, method="SLSQP", bounds=np.log(np.stack([low, high], 1)), options={"maxiter": 12, "ftol": 1e-4},
+    done = minimize(cost, first, jac=True, method="SLSQP", bounds=np.log(np.stack([low, high], 1)), options={"maxiter": 12, "ftol": 1e-4},
                     constraints=() if cfg.mode == "free" or low[1] >= 2 * cfg.ratio * math.sqrt(high[0] * high[2]) else damped)
-    if not np.isfinite(done.x).all() or not cost(done.x) <= cost(first) * 1.5:
+    if not np.isfinite(done.x).all() or not done.fun <= cost(first)[0] * 1.5:
         raise ArithmeticError(f"axis {axis}: {done.message}")
     return np.asarray(np.exp(done.x))
-
-
-_DAMPED = np.array([-0.5, 1.0, -0.5])
 
 
 @dataclass
@@ -426,8 +435,7 @@ class Tuner:
 
 
 def _solve(window: Window, base: Array, now: Array, cfg: TunerConfig) -> Solved:
-    """(residual [6, 3], damping that stays stable [6], stiffness that pulls no harder than it may [6], whether what was hard may be
-    forgotten [6])."""
+    """(residual [6, 3], stable damping [6], stiffness that pulls no harder than it may [6], whether what was hard may be forgotten [6])."""
     with np.errstate(all="ignore"):
         found = fit(window, base, now, cfg)
     residual = np.log(found / np.maximum(base, 1e-9)) if cfg.mode != "rule" else np.zeros_like(found)
