@@ -107,8 +107,8 @@ def test_pushed_and_lifted_it_comes_up_and_let_go_it_falls() -> None:
     assert (np.diff(raised) > -0.02).all(), "all the way up"
     trace = np.array(env.trace)
     assert trace.shape[1] == TRACE["joints"].stop + 7 and trace[-1, TRACE["above"]] == pytest.approx(raised[-1], abs=0.05)
-    seen, won = play(env, 0, 8)
-    assert not won and 0.2 < seen[-1][TRUTH["lean"]] < 1.0
+    seen, won = play(env, 0, 7)
+    assert not won and 0.2 < seen[-1][TRUTH["lean"]] < 1.2
     for _ in range(3):
         obs, *_ = env.step(BACK)
     assert abs(obs["privileged"][TRUTH["lean"]]) < 0.01
@@ -119,4 +119,4 @@ def test_on_the_stiff_arm_the_policys_gains_bounce_and_the_braced_ones_hold() ->
     ends = {name: play(envs.make(f"assembly/{name}"), 1, 5)[0][-1] for name in ("pivot-dev", "pivot-dev-braced")}
     direct, braced = ends.values()
     assert abs(direct[TRUTH["lean"]]) < 0.02 and direct[TRUTH["peak"]] > 12, "friction holds nothing that bounces"
-    assert braced[TRUTH["lean"]] > 0.05 and braced[TRUTH["peak"]] < 12 and braced[TRUTH["fits"]] > 10
+    assert braced[TRUTH["lean"]] > 0.3 and braced[TRUTH["fits"]] > 10

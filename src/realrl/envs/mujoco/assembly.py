@@ -47,7 +47,7 @@ MANUAL, MANUAL_PIVOT = (Gains(np.array([m] * 3 + [m / 10] * 3), np.array([300.0]
 class Work(Protocol):
     """What an arm is at: `Insertion` or `Pivoting`. model, data: MuJoCo's; home: joints [7] of the start; goal: what the way is told to
     [3], m; wrong, wrong_turn: how wrong that and its turn are seen, m and rad; unit: in which the way is observed, m; text: what is asked
-    for; centre: about which the arm works [3], m, from its base."""
+    for; centre: about which the arm works [3], m, from its base; beside: where a film's arrows begin [3], m from the tip."""
 
     model: Any
     data: Any
@@ -59,6 +59,7 @@ class Work(Protocol):
     unit: float
     text: str
     centre: Sequence[float]
+    beside: Sequence[float]
 
     def begin(self, rng: np.random.Generator) -> None:
         """Draw what an episode has, in a model whose data were reset."""

@@ -12,8 +12,6 @@ from realrl.envs.mujoco import render
 from realrl.envs.mujoco.assembly import AssemblyEnv
 from realrl.types import Array
 
-BESIDE = np.array([0.05, -0.05, 0.03])
-"""Where the arrows begin, m from the tool's tip: inside a hole nobody would see them."""
 ARROWS = (("force", 0.002, (0.9, 0.1, 0.1, 1.0)), ("torque", 0.05, (0.1, 0.3, 0.9, 1.0)))
 """What is drawn: m for a newton, and for a newton metre; colours."""
 
@@ -33,7 +31,7 @@ def pictures(env: AssemblyEnv, trace: Array, every: int = 5, size: int = 480) ->
             data.qpos[:] = row[TRACE["posture"]]
             mujoco.mj_forward(model, data)
             mujoco.mjv_updateScene(model, data, option, mujoco.MjvPerturb(), camera, mujoco.mjtCatBit.mjCAT_ALL, drawn)
-            start = data.site("tip").xpos + BESIDE
+            start = data.site("tip").xpos + env.work.beside
             for what, scale, colour in ARROWS:
                 arrow, kind = drawn.geoms[drawn.ngeom], mujoco.mjtGeom.mjGEOM_ARROW
                 mujoco.mjv_initGeom(arrow, kind, np.zeros(3), np.zeros(3), np.zeros(9), np.array(colour, np.float32))

@@ -77,14 +77,15 @@ def _plate(spec: Any, shape: str, clearance: float) -> None:
 
 def build(shape: str, clearance: float, shown: bool, dt: float = 0.001) -> tuple[Any, Array]:
     """(the model, the joints [7] at which the peg is upright 10 mm over the hole), see `mounted`."""
-    return mounted(partial(_peg, shape=shape), partial(_plate, shape=shape, clearance=clearance), (*HOLE[:2], HOLE[2] + 0.01),
-                   (HOLE[0] + 0.3, -0.3, HOLE[2] + 0.2), shown, dt)
+    x, y, z = HOLE
+    return mounted(partial(_peg, shape=shape), partial(_plate, shape=shape, clearance=clearance), (x, y, z + 0.01),
+                   (x + 0.3, y - 0.3, z + 0.2), HOLE, shown, dt)
 
 
 class Insertion:
     """A peg over its hole, see `realrl.envs.mujoco.assembly.Work`."""
 
-    unit, centre = 0.01, HOLE
+    unit, centre, beside = 0.01, HOLE, (0.05, -0.05, 0.03)
 
     def __init__(self, shape: str, world: World, shown: bool) -> None:
         self._shape, self._world = shape, world

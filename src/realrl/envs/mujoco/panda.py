@@ -48,13 +48,13 @@ def _arm(shown: bool) -> Any:
     return mujoco.MjSpec.from_string(ElementTree.tostring(tree, encoding="unicode"))
 
 
-def mounted(hold: Callable[[Any, Any], None], furnish: Callable[[Any], None], start: Sequence[float], view: Sequence[float], shown: bool,
-            dt: float) -> tuple[Any, Array]:
+def mounted(hold: Callable[[Any, Any], None], furnish: Callable[[Any], None], start: Sequence[float], eye: Sequence[float],
+            target: Sequence[float], shown: bool, dt: float) -> tuple[Any, Array]:
     """(the model, the joints [7] at which the tool is upright, its tip at `start`, m). Its sensors in this order: force, torque,
     accelerometer, gyro, angular acceleration, all at the site "wrist".
 
-    hold: adds to (spec, the tool's body) what is held; furnish: to a spec what is worked on; view: where the camera "side" is; dt: of a
-    step, s."""
+    hold: adds to (spec, the tool's body) what is held; furnish: to a spec what is worked on; eye, target: where the camera "side" is, and
+    what it looks at, m; dt: of a step, s."""
     bare = _arm(False)
     bare.body("link7").add_site(name="tip", pos=(0, 0, 0.107 + REACH))
     q = _reach(bare.compile(), np.array(start))
@@ -83,7 +83,9 @@ def mounted(hold: Callable[[Any, Any], None], furnish: Callable[[Any], None], st
     option.enableflags |= mujoco.mjtEnableBit.mjENBL_MULTICCD
     option.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
     spec.worldbody.add_light(pos=(0.3, -0.5, 1.5), dir=(0.1, 0.3, -1), directional=True, diffuse=(0.7, 0.7, 0.7))
-    spec.worldbody.add_camera(name="side", pos=view, fovy=50, xyaxes=(0.707, 0.707, 0, -0.302, 0.302, 0.904))
+    ahead = np.subtract(target, eye)
+    right = np.array([ahead[1], -ahead[0], 0.0])
+    spec.worldbody.add_camera(name="side", pos=eye, fovy=50, xyaxes=(*right, *np.cross(right, ahead)))
     spec.visual.global_.offwidth = spec.visual.global_.offheight = 512
     return spec.compile(), q
 

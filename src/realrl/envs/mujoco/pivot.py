@@ -45,14 +45,14 @@ def _corner(spec: Any) -> None:
 
 def build(shown: bool, dt: float = 0.001) -> tuple[Any, Array]:
     """(the model, the joints [7] at which the rod stands before the block), see `mounted`."""
-    start = np.array(CORNER) + START
-    return mounted(_rod, _corner, start.tolist(), (CORNER[0] + 0.2, -0.36, CORNER[2] + 0.25), shown, dt)
+    x, y, z = CORNER
+    return mounted(_rod, _corner, np.add(CORNER, START).tolist(), (x - 0.22, y - 0.3, z + 0.14), (x - 0.07, y, z + 0.06), shown, dt)
 
 
 class Pivoting:
     """A block that lies in a corner and has to stand there, see `realrl.envs.mujoco.assembly.Work`."""
 
-    unit, centre = 0.03, tuple((np.array(CORNER) + KEPT.mean(0)).tolist())
+    unit, centre, beside = 0.03, tuple((np.array(CORNER) + KEPT.mean(0)).tolist()), (-0.05, -0.02, 0.03)
 
     def __init__(self, block: Block, world: World, shown: bool) -> None:
         self._kind, self._world = block, world
