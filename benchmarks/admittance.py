@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts loop solve pace          # seconds
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts training --seeds 0 1 2   # minutes each
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts learned --seeds 0 --shapes square --trials 100
+    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts pace training learned --pivot --seeds 0 --controls direct adapted braced
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts training learned --forge --seeds 0 --controls direct adapted braced
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts served --seeds 0 --shapes square --controls braced --trials 20
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts scripted --trials 100
@@ -10,8 +11,9 @@
 loop: the smallest damping at which a linear contact stays stable, by delay and lag of the loop and stiffness of what is touched. solve: CPU
 time of a fit of the residual, six axes that all feel. pace: decisions of the simulation in a second of CPU time. training:
 `realrl train admittance`, in simulation. learned: the policy of that in simulation, and in the world that nobody looked at, with every
-control; also with the shapes that no training sees; with --forge, of a policy that is told a force to keep to. served: the same through
-the robot's server, in real time, an action a second. scripted: learned's trials of a trajectory that knows where the hole is.
+control; also with the shapes that no training sees; with --pivot, of a policy that sets a block upright; with --forge, of one that is told
+a force to keep to. served: the same through the robot's server, in real time, an action a second. scripted: learned's trials of a
+trajectory that knows where the hole is, or how far the block is raised.
 
 Rows go to benchmarks/results/admittance.jsonl; the same command goes on where it was stopped, within a run too, and one that asks for more
 --trials than a row has runs them all.
@@ -36,7 +38,7 @@ from realrl.algos.admittance import AdmittanceConfig, measured, train
 from realrl.cell.cell import WorkCell
 from realrl.cell.collect import Collector
 from realrl.cell.evaluate import blind, summarise, trials
-from realrl.envs.assembly import CONTROLS, SHAPES
+from realrl.envs.assembly import CONTROLS, LEVELS, SHAPES
 from realrl.policies.folder import load_policy
 from realrl.robots.admittance import TunerConfig, Window, critical, fit
 from realrl.robots.client import remote
@@ -171,14 +173,15 @@ def solve(table: Table) -> None:
     table.put({"task": "fit", "method": "solve", "seed": 0, "cpu_ms": solve_ms()})
 
 
-def pace(table: Table, n: int = 20) -> None:
-    """The row of the simulation's speed: of n trials of the scripted trajectory, what it and the loop around it take included."""
-    with Collector("assembly/square", CollectConfig(workers=1, envs_per_worker=1)) as collector:
-        trials(collector, envs.expert("assembly/square"), 1, source=Source.SCRIPT)
+def pace(table: Table, name: str, n: int = 20) -> None:
+    """The row of a simulation's speed: of n trials of the scripted trajectory, what it and the loop around it take included."""
+    task = f"assembly/{name}"
+    with Collector(task, CollectConfig(workers=1, envs_per_worker=1)) as collector:
+        trials(collector, envs.expert(task), 1, source=Source.SCRIPT)
         began = time.process_time()
-        decisions = sum(map(len, trials(collector, envs.expert("assembly/square"), n, source=Source.SCRIPT)))
+        decisions = sum(map(len, trials(collector, envs.expert(task), n, source=Source.SCRIPT)))
         a_second = decisions / (time.process_time() - began)
-    table.put({"task": "square", "method": "pace", "seed": 0, "decisions_per_cpu_s": round(a_second, 1)})
+    table.put({"task": name, "method": "pace", "seed": 0, "decisions_per_cpu_s": round(a_second, 1)})
 
 
 def main(words: list[str] | None = None) -> int:
@@ -189,14 +192,17 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=100, help="of every arm")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS)
+    parser.add_argument("--pivot", action="store_true", help="a block that is set upright, in place of pegs")
     parser.add_argument("--forge", action="store_true", help="the policy is told a force to keep to, and pays for what is beyond; square")
     args, flags = parser.parse_known_args(words)
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
     table, n = Table(results / "admittance.jsonl", KEY), 2 if args.smoke else args.trials
-    told = "-forge" if args.forge else ""
-    home, shapes = f"square{told}", ["square"] if args.forge else args.shapes
+    if args.pivot and args.forge:
+        parser.error("--pivot and --forge: nobody pivots by a force to keep to: leave one of them out")
+    told, skill = "-forge" if args.forge else "", "pivot" if args.pivot else "square"
+    home, works = f"{skill}{told}", [skill] if args.pivot or args.forge else args.shapes
     # "real" is for the trials alone
-    cfg = replace(AdmittanceConfig(), task=f"assembly/{home}", real=f"assembly/square-dev{told}", eval_episodes=1)
+    cfg = replace(AdmittanceConfig(), task=f"assembly/{home}", real=f"assembly/{skill}-dev{told}", eval_episodes=1)
     if args.smoke:
         cfg = replace(cfg, steps=40, random_steps=20, compiled=False, sac=replace(cfg.sac, batch=8, hidden=(16,)))
     cfg = replace(overridden(cfg, flags), collect=CollectConfig(workers=1))
@@ -207,10 +213,11 @@ def main(words: list[str] | None = None) -> int:
     if "solve" in args.parts:
         parts.append(Part("solve", lambda: table.find("fit", "solve", 0) is not None, partial(solve, table)))
     if "pace" in args.parts:
-        parts.append(Part("pace", lambda: table.find("square", "pace", 0) is not None, partial(pace, table)))
-    arms = [f"{shape}-real{told}" + ("" if how == "direct" else f"-{how}") for shape in shapes for how in args.controls]
+        parts.append(Part("pace", lambda: table.find(home, "pace", 0) is not None, partial(pace, table, home)))
+    arms = [f"{work}-real{told}" + ("" if how == "direct" else f"-{how}") for work in works for how in args.controls]
+    arms = [arm for arm in arms if arm in LEVELS]  # nobody probes before a pivot
     for seed in args.seeds[:1] if args.smoke else args.seeds:
-        folder = out / "admittance" / f"s{seed}{told}"
+        folder = out / "admittance" / f"s{seed}{'-pivot' if args.pivot else told}"
         if "training" in args.parts:
             parts.append(Part(f"training, seed {seed}", lambda seed=seed: table.find(home, "training", seed) is not None,
                               partial(training, table, replace(cfg, seed=seed), folder)))

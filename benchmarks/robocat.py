@@ -9,7 +9,8 @@ many gradient steps as a generalist: `demonstrations` (no own episodes), `simula
 `no-failures`, `more-demonstrations` (as many as there were own successes: the upper bound); `scratch` (a held-out task's data alone) and
 `fine-tuned-2` (the next generalist fine-tuned); the next generalist shown goals alone, told by text alone, and shown another task's goals,
 which must fail. `variety-0`, `-1` and `-2` are fresh weights, the first and the next generalist fine-tuned to the few demonstrations of
-tasks that none of them has seen. "panda": a robot that the generalist does not know, by `fine-tuned-1` and `scratch` (with --demos 100 --few 100).
+tasks that none of them has seen. "panda": a robot that the generalist does not know, by `fine-tuned-1` and `scratch` (with --demos 100
+--few 100).
 Success from held-out starts, pooled over a group's held-out tasks (for variety: its unseen ones); a row a group, sweep, seed and method in
 benchmarks/results/robocat.jsonl. The same command goes on where it was stopped, within a run too.
 """

@@ -1,4 +1,4 @@
-"""What happens in one trial of a peg, an arm a column: force, damping and depth over time.
+"""What happens in one trial of a peg or a block, an arm a column: force, damping and how far it came over time.
 
     python -m benchmarks.studies.insertion --policy runs/square/policy --out insertion.png --film insertion.mp4
 
@@ -19,13 +19,13 @@ from realrl import envs
 from realrl.envs.assembly import CONTROLS, LEVELS, TRACE
 from realrl.files import write_bytes
 from realrl.policies.folder import load_policy
-from realrl.report.insertion import film, trial
+from realrl.report.insertion import DEPTH, RAISED, film, trial
 
 Told = dict[str, Any]
 
 
 def draw(found: dict[str, Told], out: Path) -> None:
-    """A column an arm: force, damping and depth."""
+    """A column an arm: force, damping and how far it came."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
@@ -36,10 +36,11 @@ def draw(found: dict[str, Told], out: Path) -> None:
         for what, place, width in (("force", force, 0.7), ("damping", damping, 1.2)):
             for axis, values in zip("xyz", trace[:, TRACE[what]].T, strict=True):
                 place.plot(trace[:, 0], values, linewidth=width, label=axis)
-        depth.plot(trace[:, 0], 1000 * trace[:, TRACE["above"]], color="black")
-        force.set_title(f"{name}: {'in' if told['success'] else 'not in'}, peak {told['peak']:.0f} N")
+        title, unit, scale, _ = RAISED if trace.shape[1] > TRACE["joints"].stop else DEPTH
+        depth.plot(trace[:, 0], scale * trace[:, TRACE["above"]], color="black")
+        force.set_title(f"{name}: {'done' if told['success'] else 'not done'}, peak {told['peak']:.0f} N")
         depth.set_xlabel("s")
-    for row, label in zip(axes[:, 0], ("force [N]", "damping [N s/m]", "over the bottom [mm]"), strict=True):
+    for row, label in zip(axes[:, 0], ("force [N]", "damping [N s/m]", f"{title.lower()} [{unit}]"), strict=True):
         row.set_ylabel(label)
     axes[0, 0].legend(loc="upper right")
     figure.tight_layout()
@@ -64,7 +65,7 @@ def main(words: list[str] | None = None) -> int:
         policy = load_policy(args.policy)[0] if args.policy else envs.expert(task)
         env, told = trial(task, policy, args.start)
         found[control], trace = told, told["trace"]
-        print(f"{control}: {'in' if told['success'] else 'not in'} after {trace[-1, 0]:.1f} s, peak {told['peak']:.1f} N, "
+        print(f"{control}: {'done' if told['success'] else 'not done'} after {trace[-1, 0]:.1f} s, peak {told['peak']:.1f} N, "
               f"damping at the end {trace[-1, TRACE['damping']].round().tolist()} N s/m")
     draw(found, args.out)
     print(args.out)

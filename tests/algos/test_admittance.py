@@ -100,3 +100,12 @@ def test_the_headline_sets_the_adapted_arm_beside_the_others() -> None:
 def test_unknown_controls_are_named() -> None:
     with pytest.raises(OutOfBounds, match="controls must be of adapted, manual, rule, free, probed, got magic"):
         AdmittanceConfig(controls=("magic",))
+    with pytest.raises(OutOfBounds, match="controls must be of adapted, manual, rule, free, got probed"):
+        AdmittanceConfig(task="assembly/pivot", controls=("probed",))
+
+
+def test_the_other_world_is_the_tasks_unless_another_is_named() -> None:
+    pivot = AdmittanceConfig(task="assembly/pivot")
+    assert (pivot.arm("direct"), pivot.arm("braced")) == ("assembly/pivot-real", "assembly/pivot-real-braced")
+    assert AdmittanceConfig().arm("direct") == "assembly/square-real"
+    assert AdmittanceConfig(real="assembly/square-dev").arm("rule") == "assembly/square-dev-rule"

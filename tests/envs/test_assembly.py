@@ -10,6 +10,8 @@ import pytest
 
 from realrl import envs
 from realrl.envs.assembly import (
+    BLOCK,
+    BLOCK_REAL,
     CONTROLS,
     DEPTH,
     DEV,
@@ -35,8 +37,9 @@ needs_arm = pytest.mark.skipif(not there, reason="needs the Panda: pip install g
 
 def test_names() -> None:
     arms = ["square-dev", "square-dev-forge", "square-real-forge", *(f"{s}-real" for s in SHAPES)]
-    controlled = {f"{arm}-{control}" for arm in arms for control in CONTROLS[1:]}
-    assert set(names()) == {"square", "square-plain", "square-published", "square-forge", *arms, *controlled}
+    pivots = ["pivot-dev", "pivot-real"]
+    controlled = {f"{arm}-{control}" for arm in arms + pivots for control in CONTROLS[1:] if (arm in arms) or control != "probed"}
+    assert set(names()) == {"square", "square-plain", "square-published", "square-forge", "pivot", *arms, *pivots, *controlled}
     assert {level.world for name, level in LEVELS.items() if "real" in name} == {REAL} and LEVELS["square"].world == SIMULATION
     assert LEVELS["square-dev-rule"].world == DEV != REAL and LEVELS["square-plain"].world == PLAIN
     assert all(f"assembly/{name}" in envs.tasks() for name in names())
@@ -47,6 +50,9 @@ def test_the_world_that_nobody_looked_at_is_as_it_was_drawn() -> None:
     ranges = ((1e-4, 2e-4), (0.002, 0.004), (0.3, 0.45), (0.45, 0.6), (0.03, 0.1), (0.006, 0.010), (0.015, 0.025), (0.3, 0.8), (0.05, 0.1))
     world = (REAL.clearance[0], REAL.solref[0], *REAL.friction, REAL.drift, REAL.delay, REAL.lag, REAL.dry, REAL.mass)
     assert [draw(*r) for r in ranges] == pytest.approx(world, rel=0.015)
+    block = (BLOCK_REAL.length, BLOCK_REAL.thick, BLOCK_REAL.mass, BLOCK_REAL.grip)
+    assert [draw(*r) for r in (BLOCK.length, BLOCK.thick, BLOCK.mass, BLOCK.grip)] == pytest.approx([one for one, _ in block], rel=0.005)
+    assert all(low == high for low, high in block)
 
 
 def test_the_reward_grows_towards_the_bottom() -> None:
@@ -78,7 +84,7 @@ def test_an_episode_of_the_simulation_draws_its_world_and_the_plain_one_does_not
         env: Any = envs.make(f"assembly/{name}")
         env.reset(seed=seed)
         model = env._model
-        mouth = float(np.abs(model.geom_pos[env._walls, :2]).max()) - 0.03 - 0.0195
+        mouth = float(np.abs(model.geom_pos[env.work.walls, :2]).max()) - 0.03 - 0.0195
         return np.array([mouth, model.geom_solref[0, 0], model.geom_friction[0, 0], env._slow, env._decision * env._world.dt])
 
     low, high = np.array([SIMULATION.clearance, SIMULATION.solref, SIMULATION.friction, SIMULATION.slow, SIMULATION.hold]).T
@@ -99,8 +105,8 @@ def test_the_wrench_of_the_surroundings_is_recovered(contact: bool) -> None:
     """To 1e-9, in free motion and pressed onto the plate; by gravity alone it would be off by newtons."""
     import mujoco
 
-    from realrl.envs.mujoco import panda
-    model, home = panda.build("square", 0.0005, False)
+    from realrl.envs.mujoco import holes, panda
+    model, home = holes.build("square", 0.0005, False)
     data = mujoco.MjData(model)
     rng = np.random.default_rng(1)
     data.qpos[:7] = home + (rng.normal(0, 0.3, 7) if not contact else 0.0)
@@ -123,15 +129,17 @@ def test_the_wrench_of_the_surroundings_is_recovered(contact: bool) -> None:
 
 
 def contact_wrench(model: object, data: object, at: Array) -> Array:
-    """What all contacts do to the peg, about a point, in the world's axes."""
+    """What all contacts do to what the tool holds, about a point, in the world's axes."""
     import mujoco
     total, one = np.zeros(6), np.zeros(6)
     for i in range(data.ncon):  # type: ignore[attr-defined]
         contact = data.contact[i]  # type: ignore[attr-defined]
         mujoco.mj_contactForce(model, data, i, one)
         axes = contact.frame.reshape(3, 3).T
-        peg = (model.geom(contact.geom2).name or "").startswith("peg")  # type: ignore[attr-defined]
-        force, torque = (axes @ one[:3], axes @ one[3:]) if peg else (-axes @ one[:3], -axes @ one[3:])
+        first, second = ((model.geom(g).name or "").startswith(("peg", "rod")) for g in contact.geom)  # type: ignore[attr-defined]
+        if not (first or second):
+            continue
+        force, torque = (axes @ one[:3], axes @ one[3:]) if second else (-axes @ one[:3], -axes @ one[3:])
         total += np.concatenate([force, torque + np.cross(contact.pos - at, force)])
     return total
 
@@ -141,8 +149,8 @@ def contact_wrench(model: object, data: object, at: Array) -> Array:
 def test_a_peg_fits_its_hole_and_no_other_place(shape: str) -> None:
     import mujoco
 
-    from realrl.envs.mujoco import panda
-    model, home = panda.build(shape, REAL.clearance[0], False)
+    from realrl.envs.mujoco import holes
+    model, home = holes.build(shape, REAL.clearance[0], False)
     data, plate = mujoco.MjData(model), model.body("plate").id
     data.qpos[:7] = home
     mujoco.mj_forward(model, data)

@@ -41,6 +41,13 @@ def test_the_page_shows_what_was_kept_of_every_arm(tmp_path: Path) -> None:
     assert page.count("insertion/braced.mp4") == 1 and "A trial on the other arm" in page and "Damping in force" in page
 
 
+def test_a_block_is_told_in_degrees(tmp_path: Path) -> None:
+    kept(tmp_path, "braced", np.linspace(0, 1.5, 50)[:, None] * np.ones(TRACE["joints"].stop + 7))
+    (part,) = insertion_parts(tmp_path)
+    assert part["text"] == "Upright after 1.5 s; the largest force was 31 N."
+    assert [title for title, _ in part["drawing"].pictures][-1].startswith("Block raised by")
+
+
 @pytest.mark.parametrize("damage", ["cut", "narrow"])
 def test_a_damaged_trial_is_named(tmp_path: Path, damage: str) -> None:
     kept(tmp_path, "braced", np.zeros((3, 4 if damage == "narrow" else TRACE["joints"].stop)))
@@ -52,12 +59,13 @@ def test_a_damaged_trial_is_named(tmp_path: Path, damage: str) -> None:
 
 
 @needs_arm
-def test_the_wrench_is_drawn_where_there_is_one() -> None:
+@pytest.mark.parametrize("task", ["square-dev", "pivot-dev"])
+def test_the_wrench_is_drawn_where_there_is_one(task: str) -> None:
     from realrl.envs.mujoco.felt import pictures
-    env: Any = envs.make("assembly/square-dev")
+    env: Any = envs.make(f"assembly/{task}")
     env.trace = []
     env.reset(seed=0)
-    env.step(np.array([0, 0, 0.9, 0, 0, 0, 1, 1, 1, 1, 1, 1], np.float64))
+    env.step(np.array([0, 0, 0.9, 0, 0, 0, 1, 1, 1, 1, 1, 1], np.float64)[:env.task.action_dim])
     row = np.array(env.trace[0])
     loud = row.copy()
     row[2:8], loud[2:8] = 0.0, (0.0, 0.0, 30.0, 0.0, 0.0, 0.0)

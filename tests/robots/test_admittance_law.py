@@ -19,16 +19,17 @@ from realrl.robots.admittance import (
     Tuner,
     TunerConfig,
     Window,
+    begun,
     bounds,
     critical,
     fit,
     replay,
-    rotation_vector,
     saturated,
+    slopes,
     stable_damping,
     touched,
-    turned,
 )
+from realrl.robots.turns import rotation_vector, turned
 from realrl.types import Array, RealrlError
 
 WIDE = LimitsConfig(force=1e4, torque=1e3, speed=10.0, turn=100.0, stuck=0)
@@ -209,6 +210,35 @@ def test_what_is_expected_is_damped_for_and_given_up_where_something_softer_is_t
     assert later[2] < first.damping[2] / 1.5 and later[0] == pytest.approx(first.damping[0]), "nothing was touched along x"
 
 
+def going_along(after: int = 0) -> Window:
+    """A second of pushing something along x, with 5 N, that gives way by 20 mm a second; after: the sample from which on it is touched."""
+    rng, t = np.random.default_rng(0), np.arange(125) * 0.008
+    pose, wrench = rng.normal(0, 1e-5, (125, 6)), rng.normal(0, 0.2, (125, 6)) * ([1.0] * 3 + [0.01] * 3)
+    pose[after:, 0] += 0.02 * (t[after:] - t[after])
+    wrench[after:, 0] -= 5 + 0.5 * t[after:]
+    goal = pose + np.eye(6)[0] * 0.02
+    return Window(pose, np.gradient(pose, 0.008, axis=0), wrench, goal)
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_what_goes_along_is_no_softer_for_that(lasting: bool) -> None:
+    assert not begun(going_along()).any() and begun(going_along(40)).tolist() == [True] + [False] * 5
+    assert begun(bouncing()).tolist()[2] and not begun(flying()).any()
+    base, tuner = critical(SPRING), Tuner(TunerConfig(lasting=lasting, expected=1e4))
+    expected = tuner.gains(base).damping[0]
+
+    def second(window: Window) -> float:
+        for i in range(125):
+            tuner.see(window.pose[i], window.twist[i], window.wrench[i], window.goal[i], base)
+        return float(tuner.gains(base).damping[0])
+
+    assert 0 < touched(going_along(), TunerConfig())[0] < 100, "by force over way it is as soft as the spring"
+    for _ in range(3):
+        pushed = second(going_along())
+    assert pushed == pytest.approx(expected) if lasting else pushed < expected / 2
+    assert second(going_along(40)) < 0.7 * expected, "a touch that begins says how hard it is"
+
+
 def test_the_fit_without_bounds_always_wants_a_stiffer_spring_and_the_bounds_forbid_it() -> None:
     base = critical(SPRING).table()
     free = fit(pressed(), base, base, TunerConfig(mode="free", prior=0.001))
@@ -222,13 +252,24 @@ def test_the_fit_without_bounds_always_wants_a_stiffer_spring_and_the_bounds_for
     np.testing.assert_array_equal(rule[:, [0, 2]], base[:, [0, 2]])
 
 
+def test_a_fit_knows_its_slopes() -> None:
+    """Against differences: the replay's with every log-gain."""
+    rng, gains, start, dt = np.random.default_rng(3), np.array([1.3, 40.0, 220.0]), np.array([0.004, -0.02]), 0.008
+    force, goal = rng.normal(0, 3, 60), np.full(60, 0.01)
+    path = replay(gains, start, force, goal, dt)
+    found = slopes(gains, np.diff(path, prepend=(start[0] - dt * start[1], start[0])), path - goal, dt)
+    for i in range(3):
+        up, down = (replay(gains * np.exp(sign * 1e-5 * np.eye(3)[i]), start, force, goal, dt) for sign in (1, -1))
+        np.testing.assert_allclose(found[i], (up - down) / 2e-5, atol=1e-7 * float(np.abs(found[i]).max()))
+
+
 hostile = arrays(float, (20, 4, 6), elements=st.one_of(st.floats(-1e3, 1e3), st.floats(allow_nan=True, allow_infinity=True)))
 
 
-@given(hostile, st.floats(20, 200))
+@given(hostile, st.floats(20, 200), st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_no_window_brings_a_gain_out_of_its_bounds(rows: Array, stiffness: float) -> None:
-    cfg = TunerConfig(every=0.08, window=0.16)
+def test_no_window_brings_a_gain_out_of_its_bounds(rows: Array, stiffness: float, lasting: bool) -> None:
+    cfg = TunerConfig(every=0.08, window=0.16, lasting=lasting)
     tuner, base = Tuner(cfg), critical(SPRING * stiffness / 200)
     for row in rows:
         now = tuner.gains(base).table()

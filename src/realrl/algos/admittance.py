@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from realrl.config import OutOfBounds, check
-from realrl.envs.assembly import TRUTH
+from realrl.envs.assembly import LEVELS, TRUTH, other
 from realrl.files import derive
 from realrl.learn.practice import Milestone
 from realrl.learn.sac import SAC, SACConfig
@@ -43,8 +43,9 @@ class AdmittanceConfig(Scene):
 
     task: str = "assembly/square"
     """The simulation, see `realrl tasks assembly`."""
-    real: str = "assembly/square-real"
-    """The other world, in which the policy is judged without adaptation and with it; its controls are named after it."""
+    real: str | None = None
+    """The other world, in which the policy is judged without adaptation and with it; its controls are named after it. By default that of
+    the task: assembly/square-real, assembly/pivot-real."""
     controls: tuple[str, ...] = ()
     """What else it is compared with there: adapted, manual, rule, free, probed."""
     sac: SACConfig = LEARNER
@@ -74,8 +75,14 @@ class AdmittanceConfig(Scene):
               eval_episodes="[1, 1e6]")
         if self.data is not None:
             raise OutOfBounds(AdmittanceConfig, "data", "has no use here: assembly is learned from nothing")
-        if unknown := sorted({*self.controls} - {*OTHERS}):
-            raise OutOfBounds(AdmittanceConfig, "controls", f"must be of {', '.join(OTHERS)}, got {', '.join(unknown)}")
+        known = [name for name in OTHERS if self.arm(name).partition("/")[2] in LEVELS]
+        if unknown := sorted({*self.controls} - {*known}):
+            raise OutOfBounds(AdmittanceConfig, "controls", f"must be of {', '.join(known)}, got {', '.join(unknown)}")
+
+    def arm(self, control: str) -> str:
+        """The task of the other world in which the gains come about so."""
+        real = self.real or other(self.task)
+        return real if control == "direct" else f"{real}-{control}"
 
 
 # ---- offline: the policy, in simulation
@@ -185,8 +192,7 @@ def transfer(cfg: AdmittanceConfig, cell: Cell, policy: GaussianPolicy, control:
     """The learned trajectory in the other world, its gains taken as they are ("direct") or adapted as `control` says. Every trial begins
     without a residual. With "adapted" the first touch is made with the offline gains, as in the paper; with "braced", damped for a contact
     that is expected; with "probed" there is a gentle one before the trial."""
-    task = cfg.real if control == "direct" else f"{cfg.real}-{control}"
-    cell.at(task).finish_stage(control, policy, cfg.eval_episodes, measure=measured)
+    cell.at(cfg.arm(control)).finish_stage(control, policy, cfg.eval_episodes, measure=measured)
 
 
 def measured(episode: Episode) -> dict[str, float]:

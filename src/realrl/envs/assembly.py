@@ -1,5 +1,5 @@
 """Assembly with an arm that feels: "assembly/square" and its sisters (arXiv 2310.10509): pegs into holes, in simulation and
-on another arm.
+on another arm; and "assembly/pivot", a block that is set upright against a wall.
 
 A Panda holds a peg over a plate with a hole that a camera has seen 2 mm and half a degree wrong (1 sigma), all episode long; the last
 millimetres have to be felt. An action is a decision: a velocity [6], to which the set point goes ahead, and a stiffness [6] of the
@@ -26,15 +26,29 @@ fits a residual to them online, and the others are what that is to be compared w
 by who expects a contact of 10 kN/m before the first touch, and is damped for it; "-probed" after a gentle touch of the plate, before the
 trial and counted with it. With both the first touch at speed is made with adapted gains.
 
+"pivot", "pivot-dev", "pivot-real", "pivot-real-braced", ...: a block lies on a table, its end at a wall, and has to be set upright there by
+a rod that pushes and lifts it with nothing but friction. Nobody sees the block; where table and wall meet is seen 2 mm and half a degree
+wrong. An action is a velocity [3], downwards half as fast as upwards, and a stiffness [3] of 100 to 200 N/m along the axes; the rod does
+not turn. It is solved, and ends, within 5 degrees of upright. The worlds are those of the pegs, but that decisions of the simulation last
+0.6 s and more, and the block is drawn anew, too:
+
+| | simulation | "dev" | "real" |
+|---|---|---|---|
+| length, thickness | 90 to 110 mm, 35 to 45 mm | 100 mm, 40 mm | 108 mm, 42.4 mm |
+| mass | 80 to 160 g | 120 g | 144 g |
+| the rod's friction | 0.6 to 1 | 0.8 | 0.722 |
+
 "square-forge" and "square-real-forge", "...-forge-braced", ...: the policy is told a force that it shall not exceed, and pays for what is
 beyond (FORGE, arXiv 2408.04587). It is drawn anew for every episode, 5 to 30 N, in simulation, and 15 N on the other arms.
 
 `state` [18], or [19] with a force to keep to: from the hole's bottom as seen, cm, and the turn, 0.1 rad, in the world's axes; twist,
-0.1 m/s and 0.1 rad/s; wrench at the tip, flattened; that force, 10 N. `privileged` holds besides what nobody acts on, see `TRUTH`.
+0.1 m/s and 0.1 rad/s; wrench at the tip, flattened; that force, 10 N. Of a pivot: from the corner as seen, 3 cm. `privileged`
+holds besides what nobody acts on, see `TRUTH`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -43,27 +57,37 @@ import numpy as np
 
 from realrl.envs.base import RobotEnv, ScriptedPolicy
 from realrl.scene import RandomiseConfig, SightConfig
-from realrl.types import Array, Policy
+from realrl.types import Array, Policy, RealrlError
 
-SEEN, FULL, LIMIT = 18, 30, 29
-"""Numbers of `state`, and of the full state; which of them is the force to keep to, 10 N, which is observed where there is one."""
+SEEN, FULL, PIVOT_FULL, LIMIT = 18, 30, 34, 29
+"""Numbers of `state`, and of the full state, a pivot's as well; which of them is the force to keep to, 10 N, which is observed where
+there is one."""
 STATE = (*(f"{what} {axis}" for what in ("way", "twist", "wrench") for axis in ("x", "y", "z", "roll", "pitch", "yaw")), "force to keep to")
 """Names of the numbers of `state`; the last one where there is one."""
-TRUTH: dict[str, Any] = {"way": slice(18, 21), "turn": slice(21, 24), "seconds": 24, "peak": 25, "fits": 26, "failed": 27, "damping": 28}
-"""In the full state: from the tip to the bottom of the hole, m; the turn that is missing, rad; seconds since the reset; the largest
-filtered force, N; fits of the residual, and those that failed; mean damping along x, y, z in force, N s/m."""
+TRUTH: dict[str, Any] = {"way": slice(18, 21), "turn": slice(21, 24), "seconds": 24, "peak": 25, "fits": 26, "failed": 27, "damping": 28,
+                         "lean": 30, "edge": slice(31, 34)}
+"""In the full state: from the tip to the bottom of the hole (a pivot's corner), m; the turn that is missing, rad; seconds since the reset;
+the largest filtered force, N; fits of the residual, and those that failed; mean damping along x, y, z in force, N s/m. Of a pivot besides:
+how far the block is raised, rad; from the tip to the edge of it that has to come up, m."""
 TRACE: dict[str, Any] = {"seconds": 0, "above": 1, "force": slice(2, 5), "torque": slice(5, 8), "damping": slice(8, 11),
-                         "stiffness": slice(11, 14), "joints": slice(14, 21)}
-"""In a row of an environment's `trace`: seconds since the reset; the tip's height over the hole's bottom, m; the filtered wrench, N and
-N m; damping and stiffness along x, y, z in force; the joints, rad."""
+                         "stiffness": slice(11, 14), "joints": slice(14, 21), "posture": slice(14, None)}
+"""In a row of an environment's `trace`: seconds since the reset; the tip's height over the hole's bottom, m, or how far the block is
+raised, rad; the filtered wrench, N and N m; damping and stiffness along x, y, z in force; the joints, rad; all that the simulator's
+positions are, the joints first."""
 DEPTH, NEAR = 0.020, 0.003
 """Of the goal under the hole's mouth, and how near to it is solved, m."""
+UPRIGHT = math.radians(5)
+"""How near to upright a block is as good as that, rad."""
+SEEN_WRONG, TURN_WRONG = 0.002, math.radians(0.5)
+"""How wrong the goal and its turn are seen, 1 sigma, m and rad."""
 SPEED, TURN_SPEED = 0.1, 0.28
 """A full action's velocity, m/s and rad/s."""
 AHEAD = 0.25
 """Seconds that the set point is ahead: 25 mm and 4 degrees at full speed."""
 SOFT, STIFF = np.array([20.0] * 3 + [2.0] * 3), np.array([200.0] * 3 + [20.0] * 3)
 """Stiffness of an action's -1 and 1, N/m and N m/rad, evenly in its logarithm."""
+PIVOT_SOFT = np.array([100.0] * 3 + [20.0] * 3)
+"""Of an action's -1 where a block is pivoted: its turn is kept, stiff."""
 
 Control = Literal["direct", "adapted", "manual", "rule", "free", "probed", "braced"]
 Range = tuple[float, float]
@@ -107,6 +131,20 @@ DEV = World(_always(0.0001), _always(0.004), (0.3, 0.6), _always(1.0), _always(2
 REAL = World(_always(0.000105), _always(0.00332), (0.403, 0.5), _always(1.0), _always(2.5), noise=0.3, drift=0.045, delay=0.009, lag=0.0249,
              dry=0.796, mass=0.051, servo=2500.0, dt=0.001)
 
+@dataclass(frozen=True)
+class Block:
+    """What is pivoted; ranges of what is drawn anew for an episode. length, thick: m; mass: kg; grip: friction of the rod that does it."""
+
+    length: Range
+    thick: Range
+    mass: Range
+    grip: Range
+
+
+BLOCK, BLOCK_DEV = (Block((0.09, 0.11), (0.035, 0.045), (0.08, 0.16), (0.6, 1.0)),
+                    Block(_always(0.1), _always(0.04), _always(0.12), _always(0.8)))
+BLOCK_REAL = Block(_always(0.108), _always(0.0424), _always(0.144), _always(0.722))
+
 TOLD = _always(15.0)
 """The force to keep to on the other arms, N."""
 SHAPES = ("square", "triangle", "pentagon", "round", "connector")
@@ -117,13 +155,29 @@ CONTROLS: tuple[Control, ...] = ("direct", "adapted", "manual", "rule", "free", 
 class Level:
     """A task's shape, its world and where the gains come from. carried: whether the set point goes with the arm, as in the paper's
     simulation: stiffness acts through the damping alone, and a velocity is a velocity; limit: the force to keep to, N, a range of what is
-    drawn anew, None where nobody says."""
+    drawn anew, None where nobody says; block: what is pivoted, None of a peg."""
 
     shape: str
     world: World
     control: Control
     carried: bool = False
     limit: Range | None = None
+    block: Block | None = None
+
+    @property
+    def full(self) -> int:
+        """Numbers of the full state."""
+        return PIVOT_FULL if self.block else FULL
+
+    @property
+    def numbers(self) -> int:
+        """Of an action: who pivots does not turn."""
+        return 6 if self.block else 12
+
+    @property
+    def springs(self) -> tuple[Array, Array]:
+        """Stiffness of an action's -1 and 1 [6], N/m and N m/rad, evenly in its logarithm."""
+        return PIVOT_SOFT if self.block else SOFT, STIFF
 
     @property
     def seen(self) -> list[int]:
@@ -141,6 +195,9 @@ LEVELS = {"square": Level("square", SIMULATION, "direct"), "square-plain": Level
           **_levels("square-dev", DEV), **_levels("square-dev-forge", DEV, limit=TOLD), **_levels("square-real-forge", REAL, limit=TOLD)}
 for _shape in SHAPES:
     LEVELS |= _levels(f"{_shape}-real", REAL, _shape)
+LEVELS["pivot"] = Level("block", replace(SIMULATION, hold=(0.6, 1.2)), "direct", block=BLOCK)
+for _name, _world, _block in (("pivot-dev", DEV, BLOCK_DEV), ("pivot-real", REAL, BLOCK_REAL)):
+    LEVELS |= {name: replace(level, block=_block) for name, level in _levels(_name, _world, "block").items() if level.control != "probed"}
 
 
 def names() -> tuple[str, ...]:
@@ -156,9 +213,35 @@ def make(name: str, *, reward: str | None = None, horizon: int | None = None, si
     return AssemblyEnv(name, reward, horizon, sight, randomise)
 
 
+def other(task: str) -> str:
+    """The task of the arm that nobody looked at, for a policy that learns in `task`: of "assembly/pivot", "assembly/pivot-real"."""
+    suite, _, name = task.partition("/")
+    level = LEVELS.get(name)
+    if suite != "assembly" or level is None:
+        raise RealrlError(f"{task}: nobody assembles there: take a task of `realrl tasks assembly`")
+    skill = "pivot" if level.block else level.shape
+    return f"assembly/{skill}-real" + ("-forge" if level.limit else "")
+
+
 def expert(name: str, path: str | Path | None = None) -> Policy:
-    """Who knows where the hole is: over it first, then down, stiff."""
-    return ScriptedPolicy(f"assembly/{name}", _insert)
+    """Who knows where the hole is: over it first, then down, stiff; or how far a block is raised: with its edge, round the corner."""
+    return ScriptedPolicy(f"assembly/{name}", _raise if LEVELS[name].block else _insert)
+
+
+TOUCHING = 0.010
+"""How far the block's edge is at most from the middle of a rod that touches it, m."""
+
+
+def _raise(states: Array) -> Array:
+    """Full states [B, PIVOT_FULL] -> actions [B, 6]."""
+    lean, edge = states[:, TRUTH["lean"]].astype(np.float64), states[:, TRUTH["edge"]].astype(np.float64)
+    sin, cos = np.sin(lean), np.cos(lean)
+    # along the circle on which the edge goes, when the rod touches it, and into the block, so that friction holds
+    along, into = np.where(edge[:, 0] < TOUCHING, 0.018, 0.0), 0.025
+    ahead, up = along * sin + into * cos, along * cos - into * sin
+    move = np.stack([ahead, np.clip(edge[:, 1], -0.005, 0.005), up], 1) / (AHEAD * SPEED)
+    move[:, 2] = (move[:, 2] - 0.25) / 0.75
+    return np.asarray(np.clip(np.concatenate([move, np.ones_like(move)], 1), -1.0, 1.0))
 
 
 def _insert(states: Array) -> Array:
@@ -190,6 +273,14 @@ def reward_of(distance: float, solved: bool, beyond: float = 0.0) -> float:
     return (SOLVED if solved else float(10.0 ** (-distance / 0.02))) - FINE * min(max(beyond, 0.0), FINED)
 
 
+def pivot_reward(lean: float, beyond: float = 0.0) -> float:
+    """How far a block is raised, of what is upright; `SOLVED` where it is, less the fine. lean: rad; beyond: see `reward_of`."""
+    solved = lean > math.pi / 2 - UPRIGHT
+    return (SOLVED if solved else max(lean, 0.0) / (math.pi / 2)) - FINE * min(max(beyond, 0.0), FINED)
+
+
 def progress(state: Array) -> float:
-    """How near a full state [FULL] is to the end: the distance, mm, below 0."""
+    """How near a full state is to the end: the distance, mm, below 0; of a pivot the degrees that are missing."""
+    if len(state) == PIVOT_FULL:
+        return math.degrees(float(state[TRUTH["lean"]])) - 90.0
     return -1000.0 * float(np.linalg.norm(state[TRUTH["way"]]))

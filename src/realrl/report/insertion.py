@@ -1,10 +1,11 @@
-"""One trial of a peg on the other arm, a row an arm: force, gains and depth over time, and a film with the wrench drawn."""
+"""One trial on the other arm, a row an arm: force, gains and how far it came over time, and a film with the wrench drawn."""
 
 from __future__ import annotations
 
 import io
+import math
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +31,12 @@ ROOM = "insertion"
 """The folder of a run that has them."""
 PANELS = (("Force that was felt", "force", "N"), ("Damping in force", "damping", "N s/m"), ("Stiffness in force", "stiffness", "N/m"))
 
+DEPTH, RAISED = ("Over the bottom", "mm", 1000.0, "Home"), ("Block raised by", "degrees", 180 / math.pi, "Upright")
+"""How far a trial of a peg, and of a block, came: title, unit, in units of the trace, and what success is called."""
+
 
 def trial(task: str, policy: Policy, start: int = 0) -> tuple[AssemblyEnv, dict[str, Any]]:
-    """(the environment as it was left; trace [T, 21], whether it succeeded, its peak force, N) of a held-out trial."""
+    """(the environment as it was left; trace [T, 21 or more], whether it succeeded, its peak force, N) of a held-out trial."""
     env: Any = envs.make(task)
     env.trace = []
     (episode,) = rollout([env], policy, [box_guard(env)], held_out(start + 1)[-1:], greedy=True, task=task)
@@ -45,13 +49,13 @@ def film(env: AssemblyEnv, trace: Array) -> bytes:
     return mp4(pictures(env, trace), 25.0)
 
 
-def keep(run_dir: Path, real: str, controls: Sequence[str], tell: Callable[[str], None]) -> None:
-    """Try the run's policy once on every arm, and keep traces and films for the report; what is there already stays."""
-    for control in controls:
+def keep(run_dir: Path, arms: Mapping[str, str], tell: Callable[[str], None]) -> None:
+    """Try the run's policy once on every arm (task by control), and keep traces and films for the report; what is there already stays."""
+    for control, task in arms.items():
         at = run_dir / ROOM / f"{control}.npz"
         if at.is_file():
             continue
-        env, told = trial(real if control == "direct" else f"{real}-{control}", load_policy(run_dir / "policy")[0])
+        env, told = trial(task, load_policy(run_dir / "policy")[0])
         at.parent.mkdir(exist_ok=True)
         try:
             write_bytes(at.with_suffix(".mp4"), film(env, told["trace"]))
@@ -71,15 +75,16 @@ def insertion_parts(run_dir: Path) -> list[dict[str, Any]]:
                 trace, success, peak = told["trace"], bool(told["success"]), float(told["peak"])
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RealrlError(f"{path} is damaged ({error}): delete it and make the report again, without its trial") from None
-        if trace.ndim != 2 or trace.shape[1] != TRACE["joints"].stop:
-            raise RealrlError(f"{path} has a trace of {trace.shape}, must be rows of {TRACE['joints'].stop}: delete it")
+        if trace.ndim != 2 or trace.shape[1] < TRACE["joints"].stop:
+            raise RealrlError(f"{path} has a trace of {trace.shape}, must be rows of {TRACE['joints'].stop} and more: delete it")
         name, drawn = path.stem, [Panel(title, unit, "s", partial(_axes, trace=trace, what=what)) for title, what, unit in PANELS]
-        drawn.append(Panel("Over the bottom", "mm", "s", partial(_depth, trace=trace)))
+        progress, unit, scale, done = RAISED if trace.shape[1] > TRACE["joints"].stop else DEPTH  # a block's posture follows the joints'
+        drawn.append(Panel(progress, unit, "s", partial(_progress, trace=trace, scale=scale)))
         end = trace[-1, 0] if len(trace) else 0.0
-        text = f"{'Home' if success else 'Not home'} after {end:.1f} s; the largest force was {peak:.0f} N."
+        text = f"{done if success else f'Not {done.lower()}'} after {end:.1f} s; the largest force was {peak:.0f} N."
         movie = path.with_suffix(".mp4")
         parts.append({"title": name, "text": text, "film": f"{ROOM}/{movie.name}" if movie.is_file() else "",
-                      "drawing": small_multiples(drawn, f"force, gains and depth of a trial, {name}", "Along x, y and z of the world.")})
+                      "drawing": small_multiples(drawn, f"force, gains and progress of a trial, {name}", "Along x, y and z of the world.")})
     return parts
 
 
@@ -89,5 +94,5 @@ def _axes(axes: Axes, trace: Array, what: str) -> None:
     axes.legend(loc="upper right")
 
 
-def _depth(axes: Axes, trace: Array) -> None:
-    axes.plot(trace[:, 0], 1000 * trace[:, TRACE["above"]], color=PALETTE[0], lw=1.0)
+def _progress(axes: Axes, trace: Array, scale: float) -> None:
+    axes.plot(trace[:, 0], scale * trace[:, TRACE["above"]], color=PALETTE[0], lw=1.0)

@@ -28,6 +28,7 @@ from typing import Literal
 import numpy as np
 
 from realrl.config import check
+from realrl.robots.turns import rotation_vector, turned
 from realrl.types import Array, RealrlError
 
 AXES = 6
@@ -40,6 +41,7 @@ FEELS, FELT = np.array([2.0, 2.0, 2.0, 0.1, 0.1, 0.1]), 5
 """What counts as contact, N and N m, and how many samples of it: noise and a bias that drifts are none."""
 
 Mode = Literal["fit", "rule", "free"]
+Solved = tuple[Array, Array, Array, Array]
 
 
 @dataclass(frozen=True)
@@ -159,31 +161,6 @@ def saturated(vector: Sequence[float], most: float, dead: float = 0.0) -> list[f
     return [x * scale, y * scale, z * scale]
 
 
-def rotation_vector(q: Sequence[float], origin: Sequence[float] = (1.0, 0.0, 0.0, 0.0)) -> list[float]:
-    """The turn from `origin` to q (w first) as a rotation vector [3] in the world's axes, at most pi long."""
-    w, x, y, z = q
-    a, b, c, d = origin
-    s = w * a + x * b + y * c + z * d  # q times the conjugate of origin
-    i, j, k = x * a - w * b - y * d + z * c, y * a - w * c - z * b + x * d, z * a - w * d - x * c + y * b
-    if s < 0:
-        s, i, j, k = -s, -i, -j, -k
-    size = math.sqrt(i * i + j * j + k * k)
-    scale = 2 * math.atan2(size, s) / size if size > 1e-12 else 2.0
-    return [i * scale, j * scale, k * scale]
-
-
-def turned(q: Sequence[float], by: Sequence[float]) -> list[float]:
-    """q (w first) after a rotation vector [3] in the world's axes; of length 1."""
-    x, y, z = by
-    angle = math.sqrt(x * x + y * y + z * z)
-    scale = math.sin(angle / 2) / angle if angle > 1e-12 else 0.5
-    a, b, c, d = math.cos(angle / 2), x * scale, y * scale, z * scale
-    w, i, j, k = q
-    out = [a * w - b * i - c * j - d * k, a * i + b * w + c * k - d * j, a * j - b * k + c * w + d * i, a * k + b * j - c * i + d * w]
-    size = math.sqrt(sum(v * v for v in out))
-    return [v / size for v in out]
-
-
 # ---- the residual
 
 
@@ -219,6 +196,8 @@ class TunerConfig:
     """Weight of (log u - log u_0)²."""
     speed_weight: float = 0.01
     """Weight of the squared velocity beside the squared position error, s²."""
+    lasting: bool = False
+    """Whether what was hard stays so for as long as contact lasts: what gives way seems the softer the farther it goes along."""
     expected: float = 0.0
     """Stiffness of a contact as it is believed before the first, along x, y and z, N/m: that one is damped for it; 0 = by the policy."""
 
@@ -275,6 +254,16 @@ def _felt(window: Window) -> Array:  # along which axes [6] there was contact
     return np.asarray((np.abs(window.wrench) > FEELS).sum(0) >= FELT)
 
 
+def begun(window: Window) -> Array:
+    """Along which axes [6] contact began within a window: after `FELT` samples of less than half of what counts as one."""
+    out = np.zeros(AXES, bool)
+    for axis in np.flatnonzero(_felt(window)).tolist():
+        force = np.abs(window.wrench[:, axis])
+        free = np.convolve(force < FEELS[axis] / 2, np.ones(FELT), "valid") == FELT
+        out[axis] = free.any() and bool((force[int(free.argmax()) + FELT:] > FEELS[axis]).any())
+    return out
+
+
 def stable_damping(window: Window, cfg: TunerConfig) -> Array:
     """The damping [6] that keeps a contact from bouncing: share (delay + lag) k, see docs/methods/admittance.md."""
     return cfg.share * (cfg.delay + cfg.lag) * touched(window, cfg)
@@ -315,6 +304,15 @@ def replay(gains: Array, start: Array, force: Array, goal: Array, dt: float) -> 
     return np.asarray(out)
 
 
+def slopes(gains: Array, moved: Array, error: Array, dt: float) -> Array:
+    """How a replay's positions change [3, T] with log-gains: the same filter, of what each gain multiplies. moved: the way since the sample
+    before, from one before the first on [T + 1]; error: to the goal [T]."""
+    from scipy.signal import lfilter
+    m, d, k = gains
+    pushed, whole = np.stack([m * (moved[:-1] - moved[1:]), -d * dt * moved[1:], -k * dt * dt * error]), m + dt * d + dt * dt * k
+    return np.asarray(lfilter([1 / whole], [1.0, -(2 * m + dt * d) / whole, m / whole], pushed))
+
+
 def fit(window: Window, base: Array, now: Array, cfg: TunerConfig) -> Array:
     """New gains [6, 3] from the newest window: the least position and velocity errors of the replay over log-gains, near those of the
     policy. base: u_0; now: those in force; both [6, 3]. Axes on which nothing was felt stay. Raises ArithmeticError where it fails."""
@@ -334,26 +332,27 @@ def fit(window: Window, base: Array, now: Array, cfg: TunerConfig) -> Array:
 
 def _axis(window: Window, axis: int, base: Array, now: Array, low: Array, high: Array, cfg: TunerConfig) -> Array:
     from scipy.optimize import minimize
-    force, goal = window.wrench[:, axis], window.goal[:, axis]
-    start = np.array([window.pose[0, axis], window.twist[0, axis]])
+    force, goal, start = window.wrench[:, axis], window.goal[:, axis], np.array([window.pose[0, axis], window.twist[0, axis]])
     scale = max(float(np.mean((window.pose[:, axis] - goal) ** 2)), 1e-10)
     at = np.log(base)
 
-    def cost(u: Array) -> float:
-        x = replay(np.exp(u), start, force, goal, cfg.dt)
-        v = np.diff(x, prepend=start[0]) / cfg.dt
-        return float(np.mean((x - goal) ** 2 + cfg.speed_weight * v * v) / scale + cfg.prior * np.sum((u - at) ** 2))
+    def cost(u: Array) -> tuple[float, Array]:
+        gains, off = np.exp(u), u - at
+        path = replay(gains, start, force, goal, cfg.dt)
+        moved, error = np.diff(path, prepend=(start[0] - cfg.dt * start[1], start[0])), path - goal
+        fast = cfg.speed_weight / cfg.dt**2 * moved[1:]  # what a slope of the speeds adds, summed by parts
+        pulled = slopes(gains, moved, error, cfg.dt) @ (error + fast - np.append(fast[1:], 0.0))
+        paid = (error @ error + fast @ moved[1:]) / len(path) / scale + cfg.prior * off @ off
+        return float(paid), 2 * (pulled / len(path) / scale + cfg.prior * off)
 
-    damped = {"type": "ineq", "fun": lambda u: u[1] - math.log(2 * cfg.ratio) - 0.5 * (u[0] + u[2]), "jac": lambda u: _DAMPED}
+    slope = np.array([-0.5, 1.0, -0.5])
+    damped = {"type": "ineq", "fun": lambda u: slope @ u - math.log(2 * cfg.ratio), "jac": lambda u: slope}
     first = np.log(np.clip(now, low, high))
-    done = minimize(cost, first, method="SLSQP", bounds=np.log(np.stack([low, high], 1)), options={"maxiter": 12, "ftol": 1e-4},
+    done = minimize(cost, first, jac=True, method="SLSQP", bounds=np.log(np.stack([low, high], 1)), options={"maxiter": 12, "ftol": 1e-4},
                     constraints=() if cfg.mode == "free" or low[1] >= 2 * cfg.ratio * math.sqrt(high[0] * high[2]) else damped)
-    if not np.isfinite(done.x).all() or not cost(done.x) <= cost(first) * 1.5:
+    if not np.isfinite(done.x).all() or not done.fun <= cost(first)[0] * 1.5:
         raise ArithmeticError(f"axis {axis}: {done.message}")
     return np.asarray(np.exp(done.x))
-
-
-_DAMPED = np.array([-0.5, 1.0, -0.5])
 
 
 @dataclass
@@ -382,7 +381,7 @@ class Tuner:
         self._most = MOST.copy()  # and stiffness that pulls no harder than it may, whatever a policy asks for
         self._rows: deque[Array] = deque(maxlen=round(self.cfg.window / self.cfg.dt))
         self._since = 0
-        self._running: Future[tuple[Array, Array, Array]] | None = None
+        self._running: Future[Solved] | None = None
 
     def gains(self, base: Gains) -> Gains:
         """What is in force where a policy asks for `base`."""
@@ -410,22 +409,22 @@ class Tuner:
         if self._pool is not None:
             self._running = self._pool.submit(_solve, window, u0, now, self.cfg)
             return False
-        job: Future[tuple[Array, Array, Array]] = Future()
+        job: Future[Solved] = Future()
         try:
             job.set_result(_solve(window, u0, now, self.cfg))
         except ArithmeticError as error:
             job.set_exception(error)
         return self._adopt(job, base)
 
-    def _adopt(self, job: Future[tuple[Array, Array, Array]], base: Gains) -> bool:
+    def _adopt(self, job: Future[Solved], base: Gains) -> bool:
         self._running = None
         try:
-            self.residual, stable, self._most[:, 2] = job.result()
+            self.residual, stable, self._most[:, 2], anew = job.result()
         except ArithmeticError:
             self.failed += 1
             return False
         least = self._least[:, 1]  # what was hard is forgotten slowly, and only where something softer was touched
-        self._least[:, 1] = np.where(stable > 0, np.maximum(stable, least / 2), least)
+        self._least[:, 1] = np.maximum(stable, np.where((stable > 0) & anew, least / 2, least))
         self.fits += 1
         return True
 
@@ -435,13 +434,13 @@ class Tuner:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _solve(window: Window, base: Array, now: Array, cfg: TunerConfig) -> tuple[Array, Array, Array]:
-    """(residual [6, 3], damping that stays stable [6], stiffness that pulls no harder than it may [6])."""
+def _solve(window: Window, base: Array, now: Array, cfg: TunerConfig) -> Solved:
+    """(residual [6, 3], stable damping [6], stiffness that pulls no harder than it may [6], whether what was hard may be forgotten [6])."""
     with np.errstate(all="ignore"):
         found = fit(window, base, now, cfg)
     residual = np.log(found / np.maximum(base, 1e-9)) if cfg.mode != "rule" else np.zeros_like(found)
     stable = np.minimum(stable_damping(window, cfg), MOST[:, 1]) if cfg.mode != "free" else np.zeros(AXES)
-    return residual, stable, stiffest(window, cfg)
+    return residual, stable, stiffest(window, cfg), begun(window) if cfg.lasting else np.ones(AXES, bool)
 
 
 def stiffest(window: Window, cfg: TunerConfig) -> Array:

@@ -166,43 +166,46 @@ class PegBody:
 
 
 class AssemblyBody:
-    """The arms that feel of `realrl.envs.assembly`: six numbers say where the set point of the admittance law is, six how stiff it is. An
-    action's set point is ahead of where the arm is, as it is there; a decision lasts a second, and the guard takes the set point there."""
+    """The arms that feel of `realrl.envs.assembly`: six numbers say where the set point of the admittance law is, six how stiff it is; of
+    who pivots, three each. An action's set point is ahead of where the arm is, as it is there; a decision lasts a second, and the guard
+    takes the set point there."""
 
     reward = "dense"
     truth: Array | None = None
 
     def __init__(self, name: str, shown: bool) -> None:
         from realrl.envs.mujoco.assembly import AssemblyEnv
-        from realrl.envs.mujoco.panda import HOLE
         from realrl.scene import SightConfig
         self._env = env = AssemblyEnv(name, sight=SightConfig("rgb") if shown else None, beside=True)
         env.reset(seed=0)
         (self.model, self.data), level = env.world, assembly.LEVELS[name]
         self._seen = level.seen
         self.state = assembly.STATE[:len(self._seen)]
-        # a set point goes down only: what is called z is half a step under the tip, so that the highest action asks for where it is
-        under = assembly.AHEAD * assembly.SPEED / 2
-        self._lower = np.eye(12)[2] * under
-        centre, reach = [*HOLE, 0.0, 0.0, 0.0], [assembly.AHEAD * x for x in (*[assembly.SPEED] * 3, *[assembly.TURN_SPEED] * 3)]
-        reach[2] = under
-        names = ("x", "y", "z", "roll", "pitch", "yaw")
+        self._half = half = level.numbers // 2
+        # a peg's set point goes down only, a pivot's rather up: what is called z is where the middle of it is, under or over the tip
+        reach = [assembly.AHEAD * x for x in (*[assembly.SPEED] * 3, *[assembly.TURN_SPEED] * 3)]
+        middle = env.work.rise(0.0)
+        self._over = np.eye(2 * half)[2] * middle * reach[2]
+        reach[2] *= env.work.rise(1.0) - middle
+        centre, names = [*env.work.centre, 0.0, 0.0, 0.0], ("x", "y", "z", "roll", "pitch", "yaw")[:half]
         places = [Channel(n, "m" if i < 3 else "rad", "pose", centre[i] - 0.1 - 0.1 * (i > 2), centre[i] + 0.1 + 0.1 * (i > 2),
                           *((0.25, 6.0, 400.0) if i < 3 else (1.5, 36.0, 2400.0)), step=reach[i], lead=0.0) for i, n in enumerate(names)]
-        self._soft, self._stiff = np.log(assembly.SOFT), np.log(assembly.STIFF)
+        self._soft, self._stiff = np.log(level.springs)
         springs = [Channel(f"stiffness {n}", "ln(N/m)" if i < 3 else "ln(N m/rad)", "position", float(self._soft[i]), float(self._stiff[i]),
                            10.0, 200.0, 2e4) for i, n in enumerate(names)]
         self.channels = (*places, *springs)
         self._since, self._told = 0, env.look(0.0)
-        self._command = np.concatenate([self._told[0], self._stiff])
+        self._command = np.concatenate([self._told[0][:half], self._stiff[:half]])
         at = tuple(np.round(self._command, 6).tolist())
         self.served: Mapping[str, Any] = {"text": env.task.text, "fps": 1.0, "horizon": 50, "start": at, "park": at, "force": 100.0}
         self.drive(np.array(at))
 
     def drive(self, command: Array) -> None:
         """See `Body`."""
-        self._command = np.array(command, np.float64)
-        self._env.follow(self._command[:6], np.exp(np.clip(self._command[6:], self._soft, self._stiff)))
+        self._command, half = np.array(command, np.float64), self._half
+        springs = self._stiff.copy()
+        springs[:half] = np.clip(self._command[half:], self._soft[:half], springs[:half])
+        self._env.follow(np.pad(self._command[:half], (0, 6 - half)), np.exp(springs))
 
     def step(self, stalled: bool, push: float) -> None:
         """See `Body`."""
@@ -214,7 +217,7 @@ class AssemblyBody:
         if self._since >= 4:
             self._since, self._told = 0, self._env.look(drift)
         place, self.truth, force = self._told
-        return np.concatenate([place, self._command[6:]]) - self._lower, self.truth[self._seen], force
+        return np.concatenate([place[:self._half], self._command[self._half:]]) + self._over, self.truth[self._seen], force
 
     def begin(self, seed: int) -> None:
         """The tool is put over another hole, and its sensor is tared."""
@@ -228,8 +231,8 @@ class AssemblyBody:
         return reward, solved, solved
 
     def lose(self) -> None:
-        """The plate slides out of reach."""
-        self._env.slide_away()
+        """What it works on slides out of reach."""
+        self._env.work.lose()
 
 
 class LegsBody:

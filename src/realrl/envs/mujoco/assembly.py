@@ -1,28 +1,32 @@
-"""The environment of "assembly/...", see `realrl.envs.assembly`: a Panda under admittance control, its peg and a hole, in MuJoCo."""
+"""The environment of "assembly/...", see `realrl.envs.assembly`: a Panda under admittance control and what it is at, in MuJoCo."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import mujoco
 import numpy as np
 
-from realrl.envs.assembly import AHEAD, DEPTH, FULL, LEVELS, NEAR, SOFT, SPEED, STIFF, TURN_SPEED, reward_of
+from realrl.envs.assembly import AHEAD, DEPTH, LEVELS, SPEED, TURN_SPEED
 from realrl.envs.base import Eyes, NoEyes, RobotEnv
-from realrl.envs.mujoco.panda import HOLE, TOOL, Wrist, build
+from realrl.envs.mujoco.holes import Insertion
+from realrl.envs.mujoco.panda import TOOL, Wrist
+from realrl.envs.mujoco.pivot import Pivoting
 from realrl.envs.mujoco.randomise import randomiser
 from realrl.envs.mujoco.sight import Scenery, View, eyes
-from realrl.robots.admittance import Gains, Law, LimitsConfig, Mode, Tuner, TunerConfig, critical, rotation_vector, turned
+from realrl.robots.admittance import Gains, Law, LimitsConfig, Mode, Tuner, TunerConfig, critical
+from realrl.robots.turns import rotation_vector, turned
 from realrl.scene import RandomiseConfig, SightConfig
 from realrl.types import Array, RealrlError, TaskSpec
 
-HORIZON, ACTION = 20, 12
+HORIZON = 20
 TORQUE_SHARE = np.array([1.0, 1.0, 1.0, 0.02, 0.02, 0.02])
 """Torque's noise and bias, N m, for what force has, N."""
-SEEN_WRONG, TURN_WRONG = 0.002, math.radians(0.5)
-SIDE, BOX_TURN = 0.04, math.radians(5)
-"""What set points are kept within: to the side of the hole as seen, m, and the turn, rad."""
+BOX_TURN = math.radians(5)
+"""What turns of set points are kept within, about the vertical twice as far, rad."""
 STOP_FORCE, FAR, FAR_TURN = 10.0, 0.025, math.radians(4)
 FASTEST = 0.05
 """The law's speed, at most, m/s: what bounds the first touch."""
@@ -35,12 +39,65 @@ AGAIN, SAMPLE = 0.010, 0.008
 """Seconds between two Jacobians, and between two samples for the residual."""
 EXPECTED = 1e4
 """Stiffness of a contact that "-braced" expects before it has felt one, N/m."""
-MANUAL = Gains(np.array([3.0] * 3 + [0.3] * 3), np.array([300.0] * 3 + [15.0] * 3), np.array([200.0] * 3 + [20.0] * 3))
+MANUAL, MANUAL_PIVOT = (Gains(np.array([m] * 3 + [m / 10] * 3), np.array([300.0] * 3 + [15.0] * 3), np.array([k] * 3 + [20.0] * 3))
+                        for m, k in ((3.0, 200.0), (4.0, 300.0)))
 """The paper's gains by hand, along the axes; about them, ours."""
 
 
+class Work(Protocol):
+    """What an arm is at: `Insertion` or `Pivoting`. model, data: MuJoCo's; home: joints [7] of the start; goal: what the way is told to
+    [3], m; wrong, wrong_turn: how wrong that and its turn are seen, m and rad; unit: in which the way is observed, m; text: what is asked
+    for; centre: about which the arm works [3], m, from its base; beside: where a film's arrows begin [3], m from the tip."""
+
+    model: Any
+    data: Any
+    home: Array
+    goal: Array
+    wrong: Array
+    turn: float
+    wrong_turn: float
+    unit: float
+    text: str
+    centre: Sequence[float]
+    beside: Sequence[float]
+
+    def begin(self, rng: np.random.Generator) -> None:
+        """Draw what an episode has, in a model whose data were reset."""
+
+    def rise(self, up: float) -> float:
+        """What share of the highest speed an action's third number in [-1, 1] asks for, upwards."""
+        ...
+
+    def kept(self, place: Array) -> Array:
+        """A set point [3], m, no farther from the goal as it is seen than one may be."""
+        ...
+
+    def solved(self) -> bool:
+        """Whether it is done now."""
+        ...
+
+    def reward(self, beyond: float) -> float:
+        """Of a decision that ends now; beyond: N by which its largest force was beyond what was told."""
+        ...
+
+    def depth(self) -> float:
+        """How far it is, as the trace tells it."""
+        ...
+
+    def truth(self) -> Sequence[float]:
+        """What the full state has besides."""
+        ...
+
+    def shown(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """(model, data) with looks, its surroundings as they are now, for pictures."""
+        ...
+
+    def lose(self) -> None:
+        """What is worked on is out of reach."""
+
+
 class AssemblyEnv(RobotEnv):
-    """An arm with a peg over its hole, see `realrl.envs.assembly`. trace: a list that is to be filled with a row (`TRACE`) every 8 ms;
+    """An arm at its work, see `realrl.envs.assembly`. trace: a list that is to be filled with a row (`TRACE`) every 8 ms;
     None: nobody asks."""
 
     def __init__(self, name: str, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
@@ -49,28 +106,27 @@ class AssemblyEnv(RobotEnv):
         self._level = level = LEVELS[name]
         world = self._world = level.world
         shown = sight is not None and sight.kind != "state"
-        self._model, self._home = build(level.shape, world.clearance[0], shown, world.dt)
-        model, self._data = self._model, mujoco.MjData(self._model)
+        self.work = work = Pivoting(level.block, world, shown) if level.block else Insertion(level.shape, world, shown)
+        self._model, self._data, self._home = work.model, work.data, work.home
+        model = self._model
         model.dof_frictionloss[:7] = np.array([1.0] * 4 + [0.3] * 3) * world.dry
         self._tool, self._noises = model.body("tool").id, list[list[float]]()
-        self._plate, self._tip, self._wrist_site = model.body("plate").id, model.site("tip").id, model.site("wrist").id
+        self._tip, self._wrist_site = model.site("tip").id, model.site("wrist").id
         steps = HORIZON if horizon is None else horizon
         # a recording's clock counts whole decisions a second; how long they truly were is observed
-        task = TaskSpec("assembly", name, FULL, ACTION, steps, min(world.hold[1], 1.0), f"put the {level.shape} peg into its hole")
+        task = TaskSpec("assembly", name, level.full, level.numbers, steps, min(world.hold[1], 1.0), work.text)
         looked = eyes(sight, Scenery(task.id, (View("side"),), tuple(level.seen)), model, self._data, ("rgb", "depth"))
         seen: Eyes = NoEyes(level.seen) if looked is None else looked
         super().__init__(task, reward=reward, kinds=("dense", "sparse"), eyes=seen,
                          whims=randomiser(randomise, model, self._data, looked, ((0.3, -0.2, 0.0), (0.7, 0.2, 0.3))))
-        # of every wall of the hole: where it is at the least clearance, and outwards
-        walls = [g for g in range(model.ngeom) if model.geom_bodyid[g] == self._plate and model.geom(g).name != "floor"]
-        turns = 2 * np.arctan2(model.geom_quat[walls, 3], model.geom_quat[walls, 0])
-        self._walls, self._walls_at = walls, model.geom_pos[walls].copy()
-        self._outwards = np.stack([np.sin(turns), -np.cos(turns), 0 * turns], 1)
-        self._law = Law(critical(STIFF), LimitsConfig(speed=FASTEST), world.dt)
+        self._soft, self._stiff = level.springs
+        self._manual = MANUAL_PIVOT if level.block else MANUAL
+        self._law = Law(critical(self._stiff), LimitsConfig(speed=FASTEST), world.dt)
         modes: dict[str, Mode] = {"adapted": "fit", "braced": "fit", "probed": "fit", "rule": "rule", "free": "free"}
         mode = modes.get(level.control)
-        self._tuner = Tuner(TunerConfig(mode=mode, expected=EXPECTED if level.control == "braced" else 0.0), beside) if mode else None
-        self._jac, self._pull = np.zeros((6, model.nv)), np.zeros(model.nv)
+        fitting = TunerConfig(mode=mode or "fit", expected=EXPECTED if level.control == "braced" else 0.0, lasting=level.block is not None)
+        self._tuner = Tuner(fitting, beside) if mode else None
+        self._jac, self._wish, self._pull = np.zeros((6, model.nv)), np.zeros(model.nv), np.zeros(model.nv)
         self.trace: list[list[float]] | None = None
         self._cut = 1 - math.exp(-2 * math.pi * CORNER * world.dt)
         self._again, self._sample = round(AGAIN / world.dt), round(SAMPLE / world.dt)
@@ -83,15 +139,7 @@ class AssemblyEnv(RobotEnv):
     def _begin(self, seed: int) -> Array:
         model, data, rng, world = self._model, self._data, self.np_random, self._world
         mujoco.mj_resetData(model, data)
-        at = HOLE + rng.uniform((-0.03, -0.03, -0.005), (0.03, 0.03, 0.005))
-        self._turn = float(rng.uniform(-0.03, 0.03))
-        model.body_pos[self._plate], model.body_quat[self._plate] = at, (math.cos(self._turn / 2), 0, 0, math.sin(self._turn / 2))
-        self._goal = at - (0, 0, DEPTH)
-        self._bottom = self._goal.tolist()
-        self._wrong, self._wrong_turn = np.array([*rng.normal(0, SEEN_WRONG, 2).clip(-0.005, 0.005), 0.0]), float(rng.normal(0, TURN_WRONG))
-        model.geom_pos[self._walls] = self._walls_at + self._outwards * (rng.uniform(*world.clearance) - world.clearance[0])
-        model.geom_friction[:, 0] = rng.uniform(*world.friction)
-        model.geom_solref[:, 0] = rng.uniform(*world.solref)
+        self.work.begin(rng)
         self._wrist = Wrist(TOOL[0] * (1 + float(rng.uniform(-world.mass, world.mass))))
         self._limit = float(rng.uniform(*self._level.limit)) if self._level.limit else 0.0
         self._slow = float(np.exp(rng.uniform(*np.log(world.slow))))
@@ -105,7 +153,7 @@ class AssemblyEnv(RobotEnv):
         self._steps, self._peak, self._worst = 0, 0.0, 0.0
         if self._tuner:
             self._tuner.begin()
-        self._law.gains = critical(STIFF)
+        self._law.gains = critical(self._stiff)
         self._hold(rng)
         if self._level.control == "probed":
             self._probe()
@@ -130,7 +178,7 @@ class AssemblyEnv(RobotEnv):
         assert self._tuner is not None
         law, start, dt = self._law, list(self._law.position), self._world.dt
         law.gains, facing, z = MANUAL, list(law.quaternion), start[2]
-        deepest, left = self._bottom[2] + DEPTH - 0.003, round(2.0 / dt)
+        deepest, left = float(self.work.goal[2]) + DEPTH - 0.003, round(2.0 / dt)
         while left and law.position[2] > deepest:
             left -= left < round(2.0 / dt) or math.hypot(*self._late[0][:3]) > STOP_FORCE / 4
             # up and down by a newton, so that a slope can be seen
@@ -150,18 +198,20 @@ class AssemblyEnv(RobotEnv):
         return list(quat.tolist())
 
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
-        base = self._gains(action[6:])
-        self._run(action[:6], base)
+        half = len(action) // 2
+        base = self._gains(action[half:])
+        self._run(np.pad(action[:half], (0, 6 - half)), base)
         if not np.isfinite(self._data.qpos).all():
             raise RealrlError(f"{self.task.id}: the arm's simulation flew apart: reset it, and look at what is sent to it")
         reward, solved = self.judge()
         return self._state(), reward, solved, solved
 
     def _gains(self, asked: Array) -> Gains:
-        """Of an action's last numbers [6] in [-1, 1]."""
+        """Of an action's last numbers in [-1, 1], [6] or [3]: what keeps the tool's turn is as stiff as it may be then."""
         if self._level.control == "manual":
-            return MANUAL
-        return critical(SOFT * (STIFF / SOFT) ** ((asked + 1) / 2), ratio=self._slow)
+            return self._manual
+        share = (np.pad(asked, (0, 6 - len(asked)), constant_values=1.0) + 1) / 2
+        return critical(self._soft * (self._stiff / self._soft) ** share, ratio=self._slow)
 
     def _run(self, move: Array, base: Gains) -> None:
         """Go where `move` [6] says for as long as a decision lasts."""
@@ -183,7 +233,7 @@ class AssemblyEnv(RobotEnv):
                 gone = math.sqrt((p[0] - start[0]) ** 2 + (p[1] - start[1]) ** 2 + (p[2] - start[2]) ** 2)
                 angle = math.sqrt(sum(x * x for x in rotation_vector(law.quaternion, facing_then)))
                 against = -sum(f * s for f, s in zip(wrench, speed, strict=False)) / size
-                if self._distance() < NEAR or gone > FAR * 0.98 or angle > FAR_TURN or (against > STOP_FORCE and 4 * i >= steps):
+                if self.work.solved() or gone > FAR * 0.98 or angle > FAR_TURN or (against > STOP_FORCE and 4 * i >= steps):
                     break
 
     def _noise(self, steps: int) -> list[list[float]]:
@@ -201,26 +251,19 @@ class AssemblyEnv(RobotEnv):
                                    [*position, *rotation_vector(facing)], base):
                 law.gains = tuner.gains(base)
             if self.trace is not None:
-                above = self._place()[2] - self._bottom[2]
-                self.trace.append([self._steps * self._world.dt, above, *self._felt, *law.gains.damping[:3], *law.gains.stiffness[:3],
-                                   *self._q])
+                self.trace.append([self._steps * self._world.dt, self.work.depth(), *self._felt, *law.gains.damping[:3],
+                                   *law.gains.stiffness[:3], *self._data.qpos])
         return wrench
 
     def _set_point(self, move: Array, ahead: Array) -> tuple[list[float], list[float], list[float]]:
         """(position, orientation, velocity [3]) that an action's first numbers [6] ask for, `ahead` [6] seconds from
-        where the arm is; kept near the hole as it is seen."""
+        where the arm is; kept near the goal as it is seen."""
         move = move.copy()
-        move[2] = (move[2] - 1) / 2  # only down
-        seen = self._goal + self._wrong
-        there = np.array(self._law.position) + ahead[:3] * SPEED * move[:3]
-        there[:2] = np.clip(there[:2], seen[:2] - SIDE, seen[:2] + SIDE)
+        move[2] = self.work.rise(move[2])
+        there = self.work.kept(np.array(self._law.position) + ahead[:3] * SPEED * move[:3])
         now = np.array(rotation_vector(self._law.quaternion))
         aim = np.clip(now + ahead[3:] * TURN_SPEED * move[3:], (-BOX_TURN, -BOX_TURN, -2 * BOX_TURN), (BOX_TURN, BOX_TURN, 2 * BOX_TURN))
         return there.tolist(), turned((1.0, 0.0, 0.0, 0.0), aim.tolist()), (SPEED * move[:3]).tolist()
-
-    def _distance(self) -> float:
-        """From the tip to the bottom, m."""
-        return math.dist(self._data.site_xpos[self._tip].tolist(), self._bottom)
 
     # -- sensor and servo ---------------------------------------------------------------------------------------------------------
 
@@ -250,30 +293,24 @@ class AssemblyEnv(RobotEnv):
             want = self._lagged
         speed = self._inverse @ want + self._idle
         self._asked += world.dt * speed
-        mujoco.mj_mulM(model, data, self._pull, world.servo * (self._asked - self._q) + 2 * math.sqrt(world.servo) * (speed - self._speed))
-        np.minimum(np.maximum(self._pull + self._bias, -TORQUE), TORQUE, out=self._torque)
+        self._wish[:7] = world.servo * (self._asked - self._q) + 2 * math.sqrt(world.servo) * (speed - self._speed)
+        mujoco.mj_mulM(model, data, self._pull, self._wish)
+        np.minimum(np.maximum(self._pull[:7] + self._bias, -TORQUE), TORQUE, out=self._torque)
         mujoco.mj_step(model, data)
 
     def _state(self, drift: float = 0.0) -> Array:
-        """The full state. drift: by how much further the hole is seen wrong along x, m."""
-        data, law = self._data, self._law
+        """The full state. drift: by how much further the goal is seen wrong along x, m."""
+        data, law, work = self._data, self._law, self.work
         tip, facing = data.site_xpos[self._tip], np.array(rotation_vector(self._facing()))
-        way = self._goal - tip
-        seen, turn = -(way + self._wrong + (drift, 0, 0)), facing - (0, 0, self._turn)
+        way = work.goal - tip
+        seen, turn = -(way + work.wrong + (drift, 0, 0)), facing - (0, 0, work.turn)
         twist = np.array(law.twist)
         wrench = np.array(self._late[0])
         gains = law.gains.damping
         counts = (self._tuner.fits, self._tuner.failed) if self._tuner else (0, 0)
         told = (self._steps * self._world.dt, self._peak, *counts, float(gains[:3].mean()))
-        return np.concatenate([seen / 0.01, (turn + np.array([0, 0, self._wrong_turn])) / 0.1, twist / 0.1, np.tanh(wrench[:3] / 10),
-                               np.tanh(wrench[3:] / 0.5), way, -turn, told, [self._limit / 10]])
-
-    def shown(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
-        """(model, data) of the arm with its looks, over the plate where it is now, for pictures."""
-        model, _ = build(self._level.shape, self._level.world.clearance[0], True)
-        plate = model.body("plate").id
-        model.body_pos[plate], model.body_quat[plate] = self._model.body_pos[self._plate], self._model.body_quat[self._plate]
-        return model, mujoco.MjData(model)
+        return np.concatenate([seen / work.unit, (turn + np.array([0, 0, work.wrong_turn])) / 0.1, twist / 0.1, np.tanh(wrench[:3] / 10),
+                               np.tanh(wrench[3:] / 0.5), way, -turn, told, [self._limit / 10], work.truth()])
 
     # -- driven by a clock, see `realrl.robots.bodies` ----------------------------------------------------------------------------
 
@@ -283,11 +320,10 @@ class AssemblyEnv(RobotEnv):
         return self._model, self._data
 
     def follow(self, place: Array, stiffness: Array) -> None:
-        """From now on the set point is at a place [6], m and rotation vector, kept near the hole as it is seen, with a spring [6]."""
-        seen, box = (self._goal + self._wrong)[:2], BOX_TURN * np.array([1, 1, 2])
-        self._base = MANUAL if self._level.control == "manual" else critical(stiffness)
-        self._set = ([*np.clip(place[:2], seen - SIDE, seen + SIDE).tolist(), float(place[2])],
-                     turned((1.0, 0.0, 0.0, 0.0), np.clip(place[3:], -box, box).tolist()))
+        """From now on the set point is at a place [6], m and rotation vector, kept near the goal as it is seen, with a spring [6]."""
+        box = BOX_TURN * np.array([1, 1, 2])
+        self._base = self._manual if self._level.control == "manual" else critical(stiffness)
+        self._set = (self.work.kept(place[:3]).tolist(), turned((1.0, 0.0, 0.0, 0.0), np.clip(place[3:], -box, box).tolist()))
         self._law.gains = self._tuner.gains(self._base) if self._tuner else self._base
 
     def live(self, stalled: bool, push: float) -> None:
@@ -305,18 +341,12 @@ class AssemblyEnv(RobotEnv):
             self._tick(noise, *self._set, self._base)
 
     def look(self, drift: float) -> tuple[Array, Array, Array]:
-        """(where the tip is [6], the full state, the filtered force [3], N). drift: of where the hole is seen, m."""
+        """(where the tip is [6], the full state, the filtered force [3], N). drift: of where the goal is seen, m."""
         place = np.array([*self._place(), *rotation_vector(self._facing())])
         return place, self._state(drift), np.array(self._felt[:3])
 
     def judge(self) -> tuple[float, bool]:
         """(reward, whether it is solved now) of a decision that ends here."""
-        distance, beyond = self._distance(), self._worst - self._limit if self._limit else 0.0
+        beyond = self._worst - self._limit if self._limit else 0.0
         self._worst = 0.0
-        return reward_of(distance, distance < NEAR, beyond), distance < NEAR
-
-    def slide_away(self) -> None:
-        """The plate is out of reach."""
-        self._model.body_pos[self._plate] = (HOLE[0], 1.0, HOLE[2])
-        self._goal = self._goal + np.array([0.0, 1.0, 0.0])
-        self._bottom = self._goal.tolist()
+        return self.work.reward(beyond), self.work.solved()

@@ -1,4 +1,4 @@
-"""Pictures of a trial of "assembly/...", with the wrench that the arm felt drawn beside its peg."""
+"""Pictures of a trial of "assembly/...", with the wrench that the arm felt drawn beside its tool."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from realrl.envs.mujoco import render
 from realrl.envs.mujoco.assembly import AssemblyEnv
 from realrl.types import Array
 
-BESIDE = np.array([0.05, -0.05, 0.03])
-"""Where the arrows begin, m from the peg's tip: inside the hole nobody would see them."""
 ARROWS = (("force", 0.002, (0.9, 0.1, 0.1, 1.0)), ("torque", 0.05, (0.1, 0.3, 0.9, 1.0)))
 """What is drawn: m for a newton, and for a newton metre; colours."""
 
@@ -23,17 +21,17 @@ def pictures(env: AssemblyEnv, trace: Array, every: int = 5, size: int = 480) ->
 
     env: as the trial left it; trace: what it kept, see `AssemblyEnv`; every: so many rows of it, 8 ms each, make one picture.
     """
-    model, data = env.shown()
+    model, data = env.work.shown()
     drawn, option = render.scene(model, without_hidden=False)
     camera = mujoco.MjvCamera()
     camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera("side").id
     studio = render.studio("felt", model, size, size)
     try:
         for row in trace[::every]:
-            data.qpos[:7] = row[TRACE["joints"]]
+            data.qpos[:] = row[TRACE["posture"]]
             mujoco.mj_forward(model, data)
             mujoco.mjv_updateScene(model, data, option, mujoco.MjvPerturb(), camera, mujoco.mjtCatBit.mjCAT_ALL, drawn)
-            start = data.site("tip").xpos + BESIDE
+            start = data.site("tip").xpos + env.work.beside
             for what, scale, colour in ARROWS:
                 arrow, kind = drawn.geoms[drawn.ngeom], mujoco.mjtGeom.mjGEOM_ARROW
                 mujoco.mjv_initGeom(arrow, kind, np.zeros(3), np.zeros(3), np.zeros(9), np.array(colour, np.float32))
