@@ -26,6 +26,7 @@ from benchmarks.lib import (
     helping,
     lateness,
     practising,
+    pushing,
     served,
     serving,
     walking,
@@ -428,7 +429,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "human": human_table,
     "rl100_all": lambda rows: "\n\n".join([everywhere.verdict(rows), grid(everywhere.HEAD, everywhere.lines(rows) or
                                                                            [[NOT_RUN] * len(everywhere.HEAD)]), commands(rows)]),
-    "walk": one_grid(walking),
+    "walk": one_grid(walking), "pushes": one_grid(pushing),
     "admittance": lambda rows: "\n\n".join([
         grid(assembling.HEAD, assembling.lines(rows) or [[NOT_RUN] * len(assembling.HEAD)]),
         grid(assembling.TRAINING, assembling.training(rows) or [[NOT_RUN] * len(assembling.TRAINING)]),

@@ -12,6 +12,8 @@ task is a robot ("go1", "go2", "a1") and perhaps a variant:
 - "go1-from-back": from its back onto its feet and away, after DayDreamer (arXiv 2206.14176): nothing ends or resets it while it learns,
   see `rising`; what is observed and how it is driven is its own.
 
+Any of them may be pushed (`RandomiseConfig.push`): horizontally, on the trunk, every few seconds.
+
 What is observed is what a robot has: its encoders, its gyroscope, the velocity that it estimates from its legs, its attitude. `info`
 holds what people want to see: speed, path, net distance, feet on the ground, whether it fell.
 
@@ -113,19 +115,39 @@ def motion(state: Array, dt: float) -> tuple[Array, Array]:
     if (size := state.shape[1]) not in (46, 47, 48):
         raise RealrlError(f"an observation of {size} numbers tells no speed: take a task of quadruped/..., or observe what those do (46, "
                           "47 or 48 numbers, see docs/methods/walk.md)")
-    vx, vy, vz = state[:, 27:30].T.astype(np.float64)
     if size == 46:
         w, x, y, z = state[:, 30:34].T.astype(np.float64)
-        up = np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)])
+        forward, left = _level(state, np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]))
         off = np.arctan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z))
     else:
-        up = -state[:, 30:33].T.astype(np.float64)
+        forward, left = _level(state, -state[:, 30:33].T.astype(np.float64))
         off = np.arctan2(state[:, 34], state[:, 33]) if size == 47 else np.cumsum(10 * dt * state[:, 26])
-    cos_pitch = np.maximum(np.hypot(up[1], up[2]), 1e-9)
-    sin_roll, cos_roll = up[1] / cos_pitch, up[2] / cos_pitch
-    forward, left = cos_pitch * vx - up[0] * (sin_roll * vy + cos_roll * vz), cos_roll * vy - sin_roll * vz
     over = np.stack([np.cos(off) * forward - np.sin(off) * left, np.sin(off) * forward + np.cos(off) * left], 1)
     return (over[:, 0] if size == 47 else forward), over
+
+
+def _level(state: Array, up: Array) -> tuple[Array, Array]:
+    """The speeds [T] over the ground along and to the left of where the trunk points, m/s. up: [3, T], upward in the trunk's frame."""
+    vx, vy, vz = state[:, 27:30].T.astype(np.float64)
+    cos_pitch = np.maximum(np.hypot(up[1], up[2]), 1e-9)
+    sin_roll, cos_roll = up[1] / cos_pitch, up[2] / cos_pitch
+    return cos_pitch * vx - up[0] * (sin_roll * vy + cos_roll * vz), cos_roll * vy - sin_roll * vz
+
+
+def commanded(state: Array) -> bool:
+    """Whether observations [T, D] tell what velocity is commanded."""
+    return state.shape[-1] == 48
+
+
+def following(state: Array) -> tuple[Array, Array]:
+    """(velocity, command), each [T, 3]: forward and to the left in m/s, turning to the left in rad/s, of observations [T, 48] in a row."""
+    forward, left = _level(state, -state[:, 30:33].T.astype(np.float64))
+    return np.stack([forward, left, 10.0 * state[:, 26]], 1), state[:, 33:36].astype(np.float64)
+
+
+def allowed(command: Array) -> Array:
+    """How far [..., 3] a mean velocity may be from a command that is followed: a fifth, or 0.1 where that asks for little."""
+    return np.maximum(0.2 * np.abs(command), 0.1)
 
 
 # ---- rewards
