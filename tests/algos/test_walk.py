@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from realrl import config, envs
-from realrl.algos.walk import Gait, Price, WalkConfig, charged, followed, headline, measured, preset, rhythm, train
+from realrl.algos.walk import Gait, Price, WalkConfig, charged, followed, headline, measured, preset, recommanded, rhythm, train
 from realrl.cell.cell import WorkCell
 from realrl.checkpoint import encode
 from realrl.cli import main as cli
@@ -172,6 +172,37 @@ def test_how_commands_are_followed() -> None:
     assert (head["followed"], head["noisy_turning_off_radps"], head["left_off_mps"]) == (1.0, 0.025, 0.05)
 
 
+def under(commands: Any, actions: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(observations [T + 1, 1, 48], rewards [T]) of a robot that does the same whatever it is commanded, one command a step."""
+    env: Any = envs.make("quadruped/go1-command")
+    obs, rewards = [env.reset(seed=1, options={"command": commands[0]})[0]["state"]], []
+    for action, command in zip(actions, commands, strict=True):
+        env._command = np.array(command)
+        seen, reward, *_ = env.step(action)
+        obs.append(seen["state"])
+        rewards.append(reward)
+    return torch.tensor(np.stack(obs))[:, None], torch.tensor(rewards, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("command", "size"), [((0.2, 0.0, 0.0), 0.3), ((0.5, -0.1, 0.3), 0.5)])
+def test_another_command_pays_what_the_task_would_have_paid(command: tuple[float, ...], size: float) -> None:
+    n, random = 60, torch.Generator()
+    actions = size * np.random.default_rng(0).uniform(-1, 1, (n, 12))
+    states, reward = under([command] * n, actions)
+    batch = Batch({"state": states[:-1]}, torch.zeros(n, 1, 12), reward, torch.ones(n), {"state": states[1:]},
+                  torch.ones(n, 1, dtype=torch.bool), torch.zeros(n, 1))
+    assert recommanded(batch, 0.0, random.manual_seed(0)).reward.equal(reward)
+    found = recommanded(batch, 0.75, random.manual_seed(0))
+    asked, known = found.obs["state"][:, 0, 33:36], reward > 0
+    drawn = (asked != batch.obs["state"][:, 0, 33:36]).any(-1)
+    assert 30 < drawn.sum() < 57 and found.obs["state"][..., 33:36].equal(found.next_obs["state"][..., 33:36])
+    assert batch.obs["state"].equal(states[:-1]) and found.reward[~drawn].equal(reward[~drawn])
+    off = found.reward - under(asked.tolist(), actions)[1]
+    assert (drawn & known).sum() > 10 and off[drawn & known].abs().max() < 1e-3, "to the cent"
+    if size > 0.4:
+        assert (drawn & ~known).sum() > 5 and off[drawn & ~known].abs().mean() < 0.3, "of 10: only the torques are guessed"
+
+
 def test_what_a_gait_needs_is_told_from_jitter() -> None:
     """A sine of 2.5 Hz and size 0.4 changes by 0.4 * 2 sin(pi / 8) * 2 / pi a step; jitter adds to what is measured."""
     t = np.arange(400) * 0.05
@@ -312,6 +343,14 @@ def test_from_the_command_line_to_a_report(tmp_path: Path, capsys: pytest.Captur
     assert cli.main(["train", "walk", "--run", str(folder), "--resume"]) == 0, "with its own configuration"
     page = (folder / "report.html").read_text()
     assert '<video src="film/episodes-1.mp4"' in page and json.loads((folder / "summary.json").read_text())["headline"]["speed_mps"] < 1
+
+
+def test_commands_are_learned_step_by_step(tmp_path: Path) -> None:
+    cfg = replace(tiny(), task="quadruped/go1-command", steps=40, random_steps=20, horizon=20, eval_episodes=1)
+    head = run_of(tmp_path / "run", cfg)["headline"]
+    assert 0 <= head["followed"] <= 1 and head["forward_off_mps"] > 0 and head["noisy_turning_off_radps"] > 0
+    with pytest.raises(RealrlError, match=r"recommand is of single steps, sac\.n_step is 3 and policy\.chunk 1: give --recommand 0"):
+        run_of(tmp_path / "chunks", replace(cfg, sac=replace(cfg.sac, n_step=3)))
 
 
 def test_who_does_not_tell_its_speed_gets_a_line(tmp_path: Path) -> None:

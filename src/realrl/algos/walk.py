@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from realrl.config import OutOfBounds, check
+from realrl.envs import quadruped
 from realrl.envs.quadruped import FULL, SPEED, allowed, commanded, following, motion
 from realrl.files import derive
 from realrl.learn.practice import CLOCK, Earlier, Milestone
@@ -27,7 +28,7 @@ from realrl.learn.sac import CROSSQ, PRESETS, SAC, SACConfig
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
-from realrl.types import Array, Batch, Cell, Episode, Moment, Stream
+from realrl.types import Array, Batch, Cell, Episode, Moment, RealrlError, Stream
 
 LAST = 5.0
 """Seconds over which a mean speed of `SPEED` or more counts as walking."""
@@ -67,6 +68,8 @@ class WalkConfig(Scene):
     """Folder of an earlier run, whose learner goes on here with what that run practised, e.g. under pushes or on other ground."""
     price: float = 0.0
     """Most that a change of the action is charged once the robot walks, see `Price`; 0 = no more than the task does."""
+    recommand: float = 0.8
+    """With commands (`-command`): share of each batch that learns what its step would have been worth under others, see `recommanded`."""
     compiled: bool = False
     """Whether updates are compiled: about a minute at first, then nearly twice as fast; needs a C++ compiler."""
     save_every: int = 1000
@@ -80,7 +83,8 @@ class WalkConfig(Scene):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, steps="[1, 1e9]", random_steps="[1, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]", price="[0, 1000]")
+        check(self, steps="[1, 1e9]", random_steps="[1, 1e9]", save_every="[1, 1e9]", log_every="[1, 1e9]", price="[0, 1000]",
+              recommand="[0, 1]")
         if (self.algorithm == "crossq") != (self.sac.norm == "renorm"):
             raise OutOfBounds(WalkConfig, "algorithm", f"is {self.algorithm!r}, but sac.norm is {self.sac.norm!r}: begin from "
                               f"preset({self.algorithm!r})")
@@ -106,10 +110,14 @@ def preset(algorithm: str) -> WalkConfig:
 
 def train(cfg: WalkConfig, cell: Cell) -> dict[str, Any]:
     """Learn, evaluate with and without noise, leave the policy in the run's folder `policy`; returns the summary, whose `headline` says
-    how soon and how well it walks. Continues an interrupted run. Raises RealrlError for a robot that does not tell how fast it is."""
+    how soon and how well it walks. Continues an interrupted run. Raises RealrlError for a robot that does not tell how fast it is, and for
+    commands that decisions of several steps would be learned under."""
     torch.manual_seed(derive(cfg.seed, "weights"))
     spec = cell.spec
     motion(np.zeros((1, spec.obs_dim)), spec.dt)
+    if commanded(np.zeros(spec.obs_dim)) and cfg.recommand and max(cfg.sac.n_step, cfg.policy.chunk) > 1:
+        raise RealrlError(f"{spec.id}: recommand is of single steps, sac.n_step is {cfg.sac.n_step} and policy.chunk {cfg.policy.chunk}: "
+                          "give --recommand 0, or leave those out")
     place = device(cfg.device)
     agent = SAC(GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, name="walk").to(place), cfg.sac, seed=derive(cfg.seed, "learner"),
                 compiled=cfg.compiled)
@@ -137,7 +145,7 @@ def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait, earlier: Earlier)
         replay.extend([*earlier.episodes, *past])
         gait.remember(past)
         cell.run.rewind("walk", stream.steps)
-        pen, owed = Pen(cfg, agent, gait, stream), 0
+        pen, owed, asked = Pen(cfg, agent, gait, stream), 0, commanded(np.zeros(cell.spec.obs_dim))
         with cell.run.bar("walk: control steps", cfg.steps, stream.steps) as advance:
             while stream.steps < cfg.steps or not stream.between:
                 moments = stream.take(wait=owed < 1)
@@ -148,6 +156,7 @@ def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait, earlier: Earlier)
                     owed = min(owed - 1, BEHIND)
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
                     batch = replay.sample(cfg.sac.batch, random, cfg.sac.utd)
+                    batch = recommanded(batch, cfg.recommand, random) if asked else batch
                     pen.told.append(agent.update(charged(batch, cell.spec.action_dim, gait.price.now)))
                     stream.publish(agent.policy)
                 advance(len(moments))
@@ -185,6 +194,48 @@ def charged(batch: Batch, actions: int, price: float) -> Batch:
         return batch
     change = (batch.next_obs["state"][:, -1, -actions:] - batch.obs["state"][:, -1, -actions:]).square().mean(1)
     return replace(batch, reward=torch.maximum(batch.reward - FULL * price * change, batch.reward.clamp(max=0.0)))
+
+
+def recommanded(batch: Batch, share: float, random: torch.Generator) -> Batch:
+    """Transitions of which so many are as if another command had been given, drawn as the task draws them, before and after: nothing but
+    what is observed and paid depends on it. So each step tells of all commands, not of one of the few that were tried.
+
+    A reward is what following pays less what the step cost (`envs.quadruped.command_reward`), so the cost is known wherever anything was
+    paid. Elsewhere it was at least as much as following paid, and is told from what is observed, all but the torques: those are taken to be
+    what they were, on average, where it is known. (Hindsight experience replay, arXiv 1707.01495, for a velocity.)
+    """
+    state, after = batch.obs["state"].clone(), batch.next_obs["state"].clone()
+    now, chance = after[:, -1], torch.rand(len(batch), 5, generator=random, device=state.device)
+    low, high = torch.as_tensor(quadruped.COMMANDS, dtype=torch.float32, device=state.device)
+    command = (low + chance[:, :3] * (high - low)) * (chance[:, 3:4] >= quadruped.REST)
+    chosen = chance[:, 4] < share
+    before, then = (_paid(now, c) for c in (state[:, -1, 33:36], command))
+    known, seen = batch.reward > 0, _seen_cost(now, state[:, -1, 36:])
+    cost = before - batch.reward / FULL
+    torques = ((cost - seen) * known).sum() / known.sum().clamp(min=1)
+    cost = torch.where(known, cost, torch.maximum(before, seen + torques))
+    for x in (state, after):
+        x[..., 33:36] = torch.where(chosen[:, None, None], command[:, None], x[..., 33:36])
+    return replace(batch, obs={**batch.obs, "state": state}, next_obs={**batch.next_obs, "state": after},
+                   reward=torch.where(chosen, FULL * (then - cost).clamp(min=0.0), batch.reward))
+
+
+def _paid(now: Tensor, command: Tensor) -> Tensor:
+    """What following commands [B, 3] pays, of 1, at the velocities that observations [B, 48] tell."""
+    (vx, vy, vz), (gx, gy, gz) = now[:, 27:30].T, now[:, 30:33].T
+    cos_pitch = torch.hypot(gy, gz).clamp(min=1e-9)
+    sin_roll, cos_roll = -gy / cos_pitch, -gz / cos_pitch
+    forward, left = cos_pitch * vx + gx * (sin_roll * vy + cos_roll * vz), cos_roll * vy - sin_roll * vz
+    error = torch.hypot(forward - command[:, 0], left - command[:, 1])
+    paid: Tensor = quadruped.followed(error, 10.0 * now[:, 26] - command[:, 2])
+    return paid
+
+
+def _seen_cost(now: Tensor, action: Tensor) -> Tensor:
+    """What tilt and the change of the action since `action` [B, 12] cost, of 1, as observations [B, 48] tell."""
+    gx, gy, gz = now[:, 30:33].T
+    tilt = torch.atan2(-gy, -gz).square() + torch.asin(gx.clamp(-1.0, 1.0)).square()
+    return quadruped.ATTITUDE * tilt + quadruped.CHANGE * (now[:, 36:] - action).square().mean(1)
 
 
 class Gait(Milestone):

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,6 +41,10 @@ FULL = 10.0
 YAW, ATTITUDE, TORQUE, CHANGE = 0.1, 10.0, 3e-4, 0.1
 SMOOTH = 4.0
 """How much more `-smooth` asks for a change of the action."""
+COMMANDS = np.array([[-0.4, -0.3, -0.8], [0.8, 0.3, 0.8]])
+"""Lowest and highest command: m/s forward, m/s to the left, rad/s to the left."""
+REST = 0.1
+"""How many commands in all are to stand."""
 
 Goal = Literal["walk", "command", "paper", "rise"]
 
@@ -136,7 +140,7 @@ def _level(state: Array, up: Array) -> tuple[Array, Array]:
 
 def commanded(state: Array) -> bool:
     """Whether observations [T, D] tell what velocity is commanded."""
-    return state.shape[-1] == 48
+    return bool(state.shape[-1] == 48)
 
 
 def following(state: Array) -> tuple[Array, Array]:
@@ -174,8 +178,13 @@ def walk_reward(forward: float, turning: float, tilt: float, torque: float, chan
 
 def command_reward(error: float, turn_error: float, tilt: float, torque: float, change: float) -> float:
     """Following a command. error: m/s off, forward and sideways together; turn_error: rad/s off; the rest as `walk_reward`."""
-    followed = 0.7 * math.exp(-error * error / 0.1) + 0.3 * math.exp(-turn_error * turn_error / 0.25)
-    return FULL * max(0.0, followed - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
+    paid = float(followed(error, turn_error))
+    return FULL * max(0.0, paid - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
+
+
+def followed(error: Any, turn_error: Any) -> Any:
+    """What `command_reward` pays for following alone, of 1; numbers, arrays or tensors."""
+    return 0.7 * math.e ** (-error * error / 0.1) + 0.3 * math.e ** (-turn_error * turn_error / 0.25)
 
 
 # ---- from its back

@@ -14,7 +14,7 @@ from realrl.envs.mujoco import legs
 from realrl.envs.mujoco.pushes import Pusher
 from realrl.envs.mujoco.randomise import randomiser
 from realrl.envs.mujoco.sight import Scenery, View, eyes
-from realrl.envs.quadruped import SMOOTH, SPEED, VARIANTS, Goal, allowed, command_reward, paper_reward, walk_reward
+from realrl.envs.quadruped import COMMANDS, REST, SMOOTH, SPEED, VARIANTS, Goal, allowed, command_reward, paper_reward, walk_reward
 from realrl.scene import RandomiseConfig, SightConfig
 from realrl.types import Array, Obs, RealrlError, TaskSpec
 
@@ -32,8 +32,6 @@ START = 0.2
 _SIZES: dict[Goal, int] = {"walk": 47, "command": 48, "paper": 46}
 _PAPER = ((0.05, 0.7, -1.4), 60.0, 10.0, 0.001)
 """The paper's simulation: stand pose, kp, kd, seconds of a physics step. (kd 10 would be unstable at 2 ms.)"""
-_COMMANDS = np.array([[-0.4, -0.3, -0.8], [0.8, 0.3, 0.8]])
-"""Lowest and highest command: m/s forward, m/s to the left, rad/s to the left."""
 _REDRAW = 100
 """Steps that a command holds."""
 TRIES = 4
@@ -227,11 +225,11 @@ class QuadrupedEnv(RobotEnv):
         return len(self._window) == self._window.maxlen
 
     def _draw(self) -> Array:
-        """The command [3] for the steps to come; one in ten is to stand."""
+        """The command [3] for the steps to come."""
         if self._about.goal != "command" or self._fixed is not None:
             return np.zeros(3) if self._fixed is None else self._fixed
-        drawn: Array = self.np_random.uniform(*_COMMANDS)
-        return drawn if self.np_random.uniform() >= 0.1 else np.zeros(3)
+        drawn: Array = self.np_random.uniform(*COMMANDS)
+        return drawn if self.np_random.uniform() >= REST else np.zeros(3)
 
     def _asked(self, options: dict[str, Any] | None) -> Array | None:
         """The command [3] in the options of a reset. Raises RealrlError on anything else in them."""
