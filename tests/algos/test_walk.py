@@ -19,7 +19,7 @@ from realrl.checkpoint import encode
 from realrl.cli import main as cli
 from realrl.config import OutOfBounds
 from realrl.data.store import Store
-from realrl.envs.quadruped import motion
+from realrl.envs.quadruped import commands, motion
 from realrl.learn.practice import Earlier
 from realrl.learn.replay import Replay
 from realrl.learn.sac import DROQ, PRESETS
@@ -184,15 +184,15 @@ def under(commands: Any, actions: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(np.stack(obs))[:, None], torch.tensor(rewards, dtype=torch.float32)
 
 
-@pytest.mark.parametrize(("command", "size"), [((0.2, 0.0, 0.0), 0.3), ((0.5, -0.1, 0.3), 0.5)])
+@pytest.mark.parametrize(("command", "size"), [((0.2, 0.0, 0.0), 0.3), ((0.8, -0.3, 0.8), 0.6)])
 def test_another_command_pays_what_the_task_would_have_paid(command: tuple[float, ...], size: float) -> None:
     n, random = 60, torch.Generator()
     actions = size * np.random.default_rng(0).uniform(-1, 1, (n, 12))
     states, reward = under([command] * n, actions)
     batch = Batch({"state": states[:-1]}, torch.zeros(n, 1, 12), reward, torch.ones(n), {"state": states[1:]},
                   torch.ones(n, 1, dtype=torch.bool), torch.zeros(n, 1))
-    assert recommanded(batch, 0.0, random.manual_seed(0)).reward.equal(reward)
-    found = recommanded(batch, 0.75, random.manual_seed(0))
+    assert recommanded(batch, 0.0, random.manual_seed(0), commands("quadruped/go1-command")).reward.equal(reward)
+    found = recommanded(batch, 0.75, random.manual_seed(0), commands("quadruped/go1-command"))
     asked, known = found.obs["state"][:, 0, 33:36], reward > 0
     drawn = (asked != batch.obs["state"][:, 0, 33:36]).any(-1)
     assert 30 < drawn.sum() < 57 and found.obs["state"][..., 33:36].equal(found.next_obs["state"][..., 33:36])
@@ -200,7 +200,7 @@ def test_another_command_pays_what_the_task_would_have_paid(command: tuple[float
     off = found.reward - under(asked.tolist(), actions)[1]
     assert (drawn & known).sum() > 10 and off[drawn & known].abs().max() < 1e-3, "to the cent"
     if size > 0.4:
-        assert (drawn & ~known).sum() > 5 and off[drawn & ~known].abs().mean() < 0.3, "of 10: only the torques are guessed"
+        assert (drawn & ~known).sum() > 5 and off[drawn & ~known].abs().mean() < 0.6, "of 10: only the torques are guessed"
 
 
 def test_what_a_gait_needs_is_told_from_jitter() -> None:

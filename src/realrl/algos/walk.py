@@ -145,7 +145,8 @@ def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait, earlier: Earlier)
         replay.extend([*earlier.episodes, *past])
         gait.remember(past)
         cell.run.rewind("walk", stream.steps)
-        pen, owed, asked = Pen(cfg, agent, gait, stream), 0, commanded(np.zeros(cell.spec.obs_dim))
+        pen, owed = Pen(cfg, agent, gait, stream), 0
+        asked = quadruped.commands(cell.spec.id) if commanded(np.zeros(cell.spec.obs_dim)) else None
         with cell.run.bar("walk: control steps", cfg.steps, stream.steps) as advance:
             while stream.steps < cfg.steps or not stream.between:
                 moments = stream.take(wait=owed < 1)
@@ -156,7 +157,7 @@ def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait, earlier: Earlier)
                     owed = min(owed - 1, BEHIND)
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
                     batch = replay.sample(cfg.sac.batch, random, cfg.sac.utd)
-                    batch = recommanded(batch, cfg.recommand, random) if asked else batch
+                    batch = recommanded(batch, cfg.recommand, random, asked) if asked is not None else batch
                     pen.told.append(agent.update(charged(batch, cell.spec.action_dim, gait.price.now)))
                     stream.publish(agent.policy)
                 advance(len(moments))
@@ -196,9 +197,10 @@ def charged(batch: Batch, actions: int, price: float) -> Batch:
     return replace(batch, reward=torch.maximum(batch.reward - FULL * price * change, batch.reward.clamp(max=0.0)))
 
 
-def recommanded(batch: Batch, share: float, random: torch.Generator) -> Batch:
+def recommanded(batch: Batch, share: float, random: torch.Generator, drawn: Array) -> Batch:
     """Transitions of which so many are as if another command had been given, drawn as the task draws them, before and after: nothing but
-    what is observed and paid depends on it. So each step tells of all commands, not of one of the few that were tried.
+    what is observed and paid depends on it. So each step tells of all commands, not of one of the few that were tried. drawn: [2, 3], the
+    lowest and highest.
 
     A reward is what following pays less what the step cost (`envs.quadruped.command_reward`), so the cost is known wherever anything was
     paid. Elsewhere it was at least as much as following paid, and is told from what is observed, all but the torques: those are taken to be
@@ -206,7 +208,7 @@ def recommanded(batch: Batch, share: float, random: torch.Generator) -> Batch:
     """
     state, after = batch.obs["state"].clone(), batch.next_obs["state"].clone()
     now, chance = after[:, -1], torch.rand(len(batch), 5, generator=random, device=state.device)
-    low, high = torch.as_tensor(quadruped.COMMANDS, dtype=torch.float32, device=state.device)
+    low, high = torch.as_tensor(drawn, dtype=torch.float32, device=state.device)
     command = (low + chance[:, :3] * (high - low)) * (chance[:, 3:4] >= quadruped.REST)
     chosen = chance[:, 4] < share
     before, then = (_paid(now, c) for c in (state[:, -1, 33:36], command))

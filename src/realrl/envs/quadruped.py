@@ -6,7 +6,7 @@ task is a robot ("go1", "go2", "a1") and perhaps a variant:
 - "go1": walk forward at 0.5 m/s or more, in the direction faced at the start; "go1-rough" over bumps with a friction drawn an episode;
   "go1-filter" with a low-pass filter on the actions; "go1-smooth" with a higher
   price for changes of the action; "go1-wide" with nearly all of the joints' range (the paper's ablation).
-- "go1-command": follow a velocity (forward, sideways, turning) that is drawn anew every 5 s.
+- "go1-command": follow a velocity (forward, sideways, turning) that is drawn anew every 5 s; "go1-pace": one that is straight forward.
 - "go1-fallen": walk forward, from a fall: every episode's robot lies somehow and gets up first, see `QuadrupedEnv.reset`.
 - "go1-paper": what the paper's simulation observes and rewards, with its stand pose and gains.
 - "go1-from-back": from its back onto its feet and away, after DayDreamer (arXiv 2206.14176): nothing ends or resets it while it learns,
@@ -39,9 +39,11 @@ FULL = 10.0
 """The reward of a step without fault."""
 # weights of the reward, see `walk_reward`
 YAW, ATTITUDE, TORQUE, CHANGE = 0.1, 10.0, 3e-4, 0.1
+TURN = 0.25
+"""What share of following a command is turning as commanded."""
 SMOOTH = 4.0
 """How much more `-smooth` asks for a change of the action."""
-COMMANDS = np.array([[-0.4, -0.3, -0.8], [0.8, 0.3, 0.8]])
+COMMANDS = ((-0.4, -0.3, -0.8), (0.8, 0.3, 0.8))
 """Lowest and highest command: m/s forward, m/s to the left, rad/s to the left."""
 REST = 0.1
 """How many commands in all are to stand."""
@@ -60,6 +62,7 @@ class Variant:
     smooth: bool = False
     wide: bool = False
     fallen: bool = False
+    commands: tuple[tuple[float, float, float], tuple[float, float, float]] = COMMANDS
 
 
 VARIANTS = {
@@ -69,6 +72,7 @@ VARIANTS = {
     "smooth": Variant("walk forward, gently on the gears", smooth=True),
     "wide": Variant("walk forward, with nearly all of the joints' range", wide=True),
     "command": Variant("walk as commanded: forward, sideways, turning", "command"),
+    "pace": Variant("walk forward as fast as commanded", "command", commands=((0.0, 0.0, 0.0), (0.8, 0.0, 0.0))),
     "fallen": Variant("get up from a fall and walk forward", fallen=True),
     "paper": Variant("walk forward, as in A Walk in the Park", "paper"),
     "from-back": Variant("roll over, stand up and walk", "rise"),
@@ -149,6 +153,12 @@ def following(state: Array) -> tuple[Array, Array]:
     return np.stack([forward, left, 10.0 * state[:, 26]], 1), state[:, 33:36].astype(np.float64)
 
 
+def commands(task: str) -> Array:
+    """Lowest and highest command [2, 3] that a task draws; `COMMANDS` for one that is not of this suite."""
+    about = VARIANTS.get(task.partition("/")[2].partition("-")[2])
+    return np.array(about.commands if about else COMMANDS)
+
+
 def allowed(command: Array) -> Array:
     """How far [..., 3] a mean velocity may be from a command that is followed: a fifth, or 0.1 where that asks for little."""
     return np.maximum(0.2 * np.abs(command), 0.1)
@@ -183,8 +193,10 @@ def command_reward(error: float, turn_error: float, tilt: float, torque: float, 
 
 
 def followed(error: Any, turn_error: Any) -> Any:
-    """What `command_reward` pays for following alone, of 1; numbers, arrays or tensors."""
-    return 0.7 * math.e ** (-error * error / 0.1) + 0.3 * math.e ** (-turn_error * turn_error / 0.25)
+    """What `command_reward` pays for following alone, of 1, falling evenly to nothing 1 m/s and 1 rad/s off, as `tolerance` does: whoever
+    is far off is told which way to go, too. Numbers, arrays or tensors."""
+    left, turned = 1.0 - error, 1.0 - abs(turn_error)
+    return (1.0 - TURN) * (left + abs(left)) / 2.0 + TURN * (turned + abs(turned)) / 2.0
 
 
 # ---- from its back

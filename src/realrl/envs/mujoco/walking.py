@@ -14,7 +14,7 @@ from realrl.envs.mujoco import legs
 from realrl.envs.mujoco.pushes import Pusher
 from realrl.envs.mujoco.randomise import randomiser
 from realrl.envs.mujoco.sight import Scenery, View, eyes
-from realrl.envs.quadruped import COMMANDS, REST, SMOOTH, SPEED, VARIANTS, Goal, allowed, command_reward, paper_reward, walk_reward
+from realrl.envs.quadruped import REST, SMOOTH, SPEED, VARIANTS, Goal, allowed, command_reward, paper_reward, walk_reward
 from realrl.scene import RandomiseConfig, SightConfig
 from realrl.types import Array, Obs, RealrlError, TaskSpec
 
@@ -228,7 +228,7 @@ class QuadrupedEnv(RobotEnv):
         """The command [3] for the steps to come."""
         if self._about.goal != "command" or self._fixed is not None:
             return np.zeros(3) if self._fixed is None else self._fixed
-        drawn: Array = self.np_random.uniform(*COMMANDS)
+        drawn: Array = self.np_random.uniform(*np.array(self._about.commands))
         return drawn if self.np_random.uniform() >= REST else np.zeros(3)
 
     def _asked(self, options: dict[str, Any] | None) -> Array | None:
