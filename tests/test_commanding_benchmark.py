@@ -28,4 +28,6 @@ def test_a_row_has_the_grid(tmp_path: Path) -> None:
     assert 0 <= row["followed"] <= 1 and len(row["commands"]) == len(commanding.GRID)
     lines = commanding.lines([row, {k: v for k, v in row.items() if k != "commands"}])
     assert len(lines) == len(commanding.GRID) and lines[0][0].startswith("go1-command, crossq, seed 0: ") and lines[1][0] == ""
+    ahead = [line[1].split(",") for line in commanding.lines([{**row, "task": "go1-pace"}])]
+    assert [line[0] for line in ahead] == ["0.00", "0.20", "0.40", "0.60", "0.80"], "those that the task draws"
     assert lines[0][1] == "-0.40, 0.00, 0.00" and "drawn ones followed" in tables.TABLES["walk"]([row])

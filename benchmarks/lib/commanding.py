@@ -11,7 +11,7 @@ import numpy as np
 from realrl.cell.collect import Collector
 from realrl.cell.evaluate import HELD_OUT, trials
 from realrl.envs.mujoco.walking import QuadrupedEnv
-from realrl.envs.quadruped import allowed, following
+from realrl.envs.quadruped import allowed, commands, following
 from realrl.scene import CollectConfig
 from realrl.types import Obs, Policy
 
@@ -54,10 +54,12 @@ HEAD = ("", "asked: forward, left [m/s], turning [rad/s]", "did", "followed", "f
 
 
 def lines(rows: Sequence[Row]) -> list[list[str]]:
-    """A line a run and command."""
+    """A line a run and command that its task may draw."""
     out = []
     for r in sorted((r for r in rows if "commands" in r), key=lambda r: (r["task"], r["method"], r["seed"])):
-        for i, c in enumerate(r["commands"]):
+        low, high = commands(f"quadruped/{r['task']}")
+        drawn = [c for c in r["commands"] if (low <= c["asked"]).all() and (c["asked"] <= high).all()]
+        for i, c in enumerate(drawn):
             who = (f"{r['task']}, {r['method']}, seed {r['seed']}: {100 * r['followed']:.0f} % of drawn ones followed, "
                    f"{100 * r['noisy_followed']:.0f} % with noise") if i == 0 else ""
             asked, did = (", ".join(f"{v:.2f}" for v in c[key]) for key in ("asked", "did"))
