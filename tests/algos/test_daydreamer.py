@@ -92,9 +92,10 @@ def test_a_killed_run_ends_with_the_same_weights(task: str, tmp_path: Path, monk
 
 
 def test_it_goes_on_from_an_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = tiny(dream=DreamConfig(batch=2, length=6, last=3, imagine=2), ratio=2.0, steps=60, eval_episodes=1)
+    first = tiny(dream=DreamConfig(batch=2, length=6, last=3, imagine=2), ratio=2.0, steps=30, prefill=20, save_every=10, horizon=10,
+                 eval_episodes=1)
     run_of(tmp_path / "first", first)
-    more = replace(first, after=str(tmp_path / "first"), steps=40, prefill=10**6)
+    more = replace(first, after=str(tmp_path / "first"), steps=20, prefill=10**6)
     drawn_from, drawn = Replay.segments, []
 
     def spy(self: Replay, *args: Any, **kwargs: Any) -> Segment:
