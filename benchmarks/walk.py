@@ -4,9 +4,12 @@
     OMP_NUM_THREADS=1 python -m benchmarks.walk --methods droq sac --seeds 0 1 2
     OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq --tasks go1-rough go1-wide a1
     OMP_NUM_THREADS=1 python -m benchmarks.walk --methods realtime killed --seeds 0
+    OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq --tasks go1-command --steps 30000 --seeds 0
 
 realtime is crossq with the robot in a process of its own, at 20 Hz by the clock; of killed the learner is killed (-9) halfway and begins
 again ten seconds later, while the robot's process waits.
+
+Of go1-command the row has, beside what the run's headline says of commands that are drawn, how each of a fixed grid of them was followed.
 
 A run is `realrl train walk` in one process, physics included, and then 20 held-out episodes of 20 s without and 20 with the policy's noise.
 Rows go to benchmarks/results/walk.jsonl; the same command goes on where it was stopped, within a run too.
@@ -20,11 +23,13 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from benchmarks.lib.commanding import judged
 from benchmarks.lib.common import slim
 from benchmarks.lib.jobs import Job, run_jobs
 from realrl.algos.walk import WalkConfig, preset, train
 from realrl.cell.mailbox import Mailbox, name
-from realrl.envs.quadruped import names
+from realrl.envs.quadruped import VARIANTS, names
+from realrl.policies.folder import load_policy
 from realrl.streaming import StreamConfig
 
 HALF = 10
@@ -63,8 +68,13 @@ class Walk(Job):
         if self.method == "killed" and not self.folder.exists():
             self.die()
         summary = self.learn(train)
+        told: dict[str, Any] = {}
+        if VARIANTS[self.task.partition("-")[2]].goal == "command":
+            policy, task = load_policy(self.folder / "policy")
+            toy = self.cfg.horizon is not None
+            told = {"commands": judged(task, policy, starts=1, seconds=1.0) if toy else judged(task, policy)}
         success: dict[str, Any] = {stage["name"]: slim(stage)["success"] for stage in summary["stages"]}
-        self.put(steps=summary["env_steps"], success=success["walk"], success_noisy=success["walk-noisy"], **summary["headline"])
+        self.put(steps=summary["env_steps"], success=success["walk"], success_noisy=success["walk-noisy"], **told, **summary["headline"])
 
 
 def main(words: list[str] | None = None) -> int:

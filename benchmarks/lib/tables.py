@@ -20,12 +20,14 @@ from benchmarks.lib import (
     advantage,
     assembling,
     beside,
+    commanding,
     dream_costs,
     dreaming,
     everywhere,
     helping,
     lateness,
     practising,
+    pushing,
     served,
     serving,
     walking,
@@ -428,7 +430,10 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "human": human_table,
     "rl100_all": lambda rows: "\n\n".join([everywhere.verdict(rows), grid(everywhere.HEAD, everywhere.lines(rows) or
                                                                            [[NOT_RUN] * len(everywhere.HEAD)]), commands(rows)]),
-    "walk": one_grid(walking),
+    "walk": lambda rows: "\n\n".join([
+        grid(walking.HEAD, walking.lines(rows) or [[NOT_RUN] * len(walking.HEAD)]),
+        grid(commanding.HEAD, commanding.lines(rows) or [[NOT_RUN] * len(commanding.HEAD)]), commands(rows)]),
+    "pushes": one_grid(pushing),
     "admittance": lambda rows: "\n\n".join([
         grid(assembling.HEAD, assembling.lines(rows) or [[NOT_RUN] * len(assembling.HEAD)]),
         grid(assembling.TRAINING, assembling.training(rows) or [[NOT_RUN] * len(assembling.TRAINING)]),

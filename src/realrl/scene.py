@@ -63,15 +63,19 @@ class RandomiseConfig:
     """Sliding friction of everything, times 1 +- this."""
     mass: float = 0.0
     """Mass of every body, times 1 +- this."""
+    push: float = 0.0
+    """Quadrupeds: impulse of a horizontal push on the trunk, N s; it lasts 0.1 s and comes from a direction drawn anew for each."""
+    push_every: float = 5.0
+    """Seconds from one push to the next; the first comes after half to all of that."""
 
     def __post_init__(self) -> None:
         check(self, light="[0, 1)", colour="[0, 1)", camera="[0, 100]", angle="[0, 180]", distractors="[0, 100]", friction="[0, 1)",
-              mass="[0, 1)")
+              mass="[0, 1)", push="[0, 1000]", push_every="[0.2, 1e6]")
 
     @property
     def active(self) -> bool:
         """Whether anything is randomised at all."""
-        return any(getattr(self, entry.name) for entry in dataclasses.fields(self))
+        return any(getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.name != "push_every")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from realrl.cli import main as cli
 from realrl.config import OutOfBounds
 from realrl.data.store import Store
 from realrl.learn.dreaming import DreamConfig
+from realrl.learn.practice import Earlier
 from realrl.learn.replay import Replay
 from realrl.nets.rssm import RSSMConfig
 from realrl.policies.folder import load_policy
@@ -88,6 +89,33 @@ def test_a_killed_run_ends_with_the_same_weights(task: str, tmp_path: Path, monk
     assert all(again["headline"][k] == v for k, v in whole["headline"].items() if k not in clock)
     a, b = (sorted(Store.open(tmp_path / name / "dataset").read(), key=lambda e: e.seed or 0) for name in ("straight", "killed"))
     assert len(a) == len(b) and all(np.array_equal(x.action, y.action) for x, y in zip(a, b, strict=True)), "nothing twice, nothing lost"
+
+
+def test_it_goes_on_from_an_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tiny(dream=DreamConfig(batch=2, length=6, last=3, imagine=2), ratio=2.0, steps=30, prefill=20, save_every=10, horizon=10,
+                 eval_episodes=1)
+    run_of(tmp_path / "first", first)
+    more = replace(first, after=str(tmp_path / "first"), steps=20, prefill=10**6)
+    drawn_from, drawn = Replay.segments, []
+
+    def spy(self: Replay, *args: Any, **kwargs: Any) -> Segment:
+        drawn.append(self.steps)
+        return drawn_from(self, *args, **kwargs)
+    monkeypatch.setattr(Replay, "segments", spy)
+    head = run_of(tmp_path / "straight", more)["headline"]
+    before = sum(len(e) for e in Store.open(tmp_path / "first" / "dataset").read())
+    assert before < drawn[0] <= before + 6 and head["train_ratio"] == pytest.approx(2.0, abs=0.4), "at once, and from all"
+    agent, old = Dreamer(RecurrentPolicy(more.policy, 4, 2), more.dream, seed=0), Earlier(str(tmp_path / "first"), "daydreamer")
+    old.hand_over(agent, anew=("memory",))
+    tensors: dict[str, torch.Tensor] = {}
+    encode({"agent": agent.state_dict()}, tensors)
+    one, two = weights(tmp_path / "first"), weights(tmp_path / "straight")
+    assert all(torch.equal(v, one[k]) for k, v in tensors.items() if "/memory/" not in k), "as it was, optimisers and all"
+    assert not len(agent.state_dict()["memory"]["known"]), "what it felt at each step is found anew"
+    killed_at_saves(monkeypatch, (1,), lambda: run_of(tmp_path / "killed", more))
+    run_of(tmp_path / "killed", more)
+    three = weights(tmp_path / "killed")
+    assert all(torch.equal(two[k], three[k]) for k in two)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

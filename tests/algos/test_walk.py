@@ -13,17 +13,19 @@ import pytest
 import torch
 
 from realrl import config, envs
-from realrl.algos.walk import Gait, Price, WalkConfig, charged, headline, measured, preset, rhythm, train
+from realrl.algos.walk import Gait, Price, WalkConfig, charged, followed, headline, measured, preset, recommanded, rhythm, train
 from realrl.cell.cell import WorkCell
 from realrl.checkpoint import encode
 from realrl.cli import main as cli
 from realrl.config import OutOfBounds
 from realrl.data.store import Store
-from realrl.envs.quadruped import motion
+from realrl.envs.quadruped import commands, motion
+from realrl.learn.practice import Earlier
+from realrl.learn.replay import Replay
 from realrl.learn.sac import DROQ, PRESETS
 from realrl.policies.folder import load_policy
 from realrl.run import Run
-from realrl.scene import CollectConfig
+from realrl.scene import CollectConfig, RandomiseConfig
 from realrl.types import Batch, Episode, Moment, RealrlError, Source, Step
 from toy_runs import killed_at_saves, metrics
 
@@ -80,6 +82,39 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: py
     assert keep(tmp_path / "straight") == keep(tmp_path / "killed")
 
 
+def test_it_goes_on_from_an_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = replace(tiny(), steps=60, random_steps=30, eval_episodes=1)
+    run_of(tmp_path / "first", first)
+    before = Store.open(tmp_path / "first" / "dataset").frames
+    more = replace(first, after=str(tmp_path / "first"), steps=30, save_every=10, horizon=10,
+                   random_steps=10**6, randomise=RandomiseConfig(push=5.0, push_every=1.0))
+    drawn_from, handed, drawn, handing = Replay.sample, [], [], Earlier.hand_over
+
+    def spy(self: Replay, *args: Any) -> Batch:
+        drawn.append(self.steps)
+        return drawn_from(self, *args)
+
+    def told(self: Earlier, agent: Any, *args: Any) -> None:
+        handing(self, agent, *args)
+        tensors: dict[str, torch.Tensor] = {}
+        encode({"agent": agent.state_dict()}, tensors)
+        handed.append(tensors)
+    monkeypatch.setattr(Replay, "sample", spy)
+    monkeypatch.setattr(Earlier, "hand_over", told)
+    summary = run_of(tmp_path / "straight", more)
+    old = weights(tmp_path / "first")
+    assert all(torch.equal(old[k], v) for k, v in handed[0].items()), "as it was, optimisers and all"
+    assert drawn[0] == before + 1 and len(drawn) == summary["env_steps"] and summary["headline"]["utd"] == 1.0, "at once, and from all"
+    killed_at_saves(monkeypatch, (1, 1), lambda: run_of(tmp_path / "killed", more))
+    run_of(tmp_path / "killed", more)
+    one, two = (weights(tmp_path / name) for name in ("straight", "killed"))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    with pytest.raises(RealrlError, match="part 'agent' does not fit"):
+        run_of(tmp_path / "other", replace(more, policy=replace(more.policy, hidden=(8,))))
+    with pytest.raises(RealrlError, match=r"--after .*nowhere: there is no checkpoint 'walk' in it"):
+        run_of(tmp_path / "none", replace(more, after=str(tmp_path / "nowhere")))
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     with Run(folder, resume=True) as run:
         found = run.read("walk")
@@ -112,6 +147,60 @@ def test_what_an_episode_says_of_the_gait() -> None:
     gait, agent = Gait(0.05), type("Agent", (), {"step": 0})()
     head = headline(WalkConfig(), {"stages": [{"name": "walk", **told}, {"name": "walk-noisy", **told}]}, agent, gait)
     assert (head["speed_mps"], head["falls_per_minute"], head["net_of_path"]) == (0.25, 30.0, 0.3333)
+
+
+def test_how_commands_are_followed() -> None:
+    """Two commands: the first is followed by its end, the second forward only by half; then the robot falls, or does not."""
+    state = np.zeros((151, 48), np.float32)
+    state[:, 32] = -1.0
+    state[:100, 33:36] = 0.5, 0.0, -0.5
+    state[100:, 33:36] = 0.4, 0.3, 0.0
+    state[51:101, 27:30] = 0.45, 0.05, 0.0
+    state[51:101, 26] = -0.45 / 10
+    state[101:, 27:30] = 0.4, 0.15, 0.0
+    action = np.zeros((150, 12), np.float32)
+    walks, falls = (Episode({"state": state}, action, action, np.zeros(150, np.uint8), np.zeros(150, np.float32), np.zeros(150, bool),
+                            np.arange(150) * 0.05, np.ones(150, bool), fell, not fell, "quadruped/go1-command", "walk", 1)
+                    for fell in (False, True))
+    found = followed(walks, 0.05)
+    assert found == pytest.approx({"followed": 0.5, "forward_off": 0.025, "left_off": 0.1, "turning_off": 0.025})
+    walks.obs["state"][101:, 28] = 0.25
+    assert followed(walks, 0.05)["followed"] == 1.0 and followed(falls, 0.05)["followed"] == 0.5, "a fall follows nothing"
+    told = {"measured": measured(walks, 0.05)}
+    head = headline(WalkConfig(), {"stages": [{"name": "walk", **told}, {"name": "walk-noisy", **told}]},
+                    type("Agent", (), {"step": 0})(), Gait(0.05))
+    assert (head["followed"], head["noisy_turning_off_radps"], head["left_off_mps"]) == (1.0, 0.025, 0.05)
+
+
+def under(commands: Any, actions: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(observations [T + 1, 1, 48], rewards [T]) of a robot that does the same whatever it is commanded, one command a step."""
+    env: Any = envs.make("quadruped/go1-command")
+    obs, rewards = [env.reset(seed=1, options={"command": commands[0]})[0]["state"]], []
+    for action, command in zip(actions, commands, strict=True):
+        env._command = np.array(command)
+        seen, reward, *_ = env.step(action)
+        obs.append(seen["state"])
+        rewards.append(reward)
+    return torch.tensor(np.stack(obs))[:, None], torch.tensor(rewards, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("command", "size"), [((0.2, 0.0, 0.0), 0.3), ((0.8, -0.3, 0.8), 0.6)])
+def test_another_command_pays_what_the_task_would_have_paid(command: tuple[float, ...], size: float) -> None:
+    n, random = 60, torch.Generator()
+    actions = size * np.random.default_rng(0).uniform(-1, 1, (n, 12))
+    states, reward = under([command] * n, actions)
+    batch = Batch({"state": states[:-1]}, torch.zeros(n, 1, 12), reward, torch.ones(n), {"state": states[1:]},
+                  torch.ones(n, 1, dtype=torch.bool), torch.zeros(n, 1))
+    assert recommanded(batch, 0.0, random.manual_seed(0), commands("quadruped/go1-command")).reward.equal(reward)
+    found = recommanded(batch, 0.75, random.manual_seed(0), commands("quadruped/go1-command"))
+    asked, known = found.obs["state"][:, 0, 33:36], reward > 0
+    drawn = (asked != batch.obs["state"][:, 0, 33:36]).any(-1)
+    assert 30 < drawn.sum() < 57 and found.obs["state"][..., 33:36].equal(found.next_obs["state"][..., 33:36])
+    assert batch.obs["state"].equal(states[:-1]) and found.reward[~drawn].equal(reward[~drawn])
+    off = found.reward - under(asked.tolist(), actions)[1]
+    assert (drawn & known).sum() > 10 and off[drawn & known].abs().max() < 1e-3, "to the cent"
+    if size > 0.4:
+        assert (drawn & ~known).sum() > 5 and off[drawn & ~known].abs().mean() < 0.6, "of 10: only the torques are guessed"
 
 
 def test_what_a_gait_needs_is_told_from_jitter() -> None:
@@ -254,6 +343,14 @@ def test_from_the_command_line_to_a_report(tmp_path: Path, capsys: pytest.Captur
     assert cli.main(["train", "walk", "--run", str(folder), "--resume"]) == 0, "with its own configuration"
     page = (folder / "report.html").read_text()
     assert '<video src="film/episodes-1.mp4"' in page and json.loads((folder / "summary.json").read_text())["headline"]["speed_mps"] < 1
+
+
+def test_commands_are_learned_step_by_step(tmp_path: Path) -> None:
+    cfg = replace(tiny(), task="quadruped/go1-command", steps=40, random_steps=20, horizon=20, eval_episodes=1)
+    head = run_of(tmp_path / "run", cfg)["headline"]
+    assert 0 <= head["followed"] <= 1 and head["forward_off_mps"] > 0 and head["noisy_turning_off_radps"] > 0
+    with pytest.raises(RealrlError, match=r"recommand is of single steps, sac\.n_step is 3 and policy\.chunk 1: give --recommand 0"):
+        run_of(tmp_path / "chunks", replace(cfg, sac=replace(cfg.sac, n_step=3)))
 
 
 def test_who_does_not_tell_its_speed_gets_a_line(tmp_path: Path) -> None:

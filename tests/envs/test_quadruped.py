@@ -61,7 +61,8 @@ def test_our_reward() -> None:
     assert quadruped.walk_reward(0.6, -0.5, tilt, torque, change) == pytest.approx(10 * want)
     assert quadruped.walk_reward(-0.4, 3.0, 0.0, 0.0, 0.0) == 0.0  # never below
     assert quadruped.command_reward(0.0, 0.0, 0.0, 0.0, 0.0) == 10.0
-    assert quadruped.command_reward(math.sqrt(0.1), 0.5, 0.0, 0.0, 0.0) == pytest.approx(10 * math.exp(-1))
+    assert quadruped.command_reward(0.4, -0.5, 0.0, 0.0, 0.0) == pytest.approx(10 * (0.75 * 0.6 + 0.25 * 0.5))
+    assert quadruped.command_reward(1.2, 0.0, 0.0, 0.0, 0.0) == pytest.approx(2.5) and quadruped.command_reward(1.0, 3.0, 0, 0, 0) == 0.0
 
 
 def moving(env: walking.QuadrupedEnv, speed: float, *, roll: float = 0.0) -> tuple[float, bool, bool]:
@@ -256,6 +257,11 @@ def test_the_command_is_observed_followed_and_can_be_asked_for() -> None:
     followed = [env._followed(np.array((0.41, 0.09, -0.29)), False) for _ in range(50)]
     assert followed[47:] == [False, True, True] and not env._followed(np.array((0.5, 0.0, -0.2)), True)
     assert not [env._followed(np.array((0.5, 0.2, -0.2)), False) for _ in range(50)][-1]
+    assert quadruped.commands("quadruped/go1-pace").tolist() == [[0, 0, 0], [0.8, 0, 0]]
+    assert quadruped.commands("lab:Dog").tolist() == quadruped.commands("quadruped/a1-command").tolist()
+    ahead: Any = envs.make("quadruped/go1-pace")
+    drawn = np.stack([ahead.reset(seed=seed)[0]["state"][33:36] for seed in range(12)])
+    assert (drawn[:, 1:] == 0).all() and (drawn[:, 0] >= 0).all() and drawn[:, 0].max() > 0.5
     for wrong in ({"command": (1, 2)}, {"command": (0, 0, math.nan)}, {"speed": 1}):
         with pytest.raises(RealrlError, match="the only option of a reset"):
             env.reset(seed=1, options=wrong)

@@ -38,6 +38,7 @@ from realrl.learn.dreaming import (
     normal,
     slim,
 )
+from realrl.learn.practice import CLOCK, Earlier
 from realrl.learn.replay import Replay
 from realrl.memory import keep_freed_memory
 from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
@@ -49,9 +50,6 @@ from realrl.types import Cell, Segment
 
 BINS = 255
 """Of rewards and values, even in symlog from -20 to 20."""
-CLOCK = ("ticks", "deadline_misses", "worst_late_ms", "holds")
-"""What the headline says of a run in real time."""
-
 
 CPU = DreamConfig(batch=16, length=16, last=4, gamma=0.985, centre=True, through=True, spread=0.32, slow=0.1, lr=4e-4, warmup=200,
                   alone=300)
@@ -80,7 +78,9 @@ class DaydreamerConfig(Scene):
     minutes: float = 1e9
     """Minutes by the clock after which it ends in any case, likewise after the episode that is under way."""
     prefill: int = 1000
-    """Control steps of random actions at first, before anything is learned."""
+    """Control steps of random actions at first, before anything is learned; none with `after`."""
+    after: str | None = None
+    """Folder of an earlier run, whose learner goes on here with what that run practised, e.g. under pushes."""
     ratio: float = 128.0
     """Replayed steps for every control step: of how often each is learned from. A learner that is slower is told so by `train_ratio`."""
     demo_share: float = 0.0
@@ -98,7 +98,7 @@ class DaydreamerConfig(Scene):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, steps="[1, 1e9]", minutes="(0, 1e9]", prefill="[1, 1e9]", ratio="(0, 1e6]", demo_share="[0, 1]", save_every="[1, 1e9]",
+        check(self, steps="[1, 1e9]", minutes="(0, 1e9]", prefill="[0, 1e9]", ratio="(0, 1e6]", demo_share="[0, 1]", save_every="[1, 1e9]",
               log_every="[1, 1e9]")
         if self.data is not None and not self.demo_share:
             raise OutOfBounds(DaydreamerConfig, "data", "has no use here, everything is learned from nothing: give --demo-share 0.5, too")
@@ -385,12 +385,13 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
     """Learn, evaluate without noise and with, leave the policy in the run's folder `policy`; returns the summary with its `headline`.
     Continues an interrupted run."""
     torch.manual_seed(derive(cfg.seed, "weights"))
+    cfg, earlier = replace(cfg, prefill=0 if cfg.after else cfg.prefill), Earlier(cfg.after, "daydreamer")
     spec, place, books = cell.spec, device(cfg.device), Books(cfg.ratio, cfg.dream.batch * cfg.dream.length, cfg.prefill)
     policy = RecurrentPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, discrete=spec.discrete, name="daydreamer")
     agent = Dreamer(policy.to(place), cfg.dream, seed=derive(cfg.seed, "learner"), bf16=cfg.bf16 and bool(policy.senses) and halves(place),
                     cuda_graph=cfg.cuda_graph)
     with cell.timed("daydreamer"):
-        health = learn(cfg, cell, agent, books)
+        health = learn(cfg, cell, agent, books, earlier)
     policy.requires_grad_(False).wander.zero_()
     cell.keep(policy)
     for name, quiet in (("daydreamer", True), ("daydreamer-noisy", False)):
@@ -401,17 +402,21 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
     return cell.summary
 
 
-def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books) -> dict[str, float]:
+def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books, earlier: Earlier) -> dict[str, float]:
     """Act, and learn from what is remembered as often as `ratio` says, until the robot has made its steps; checkpoints between episodes
     only. Returns how robot and learner got along, see `types.Stream.health`."""
     policy, place = agent.policy, agent.policy.device
     keep_freed_memory()
     policy.wander.fill_(1.0)
     with cell.stream("daydreamer", policy, stage=1, noise_seed=derive(cfg.seed, "daydreamer") % 2**31, cfg=cfg.stream) as stream:
-        saved = cell.run.load("daydreamer", agent=agent, stream=stream, books=books) or 0
+        saved = cell.run.load("daydreamer", agent=agent, stream=stream, books=books)
+        if saved is None:
+            earlier.hand_over(agent, anew=("memory",))
+            saved, books.before = 0, agent.step
         replay, seen = Replay(device=place), ("state", *policy.senses)
         replay.extend([slim(e, seen, policy.discrete) for e in (cell.demonstrations() if cfg.demo_share else ())])
         shown = replay.steps
+        replay.extend([slim(e, seen, policy.discrete) for e in earlier.episodes])
         for episode in stream.past():
             replay.extend([slim(episode, seen, policy.discrete)])
             books.see(episode.reward)

@@ -6,11 +6,13 @@ task is a robot ("go1", "go2", "a1") and perhaps a variant:
 - "go1": walk forward at 0.5 m/s or more, in the direction faced at the start; "go1-rough" over bumps with a friction drawn an episode;
   "go1-filter" with a low-pass filter on the actions; "go1-smooth" with a higher
   price for changes of the action; "go1-wide" with nearly all of the joints' range (the paper's ablation).
-- "go1-command": follow a velocity (forward, sideways, turning) that is drawn anew every 5 s.
+- "go1-command": follow a velocity (forward, sideways, turning) that is drawn anew every 5 s; "go1-pace": one that is straight forward.
 - "go1-fallen": walk forward, from a fall: every episode's robot lies somehow and gets up first, see `QuadrupedEnv.reset`.
 - "go1-paper": what the paper's simulation observes and rewards, with its stand pose and gains.
 - "go1-from-back": from its back onto its feet and away, after DayDreamer (arXiv 2206.14176): nothing ends or resets it while it learns,
   see `rising`; what is observed and how it is driven is its own.
+
+Any of them may be pushed (`RandomiseConfig.push`): horizontally, on the trunk, every few seconds.
 
 What is observed is what a robot has: its encoders, its gyroscope, the velocity that it estimates from its legs, its attitude. `info`
 holds what people want to see: speed, path, net distance, feet on the ground, whether it fell.
@@ -23,7 +25,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,8 +39,14 @@ FULL = 10.0
 """The reward of a step without fault."""
 # weights of the reward, see `walk_reward`
 YAW, ATTITUDE, TORQUE, CHANGE = 0.1, 10.0, 3e-4, 0.1
+TURN = 0.25
+"""What share of following a command is turning as commanded."""
 SMOOTH = 4.0
 """How much more `-smooth` asks for a change of the action."""
+COMMANDS = ((-0.4, -0.3, -0.8), (0.8, 0.3, 0.8))
+"""Lowest and highest command: m/s forward, m/s to the left, rad/s to the left."""
+REST = 0.1
+"""How many commands in all are to stand."""
 
 Goal = Literal["walk", "command", "paper", "rise"]
 
@@ -54,6 +62,7 @@ class Variant:
     smooth: bool = False
     wide: bool = False
     fallen: bool = False
+    commands: tuple[tuple[float, float, float], tuple[float, float, float]] = COMMANDS
 
 
 VARIANTS = {
@@ -63,6 +72,7 @@ VARIANTS = {
     "smooth": Variant("walk forward, gently on the gears", smooth=True),
     "wide": Variant("walk forward, with nearly all of the joints' range", wide=True),
     "command": Variant("walk as commanded: forward, sideways, turning", "command"),
+    "pace": Variant("walk forward as fast as commanded", "command", commands=((0.0, 0.0, 0.0), (0.8, 0.0, 0.0))),
     "fallen": Variant("get up from a fall and walk forward", fallen=True),
     "paper": Variant("walk forward, as in A Walk in the Park", "paper"),
     "from-back": Variant("roll over, stand up and walk", "rise"),
@@ -113,19 +123,45 @@ def motion(state: Array, dt: float) -> tuple[Array, Array]:
     if (size := state.shape[1]) not in (46, 47, 48):
         raise RealrlError(f"an observation of {size} numbers tells no speed: take a task of quadruped/..., or observe what those do (46, "
                           "47 or 48 numbers, see docs/methods/walk.md)")
-    vx, vy, vz = state[:, 27:30].T.astype(np.float64)
     if size == 46:
         w, x, y, z = state[:, 30:34].T.astype(np.float64)
-        up = np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)])
+        forward, left = _level(state, np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]))
         off = np.arctan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z))
     else:
-        up = -state[:, 30:33].T.astype(np.float64)
+        forward, left = _level(state, -state[:, 30:33].T.astype(np.float64))
         off = np.arctan2(state[:, 34], state[:, 33]) if size == 47 else np.cumsum(10 * dt * state[:, 26])
-    cos_pitch = np.maximum(np.hypot(up[1], up[2]), 1e-9)
-    sin_roll, cos_roll = up[1] / cos_pitch, up[2] / cos_pitch
-    forward, left = cos_pitch * vx - up[0] * (sin_roll * vy + cos_roll * vz), cos_roll * vy - sin_roll * vz
     over = np.stack([np.cos(off) * forward - np.sin(off) * left, np.sin(off) * forward + np.cos(off) * left], 1)
     return (over[:, 0] if size == 47 else forward), over
+
+
+def _level(state: Array, up: Array) -> tuple[Array, Array]:
+    """The speeds [T] over the ground along and to the left of where the trunk points, m/s. up: [3, T], upward in the trunk's frame."""
+    vx, vy, vz = state[:, 27:30].T.astype(np.float64)
+    cos_pitch = np.maximum(np.hypot(up[1], up[2]), 1e-9)
+    sin_roll, cos_roll = up[1] / cos_pitch, up[2] / cos_pitch
+    return cos_pitch * vx - up[0] * (sin_roll * vy + cos_roll * vz), cos_roll * vy - sin_roll * vz
+
+
+def commanded(state: Array) -> bool:
+    """Whether observations [T, D] tell what velocity is commanded."""
+    return bool(state.shape[-1] == 48)
+
+
+def following(state: Array) -> tuple[Array, Array]:
+    """(velocity, command), each [T, 3]: forward and to the left in m/s, turning to the left in rad/s, of observations [T, 48] in a row."""
+    forward, left = _level(state, -state[:, 30:33].T.astype(np.float64))
+    return np.stack([forward, left, 10.0 * state[:, 26]], 1), state[:, 33:36].astype(np.float64)
+
+
+def commands(task: str) -> Array:
+    """Lowest and highest command [2, 3] that a task draws; `COMMANDS` for one that is not of this suite."""
+    about = VARIANTS.get(task.partition("/")[2].partition("-")[2])
+    return np.array(about.commands if about else COMMANDS)
+
+
+def allowed(command: Array) -> Array:
+    """How far [..., 3] a mean velocity may be from a command that is followed: a fifth, or 0.1 where that asks for little."""
+    return np.maximum(0.2 * np.abs(command), 0.1)
 
 
 # ---- rewards
@@ -152,8 +188,15 @@ def walk_reward(forward: float, turning: float, tilt: float, torque: float, chan
 
 def command_reward(error: float, turn_error: float, tilt: float, torque: float, change: float) -> float:
     """Following a command. error: m/s off, forward and sideways together; turn_error: rad/s off; the rest as `walk_reward`."""
-    followed = 0.7 * math.exp(-error * error / 0.1) + 0.3 * math.exp(-turn_error * turn_error / 0.25)
-    return FULL * max(0.0, followed - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
+    paid = float(followed(error, turn_error))
+    return FULL * max(0.0, paid - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
+
+
+def followed(error: Any, turn_error: Any) -> Any:
+    """What `command_reward` pays for following alone, of 1, falling evenly to nothing 1 m/s and 1 rad/s off, as `tolerance` does: whoever
+    is far off is told which way to go, too. Numbers, arrays or tensors."""
+    left, turned = 1.0 - error, 1.0 - abs(turn_error)
+    return (1.0 - TURN) * (left + abs(left)) / 2.0 + TURN * (turned + abs(turned)) / 2.0
 
 
 # ---- from its back

@@ -253,13 +253,13 @@ def slim(episode: Episode, seen: Sequence[str], discrete: bool) -> Episode:
 
 
 class Books:
-    """How it goes. steps: seen so far; let_go: updates that will not be made; seconds: by the clock; most: updates between two steps.
-    done, of its methods: updates made."""
+    """How it goes. steps: seen so far; let_go: updates that will not be made; seconds: by the clock; most: updates between two steps;
+    before: updates that an earlier run made. done, of its methods: updates made, those included."""
 
     def __init__(self, ratio: float, rows: int, prefill: int) -> None:
         """ratio: replayed steps for every control step; rows: of an update; prefill: control steps before the first."""
         self._rows, self._prefill, self._per_step = rows, prefill, ratio / rows
-        self.steps, self.let_go, self.seconds, self._clock = 0, 0.0, 0.0, time.monotonic()
+        self.steps, self.before, self.let_go, self.seconds, self._clock = 0, 0, 0.0, 0.0, time.monotonic()
         self.most = int(self._per_step) + 1
         self._lately: deque[float] = deque(maxlen=LATELY)
         self.told: list[dict[str, Tensor]] = []
@@ -274,7 +274,7 @@ class Books:
 
     def owed(self, done: int) -> float:
         """Updates that are due."""
-        return max(self.steps - self._prefill, 0) * self._per_step - done - self.let_go
+        return max(self.steps - self._prefill, 0) * self._per_step - (done - self.before) - self.let_go
 
     def tick(self, done: int) -> None:
         """Look at the clock; what is due since too long is let go."""
@@ -284,7 +284,7 @@ class Books:
 
     def ratio(self, done: int) -> float:
         """Replayed steps for every control step since learning began."""
-        return done * self._rows / max(self.steps - self._prefill, 1)
+        return (done - self.before) * self._rows / max(self.steps - self._prefill, 1)
 
     def lines(self, done: int) -> dict[str, float]:
         """Means since the last line."""
@@ -305,16 +305,17 @@ class Books:
     def headline(self, done: int) -> dict[str, Any]:
         """The run in a few numbers; the reward is that of the last `LATELY` steps of practice, noise and all."""
         return {"reward_per_step": round(float(np.mean(self._lately)), 4), "env_steps": self.steps,
-                "train_ratio": round(self.ratio(done), 2), "updates_per_s": round(done / max(self.seconds, 1e-9), 3),
+                "train_ratio": round(self.ratio(done), 2), "updates_per_s": round((done - self.before) / max(self.seconds, 1e-9), 3),
                 "wall_min": round(self.seconds / 60, 3)}
 
     def state_dict(self) -> dict[str, Any]:
         """What no recording says."""
-        return {"seconds": self.seconds, "let_go": self.let_go}
+        return {"seconds": self.seconds, "let_go": self.let_go, "before": self.before}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.seconds, self.let_go, self._clock = state["seconds"], state["let_go"], time.monotonic()
+        self.before = int(state.get("before", 0))  # no checkpoint of before had any
 
 
 # -- its mathematics -----------------------------------------------------------------------------------------------------

@@ -1,13 +1,18 @@
-"""When a robot that practises while it learns first reached something, in steps and in seconds by the clock."""
+"""Robots that practise while they learn: when one first reached something, in steps and in seconds by the clock, and how one goes on from
+where an earlier run ended."""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from realrl.types import Episode, Moment
+from realrl.types import Episode, Moment, RealrlError, Stateful
+
+CLOCK = ("ticks", "deadline_misses", "worst_late_ms", "holds")
+"""What the headline says of a run in real time."""
 
 
 class Milestone(ABC):
@@ -59,3 +64,33 @@ class Milestone(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.seconds, self.first_s = state["seconds"], state["first_s"]
+
+
+class Earlier:
+    """What a run of the same method left, for one that goes on from there: its learner as it was at its last checkpoint, and what it
+    practised. episodes: of that practice, in order; none without a folder."""
+
+    def __init__(self, folder: str | None, name: str) -> None:
+        """folder: of that run; name: of its checkpoint and its practice. Raises RealrlError where the folder is not of such a run."""
+        self.episodes: list[Episode] = []
+        self._states: dict[str, Any] = {}
+        self._from = ""
+        if folder is None:
+            return
+        from realrl.checkpoint import read_parts  # few runs go on from another
+        from realrl.data.store import Store
+        place = Path(folder, "checkpoints", name)
+        if not place.is_dir():
+            raise RealrlError(f"--after {folder}: there is no checkpoint {name!r} in it: name the folder of a finished run of this method")
+        self._from, (_, self._states) = str(place), read_parts(place)
+        store = Store.open(Path(folder, "dataset"))
+        rows = store.rows.select(["policy", "episode_index"]).to_pylist()
+        self.episodes = store.read([r["episode_index"] for r in rows if r["policy"] in (name, f"{name} (recovered)")])
+
+    def hand_over(self, agent: Stateful, anew: Sequence[str] = ()) -> None:
+        """The learner goes on as it was, if there was one. anew: what of its state begins again. Raises RealrlError where it was of another
+        size."""
+        if self._states:
+            from realrl.checkpoint import restore
+            own = agent.state_dict()
+            restore({"agent": {**self._states["agent"], **{name: own[name] for name in anew}}}, {"agent": agent}, self._from)

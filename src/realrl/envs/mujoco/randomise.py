@@ -21,8 +21,12 @@ def refuse(task: str, cfg: RandomiseConfig | None, why: str) -> None:
         raise RealrlError(f"{task}: nothing can be randomised here ({why}): leave `randomise` out")
 
 
-def randomiser(cfg: RandomiseConfig | None, model: Any, data: Any, sight: Sight | None, box: Box) -> Randomiser | None:
-    """The randomiser of a MuJoCo environment, None when everything is off."""
+def randomiser(cfg: RandomiseConfig | None, model: Any, data: Any, sight: Sight | None, box: Box, *,
+               pushed: bool = False) -> Randomiser | None:
+    """The randomiser of a MuJoCo environment, None when everything is off. pushed: whether the environment has a `pushes.Pusher`; raises
+    RealrlError where pushes are asked for and it has none."""
+    if cfg is not None and cfg.push and not pushed:
+        raise RealrlError(f"randomise.push is {cfg.push:g}, but only robots of quadruped/... are pushed: leave it out")
     return Randomiser(cfg, model, data, sight, box) if cfg is not None and cfg.active else None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from realrl.envs.base import RobotEnv
 from realrl.envs.mujoco import legs
+from realrl.envs.mujoco.pushes import Pusher
 from realrl.envs.mujoco.randomise import randomiser
 from realrl.envs.mujoco.sight import Scenery, View, eyes
 from realrl.envs.quadruped import RISE_HIGH, RISE_LOW, VARIANTS, rising
@@ -55,22 +56,22 @@ class RisingEnv(RobotEnv):
         self._data = mujoco.MjData(model)
         hinges = model.actuator_trnid[:, 0]
         self._at, self._to = model.jnt_qposadr[hinges], model.jnt_dofadr[hinges]
-        self._trunk = int(model.body(legs.ROBOTS[robot].trunk).id)
         task = TaskSpec("quadruped", name, SIZE, ACTION, HORIZON if horizon is None else horizon, 1 / HZ, VARIANTS[variant].text,
                         control="absolute")
         stage = Scenery(task.id, (View("beside"),) if looked_at else (), tuple(range(SIZE)))
         seen = eyes(sight, stage, model, self._data, ("rgb", "depth"))
         super().__init__(task, reward=reward, kinds=("dense",), native_low=np.tile(RISE_LOW, 4), native_high=np.tile(RISE_HIGH, 4),
-                         eyes=seen, whims=randomiser(randomise, model, self._data, seen, ((-1.0, -1.0, 0.0), (1.0, 1.0, 1.0))))
+                         eyes=seen, whims=randomiser(randomise, model, self._data, seen, ((-1.0, -1.0, 0.0), (1.0, 1.0, 1.0)),
+                                                    pushed=True))
+        self._pusher = Pusher(randomise, self._data, int(model.body(legs.ROBOTS[robot].trunk).id), task.dt)
         self._b, self._a = butterworth(CUTOFF, HZ)
         self.carry_on = False
-        self.push: Array | None = None
         self._alive = False
         self._facts: dict[str, Any] = {}
 
     def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
-        """One control step of 0.05 s, see `RobotEnv.step`; info: phases (see `rising`), speed (m/s forward). Raises RealrlError too when
-        the simulation flies apart."""
+        """One control step of 0.05 s, see `RobotEnv.step`; info: phases (see `rising`), speed (m/s forward), push (N, where it is
+        pushed). Raises RealrlError too when the simulation flies apart."""
         obs, reward, terminated, truncated, info = super().step(action)
         return obs, reward, terminated, truncated, {**info, **self._facts}
 
@@ -108,6 +109,7 @@ class RisingEnv(RobotEnv):
             self._filter = np.tile(self._sent, (4, 1))  # targets and filtered targets, each of the last two steps
             self._alive = True
         self._walked = [0.0] * _LAST
+        self._pusher.begin(seed)
         return self._see()
 
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
@@ -117,7 +119,7 @@ class RisingEnv(RobotEnv):
         self._filter = np.stack([action, x1, smooth, y1])
         joints = data.qpos[self._at]
         self._sent = np.clip(smooth, joints - LEASH, joints + LEASH)
-        data.xfrc_applied[self._trunk, :3] = 0.0 if self.push is None else self.push
+        pushed = self._pusher.push(self._t)
         for part in range(1, PARTS + 1):
             data.ctrl[:] = before + (self._sent - before) * (part / PARTS)
             mujoco.mj_step(self._model, data, round(1 / (HZ * STEP * PARTS)))
@@ -127,7 +129,7 @@ class RisingEnv(RobotEnv):
         velocity = data.qvel[:3] @ turn
         reward, phases = rising(float(turn[2, 2]), data.qpos[self._at], velocity)
         self._walked = [*self._walked[1:], float(phases[4])]
-        self._facts = {"phases": phases, "speed": float(velocity[0])}
+        self._facts = {"phases": phases, "speed": float(velocity[0]), **pushed}
         return self._see(), reward, False, sum(self._walked) >= WALKING * _LAST
 
     def _see(self) -> Array:

@@ -11,9 +11,10 @@ import numpy as np
 
 from realrl.envs.base import RobotEnv
 from realrl.envs.mujoco import legs
+from realrl.envs.mujoco.pushes import Pusher
 from realrl.envs.mujoco.randomise import randomiser
 from realrl.envs.mujoco.sight import Scenery, View, eyes
-from realrl.envs.quadruped import SMOOTH, SPEED, VARIANTS, Goal, command_reward, paper_reward, walk_reward
+from realrl.envs.quadruped import REST, SMOOTH, SPEED, VARIANTS, Goal, allowed, command_reward, paper_reward, walk_reward
 from realrl.scene import RandomiseConfig, SightConfig
 from realrl.types import Array, Obs, RealrlError, TaskSpec
 
@@ -31,8 +32,6 @@ START = 0.2
 _SIZES: dict[Goal, int] = {"walk": 47, "command": 48, "paper": 46}
 _PAPER = ((0.05, 0.7, -1.4), 60.0, 10.0, 0.001)
 """The paper's simulation: stand pose, kp, kd, seconds of a physics step. (kd 10 would be unstable at 2 ms.)"""
-_COMMANDS = np.array([[-0.4, -0.3, -0.8], [0.8, 0.3, 0.8]])
-"""Lowest and highest command: m/s forward, m/s to the left, rad/s to the left."""
 _REDRAW = 100
 """Steps that a command holds."""
 TRIES = 4
@@ -82,7 +81,9 @@ class QuadrupedEnv(RobotEnv):
         stage = Scenery(task.id, (View("beside"),) if looked_at else (), tuple(range(task.obs_dim)))
         seen = eyes(sight, stage, model, self._data, ("rgb", "depth"))
         super().__init__(task, reward=reward, kinds=("dense",), native_low=self.pose - self.box, native_high=self.pose + self.box,
-                         eyes=seen, whims=randomiser(randomise, model, self._data, seen, ((-1.0, -1.0, 0.0), (1.0, 1.0, 1.0))))
+                         eyes=seen, whims=randomiser(randomise, model, self._data, seen, ((-1.0, -1.0, 0.0), (1.0, 1.0, 1.0)),
+                                                    pushed=True))
+        self._pusher = Pusher(randomise, self._data, int(model.body(made.trunk).id), task.dt)
         self._swing = np.array(made.swing)
         if about.filtered:
             from scipy.signal import butter  # it takes two seconds to import
@@ -103,7 +104,8 @@ class QuadrupedEnv(RobotEnv):
 
     def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
         """One control step of 0.05 s, see `RobotEnv.step`; info: speed (m/s forward), net and path (m since the start), feet (which of
-        `legs.LEGS` are on the ground), fell, change (of the action sent, its size on average over the joints). Raises RealrlError too when
+        `legs.LEGS` are on the ground), fell, change (of the action sent, its size on average over the joints), push (N, where it is
+        pushed). Raises RealrlError too when
         a joint or the trunk reads no number."""
         obs, reward, terminated, truncated, info = super().step(action)
         return obs, reward, terminated, truncated, {**info, **self._facts}
@@ -120,6 +122,7 @@ class QuadrupedEnv(RobotEnv):
             model.geom_friction[self._feet, 0] *= rng.uniform(0.75, 1.25)
         self._before, self._judged, self._memory = np.zeros(ACTION), np.zeros(ACTION), np.zeros((2, ACTION))
         self._command = self._draw()
+        self._pusher.begin(seed)
         alike = self._about.goal == "paper"
         told = self._get_up(rng) if self._about.fallen else {}
         if told.get("lifted", True):
@@ -154,8 +157,11 @@ class QuadrupedEnv(RobotEnv):
 
     def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
         self.aim(action)
+        pushed = self._pusher.push(self._t)
         mujoco.mj_step(self._model, self._data, self._substeps)
-        return self.judge()
+        found = self.judge()
+        self._facts |= pushed
+        return found
 
     def judge(self) -> tuple[Array, float, bool, bool]:
         """What `_advance` gives, of the world as it is; once a control step, for it keeps books."""
@@ -201,10 +207,10 @@ class QuadrupedEnv(RobotEnv):
         return self._full() and not fell and sum(self._window) >= SPEED * len(self._window)
 
     def _followed(self, did: Array, fell: bool) -> bool:
-        """Whether the mean velocity [3] of the last 2.5 s is within a fifth of the command, or 0.1 where that asks for little."""
+        """Whether the mean velocity [3] of the last 2.5 s is as near to the command as is `allowed`."""
         self._window.append(did)
-        allowed = np.maximum(0.2 * np.abs(self._command), 0.1)
-        return self._full() and not fell and bool((np.abs(np.mean(self._window, 0) - self._command) <= allowed).all())
+        error = np.abs(np.mean(self._window, 0) - self._command)
+        return self._full() and not fell and bool((error <= allowed(self._command)).all())
 
     def _grounded(self) -> Array:
         """Which feet [4] touch the ground."""
@@ -219,11 +225,11 @@ class QuadrupedEnv(RobotEnv):
         return len(self._window) == self._window.maxlen
 
     def _draw(self) -> Array:
-        """The command [3] for the steps to come; one in ten is to stand."""
+        """The command [3] for the steps to come."""
         if self._about.goal != "command" or self._fixed is not None:
             return np.zeros(3) if self._fixed is None else self._fixed
-        drawn: Array = self.np_random.uniform(*_COMMANDS)
-        return drawn if self.np_random.uniform() >= 0.1 else np.zeros(3)
+        drawn: Array = self.np_random.uniform(*np.array(self._about.commands))
+        return drawn if self.np_random.uniform() >= REST else np.zeros(3)
 
     def _asked(self, options: dict[str, Any] | None) -> Array | None:
         """The command [3] in the options of a reset. Raises RealrlError on anything else in them."""
