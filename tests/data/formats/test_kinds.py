@@ -342,8 +342,7 @@ def test_cells_without_a_picture_and_pictures_of_several_sizes_are_refused(tmp_p
 
 @pytest.mark.parametrize("about", [
     {"video_info": {"video.is_depth_map": True, "video.pix_fmt": "yuv420p"}}, {"info": {"is_depth_map": True, "pix_fmt": "gray10le"}},
-    {"info": {"video.is_depth_map": True, "video.pix_fmt": "gray16le", "depth_min": 0.1, "depth_max": 5.0}},
-    {"info": {"video.is_depth_map": True, "video.pix_fmt": "gray16le", "depth_unit": "m"}}])
+    {"info": {"video.is_depth_map": True, "video.pix_fmt": "gray16le", "depth_min": 0.1, "depth_max": 5.0}}])
 def test_depth_in_an_untold_coding_is_refused(about: dict[str, Any]) -> None:
     with pytest.raises(RealrlError, match=r"coded in a way that info.json does not tell; do without the camera"):
         depth.coding(CAMERA, about)
@@ -353,3 +352,12 @@ def test_grey_of_16_bits_is_depth_in_millimetres_said_or_not() -> None:
     for flag in ({}, {"video.is_depth_map": False}, {"video.is_depth_map": True, "depth_unit": "mm"}):
         feature = {"dtype": "video", "shape": [16, 24, 1], "info": {"video.pix_fmt": "gray16le", **flag}}
         assert depth.is_depth(feature) and depth.coding(CAMERA, feature) is None
+
+
+def test_grey_of_16_bits_in_other_steps_asks_for_the_step() -> None:
+    about = {"video.is_depth_map": True, "video.pix_fmt": "gray16le", "depth_unit": "m"}
+    with pytest.raises(RealrlError, match=r'write how many metres a step is into its info in meta/info.json \("depth_scale": 0.001'):
+        depth.coding(CAMERA, {"info": about})
+    found = depth.coding(CAMERA, {"info": about | {"depth_scale": 0.0025}})
+    assert found is not None and depth._table(found)[[0, 2, 400]].tolist() == [0, 5, 1000]
+    assert depth.coding(CAMERA, {"info": about | {"depth_scale": 0.001}}) is None

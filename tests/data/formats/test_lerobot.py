@@ -336,10 +336,13 @@ def test_depth_in_twelve_bits(version: str, log: bool, tmp_path: Path, capsys: p
     for data in (open_dataset(root), open_dataset(tmp_path / "out")):
         x = data.read()[0].obs["images.top"]
         assert x.dtype == np.uint16 and x.shape == (4, 32, 48) and np.abs(x[:, 0, 0].astype(int) - [500, 1500, 2500, 2500]).max() <= 2
-    for change in ({"video.depth_max": None}, {"video.pix_fmt": "yuv420p"}, {"is_depth_map": False}):
+    for change in ({"video.depth_max": None}, {"video.pix_fmt": "yuv420p"}):
         info["features"]["observation.images.top"]["info"] = told | change
         (root / "meta/info.json").write_text(json.dumps(info))
         assert "coding" in (text := refusal(lambda: open_dataset(root).read())) or "coded" in text
+    info["features"]["observation.images.top"]["info"] = told | {"is_depth_map": False}  # grey in 12 bits is depth whatever the flag says
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert np.array_equal(open_dataset(root).read()[0].obs["images.top"], x)
 
 
 @BOTH

@@ -60,7 +60,7 @@ def _npz(path: Path) -> Any:
                 file.attrs[name] = x
     if objects and not any(name.partition("/")[0].startswith(("obs", "state", "qpos")) for name in file):
         raise RealrlError(f"{path}: {', '.join(objects)[:80]} holds Python objects, which only running code could read; write arrays of "
-                          "numbers: np.savez(NAME, action=..., state=...)")
+                          "numbers, a name each")
     return file
 
 
