@@ -98,7 +98,7 @@ class DaydreamerConfig(Scene):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, steps="[1, 1e9]", minutes="(0, 1e9]", prefill="[0, 1e9]", ratio="(0, 1e6]", demo_share="[0, 1]", save_every="[1, 1e9]",
+        check(self, steps="[1, 1e9]", minutes="(0, 1e9]", prefill="[1, 1e9]", ratio="(0, 1e6]", demo_share="[0, 1]", save_every="[1, 1e9]",
               log_every="[1, 1e9]")
         if self.data is not None and not self.demo_share:
             raise OutOfBounds(DaydreamerConfig, "data", "has no use here, everything is learned from nothing: give --demo-share 0.5, too")
@@ -385,8 +385,8 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
     """Learn, evaluate without noise and with, leave the policy in the run's folder `policy`; returns the summary with its `headline`.
     Continues an interrupted run."""
     torch.manual_seed(derive(cfg.seed, "weights"))
-    cfg, earlier = replace(cfg, prefill=0 if cfg.after else cfg.prefill), Earlier(cfg.after, "daydreamer")
-    spec, place, books = cell.spec, device(cfg.device), Books(cfg.ratio, cfg.dream.batch * cfg.dream.length, cfg.prefill)
+    spec, place, earlier = cell.spec, device(cfg.device), Earlier(cfg.after, "daydreamer")
+    books = Books(cfg.ratio, cfg.dream.batch * cfg.dream.length, 0 if cfg.after else cfg.prefill)
     policy = RecurrentPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, discrete=spec.discrete, name="daydreamer")
     agent = Dreamer(policy.to(place), cfg.dream, seed=derive(cfg.seed, "learner"), bf16=cfg.bf16 and bool(policy.senses) and halves(place),
                     cuda_graph=cfg.cuda_graph)
@@ -424,7 +424,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books, earli
         cell.run.rewind("daydreamer", stream.steps)
         with cell.run.bar("daydreamer: control steps", cfg.steps, stream.steps) as advance:
             while (stream.steps < cfg.steps and books.seconds < 60 * cfg.minutes) or not stream.between:
-                policy.wander.fill_(float(stream.steps < cfg.prefill or agent.step < cfg.dream.alone))
+                policy.wander.fill_(float(stream.steps < books.prefill or agent.step < cfg.dream.alone))
                 moments = stream.take(wait=books.owed(agent.step) < 1)
                 replay.put(replace(m, step=replace(m.step, obs={key: m.step.obs[key] for key in seen}),
                                    after={key: m.after[key] for key in seen}) for m in moments)

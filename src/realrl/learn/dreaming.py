@@ -258,7 +258,7 @@ class Books:
 
     def __init__(self, ratio: float, rows: int, prefill: int) -> None:
         """ratio: replayed steps for every control step; rows: of an update; prefill: control steps before the first."""
-        self._rows, self._prefill, self._per_step = rows, prefill, ratio / rows
+        self._rows, self.prefill, self._per_step = rows, prefill, ratio / rows
         self.steps, self.before, self.let_go, self.seconds, self._clock = 0, 0, 0.0, 0.0, time.monotonic()
         self.most = int(self._per_step) + 1
         self._lately: deque[float] = deque(maxlen=LATELY)
@@ -274,7 +274,7 @@ class Books:
 
     def owed(self, done: int) -> float:
         """Updates that are due."""
-        return max(self.steps - self._prefill, 0) * self._per_step - (done - self.before) - self.let_go
+        return max(self.steps - self.prefill, 0) * self._per_step - (done - self.before) - self.let_go
 
     def tick(self, done: int) -> None:
         """Look at the clock; what is due since too long is let go."""
@@ -284,7 +284,7 @@ class Books:
 
     def ratio(self, done: int) -> float:
         """Replayed steps for every control step since learning began."""
-        return (done - self.before) * self._rows / max(self.steps - self._prefill, 1)
+        return (done - self.before) * self._rows / max(self.steps - self.prefill, 1)
 
     def lines(self, done: int) -> dict[str, float]:
         """Means since the last line."""
