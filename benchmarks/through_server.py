@@ -12,6 +12,8 @@ rl100-dida: the same, but through the server the policy teaches one that sees th
 rl100-late: imitated in a simulation that is as late, and sees its last actions; nothing is learned through the server.
 hil-serl-init: imitated in lock-step, with the last actions in sight, which say nothing there; through the server HIL-SERL learns what to
 add to that policy, beside the robot (`--stream.realtime`), from the lock-step demonstrations and what it does, without a person.
+hil-serl-on: HIL-SERL in lock-step, with the last actions in sight; through the server the same learner goes on, beside the robot
+(`--stream.realtime`), with the scripted person, from demonstrations there and what it does there.
 hil-serl: learned from demonstrations through the server, beside the robot (`--stream.realtime`), with the scripted person; its learner is
 killed (kill -9) once on the way and started again.
 
@@ -31,7 +33,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,17 +74,21 @@ class Way:
 
 
 IMITATED = "--stages imitation --imitation.steps 600 --demos 30"
+BESIDE = "--stream.realtime --sac.utd 2"
 WAYS = {
     "rl100": Way("rl100", "arm/panda-reach", 200, IMITATED,
-                 "--stages online --online.iterations 8 --online.episodes 40 --online.warmup 1 --online.practice 0 --online.save-every 1 "
-                 "--trials.episodes 0", "online"),
-    "rl100-dida": Way("rl100", "arm/panda-reach", 200, IMITATED, "--rounds 3 --episodes 40 --recall 5 --imitation.steps 600", "dida",
-                      then="dida"),
+                 "--init {sim}/policy --stages online --online.iterations 8 --online.episodes 40 --online.warmup 1 --online.practice 0 "
+                 "--online.save-every 1 --trials.episodes 0", "online"),
+    "rl100-dida": Way("rl100", "arm/panda-reach", 200, IMITATED,
+                      "--init {sim}/policy --rounds 3 --episodes 40 --recall 5 --imitation.steps 600", "dida", then="dida"),
     "rl100-late": Way("rl100", "arm/panda-reach", 200, f"{IMITATED} --late 5 --recall 5", "", ""),
-    "hil-serl-init": Way("rl100", "arm/panda-reach", 200, f"{IMITATED} --recall 5", "--recall 5 --residual 1 --human none "
-                         "--data {sim}/dataset --stream.realtime --sac.utd 2 --steps 3000 --save-every 1000", "hil-serl", then="hil-serl"),
-    "hil-serl": Way("hil-serl", "contact/peg-easy", 100, "", "--human scripted --stream.realtime --sac.utd 2 --steps 2500 --save-every 500",
-                    "hil-serl", kill_after=800)}
+    "hil-serl-init": Way("rl100", "arm/panda-reach", 200, f"{IMITATED} --recall 5",
+                         "--init {sim}/policy --recall 5 --residual 1 --human none --data {sim}/dataset "
+                         f"{BESIDE} --steps 3000 --save-every 1000", "hil-serl", then="hil-serl"),
+    "hil-serl-on": Way("hil-serl", "contact/peg-easy", 200, "--recall 3 --steps 5000",
+                       f"--after {{sim}} --recall 3 --human scripted {BESIDE} --steps 3000 --save-every 500", "hil-serl"),
+    "hil-serl": Way("hil-serl", "contact/peg-easy", 100, "", f"--human scripted {BESIDE} --steps 2500 --save-every 500", "hil-serl",
+                    kill_after=800)}
 SMOKE = {"rl100": "--policy.hidden 16 --imitation.steps 5 --demos 2 --online.iterations 1 --online.episodes 2",
          "dida": "--policy.hidden 16 --imitation.steps 5 --rounds 1 --episodes 2",
          "hil-serl": "--steps 200 --start 20 --demos 1 --sac.batch 8 --sac.hidden 16 --policy.hidden 16"}
@@ -182,9 +188,9 @@ class Through:
 
     def after(self) -> None:
         """Learn through the server; the run judges what it learned through the server, too."""
-        run, init = self.folder / "online", f"--init {self.folder / 'sim' / 'policy'}" if self.way.simulated else ""
+        run = self.folder / "online"
         with served(self.way, self.folder / "served-after") as url:
-            words = self._train(self.way.learner, f"--robot {url} {init} {self.way.online.format(sim=self.folder / 'sim')} --run {run}")
+            words = self._train(self.way.learner, f"--robot {url} {self.way.online.format(sim=self.folder / 'sim')} --run {run}")
             kept = self._killed(words, run) if self.way.kill_after and not run.exists() else {}
             _realrl([*words, *(["--resume"] if run.exists() else [])])
         summary = _summary(run)
@@ -247,6 +253,7 @@ def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
     parser = arguments(__doc__ or "", seeds=(0,))
     parser.add_argument("--methods", nargs="+", choices=tuple(WAYS), default=list(WAYS))
+    parser.add_argument("--task", help="another task than a method's own")
     parser.add_argument("--episodes", type=int, default=100, help="held-out starts (default: 100)")
     args, flags = parser.parse_known_args(words)
     out, results = args.out / "through_server", RESULTS
@@ -256,7 +263,7 @@ def main(words: list[str] | None = None) -> int:
     parts: list[Part] = []
     for seed in args.seeds[:1] if args.smoke else args.seeds:
         for name in args.methods:
-            way = WAYS[name]
+            way = replace(WAYS[name], task=args.task or WAYS[name].task)
             folder = out / f"{name}-{way.task.replace('/', '-')}-s{seed}"
             parts += Through(name, way, seed, folder, table, 2 if args.smoke else args.episodes, args.smoke, shlex.join(flags)).parts()
     return min(run_parts(parts, args.budget), 1)

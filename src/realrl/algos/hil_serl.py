@@ -26,6 +26,7 @@ from realrl.learn.classifier import Referee, load
 from realrl.learn.corrections import Memory, Trial, moments, refuse_contradictions
 from realrl.learn.grasp import GraspCritic
 from realrl.learn.help import Help
+from realrl.learn.practice import Earlier
 from realrl.learn.sac import SAC, SACConfig
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.policies.residual import residual_on
@@ -66,6 +67,9 @@ class HILConfig(Scene):
     """Folder of a policy (of rl100, bc or hil-serl) that goes on to act, frozen: the actor then learns what to add to its actions."""
     residual: float = 0.2
     """With init: how far the actor may move every number of an action, of 1."""
+    after: str | None = None
+    """Folder of a finished run of this method whose actor and critics go on learning, on a robot that is another, or has changed, say. Of
+    what it practised nothing is learned: that shows how things were there. Give it the --recall that it had."""
     grasp_critic: bool = True
     """Whether a gripper, where the task has one, is commanded by values of its own; else, and with init, by an action's last number."""
     grasp_cost: float = 0.02
@@ -113,6 +117,8 @@ class HILConfig(Scene):
                               "leave one of them out")
         if self.sight.kind != "state":
             raise OutOfBounds(HILConfig, "sight", f"is {self.sight.kind!r}: actor and critics look at the state alone, leave it out")
+        if self.after and self.init:
+            raise OutOfBounds(HILConfig, "after", "goes on with a run's own actor, init begins one on a policy: give one of them")
         if self.learner == "hg-dagger" and self.human == "none":
             raise OutOfBounds(HILConfig, "learner", "hg-dagger imitates a person's corrections, and human is 'none': name who corrects")
 
@@ -131,13 +137,13 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     demos = cell.demonstrations()
     refuse_contradictions(demos)
     noise = derive(cfg.seed, "hil-serl") % 2**31
-    memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost, noise, cfg.prior_share), Average(agent, grasp)
+    memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost, noise, cfg.prior_share), Average(agent, grasp, cfg.clone_steps)
     with cell.timed("hil-serl"):
         learn(cfg, cell, agent, grasp, memory, average, noise)
     policy = average.policy()
     cell.keep(policy)
     cell.finish_stage("hil-serl", policy, cfg.eval_episodes)
-    cell.summary["headline"] = headline(cfg, cell.summary, memory, agent)
+    cell.summary["headline"] = headline(cfg, cell.summary, memory, agent.step - average.before)
     return cell.summary
 
 
@@ -161,12 +167,12 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, mem
         parts = {"agent": agent, "average": average, "stream": stream, "help": help} | ({"grasp": grasp} if grasp else {})
         saved = cell.run.load("hil-serl", **parts)
         if saved is None:
-            saved = clone(cfg, agent, grasp, memory, average)
+            saved = begin(cfg, agent, grasp, memory, average)
         memory.see(moments(stream.past()))
         if isinstance(human, ScriptedOperator) and cfg.help_after:
             human.asked = lambda: help.asks
         cell.run.rewind("hil-serl", stream.steps)
-        pen, last, owed = Pen(cfg, agent, memory, stream, help, referee), stream.steps, 0
+        pen, last, owed = Pen(cfg, agent, memory, stream, help, referee, average.before), stream.steps, 0
         start = max(cfg.start, cfg.policy.chunk * cfg.sac.n_step - 1)  # a first decision is whole
         with cell.run.bar("hil-serl: control steps", cfg.steps, stream.steps) as advance:
             while stream.steps < cfg.steps or not stream.between:
@@ -209,11 +215,16 @@ def operator(cfg: HILConfig, spec: TaskSpec) -> Iterator[Intervention | None]:
         yield ScriptedOperator(cfg.operator, envs.expert(task, cfg.expert), envs.progress(task), seed=seed, gripper=spec.gripper)
 
 
-def clone(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average) -> int:
-    """Let the actor imitate the demonstrations first, if it shall; its average begins there. Returns 0, the control steps that it took."""
+def begin(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average) -> int:
+    """Go on where an earlier run ended, and let the actor imitate the demonstrations first, if it shall; its average begins there. Returns
+    0, the control steps that it took. Raises RealrlError where that run's learner was of another size."""
+    more: dict[str, Any] = {"average": average} | ({"grasp": grasp} if grasp else {})
+    Earlier(cfg.after, "hil-serl").hand_over(agent, **more)
     for _ in range(cfg.clone_steps):
         imitate(agent, grasp, memory.prior.sample(cfg.sac.batch, memory.random(cfg.seed, agent.step)))
-    average.follow(0.0)
+    if cfg.clone_steps:
+        average.follow(0.0)
+    average.before = agent.step
     return 0
 
 
@@ -232,9 +243,11 @@ def update(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory
 
 
 class Average:
-    """The running average of a policy's weights, a vector for each of its networks: the actor, and a grasp critic."""
+    """The running average of a policy's weights, a vector for each of its networks: the actor, and a grasp critic. before: updates that
+    were made before practice began."""
 
-    def __init__(self, agent: SAC, grasp: GraspCritic | None) -> None:
+    def __init__(self, agent: SAC, grasp: GraspCritic | None, before: int = 0) -> None:
+        self.before = before
         self._agent, self._parts = agent, {"net": agent.actor_weights} | ({"grasp": grasp.weights} if grasp else {})
         self.values = {name: part.value.clone() for name, part in self._parts.items()}
 
@@ -251,24 +264,27 @@ class Average:
         return policy
 
     def state_dict(self) -> dict[str, Any]:
-        """The vectors."""
-        return dict(self.values)
+        """The vectors, and what came before."""
+        return {**self.values, "before": self.before}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         for name, value in self.values.items():
             value.copy_(state[name])
+        self.before = int(state.get("before", self.before))  # no checkpoint of old had it
 
 
 # ---- what is told
 
 
 class Pen:
-    """A line of the curves now and then, and a note beside the progress bar. told: what updates told since the last line."""
+    """A line of the curves now and then, and a note beside the progress bar. told: what updates told since the last line; before: updates
+    that were made before practice began."""
 
-    def __init__(self, cfg: HILConfig, agent: SAC, memory: Memory, stream: Stream, help: Help, referee: Referee | None = None) -> None:
+    def __init__(self, cfg: HILConfig, agent: SAC, memory: Memory, stream: Stream, help: Help, referee: Referee | None,
+                 before: int) -> None:
         self._cfg, self._agent, self._memory, self._stream, self._help, self._referee = cfg, agent, memory, stream, help, referee
-        self.step, self._oldest = stream.steps, 0.0
+        self.step, self._oldest, self._before = stream.steps, 0.0, before
         self.told: list[Mapping[str, Tensor]] = []
 
     def line(self) -> dict[str, float]:
@@ -276,7 +292,7 @@ class Pen:
         m = self._memory
         out = {"success": m.rate(helped=False), "success_helped": m.rate(helped=True), "human_share": m.share(),
                "takeovers_per_episode": sum(t.takeovers for t in m.lately) / max(len(m.lately), 1), "prior_steps": float(m.prior.steps),
-               "utd_reached": utd_reached(self._cfg, self._agent, self._stream.steps), **m.spent()}
+               "utd_reached": utd_reached(self._cfg, self._agent.step - self._before, self._stream.steps), **m.spent()}
         out |= {"asked_for_help": float(self._help.asked)} if self._cfg.help_after else {}
         out |= self._health()
         self._oldest = 0.0
@@ -290,7 +306,7 @@ class Pen:
         """For who watches: who acts, how it goes, what to do. Asked for at every step, and for the most part written between episodes."""
         if self._stream.between:
             m = self._memory
-            utd = utd_reached(self._cfg, self._agent, self._stream.steps)
+            utd = utd_reached(self._cfg, self._agent.step - self._before, self._stream.steps)
             self._text = (f"solved alone {100 * m.rate(helped=False):.0f} %, helped {100 * m.rate(helped=True):.0f} %; "
                           f"human {100 * m.share():.0f} %; updates a step {utd:.1f} of {self._cfg.sac.utd}; "
                           f"{m.online.steps} + {m.prior.steps} steps; {self._age()}{advice(m.lately)}")
@@ -329,12 +345,12 @@ def advice(lately: Sequence[Trial]) -> str:
     return "let it try 20 to 30 steps, then correct it briefly"
 
 
-def utd_reached(cfg: HILConfig, agent: SAC, steps: int) -> float:
+def utd_reached(cfg: HILConfig, updates: int, steps: int) -> float:
     """Updates per step since learning began."""
-    return (agent.step - cfg.clone_steps) / max(steps - cfg.start, 1)
+    return updates / max(steps - cfg.start, 1)
 
 
-def headline(cfg: HILConfig, summary: Mapping[str, Any], memory: Memory, agent: SAC) -> dict[str, Any]:
+def headline(cfg: HILConfig, summary: Mapping[str, Any], memory: Memory, updates: int) -> dict[str, Any]:
     """The run in a few numbers. success: without a person, from held-out starts; cycle_ratio: steps of its successes to those of the
     demonstrations; human_share: of the steps of the last 50 episodes; transitions: control steps of practice."""
     stage = next(s for s in summary["stages"] if s["name"] == "hil-serl")
@@ -343,4 +359,4 @@ def headline(cfg: HILConfig, summary: Mapping[str, Any], memory: Memory, agent: 
             "cycle_steps": cycle, "cycle_ratio": None if cycle is None else round(cycle / memory.demo_steps, 4),
             "human_share": round(memory.share(), 4), "transitions": memory.online.steps, **memory.spent(),
             "demo_steps": round(memory.demo_steps, 3),
-            "utd": round(utd_reached(cfg, agent, memory.online.steps), 4)}
+            "utd": round(utd_reached(cfg, updates, memory.online.steps), 4)}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,29 +69,36 @@ class Milestone(ABC):
 
 class Earlier:
     """What a run of the same method left, for one that goes on from there: its learner as it was at its last checkpoint, and what it
-    practised. episodes: of that practice, in order; none without a folder."""
+    practised."""
 
     def __init__(self, folder: str | None, name: str) -> None:
-        """folder: of that run; name: of its checkpoint and its practice. Raises RealrlError where the folder is not of such a run."""
-        self.episodes: list[Episode] = []
+        """folder: of that run, None: there is none; name: of its checkpoint and its practice. Raises RealrlError where the folder is not
+        of such a run."""
         self._states: dict[str, Any] = {}
-        self._from = ""
+        self._folder, self._name, self._from = folder, name, ""
         if folder is None:
             return
         from realrl.checkpoint import read_parts  # few runs go on from another
-        from realrl.data.store import Store
         place = Path(folder, "checkpoints", name)
         if not place.is_dir():
             raise RealrlError(f"--after {folder}: there is no checkpoint {name!r} in it: name the folder of a finished run of this method")
         self._from, (_, self._states) = str(place), read_parts(place)
-        store = Store.open(Path(folder, "dataset"))
-        rows = store.rows.select(["policy", "episode_index"]).to_pylist()
-        self.episodes = store.read([r["episode_index"] for r in rows if r["policy"] in (name, f"{name} (recovered)")])
 
-    def hand_over(self, agent: Stateful, anew: Sequence[str] = ()) -> None:
-        """The learner goes on as it was, if there was one. anew: what of its state begins again. Raises RealrlError where it was of another
-        size."""
+    @cached_property
+    def episodes(self) -> list[Episode]:
+        """Of that practice, in order; none without a folder."""
+        if self._folder is None:
+            return []
+        from realrl.data.store import Store
+        store = Store.open(Path(self._folder, "dataset"))
+        rows = store.rows.select(["policy", "episode_index"]).to_pylist()
+        return store.read([r["episode_index"] for r in rows if r["policy"] in (self._name, f"{self._name} (recovered)")])
+
+    def hand_over(self, agent: Stateful, anew: Sequence[str] = (), **more: Any) -> None:
+        """The learner goes on as it was, if there was one. anew: what of its state begins again; more: what belongs to it, by its name in
+        the checkpoint. Raises RealrlError where it was of another size."""
         if self._states:
             from realrl.checkpoint import restore
             own = agent.state_dict()
-            restore({"agent": {**self._states["agent"], **{name: own[name] for name in anew}}}, {"agent": agent}, self._from)
+            states = {**self._states, "agent": {**self._states["agent"], **{name: own[name] for name in anew}}}
+            restore(states, {"agent": agent, **more}, self._from)
