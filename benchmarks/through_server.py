@@ -12,8 +12,8 @@ rl100-dida: the same, but through the server the policy teaches one that sees th
 rl100-late: imitated in a simulation that is as late, and sees its last actions; nothing is learned through the server.
 hil-serl-init: imitated in lock-step, with the last actions in sight, which say nothing there; through the server HIL-SERL learns what to
 add to that policy, beside the robot (`--stream.realtime`), from the lock-step demonstrations and what it does, without a person.
-hil-serl-on: HIL-SERL in lock-step, with the last actions in sight; through the server the same learner goes on, beside the robot
-(`--stream.realtime`), with the scripted person, from demonstrations there and what it does there.
+hil-serl-on: HIL-SERL in lock-step, with the last actions in sight; through the server the same learner goes on, beside the robot, from
+demonstrations there and what it does there, with the scripted person, who moves slowly because what is seen is late.
 hil-serl: learned from demonstrations through the server, beside the robot (`--stream.realtime`), with the scripted person; its learner is
 killed (kill -9) once on the way and started again.
 
@@ -85,8 +85,9 @@ WAYS = {
     "hil-serl-init": Way("rl100", "arm/panda-reach", 200, f"{IMITATED} --recall 5",
                          "--init {sim}/policy --recall 5 --residual 1 --human none --data {sim}/dataset "
                          f"{BESIDE} --steps 3000 --save-every 1000", "hil-serl", then="hil-serl"),
-    "hil-serl-on": Way("hil-serl", "contact/peg-easy", 200, "--recall 3 --steps 5000",
-                       f"--after {{sim}} --recall 3 --human scripted {BESIDE} --steps 3000 --save-every 500", "hil-serl"),
+    "hil-serl-on": Way("hil-serl", "arm/panda-reach", 200, "--recall 5 --steps 6000",
+                       f"--after {{sim}} --recall 5 --human scripted --operator.cap 0.25 {BESIDE} --steps 3000 --save-every 500",
+                       "hil-serl"),
     "hil-serl": Way("hil-serl", "contact/peg-easy", 100, "", f"--human scripted {BESIDE} --steps 2500 --save-every 500", "hil-serl",
                     kill_after=800)}
 SMOKE = {"rl100": "--policy.hidden 16 --imitation.steps 5 --demos 2 --online.iterations 1 --online.episodes 2",

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from realrl.nets.mlp import EnsembleMLP, EnsembleNorm, SkipNet, mlp, time_table
-from realrl.nets.normalise import Normaliser, Whitener
+from realrl.nets.normalise import Normaliser, Scaler, Whitener
 from realrl.nets.unet1d import UNet1d
 
 
@@ -135,3 +135,22 @@ def test_whitened_latents_are_uncorrelated_and_of_unit_size_but_for_the_faintest
     before = white.axes.clone()
     white.fit(2 * x + 1)
     assert torch.equal(white.axes, before), "once"
+
+
+def test_a_scaler_brings_to_size_what_is_far_off_alone() -> None:
+    size, middle = torch.tensor([0.01, 0.5, 30.0, 0.0]), torch.tensor([0.4, 0.4, 9.0, 7.0])
+    x = torch.randn(4000, 4, generator=torch.Generator().manual_seed(0)) * size + middle
+    scaler = Scaler(4)
+    assert torch.equal(scaler(x), x), "as it is, before it is fitted"
+    scaler.fit(x)
+    out = scaler(x)
+    assert torch.equal(out[:, 1], x[:, 1]), "of a sound size: untouched"
+    assert torch.allclose(out[:, [0, 2]].std(0), torch.tensor([0.3, 1.0]), atol=0.01) and float(out[:, [0, 2]].mean(0).abs().max()) < 1e-4
+    assert torch.isfinite(out).all()
+    assert float(scaler(torch.full((1, 4), 7.01))[0, 3]) == pytest.approx(1.0, abs=0.01), "still so far: a hundredfold"
+    far = scaler(torch.tensor([[1.4, 0.0, 0.0, 0.0]]))
+    assert float(far[0, 0]) > 20, "nothing is clipped: practice goes where no demonstration went"
+    old = {k: v for k, v in Scaler(4).state_dict().items() if k == ""}
+    again = Scaler(4)
+    again.load_state_dict(old)
+    assert torch.equal(again(x), x), "a checkpoint of before has none"

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,13 +35,13 @@ from realrl.robots.devices import DEVICES, Teleoperator
 from realrl.robots.human import OperatorConfig, ScriptedOperator
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
-from realrl.types import Batch, Cell, Intervention, Moment, RealrlError, Stream, TaskSpec
+from realrl.types import Batch, Cell, Episode, Intervention, Moment, RealrlError, Stream, TaskSpec
 
 BEHIND = 20
 """Control steps for which updates are made up later, where a learner is slower than its robot."""
 
 LEARNER = SACConfig(utd=4, policy_delay=2, gamma=0.97, actor_q="mean", alpha=0.01, entropy_backup=False)
-ACTOR = GaussianConfig(n_obs=6, norm="layer")  # what was felt has to be remembered when the hand is in the air again
+ACTOR = GaussianConfig(n_obs=6, norm="layer", scaled=True)  # what was felt has to be remembered when the hand is in the air again
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     noise = derive(cfg.seed, "hil-serl") % 2**31
     memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost, noise, cfg.prior_share), Average(agent, grasp, cfg.clone_steps)
     with cell.timed("hil-serl"):
-        learn(cfg, cell, agent, grasp, memory, average, noise)
+        learn(cfg, cell, agent, grasp, memory, average, demos, noise)
     policy = average.policy()
     cell.keep(policy)
     cell.finish_stage("hil-serl", policy, cfg.eval_episodes)
@@ -158,7 +159,8 @@ def make_actor(cfg: HILConfig, spec: TaskSpec) -> GaussianPolicy:
     return GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, gripper=gripper, name="hil-serl")
 
 
-def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average, noise: int) -> None:
+def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average, demos: Sequence[Episode],
+          noise: int) -> None:
     """Act once, update `utd` times, until the robot has made its steps; checkpoints between episodes only."""
     referee = None if cfg.reward is None else Referee(load(cfg.reward), cfg.reward)
     with (operator(cfg, cell.spec) as human,
@@ -167,7 +169,7 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, mem
         parts = {"agent": agent, "average": average, "stream": stream, "help": help} | ({"grasp": grasp} if grasp else {})
         saved = cell.run.load("hil-serl", **parts)
         if saved is None:
-            saved = begin(cfg, agent, grasp, memory, average)
+            saved = begin(cfg, agent, grasp, memory, average, demos)
         memory.see(moments(stream.past()))
         if isinstance(human, ScriptedOperator) and cfg.help_after:
             human.asked = lambda: help.asks
@@ -215,9 +217,11 @@ def operator(cfg: HILConfig, spec: TaskSpec) -> Iterator[Intervention | None]:
         yield ScriptedOperator(cfg.operator, envs.expert(task, cfg.expert), envs.progress(task), seed=seed, gripper=spec.gripper)
 
 
-def begin(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average) -> int:
-    """Go on where an earlier run ended, and let the actor imitate the demonstrations first, if it shall; its average begins there. Returns
-    0, the control steps that it took. Raises RealrlError where that run's learner was of another size."""
+def begin(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average, demos: Sequence[Episode]) -> int:
+    """See the demonstrations' size, or go on where an earlier run ended; let the actor imitate the demonstrations first, if it shall; its
+    average begins there. Returns 0, the control steps that it took. Raises RealrlError where that run's learner was of another size."""
+    if agent.policy.scaler is not None:
+        agent.policy.scaler.fit(torch.as_tensor(np.concatenate([demo.obs["state"] for demo in demos]), device=agent.policy.device))
     more: dict[str, Any] = {"average": average} | ({"grasp": grasp} if grasp else {})
     Earlier(cfg.after, "hil-serl").hand_over(agent, **more)
     for _ in range(cfg.clone_steps):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,42 @@ class Normaliser(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ((x - self.mean) / self.std).clamp(-self.limit, self.limit)
+
+
+class Scaler(nn.Module):
+    """(x - middle) * gain per feature, for what learns from far more than it is fitted on. x: [..., D]; does nothing before `fit`.
+
+    A robot that practises goes where no demonstration went, so that nothing is clipped, and features of a size that networks learn from
+    stay as they are, see `SOUND`. Metres of a table's width are not, nor are newtons: the deviation of those is brought to 0.3 or to 1, by
+    no more than `MOST`. What a checkpoint of before does not hold is as before `fit`.
+    """
+
+    SOUND, TINY, HUGE = (0.05, 2.0), 0.3, 1.0
+    MOST = 100.0
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.middle: Tensor
+        self.gain: Tensor
+        self.register_buffer("middle", torch.zeros(size))
+        self.register_buffer("gain", torch.ones(size))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """x: [N, D]."""
+        std, (low, high) = x.std(0, unbiased=False), self.SOUND
+        gain = (torch.where(std < low, self.TINY, self.HUGE) / std).clamp(max=self.MOST)
+        sound = (std >= low) & (std <= high)
+        self.gain.copy_(torch.where(sound, 1.0, gain))
+        self.middle.copy_(torch.where(sound, 0.0, x.mean(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.middle) * self.gain
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in ("middle", "gain"):
+            state.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state, prefix, *rest)
 
 
 class Whitener(nn.Module):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from realrl import config
+from realrl.nets.normalise import Scaler
 from realrl.nets.stack import Norm, Stack
 from realrl.types import Obs, Plan, RealrlError, State
 
@@ -38,6 +39,8 @@ class GaussianConfig:
     """none; layer: LayerNorm before each ReLU; renorm: BatchRenorm of the input and after each ReLU, as in CrossQ."""
     warmup: int = 1000
     """Updates before BatchRenorm leans on what it has seen."""
+    scaled: bool = False
+    """Whether numbers of the state that are far too small or large to be learned from are brought to size, by the demonstrations."""
 
     def __post_init__(self) -> None:
         config.check(self, chunk="[1, 1000]", n_obs="[1, 1000]", hidden="[1, 16384]", warmup="[0, 1e9]")
@@ -85,6 +88,7 @@ class GaussianPolicy(nn.Module):
         self.cfg, self.obs_dim, self.action_dim, self.name = cfg, obs_dim, action_dim, name
         self.chunk, self.n_obs, self.senses = cfg.chunk, cfg.n_obs, dict[str, tuple[int, ...]]()
         self.gripper, self.moves = gripper, action_dim - gripper
+        self.scaler = Scaler(obs_dim) if cfg.scaled else None
         self.net = Stack(1, self.cond_dim, 2 * cfg.chunk * self.moves, cfg.hidden, norm=cfg.norm, warmup=cfg.warmup)
         if gripper:
             self.grasp = Stack(1, self.cond_dim, 3, cfg.hidden, norm="layer")
@@ -101,11 +105,14 @@ class GaussianPolicy(nn.Module):
 
     def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
         """The condition [B, C]: the observations one after the other. obs["state"]: [B, H, D]. Raises RealrlError on another shape."""
-        state = obs["state"]
+        return self.scaled(obs["state"]).flatten(1)
+
+    def scaled(self, state: Tensor) -> Tensor:
+        """States [B, H, D] as the networks see them. Raises RealrlError on another shape."""
         if state.shape[1:] != (self.n_obs, self.obs_dim):
             raise RealrlError(f"observation 'state' has shape {list(state.shape[1:])} but the policy was trained on "
                               f"[{self.n_obs}, {self.obs_dim}] (history, features): use the task and n_obs it was trained with")
-        return state.flatten(1)
+        return state if self.scaler is None else self.scaler(state)
 
     def distribution(self, cond: Tensor, p: dict[str, Tensor] | None = None, *,
                      train: bool = False) -> tuple[Tensor, Tensor, list[Tensor]]:

@@ -75,8 +75,7 @@ class ResidualPolicy(GaussianPolicy):
 
     def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
         """The condition [B, C]: the observations one after the other, and what the base says now."""
-        super().encode(obs)  # its shape
-        return torch.cat([obs["state"][:, -self.cfg.n_obs:].flatten(1), obs["base"][:, -1]], -1)
+        return torch.cat([self.scaled(obs["state"])[:, -self.cfg.n_obs:].flatten(1), obs["base"][:, -1]], -1)
 
     def sent(self, cond: Tensor, squashed: Tensor) -> Tensor:
         """The actions [B, A] of corrections [B, A] in [-1, 1]."""
