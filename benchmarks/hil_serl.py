@@ -4,6 +4,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections hg-dagger cloning --seeds 0 1 2
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections --tasks peg-hard --steps 30000
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections gripper-as-motion --tasks pick-peg
+    OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections --tasks pick-cube-anywhere
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections residual asks chunks --seeds 31 --steps 2500 --eval-episodes 100
 
 A run is `realrl train hil-serl` in one process, physics included. The person is the scripted one of `robots/human.py`, in training alone.
@@ -22,11 +23,11 @@ from typing import Any
 
 from benchmarks.lib.common import slim
 from benchmarks.lib.jobs import Job, run_jobs
+from realrl import envs
 from realrl.algos import bc
 from realrl.algos.bc import BCConfig
 from realrl.algos.hil_serl import HILConfig, train
-from realrl.envs import contact
-from realrl.envs.contact import names
+from realrl.envs import contact, gymhil
 from realrl.types import RealrlError
 
 BASE = HILConfig(judge_every=2500, expert="upright")
@@ -87,7 +88,7 @@ class Practice(Job):
 
     def with_equal_seconds(self) -> Practice:
         """The same with the seconds that the person spent on corrections. Raises RealrlError where that is not known."""
-        row, dt = self.row("corrections"), contact.make(self.task).task.dt
+        row, dt = self.row("corrections"), envs.make(self.cfg.task).task.dt
         if row is None:
             raise RealrlError(f"its person has as many seconds as that of corrections with seed {self.cfg.seed}, of which there is no row: "
                               "run that first (--methods corrections)")
@@ -116,11 +117,13 @@ def curve(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 def main(words: list[str] | None = None) -> int:
     """Run what is missing."""
-    tasks = sorted(names(), key=lambda task: task != "peg")  # the middle one first
-    picks = HAS_GRIPPER in (sys.argv if words is None else words)
-    methods = {name: cfg for name, cfg in METHODS.items() if picks or name != "gripper-as-motion"}
-    return run_jobs(Practice, __doc__ or "", words, file="hil_serl", suite="contact", tasks=tasks, methods=methods, toy_size=toy_size,
-                    seeds=range(3))
+    typed = sys.argv if words is None else words
+    cubes = any(name in typed for name in gymhil.names())
+    tasks = list(gymhil.names()) if cubes else sorted(contact.names(), key=lambda task: task != "peg")  # the middle one first
+    picks = cubes or HAS_GRIPPER in typed
+    methods = {name: replace(cfg, expert=None) if cubes else cfg for name, cfg in METHODS.items() if picks or name != "gripper-as-motion"}
+    return run_jobs(Practice, __doc__ or "", words, file="hil_serl", suite="gymhil" if cubes else "contact", tasks=tasks,
+                    methods=methods, toy_size=toy_size, seeds=range(3))
 
 
 if __name__ == "__main__":
