@@ -75,6 +75,7 @@ class Way:
 
 IMITATED = "--stages imitation --imitation.steps 600 --demos 30"
 BESIDE = "--stream.realtime --sac.utd 2"
+QUICKER = "--recall 5 --sac.n-step 3 --sac.target-rate 0.02"
 WAYS = {
     "rl100": Way("rl100", "arm/panda-reach", 200, IMITATED,
                  "--init {sim}/policy --stages online --online.iterations 8 --online.episodes 40 --online.warmup 1 --online.practice 0 "
@@ -85,8 +86,8 @@ WAYS = {
     "hil-serl-init": Way("rl100", "arm/panda-reach", 200, f"{IMITATED} --recall 5",
                          "--init {sim}/policy --recall 5 --residual 1 --human none --data {sim}/dataset "
                          f"{BESIDE} --steps 3000 --save-every 1000", "hil-serl", then="hil-serl"),
-    "hil-serl-on": Way("hil-serl", "arm/panda-reach", 200, "--recall 5 --steps 6000",
-                       f"--after {{sim}} --recall 5 --human scripted --operator.cap 0.25 {BESIDE} --steps 3000 --save-every 500",
+    "hil-serl-on": Way("hil-serl", "arm/panda-reach", 200, f"{QUICKER} --steps 5000",
+                       f"--after {{sim}} {QUICKER} --human scripted --operator.cap 0.25 {BESIDE} --steps 3000 --save-every 500",
                        "hil-serl"),
     "hil-serl": Way("hil-serl", "contact/peg-easy", 100, "", f"--human scripted {BESIDE} --steps 2500 --save-every 500", "hil-serl",
                     kill_after=800)}
