@@ -87,8 +87,8 @@ WAYS = {
                          "--init {sim}/policy --recall 5 --residual 1 --human none --data {sim}/dataset "
                          f"{BESIDE} --steps 3000 --save-every 1000", "hil-serl", then="hil-serl"),
     "hil-serl-on": Way("hil-serl", "arm/panda-reach", 200, f"{QUICKER} --steps 5000",
-                       f"--after {{sim}} {QUICKER} --human scripted --operator.cap 0.25 {BESIDE} --steps 3000 --save-every 500",
-                       "hil-serl"),
+                       f"--after {{sim}} {QUICKER} --demos 5 --human scripted --operator.cap 0.25 {BESIDE} --steps 3000 "
+                       "--save-every 500", "hil-serl"),
     "hil-serl": Way("hil-serl", "contact/peg-easy", 100, "", f"--human scripted {BESIDE} --steps 2500 --save-every 500", "hil-serl",
                     kill_after=800)}
 SMOKE = {"rl100": "--policy.hidden 16 --imitation.steps 5 --demos 2 --online.iterations 1 --online.episodes 2",
