@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -49,3 +52,14 @@ def test_an_elbow_that_was_pushed_aside_comes_back_and_the_hand_stays():
         world.step()
     assert abs(idle @ (world.data.qpos[:7] - world.home)) < 0.05
     assert np.linalg.norm(world.sensed().tip - tip) < 0.01
+
+
+@pytest.mark.parametrize("task", ["arm/panda-reach", "arm/ur5e-pick"])
+def test_who_looks_on_sees_how_near_it_is(task: str) -> None:
+    """Also in a process of its own, which is sent what it is measured by."""
+    progress = pickle.loads(pickle.dumps(envs.progress(task)))
+    env = envs.lagged(partial(envs.make, task), 3, 0)
+    episode = next(rollout([env], envs.expert(task), [box_guard(env)], [3], greedy=True))
+    way = [progress(state) for state in episode.obs["privileged"]]
+    assert episode.succeeded and way[0] < -50 and way[-1] > -30 and max(np.diff(way)) < 30, "mm, whatever stands behind"
+    assert pickle.loads(pickle.dumps(envs.progress("toy/obstacle")))(np.zeros(3)) == 0.0, "where nobody wrote it down"

@@ -83,6 +83,17 @@ def outcome(name: str, seen: Sensed, goal: Array) -> tuple[float, bool]:
     return -off, off < job.near
 
 
+def reaching(state: Array) -> float:
+    """How near a state [14] of "-reach" is to the end, mm: less what the finger tips have to go."""
+    return -1000.0 * float(np.linalg.norm(state[:3] - state[11:14]))
+
+
+def picking(state: Array) -> float:
+    """How near a state [17] of "-pick" is to the end, mm: less what the tips have to go to the cube, and the cube to the goal."""
+    tip, cube, goal = state[:3], state[11:14], state[14:17]
+    return -1000.0 * float(np.linalg.norm(tip - cube) + np.linalg.norm(cube - goal))
+
+
 def make(name: str, *, reward: str | None = None, horizon: int | None = None, sight: SightConfig | None = None,
          randomise: RandomiseConfig | None = None) -> RobotEnv:
     """Environment `name` of `names()`; default reward sparse. It has no eyes and nothing in it is randomised: a robot's server has
