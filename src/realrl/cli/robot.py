@@ -52,28 +52,39 @@ def add(commands: Any) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from realrl.robots.server import RobotServer
-    driver, cfg = _robot(args)
-    RobotServer(driver, cfg, arm=args.arm or args.sim is not None, say=lambda line: print(line, flush=True)).run()
+    from realrl.robots.server import RobotServer, check
+    cfg = _settings(args)
+    check(cfg)
+    driver, cfg = _robot(args, cfg)
+    try:
+        server = RobotServer(driver, cfg, arm=args.arm or args.sim is not None, say=lambda line: print(line, flush=True))
+    except BaseException:
+        driver.close()
+        raise
+    server.run()
     return 0
 
 
-def _robot(args: argparse.Namespace) -> tuple[Driver, ServerConfig]:
-    """What to serve, and how."""
+def _settings(args: argparse.Namespace) -> ServerConfig:
+    """How it is served. Raises RealrlError where nothing says what."""
     from realrl import config
     from realrl.robots.settings import ServerConfig
     if args.config is None and args.sim is None:
         raise mistake()("give the robot's CONFIG, or --sim TASK for a simulated one (and a CONFIG of what shall be other than usual)")
     cfg = ServerConfig() if args.config is None else config.load(ServerConfig, args.config)
-    given = {name: value for name in ("host", "port", "log") if (value := getattr(args, name)) is not None}
-    cfg = replace(cfg, **given)
+    if args.sim is None and cfg.driver is None:
+        raise mistake()(f"{args.config}: it names no driver; add driver: MODULE:FACTORY, see docs/howto/your-robot.md")
+    return replace(cfg, **{name: value for name in ("host", "port", "log") if (value := getattr(args, name)) is not None})
+
+
+def _robot(args: argparse.Namespace, cfg: ServerConfig) -> tuple[Driver, ServerConfig]:
+    """What to serve, and how."""
     if args.sim:
         from realrl.robots.sim import simulated
         return simulated(args.sim, cfg, cameras=args.cameras, latency=args.latency_ms / 1e3, jitter=args.jitter_ms / 1e3,
                          loss=args.loss)
-    if cfg.driver is None:
-        raise mistake()(f"{args.config}: it names no driver; add driver: MODULE:FACTORY, see docs/howto/your-robot.md")
     from realrl import envs
+    assert cfg.driver is not None
     made: Any = envs.own(cfg.driver)
     driver: Driver = made(**cfg.options)
     return driver, cfg

@@ -36,7 +36,7 @@ class ServerConfig:
     workspace: tuple[float, ...] = ()
     """Where the hand may be, m: low x y z, high x y z. The driver has to know where its hand is."""
     force: float | None = None
-    """N at the hand at which the robot stops and steps back."""
+    """N at the hand at which the robot stops and steps back; it has to measure its force."""
     stall: tuple[float, ...] = ()
     """How far a channel may stay behind what it was sent for 0.3 s, each in its unit, before it counts as stalled; unwatched by default."""
     watchdog: float = 3.0
@@ -46,7 +46,7 @@ class ServerConfig:
     camera_stale: float = 0.5
     """s after which a camera's newest picture is too old to act on."""
     park_after: float = 60.0
-    """s that a held robot, or one nobody commands, waits for somebody before it parks."""
+    """s that a held robot, or one nobody commands, waits for somebody before it parks; one that was stopped waits for a person."""
     host: str = "127.0.0.1"
     """Address to listen on. Any but this computer's own asks for a token."""
     port: int = 8770
