@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from test_keeper import Arm
 from test_server import Live, until
 
+from realrl.cli import main as cli
 from realrl.robots import wire
 from realrl.robots.client import Link, RobotClient
 from realrl.robots.log import ServerLog, read_events, read_ticks
@@ -67,8 +69,8 @@ def cell(tmp_path: Path):
     (tmp_path / "slow.yaml").write_text(YAML)
     started: list[subprocess.Popen[str]] = []
 
-    def start(*flags: str, wrap: tuple[str, ...] = (), **how):
-        command = [*wrap, sys.executable, "-m", "realrl", "robot", "serve", "slow.yaml", *flags]
+    def start(*flags: str, wrap: tuple[str, ...] = (), script: tuple[str, ...] = ("slow.yaml",), **how):
+        command = [*wrap, sys.executable, "-m", "realrl", "robot", "serve", *script, *flags]
         started.append(subprocess.Popen(command, cwd=tmp_path, text=True, stderr=subprocess.PIPE, **{"stdout": subprocess.PIPE, **how}))
         return started[-1]
 
@@ -146,6 +148,27 @@ def test_a_server_that_cannot_serve_does_not_touch_the_robot(cell, tmp_path):
     (tmp_path / "slow.yaml").write_text(YAML.replace("[0.0]", "[7.0]"))
     _, err = cell().communicate(timeout=30)
     assert "park [7.0] must be 1 numbers inside the limits" in err and calls(tmp_path) == ["built", "close"]
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ("options: {speed: 3}", "could not be built with options {'speed': 3}"), ("driver: slow:Fast", "has no 'Fast'"),
+    ("driver: os:getcwd", "no table of channels"), ("driver: slow", "MODULE|give a module"), ("driver: fast:Slow", "no module 'fast'")])
+def test_a_driver_that_cannot_be_built_is_told_in_a_line(cell, tmp_path, change, words):
+    key = change.partition(":")[0]
+    (tmp_path / "slow.yaml").write_text("".join(line for line in YAML.splitlines(True) if not line.startswith(key)) + change + "\n")
+    process = cell()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2 and len(err.splitlines()) == 1 and re.search(words, err) and "--env" not in err
+
+
+def test_what_breaks_a_simulated_robot_is_ordered_by_hand_and_no_other_robot_has_it(cell, tmp_path, capsys):
+    url = served(cell(script=("--sim", "arm/panda-reach", "--port", "0", "--log", "log")))
+    assert cli.main(["robot", "fault", "estop", "--robot", url]) == 0
+    with Link(url, "person") as person:
+        assert until(lambda: "estop" in person.ask({"type": "status"})["faults"])
+        assert cli.main(["robot", "fault", "none", "--robot", url]) == 0 and person.ask({"type": "arm"})["mode"] == "armed"
+    assert cli.main(["robot", "fault", "hiccups", "--robot", url]) == 2 and "known are none, latency" in capsys.readouterr().err
+    assert cli.main(["robot", "fault", "nan", "--robot", served(cell("--arm"))]) == 2 and "only a simulated" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ Mode = Literal["armed", "held", "parking", "parked"]
 BAD = 3  # actions in a row that make no sense
 AGED = 0.15  # s: what a person's device said longer ago is not what they want now
 BACK = 0.3  # s: so far back along its way a robot goes that pushed too hard
-STOOD = 1.0  # s without a tick: what was asked for before that nobody may want any longer
+STOOD = 3.0  # s without a tick: what was asked for before that nobody may want any longer
 
 
 class Keeper:
@@ -255,8 +255,8 @@ class Keeper:
         if self.mode == "parked":
             return
         for name, why in trouble.items():
-            loose = name == "readings" or _reported(name, why)
-            self._loose, self._alone = self._loose or loose, self._alone and not loose
+            away = name == "readings" or _reported(name, why)
+            self._loose, self._alone = self._loose or away or name == "stall", self._alone and not away
             if name not in self.faults:
                 back = name in ("force", "stall") and self.mode == "armed"
                 self.latch(name, why)
@@ -277,9 +277,10 @@ class Keeper:
 
     def _command(self, now: float, dt: float, trouble: Mapping[str, str]) -> Sent | None:
         """What to send at this tick; None: nothing."""
-        if self.mode == "parked" or self.guard.now is None or (self._loose and self.mode == "held" and self.guard.still):
-            return None
         reference = self._reference
+        left = self._loose and self.mode == "held" and reference is None and self.guard.still
+        if left or self.mode == "parked" or self.guard.now is None:
+            return None
         brakes = self.watch.blind or any(_reported(name, why) for name, why in trouble.items())
         if reference is not None and (brakes or dt > PAUSE / self.cfg.ticks) and (self.phase or self.mode != "armed"):
             reference.begun += dt  # its own ways are gone slowly, whatever kept it: not to where it should be by now

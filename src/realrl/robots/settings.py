@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from realrl.config import OutOfBounds, check
 
@@ -55,8 +55,8 @@ class ServerConfig:
     """File that holds the token, at least 16 characters; who does not know it is refused."""
     log: Path | None = Path("robot-log")
     """Folder for the server's own log, a folder in it for every start; None writes none."""
-    options: dict[str, str] = field(default_factory=dict)
-    """What the driver's factory is given, by name."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What the driver's factory is given, by name: texts, numbers, lists."""
 
     def __post_init__(self) -> None:
         check(self, fps="[0.1, 1000]", ticks="[10, 2000]", horizon="[1, 1e6]", pace="(0, 1]", force="(0, 1e5]", stall="(0, 1e6]",

@@ -77,6 +77,25 @@ def test_the_gripper_is_told_once_and_only_who_arms_clears_a_reflex(closing):
     assert live.until(lambda: not server.reflex) and live.keeper.mode == "armed"
 
 
+def test_a_reflex_that_is_cleared_moves_nothing_and_the_end_of_the_server_clears_none(closing):
+    """The spring of its controller is still drawn to where the arm was told to be before; and a half open gripper stays half open."""
+    server = closing(FrankaServer())
+    server.gripper = 0.3
+    driver = closing(FrankaHttp(server.url, rate=100))
+    live = Live(driver, stall=(0.015,) * 3 + (0.08,) * 3 + (5.0,)).armed()
+    assert not {"/close_gripper", "/open_gripper"} & set(server.said)
+    server.reflex = True
+    server.pose.goal[0] += 0.05  # it was on its way
+    driver.hold()
+    driver.order(lambda: None, wait=True)
+    assert server.reflex, "who ends a server has looked at nothing"
+    live.keeper.latch("stall", "x stays behind")
+    before = server.pose.now().copy()
+    live.run(0.2).keeper.arm()
+    live.run(0.3)
+    assert not server.reflex and server.pose.now() == pytest.approx(before, abs=2e-3)
+
+
 def test_a_server_that_is_gone_is_no_reading_and_is_found_again(closing):
     with pytest.raises(RealrlError, match=r"franka_server\.py"):
         FrankaHttp("http://127.0.0.1:9")

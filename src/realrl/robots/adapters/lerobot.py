@@ -82,9 +82,9 @@ class LeRobotArm(Owned):
     # ---- the driver
 
     def hold(self) -> None:
-        """Torque on, where it can be switched."""
+        """Torque on, where it can be switched and is off."""
         self._released = False
-        self.order(lambda: self._bus("enable_torque"))
+        self.order(self._wake)
 
     def release(self) -> None:
         """Torque off; the connection stays."""
@@ -124,14 +124,33 @@ class LeRobotArm(Owned):
                 self._images[key] = (now, image.astype(np.uint8, copy=True), mark)
         return {key: (stamp, image) for key, (stamp, image, _) in self._images.items()}
 
+    def _wake(self) -> None:
+        """Torque on where each motor stands: one that was let go, or cut itself off, would jump to the goal that it was told last."""
+        if self._awake():
+            return
+        seen = self._robot.get_observation()
+        self._robot.send_action({c.name: 0.0 if c.kind == "velocity" else float(seen[c.name]) for c in self.channels})
+        self._bus("enable_torque")
+
+    def _awake(self) -> bool:
+        """Whether all motors have torque, as far as their bus tells."""
+        buses = self._buses("enable_torque")
+        try:
+            return all(int(on) for bus in buses for on in bus.sync_read("Torque_Enable").values())
+        except Exception:  # another kind of bus
+            return not buses
+
     def _bus(self, what: str) -> None:
         """Call a function of the robot's motor bus or buses, where there is one."""
-        for name in ("bus", "left_arm", "right_arm"):
-            device = getattr(self._robot, name, None)
-            call = getattr(getattr(device, "bus", device), what, None)
-            if callable(call):
-                with contextlib.suppress(OSError):
-                    call()
+        for bus in self._buses(what):
+            with contextlib.suppress(OSError):
+                getattr(bus, what)()
+
+    def _buses(self, what: str) -> list[Any]:
+        """The robot's motor buses that can do something."""
+        devices = [getattr(self._robot, name, None) for name in ("bus", "left_arm", "right_arm")]
+        found = [getattr(device, "bus", device) for device in devices]
+        return [bus for bus in found if callable(getattr(bus, what, None))]
 
 
 def _told(device: Any, what: str) -> Any:
