@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from test_keeper import TICK, Bench
 
+from realrl.robots.campaign import unsafe
 from realrl.robots.driver import Held
+from realrl.robots.log import Tick
+from realrl.types import RealrlError
 
 
 def moving(**cfg) -> Bench:
@@ -123,6 +128,40 @@ def test_an_arm_that_was_led_by_hand_while_its_drives_were_cut_is_not_sent_back(
     assert bench.arm.sent[before] == pytest.approx(there, abs=1e-4)
 
 
+def worst(bench: Bench, since: int) -> float:
+    """The fastest that was commanded from then on, m/s."""
+    return float(np.abs(np.diff([c[0] for c in bench.arm.sent[since - 1:]])).max() / TICK)
+
+
+def test_arming_makes_no_jump_however_soon_and_wherever_the_arm_is():
+    """Where the arm is behind by more than a little: its command goes there, and does not jump there."""
+    bench = moving()
+    bench.arm.broken = "stuck"
+    for _ in range(8):
+        bench.act(0.02)
+    assert bench.arm.sent[-1][0] - bench.arm.at[0] > 0.1
+    bench.keeper.latch("commander", "its commander is gone")
+    before = len(bench.arm.sent)
+    bench.keeper.arm()  # it still brakes
+    bench.run(3.0)
+    assert worst(bench, before) <= 0.3 * 1.001
+    assert bench.arm.sent[-1][0] == pytest.approx(bench.arm.at[0], abs=2e-3), "it does not go on pulling"
+
+
+def test_arming_what_was_let_go_waits_until_the_command_stands():
+    bench = moving()
+    bench.arm.faults = ("estop",)
+    bench.run(0.02)
+    bench.arm.faults = ()
+    bench.run(TICK)
+    with pytest.raises(Held, match="still brakes"):
+        bench.keeper.arm()
+    before = len(bench.arm.sent)
+    bench.run(1.0).keeper.arm()
+    bench.run(0.5)
+    assert worst(bench, before) <= 0.3 * 1.001
+
+
 def test_a_control_loop_that_stood_still_holds_the_robot():
     """By SIGSTOP, or a computer that sleeps: what was asked for before is no longer what anybody wants."""
     bench = Bench(start=(0.4, 0.04)).armed()
@@ -167,3 +206,42 @@ def test_brakes_that_do_not_engage_are_not_relied_upon():
     bench.run(8.0)
     assert bench.keeper.mode == "held" and "valve" in bench.keeper.faults["park"]
     assert stands(bench), "it does not try again and again"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_that_anybody_asks_in_whatever_order_gets_a_command_beyond_a_limit(seed):
+    """Commanders, persons, faults and a clock that stumbles; of commands that follow one another. Where nothing was sent for a while a
+    motion begins anew, from where the arm is."""
+    rng, bench = np.random.default_rng(seed), Bench(force=50.0, stall=(0.05, 0.05), start=(0.3, 0.02), park_after=1.0)
+    ticks: list[Tick] = []
+    write = bench.arm.write
+
+    def noted(command):
+        ticks.append(Tick(bench.clock.now, 0.0, "", [], [], command.tolist(), [], 0))
+        return write(command)
+
+    bench.arm.write = noted
+    keeper, arm = bench.keeper, bench.arm
+
+    def act():
+        bench.seq += 1
+        keeper.act(bench.seq, rng.choice([-1, 1], 2) * 10.0 ** rng.integers(-3, 6), source=int(rng.integers(2)))
+
+    def breaks():
+        arm.broken = rng.choice(["", "", "silent", "nan", "deaf", "stuck", "old"])
+        arm.faults = ("estop",) if rng.random() < 0.2 else ("hot",) if rng.random() < 0.1 else ()
+        arm.force = float(rng.choice([0.0, 0.0, 0.0, 80.0]))
+
+    def led():
+        arm.at = np.clip(arm.at + rng.normal(0, 0.1, 2) * [1, 0.1], [-0.5, 0.0], [0.5, 0.08]) if not keeper.running else arm.at
+
+    asks = [act] * 12 + [breaks] * 2 + [led, keeper.arm, keeper.arm, keeper.arm, keeper.finish, lambda: keeper.leave("gone"), keeper.ready,
+                                        lambda: keeper.reset(1), lambda: keeper.stop("one"), lambda: keeper.park("one"),
+                                        lambda: keeper.park("one", person=True), lambda: setattr(bench.clock, "now", bench.clock.now + 4.0)]
+    for _ in range(400):
+        with contextlib.suppress(RealrlError):
+            asks[int(rng.integers(len(asks)))]()
+        for _ in range(int(rng.integers(12))):
+            keeper.tick()
+            bench.clock.now += TICK * float(rng.uniform(0.6, 1.4))
+    assert len(ticks) > 200 and unsafe(ticks, arm.channels, TICK) == 0

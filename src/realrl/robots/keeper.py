@@ -29,6 +29,7 @@ Mode = Literal["armed", "held", "parking", "parked"]
 BAD = 3  # actions in a row that make no sense
 AGED = 0.15  # s: what a person's device said longer ago is not what they want now
 BACK = 0.3  # s: so far back along its way a robot goes that pushed too hard
+QUIET = 2  # ticks without a command, after which a motion may begin anew
 STOOD = 3.0  # s without a tick: what was asked for before that nobody may want any longer
 
 
@@ -69,6 +70,7 @@ class Keeper:
         self._alone = True  # whether it may park without a person's word
         self._loose = True  # whether it may have moved by itself, or been moved, since it was commanded
         self._trouble: Mapping[str, str] = {}  # at the newest tick
+        self._quiet = QUIET  # ticks since something was sent
         self.late_ticks = self.overruns = self.limits = 0
 
     # ---- what people and commanders ask for
@@ -84,14 +86,26 @@ class Keeper:
             if trouble:
                 raise Held(f"the robot cannot be armed: {trouble}; mend that first")
             assert self.watch.reading is not None
-            self.guard.reset(self.watch.reading.measured, held=not self._loose)
+            self._reference, there = None, self.watch.reading.measured
+            self._gather(there)
             self._must("hold")
             self.watch.forget()
-            self.faults, self.mode, self.running, self.phase, self._alone, self._loose = {}, "armed", False, "", True, False
-            self._reference, self._client = None, Client(seq=self._client.seq, sent=np.zeros(len(self.channels)))
+            self.faults, self.mode, self.running, self.phase, self._alone = {}, "armed", False, "", True
+            self._client = Client(seq=self._client.seq, sent=np.zeros(len(self.channels)))
             self._since = self._clock()
             self._places.clear()
             self.log.event("armed", at=numbers(self.guard.place))
+
+    def _gather(self, there: Array) -> None:
+        """Begin from where the robot is [C]. What has held it all the time goes on, without a jump; what may have let it go does not send
+        it back. Raises Held while it brakes, RealrlError where it is outside its limits."""
+        if self._loose:
+            if self._quiet < QUIET:
+                raise Held("the robot still brakes: arm it once it stands")
+            self.guard.reset(there)
+        elif not self.guard.near(there):  # pushed away against its drives
+            self._go(self.guard.fits(there), self.cfg.pace)
+        self._loose = False
 
     def stop(self, who: str) -> None:
         """Brake and hold, from whomever; it does not even park until a person says so."""
@@ -106,14 +120,16 @@ class Keeper:
             wrong = self._in_the_way() if self._alone or person else "; ".join(self.faults.values())
             if wrong and self.mode not in ("parking", "parked"):
                 self.log.event("not parked", who=who, why=wrong)
-                self.latch("parked", f"{who} would have parked it")
+                if self.mode == "armed":
+                    self.latch("parked", f"{who} would have parked it")
                 if person:
-                    raise Held(f"the robot is held and cannot park: {wrong}; mend that first")
+                    raise Held(f"the robot cannot park: {wrong}; mend that first")
                 return False
             self.faults.setdefault("parked", f"{who} parked it")
             if self.mode == "armed":
                 self.latch("parked", f"{who} parked it")
-            self._park()
+            if (wrong := self._park()) and person:
+                raise Held(f"the robot cannot park: {wrong}")
             return self.mode in ("parking", "parked")
 
     def latch(self, name: str, why: str) -> None:
@@ -245,6 +261,7 @@ class Keeper:
             self._answer(now)
             self._log(now, late, sent)
             self._ticked = self._clock()
+        self._quiet = self._quiet + 1 if sent is None else 0
         if sent is None:
             self.watch.idle()
         else:
@@ -277,9 +294,10 @@ class Keeper:
 
     def _command(self, now: float, dt: float, trouble: Mapping[str, str]) -> Sent | None:
         """What to send at this tick; None: nothing."""
-        reference = self._reference
-        left = self._loose and self.mode == "held" and reference is None and self.guard.still
-        if left or self.mode == "parked" or self.guard.now is None:
+        reference, let_go = self._reference, self._loose and self.mode == "held"
+        if let_go and reference is not None and self._arrived(now, reference):
+            reference = self._reference = None  # it has stepped back
+        if self.mode == "parked" or self.guard.now is None or (let_go and reference is None and self.guard.still):
             return None
         brakes = self.watch.blind or any(_reported(name, why) for name, why in trouble.items())
         if reference is not None and (brakes or dt > PAUSE / self.cfg.ticks) and (self.phase or self.mode != "armed"):
@@ -367,15 +385,20 @@ class Keeper:
         """What it cannot park for, in words, "" for nothing: it needs no eyes, and may be hot."""
         return "; ".join(why for name, why in self._trouble.items() if name != "hot" and not name.startswith("camera"))
 
-    def _park(self) -> None:
+    def _park(self) -> str:
+        """Set out for where it rests; why it does not, "" where it does."""
         if self.mode in ("parking", "parked") or self.guard.now is None or self._in_the_way():
-            return
-        if self._loose:
-            self.guard.reset(self.watch.newest().measured, held=False)
-        self.mode, self._loose = "parking", False
+            return self._in_the_way()
+        try:
+            self._gather(self.watch.newest().measured)
+        except RealrlError as error:
+            self._since = self._clock()  # and tries again, where it may
+            return str(error)
+        self.mode = "parking"
         self.log.event("parking")
         goal = self.guard.place if self.rest is None else self.rest
         self._go(np.where(self._speeds, self.guard.place, goal), self.cfg.pace / 2)
+        return ""
 
     def _retract(self, why: str) -> None:
         """Back along the way: to where it came from where it pushed, to where it is where it cannot move."""

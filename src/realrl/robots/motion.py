@@ -65,11 +65,17 @@ class MotionGuard:
             return True
         return bool((np.abs(self.now.v) < 1e-6 * self.velocity).all() and (np.abs(self.now.a) < 1e-4 * self.acceleration).all())
 
-    def reset(self, measured: Array, *, held: bool = True) -> None:
-        """Begin from where the robot is [C]: from the last command where it is still near that (a soft arm hangs a little behind, and going
-        to where it hangs would be a jump), else from what is measured, at rest. held: whether its drives have held it there ever since;
-        one that was led by hand meanwhile would jump back. Raises RealrlError where what is measured is not finite, or outside the
-        limits."""
+    def reset(self, measured: Array) -> None:
+        """Begin from where the robot is [C], at rest. Raises RealrlError, see `fits`."""
+        at = self.fits(measured)
+        self.now = Motion(at, np.zeros_like(at), np.zeros_like(at))
+
+    def near(self, measured: Array) -> bool:
+        """Whether the robot is near its last command: a soft arm hangs a little behind, and to go to where it hangs would be a jump."""
+        return self.now is not None and bool((np.abs(self.fits(measured) - self.now.p) <= NEAR * (self.high - self.low)).all())
+
+    def fits(self, measured: Array) -> Array:
+        """Where the robot is [C], inside its limits. Raises RealrlError where that is not finite, or outside the limits."""
         at = np.array(measured, np.float64)
         if at.shape != self.low.shape or not np.isfinite(at).all():
             raise RealrlError(f"the robot says it is at {at.tolist()}, expected {len(self.low)} finite numbers: read it again")
@@ -81,10 +87,7 @@ class MotionGuard:
                               "hand, or mend the table of limits")
         if not self.inside(at):
             raise RealrlError(f"the hand is at {self.where(at)}, outside the workspace: move it inside by hand, or mend the workspace")
-        at = np.clip(at, self.low, self.high)
-        if held and self.now is not None and (np.abs(at - self.now.p) <= NEAR * (self.high - self.low)).all():
-            return
-        self.now = Motion(at, np.zeros_like(at), np.zeros_like(at))
+        return np.clip(at, self.low, self.high)
 
     def observe(self, measured: Array) -> None:
         """Where channels that are sent velocities have got to [C]: what is commanded says it of the others alone."""
