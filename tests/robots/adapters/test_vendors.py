@@ -92,7 +92,7 @@ def test_a_reflex_that_is_cleared_moves_nothing_and_the_end_of_the_server_clears
     driver.hold()
     driver.order(lambda: None, wait=True)
     assert server.reflex, "who ends a server has looked at nothing"
-    server.pose.place = server.pose.goal = server.pose.now() + [-0.03, 0, 0, 0, 0, 0, 0]  # led by hand
+    server.pose.place = server.pose.goal = server.pose.now() + np.array([-0.03, 0, 0, 0, 0, 0, 0])  # led by hand
     before = server.pose.now()[:3].copy()
     live.run(1.0)
     _armed_by_a_person(live)

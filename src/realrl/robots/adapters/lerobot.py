@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,9 +75,34 @@ class LeRobotArm(Owned):
         robot = self._robot
         if not _told(robot, "is_connected"):
             takes = inspect.signature(robot.connect).parameters
-            robot.connect(calibrate=False) if "calibrate" in takes else robot.connect()
+            with self._eased():
+                robot.connect(calibrate=False) if "calibrate" in takes else robot.connect()
         if _told(robot, "is_calibrated") is False:
             raise RealrlError(f"{_name(robot)} is not calibrated: run lerobot-calibrate first, numbers of a robot that is not mean nothing")
+
+    @contextlib.contextmanager
+    def _eased(self) -> Iterator[None]:
+        """While a robot is connected it is configured, which takes its motors' torque and gives it back: they would go to an older goal."""
+        robot, configure = self._robot, getattr(self._robot, "configure", None)
+        if not callable(configure):
+            yield
+            return
+
+        def eased(*given: Any, **named: Any) -> Any:
+            with contextlib.suppress(Exception):  # one that cannot be read yet is configured as lerobot does
+                self._stay()
+            return configure(*given, **named)
+
+        robot.configure = eased
+        try:
+            yield
+        finally:
+            robot.configure = configure
+
+    def _stay(self) -> None:
+        """Where each motor stands is where it is to be."""
+        seen = self._robot.get_observation()
+        self._robot.send_action({c.name: 0.0 if c.kind == "velocity" else float(seen[c.name]) for c in self.channels})
 
     # ---- the driver
 
@@ -128,8 +153,7 @@ class LeRobotArm(Owned):
         """Torque on where each motor stands: one that was let go, or cut itself off, would jump to the goal that it was told last."""
         if self._awake():
             return
-        seen = self._robot.get_observation()
-        self._robot.send_action({c.name: 0.0 if c.kind == "velocity" else float(seen[c.name]) for c in self.channels})
+        self._stay()
         self._bus("enable_torque")
 
     def _awake(self) -> bool:
