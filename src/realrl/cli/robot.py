@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,14 +66,30 @@ def _serve(args: argparse.Namespace) -> int:
     from realrl.robots.server import RobotServer, check
     cfg = _settings(args)
     check(cfg)
-    driver, cfg = _robot(args, cfg)
-    try:
-        server = RobotServer(checked(driver, cfg.name), cfg, arm=args.arm or args.sim is not None, say=lambda line: print(line, flush=True))
-    except BaseException:
-        getattr(driver, "close", lambda: None)()  # it may be no driver at all
-        raise
-    server.run()
+    with _alone(args):
+        driver, cfg = _robot(args, cfg)
+        try:
+            server = RobotServer(checked(driver, cfg.name), cfg, arm=args.arm or args.sim is not None,
+                                 say=lambda line: print(line, flush=True))
+        except BaseException:
+            getattr(driver, "close", lambda: None)()  # it may be no driver at all
+            raise
+        server.run()
     return 0
+
+
+@contextlib.contextmanager
+def _alone(args: argparse.Namespace) -> Iterator[None]:
+    """While a CONFIG's robot is served: two processes at one arm would both write to it. Raises RealrlError where it is already."""
+    from realrl.files import taken
+    if args.sim is not None:
+        yield
+        return
+    with args.config.open("rb") as file:
+        if not taken(file.fileno(), 0.0):
+            raise mistake()(f"{args.config}: this robot is served already, by another process: end that first, or talk to it (realrl robot "
+                            "status)")
+        yield
 
 
 def _settings(args: argparse.Namespace) -> ServerConfig:

@@ -413,8 +413,8 @@ def check(cfg: ServerConfig) -> None:
 
 
 def _taken(cfg: ServerConfig, error: OSError) -> RealrlError:
-    return RealrlError(f"{cfg.host}:{cfg.port} cannot be listened on ({error.strerror}): choose another --port or --host, or end what is "
-                       "served there")
+    why = (error.strerror or str(error)).partition(" (")[0]
+    return RealrlError(f"{cfg.host}:{cfg.port} cannot be listened on ({why}): choose another --port or --host, or end what is served there")
 
 
 def token_of(cfg: ServerConfig) -> str:
