@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from realrl.cli import main as cli
 from realrl.data.store import Store
 from realrl.data.tools.check import describe
 from realrl.envs.base import RobotEnv
+from realrl.policies.folder import check_fit
 from realrl.robots.client import RobotClient
 from realrl.robots.driver import Channel, Reading
 from realrl.robots.guard import box_guard
@@ -200,6 +202,69 @@ def test_preflight_names_the_channel_that_is_off(cell, tmp_path: Path, mix: np.n
     env.close()
     told = "; ".join(f.text for f in found if not f.fine)
     assert all(word in told for word in words) and bool(told) == bool(words), told
+
+
+class Lagging(Flat):
+    """Its hand is slow, and its y stands: the demonstrator moves it hardly, and only together with x."""
+
+    def _begin(self, seed: int) -> np.ndarray:
+        self.asked, self.rng = np.zeros(2), np.random.default_rng(seed)
+        return super()._begin(seed)
+
+    def _advance(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        self.asked = self.asked + action
+        self.place = self.place + 0.3 * (self.asked - self.place) * [1, 0] + self.rng.normal(0, 1e-4, 2)
+        return self._shows(), 0.0, False, self._t >= 40
+
+
+class Together(Wander):
+    """What it does with y is a little of how it changes its mind about x."""
+
+    def start(self, batch):
+        self.before = 0.0
+        return {}
+
+    def act(self, obs, state, *, greedy, rng):
+        ways = np.clip(self.before + np.cumsum(rng[0].normal(0, 0.5, 3)), -1, 1)
+        ways, self.before = np.array([self.before, *ways]), ways[-1]
+        return Plan(np.stack([ways[1:], 0.2 * np.diff(ways)], 1)[None, :2].astype(np.float32)), state
+
+
+def test_preflight_accuses_no_channel_that_the_recordings_hardly_know(cell, tmp_path: Path) -> None:
+    lab = Lagging()
+    Store.create(tmp_path / "demos", task="lab/flat", fps=50).append(list(rollout([lab], Together(), [box_guard(lab)], [0], greedy=True)))
+    env = RobotClient(cell().url, horizon=10_000)
+    found = preflight(env, tmp_path / "demos")
+    env.close()
+    assert not [f.text for f in found if not f.fine]
+
+
+def test_a_value_a_little_outside_is_not_taken_for_another_unit(cell, tmp_path: Path) -> None:
+    server = cell()
+    read = server.driver.read
+    server.driver.read = lambda: replace(read(), state=read().state + np.array([0.4, 0, 0]))
+    env = RobotClient(server.url, horizon=10_000)
+    (off,) = [f for f in preflight(env, recorded(tmp_path / "demos"), probe=False) if not f.fine]
+    assert off.what == "hand x" and "degrees" not in off.text
+    env.close()
+
+
+def test_a_policy_that_needs_no_camera_is_deployed_on_a_robot_that_has_one(cell, tmp_path: Path) -> None:
+    """What it does not look at is recorded all the same."""
+    server = cell()
+    read = server.driver.read
+    picture = np.full((16, 16, 3), 80, np.uint8)
+    server.driver.read = lambda: replace(read(), images={"front": (time.monotonic(), picture)})
+    time.sleep(0.1)
+    env = RobotClient(server.url, horizon=6)
+    (spec, policy) = env.task, SimpleNamespace(obs_dim=3, action_dim=2, senses={})
+    check_fit(policy, spec, "policy", "lab/flat")  # type: ignore[arg-type]
+    with pytest.raises(RealrlError, match="serve the robot with the cameras"):
+        check_fit(SimpleNamespace(obs_dim=3, action_dim=2, senses={"images.wrist": (8, 8, 3)}), spec, "policy", "lab")  # type: ignore[arg-type]
+    for _ in deploy(env, Wander(), 1, folder=tmp_path / "out"):
+        pass
+    (episode,) = Store.open(tmp_path / "out").read()
+    assert episode.obs["images.front"].shape[1:] == (16, 16, 3)
 
 
 def test_preflight_sees_another_rate_another_unit_and_another_size(cell, tmp_path: Path) -> None:

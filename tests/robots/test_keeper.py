@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from realrl.robots.driver import Channel, Held, Reading, checked
-from realrl.robots.keeper import Answer, Keeper
+from realrl.robots.keeper import Keeper
 from realrl.robots.log import ServerLog
+from realrl.robots.orders import Answer
 from realrl.robots.settings import ServerConfig
 from realrl.types import RealrlError
 

@@ -176,12 +176,12 @@ def test_a_box_needs_to_know_where_the_hand_is():
         MotionGuard(CHANNELS, PERIOD, box=(np.zeros(3), np.ones(3)))
 
 
-def test_armed_again_it_goes_on_from_the_last_command_where_the_arm_hangs_near_it():
+def test_whether_an_arm_hangs_near_its_last_command_is_known():
     guard = MotionGuard(CHANNELS[:1], PERIOD)
+    assert not guard.near(np.zeros(1))
     guard.reset(np.zeros(1))
     for _ in range(100):
         last = guard.follow(np.array([0.5]), np.zeros(1), PERIOD).command
-    guard.reset(last - 0.05)
-    assert guard.brake(PERIOD).command == pytest.approx(last, abs=1e-3)
+    assert guard.near(last - 0.05) and not guard.near(np.array([-0.8]))
     guard.reset(np.array([-0.8]))  # it was moved by hand
     assert guard.brake(PERIOD).command == pytest.approx([-0.8])

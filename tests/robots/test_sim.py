@@ -13,12 +13,13 @@ from test_motion import orders, stays_inside
 
 from realrl import envs
 from realrl.cell.rollout import rollout
-from realrl.cli.robot import _robot
+from realrl.cli.robot import _robot, _settings
 from realrl.envs.base import ScriptedPolicy
 from realrl.envs.contact import LEVELS, Careful
 from realrl.robots.bodies import body, tasks
 from realrl.robots.client import RobotClient
 from realrl.robots.guard import box_guard
+from realrl.robots.log import read_ticks
 from realrl.robots.motion import MotionGuard
 from realrl.robots.server import RobotServer
 from realrl.robots.settings import ServerConfig
@@ -102,11 +103,11 @@ def test_a_configuration_beside_the_simulated_robot_changes_how_it_is_served(tmp
     (tmp_path / "brisk.yaml").write_text("watchdog: 20\npace: 1.0\n")
     args = argparse.Namespace(config=tmp_path / "brisk.yaml", sim="arm/panda-reach", host=None, port=0, log=None, cameras=(),
                               latency_ms=100.0, jitter_ms=0.0, loss=0.0)
-    driver, cfg = _robot(args)
+    driver, cfg = _robot(args, _settings(args))
     driver.close()
     assert (cfg.watchdog, cfg.pace, cfg.name, cfg.horizon, cfg.port) == (20.0, 1.0, "panda-reach", 80, 0) and driver.twin == args.sim
     with pytest.raises(RealrlError, match="or --sim TASK"):
-        _robot(argparse.Namespace(config=None, sim=None))
+        _settings(argparse.Namespace(config=None, sim=None))
 
 
 def served(task, tmp_path, policy, seeds, **cfg):
@@ -122,6 +123,23 @@ def served(task, tmp_path, policy, seeds, **cfg):
         server.close()
     assert server.keeper.mode == "parked"
     return found
+
+
+def test_a_simulated_arm_keeps_its_hand_in_a_workspace(tmp_path):
+    driver, cfg = simulated("arm/panda-reach", ServerConfig(port=0, log=tmp_path, watchdog=20.0, stale=3.0,
+                                                            workspace=(0.3, -0.2, 0.0, 0.5, 0.2, 0.4)))
+    server = RobotServer(driver, cfg, arm=True, say=lambda line: None)
+    server.start()
+    try:
+        env = RobotClient(server.url, horizon=1000)
+        env.reset(seed=0)
+        for _ in range(30):
+            env.step(np.array([1.0, 0.0, 0.0, 0.0]))
+        assert env.measured[0] == pytest.approx(0.5, abs=0.01)
+        env.close()
+    finally:
+        server.close()
+    assert max(t.command[0] for t in read_ticks(next(tmp_path.iterdir()))) <= 0.5
 
 
 @pytest.mark.parametrize("task", ["arm/panda-reach", "arm/ur5e-reach"])

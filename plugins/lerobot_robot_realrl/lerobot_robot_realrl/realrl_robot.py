@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
@@ -97,6 +98,9 @@ class RealrlRobot(Robot):
         """Send an action and return what of it the channels take. Raises ConnectionError where the robot is held."""
         if self._owed:  # nobody looked in between
             self.get_observation()
+        if lacks := [key for key in self._keys if key not in action]:
+            raise ValueError(f"{self.config.url}: the action lacks {', '.join(lacks)}; whoever acts has to say {', '.join(self._keys)}, "
+                             f"and said {', '.join(map(str, action))}")
         wish = np.clip([float(action[key]) for key in self._keys], self._low, self._high)
         self._seq, self._owed = self._seq + 1, True
         self._send({"type": "act", "epoch": self._epoch, "seq": self._seq, "action": wish})
@@ -131,16 +135,28 @@ class RealrlRobot(Robot):
     def _send(self, message: dict[str, Any]) -> None:
         if self._socket is None:
             raise ConnectionError(f"{self.config.url}: not connected: call connect() first")
-        self._socket.send(_packed(message))
+        with _told(self.config.url):
+            self._socket.send(_packed(message))
 
     def _receive(self, socket: Any) -> dict[str, Any]:
-        try:
+        with _told(self.config.url):
             message: dict[str, Any] = msgpack.unpackb(socket.recv(timeout=PATIENCE), object_hook=_plain)
-        except TimeoutError:
-            raise ConnectionError(f"{self.config.url}: the robot's server said nothing for {PATIENCE:g} s, look at its log") from None
         if message["type"] == "error":
             raise ConnectionError(f"{self.config.url}: {message.get('error')}")
         return message
+
+
+@contextlib.contextmanager
+def _told(url: str) -> Iterator[None]:
+    """What goes wrong with a connection as a ConnectionError of one line."""
+    from websockets.exceptions import ConnectionClosed
+    try:
+        yield
+    except TimeoutError:
+        raise ConnectionError(f"{url}: the robot's server said nothing for {PATIENCE:g} s, look at its log") from None
+    except ConnectionClosed as error:
+        raise ConnectionError(f"{url}: the connection to the robot's server is lost ({error}); the robot brakes and holds, see "
+                              "`realrl robot status`") from None
 
 
 def _packed(message: dict[str, Any]) -> bytes:

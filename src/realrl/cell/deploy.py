@@ -82,6 +82,8 @@ class Tally:
     notes: list[str] = field(default_factory=list)
     last: str = ""
     under_way: bool = False
+    left: str = ""
+    """How the robot is at the end, in words."""
 
     @property
     def rate(self) -> Rate | None:
@@ -138,12 +140,12 @@ class _Taken:
 
 
 def deploy(env: RobotClient, policy: Policy, episodes: int, *, folder: Path | None, seed: int = 0,
-           operator: Operator | None = None) -> Iterator[Tally]:
-    """Run attempts and yield the tally after every step. folder: of the data set that is recorded; None: nothing is.
+           operator: Operator | None = None, tally: Tally | None = None) -> Iterator[Tally]:
+    """Run attempts and yield the tally after every step. folder: of the data set that is recorded; None: nothing is; tally: to be filled.
 
     Whatever ends it, Ctrl-C, an exception or the last attempt, the robot is parked. Raises RealrlError as the robot's server does.
     """
-    operator, tally = operator or Operator(env), Tally()
+    operator, tally = operator or Operator(env), tally or Tally()
     recorder = None if folder is None else _recorder(env, folder, policy.name)
     timed = _Timed(policy, tally)
     try:
@@ -163,7 +165,7 @@ def deploy(env: RobotClient, policy: Policy, episodes: int, *, folder: Path | No
                 yield tally
     finally:
         try:
-            env.park()
+            tally.left = env.park()
         finally:
             env.close()
             if recorder is not None:

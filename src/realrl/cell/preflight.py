@@ -20,6 +20,7 @@ PROBE = 0.02  # of a channel's range (or of what a few steps reach): so far is e
 ROOM = 0.1  # of what was recorded: so far outside it may be
 UNITS = {"degrees for radians": 180 / np.pi, "millimetres for metres": 1000.0, "per cent for shares": 100.0}
 STRONG, UNLIKE = 0.4, 8.0  # of its changes is explained: it follows; so many times more or less is another unit
+SURE = 0.25  # of its variance nothing else explains: it follows that action and no other
 EPISODES = 50  # of a set are looked at
 
 
@@ -109,7 +110,9 @@ def _ranges(env: RobotClient, episodes: Sequence[Episode], state: Array) -> list
     outside = [i for i in range(len(state)) if not within(state[i], i)]
     for i in outside:
         swapped = [j for j in outside if j != i and within(state[j], i) and within(state[i], j)]
-        units = [f"{name}, or the other way round" for name, by in UNITS.items() if within(state[i] * by, i) or within(state[i] / by, i)]
+        large = abs(state[i]) > 5 * max(abs(low[i]), abs(high[i]))  # divided by enough, anything lies near 0
+        units = [f"{name}, or the other way round" for name, by in UNITS.items()
+                 if within(state[i] * by, i) or (large and within(state[i] / by, i))]
         hint = (f"; it would fit {names[swapped[0]]}: are they in another order?" if swapped else
                 f"; {units[0]}?" if units and abs(state[i]) > 1e-6 else "")
         found.append(Finding(names[i], False, f"{names[i]} is {state[i]:.4g}, recorded was {low[i]:.4g} to {high[i]:.4g}{hint}"))
@@ -124,7 +127,7 @@ def _bounds(states: Array) -> tuple[Array, Array]:
 
 def _signs(env: RobotClient, episodes: Sequence[Episode]) -> list[Finding]:
     """Each channel is moved a little, and what follows is laid beside what followed in the recordings."""
-    gains, share, spread = _follows(episodes, absolute=env.task.control == "absolute")
+    gains, share, own, spread = _follows(episodes, absolute=env.task.control == "absolute")
     names, found = env.about["state"], []
     for channel, about in enumerate(env.about["channels"]):
         moved, asked = _probe(env, channel)
@@ -134,8 +137,8 @@ def _signs(env: RobotClient, episodes: Sequence[Episode]) -> list[Finding]:
         wrong = [f"{names[d]} moves {'the other way' if live[d] * gains[channel, d] < 0 else 'by another amount'} "
                  f"({live[d]:.3g} for each 1 asked, recorded was {gains[channel, d]:.3g})" for d in np.flatnonzero(lively & strong)
                  if not 1 / UNLIKE < live[d] / gains[channel, d] < UNLIKE]
-        usual = int(share[channel].argmax())
-        if not (lively & strong).any() and share[channel, usual] > STRONG:
+        usual = int(own[channel].argmax())
+        if not (lively & strong).any() and own[channel, usual] > SURE:
             wrong.append(f"{names[int(size.argmax())]} moves, in the recordings {names[usual]} did: are they in another order?")
         known = (lively & strong).any() or wrong
         text = f"{about['name']} is asked: {'; '.join(wrong)}" if wrong else (
@@ -144,9 +147,9 @@ def _signs(env: RobotClient, episodes: Sequence[Episode]) -> list[Finding]:
     return found
 
 
-def _follows(episodes: Sequence[Episode], *, absolute: bool) -> tuple[Array, Array, Array]:
-    """([A, D] by how much each number of the state follows each action, [A, D] the share of its changes that this explains, [D] their
-    spread), by least squares.
+def _follows(episodes: Sequence[Episode], *, absolute: bool) -> tuple[Array, Array, Array, Array]:
+    """([A, D] by how much each number of the state follows each action, [A, D] the share of its changes that this explains, [A, D] the
+    share of their variance that no other action explains, [D] their spread), by least squares.
 
     An action that says where to be is followed by the state, one that says how far to go by the state's way over the next few steps.
     """
@@ -166,11 +169,17 @@ def _follows(episodes: Sequence[Episode], *, absolute: bool) -> tuple[Array, Arr
     x, y = (np.concatenate(part) if part else np.zeros((0, 1)) for part in (asked, seen))
     if len(x) < 20:
         shape = episodes[0].action.shape[1], episodes[0].obs["state"].shape[1]
-        return np.zeros(shape), np.zeros(shape), np.ones(shape[1])
+        return np.zeros(shape), np.zeros(shape), np.zeros(shape), np.ones(shape[1])
     x, y = x - x.mean(0), y - y.mean(0)
     gains: Array = np.linalg.lstsq(x, y, rcond=1e-6)[0]
     spread = np.maximum(y.std(0), 1e-9)
-    return gains, np.abs(gains) * x.std(0)[:, None] / spread, spread
+
+    def left(of: Array) -> Array:
+        variance: Array = (y - of @ np.linalg.lstsq(of, y, rcond=1e-6)[0]).var(0) / spread**2
+        return variance
+
+    own = np.stack([left(np.delete(x, action, 1)) for action in range(x.shape[1])]) - left(x)
+    return gains, np.abs(gains) * x.std(0)[:, None] / spread, own, spread
 
 
 def _probe(env: RobotClient, channel: int) -> tuple[Array, float]:

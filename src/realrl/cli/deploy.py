@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import select
 import sys
 import threading
@@ -47,7 +48,7 @@ def _deploy(args: argparse.Namespace) -> int:
     say(f"loading {args.policy}, then connecting to {args.robot}", now=True)  # both take seconds
     import torch
 
-    from realrl.cell.deploy import Operator, deploy
+    from realrl.cell.deploy import Operator, Tally, deploy
     from realrl.cell.latency import Ahead, Latency
     from realrl.policies.folder import check_fit, for_task, load_policy, read_recall, read_robot
     from realrl.robots.client import RobotClient
@@ -71,15 +72,17 @@ def _deploy(args: argparse.Namespace) -> int:
         env.close()
         raise
     folder = None if args.no_record else args.out or Path("deployed", f"{env.task.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    operator, tally = Operator(env), None
+    operator, tally = Operator(env), Tally()
     try:
         with _keys(operator.press), _dashboard(env) as show:
-            for tally in deploy(env, policy, args.episodes, folder=folder, seed=args.seed, operator=operator):
+            for _ in deploy(env, policy, args.episodes, folder=folder, seed=args.seed, operator=operator, tally=tally):
                 show(tally)
     except KeyboardInterrupt:
-        return interrupted("; the robot is parked")
+        return interrupted(f"; the robot is {tally.left}" if tally.left else "")
     finally:
-        if tally is not None:
+        if tally.left.startswith("held"):
+            say(f"the robot is {tally.left}")
+        if tally.steps:
             for line in tally.lines(env, over=True):
                 say(line)
             if overruns := getattr(policy, "overruns", 0):
@@ -114,14 +117,20 @@ def _keys(press: Callable[[str], None]) -> Iterator[None]:
 
     from realrl.cell.deploy import HELP
     print(HELP, file=sys.stdout if sys.stdout.isatty() else sys.stderr, flush=True)  # to who has the keyboard, not into a file
-    before, over = termios.tcgetattr(sys.stdin), threading.Event()
+    keyboard = sys.stdin.fileno()
+    before, over = termios.tcgetattr(keyboard), threading.Event()
 
     def read() -> None:
         while not over.is_set():
-            if select.select([sys.stdin], [], [], 0.1)[0]:
-                press(sys.stdin.read(1))
+            if select.select([keyboard], [], [], 0.1)[0]:
+                with contextlib.suppress(OSError):  # the terminal was closed
+                    if typed := os.read(keyboard, 1024):  # all of it: what Python's own buffer holds nobody would be woken for
+                        for key in typed.decode("utf-8", "ignore").lower():
+                            press(key)
+                        continue
+                return
 
-    tty.setcbreak(sys.stdin)
+    tty.setcbreak(keyboard)
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     try:
@@ -129,7 +138,8 @@ def _keys(press: Callable[[str], None]) -> Iterator[None]:
     finally:
         over.set()
         thread.join(1)
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):  # as above
+            termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
 
 
 @contextlib.contextmanager

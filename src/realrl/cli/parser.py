@@ -93,6 +93,19 @@ def whole(low: int) -> Callable[[str], int]:
     return read
 
 
+def number(low: float, high: float) -> Callable[[str], float]:
+    """Reads a number from `low` to `high`."""
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be a number from {low:g} to {high:g}, got '{text}'")
+        return value
+    return read
+
+
 def device_flag(parser: Parser) -> None:
     """`--device`, of a command that lets a policy act; `scene.device` reads it."""
     parser.add_argument("--device", default="cpu", metavar="D", help="where the policy acts: cpu (default; small networks are "

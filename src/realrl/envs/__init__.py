@@ -125,23 +125,23 @@ def _unknown(state: Array) -> float:
     return 0.0
 
 
-def own(name: str) -> Callable[[], RobotEnv]:
-    """What builds an environment of your own: "module:factory", a class or function of a module that is found from the folder where the
-    command is run. Raises RealrlError, saying what is amiss, when there is none."""
+def own(name: str, *, said: str = "--env", what: str = "environment") -> Callable[..., Any]:
+    """What builds an environment of your own (or whatever else said names): "module:factory", a class or function of a module that is found
+    from the folder where the command is run. Raises RealrlError, saying what is amiss, when there is none."""
     module, _, factory = name.partition(":")
     if not (module and factory):
-        raise RealrlError(f"--env {name}: give a module and what builds the environment in it, e.g. lab:Plug for class Plug in lab.py")
+        raise RealrlError(f"{said} {name}: give a module and what builds the {what} in it, e.g. lab:Plug for class Plug in lab.py")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script's path begins elsewhere; worker processes are sent it, too
     try:
         made: Any = getattr(importlib.import_module(module), factory)
     except ModuleNotFoundError as error:
-        raise RealrlError(f"--env {name}: no module {error.name!r} in {os.getcwd()} or among what is installed") from error
+        raise RealrlError(f"{said} {name}: no module {error.name!r} in {os.getcwd()} or among what is installed") from error
     except AttributeError as error:
-        raise RealrlError(f"--env {name}: {module} has no {factory!r}; name a class or function of it") from error
+        raise RealrlError(f"{said} {name}: {module} has no {factory!r}; name a class or function of it") from error
     if not callable(made):
-        raise RealrlError(f"--env {name}: {factory!r} is a {type(made).__name__}; name what builds an environment")
-    found: Callable[[], RobotEnv] = made
+        raise RealrlError(f"{said} {name}: {factory!r} is a {type(made).__name__}; name what builds the {what}")
+    found: Callable[..., Any] = made
     return found
 
 

@@ -206,11 +206,14 @@ def for_task(policy: Saved, task: str, text: str | None = None) -> Saved:
 
 
 def check_fit(policy: Saved, spec: TaskSpec, name: object, trained_on: str) -> None:
-    """Raise RealrlError unless a policy fits a task. name: of the policy, for the message; trained_on: its own task."""
+    """Raise RealrlError unless a policy fits a task. name: of the policy, for the message; trained_on: its own task. A robot may show more
+    than the policy looks at, to who records it."""
     mine, its = (policy.obs_dim, policy.action_dim), (spec.obs_dim, spec.action_dim)
-    if policy.senses != dict(spec.senses):
+    shown = {key: shape for key, shape in spec.senses.items() if not spec.live or key in policy.senses}
+    if policy.senses != shown:
+        mend = "serve the robot with the cameras" if spec.live else "give the --sight"
         raise RealrlError(f"{name} was trained on {trained_on} and sees {_listed(policy.senses)}, but {spec.id} shows "
-                          f"{_listed(spec.senses)}: give the --sight it was trained with")
+                          f"{_listed(spec.senses)}: {mend} it was trained with")
     if mine != its:
         raise RealrlError(f"{name} was trained on {trained_on}, with {mine[0]} observation and {mine[1]} action numbers, but {spec.id} has "
                           f"{its[0]} and {its[1]}: give the task it was trained on, and the --recall")

@@ -21,7 +21,9 @@ FORCE_LIMIT = 40.0  # N
 class Body(Protocol):
     """One robot and its surroundings. model, data: MuJoCo's; channels, state: see `realrl.robots.driver.Driver`; served: fields of
     `realrl.robots.settings.ServerConfig`, what belongs to the task; reward: sparse or dense, what `outcome` gives; truth: [F] the
-    simulator's full state at the last `sense`, None where what is sensed is all of it."""
+    simulator's full state at the last `sense`, None where what is sensed is all of it. Some have a `tip`, where the hand is [3] m when the
+    channels are at [C].
+    """
 
     model: Any
     data: Any
@@ -94,6 +96,10 @@ class ArmBody:
         _, success = arm.outcome(self._name, self.world.sensed(), self.world.goal)
         return float(success), success, success
 
+    def tip(self, at: Array) -> Array:
+        """The hand is where it is told to be."""
+        return at[:3]
+
     def lose(self) -> None:
         """The cube falls off the table."""
         self.world.place(np.array([0.5, 0.8]), 0.0, self.world.goal)
@@ -159,6 +165,10 @@ class PegBody:
         """A success ends the task."""
         *_, success = self._env.judge()
         return float(success), success, success
+
+    def tip(self, at: Array) -> Array:
+        """The hand is where it is told to be."""
+        return at[:3]
 
     def lose(self) -> None:
         """The slot slides out of reach."""
@@ -297,11 +307,17 @@ def tasks() -> list[str]:
     return [f"{suite}/{name}" for suite, names in found.items() for name in names]
 
 
+def named(task: str) -> str:
+    """A task that can be served. Raises RealrlError on one that is none's."""
+    if task not in (known := tasks()):
+        from realrl.config import nearest
+        suite = [name for name in known if name.partition("/")[0] == task.partition("/")[0]]
+        raise RealrlError(f"no simulated robot does {task!r}{nearest(task, suite or ['arm/panda-pick', 'contact/peg', 'quadruped/go1'])}")
+    return task
+
+
 def body(task: str, shown: bool = False) -> Body:
     """The robot of a task, shown: with what pictures need. Raises RealrlError on a task that is none's."""
-    if task not in tasks():
-        from realrl.config import nearest
-        raise RealrlError(f"no simulated robot does {task!r}{nearest(task, tasks())}")
-    suite, _, name = task.partition("/")
+    suite, _, name = named(task).partition("/")
     makes: dict[str, Callable[[str, bool], Body]] = {"arm": ArmBody, "assembly": AssemblyBody, "contact": PegBody, "quadruped": LegsBody}
     return makes[suite](name, shown)

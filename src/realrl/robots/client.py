@@ -181,13 +181,15 @@ class RobotClient(RobotEnv):
         if self.link.role == "commander":
             self.link.send({"type": "end", "epoch": self.link.epoch})
 
-    def park(self) -> None:
-        """Ask the server to park the robot, which then has to be armed again; what went wrong before is no reason not to."""
+    def park(self) -> str:
+        """Ask the server to park the robot, which then has to be armed again: how it is left, in words. What went wrong before is no reason
+        not to; but what a person has stopped, or the robot itself, only a person moves."""
         self.link.send({"type": "park"})
         for _ in range(100):
-            with contextlib.suppress(RealrlError):
-                if self.link.receive(PATIENCE)["type"] == "status":
-                    return
+            with contextlib.suppress(Held):  # news of what is known already
+                if (said := self.link.receive(PATIENCE))["type"] == "status":
+                    return "parked" if said["mode"] in ("parking", "parked") else f"held where it is ({'; '.join(said['faults'].values())})"
+        return "held"
 
     def close(self) -> None:
         """Give the robot back: it holds, and parks if nobody comes."""

@@ -176,4 +176,7 @@ def fault_in(reading: Reading, channels: int, state: int) -> str:
         return f"a reading of {np.shape(reading.measured)} and {np.shape(reading.state)} numbers, must be {channels} and {state}"
     if not (np.isfinite(reading.measured).all() and np.isfinite(reading.state).all() and math.isfinite(reading.stamp)):
         return "a reading that is NaN or infinite"
+    for name, (stamp, image) in reading.images.items():
+        if not (math.isfinite(stamp) and isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,)):
+            return f"a picture of {name} that is none: give (stamp in s, an array of uint8 [height, width, 3])"
     return ""

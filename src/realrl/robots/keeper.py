@@ -1,7 +1,8 @@
 """Who keeps a robot safe while others command it: modes, latched faults, the watchdog, the way to start and park; one `tick` at a time.
 
 The robot is `armed` (it follows), `held` (something was wrong: it braked and stays where its last command left it), on its way to be
-`parked`, or parked. From anywhere but armed only a person's `arm` leads back, and only once the cause is gone.
+`parked`, or parked. From anywhere but armed only a person's `arm` leads back, and only once the cause is gone. What a person or the robot's
+own button has stopped, and what may have been without drives or eyes, moves for nobody else: not even to park, see `Keeper.park`.
 
 The control thread calls `tick`; any thread may call the rest. Nothing in here knows of networks; time is what the clock says.
 """
@@ -12,14 +13,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from realrl.robots.driver import Driver, Held, Reading, Recovers, Tasked, checked
+from realrl.robots.driver import Driver, Held, Recovers, Tasked, checked
 from realrl.robots.log import ServerLog, Tick, numbers
-from realrl.robots.motion import MotionGuard, Sent
+from realrl.robots.motion import PAUSE, MotionGuard, Sent
+from realrl.robots.orders import Answer, Client, Reference, pose
 from realrl.robots.settings import ServerConfig
 from realrl.robots.watch import REPORTS, Watch
 from realrl.types import Array, RealrlError
@@ -28,51 +29,8 @@ Mode = Literal["armed", "held", "parking", "parked"]
 BAD = 3  # actions in a row that make no sense
 AGED = 0.15  # s: what a person's device said longer ago is not what they want now
 BACK = 0.3  # s: so far back along its way a robot goes that pushed too hard
-
-
-@dataclass
-class Reference:
-    """The place to be [C] goes evenly from one to another, then stays. begun: s; lasts: [C] s."""
-
-    place: Array
-    goal: Array
-    begun: float
-    lasts: Array
-
-    def at(self, now: float) -> tuple[Array, Array]:
-        """(place [C], rate [C]) at a time."""
-        lasts = np.maximum(self.lasts, 1e-9)
-        share = np.clip((now - self.begun) / lasts, 0.0, 1.0)
-        return self.place + share * (self.goal - self.place), np.where(share < 1, (self.goal - self.place) / lasts, 0.0)
-
-
-@dataclass
-class Answer:
-    """What a commander is told after its action (or its reset). proposed, sent: [C], as actions are given; limited: which limits bit
-    since the last answer; late: s that the action came after its time."""
-
-    seq: int
-    reading: Reading
-    sent: Array
-    limited: Array
-    reward: float = 0.0
-    terminated: bool = False
-    success: bool = False
-    late: float = 0.0
-    failed: str = ""
-
-
-@dataclass
-class _Client:
-    """The commander's part of the state. seq: of its newest action; due: when it is answered, None: nothing is owed."""
-
-    seq: int = -1
-    due: float | None = None
-    answered: float = 0.0
-    late: float = 0.0
-    bad: int = 0
-    sent: Array = field(default_factory=lambda: np.zeros(0))
-    source: int = 0
+QUIET = 2  # ticks without a command, after which a motion may begin anew
+STOOD = 3.0  # s without a tick: what was asked for before that nobody may want any longer
 
 
 class Keeper:
@@ -84,8 +42,11 @@ class Keeper:
         self.channels = tuple(driver.channels)
         box = (np.array(cfg.workspace[:3]), np.array(cfg.workspace[3:])) if cfg.workspace else None
         self.guard = MotionGuard(self.channels, 1 / cfg.ticks, tip=getattr(driver, "tip", None), box=box)
-        self.start = _pose(cfg.start, self, "start")
-        self.rest = _pose(cfg.park, self, "park")
+        self.start = pose(cfg.start, self.guard, f"{cfg.name}: start")
+        self.rest = pose(cfg.park, self.guard, f"{cfg.name}: park")
+        if len(cfg.stall) not in (0, len(self.channels)):
+            raise RealrlError(f"{cfg.name}: stall {list(cfg.stall)} must be {len(self.channels)} numbers, one a channel ("
+                              f"{', '.join(c.name for c in self.channels)}), or be left out")
         self._steps = np.array([np.inf if c.step is None else c.step for c in self.channels])
         self._leads = np.array([np.inf if c.lead is None else c.lead for c in self.channels])
         self._speeds = np.array([c.kind == "velocity" for c in self.channels])
@@ -98,14 +59,18 @@ class Keeper:
         self._begun = 0.0  # when the scene was set up
         self.episode = 0
         self._seed = 0
-        self._client = _Client()
+        self._client = Client()
         self._reference: Reference | None = None
         self._places: deque[tuple[float, Array]] = deque(maxlen=int(BACK * cfg.ticks) + 1)
         self._since = clock()  # nobody commands since
         self._last: float | None = None
+        self._ticked = np.inf  # when the last tick ended
         self._limited = np.zeros(len(self.channels), bool)
         self.led = False  # whether somebody is there who may command
-        self._alone = True  # whether it may park without being told
+        self._alone = True  # whether it may park without a person's word
+        self._loose = True  # whether it may have moved by itself, or been moved, since it was commanded
+        self._trouble: Mapping[str, str] = {}  # at the newest tick
+        self._quiet = QUIET  # ticks since something was sent
         self.late_ticks = self.overruns = self.limits = 0
 
     # ---- what people and commanders ask for
@@ -113,7 +78,7 @@ class Keeper:
     def arm(self) -> None:
         """A person says that all is well: what the robot itself latched is cleared, where its driver can. Raises Held where it is not."""
         if self.mode != "armed" and isinstance(self.driver, Recovers):
-            self.driver.recover()  # this may take a second; the control loop goes on
+            self._must("recover")  # this may take a second; the control loop goes on
         with self._lock:
             trouble = self.watch.wrong_now(self._clock())
             if self.mode == "armed":
@@ -121,14 +86,26 @@ class Keeper:
             if trouble:
                 raise Held(f"the robot cannot be armed: {trouble}; mend that first")
             assert self.watch.reading is not None
-            self.guard.reset(self.watch.reading.measured)
-            self.driver.hold()
+            self._reference, there = None, self.watch.reading.measured
+            self._gather(there)
+            self._must("hold")
             self.watch.forget()
             self.faults, self.mode, self.running, self.phase, self._alone = {}, "armed", False, "", True
-            self._reference, self._client = None, _Client(seq=self._client.seq, sent=np.zeros(len(self.channels)))
+            self._client = Client(seq=self._client.seq, sent=np.zeros(len(self.channels)))
             self._since = self._clock()
             self._places.clear()
             self.log.event("armed", at=numbers(self.guard.place))
+
+    def _gather(self, there: Array) -> None:
+        """Begin from where the robot is [C]. What has held it all the time goes on, without a jump; what may have let it go does not send
+        it back. Raises Held while it brakes, RealrlError where it is outside its limits."""
+        if self._loose:
+            if self._quiet < QUIET:
+                raise Held("the robot still brakes: arm it once it stands")
+            self.guard.reset(there)
+        elif not self.guard.near(there):  # pushed away against its drives
+            self._go(self.guard.fits(there), self.cfg.pace)
+        self._loose = False
 
     def stop(self, who: str) -> None:
         """Brake and hold, from whomever; it does not even park until a person says so."""
@@ -136,13 +113,24 @@ class Keeper:
             self._alone = False
             self.latch("stop", f"{who} pressed stop")
 
-    def park(self, who: str) -> None:
-        """Go to rest."""
+    def park(self, who: str, *, person: bool = False) -> bool:
+        """Go to rest, slowly; whether it does. What was stopped does so for a person alone. Raises Held where something is in a person's
+        way."""
         with self._lock:
+            wrong = self._in_the_way() if self._alone or person else "; ".join(self.faults.values())
+            if wrong and self.mode not in ("parking", "parked"):
+                self.log.event("not parked", who=who, why=wrong)
+                if self.mode == "armed":
+                    self.latch("parked", f"{who} would have parked it")
+                if person:
+                    raise Held(f"the robot cannot park: {wrong}; mend that first")
+                return False
             self.faults.setdefault("parked", f"{who} parked it")
             if self.mode == "armed":
                 self.latch("parked", f"{who} parked it")
-            self._park()
+            if (wrong := self._park()) and person:
+                raise Held(f"the robot cannot park: {wrong}")
+            return self.mode in ("parking", "parked")
 
     def latch(self, name: str, why: str) -> None:
         """Something is wrong: brake, hold, and follow nobody until a person arms again."""
@@ -150,11 +138,11 @@ class Keeper:
             if name not in self.faults:
                 self.faults[name] = why
                 self.log.event("fault", name=name, why=why, mode=self.mode)
+            self._reference = None  # of a step back, too
             if self.mode in ("armed", "parking"):
                 self.mode, self._since = "held", self._clock()
                 self._end(why)
-                self.driver.brake()
-                self._reference = None
+                self._try("brake")
 
     def reset(self, seed: int, seq: int = 0) -> None:
         """Go to the start, set the scene up; answered when an episode may begin. seq: of the asking. Raises Held."""
@@ -260,9 +248,11 @@ class Keeper:
         trouble = self.watch.look(now)
         with self._lock:
             dt = 0.0 if self._last is None else now - self._last
-            self._last = now
+            self._last, self._trouble = now, trouble
             self.late_ticks += late > 1 / self.cfg.ticks
             self._judge(trouble, now)
+            if now - self._ticked > STOOD and (self.running or self.phase or self._reference is not None):
+                self.latch("late", f"the control loop stood still for {now - self._ticked:.1f} s")
             sent = self._command(now, dt, trouble)
             if sent is not None:
                 self._limited |= sent.bits
@@ -270,7 +260,11 @@ class Keeper:
                 self._places.append((now, self.guard.place))
             self._answer(now)
             self._log(now, late, sent)
-        if sent is not None:
+            self._ticked = self._clock()
+        self._quiet = self._quiet + 1 if sent is None else 0
+        if sent is None:
+            self.watch.idle()
+        else:
             self.watch.write(sent.command, now)
 
     def _judge(self, trouble: Mapping[str, str], now: float) -> None:
@@ -278,12 +272,16 @@ class Keeper:
         if self.mode == "parked":
             return
         for name, why in trouble.items():
+            away = name == "readings" or _reported(name, why)
+            self._loose, self._alone = self._loose or away or name == "stall", self._alone and not away
             if name not in self.faults:
                 back = name in ("force", "stall") and self.mode == "armed"
-                self._alone = self._alone and (name == "hot" or not why.startswith(REPORTS))
                 self.latch(name, why)
                 if back:
                     self._retract(name)
+        if self.mode == "parking" and (wrong := self._in_the_way()):
+            self.latch("parking", wrong)
+            self.faults.pop("parking")  # it has a name already
         if self.mode == "armed" and self.running and self._client.due is None:
             silent = now - self._client.answered
             if silent > self.cfg.watchdog / self.cfg.fps:
@@ -296,22 +294,32 @@ class Keeper:
 
     def _command(self, now: float, dt: float, trouble: Mapping[str, str]) -> Sent | None:
         """What to send at this tick; None: nothing."""
-        if self.mode == "parked" or self.guard.now is None:
+        reference, let_go = self._reference, self._loose and self.mode == "held"
+        if let_go and reference is not None and self._arrived(now, reference):
+            reference = self._reference = None  # it has stepped back
+        if self.mode == "parked" or self.guard.now is None or (let_go and reference is None and self.guard.still):
             return None
-        reference = self._reference
-        still = [name for name, why in trouble.items() if name != "hot" and why.startswith(REPORTS)]
-        if self.mode == "parking":  # it needs no eyes
-            still += [name for name in trouble if name != "hot" and not name.startswith("camera")]
-        if reference is None or self.watch.blind or still:
+        brakes = self.watch.blind or any(_reported(name, why) for name, why in trouble.items())
+        if reference is not None and (brakes or dt > PAUSE / self.cfg.ticks) and (self.phase or self.mode != "armed"):
+            reference.begun += dt  # its own ways are gone slowly, whatever kept it: not to where it should be by now
+        if reference is None or brakes:
             return self.guard.brake(dt)
         sent = self.guard.follow(*reference.at(now), dt, reference.goal)
         if self.mode == "parking" and self._arrived(now, reference):
-            self.mode = "parked"
-            self.driver.park()
-            if "hot" in self.faults:
-                self.driver.release()
-            self.log.event("parked", at=numbers(self.guard.place))
+            self._rest()
         return sent
+
+    def _rest(self) -> None:
+        """It has arrived where it rests."""
+        wrong = self._try("park")
+        if wrong:  # nothing holds it but its drives
+            self._alone = False
+            self.latch("park", wrong)
+            return
+        self.mode, self._loose = "parked", True
+        if "hot" in self.faults:
+            self._try("release")
+        self.log.event("parked", at=numbers(self.guard.place))
 
     def _answer(self, now: float) -> None:
         """Tell the commander what it waits for, when it is time."""
@@ -320,7 +328,13 @@ class Keeper:
         mine = self._client
         if mine.due is None or now < mine.due - 0.5 / self.cfg.ticks or self.mode != "armed":
             return
-        reward, terminated, success = self.driver.outcome() if isinstance(self.driver, Tasked) else (0.0, False, False)
+        reward, terminated, success = 0.0, False, False
+        if isinstance(self.driver, Tasked):
+            try:
+                reward, terminated, success = self.driver.outcome()
+            except Exception as error:  # a cell's own mistakes must not leave its robot without anybody who brakes it
+                self.latch("cell", f"the cell could not judge: {error!r}")
+                return
         mine.answered = mine.due if now - mine.due < 1 / self.cfg.ticks else now  # deadlines do not add up lateness
         mine.due = None
         self.deliver(Answer(mine.seq, self.watch.newest(), mine.sent, self._limited.copy(), reward, terminated, success, mine.late))
@@ -334,7 +348,11 @@ class Keeper:
                 self.log.event("waiting", why="a person sets the scene up, then says realrl robot ready")
         if self.phase == "ready":
             if isinstance(self.driver, Tasked):
-                self.driver.begin(self._seed)
+                try:
+                    self.driver.begin(self._seed)
+                except Exception as error:  # as above
+                    self.latch("cell", f"the cell could not set itself up: {error!r}")
+                    return
             self._begun, self.phase, self._reference = self._clock(), "looking", None
             self.watch.look(now)
         if self.phase == "looking" and self.watch.newest().stamp >= self._begun:  # the answer shows the scene that was set up
@@ -363,13 +381,24 @@ class Keeper:
         lasts = (np.abs(goal - here) / (pace * self.guard.velocity)).max(initial=0.0)
         self._reference = Reference(here.copy(), np.array(goal), self._clock(), np.full(len(here), lasts))
 
-    def _park(self) -> None:
-        if self.mode in ("parking", "parked") or self.guard.now is None:
-            return
+    def _in_the_way(self) -> str:
+        """What it cannot park for, in words, "" for nothing: it needs no eyes, and may be hot."""
+        return "; ".join(why for name, why in self._trouble.items() if name != "hot" and not name.startswith("camera"))
+
+    def _park(self) -> str:
+        """Set out for where it rests; why it does not, "" where it does."""
+        if self.mode in ("parking", "parked") or self.guard.now is None or self._in_the_way():
+            return self._in_the_way()
+        try:
+            self._gather(self.watch.newest().measured)
+        except RealrlError as error:
+            self._since = self._clock()  # and tries again, where it may
+            return str(error)
         self.mode = "parking"
         self.log.event("parking")
         goal = self.guard.place if self.rest is None else self.rest
         self._go(np.where(self._speeds, self.guard.place, goal), self.cfg.pace / 2)
+        return ""
 
     def _retract(self, why: str) -> None:
         """Back along the way: to where it came from where it pushed, to where it is where it cannot move."""
@@ -380,6 +409,22 @@ class Keeper:
             goal = self._places[0][1] if self._places else self.guard.place
         self._go(goal, self.cfg.pace)
         self.log.event("back", to=numbers(goal))
+
+    # ---- a driver's own mistakes
+
+    def _try(self, what: str) -> str:
+        """Call a function of the driver: what went wrong, in words, "" for nothing."""
+        try:
+            getattr(self.driver, what)()
+        except Exception as error:  # what vendors raise is in no contract
+            self.log.event(f"{what} failed", error=repr(error))
+            return f"the driver's {what} failed: {error!r}"
+        return ""
+
+    def _must(self, what: str) -> None:
+        """Call a function of the driver that a person waits for. Raises Held."""
+        if wrong := self._try(what):
+            raise Held(f"the robot cannot be armed: {wrong}; mend that first")
 
     def still(self) -> Array:
         """[C], the action that keeps the robot where it is."""
@@ -395,11 +440,6 @@ class Keeper:
                     "limited_ticks": self.limits, "flags": list(self.watch.flags), "log_lost": self.log.lost}
 
 
-def _pose(given: tuple[float, ...], keeper: Keeper, what: str) -> Array | None:
-    if not given:
-        return None
-    pose = np.array(given, np.float64)
-    if pose.shape != keeper.guard.low.shape or not ((pose >= keeper.guard.low) & (pose <= keeper.guard.high)).all():
-        raise RealrlError(f"{keeper.cfg.name}: {what} {list(given)} must be {len(keeper.channels)} numbers inside the limits of the "
-                          f"channels {', '.join(f'{c.name} {c.low:g} to {c.high:g} {c.unit}' for c in keeper.channels)}")
-    return pose
+def _reported(name: str, why: str) -> bool:
+    """Whether trouble is what the robot itself says, and so bad that nothing moves it: its drives may be cut."""
+    return name != "hot" and why.startswith(REPORTS)

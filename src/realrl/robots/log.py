@@ -50,6 +50,22 @@ class ServerLog:
             folder.mkdir(parents=True, exist_ok=True)
             self._thread.start()
 
+    @classmethod
+    def begun(cls, folder: Path) -> ServerLog:
+        """A log in a new folder of a folder, called after the second. Raises RealrlError where it cannot be made."""
+        name = time.strftime("%Y%m%d-%H%M%S")
+        for also in ("", *(f"-{i}" for i in range(2, 100))):
+            try:
+                (folder / f"{name}{also}").mkdir(parents=True)
+            except FileExistsError:
+                if (folder / f"{name}{also}").is_dir():  # another server that was started in the same second
+                    continue
+                raise RealrlError(f"{folder}: no folder, and no log can be written there: name another with --log") from None
+            except OSError as error:
+                raise RealrlError(f"{folder}: the log cannot be written there ({error.strerror}): name another folder with --log") from None
+            return cls(folder / f"{name}{also}")
+        raise RealrlError(f"{folder / name}: a hundred servers were started in one second: name another folder with --log")
+
     def __enter__(self) -> ServerLog:
         return self
 
@@ -112,7 +128,12 @@ class ServerLog:
         assert self.folder is not None
         if data:
             with open_append(self.folder / name) as file:
-                append(file, data, self.folder / name)
+                size = file.seek(0, 2)
+                try:
+                    append(file, data, self.folder / name)
+                except RealrlError:
+                    file.truncate(size)  # of a full disk: half a row would spoil all that follow
+                    raise
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:

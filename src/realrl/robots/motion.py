@@ -66,9 +66,16 @@ class MotionGuard:
         return bool((np.abs(self.now.v) < 1e-6 * self.velocity).all() and (np.abs(self.now.a) < 1e-4 * self.acceleration).all())
 
     def reset(self, measured: Array) -> None:
-        """Begin from where the robot is [C]: from the last command where it is still near that (a soft arm hangs a little behind, and going
-        to where it hangs would be a jump), else from what is measured, at rest. Raises RealrlError where that is not finite, or outside
-        the limits."""
+        """Begin from where the robot is [C], at rest. Raises RealrlError, see `fits`."""
+        at = self.fits(measured)
+        self.now = Motion(at, np.zeros_like(at), np.zeros_like(at))
+
+    def near(self, measured: Array) -> bool:
+        """Whether the robot is near its last command: a soft arm hangs a little behind, and to go to where it hangs would be a jump."""
+        return self.now is not None and bool((np.abs(self.fits(measured) - self.now.p) <= NEAR * (self.high - self.low)).all())
+
+    def fits(self, measured: Array) -> Array:
+        """Where the robot is [C], inside its limits. Raises RealrlError where that is not finite, or outside the limits."""
         at = np.array(measured, np.float64)
         if at.shape != self.low.shape or not np.isfinite(at).all():
             raise RealrlError(f"the robot says it is at {at.tolist()}, expected {len(self.low)} finite numbers: read it again")
@@ -78,17 +85,19 @@ class MotionGuard:
             c = self.channels[worst]
             raise RealrlError(f"{c.name} is at {at[worst]:.4g} {c.unit}, outside its limits {c.low:g} to {c.high:g}: move it inside by "
                               "hand, or mend the table of limits")
-        if self._box is not None and not self._inside(at):
-            raise RealrlError(f"the hand is at {self._where(at)}, outside the workspace: move it inside by hand, or mend the workspace")
-        at = np.clip(at, self.low, self.high)
-        if self.now is not None and (np.abs(at - self.now.p) <= NEAR * (self.high - self.low)).all():
-            return
-        self.now = Motion(at, np.zeros_like(at), np.zeros_like(at))
+        if not self.inside(at):
+            raise RealrlError(f"the hand is at {self.where(at)}, outside the workspace: move it inside by hand, or mend the workspace")
+        return np.clip(at, self.low, self.high)
 
     def observe(self, measured: Array) -> None:
         """Where channels that are sent velocities have got to [C]: what is commanded says it of the others alone."""
         if self.now is not None and self._speeds.any():
             self.now = self.now._replace(p=np.where(self._speeds, np.clip(measured, self.low, self.high), self.now.p))
+
+    def missed(self, command: Array) -> None:
+        """What was not carried out of a command [C]: steps that are not repeated have not been gone."""
+        if self.now is not None and self._deltas.any():
+            self.now = self.now._replace(p=np.where(self._deltas, self.now.p - command, self.now.p))
 
     def brake(self, dt: float) -> Sent:
         """What to send after dt seconds of stopping; when it stands, the last command."""
@@ -183,20 +192,23 @@ class MotionGuard:
 
     # ---- the workspace
 
-    def _where(self, at: Array) -> list[float]:
+    def where(self, at: Array) -> list[float]:
+        """Where the hand is [3] m when the channels are at [C], for people."""
         assert self._tip is not None
         return [round(float(x), 4) for x in self._tip(at)]
 
-    def _inside(self, at: Array) -> bool:
-        assert self._tip is not None and self._box is not None
-        tip = self._tip(at)
-        return bool((tip >= self._box[0]).all() and (tip <= self._box[1]).all())
+    def inside(self, at: Array) -> bool:
+        """Whether the hand is in the workspace when the channels are at [C]; everywhere, where there is none."""
+        if self._tip is None or self._box is None:
+            return True
+        tip = np.asarray(self._tip(at), np.float64)
+        return tip.shape == (3,) and bool((tip >= self._box[0]).all() and (tip <= self._box[1]).all())
 
     def _stays(self, m: Motion) -> bool:
         """Whether the hand stays in the box from here to where braking ends, looked at in eight places on the way."""
         plan = stop(m, self.acceleration, self.jerk)
         lasts = float((plan.t1 + plan.t2 + plan.t3).max())
-        return all(self._inside(brake(m, self.acceleration, self.jerk, lasts * i / 8).p) for i in range(9 if lasts > 0 else 1))
+        return all(self.inside(brake(m, self.acceleration, self.jerk, lasts * i / 8).p) for i in range(9 if lasts > 0 else 1))
 
     def _boxed(self, safe: Motion, wanted: Motion) -> Motion:
         """As much of what is wanted as keeps the hand in the box: all channels together, so that it goes the same way."""

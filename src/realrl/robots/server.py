@@ -11,9 +11,10 @@ import contextlib
 import gc
 import hmac
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,14 +24,16 @@ from realrl.files import printable, read_plain
 from realrl.robots import wire
 from realrl.robots.clock import CONTROL, LISTENING, Ticker, realtime, urgent
 from realrl.robots.driver import Driver, Held, reach
-from realrl.robots.keeper import Answer, Keeper
+from realrl.robots.keeper import Keeper
 from realrl.robots.log import ServerLog
+from realrl.robots.orders import Answer
 from realrl.robots.settings import ServerConfig
 from realrl.types import Array, RealrlError
 
 PATIENCE = 5.0  # s that who connects has for saying hello
 PARKING = 20.0  # s that parking may take when the server is stopped
-CONNECTIONS, WRONG = 16, 20  # at once; messages that make no sense until the connection is closed
+CONNECTIONS, PERSONS, WRONG = 16, 8, 20  # at once; of people beside them; messages that make no sense until the connection is closed
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal was closed
 
 
 @dataclass
@@ -52,14 +55,16 @@ class RobotServer:
                  say: Callable[[str], None] = print) -> None:
         """arm: armed from the start, by whoever starts it. Raises RealrlError for a robot that must not be served."""
         wire.need()
-        self.cfg, self.driver, self._say, self._arm = cfg, driver, say, arm
-        self.token = _token(cfg)
-        folder = None if cfg.log is None else cfg.log / time.strftime("%Y%m%d-%H%M%S")
-        self.log = log or ServerLog(folder)
+        self.cfg, self.driver, self._tell, self._arm = cfg, driver, say, arm
+        self.token = token_of(cfg)
+        self.log = log or ServerLog(None)
         self.keeper = Keeper(driver, cfg, self.log, deliver=self._deliver)
+        if log is None and cfg.log is not None:
+            self.log = self.keeper.log = ServerLog.begun(cfg.log)
         self.port, self.epoch = cfg.port, 0
         self._commander: _Peer | None = None
-        self._peers = 0
+        self._peers = {"person": 0, "other": 0}
+        self._ending = False  # whether somebody has asked for its end
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over: asyncio.Event | None = None
         self._stopped, self._listening = threading.Event(), threading.Event()
@@ -75,16 +80,39 @@ class RobotServer:
     # ---- living
 
     def run(self) -> None:
-        """Serve until SIGTERM or Ctrl-C, then park, let go and disconnect. Raises what stopped the control thread."""
+        """Serve until SIGTERM, Ctrl-C or the end of its terminal, then park, let go and disconnect. Raises what stopped the control
+        thread."""
         control = threading.Thread(target=self._control, name="control", daemon=True)
-        control.start()
-        try:
-            asyncio.run(self._serve())
-        finally:
-            self._end(control)
+        with self._signals():
+            control.start()
+            try:
+                asyncio.run(self._serve())
+            finally:
+                self._end(control)
         if self._error is not None:
             raise RealrlError(f"{self.cfg.name}: the control loop failed ({self._error!r}); the robot holds with torque on, see to it "
                               "before you start again") from self._error
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Whoever asks for the end has asked for it once: pressed again, Ctrl-C does not leave an arm on its way to park."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: object) -> None:
+            self._ending = True
+            self._hang_up()
+
+        before = {number: signal.getsignal(number) for number in ENDINGS}
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN or number == signal.SIGINT:  # as under nohup; a shell's background job ignores Ctrl-C alone
+                signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def start(self) -> None:
         """Serve in a thread; returns when it listens."""
@@ -100,20 +128,30 @@ class RobotServer:
             self._thread.join(PARKING + 5)
 
     def _end(self, control: threading.Thread) -> None:
-        """Park before letting go; whatever failed, never drop the arm."""
-        if self._error is None and self.keeper.guard.now is not None:
-            self.keeper.park("the server's end")
+        """Park before letting go; whatever failed, never drop the arm. What was never armed is left as it is."""
+        keeper, armed = self.keeper, self.keeper.guard.now is not None
+        if self._error is None and armed:
+            if keeper.park("the server's end"):
+                self._say(f"{self.cfg.name} goes to park, up to {PARKING:g} s; another Ctrl-C changes nothing")
+            elif keeper.mode != "parked":
+                self._say(f"{self.cfg.name} is not moved and holds, for it was stopped: {'; '.join(keeper.faults.values())}")
             until = time.monotonic() + PARKING
-            while self.keeper.mode != "parked" and time.monotonic() < until and control.is_alive():
+            while keeper.mode == "parking" and time.monotonic() < until and control.is_alive():
                 time.sleep(0.02)
         self._stopped.set()
         control.join(2)
-        parked = self.keeper.mode == "parked" and self._error is None
-        with contextlib.suppress(OSError):
-            (self.driver.release if parked else self.driver.hold)()
-        self.log.event("released" if parked else "left holding")
+        parked = keeper.mode == "parked" and self._error is None
+        if armed:
+            with contextlib.suppress(Exception):  # what vendors raise is in no contract
+                (self.driver.release if parked else self.driver.hold)()
+        self.log.event("released" if parked else "left holding" if armed else "left as it was")
         self.log.close()
         self.driver.close()
+
+    def _say(self, line: str) -> None:
+        """Tell who started it, if they are still there."""
+        with contextlib.suppress(OSError, ValueError):  # its terminal or pipe is closed
+            self._tell(line)
 
     def _control(self) -> None:
         """The control thread."""
@@ -143,14 +181,13 @@ class RobotServer:
         from websockets.asyncio.server import serve
         urgent(LISTENING)
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        if threading.current_thread() is threading.main_thread():
-            for name in (signal.SIGTERM, signal.SIGINT):
-                self._loop.add_signal_handler(name, self._over.set)
+        if self._ending:
+            self._over.set()
         try:
             server = await serve(self._talk, self.cfg.host, self.cfg.port, max_size=wire.LARGEST_IN, max_queue=16, compression=None,
                                  origins=[None], ping_interval=5, ping_timeout=10, close_timeout=1)
         except OSError as error:
-            raise RealrlError(f"{self.cfg.host}:{self.cfg.port} cannot be listened on ({error.strerror}): choose another --port") from error
+            raise _taken(self.cfg, error) from error
         async with server:
             self.port = server.sockets[0].getsockname()[1]
             await self._armed()
@@ -174,10 +211,13 @@ class RobotServer:
     async def _talk(self, socket: Any) -> None:
         from websockets.exceptions import ConnectionClosed
         peer = None
-        self._peers += 1
         try:
             peer = await self._welcome(socket)
-            while peer is not None:
+            if peer is None:
+                return
+            await socket.send(wire.pack({"type": "welcome", "v": wire.VERSION, "epoch": self.epoch, "robot": self.about(),
+                                         "status": self.keeper.status()}))
+            while True:
                 data = await socket.recv()
                 if not self._afford(peer):
                     await asyncio.sleep(0.05)  # what comes meanwhile waits in its own line
@@ -187,35 +227,38 @@ class RobotServer:
         except (ConnectionClosed, asyncio.TimeoutError):
             pass
         finally:
-            self._peers -= 1
+            if peer is not None:
+                self._peers[_kind(peer.role)] -= 1
             if peer is not None and self._commander is peer:
                 self._commander = None
                 self.log.event("commander gone", who=peer.who)
                 self.keeper.leave("its commander is gone")
 
     async def _welcome(self, socket: Any) -> _Peer | None:
-        """Who is there; None for whom it is told that they are not welcome."""
-        refusal = f"{CONNECTIONS} others are connected already" if self._peers > CONNECTIONS else ""
+        """Who is there; None for whom it is told that they are not welcome. Whoever is given the lease gives it back in `_talk`."""
+        refusal = ""
         try:
             hello = wire.unpack(await asyncio.wait_for(socket.recv(), PATIENCE))
         except ValueError as error:
             hello, refusal = {"type": ""}, f"hello was {error}"
-        role, who = hello.get("role"), printable(":".join(map(str, socket.remote_address[:2])))
+        role, who = hello.get("role"), printable(":".join(map(str, (socket.remote_address or ("nobody",))[:2])))
         if not refusal:
             refusal = self._refusal(hello)
+        most = PERSONS if role == "person" else CONNECTIONS  # so that nobody can keep a person from stopping it
+        if not refusal and self._peers[_kind(role)] >= most:
+            refusal = f"{most} others are connected already"
         if not refusal and role == "commander" and self._commander is not None:
             refusal = f"{self.cfg.name} is commanded from {self._commander.who} already: end that first"
         if refusal:
             self.log.event("refused", who=who, why=refusal)
             await socket.send(wire.pack({"type": "error", "error": refusal}))
             return None
+        self._peers[_kind(role)] += 1
         peer = _Peer(socket, str(role), who, 50.0, time.monotonic())
         if role == "commander":
             self._commander, self.epoch = peer, self.epoch + 1
             self.keeper.enter()
             self.log.event("commander", who=who, epoch=self.epoch)
-        await socket.send(wire.pack({"type": "welcome", "v": wire.VERSION, "epoch": self.epoch, "robot": self.about(),
-                                     "status": self.keeper.status()}))
         return peer
 
     def _refusal(self, hello: dict[str, Any]) -> str:
@@ -252,14 +295,18 @@ class RobotServer:
     def _do(self, peer: _Peer, message: dict[str, Any]) -> dict[str, Any] | None:
         """The answer to a message that has one. Raises ValueError, or RealrlError where the robot does not do it."""
         kind, keeper = message["type"], self.keeper
-        if kind in ("stop", "park"):
-            (keeper.stop if kind == "stop" else keeper.park)(peer.who)
+        if kind == "stop":
+            keeper.stop(peer.who)
+        elif kind == "park":
+            keeper.park(peer.who, person=peer.role == "person")
         elif kind in ("arm", "ready", "fault"):
             if peer.role != "person":
                 raise ValueError(f"{kind} is for a person to say: realrl robot {kind}")
             self._by_hand(kind, message)
         elif kind == "look":
-            return self._seen(keeper.watch.newest(), still=keeper.still())
+            if keeper.watch.reading is None:
+                raise Held(f"{self.cfg.name} has not been read yet: {keeper.watch.wrong_now(time.monotonic())}")
+            return self._seen(keeper.watch.reading, still=keeper.still())
         elif kind != "status":
             self._command(peer, message)
             return None
@@ -351,7 +398,26 @@ async def _quietly(socket: Any, message: dict[str, Any]) -> None:
         await socket.send(wire.pack(message))
 
 
-def _token(cfg: ServerConfig) -> str:
+def _kind(role: object) -> str:
+    return "person" if role == "person" else "other"
+
+
+def check(cfg: ServerConfig) -> None:
+    """Look, before anything touches a robot, at what needs none: raises RealrlError where it could not be served so, or is already."""
+    wire.need()
+    token_of(cfg)
+    try:
+        socket.create_server((cfg.host, cfg.port), family=socket.AF_INET6 if ":" in cfg.host else socket.AF_INET).close()
+    except OSError as error:
+        raise _taken(cfg, error) from error
+
+
+def _taken(cfg: ServerConfig, error: OSError) -> RealrlError:
+    why = (error.strerror or str(error)).partition(" (")[0]
+    return RealrlError(f"{cfg.host}:{cfg.port} cannot be listened on ({why}): choose another --port or --host, or end what is served there")
+
+
+def token_of(cfg: ServerConfig) -> str:
     """The token that is asked for, "" for none. Raises RealrlError for a server that anybody could reach."""
     if cfg.token is None:
         if wire.loopback(cfg.host):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from realrl.config import OutOfBounds, check
 
@@ -36,7 +36,7 @@ class ServerConfig:
     workspace: tuple[float, ...] = ()
     """Where the hand may be, m: low x y z, high x y z. The driver has to know where its hand is."""
     force: float | None = None
-    """N at the hand at which the robot stops and steps back."""
+    """N at the hand at which the robot stops and steps back; it has to measure its force."""
     stall: tuple[float, ...] = ()
     """How far a channel may stay behind what it was sent for 0.3 s, each in its unit, before it counts as stalled; unwatched by default."""
     watchdog: float = 3.0
@@ -46,7 +46,7 @@ class ServerConfig:
     camera_stale: float = 0.5
     """s after which a camera's newest picture is too old to act on."""
     park_after: float = 60.0
-    """s that a held robot, or one nobody commands, waits for somebody before it parks."""
+    """s that a held robot, or one nobody commands, waits for somebody before it parks; one that was stopped waits for a person."""
     host: str = "127.0.0.1"
     """Address to listen on. Any but this computer's own asks for a token."""
     port: int = 8770
@@ -55,8 +55,8 @@ class ServerConfig:
     """File that holds the token, at least 16 characters; who does not know it is refused."""
     log: Path | None = Path("robot-log")
     """Folder for the server's own log, a folder in it for every start; None writes none."""
-    options: dict[str, str] = field(default_factory=dict)
-    """What the driver's factory is given, by name."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What the driver's factory is given, by name: texts, numbers, lists."""
 
     def __post_init__(self) -> None:
         check(self, fps="[0.1, 1000]", ticks="[10, 2000]", horizon="[1, 1e6]", pace="(0, 1]", force="(0, 1e5]", stall="(0, 1e6]",

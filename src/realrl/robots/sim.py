@@ -60,6 +60,7 @@ class SimRobot:
         self.body = made = body(task, bool(cameras))
         self._rng = np.random.default_rng(derive(seed, "sim robot"))
         self.channels, self.state, self.reward = made.channels, made.state, made.reward
+        self.tip = getattr(made, "tip", None)
         self.twin = task
         self.faults = self._usual = Faults(latency=latency, jitter=jitter, loss=loss)
         self._lock, self._over = threading.Lock(), threading.Event()

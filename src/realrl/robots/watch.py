@@ -17,6 +17,7 @@ from realrl.types import Array
 OLD = 2  # ticks that the reading before may stand in for one that did not come
 STUCK = 0.3  # s that a channel may stay behind
 PAST = 1.0  # s for which is known where the robot was sent: older than that no reading is believed for long
+AHEAD = 0.2  # s that a stamp may lie in the future: clocks differ
 FROZEN = 0.02  # of a channel's range: so far may it be commanded while its encoder says nothing new
 REPORTS = "the robot reports: "
 """Begins what the robot itself says is wrong; then nothing moves it."""
@@ -31,7 +32,6 @@ class Watch:
         self.blind, self.flags = True, dict[str, float]()
         self.refused = 0  # reads and writes that failed
         self._missing, self._good, self._why = 0, -np.inf, "nothing was read yet"
-        self._sent: Array | None = None
         self._write_failed: float | None = None
         self._behind: float | None = None
         self._places: deque[tuple[float, Array]] = deque(maxlen=int(PAST * cfg.ticks) + 1)
@@ -43,8 +43,9 @@ class Watch:
 
     def forget(self) -> None:
         """A person has armed the robot."""
-        self._behind, self._path[:], self._frozen, self._write_failed = None, 0.0, "", None
+        self._behind, self._frozen = None, ""
         self._places.clear()
+        self.idle()
 
     def look(self, now: float) -> dict[str, str]:
         """Read the robot once: what is so wrong that it must be stopped for good, name -> in words."""
@@ -53,6 +54,8 @@ class Watch:
             self._places.append((now, self._guard.place.copy()))
         fresh = self._read()
         if fresh is not None:
+            if self.reading is not None and self.reading.images.keys() - fresh.images.keys():  # a camera that is gone grows old
+                fresh = replace(fresh, images={**self.reading.images, **fresh.images})
             self._frozen = self._still(fresh, now)
             if not self._frozen:
                 self._good, self._missing = now, 0
@@ -80,8 +83,14 @@ class Watch:
         except Exception:  # as above
             self.refused += 1
             self._write_failed = now if self._write_failed is None else self._write_failed
+            self._guard.missed(command)
             return
-        self._write_failed, self._sent = None, command
+        self._write_failed = None
+
+    def idle(self) -> None:
+        """Nothing is sent at this tick: whether it would arrive nobody knows, and no encoder has to move."""
+        self._write_failed = None
+        self._expect()
 
     def wrong_now(self, now: float) -> str:
         """Why the robot must not be armed, "" where it may."""
@@ -115,12 +124,14 @@ class Watch:
 
     def _still(self, fresh: Reading, now: float) -> str:
         """What stands still that should not, "" where all moves."""
+        if fresh.stamp - now > AHEAD:
+            return f"the newest reading is of {fresh.stamp - now:.3g} s from now: its stamp must be one of time.monotonic()"
         if now - fresh.stamp > self._cfg.stale / 2:
             return f"the newest reading is {now - fresh.stamp:.2f} s old"
         before = self.reading
-        if before is None or not np.array_equal(before.measured, fresh.measured) or self._guard.now is None:
-            self._path[:] = 0.0
-            self._place = None if self._guard.now is None else self._guard.place
+        moves = before is None or not np.array_equal(before.measured, fresh.measured)
+        if moves or self._guard.now is None or self._write_failed is not None:
+            self._expect()
             return ""
         if self._place is not None:
             self._path = np.maximum(self._path, np.abs(self._guard.place - self._place))
@@ -129,11 +140,18 @@ class Watch:
         name = self._guard.channels[worst].name
         return f"no encoder moves although {name} was moved by {self._path[worst]:.3g}" if far[worst] > FROZEN else ""
 
+    def _expect(self) -> None:
+        """From now on what is commanded has to be seen."""
+        self._path[:] = 0.0
+        self._place = None if self._guard.now is None else self._guard.place
+
     def _dangers(self, reading: Reading, now: float) -> dict[str, str]:
         """What the robot reports, feels, or cannot follow."""
         found = {fault: REPORTS + fault for fault in reading.faults}
         limit = self._cfg.force
-        if limit is not None and reading.force is not None:
+        if limit is not None and reading.force is None:
+            found["no force"] = f"there is a limit of {limit:g} N and no force is measured: leave `force` out of the configuration"
+        elif limit is not None and reading.force is not None:
             force = float(np.linalg.norm(reading.force))
             if not force <= limit:
                 found["force"] = f"{force:.1f} N at the hand, the limit is {limit:g}"
@@ -155,6 +173,8 @@ class Watch:
 
     def _cameras(self, images: Mapping[str, Any], now: float) -> dict[str, str]:
         """Which cameras stand still. Two frames of an action late is flagged, more is dangerous."""
-        self.flags = {name: round(now - stamp, 3) for name, (stamp, _) in images.items() if now - stamp > 2 / self._cfg.fps}
-        return {f"camera {name}": f"the newest picture of {name} is {age:.2f} s old" for name, age in self.flags.items()
-                if age > self._cfg.camera_stale}
+        ages = {name: round(now - stamp, 3) for name, (stamp, _) in images.items()}
+        self.flags = {name: age for name, age in ages.items() if not -AHEAD <= age <= 2 / self._cfg.fps}
+        return {f"camera {name}": f"the newest picture of {name} is {age:.2f} s old" if age > 0 else
+                f"the newest picture of {name} is of {-age:.3g} s from now: its stamp must be one of time.monotonic()"
+                for name, age in self.flags.items() if not -AHEAD <= age <= self._cfg.camera_stale}

@@ -53,10 +53,15 @@ class Server:
             raise RealrlError(f"--host {cfg.host}: others can reach it, so a token is needed: put one into a file and name it with "
                               "--token-file, or into the environment as REALRL_TOKEN")
         wire.load()
-        self.served, self.cfg, self.tell, self._token = served, cfg, tell, token
+        self.served, self.cfg, self._tell, self._token = served, cfg, tell, token
         self._pool = ThreadPoolExecutor(1, "plans")
         self._clients = 0
         self._planning: float | None = None  # since when a plan is under way
+
+    def tell(self, line: str) -> None:
+        """A line to who started it, if they are still there."""
+        with contextlib.suppress(OSError, ValueError):  # their terminal or pipe is closed
+            self._tell(line)
 
     async def run(self, ready: Callable[[int], object], stop: asyncio.Event) -> None:
         """Serve until `stop`. ready: called with the port when clients may come. Raises RealrlError where the port cannot be had."""

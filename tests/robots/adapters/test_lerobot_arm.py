@@ -166,6 +166,53 @@ def test_release_is_not_disconnect_and_disconnecting_drops_nothing(arm):
     assert robot.calls == ["off", "cut"]
 
 
+class Motors:
+    """A bus of servos: one without torque sags, and goes to its last goal at once when it gets torque."""
+
+    def __init__(self, robot):
+        self.robot, self.torque, self.goal, self.fastest = robot, True, dict(robot.at), 0.0
+
+    def sync_read(self, what):
+        assert what == "Torque_Enable"
+        return {"shoulder": int(self.torque), "gripper": int(self.torque)}
+
+    def enable_torque(self):
+        self.torque = True
+        self.fastest = max(self.fastest, *(abs(self.goal[k] - v) for k, v in self.robot.at.items()))
+        self.robot.at = dict(self.goal)
+        self.robot.calls.append("on")
+
+    def disable_torque(self):
+        self.torque = False
+
+
+class Servo(Follower):
+    def __init__(self):
+        super().__init__()
+        self.bus = Motors(self)
+
+    def send_action(self, action):
+        self.bus.goal = dict(action)
+        if self.bus.torque:
+            self.at = dict(action)
+        return action
+
+
+def test_an_arm_that_was_let_go_does_not_jump_to_its_last_goal(arm):
+    """Overloaded servos cut themselves off; a parked arm is let go where it is hot."""
+    robot = Servo()
+    driver = arm(robot)
+    soon(driver.read)
+    driver.hold()
+    driver.order(lambda: None, wait=True)
+    assert robot.calls == [], "what has torque is left alone"
+    robot.bus.disable_torque()
+    robot.at = {"shoulder.pos": -40.0, "gripper.pos": 0.0}
+    driver.hold()
+    driver.order(lambda: None, wait=True)
+    assert robot.calls == ["on"] and robot.bus.fastest == 0 and robot.at["shoulder.pos"] == -40
+
+
 # ---- people
 
 

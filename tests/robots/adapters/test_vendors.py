@@ -73,8 +73,31 @@ def test_the_gripper_is_told_once_and_only_who_arms_clears_a_reflex(closing):
         for _ in range(40):
             live.act([0.01, 0, 0, 0, 0, 0, -1])
     assert "stall" in live.keeper.faults and server.reflex
-    live.run(0.3).keeper.arm()
+    live.run(1.0)
+    _armed_by_a_person(live)
     assert live.until(lambda: not server.reflex) and live.keeper.mode == "armed"
+
+
+def test_a_reflex_that_is_cleared_moves_nothing_and_the_end_of_the_server_clears_none(closing):
+    """The spring of its controller is still drawn to where the arm was told to be before; and a half open gripper stays half open."""
+    server = closing(FrankaServer())
+    server.gripper = 0.3
+    driver = closing(FrankaHttp(server.url, rate=100))
+    live = Live(driver, stall=(0.015,) * 3 + (0.08,) * 3 + (5.0,)).armed()
+    assert not {"/close_gripper", "/open_gripper"} & set(server.said)
+    server.reflex = True
+    with pytest.raises(Held):
+        for _ in range(40):
+            live.act([0.01, 0, 0, 0, 0, 0, 0])
+    driver.hold()
+    driver.order(lambda: None, wait=True)
+    assert server.reflex, "who ends a server has looked at nothing"
+    server.pose.place = server.pose.goal = server.pose.now() + np.array([-0.03, 0, 0, 0, 0, 0, 0])  # led by hand
+    before = server.pose.now()[:3].copy()
+    live.run(1.0)
+    _armed_by_a_person(live)
+    live.run(0.3)
+    assert not server.reflex and server.pose.now()[:3] == pytest.approx(before, abs=2e-3)
 
 
 def test_a_server_that_is_gone_is_no_reading_and_is_found_again(closing):

@@ -51,17 +51,20 @@ class FrankaHttp(Owned):
                            for i in range(6)),
                          Channel("gripper", "share", "position", 0.0, 1.0, 20.0, 400.0, 20000.0, step=1.0))
         try:
-            self._ask()
+            self._open = bool(self._ask().measured[6] > 0.5)  # it is not moved before somebody says so
         except OSError as error:
             raise RealrlError(f"{url}: no Franka server answers there ({error}): start HIL-SERL's franka_server.py, then this") from None
         self.begin()
 
+    def recover(self) -> None:
+        """A person says that all is well: what its own reflexes latched is cleared, and the spring pulls it nowhere."""
+        self.order(self._clear, wait=True)
+
     def hold(self) -> None:
-        """A person has armed it: what its own reflexes latched is cleared, its controller runs."""
+        """Its controller runs."""
         if self._stopped:
             self._stopped = False
-            self.order(lambda: self._post("startimp"))
-        self.order(lambda: self._post("clearerr"))
+            self.order(self._begin)
 
     def release(self) -> None:
         """End its controller; the arm holds itself."""
@@ -74,6 +77,18 @@ class FrankaHttp(Owned):
         self._http.close()
 
     # ---- in the owning thread
+
+    def _begin(self) -> None:
+        self._post("startimp")
+        self._post("pose", {"arr": self._post("getstate")["pose"]})
+
+    def _clear(self) -> None:
+        """An arm that a reflex has stopped stands elsewhere than it was told: there it is told to be before it follows again, and after,
+        for a controller that is stopped hears nothing."""
+        here = {"arr": self._post("getstate")["pose"]}
+        self._post("pose", here)
+        self._post("clearerr")
+        self._post("pose", here)
 
     def _ask(self) -> Reading:
         stamp = time.monotonic()

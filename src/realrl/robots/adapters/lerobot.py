@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,16 +75,41 @@ class LeRobotArm(Owned):
         robot = self._robot
         if not _told(robot, "is_connected"):
             takes = inspect.signature(robot.connect).parameters
-            robot.connect(calibrate=False) if "calibrate" in takes else robot.connect()
+            with self._eased():
+                robot.connect(calibrate=False) if "calibrate" in takes else robot.connect()
         if _told(robot, "is_calibrated") is False:
             raise RealrlError(f"{_name(robot)} is not calibrated: run lerobot-calibrate first, numbers of a robot that is not mean nothing")
+
+    @contextlib.contextmanager
+    def _eased(self) -> Iterator[None]:
+        """While a robot is connected it is configured, which takes its motors' torque and gives it back: they would go to an older goal."""
+        robot, configure = self._robot, getattr(self._robot, "configure", None)
+        if not callable(configure):
+            yield
+            return
+
+        def eased(*given: Any, **named: Any) -> Any:
+            with contextlib.suppress(Exception):  # one that cannot be read yet is configured as lerobot does
+                self._stay()
+            return configure(*given, **named)
+
+        robot.configure = eased
+        try:
+            yield
+        finally:
+            robot.configure = configure
+
+    def _stay(self) -> None:
+        """Where each motor stands is where it is to be."""
+        seen = self._robot.get_observation()
+        self._robot.send_action({c.name: 0.0 if c.kind == "velocity" else float(seen[c.name]) for c in self.channels})
 
     # ---- the driver
 
     def hold(self) -> None:
-        """Torque on, where it can be switched."""
+        """Torque on, where it can be switched and is off."""
         self._released = False
-        self.order(lambda: self._bus("enable_torque"))
+        self.order(self._wake)
 
     def release(self) -> None:
         """Torque off; the connection stays."""
@@ -124,14 +149,32 @@ class LeRobotArm(Owned):
                 self._images[key] = (now, image.astype(np.uint8, copy=True), mark)
         return {key: (stamp, image) for key, (stamp, image, _) in self._images.items()}
 
+    def _wake(self) -> None:
+        """Torque on where each motor stands: one that was let go, or cut itself off, would jump to the goal that it was told last."""
+        if self._awake():
+            return
+        self._stay()
+        self._bus("enable_torque")
+
+    def _awake(self) -> bool:
+        """Whether all motors have torque, as far as their bus tells."""
+        buses = self._buses("enable_torque")
+        try:
+            return all(int(on) for bus in buses for on in bus.sync_read("Torque_Enable").values())
+        except Exception:  # another kind of bus
+            return not buses
+
     def _bus(self, what: str) -> None:
         """Call a function of the robot's motor bus or buses, where there is one."""
-        for name in ("bus", "left_arm", "right_arm"):
-            device = getattr(self._robot, name, None)
-            call = getattr(getattr(device, "bus", device), what, None)
-            if callable(call):
-                with contextlib.suppress(OSError):
-                    call()
+        for bus in self._buses(what):
+            with contextlib.suppress(OSError):
+                getattr(bus, what)()
+
+    def _buses(self, what: str) -> list[Any]:
+        """The robot's motor buses that can do something."""
+        devices = [getattr(self._robot, name, None) for name in ("bus", "left_arm", "right_arm")]
+        found = [getattr(device, "bus", device) for device in devices]
+        return [bus for bus in found if callable(getattr(bus, what, None))]
 
 
 def _told(device: Any, what: str) -> Any:

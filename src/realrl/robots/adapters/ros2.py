@@ -87,6 +87,8 @@ class _Ros:
         return time.monotonic() - max(age, 0.0)
 
     def _heard(self, message: Any) -> None:
+        if len(message.position) != len(message.name):  # somebody else tells speeds alone there
+            return
         when = self._since(message.header)
         speeds = message.velocity if len(message.velocity) == len(message.name) else [0.0] * len(message.name)
         for name, place, speed in zip(message.name, message.position, speeds, strict=True):
