@@ -98,9 +98,11 @@ class SACConfig:
 SAC_LAYERNORM = SACConfig(utd=2, policy_delay=2)
 DROQ = SACConfig(utd=20, policy_delay=20, dropout=0.01, actor_q="mean")
 # Gait in Eight has rates of 5e-3. With those a Go1 walked only as long as it learned: within 30 updates the actor's means moved by some
-# of its deviations, and what was left at the end of a run stood still. At 2e-3 it begins as soon, and what is left walks. It looks 2 s ahead
-# at 40 to 50 decisions a second; 0.97 is that at 20. With 0.99 values rise for longer, beyond what standing is worth, and fall again first.
-CROSSQ = SACConfig(gamma=0.97, batch=128, norm="renorm", target_rate=0.0, critic_lr=2e-3, actor_lr=2e-3, alpha_lr=5e-3, beta1=0.5, alpha=1.0)
+# of its deviations, and what was left at the end of a run stood still. At 2e-3 it begins as soon, and what is left walks. It looks 2 s
+# ahead at 40 to 50 decisions a second; 0.97 is that at 20. With 0.99 values rise for longer, beyond what standing is worth, and fall again
+# first.
+CROSSQ = SACConfig(gamma=0.97, batch=128, norm="renorm", target_rate=0.0, critic_lr=2e-3, actor_lr=2e-3, alpha_lr=5e-3, beta1=0.5,
+                   alpha=1.0)
 PRESETS = {"crossq": CROSSQ, "droq": DROQ, "sac": SAC_LAYERNORM}
 
 
