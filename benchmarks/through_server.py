@@ -14,6 +14,7 @@ hil-serl-init: imitated in lock-step, with the last actions in sight, which say 
 add to that policy, beside the robot (`--stream.realtime`), from the lock-step demonstrations and what it does, without a person.
 hil-serl-on: HIL-SERL in lock-step, with the last actions in sight; through the server the same learner goes on, beside the robot, from
 demonstrations there and what it does there, with the scripted person, who moves slowly because what is seen is late.
+hil-serl-dida: HIL-SERL in lock-step; through the server its policy teaches one that sees late, as in rl100-dida. Nobody helps.
 hil-serl: learned from demonstrations through the server, beside the robot (`--stream.realtime`), with the scripted person; its learner is
 killed (kill -9) once on the way and started again.
 
@@ -89,6 +90,8 @@ WAYS = {
     "hil-serl-on": Way("hil-serl", "arm/panda-reach", 200, f"{QUICKER} --steps 5000",
                        f"--after {{sim}} {QUICKER} --demos 5 --human scripted --operator.cap 0.25 {BESIDE} --steps 3000 "
                        "--save-every 500", "hil-serl"),
+    "hil-serl-dida": Way("hil-serl", "contact/peg-easy", 200, "--steps 5000",
+                         "--init {sim}/policy --rounds 3 --episodes 40 --recall 3 --imitation.steps 600", "dida", then="dida"),
     "hil-serl": Way("hil-serl", "contact/peg-easy", 100, "", f"--human scripted {BESIDE} --steps 2500 --save-every 500", "hil-serl",
                     kill_after=800)}
 SMOKE = {"rl100": "--policy.hidden 16 --imitation.steps 5 --demos 2 --online.iterations 1 --online.episodes 2",
