@@ -21,6 +21,7 @@ from test_server import Live, until
 from realrl.cli import main as cli
 from realrl.robots import wire
 from realrl.robots.client import Link, RobotClient
+from realrl.robots.driver import Held
 from realrl.robots.log import ServerLog, read_events, read_ticks
 from realrl.robots.server import RobotServer
 from realrl.robots.settings import ServerConfig
@@ -227,6 +228,24 @@ def test_a_client_is_told_that_its_robot_was_not_parked(serve):
     server.keeper.stop("somebody")
     assert "somebody pressed stop" in env.park() and server.keeper.mode == "held"
     env.close()
+
+
+def test_what_brakes_still_when_its_server_ends_parks_once_it_stands(serve, monkeypatch, tmp_path):
+    server = serve(park=(0.0, 0.04))
+    keeper = server.keeper
+    assert until(lambda: keeper.watch.reading is not None)
+    keeper.arm()
+    gather, tries = keeper._gather, []
+
+    def braking(there: np.ndarray) -> None:
+        tries.append(keeper.mode)
+        if len(tries) < 4:
+            raise Held("the robot still brakes: arm it once it stands")
+        gather(there)
+
+    monkeypatch.setattr(keeper, "_gather", braking)
+    server.close()
+    assert tries == ["held"] * 4 and [e["event"] for e in read_events(server.log.folder)][-2:] == ["parked", "released"]
 
 
 def test_two_servers_of_one_second_have_logs_of_their_own(tmp_path):

@@ -67,13 +67,18 @@ class Keeper:
         self._ticked = np.inf  # when the last tick ended
         self._limited = np.zeros(len(self.channels), bool)
         self.led = False  # whether somebody is there who may command
-        self._alone = True  # whether it may park without a person's word
+        self._alone = True
         self._loose = True  # whether it may have moved by itself, or been moved, since it was commanded
         self._trouble: Mapping[str, str] = {}  # at the newest tick
         self._quiet = QUIET  # ticks since something was sent
         self.late_ticks = self.overruns = self.limits = 0
 
     # ---- what people and commanders ask for
+
+    @property
+    def alone(self) -> bool:
+        """Whether it may park without a person's word."""
+        return self._alone
 
     def arm(self) -> None:
         """A person says that all is well: what the robot itself latched is cleared, where its driver can. Raises Held where it is not."""

@@ -32,6 +32,7 @@ from realrl.types import Array, RealrlError
 
 PATIENCE = 5.0  # s that who connects has for saying hello
 PARKING = 20.0  # s that parking may take when the server is stopped
+SETTLING = 3.0  # s in which a robot at work has come to a stand, from where it parks
 CONNECTIONS, PERSONS, WRONG = 16, 8, 20  # at once; of people beside them; messages that make no sense until the connection is closed
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal was closed
 
@@ -131,11 +132,13 @@ class RobotServer:
         """Park before letting go; whatever failed, never drop the arm. What was never armed is left as it is."""
         keeper, armed = self.keeper, self.keeper.guard.now is not None
         if self._error is None and armed:
-            if keeper.park("the server's end"):
+            begun, until = time.monotonic(), time.monotonic() + PARKING
+            while not (goes := keeper.park("the server's end")) and keeper.alone and time.monotonic() < begun + SETTLING:
+                time.sleep(0.1)  # it may brake still, or be beyond its limits for a moment
+            if goes:
                 self._say(f"{self.cfg.name} goes to park, up to {PARKING:g} s; another Ctrl-C changes nothing")
             elif keeper.mode != "parked":
                 self._say(f"{self.cfg.name} is not moved and holds, for it was stopped: {'; '.join(keeper.faults.values())}")
-            until = time.monotonic() + PARKING
             while keeper.mode == "parking" and time.monotonic() < until and control.is_alive():
                 time.sleep(0.02)
         self._stopped.set()
