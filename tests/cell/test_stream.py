@@ -175,3 +175,43 @@ def test_a_person_may_take_over_and_is_part_of_a_checkpoint(tmp_path):
     assert Source.HUMAN in sources and Source.POLICY in sources
     assert all((m.step.action == 0.25).all() for m in moments if m.step.source == Source.HUMAN)
     assert any((m.step.proposed != 0.25).any() for m in moments if m.step.source == Source.HUMAN)
+
+
+class Hand:
+    """A person at a device: takes over at every third step, and never does the same again."""
+
+    verdict = None
+    begin = end = lambda self, _: None
+
+    def __init__(self, seed):
+        self.rng, self.polls = np.random.default_rng(seed), 0
+
+    def poll(self, obs, proposed):
+        self.polls += 1
+        return self.rng.uniform(-1, 1, len(proposed)).astype(np.float32) if self.polls % 3 == 0 else None
+
+
+def helped(folder, seed, steps, *, saves=False):
+    """A person stands beside a simulator for so many steps, then it is as if killed; what was done before, and what now."""
+    with Run(folder, resume=True) as run, WorkCell(run, TOY) as cell, \
+            cell.stream("walk", learner().policy, stage=1, human=Hand(seed)) as stream:
+        run.load("walk", stream=stream)
+        past, done = stream.past(), []
+        while len(done) < steps or stream.between:  # amid an episode, whose step under way a kill may cost
+            done += stream.take()
+            if saves and stream.between:
+                run.save("walk", stream.steps, stream=stream)
+        return past, done[:-1]
+
+
+def test_what_a_person_did_in_a_simulator_is_kept_and_not_asked_for_again(tmp_path):
+    """No person can repeat a correction: what was done since the checkpoint is read back, also of the episode that was cut off."""
+    _, first = helped(tmp_path, 1, 20, saves=True)
+    _, second = helped(tmp_path, 2, 25)
+    past, third = helped(tmp_path, 3, 5)
+    done = [m.step.action for m in first + second]
+    assert np.array_equal(np.concatenate([e.action for e in past]), np.stack(done)), "all of it, in its order"
+    assert len({e.seed for e in past}) == len(past) and third[0].first and third[0].seed == past[-1].seed + 1
+    everything = [e for e in Store.open(tmp_path / "dataset").read()]
+    assert np.array_equal(np.concatenate([e.action for e in everything]), np.stack([*done, *(m.step.action for m in third)]))
+    assert any((e.source == Source.HUMAN).any() for e in everything)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -118,6 +119,19 @@ def test_a_terminal_that_goes_away_amid_a_correction_stops_the_robot(terminal: t
                 time.sleep(0.005)
 
 
+def test_the_signal_of_a_closed_terminal_does_not_end_the_process_amid_a_step(terminal: tuple[int, int]) -> None:
+    """It would leave the robot as it is; who reads the terminal finds out, and ends the run in good order."""
+    before = signal.getsignal(signal.SIGHUP)
+    with keyboard(terminal[1]) as device:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.close(terminal[0])
+        with pytest.raises(RealrlError, match="the keyboard is gone"):
+            for _ in range(100):
+                device.read()
+                time.sleep(0.005)
+    assert signal.getsignal(signal.SIGHUP) is before
+
+
 def test_no_terminal_no_keyboard(tmp_path: Any) -> None:
     with open(tmp_path / "file", "w") as file, pytest.raises(RealrlError, match="needs a terminal to type in"), keyboard(file.fileno()):
         pass
@@ -138,6 +152,17 @@ def test_a_gamepads_sticks_and_buttons() -> None:
     found = Gamepad(library(), pad(axes=[0.2, -0.5, 0, 0.1, -1.0, 0], pressed=(5, 1))).read()
     assert found.motion == pytest.approx([0.5, -0.2, 1.0, 0, 0, -0.1]) and (found.grip, found.verdict) == (1.0, "abort")
     assert Gamepad(library(), pad(axes=[0.0, 0.5])).read().motion == pytest.approx([-0.5, 0, 0, 0, 0, 0]), "fewer axes will do"
+
+
+def test_a_trigger_is_at_rest_before_it_is_touched_and_after() -> None:
+    """It says 0 until it is touched for the first time, and -1 from then on: a half turn for ever, if both meant the same."""
+    axes = [0.0] * 6
+    device = Gamepad(library(), pad(axes=axes))
+    for right, turned in ((0.0, 0.0), (1.0, 1.0), (-1.0, 0.0)):
+        axes[5] = right
+        assert device.read().motion.tolist() == [0, 0, 0, turned, 0, 0]
+    axes[2] = 1.0
+    assert device.read().motion[3] == -1.0
 
 
 def test_an_unplugged_gamepad_is_one_line() -> None:

@@ -35,6 +35,7 @@ from realrl.robots.devices import DEVICES, Teleoperator
 from realrl.robots.human import OperatorConfig, ScriptedOperator
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
+from realrl.terminal import console
 from realrl.types import Batch, Cell, Episode, Intervention, Moment, RealrlError, Stream, TaskSpec
 
 BEHIND = 20
@@ -139,6 +140,10 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     refuse_contradictions(demos)
     noise = derive(cfg.seed, "hil-serl") % 2**31
     memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost, noise, cfg.prior_share), Average(agent, grasp, cfg.clone_steps)
+    if cfg.human == "scripted" and memory.demo_steps > cfg.operator.cap * spec.horizon:
+        console(stderr=True).print(f"note: demonstrations take {memory.demo_steps:.0f} steps, an episode has {spec.horizon}, and the "
+                                   f"scripted person moves at {cfg.operator.cap:g} of full speed at most: what it begins it can hardly "
+                                   "finish; give it more time with --horizon, or speed with --operator.cap")
     with cell.timed("hil-serl"):
         learn(cfg, cell, agent, grasp, memory, average, demos, noise)
     policy = average.policy()
@@ -184,7 +189,7 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, mem
                 owed += len(found) if stream.steps > start else 0
                 if owed:
                     owed = min(owed - 1, BEHIND)
-                    pen.told.append(update(cfg, agent, grasp, memory))
+                    pen.told.append(sound(update(cfg, agent, grasp, memory), stream.steps))
                     average.follow(cfg.average)
                     stream.publish(agent.policy)
                 advance(len(found), pen.note(found))
@@ -246,6 +251,15 @@ def update(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory
     return agent.update(batch) | (grasp.update(batch) if grasp else {})
 
 
+def sound(told: Mapping[str, Tensor], steps: int) -> Mapping[str, Tensor]:
+    """What updates told. Raises RealrlError where it is NaN or infinite: weights that are never reach the robot."""
+    if wrong := [name for name, value in told.items() if not bool(value.isfinite())]:
+        raise RealrlError(f"after {steps} control steps the updates' {wrong[0]} is {float(told[wrong[0]])}: learning diverged, and the "
+                          "robot stops. What was done is recorded; --resume goes on from the last checkpoint, and lower "
+                          "--sac.critic-lr and --sac.actor-lr want a new run")
+    return told
+
+
 class Average:
     """The running average of a policy's weights, a vector for each of its networks: the actor, and a grasp critic. before: updates that
     were made before practice began."""
@@ -290,6 +304,7 @@ class Pen:
         self._cfg, self._agent, self._memory, self._stream, self._help, self._referee = cfg, agent, memory, stream, help, referee
         self.step, self._oldest, self._before = stream.steps, 0.0, before
         self.told: list[Mapping[str, Tensor]] = []
+        self._text = self._books()
 
     def line(self) -> dict[str, float]:
         """Of the last 50 episodes, and means over the updates since the last line."""
@@ -309,15 +324,19 @@ class Pen:
     def note(self, found: Sequence[Moment]) -> str:
         """For who watches: who acts, how it goes, what to do. Asked for at every step, and for the most part written between episodes."""
         if self._stream.between:
-            m = self._memory
-            utd = utd_reached(self._cfg, self._agent.step - self._before, self._stream.steps)
-            self._text = (f"solved alone {100 * m.rate(helped=False):.0f} %, helped {100 * m.rate(helped=True):.0f} %; "
-                          f"human {100 * m.share():.0f} %; updates a step {utd:.1f} of {self._cfg.sac.utd}; "
-                          f"{m.online.steps} + {m.prior.steps} steps; {self._age()}{advice(m.lately)}")
+            self._text = self._books()
         acts = f"{found[-1].step.source.name.lower()} acts; " if found else ""
         judge, beside = self._referee, self._cfg.stream.realtime  # there it is asked in another process
         seen = f"success seen by {judge.seen:.2f} of {judge.model.threshold:.2f}; " if judge and not beside else ""
         return f"{'PLEASE HELP; ' if self._help.asks else ''}{acts}{seen}{self._text}"
+
+    def _books(self) -> str:
+        """How it goes, and what to do."""
+        m = self._memory
+        utd = utd_reached(self._cfg, self._agent.step - self._before, self._stream.steps)
+        return (f"solved alone {100 * m.rate(helped=False):.0f} %, helped {100 * m.rate(helped=True):.0f} %; "
+                f"human {100 * m.share():.0f} %; updates a step {utd:.1f} of {self._cfg.sac.utd}; "
+                f"{m.online.steps} + {m.prior.steps} steps; {self._age()}{advice(m.lately, attended=self._cfg.human != 'none')}")
 
     def _age(self) -> str:
         """How old the robot's weights became since the last line."""
@@ -331,11 +350,12 @@ class Pen:
             self._oldest = told["weights_age_s"] = max(self._oldest, told["weights_age_s"])
         return told
 
-    _text = ""
 
-
-def advice(lately: Sequence[Trial]) -> str:
-    """One line for the person, from the last episodes."""
+def advice(lately: Sequence[Trial], *, attended: bool = True) -> str:
+    """One line for the person, from the last episodes; attended: whether anybody is there who could help."""
+    if not attended:
+        few = lately and sum(t.success for t in lately) < len(lately) / 3
+        return "too few rewarded episodes: more demonstrations, or somebody who helps (--human)" if few else "nobody helps: look on"
     if not lately:
         return "let it try, help where it gets stuck"
     won = sum(t.success for t in lately) / len(lately)

@@ -15,10 +15,10 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -78,6 +78,13 @@ class _Fresh(Acting):
         self._version = self._box.fetch(self._weights, self._version)
         self._box.head["acting"] = self._version
         return super().act(obs, state, greedy=greedy, rng=rng)
+
+
+@runtime_checkable
+class Experienced(Protocol):
+    """A person who behaves by what happened before, and learns it from the recording."""
+
+    def recall(self, episodes: Iterable[Episode]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -252,6 +259,8 @@ def _run(order: Order, box: Mailbox) -> None:
     book = Book(order.dataset, order.task, order.spec, live=True)
     try:
         actor = Actor(order, box, book)
+        if isinstance(order.human, Experienced):  # another actor's died, or all of the run did
+            order.human.recall(book.labelled(order.label, anew=True))
         for line in realtime(CLIENT):  # between episodes garbage may take its time
             console(stderr=True).print(f"note: {line}")
         actor.run()

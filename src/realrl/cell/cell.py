@@ -24,7 +24,7 @@ from realrl.cell.demonstrator import of_scene, saved, source
 from realrl.cell.judge import Judge, Measure, judged
 from realrl.cell.pool import in_turn
 from realrl.cell.products import large_products
-from realrl.cell.stream import Beside, Interleaved
+from realrl.cell.stream import Beside, Interleaved, Remembering
 from realrl.data.errors import typed
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.learn.imitation import worthy
@@ -163,9 +163,11 @@ class WorkCell:
                 Path(), self.book.dir, self.scene.task, self.spec, label, self.collector.bench(**going_on), pack(policy),
                 self.seeds(stage, 1)[0], warmup, noise_seed, cfg, human, referee))
         starts = lambda n: self.seeds(stage, 1, n)[0]
-        bench = self.collector.local() if self.book.is_live else self.collector.bench(**going_on)
+        own = not self.book.is_live
+        bench = self.collector.bench(**going_on) if own else self.collector.local()
+        self.book.is_live |= human is not None and not isinstance(human, Remembering)  # who does nothing twice is taken down step by step
         return Interleaved(self.book, bench, label, policy, starts, warmup=warmup, noise_seed=noise_seed, again=not self.book.is_live,
-                           human=human, referee=referee)
+                           own=own, human=human, referee=referee)
 
     def curriculum(self, share: float) -> Practice:
         """Failed starts come back in this share of a round's episodes."""
@@ -188,8 +190,9 @@ class WorkCell:
         tried = 0
         while len(good) < scene.demos:
             if tried >= 20 * scene.demos:
+                mend = "name another with --expert" if saved(scene.expert) else "lower --demo-noise, or raise --horizon"
                 raise RealrlError(f"{scene.task}: the expert succeeded {len(good)} times in {tried} attempts, {scene.demos} demonstrations "
-                                  f"wanted: {'name another with --expert' if saved(scene.expert) else 'lower --demo-noise'}")
+                                  f"wanted: {mend}")
             batch = self.practise("demonstration", expert, self.seeds(0, scene.demos, tried), greedy=True, source=source(scene.expert))
             good += [e for e in batch if e.succeeded]
             tried += scene.demos

@@ -2,7 +2,7 @@
 
 `Interleaved`: one process that takes turns: a control step, then as many updates as the method wants. Nothing depends on the clock, so a
 run repeats to the bit. What a simulator did after the checkpoint that a resumed run begins from is done again, identically; a robot's
-steps cannot be, they are read back and the robot goes on with a new episode.
+steps, and those beside which a person stood, cannot be: they are read back, and it goes on with a new episode.
 
 `Beside`: the robot acts in a process of its own (`cell.actor`), at its rate by the clock. All that it did is read back.
 """
@@ -39,19 +39,21 @@ MOST_DEATHS = 3
 
 
 @runtime_checkable
-class _Remembering(Stateful, Protocol):
-    """A person who remembers something from episode to episode."""
+class Remembering(Stateful, Protocol):
+    """A person whose memory from episode to episode is kept, so that a simulated one does the same again."""
 
 
 class Interleaved:
     """The stream of one process; use it as a context manager. bench: the robot, one environment; starts: seed of the n-th episode;
-    again: whether what was done after a checkpoint is done again (a simulator) or kept (a robot); human: who may take over;
-    referee: who says when the task is done, where it does not do so itself."""
+    again: whether what was done after a checkpoint is done again (a simulator) or kept (a robot, and whatever a person at a device steers);
+    own: the bench is this stream's, which closes it; human: who may take over; referee: who says when the task is done, where it does not
+    do so itself."""
 
     def __init__(self, book: Book, bench: Bench, label: str, policy: Policy, starts: Callable[[int], int], *, warmup: int, noise_seed: int,
-                 again: bool, human: Intervention | None = None, referee: RewardModel | None = None) -> None:
+                 again: bool, own: bool, human: Intervention | None = None, referee: RewardModel | None = None) -> None:
         self.steps = self.episodes = 0
         self._book, self._bench, self._label, self._starts, self._noise, self._again = book, bench, label, starts, noise_seed, again
+        self._own = own
         self._human, self._referee = human, referee
         self._acting = Acting(policy, warmup, book.spec.action_dim, lambda: self.steps)
         self._known = set(book.recorded(label))
@@ -67,7 +69,7 @@ class Interleaved:
         if self._moments is not None:
             self._moments.close()
         self._writing.close()
-        if self._again:
+        if self._own:
             self._bench.close()
 
     def _open(self) -> None:
@@ -117,13 +119,13 @@ class Interleaved:
         self._open()
         robot = {key: torch.as_tensor(value) for key, value in self._bench.snapshot().items()} if self._again else {}
         return {"episodes": self.episodes, "steps": self.steps, "robot": robot,
-                **({"human": dict(self._human.state_dict())} if isinstance(self._human, _Remembering) else {})}
+                **({"human": dict(self._human.state_dict())} if isinstance(self._human, Remembering) else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.episodes, self.steps = int(state["episodes"]), int(state["steps"])
         self._bench.restore({key: value.numpy() for key, value in state.get("robot", {}).items()})
-        if isinstance(self._human, _Remembering) and "human" in state:
+        if isinstance(self._human, Remembering) and "human" in state:
             self._human.load_state_dict(state["human"])
 
 

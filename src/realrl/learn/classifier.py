@@ -317,7 +317,7 @@ class Referee:
         done = self._row >= model.cfg.frames
         if done and self._steps == model.cfg.frames:
             raise RealrlError(f"{self._source}: the classifier saw success from the first step on ({p:.3f}): the robot stops. Reset the "
-                              "scene if it is solved; else label these frames as unsolved (realrl reward label) and fit it again")
+                              "scene if it is solved; else record some that begin so, label them unsolved (realrl reward label), fit again")
         return float(done), float(done)
 
 

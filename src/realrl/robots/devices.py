@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -155,16 +157,40 @@ def keyboard(descriptor: int | None = None) -> Iterator[Keyboard]:
     before = termios.tcgetattr(number)
     try:
         tty.setcbreak(number)
-        yield Keyboard(number)
+        with _outliving():
+            yield Keyboard(number)
     finally:
         with suppress(termios.error):  # it is gone
             termios.tcsetattr(number, termios.TCSADRAIN, before)
+
+
+@contextmanager
+def _outliving() -> Iterator[None]:
+    """A terminal that is closed is noticed by who reads it, and the robot is stopped in good order: the signal that tells of it, too, would
+    end the process amid a step. What was shown there then goes nowhere, for it would be an error to write it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    shown = [number for number in (1, 2) if os.isatty(number)]
+
+    def gone(*_: object) -> None:
+        with open(os.devnull, "w") as nowhere:
+            for number in shown:
+                os.dup2(nowhere.fileno(), number)
+
+    before = signal.signal(signal.SIGHUP, gone)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # ---- gamepads
 
 
 BUTTONS: dict[int, Verdict] = {0: "success", 1: "abort", 2: "failure"}
+TRIGGERS = (2, 5)
+"""The axes of the left and the right one. At rest they are at -1, but at 0 until they are touched for the first time."""
 
 
 class Gamepad:
@@ -173,6 +199,7 @@ class Gamepad:
 
     def __init__(self, library: Any, stick: Any) -> None:
         self._library, self._stick = library, stick
+        self._moved: set[int] = set()
 
     def read(self) -> Reading:
         """Where sticks and buttons are. Raises RealrlError where it was unplugged."""
@@ -180,10 +207,13 @@ class Gamepad:
             if event.type == self._library.JOYDEVICEREMOVED:
                 raise RealrlError("the gamepad was unplugged and nobody steers: plug it in again and go on with --resume")
         stick = self._stick
-        axes = [stick.get_axis(i) for i in range(stick.get_numaxes())] + [0.0] * 6
+        axes = [stick.get_axis(i) for i in range(stick.get_numaxes())]
+        self._moved |= {i for i in TRIGGERS if i < len(axes) and axes[i]}
+        left, right = (axes[i] if i in self._moved else -1.0 for i in TRIGGERS) if len(axes) > max(TRIGGERS) else (0.0, 0.0)
+        axes += [0.0] * 6
         _, pitch = stick.get_hat(0) if stick.get_numhats() else (0, 0)
         pressed = {i for i in range(stick.get_numbuttons()) if stick.get_button(i)}
-        motion = np.array([-axes[1], -axes[0], -axes[4], (axes[5] - axes[2]) / 2, pitch, -axes[3]])
+        motion = np.array([-axes[1], -axes[0], -axes[4], (right - left) / 2, pitch, -axes[3]])
         verdict = next((BUTTONS[i] for i in sorted(pressed & BUTTONS.keys())), None)
         return Reading(motion, -1.0 if 4 in pressed else 1.0 if 5 in pressed else None, verdict)
 

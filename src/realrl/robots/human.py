@@ -9,14 +9,14 @@ goes. All it does follows from its seed, the episode's seed and what happened, s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from realrl.config import OutOfBounds, check
-from realrl.types import Array, Intervention, Obs, Policy
+from realrl.types import Array, Episode, Intervention, Obs, Policy, Source
 
 Verdict: TypeAlias = Literal["success", "failure", "abort"]
 
@@ -159,6 +159,16 @@ class ScriptedOperator:
         if self._gripper:
             action[-1] = plan.action[0, 0, -1]
         return action
+
+    def recall(self, episodes: Iterable[Episode]) -> None:
+        """Remember what is recorded of the time before, in its order, where no checkpoint does."""
+        self.load_state_dict({"rewarded": (), "alone": ()})
+        for e in episodes:
+            helped = int((e.source == Source.HUMAN).sum())
+            self.worked += helped
+            if e.terminated or e.truncated:
+                self._helped = helped > 0
+                self.end(e.succeeded)
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered between episodes."""
