@@ -29,6 +29,7 @@ from realrl.data.errors import typed
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.learn.imitation import worthy
 from realrl.memory import keep_freed_memory
+from realrl.nets.text import words
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.folder import Storable, save_policy
 from realrl.robots.embodiment import Embodiment
@@ -264,12 +265,12 @@ def recorded_demonstrations(data: str, spec: TaskSpec, *, several: bool = False)
     if not episodes or "state" not in episodes[0].obs:
         raise RealrlError(f"{data}: {'no observation.state in it' if episodes else 'an empty data set'}, there is nothing to imitate")
     if several:
-        mine = (spec.id, spec.text, *spec.paraphrases)
+        mine = [words(text) for text in (spec.id, spec.text, *spec.paraphrases)]
         there = sorted({e.task for e in episodes})
-        episodes = [e for e in episodes if e.task in mine]
+        episodes = [e for e in episodes if words(e.task) in mine]
         if not episodes:
-            raise RealrlError(f"{data}: none of its episodes is of {spec.id}; its task texts are {', '.join(there)[:300]}: leave the task "
-                              "out, or give its episodes its text")
+            raise RealrlError(f"{data}: none of its episodes is of {spec.id}; its task texts are {', '.join(there)[:300]}: name what it "
+                              f"holds with --tasks, or give its episodes that task's text, {spec.text or spec.id!r}")
     first = episodes[0]
     for key, shape in spec.senses.items():
         if key not in first.obs or first.obs[key].shape[1:] != shape:
