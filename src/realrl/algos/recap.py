@@ -363,9 +363,9 @@ class Demonstrator:
 
 
 def demonstrations(cfg: RecapConfig, cell: Cell) -> dict[str, list[Episode]]:
-    """Manner -> its episodes, failures too; of a recorded set, what is worth imitating under one name."""
+    """Manner -> its episodes, failures too; of a recorded set, what is worth imitating and what failed, under one name."""
     if cfg.data is not None or not cell.simulated:
-        return {"recorded": cell.demonstrations()}
+        return {"recorded": cell.demonstrations(failures=True)}
     from realrl import envs
     expert = envs.expert(cell.spec.id, cfg.expert)
     return {name: cell.practise(f"demonstration {name}", Demonstrator(expert, manner, name), cell.seeds(0, cfg.demos, i * cfg.demos),
