@@ -125,7 +125,7 @@ def record(folder: Path, tasks: dict[str, str]) -> str:
 
 def test_from_a_recorded_set_with_task_texts(tmp_path: Path) -> None:
     """Episodes belong to the task whose name or text they bear; a task that nobody recorded is named."""
-    data = record(tmp_path / "data", {"toy/red": "touch the red disc", "toy/blue": "toy/blue"})
+    data = record(tmp_path / "data", {"toy/red": "Touch the red disc.", "toy/blue": "toy/blue"})
     cfg = tiny(data=data)
     with Run.start(tmp_path / "run", cfg) as run, WorkCell(run, cfg) as cell:
         cells = [cell.at(task) for task in TOYS]
@@ -136,7 +136,8 @@ def test_from_a_recorded_set_with_task_texts(tmp_path: Path) -> None:
     other = record(tmp_path / "other", {"toy/red": "touch the red disc"})
     cfg = tiny(data=other)
     with (Run.start(tmp_path / "second", cfg) as run, WorkCell(run, cfg) as cell,
-          pytest.raises(RealrlError, match="none of its episodes is of toy/blue; its task texts are touch the red disc")):
+          pytest.raises(RealrlError, match="none of its episodes is of toy/blue; its task texts are touch the red disc: name what it "
+                                             "holds with --tasks, or give its episodes that task's text, 'touch the blue disc'")):
         cell.at("toy/red").demonstrations()
         cell.at("toy/blue").demonstrations()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from realrl.policies.folder import load_policy
 from realrl.robots.human import OperatorConfig
 from realrl.run import Run
 from realrl.scene import CollectConfig, SightConfig
-from realrl.types import Episode, Source
+from realrl.types import Episode, RealrlError, Source
 
 FIT = ImitationConfig(steps=3, batch=8, warmup=0)
 
@@ -184,6 +185,38 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pyt
     assert all(torch.equal(value, b[key]) for key, value in a.items())
     one, two = (sorted((e.policy, e.task, e.seed or 0, len(e)) for e in Store.open(tmp_path / run / "dataset").read()) for run in "ab")
     assert one == two and {f"rollout-{k}" for k in (1, 2)} <= {policy for policy, *_ in one}
+
+
+def test_a_person_s_corrections_are_good_from_the_first_fit_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a recorded set, where pre-training meets them; an episode that is all a person's is judged by its advantage."""
+    cfg = tiny(tasks=("toy/red",))
+    marks = []
+
+    class Fit:
+        def __init__(self, *_: Any, mark: torch.Tensor, **__: Any) -> None:
+            marks.append(mark)
+
+    monkeypatch.setattr(recap, "FlowFit", Fit)
+    monkeypatch.setattr(recap, "imitate", lambda *_: None)
+    monkeypatch.setattr(recap.Critic, "__init__", lambda *_: None)
+    monkeypatch.setattr(recap.Critic, "fit", lambda *_: None)
+    monkeypatch.setattr(recap.Critic, "judge", lambda self, task, e, ahead: (np.zeros(len(e)), np.arange(len(e), 0, -1.0)))
+
+    class Cell:
+        spec = envs.make("toy/red").task
+
+        def timed(self, _: str) -> Any:
+            return contextlib.nullcontext()
+        run = None
+    demos = {"toy/red": {"recorded": [episode("pppphh", True), episode("hhhhhh", True)]}}
+    recap.pretrain(cfg, {"toy/red": Cell()}, None, None, demos)  # type: ignore[arg-type, dict-item]
+    assert marks[0][4:6].tolist() == [POSITIVE] * 2 and marks[0][10:].tolist() == [NEGATIVE] * 2
+
+
+def test_demonstrations_that_all_fail_are_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recap, "demonstrations", lambda cfg, cell: {"fast": [episode("sss", False)] * 3})
+    with pytest.raises(RealrlError, match=r"toy/red: none of its 3 demonstrations ended in success, .* ask for more with --demos"):
+        run_of(tmp_path, tiny(tasks=("toy/red",)))
 
 
 def test_ratios_to_nothing_are_none() -> None:

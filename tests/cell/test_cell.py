@@ -334,6 +334,22 @@ def test_latency_is_of_one_robot_on_one_thread():
     assert len(threads) == 30, "what is slow is asked less often"
 
 
+def test_of_a_set_of_several_tasks_a_run_takes_its_own_and_failures_where_it_wants_them(cell, tmp_path):
+    """A run of one task took the other tasks' episodes for its own, and who learns from failures never saw those of a set."""
+    shown = [e for e in cell.practise("shown", envs.expert("toy/obstacle"), range(6), greedy=True, source=Source.SCRIPT) if e.succeeded][:3]
+    failed = replace(shown[2], success=np.zeros(len(shown[2]), bool), judged=True)
+    said = ("TOY/obstacle.", "wave", "toy/obstacle")
+    episodes = [replace(e, task=text) for e, text in zip([*shown[:2], failed], said, strict=True)]
+    Store.create(tmp_path / "several", task="toy/obstacle", fps=cell.book.store.fps).append(episodes)
+    notes: list[str] = []
+    found = recorded_demonstrations(str(tmp_path / "several"), cell.spec, tell=notes.append)
+    assert bits(found) == bits(shown[:1]) and len(notes) == 1
+    assert "1 of the 3 episodes of" in notes[0] and "are of other tasks (wave) and left out" in notes[0]
+    assert [e.succeeded for e in recorded_demonstrations(str(tmp_path / "several"), cell.spec, failures=True)] == [True, False]
+    Store.create(tmp_path / "other", task="x", fps=cell.book.store.fps).append([replace(e, task="put it there") for e in shown])
+    assert len(recorded_demonstrations(str(tmp_path / "other"), cell.spec)) == 3, "a set of one task, whatever it is called there"
+
+
 def test_demonstrations_whose_videos_are_gone_still_teach_a_state_policy(cell, tmp_path):
     shown = [e for e in cell.practise("shown", envs.expert("toy/obstacle"), [1, 2], greedy=True, source=Source.SCRIPT) if e.succeeded]
     filmed = [replace(e, obs=e.obs | {"images.top": np.zeros((len(e) + 1, 16, 16, 3), np.uint8)}) for e in shown]

@@ -109,6 +109,14 @@ def test_attempts_are_recorded_counted_and_the_robot_is_parked(cell, tmp_path: P
     assert tally.lines(env, over=True)[0] == "robot/robot: 4 episodes, 40 steps"
 
 
+def test_recordings_bear_the_text_that_a_policy_was_told(cell, tmp_path: Path) -> None:
+    env = RobotClient(cell().url, horizon=4)
+    for _ in deploy(env, Wander(), 1, folder=tmp_path / "out", text="wave at me"):
+        pass
+    store = Store.open(tmp_path / "out")
+    assert store.tasks == ["wave at me"] and store.read()[0].task == "wave at me"
+
+
 def test_an_attempt_that_is_cut_short_is_no_failure(cell, tmp_path: Path) -> None:
     """By Ctrl-C; a kill leaves the same logs, which are recovered the same way."""
     env = RobotClient(cell().url, horizon=30)

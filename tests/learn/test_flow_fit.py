@@ -47,6 +47,18 @@ def test_a_table_of_all_decisions():
     assert torch.equal(batch.text[2], table.texts[2]) and not torch.equal(batch.text[2], batch.text[0])
 
 
+def test_what_is_kept_of_a_frame_is_what_acting_makes_of_it():
+    """The conditions of a fit, from what was looked at once, are those of a decision there and then, for every robot."""
+    policy = make()
+    table = lessons(policy)
+    cond = table.conditions()
+    for task, index in (("a", 0), ("b", 9), ("c", 13)):
+        view, row = table.views[table.task[index]], table.row[index:index + 1]
+        seen = {"state": view.frames["state"][view.rows(row)[0]]}
+        assert torch.allclose(policy.told(task).encode(seen), cond[index:index + 1, :-1], atol=1e-5)
+        assert int(cond[index, -1]) == policy.tasks[task].body
+
+
 def test_every_task_is_drawn_as_often_and_every_text():
     table = lessons(make())
     index = table.draw(3000, torch.Generator().manual_seed(0))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from realrl.cell.overlap import Overlap, OverlapConfig
 from realrl.generative.diffusion import DistillConfig
 from realrl.generative.flow import FlowConfig
 from realrl.nets import text as texts
@@ -14,6 +15,7 @@ from realrl.nets.image import ImageTokens, pixels
 from realrl.nets.transformer import NONE, POSITIVE
 from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
 from realrl.policies.folder import check_fit, for_task, load_policy, save_policy
+from realrl.policies.student import Chain, owned
 from realrl.types import Policy, RealrlError, TaskSpec
 
 TASKS = {"lab/open": Told(("open the drawer", "pull it out")), "lab/close": Told(("close the drawer",)), "lab/wave": Told(("wave",), 1)}
@@ -168,13 +170,44 @@ def test_its_student_learns_its_chain_and_becomes_a_graph(tmp_path):
     cond = policy.encode({"state": torch.randn(64, 1, 5)}).detach()
     gaps = []
     distillation = policy.distillation(DistillConfig(steps=150, batch=64, chains=20, lr=3e-3))
-    distillation.finish(cond, 0, lambda step, told: gaps.append(told["student_gap"]), lambda n: None)
+    distillation.finish(owned(cond, 0), 0, lambda step, told: gaps.append(told["student_gap"]), lambda n: None)
     teacher, student = (act(policy.with_head(head), 16)[0].action[:, :3] for head in ("flow", "one-step"))
     before = act(make(width=32, head="one-step").told("lab/open"), 16)[0].action
     assert np.abs(student - teacher).mean() < 0.5 * np.abs(before - teacher).mean()
     one = policy.with_head("one-step")
     about, graph = to_onnx(one)
     assert compare(one, ExportedPolicy(about, graph, "policy.onnx"), [observe(1)]) < 1e-5
+
+
+def test_one_student_serves_robots_of_different_sizes():
+    """Each robot's conditions are drawn by its own layers, and the numbers that the smaller one has not are nobody's error."""
+    policy = make(width=32, flow=FlowConfig(steps=4))
+    torch.manual_seed(0)
+    states = [torch.randn(48, 1, b.obs_dim) for b in BODIES]
+    cond = torch.cat([owned(policy.told(task).encode({"state": x}), i)
+                      for i, (task, x) in enumerate(zip(("lab/open", "lab/wave"), states, strict=True))]).detach()
+    before = [act(policy.told(task).with_head("one-step"), 16)[0].action for task in ("lab/open", "lab/wave")]
+    gaps = []
+    policy.distillation(DistillConfig(steps=200, batch=64, chains=20, lr=3e-3)).finish(
+        cond, 0, lambda step, told: gaps.append(told["student_gap"]), lambda n: None)
+    for task, untaught in zip(("lab/open", "lab/wave"), before, strict=True):
+        own = policy.told(task)
+        teacher, student = (act(own.with_head(head), 16)[0].action[:, :3] for head in ("flow", "one-step"))
+        assert np.abs(student - teacher).mean() < 0.5 * np.abs(untaught - teacher).mean(), task
+    assert gaps[-1] < gaps[0]
+    chain = Chain(policy).sample(None, cond, torch.randn(96, 1, 4, 3), stochastic=False)
+    assert (chain[48:, ..., 2] == 0).all() and (chain[:48, 0, :, 2] != 0).all()
+
+
+def test_one_step_is_told_nothing_of_what_is_decided():
+    """It would begin its plan anew under a robot that goes on with the old one: who asks for that is told so."""
+    policy = make(plan=6, chunk=4, flow=FlowConfig(steps=3, delay=2)).told("lab/open")
+    Overlap(policy, OverlapConfig("prefix", 2), relative=True)
+    one = policy.with_head("one-step")
+    assert one.start(3) == {}
+    with pytest.raises(RealrlError, match=r"one-step head .* is told nothing of what is decided: act with its flow head"):
+        Overlap(one, OverlapConfig("prefix", 2), relative=True)
+    Overlap(one, OverlapConfig("naive", 2), relative=True)
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

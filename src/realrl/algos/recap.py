@@ -30,7 +30,7 @@ from realrl.nets.transformer import NEGATIVE, NONE, POSITIVE
 from realrl.policies.flow import FlowPolicy, FlowPolicyConfig
 from realrl.robots.human import OperatorConfig, ScriptedOperator
 from realrl.scene import Scene, device
-from realrl.types import Array, Cell, Episode, Obs, Plan, Policy, Source, State
+from realrl.types import Array, Cell, Episode, Obs, Plan, Policy, RealrlError, Source, State
 
 Learner = Literal["recap", "shuffled", "filtered", "positive", "awr"]
 COFFEE = ("metaworld/coffee-push-v3", "metaworld/coffee-pull-v3")
@@ -124,6 +124,10 @@ def train(cfg: RecapConfig, cell: Cell) -> dict[str, Any]:
     torch.manual_seed(derive(cfg.seed, "weights"))
     cells = cells_of(cell, cfg.task, cfg.tasks)
     demos = {task: demonstrations(cfg, at) for task, at in cells.items()}
+    for task, found in demos.items():
+        if not any(e.succeeded for e in every(found)):
+            raise RealrlError(f"{task}: none of its {len(every(found))} demonstrations ended in success, there is nothing to fine-tune on: "
+                              + ("mark the successes (realrl data label)" if cfg.data else "ask for more with --demos"))
     policy = make_policy(cfg.policy, cells, name="recap").to(device(cfg.device))
     lessons = Lessons(policy, {task: every(found) for task, found in demos.items()})
     for odd in policy.fit_senses(lessons.frames()):
@@ -148,7 +152,8 @@ def pretrain(cfg: RecapConfig, cells: Mapping[str, Cell], policy: FlowPolicy, le
         for task, found in demos.items():
             said = [critic.judge(task, e, None) for e in every(found)]
             least = threshold(column([a for _, a in said]), cfg.positive_demos)
-            marks.append(column([np.where(a > least, POSITIVE, NEGATIVE) for _, a in said]))
+            marks.append(column([np.where((a > least) | corrected(e), POSITIVE, NEGATIVE)
+                                 for e, (_, a) in zip(every(found), said, strict=True)]))
         imitate(cell.run, FlowFit(policy, lessons, cfg.pretraining, seed=derive(cfg.seed, "pre-training"),
                                   mark=torch.from_numpy(column(marks)).long(), dropout=cfg.dropout), "pre-training")
     return critic
@@ -271,6 +276,12 @@ class Labels:
     numbers: dict[str, float] = field(default_factory=dict)
 
 
+def corrected(episode: Episode) -> Array:
+    """[T] where a person put right what somebody else did; of an episode that is all a person's, nowhere."""
+    person: Array = episode.source == Source.HUMAN
+    return person & ~person.all()
+
+
 def label(cfg: RecapConfig, critic: Critic, task: str, episodes: Sequence[Episode], practised: Sequence[Episode]) -> Labels:
     """I = [A > eps], eps such that 40 % of the newest practice are good; what a person did in a policy's episode always is."""
     said = [critic.judge(task, e, cfg.ahead) for e in episodes]
@@ -278,7 +289,7 @@ def label(cfg: RecapConfig, critic: Critic, task: str, episodes: Sequence[Episod
     newest = {id(e) for e in practised}
     least = threshold(column([a for e, (_, a) in zip(episodes, said, strict=True) if id(e) in newest]), cfg.positive)
     mark = np.where(advantage > least, POSITIVE, NEGATIVE)
-    helped = column([(e.source == Source.HUMAN) & (e.source != Source.HUMAN).any() for e in episodes])
+    helped = column([corrected(e) for e in episodes])
     mark[helped] = POSITIVE
     told = (f"threshold {least:.3f}, {100 * (mark == POSITIVE).mean():.0f} % of all steps good, {100 * helped.mean():.1f} % a person's, "
             f"{sum(e.succeeded for e in practised)} of {len(practised)} practised episodes succeeded")
@@ -352,9 +363,9 @@ class Demonstrator:
 
 
 def demonstrations(cfg: RecapConfig, cell: Cell) -> dict[str, list[Episode]]:
-    """Manner -> its episodes, failures too; of a recorded set, what is worth imitating under one name."""
+    """Manner -> its episodes, failures too; of a recorded set, what is worth imitating and what failed, under one name."""
     if cfg.data is not None or not cell.simulated:
-        return {"recorded": cell.demonstrations()}
+        return {"recorded": cell.demonstrations(failures=True)}
     from realrl import envs
     expert = envs.expert(cell.spec.id, cfg.expert)
     return {name: cell.practise(f"demonstration {name}", Demonstrator(expert, manner, name), cell.seeds(0, cfg.demos, i * cfg.demos),

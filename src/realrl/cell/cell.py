@@ -29,6 +29,7 @@ from realrl.data.errors import typed
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.learn.imitation import worthy
 from realrl.memory import keep_freed_memory
+from realrl.nets.text import words
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.folder import Storable, save_policy
 from realrl.robots.embodiment import Embodiment
@@ -173,15 +174,16 @@ class WorkCell:
         """Failed starts come back in this share of a round's episodes."""
         return Practice(share, self.scene.seed)
 
-    def demonstrations(self) -> list[Episode]:
+    def demonstrations(self, failures: bool = False) -> list[Episode]:
         """What to imitate: the worthy episodes of the scene's data set, or as many successes of its expert as it wants, whose failed
-        attempts are recorded too.
+        attempts are recorded too. failures: of a data set also those that are known to have failed.
 
         Raises RealrlError for a data set of another task's shape and for an expert that hardly ever succeeds.
         """
         scene = self.scene
         if scene.data is not None:
-            return recorded_demonstrations(scene.data, self.spec, several=bool(self._others or self._place))
+            return recorded_demonstrations(scene.data, self.spec, several=bool(self._others or self._place), failures=failures,
+                                           tell=partial(self.tell, "demonstrations"))
         if not (self.simulated or self.spec.twin or saved(scene.expert)):
             raise RealrlError(f"{scene.task}: an environment of your own has no scripted expert: record demonstrations and name their "
                               "folder with --data")
@@ -258,21 +260,27 @@ def _without_extra(episode: Episode) -> Episode:
     return episode
 
 
-def recorded_demonstrations(data: str, spec: TaskSpec, *, several: bool = False) -> list[Episode]:
-    """The worthy episodes of a recorded data set. several: it may hold several tasks; those of this one bear its name or a text of it.
-    Raises RealrlError where it does not fit the task, naming what differs and the mend."""
+def recorded_demonstrations(data: str, spec: TaskSpec, *, several: bool = False, failures: bool = False,
+                            tell: Callable[[str], None] = lambda line: None) -> list[Episode]:
+    """The worthy episodes of a recorded data set; those of a task bear its name or a text of it. several: the run has other tasks, whose
+    episodes may be there, too; of a run's only task also a set is taken that calls it otherwise throughout. failures: also those that are
+    known to have failed. Raises RealrlError where it does not fit the task, naming what differs and the mend."""
     from realrl.data.formats import open_dataset  # all formats, which few runs need
     store = open_dataset(data)
     episodes = store.read(images=any(key.startswith(CAMERA_PREFIXES) for key in spec.senses))
     if not episodes or "state" not in episodes[0].obs:
         raise RealrlError(f"{data}: {'no observation.state in it' if episodes else 'an empty data set'}, there is nothing to imitate")
-    if several:
-        mine = (spec.id, spec.text, *spec.paraphrases)
+    mine = [words(text) for text in (spec.id, spec.text, *spec.paraphrases)]
+    own = [e for e in episodes if words(e.task) in mine]
+    if own or several:
         there = sorted({e.task for e in episodes})
-        episodes = [e for e in episodes if e.task in mine]
-        if not episodes:
-            raise RealrlError(f"{data}: none of its episodes is of {spec.id}; its task texts are {', '.join(there)[:300]}: leave the task "
-                              "out, or give its episodes its text")
+        if not own:
+            raise RealrlError(f"{data}: none of its episodes is of {spec.id}; its task texts are {', '.join(there)[:300]}: name what it "
+                              f"holds with --tasks, or give its episodes that task's text, {spec.text or spec.id!r}")
+        if len(own) < len(episodes) and not several:
+            other = ", ".join(text for text in there if words(text) not in mine)
+            tell(f"{len(episodes) - len(own)} of the {len(episodes)} episodes of {data} are of other tasks ({other[:300]}) and left out")
+        episodes = own
     first = episodes[0]
     for key, shape in spec.senses.items():
         if key not in first.obs or first.obs[key].shape[1:] != shape:
@@ -290,4 +298,5 @@ def recorded_demonstrations(data: str, spec: TaskSpec, *, several: bool = False)
     if not (good := worthy(episodes)):
         raise RealrlError(f"{data}: none of its {len(episodes)} episodes ended in success, and all returns are equal: mark the successes "
                           f"(realrl data label {typed(data)})")
-    return good
+    chosen = {id(e) for e in good}
+    return [*good, *(e for e in episodes if failures and e.failed and id(e) not in chosen)]

@@ -140,20 +140,21 @@ class _Taken:
 
 
 def deploy(env: RobotClient, policy: Policy, episodes: int, *, folder: Path | None, seed: int = 0,
-           operator: Operator | None = None, tally: Tally | None = None) -> Iterator[Tally]:
-    """Run attempts and yield the tally after every step. folder: of the data set that is recorded; None: nothing is; tally: to be filled.
+           operator: Operator | None = None, tally: Tally | None = None, text: str = "") -> Iterator[Tally]:
+    """Run attempts and yield the tally after every step. folder: of the data set that is recorded; None: nothing is; tally: to be filled;
+    text: what was to be done, by default the robot's task.
 
     Whatever ends it, Ctrl-C, an exception or the last attempt, the robot is parked. Raises RealrlError as the robot's server does.
     """
     operator, tally = operator or Operator(env), tally or Tally()
-    recorder = None if folder is None else _recorder(env, folder, policy.name)
+    recorder = None if folder is None else _recorder(env, folder, policy.name, text)
     timed = _Timed(policy, tally)
     try:
         _warm(env, policy)
         with hurried(CLIENT, whole=True) as refused:
             tally.notes += refused
-            steps = play([env], timed, [box_guard(env)], range(seed, seed + episodes), greedy=True, noise_seed=seed, task=env.task.text,
-                         human=operator, recording=_Taken(recorder, operator, tally, env))
+            steps = play([env], timed, [box_guard(env)], range(seed, seed + episodes), greedy=True, noise_seed=seed,
+                         task=text or env.task.text, human=operator, recording=_Taken(recorder, operator, tally, env))
             before = None
             for found in steps:
                 if isinstance(found, Moment):
@@ -223,7 +224,7 @@ def _warm(env: RobotClient, policy: Policy) -> None:
         policy.act(env.nothing(policy.n_obs), policy.start(1), greedy=True, rng=[np.random.default_rng(0)])
 
 
-def _recorder(env: RobotClient, folder: Path, name: str) -> Recorder:
+def _recorder(env: RobotClient, folder: Path, name: str, text: str) -> Recorder:
     films = {k.removeprefix("images."): (s[0], s[1]) for k, s in env.task.senses.items() if k.startswith("images.")}
-    return Recorder(folder, task=env.task.text or env.task.id, fps=round(1 / env.task.dt), cameras=films, policy=name,
+    return Recorder(folder, task=text or env.task.text or env.task.id, fps=round(1 / env.task.dt), cameras=films, policy=name,
                     robot_type=str(env.about["name"]))

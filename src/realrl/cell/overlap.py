@@ -81,6 +81,9 @@ class Overlap:
         if strange := memory.keys() - {"ahead", "decided"}:
             raise RealrlError(f"{inner.name} remembers {', '.join(sorted(strange))} from plan to plan: its plans cannot be made ahead")
         able = memory["ahead"].shape[1] if "ahead" in memory else 0
+        if cfg.how == "prefix" and cfg.delay and getattr(inner, "head", "") == "one-step":
+            raise RealrlError(f"the one-step head of {inner.name} is told nothing of what is decided: act with its flow head, or take "
+                              "another way than prefix")
         if cfg.how == "prefix" and able < cfg.delay:
             raise RealrlError(f"{inner.name} was trained for {able} decided actions, {cfg.delay} are to be: train a flow policy with "
                               f"--policy.flow.delay {cfg.delay}, or take another way than prefix")

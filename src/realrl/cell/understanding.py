@@ -46,7 +46,7 @@ def variants(policy: Saved, spec: TaskSpec, *, blind: bool, swap: bool, paraphra
     if swap:
         others = [task for task, told in policy.tasks.items() if task != spec.id and told.body == policy.body]
         if not others:
-            raise RealrlError(f"--swap-text: {policy.name} knows no other task than {spec.id}: leave it out")
+            raise RealrlError(f"--swap-text: {policy.name} knows no other task than {spec.id} for this robot: leave it out")
         yield f"told: {policy.tasks[others[0]].texts[0]}", policy.told(spec.id, policy.tasks[others[0]].texts[0])
     if paraphrase:
         if not spec.paraphrases:

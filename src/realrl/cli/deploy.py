@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realrl.cli.acting import add_head, add_words, chooser
 from realrl.cli.parser import command, device_flag, interrupted, mistake, say, whole
 from realrl.terminal import console
 
 if TYPE_CHECKING:
     from realrl.cell.deploy import Tally
     from realrl.cell.overlap import How
+    from realrl.policies.folder import Saved
     from realrl.robots.client import RobotClient
     from realrl.types import Policy
 
@@ -30,7 +32,8 @@ def add(commands: Any) -> None:
                      "realrl deploy --policy runs/main/policy --robot ws://127.0.0.1:8770 --episodes 20", _deploy)
     parser.add_argument("--policy", type=Path, required=True, metavar="DIR", help="folder of a saved policy, e.g. runs/main/policy")
     parser.add_argument("--robot", required=True, metavar="URL", help="address that `realrl robot serve` printed")
-    parser.add_argument("--text", metavar="WORDS", help="what a flow policy is told to do (default: what it was told when it was saved)")
+    add_words(parser)
+    add_head(parser)
     parser.add_argument("--episodes", type=whole(1), default=20, metavar="N", help="attempts (default: 20)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="start of the first attempt (default: 0)")
     parser.add_argument("--horizon", type=whole(1), metavar="STEPS", help="steps until an attempt is cut off (default: the server's)")
@@ -50,19 +53,18 @@ def _deploy(args: argparse.Namespace) -> int:
 
     from realrl.cell.deploy import Operator, Tally, deploy
     from realrl.cell.latency import Ahead, Latency
-    from realrl.policies.folder import check_fit, for_task, load_policy, read_recall, read_robot
+    from realrl.policies.folder import check_fit, load_policy, read_recall, read_robot
     from realrl.robots.client import RobotClient
     from realrl.robots.embodiment import Meant
     from realrl.scene import device
     torch.set_num_threads(1)
-    loaded, trained_on = load_policy(args.policy, device(args.device))
-    loaded = for_task(loaded, trained_on, args.text)
+    loaded, task = chooser(args)(*load_policy(args.policy, device(args.device)))
     policy: Policy = loaded
     robot = read_robot(args.policy)
     env = RobotClient(args.robot, horizon=args.horizon, speaks=None if robot is None else Meant(robot, str(args.policy), loaded.senses))
     try:
         env.lag(read_recall(args.policy))
-        check_fit(loaded, env.task, args.policy, trained_on)
+        check_fit(loaded, env.task, args.policy, task)
         if args.latency and args.overlap == "prefix":
             raise mistake()("--latency shifts plans, --overlap prefix goes on from their beginning: leave one of them out")
         if args.latency:
@@ -75,7 +77,8 @@ def _deploy(args: argparse.Namespace) -> int:
     operator, tally = Operator(env), Tally()
     try:
         with _keys(operator.press), _dashboard(env) as show:
-            for _ in deploy(env, policy, args.episodes, folder=folder, seed=args.seed, operator=operator, tally=tally):
+            for _ in deploy(env, policy, args.episodes, folder=folder, seed=args.seed, operator=operator, tally=tally,
+                            text=_said(loaded, env)):
                 show(tally)
     except KeyboardInterrupt:
         return interrupted(f"; the robot is {tally.left}" if tally.left else "")
@@ -90,6 +93,19 @@ def _deploy(args: argparse.Namespace) -> int:
             if folder is not None:
                 say(f"recorded: {folder}")
     return 0
+
+
+def _said(policy: Saved, env: RobotClient) -> str:
+    """What recordings say was to be done: what the policy was told. A robot that judges its attempts itself judges its own task, whatever
+    else was said; that these differ is told."""
+    from realrl.nets.text import words
+    said, its = policy.text if policy.KIND == "flow" else "", env.task.text or env.task.id
+    if not said or words(said) in [words(text) for text in (its, *env.task.paraphrases)]:
+        return ""
+    if env.about["judged"]:
+        say(f"note: the policy is told {said!r}, the robot judges {its!r}: so the recordings call it")
+        return ""
+    return said
 
 
 def _overlapping(policy: Policy, env: RobotClient, how: How | None) -> Policy:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from realrl.cli.acting import add_head, product
 from realrl.cli.parser import command, device_flag, mistake, progress, screen, stdout_kept_clean, whole
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def add(commands: Any) -> None:
                         "(default: no limit but the box)")
     parser.add_argument("--episodes", type=whole(1), default=100, metavar="N", help="held-out episodes (default: 100)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="which set of held-out starts (default: 0)")
-    parser.add_argument("--head", choices=("ddim", "flow", "one-step"), help="which product acts (default: as it was saved)")
+    add_head(parser)
     parser.add_argument("--sampler", choices=("mean", "ddim", "sampled"), help="how the ddim head acts: its chain with the noise left out, "
                         "with eta = 0, or with its noise (default: as it was saved)")
     parser.add_argument("--horizon", type=whole(1), metavar="STEPS", help="steps until an episode is cut off (default: the task's own)")
@@ -99,7 +100,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     task = spec.id if make else task
     policy = for_task(policy, task, args.text)
     check_fit(policy, spec, args.policy, trained_on)
-    policy = _in_box(_product(policy, args), args, spec)
+    policy = _in_box(product(policy, args.policy, args.head, args.sampler), args, spec)
     others = dict(variants(policy, spec, blind=args.blind, swap=args.swap_text, paraphrase=args.paraphrase))
     out = args.out or (Path() if isinstance(args.policy, str) else args.policy.resolve().parent) / f"failures-{policy.head}"
     if args.save_failures:
@@ -157,28 +158,6 @@ def _loaded(args: argparse.Namespace) -> tuple[Saved, str, SightConfig]:
         raise mistake()(f"{args.policy}: its policy sees {', '.join(remote.senses)}, and its server does not say how those are drawn: "
                         "evaluate its folder where it is, or try it on a robot with --robot")
     return cast("Saved", remote), remote.task, SightConfig()  # it says as much of itself as a saved one
-
-
-def _product(policy: Saved, args: argparse.Namespace) -> Saved:
-    """What a policy deploys, as --head and --sampler say."""
-    if policy.KIND == "flow":
-        if args.head == "ddim" or args.sampler:
-            raise mistake()(f"{args.policy}: a flow policy acts with head flow or one-step and has one sampler; leave --sampler out")
-        if args.head == "one-step" and not policy.distilled:
-            raise mistake()(f"{args.policy}: its one-step head was never trained; use --head flow, or realrl train flow --one-step")
-        return policy.with_head(args.head or policy.head)
-    if policy.KIND != "diffusion":
-        if args.head or args.sampler:
-            raise mistake()(f"{args.policy}: a {policy.KIND} policy has but one way to act; leave --head and --sampler out")
-        return policy
-    if args.head == "flow":
-        raise mistake()(f"{args.policy}: a diffusion policy has the heads ddim and one-step; leave --head flow out")
-    if args.head == "one-step" and not policy.distilled:
-        raise mistake()(f"{args.policy}: its one-step head was never trained; use --head ddim, or run the stage one-step on it")
-    policy = policy.with_head(args.head or policy.head)
-    if args.sampler and policy.head != "ddim":
-        raise mistake()(f"--sampler {args.sampler} is about the ddim head, {args.policy} acts with one step: add --head ddim")
-    return policy.with_sampler(args.sampler) if args.sampler else policy
 
 
 def _sight(policy: Path) -> SightConfig:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from realrl.cli.acting import add_head, add_words, chooser
 from realrl.cli.parser import command, device_flag, mistake, say, whole
 
 
@@ -16,6 +17,8 @@ def add(commands: Any) -> None:
     parser = command(commands, "serve", "A saved policy for robots on other machines, in openpi's websocket format: their clients work.",
                      "realrl serve --policy runs/main/policy --host 0.0.0.0 --token-file token.txt", _serve)
     parser.add_argument("--policy", type=Path, required=True, metavar="DIR", help="folder of a saved or exported policy")
+    add_words(parser)
+    add_head(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=whole(0), default=8000, help="port; 0 takes a free one (default: 8000)")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token that clients must send (default: "
@@ -36,7 +39,7 @@ def _serve(args: argparse.Namespace) -> int:
     token = _token(args.token_file)
     cfg = ServeConfig(args.host, args.port, args.timeout, args.idle)
     torch.set_num_threads(args.threads)
-    served = Served.read(args.policy, device(args.device))
+    served = Served.read(args.policy, device(args.device), chooser(args))
 
     def ready(port: int) -> None:
         say(f"{served.policy.name} ({served.hash}) is served at ws://{args.host}:{port}, its health at http://{args.host}:{port}/healthz; "

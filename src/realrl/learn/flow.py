@@ -15,6 +15,7 @@ from realrl.generative.flow import draw_fixed, draw_time, flow_loss
 from realrl.learn.fit import ImitationConfig, averaged, cosine, generator, reseed
 from realrl.nets.transformer import NONE
 from realrl.policies.flow import FlowPolicy, FlowPolicyConfig, Told, body_of
+from realrl.policies.student import owned
 from realrl.types import Cell, Episode, RealrlError
 
 if TYPE_CHECKING:
@@ -114,9 +115,9 @@ class Lessons:
 
     @torch.no_grad()
     def conditions(self, size: int = 512) -> Tensor:
-        """The prefix [N, P W] of every decision under its task's first text, for distillation."""
+        """The prefix [N, P W + 1] of every decision under its task's first text, and whose it is, for distillation."""
         told = (self.batch(index) for index in torch.split(torch.arange(len(self)), size))
-        return torch.cat([self.policy.prefix(b.state, b.text, b.pictures, b.robot) for b in told])
+        return torch.cat([owned(self.policy.prefix(b.state, b.text, b.pictures, b.robot), b.robot) for b in told])
 
 
 def _joined(parts: Sequence[Lesson]) -> Lesson:

@@ -170,10 +170,14 @@ class Instructions(nn.Module):
         """Rows of `vectors` that are this task's texts."""
         return [i for i, of in enumerate(self.task_of) if of == task]
 
+    def row(self, text: str) -> int | None:
+        """The row of `vectors` that is this text, None for one that was never read in training."""
+        return next((i for i, other in enumerate(self.said) if words(other) == words(text)), None)
+
     def vector(self, text: str) -> Tensor:
         """A text's vector [384]: kept, or read anew. Raises RealrlError where that needs a package that is missing."""
-        known = [i for i, other in enumerate(self.said) if words(other) == words(text)]
-        return self.vectors[known[0]] if known else embed([text], self.reader)[0].to(self.vectors)
+        row = self.row(text)
+        return embed([text], self.reader)[0].to(self.vectors) if row is None else self.vectors[row]
 
     def nearest(self, text: str) -> tuple[str, str, float]:
         """(task, text, cosine of the two as they were read) of the known text that is nearest to this one in the space that the network

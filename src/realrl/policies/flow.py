@@ -24,6 +24,7 @@ from realrl.nets.normalise import Normaliser
 from realrl.nets.text import Instructions, Reader
 from realrl.nets.transformer import NONE, Actor, Goal, Prefix
 from realrl.policies.goals import GoalBank, Means
+from realrl.policies.student import Chain, Student, owned
 from realrl.types import Obs, Plan, RealrlError, State, TaskSpec
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 Head = Literal["flow", "one-step"]
 WHOLE = 4
 """Batches whose episodes have to repeat to the bit are filled up to a multiple of this, see `realrl.policies.diffusion.WHOLE`."""
-LIKE = 0.5
-"""Cosine to the nearest known text below which a new one is warned of; to MiniLM, paraphrases are above it and strangers below."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ class FlowPolicy(nn.Module):
     def told(self, task: str, text: str | None = None, *, goals_of: str | None = None, means: Means = "both") -> FlowPolicy:
         """This policy, the same weights, with an instruction: the first text of a task that it knows, or another. One that is shown goals
         draws one in every episode from those that it keeps of `goals_of`, by default of the task. Raises RealrlError for a task that it
-        does not know, where no text is given, and for a text that cannot be read; warns of one that is like none it knows."""
+        does not know, where no text is given, and for a text that cannot be read; warns of one that was never seen in training."""
         if text is None and task not in self.tasks:
             raise RealrlError(f"{self.name} was never told to do {task!r}{config.nearest(task, self.tasks)}; name one of these, or what to "
                               "do with --text")
@@ -199,9 +198,10 @@ class FlowPolicy(nn.Module):
                 raise RealrlError(f"{self.name} keeps no goal of {goals_of or task}, so that it cannot be shown one: tell it by text")
         with torch.no_grad():
             other.told_vector = self.instructions(self.instructions.vector(other.text))
-        known, near, like = self.instructions.nearest(other.text)
-        if like < LIKE:
-            warnings.warn(f"the text {other.text!r} was never seen in training; the nearest is {near!r} ({known}, cosine {like:.2f})",
+        if self.instructions.row(other.text) is None:  # however near it is: to MiniLM, opening a door is closing it (0.89)
+            known, near, like = self.instructions.nearest(other.text)
+            deaf = "; it knows one task and does it whatever it is told" if len(self.tasks) == 1 else ""
+            warnings.warn(f"the text {other.text!r} was never seen in training; the nearest is {near!r} ({known}, cosine {like:.2f}){deaf}",
                           stacklevel=2)
         return other
 
@@ -284,11 +284,12 @@ class FlowPolicy(nn.Module):
 
     # -- how it acts ----------------------------------------------------------------------------------------------------------
 
-    def velocity(self, cond: Tensor, without: Tensor | None = None) -> Velocity:
+    def velocity(self, cond: Tensor, without: Tensor | None = None, robot: Tensor | None = None) -> Velocity:
         """The flow at conditions [B, P W], as it acts: with its indicator and guidance. The prefix's keys and values are made once.
-        without: the conditions without what guidance leads to, where that is no indicator but a goal."""
+        without: the conditions without what guidance leads to, where that is no indicator but a goal; robot: whose they are [B], by
+        default of the one that it drives."""
         memory, beta = self.actor.remember(cond), self.cfg.flow.guidance
-        robot = torch.full((len(cond),), self.body, device=cond.device)
+        robot = torch.full((len(cond),), self.body, device=cond.device) if robot is None else robot
         mark = torch.full_like(robot, self.mark)
         if beta == 1 or (self.mark == NONE and without is None):
             return lambda x, t: self.actor(x, t, memory, robot, mark)
@@ -305,19 +306,19 @@ class FlowPolicy(nn.Module):
     def one_step(self, noise: Tensor, cond: Tensor) -> Tensor:
         """The student's chunk [B, chunk, A] from noise [B, K, A]."""
         x = nn.functional.pad(noise, (0, self.actor.action_in.shape[1] - self.action_dim))
-        out: Tensor = _Student(self)(x, torch.ones(len(x), device=x.device), cond)
+        out: Tensor = Student(self)(x, torch.ones(len(x), device=x.device), owned(cond, self.body))
         return out[:, :self.chunk, :self.action_dim].clamp(-1.0, 1.0)
 
     def distillation(self, cfg: DistillConfig) -> Distillation:
-        """The training of the student towards this policy's chains, which begins where the teacher is."""
+        """The training of the student towards this policy's chains, which begins where the teacher is. Conditions come `owned`."""
         from realrl.generative.diffusion import Distillation
         self.student.load_state_dict(self.actor.state_dict())
-        return Distillation(_Student(self), self.actor, _Chain(self), (self.cfg.plan, self.actor.action_in.shape[1]), cfg)
+        return Distillation(Student(self), self.actor, Chain(self), (self.cfg.plan, self.actor.action_in.shape[1]), cfg)
 
     def start(self, batch: int) -> State:
         """Which of the task's goals it is shown [B], -1 before it is drawn; where plans overlap, what is decided already [B, delay, A] and
         how much of it is [B]."""
-        delay = self.cfg.flow.delay
+        delay = 0 if self.head == "one-step" else self.cfg.flow.delay  # one step is told nothing of what is decided
         state: State = {"goal": torch.full((batch,), -1)} if self.aim >= 0 else {}
         return state | ({"ahead": torch.zeros(batch, delay, self.action_dim), "decided": torch.zeros(batch)} if delay else {})
 
@@ -401,32 +402,6 @@ class FlowPolicy(nn.Module):
         policy.head, policy.distilled, policy.text, policy.body, policy.mark = told.head, told.distilled, told.text, told.body, told.mark
         policy.aim, policy.means = told.aim, told.means
         return policy
-
-
-class _Student(nn.Module):
-    """The one-step student as a function (x [B, K, A], t [B], cond [B, P W]) -> the clean chunk [B, K, A]: x less t times what it says, so
-    that it begins as one Euler step of its teacher."""
-
-    def __init__(self, policy: FlowPolicy) -> None:
-        super().__init__()
-        self.actor, self.body, self.mark = policy.student, policy.body, policy.mark
-
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        robot = torch.full((len(cond),), self.body, device=cond.device)
-        t = t[:, None]
-        return x - t[..., None] * self.actor(x, t, self.actor.remember(cond), robot, torch.full_like(robot, self.mark))  # type: ignore[no-any-return]
-
-
-class _Chain:
-    """The sampler as the house's distillation takes it (`realrl.generative.diffusion.Chain`)."""
-
-    def __init__(self, policy: FlowPolicy) -> None:
-        self.policy, self.cfg = policy, policy.cfg.flow
-        self.t = 1 - torch.arange(self.cfg.steps, device=policy.device) / self.cfg.steps
-
-    def sample(self, net: Any, cond: Tensor, noise: Tensor, *, stochastic: bool) -> Tensor:
-        """The chains [B, S+1, K, A] from noise [B, 1, K, A], as the policy acts; guidance is in them."""
-        return euler(self.policy.velocity(cond), noise[:, 0], self.cfg.steps)
 
 
 def _eyes(senses: Mapping[str, tuple[int, ...]], fetch: bool) -> nn.ModuleDict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FORMAT: Final = 1
 KINDS: Final = ("diffusion", "flow", "gaussian", "recurrent", "residual", "onnx")
 Saved: TypeAlias = "DiffusionPolicy | FlowPolicy | GaussianPolicy | RecurrentPolicy | ResidualPolicy | ExportedPolicy"
+Choose: TypeAlias = "Callable[[Saved, str], tuple[Saved, str]]"
+"""(a policy, the task that it was trained on) -> (as it acts, what it does)"""
 
 
 class Storable(Stateful, Protocol):

@@ -23,7 +23,7 @@ from realrl.files import write_bytes, write_json
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.exported import GRAPH, ExportedAbout, ExportedPolicy, digest
 from realrl.policies.flow import FlowPolicy
-from realrl.policies.folder import FORMAT, load_policy, read_policy_json, read_robot
+from realrl.policies.folder import FORMAT, Choose, load_policy, read_policy_json, read_robot
 from realrl.policies.gaussian import GaussianPolicy
 from realrl.policies.recurrent import RecurrentPolicy
 from realrl.policies.residual import ResidualPolicy
@@ -48,13 +48,15 @@ class Export:
     ms: dict[str, tuple[float, float]]
 
 
-def export(source: Path, out: Path, data: Path | None = None) -> Export:
+def export(source: Path, out: Path, data: Path | None = None, choose: Choose | None = None) -> Export:
     """Write `out`/policy.onnx and the policy.json that describes it, which `load_policy` reads like any other.
 
-    source: folder of a saved policy; data: a data set to compare on, by default what its run recorded or learned from. Raises RealrlError
+    source: folder of a saved policy; data: a data set to compare on, by default what its run recorded or learned from; choose: which of its
+    tasks, for the instruction is built in. Raises RealrlError
     without a one-step head, without recorded observations, for a network that ONNX cannot express, and where the graph does not agree.
     """
     policy, task = load_policy(source)
+    policy, task = choose(policy, task) if choose else (policy, task)
     if isinstance(policy, ExportedPolicy):
         raise RealrlError(f"{source}: it is an ONNX graph already: give the policy it was exported from")
     if isinstance(policy, RecurrentPolicy | ResidualPolicy):

@@ -20,7 +20,7 @@ import torch
 
 from realrl import __version__, config
 from realrl.policies.exported import sense_type
-from realrl.policies.folder import Saved, load_policy, read_policy_json, read_recall, read_robot
+from realrl.policies.folder import Choose, Saved, load_policy, read_policy_json, read_recall, read_robot
 from realrl.robots.embodiment import Embodiment
 from realrl.types import Array, Obs, RealrlError, State
 
@@ -46,9 +46,10 @@ class Served:
         self.sees = {key: (shape, sense_type(key)) for key, shape in {"state": (self.policy.obs_dim,), **self.policy.senses}.items()}
 
     @classmethod
-    def read(cls, folder: Path, place: str | torch.device = "cpu") -> Served:
-        """The policy in a folder, and where it acts. Raises RealrlError, see `load_policy`."""
+    def read(cls, folder: Path, place: str | torch.device = "cpu", choose: Choose | None = None) -> Served:
+        """The policy in a folder, and where it acts. choose: which of its tasks and heads. Raises RealrlError, see `load_policy`."""
         policy, task = load_policy(folder, place)
+        policy, task = choose(policy, task) if choose else (policy, task)
         return cls(policy, task, read_robot(folder), read_policy_json(folder).get("sight") or {}, _hash(folder), read_recall(folder))
 
     @property
