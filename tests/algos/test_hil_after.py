@@ -12,6 +12,7 @@ import torch
 
 from algos.test_hil_serl import run_of, tiny, weights
 from realrl.algos.hil_serl import Average, HILConfig
+from realrl.cell.stream import Interleaved
 from realrl.checkpoint import encode
 from realrl.config import OutOfBounds
 from realrl.data.store import Store
@@ -39,11 +40,18 @@ def test_it_goes_on_from_an_earlier_run(tmp_path: Path, monkeypatch: pytest.Monk
         drawn.append(self)
         return sample(self, *args)
     monkeypatch.setattr(Earlier, "hand_over", told)
+    shown, publish = [], Interleaved.publish
+
+    def show(self: Interleaved, policy: GaussianPolicy) -> None:
+        shown.append((len(drawn), policy.net.weight0.detach().clone()))
+        publish(self, policy)
+    monkeypatch.setattr(Interleaved, "publish", show)
     monkeypatch.setattr(Mixture, "sample", spy)
     more = replace(first, after=str(tmp_path / "first"), steps=40, start=20, save_every=10)
     whole = run_of(tmp_path / "straight", more)
     assert {"agent", "average", "grasp"} == {name.split("/")[0] for name in handed[0]}
     assert all(torch.equal(old[name], value) for name, value in handed[0].items()), "as it was, optimisers, average, grasp and all"
+    assert shown[0][0] == 0 and torch.equal(shown[0][1], old["agent/policy/net.weight0"]), "an actor's process begins with what was learned"
     assert whole["headline"]["utd"] == pytest.approx(more.sac.utd, abs=0.1), "updates of the earlier run are not counted again"
     assert whole["headline"]["transitions"] < 160 and len(drawn) == whole["headline"]["transitions"] - more.start, "nothing of its practice"
     killed_at_saves(monkeypatch, (2,), lambda: run_of(tmp_path / "killed", more))

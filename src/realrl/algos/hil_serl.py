@@ -175,6 +175,7 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, mem
         saved = cell.run.load("hil-serl", **parts)
         if saved is None:
             saved = begin(cfg, agent, grasp, memory, average, demos)
+            stream.publish(agent.policy)  # an actor's process began with untaught weights
         memory.see(moments(stream.past()))
         if isinstance(human, ScriptedOperator) and cfg.help_after:
             human.asked = lambda: help.asks
@@ -253,7 +254,9 @@ def update(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory
 
 def sound(told: Mapping[str, Tensor], steps: int) -> Mapping[str, Tensor]:
     """What updates told. Raises RealrlError where it is NaN or infinite: weights that are never reach the robot."""
-    if wrong := [name for name, value in told.items() if not bool(value.isfinite())]:
+    values = torch.stack([value.float() for value in told.values()])
+    if not bool(values.isfinite().all()):
+        wrong = [name for name, value in told.items() if not bool(value.isfinite())]
         raise RealrlError(f"after {steps} control steps the updates' {wrong[0]} is {float(told[wrong[0]])}: learning diverged, and the "
                           "robot stops. What was done is recorded; --resume goes on from the last checkpoint, and lower "
                           "--sac.critic-lr and --sac.actor-lr want a new run")

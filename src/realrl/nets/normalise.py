@@ -64,8 +64,8 @@ class Scaler(nn.Module):
         return (x - self.middle) * self.gain
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("middle", "gain"):
-            state.setdefault(prefix + name, getattr(self, name))
+        state.setdefault(prefix + "middle", torch.zeros_like(self.middle))
+        state.setdefault(prefix + "gain", torch.ones_like(self.gain))
         super()._load_from_state_dict(state, prefix, *rest)
 
 
