@@ -5,7 +5,7 @@
     python -m benchmarks.faults --first 50 --times 60                 # rounds 50 to 59, beside another that makes those before
 
 It goes on where it was: a round of all faults is a row of benchmarks/results/faults.jsonl, and what is said at the end is of all rounds.
-A round takes about a minute of real time and a quarter of one of a processor's, two servers that start included. The server's logs of a
+A round takes about 80 s of real time and a third of that of a processor's, four servers that start included. The server's logs of a
 round in which anything went wrong are kept (--keep).
 What a lab runs on the simulation of its own cell is `realrl robot fault-campaign`.
 """
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.common import RESULTS, Table
-from realrl.robots.campaign import Trial, campaign, table
-from realrl.robots.faults import Rig
+from realrl.cell.campaign import Trial, campaign, table
+from realrl.cell.faults import Rig
 
 KEY = ("task", "only", "round")
 HEAD = ("robot", "fault", "times", "noticed after, median [ms]", "at most [ms]", "reacted rightly", "commands beyond a limit",

@@ -299,7 +299,7 @@ class RobotServer:
         """The answer to a message that has one. Raises ValueError, or RealrlError where the robot does not do it."""
         kind, keeper = message["type"], self.keeper
         if kind == "stop":
-            keeper.stop(peer.who)
+            keeper.stop(peer.who, printable(str(message.get("why", ""))[:300]))
         elif kind == "park":
             keeper.park(peer.who, person=peer.role == "person")
         elif kind in ("arm", "ready", "fault"):
