@@ -34,7 +34,7 @@ def test_a_command_beyond_a_limit_is_counted() -> None:
 
 
 def test_a_fault_has_to_be_called_by_its_name_first() -> None:
-    assert _names("somebody pressed stop: preflight: x is asked: x moves the other way; y is 4", ("x", "")) and _names("", ("",))
+    assert _names("somebody pressed stop: preflight: x is asked: x moves the other way; y is 4", ("y", "x")) and _names("hot drives", ())
     assert not _names("preflight: y is 4, recorded was 0; x is asked: x moves the other way", ("x",))
     assert not _names("preflight: the index is 4", ("x",))
 

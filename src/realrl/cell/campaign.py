@@ -74,7 +74,7 @@ def _trial(rig: Rig, kind: Kind, rng: np.random.Generator) -> Trial:
     return Trial(kind.number, kind.name, noticed if kind.event else None, reacted, not well, left)
 
 
-def _noticed(log: Path, what: str, begun: float, names: Sequence[str] = ("",), patience: float = 3.0) -> float | None:
+def _noticed(log: Path, what: str, begun: float, names: Sequence[str] = (), patience: float = 3.0) -> float | None:
     """s until the log says something, and first of all of one of the names."""
     until = time.monotonic() + patience
     while True:
@@ -89,8 +89,8 @@ def _noticed(log: Path, what: str, begun: float, names: Sequence[str] = ("",), p
 
 
 def _names(why: str, names: Sequence[str]) -> bool:
-    """Whether the first thing that is said is of one of these; "" is everything."""
-    return any(re.search(rf"(^|\W){re.escape(name)}(\W|$)", why.split(";")[0]) is not None for name in names)
+    """Whether the first thing that is said is of one of these, if there are any."""
+    return not names or any(re.search(rf"(^|\W){re.escape(name)}(\W|$)", why.split(";")[0]) is not None for name in names)
 
 
 def _order(log: Path) -> list[str]:

@@ -78,7 +78,7 @@ class Wander:
 
 class Rig:
     """A served simulated robot, a person and a commander. url: of its server; wrong: the fault with which it was started, "" for none;
-    names: one of the words that must be said of the fault under way."""
+    names: of what the fault under way has to be said, of one at least, if there are any."""
 
     def __init__(self, task: str, folder: Path, cameras: Sequence[str] = ()) -> None:
         self.task, self.folder, self.cameras = task, folder, tuple(cameras)
@@ -91,7 +91,7 @@ class Rig:
     def restart(self, wrong: str = "") -> None:
         """A server anew, of a robot that is as it should be or wrong from the start: "sign=2"."""
         self.wrong = wrong
-        self.names: Sequence[str] = ("",)
+        self.names: Sequence[str] = ()
         before = set(self.folder.iterdir()) if self.folder.is_dir() else set()
         while (name := self.folder / time.strftime("%Y%m%d-%H%M%S")) in before:  # its log's folder is called after the second
             time.sleep(0.1)
@@ -164,7 +164,7 @@ class Rig:
         if self.wrong:
             self.end()
             self.restart()
-        self.names = ("",)
+        self.names = ()
         self.inject("none")
         until = time.monotonic() + 30
         while True:
