@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-TIMES = {"p50 [ms]": "p50_ms", "p99 [ms]": "p99_ms", "processor, p50 [ms]": "cpu_p50_ms", "processor, p99 [ms]": "cpu_p99_ms"}
+TIMES = {"p50 [ms]": "p50_ms", "p99 [ms]": "p99_ms", "processor, p50 [ms]": "cpu_p50_ms", "processor, p99 [ms]": "cpu_p99_ms",
+         "cold, p50 [ms]": "cold_ms"}
 HEAD = ("from an observation to a guarded action", "", "parameters", *TIMES, "target for p99", "decisions")
 
 
