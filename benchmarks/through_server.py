@@ -8,7 +8,8 @@ Every part runs the commands that a user would type, the server in a process of 
 measured. The ways:
 
 rl100: imitated in lock-step, judged there and through the server, then the online stage alone through the server from that policy.
-rl100-dida: the same, but through the server the policy teaches one that sees the late readings and its last actions; then RL-100's online
+rl100-near: the same on a robot whose readings are 50 ms late (one control step), with the last two actions in sight.
+rl100-dida: as rl100, but through the server the policy teaches one that sees the late readings and its last actions; then RL-100's online
 stage goes on from that one, through the server, too.
 rl100-late: imitated in a simulation that is as late, and sees its last actions; nothing is learned through the server.
 hil-serl-init: imitated in lock-step, with the last actions in sight, which say nothing there; through the server HIL-SERL learns what to
@@ -84,6 +85,9 @@ WAYS = {
     "rl100": Way("rl100", "arm/panda-reach", 200, IMITATED,
                  "--init {sim}/policy --stages online --online.iterations 8 --online.episodes 40 --online.warmup 1 --online.practice 0 "
                  "--online.save-every 1 --trials.episodes 0", "online"),
+    "rl100-near": Way("rl100", "arm/panda-reach", 50, f"{IMITATED} --recall 2",
+                      "--init {sim}/policy --recall 2 --stages online --online.iterations 8 --online.episodes 40 --online.warmup 1 "
+                      "--online.save-every 1 --trials.episodes 0", "online"),
     "rl100-dida": Way("rl100", "arm/panda-reach", 200, IMITATED,
                       "--init {sim}/policy --rounds 3 --episodes 40 --recall 5 --imitation.steps 600", "dida", then="dida",
                       further="--init {online}/policy --recall 5 --stages online --online.iterations 4 --online.episodes 40 "

@@ -8,7 +8,7 @@ from typing import Any
 Row = dict[str, Any]
 HEAD = ("method, task", "policy", "readings late by", "success [95 %]", "n", "steps to success", "control steps learned from",
         "minutes by the clock", "stops")
-WAYS = ("rl100", "rl100-dida", "rl100-late", "hil-serl-init", "hil-serl-on", "hil-serl-dida", "hil-serl")
+WAYS = ("rl100", "rl100-near", "rl100-dida", "rl100-late", "hil-serl-init", "hil-serl-on", "hil-serl-dida", "hil-serl")
 """In the table's order, see `benchmarks/through_server.py`."""
 WHERE = {"lock-step": "from lock-step simulation, judged there", "before": "the same, through the server",
          "after": "**after learning through the server**", "further": "**after RL-100's online stage on top**"}

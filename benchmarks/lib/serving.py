@@ -15,5 +15,5 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     def target(row: dict[str, Any]) -> str:
         return "-" if row["target_p99_ms"] is None else f"{row['target_p99_ms']:g} ms"
 
-    return [[r["what"], r["method"], f"{r['parameters'] / 1e6:.2f} M", *(f"{r[key]:.3f}" for key in TIMES.values()), target(r),
+    return [[r["what"], r["method"], f"{r['parameters'] / 1e6:.2f} M", *(f"{r[key]:.3f}" if key in r else "-" for key in TIMES.values()), target(r),
              f"{r['calls']:,}"] for r in rows]

@@ -112,6 +112,7 @@ class Rig:
         self.about = self.person.welcome["robot"]
         low, self.high = (np.array(self.about[end]) for end in ("low", "high"))
         self.middle = (low + self.high) / 2
+        self.height = [i for i, c in enumerate(self.about["channels"]) if c["name"] == "z"]
 
     def close(self) -> None:
         """End everything."""
@@ -199,11 +200,13 @@ class Rig:
             self.commander.send({"type": "end", "epoch": self.commander.epoch})
 
     def work(self, seconds: float, rng: np.random.Generator, **more: Any) -> bool:
-        """Move about for a while, at least a step; whether every action was answered."""
+        """Move about for a while, at least a step, and not downwards: what presses on a table is stopped; whether every action was
+        answered."""
         n = len(self.high)
         way, until = rng.uniform(-1, 1, n), time.monotonic() + seconds
         while True:
             way = np.clip(0.8 * way + 0.4 * rng.uniform(-1, 1, n), -1, 1)
+            way[self.height] = np.abs(way[self.height])
             if not self.act(way, **more):
                 return False
             if time.monotonic() >= until:
@@ -305,6 +308,7 @@ def handed(first: int, then: int) -> Callable[[Rig, np.random.Generator], float]
     """Somebody else acts from one step to the next, and wants to go the other way."""
     def do(rig: Rig, rng: np.random.Generator) -> float:
         way = rng.choice([-1.0, 1.0], len(rig.high))
+        way[rig.height] = 0.0
         for _ in range(6):
             rig.act(way, source=first)
         begun = time.monotonic()
@@ -353,8 +357,7 @@ def reordered(rig: Rig, rng: np.random.Generator) -> float:
 def cornered(rig: Rig, rng: np.random.Generator) -> float:
     """Full speed into the limits."""
     begun, way = time.monotonic(), rng.choice([-1.0, 1.0], len(rig.high))
-    if rig.about["channels"][2]["name"] == "z":
-        way[2] = 1.0  # not into the table: that is another fault
+    way[rig.height] = 1.0  # not into the table: that is another fault
     for _ in range(40):
         rig.act(way)
     return begun
