@@ -15,5 +15,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     def target(row: dict[str, Any]) -> str:
         return "-" if row["target_p99_ms"] is None else f"{row['target_p99_ms']:g} ms"
 
-    return [[r["what"], r["method"], f"{r['parameters'] / 1e6:.2f} M", *(f"{r[key]:.3f}" if key in r else "-" for key in TIMES.values()), target(r),
-             f"{r['calls']:,}"] for r in rows]
+    def times(row: dict[str, Any]) -> list[str]:
+        return [f"{row[key]:.3f}" if key in row else "-" for key in TIMES.values()]
+
+    return [[r["what"], r["method"], f"{r['parameters'] / 1e6:.2f} M", *times(r), target(r), f"{r['calls']:,}"] for r in rows]
