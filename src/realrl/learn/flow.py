@@ -16,7 +16,7 @@ from realrl.learn.fit import ImitationConfig, averaged, cosine, generator, resee
 from realrl.nets.transformer import NONE
 from realrl.policies.flow import FlowPolicy, FlowPolicyConfig, Told, body_of
 from realrl.policies.student import owned
-from realrl.types import Cell, Episode, RealrlError
+from realrl.types import Cell, Episode, RealrlError, TaskSpec
 
 if TYPE_CHECKING:
     from realrl.generative.diffusion import DistillConfig
@@ -215,17 +215,37 @@ class FlowFit:
 
 def listed(task: str, tasks: Sequence[str], usual: Sequence[str]) -> tuple[str, ...]:
     """The tasks that a configuration names, each once: those of --tasks, also with commas between them, or the one of --task alone where
-    --tasks was left as it is."""
+    --tasks was left as it is. Raises RealrlError where nothing is named and something is usual: nobody means other tasks than he says."""
     if task and task not in tasks and tuple(tasks) == tuple(usual):
         return (task,)
-    return tuple(dict.fromkeys(name for word in tasks for name in word.split(",") if name)) or tuple(usual)
+    named = tuple(dict.fromkeys(name for word in tasks for name in word.split(",") if name))
+    if usual and not named:
+        raise RealrlError(f"an empty list of tasks: name some, or leave its flag out, which means {' '.join(usual)}")
+    return named
 
 
 def cells_of(cell: Cell, task: str, tasks: Sequence[str]) -> dict[str, Cell]:
-    """Task -> its cell. task: the one of `cell`. Raises RealrlError where that is none of the tasks."""
+    """Task -> its cell. task: the one of `cell`. Raises RealrlError where that is none of the tasks, and for tasks that cannot be learned
+    `together`."""
     if task not in tasks:
         raise RealrlError(f"--task {task} is none of the tasks {', '.join(tasks)}: leave it out, or name it among --tasks")
-    return {name: cell.at(name) for name in tasks}
+    cells = {name: cell.at(name) for name in tasks}
+    together({name: at.spec for name, at in cells.items()})
+    return cells
+
+
+def together(specs: Mapping[str, TaskSpec]) -> None:
+    """Raises RealrlError where two tasks have one name but for their suite, by which a run calls its stages and products, and where they
+    are seen by other cameras: one policy looks through the same."""
+    named: dict[str, str] = {}
+    first, one = next(iter(specs.items()))
+    for task, spec in specs.items():
+        if (other := named.setdefault(spec.name, task)) != task:
+            raise RealrlError(f"{other} and {task} are both called {spec.name} in a run's stages and folders: leave one of them out")
+        if spec.senses != one.senses:
+            here, there = (", ".join(f"{key} {list(shape)}" for key, shape in s.senses.items()) or "no camera" for s in (one, spec))
+            raise RealrlError(f"{first} is seen by {here}, {task} by {there}: one policy looks through the same cameras in all its tasks: "
+                              "leave one of the two out, or learn from the state (--sight.kind state)")
 
 
 def make_policy(cfg: FlowPolicyConfig, cells: Mapping[str, Cell], *, name: str) -> FlowPolicy:
