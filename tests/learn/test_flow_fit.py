@@ -1,5 +1,7 @@
 """Lessons of several tasks and robots as one table, and a fit that padding cannot change."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -134,8 +136,9 @@ def test_tasks_that_one_run_would_mix_up_and_other_cameras_are_refused():
     together({"a/reach": one, "b/push": spec("b", "push", top=(8, 8, 3))})
     with pytest.raises(RealrlError, match="a/reach and b/reach are both called reach"):
         together({"a/reach": one, "b/reach": spec("b", "reach", top=(8, 8, 3))})
-    for other, said in ({"side": (8, 8, 3)}, r"images.side \[8, 8, 3\]"), ({"top": (9, 8, 3)}, r"images.top \[9, 8, 3\]"), ({}, "no camera"):
-        with pytest.raises(RealrlError, match=rf"a/reach is seen by images.top \[8, 8, 3\], b/push by {said}: one policy looks through the same"):
+    others = [({"side": (8, 8, 3)}, "images.side [8, 8, 3]"), ({"top": (9, 8, 3)}, "images.top [9, 8, 3]"), ({}, "no camera")]
+    for other, said in others:
+        with pytest.raises(RealrlError, match=re.escape(f"a/reach is seen by images.top [8, 8, 3], b/push by {said}: one policy looks")):
             together({"a/reach": one, "b/push": spec("b", "push", **other)})
 
 
