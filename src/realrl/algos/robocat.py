@@ -13,29 +13,30 @@ import copy
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive, write_text
 from realrl.learn import classifier
-from realrl.learn.classifier import NO, YES, ClassifierConfig, Labelled
+from realrl.learn.classifier import ClassifierConfig
 from realrl.learn.fit import ImitationConfig, imitate
 from realrl.learn.flow import FlowFit, Lessons, cells_of, listed, make_policy
 from realrl.learn.goals import GoalConfig, Goals
+from realrl.learn.jury import Jury
 from realrl.policies.flow import FlowPolicy, FlowPolicyConfig
 from realrl.scene import Scene, device
-from realrl.types import Array, Cell, Episode, Source
+from realrl.types import Cell, Episode, Source
 
 Origin = Literal["demonstration", "practice"]
 Judge = Literal["script", "person", "classifier", "simulator"]
 Control = Literal["demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch", "fine-tuned"]
 TRAINING = ("metaworld/coffee-push-v3", "metaworld/coffee-button-v3", "metaworld/push-v3")
 HELD_OUT = ("metaworld/coffee-pull-v3", "metaworld/box-close-v3")
+FEW = 10
+"""Labelled failures below which a classifier's share of false positives is hardly known, which is said."""
 POLICY = FlowPolicyConfig(goals=True)
 GENERALIST, FINE_TUNING = ImitationConfig(steps=3000, batch=64), ImitationConfig(steps=1000, batch=64, lr=5e-4, warmup=50)
 
@@ -79,12 +80,13 @@ class RoboCatConfig(Scene):
     """The success classifier, one a task. Where episodes end with success only one frame shows it, so that one has to do."""
     false: float = 0.02
     """Share of the practising policy's failures that may be taken for successes: the threshold keeps it on episodes that a classifier was
-    not fitted to, see `Jury`."""
+    not fitted to, see `learn.jury`."""
     failures: float = 0.25
     """Failures, with their own ends as goals, are taken up to this share of a task's data."""
     compare: tuple[Control, ...] = ()
     """What else is made and judged: the last generalist from demonstrations alone; from the simulator's labels; without failures; from as
-    many demonstrations more as there were own successes; every held-out task alone from scratch; the last generalist fine-tuned to it."""
+    many demonstrations more as there were own successes; every held-out task's demonstrations alone, from scratch, which is to be seen
+    beside the first generalist's fine-tuning; the last generalist fine-tuned to all that there is of it."""
     swapped: bool = False
     """Whether the last generalist is judged by its goals alone, by its text alone, and with another task's goals, too."""
     eval_episodes: int = 100
@@ -104,6 +106,9 @@ class RoboCatConfig(Scene):
         if self.pool and (wrong := [task for task in self.held_out if not task.startswith("ogbench/")]):
             raise OutOfBounds(RoboCatConfig, "pool", f"wants held-out tasks of ogbench's scene, which one task hands on to the next, and "
                                                      f"{wrong[0]} is none: leave it out")
+        if self.classifier.false != ClassifierConfig().false:
+            raise OutOfBounds(RoboCatConfig, "classifier", "has its share of false frames changed, by which nothing is decided here: say "
+                                                           "--false, the share of episodes")
         if not self.policy.goals:
             raise OutOfBounds(RoboCatConfig, "policy", "has its goals turned off, and this is about them: leave --policy.no-goals out")
 
@@ -160,6 +165,8 @@ def train(cfg: RoboCatConfig, cell: Cell) -> dict[str, Any]:
     returns the summary with its `headline`. Continues an interrupted run."""
     cells = cells_of(cell, cfg.task, (*cfg.tasks, *cfg.held_out, *cfg.unseen))
     data = demonstrations(cfg, cells)
+    for task in cfg.held_out:
+        classifier.keys_of([r.episode for r in data[task]], cfg.classifier)  # raises now, not after the practice
     start = fresh(cfg, cells, data)
     unseen = {task: data.pop(task) for task in cfg.unseen}
     variety(cfg, cells, "variety-0", start, unseen)
@@ -169,7 +176,7 @@ def train(cfg: RoboCatConfig, cell: Cell) -> dict[str, Any]:
     for k in range(1, cfg.rounds + 1):
         for task, practised in practise(cfg, cells, policies, k).items():
             data[task] = data[task] + label(cfg, cells[task], data[task], practised, policies[task].name, k)
-        lineage(cell, data)
+        lineage(cell, data | unseen)
         generalist = generalise(cfg, cells, f"generalist-{k + 1}", start, data)
         variety(cfg, cells, f"variety-{k + 1}", generalist, unseen)
         policies = {task: generalist.told(task) for task in cfg.held_out}
@@ -255,82 +262,15 @@ def label(cfg: RoboCatConfig, cell: Cell, known: Sequence[Record], practised: Se
     records = [Record(e, task, "practice", k, made_by, e.succeeded, who) for e in shown]
     if rest:
         stage = f"practice-{k} {cell.spec.name}"
-        jury = Jury(cfg, [r.episode for r in known if r.origin == "demonstration"], shown)
+        jury = Jury(cfg.classifier, [r.episode for r in known if r.origin == "demonstration"], shown, false=cfg.false, seed=cfg.seed)
         verdicts = [jury.sees(e) for e in rest]
         records += [Record(e, task, "practice", k, made_by, v, "classifier") for e, v in zip(rest, verdicts, strict=True)]
         found = jury.audit(rest, verdicts)
         cell.summary.setdefault("classifier", {})[stage] = found
         cell.tell(f"{stage} labels", f"{cell.spec.name}, round {k}: the classifier took {found['taken']} of {len(rest)} episodes for "
-                  f"successes, the simulator {found['true']}; {found['false']} of {found['failures']} failures were among them")
+                  f"successes, the simulator {found['true']}; {found['false']} of {found['failures']} failures were among them"
+                  + (f"; its threshold rests on {jury.heard} failures alone: label more" if jury.heard < FEW else ""))
     return records
-
-
-class Jury:
-    """Success classifiers of a task: each is fitted to all of the labelled episodes but a part, and heard on that; what they say on the
-    average counts.
-
-    The threshold is the score that a share `false` of all failures would pass, if the best scores of those that are heard are a normal's.
-    Of 40 failures 2 % are none: the one among them that looks most like a success would forbid nearly all of these.
-    """
-
-    PARTS = 5
-
-    def __init__(self, cfg: RoboCatConfig, demos: Sequence[Episode], shown: Sequence[Episode]) -> None:
-        """demos: in them success is the last frame; shown: the practising policy's own, labelled frame by frame."""
-        sketch = classifier.blank(demos, cfg.classifier)
-        before, after = ([_frames(sketch, e) for e in of] for of in (demos, shown))  # frozen eyes: seen once
-        self.members = [self._fit(cfg, demos, before, shown, after, part) for part in range(self.PARTS)]
-        failed = [_most(_odds(self.members[i % self.PARTS], frames), cfg.classifier.frames)
-                  for i, (frames, e) in enumerate(zip(after, shown, strict=True)) if not e.succeeded]
-        self.threshold = NormalDist(float(np.mean(failed)), float(np.std(failed))).inv_cdf(1 - cfg.false) if len(set(failed)) > 1 else 0.0
-
-    def _fit(self, cfg: RoboCatConfig, demos: Sequence[Episode], before: Sequence[Tensor], shown: Sequence[Episode],
-             after: Sequence[Tensor], part: int) -> classifier.Classifier:
-        """A member, fitted to all but every PARTS-th of the shown episodes. before, after: frames [T, F] of demonstrations and shown."""
-        rest = [i for i in range(len(shown)) if i % self.PARTS != part]
-        frames = [*before, *(after[i] for i in rest)]
-        labels = [_last(len(e)) for e in demos] + [np.where(shown[i].success, YES, NO) for i in rest]
-        model = classifier.blank(demos, replace(cfg.classifier, seed=derive(cfg.seed, "jury", part) % 2**31))
-        which = np.repeat(np.arange(len(frames)), [len(f) for f in frames])
-        classifier.learn(model, Labelled(torch.cat(frames), np.concatenate(labels), which))
-        return model.eval()
-
-    def sees(self, episode: Episode) -> bool:
-        """Whether they see success in it."""
-        frames = _frames(self.members[0], episode)
-        odds = np.mean([_odds(model, frames) for model in self.members], 0)
-        return _most(odds, self.members[0].cfg.frames) >= self.threshold
-
-    def audit(self, episodes: Sequence[Episode], verdicts: Sequence[bool]) -> dict[str, Any]:
-        """What they say against what the simulator says, on the practising policy's episodes that they have never seen."""
-        truth, said = np.array([e.succeeded for e in episodes]), np.array(verdicts)
-        both, taken, true = int((truth & said).sum()), int(said.sum()), int(truth.sum())
-        return {"threshold": self.threshold, "episodes": len(episodes), "taken": taken, "true": true, "failures": len(episodes) - true,
-                "false": taken - both, "missed": true - both, "precision": both / taken if taken else None,
-                "recall": both / true if true else None, "false_share": (taken - both) / max(1, len(episodes) - true)}
-
-
-def _frames(model: classifier.Classifier, episode: Episode) -> Tensor:
-    """What a classifier sees after every step of an episode, [T, F]."""
-    return model.features({key: episode.obs[key][1:] for key in model.shapes})
-
-
-def _odds(model: classifier.Classifier, frames: Tensor) -> Array:
-    """Log-odds of success [T] of frames [T, F]."""
-    out: Array = model.logits(frames).numpy()
-    return out
-
-
-def _most(odds: Array, frames: int) -> float:
-    """The highest log-odds that so many in a row of [T] reach."""
-    return float(np.lib.stride_tricks.sliding_window_view(odds, min(frames, len(odds))).min(1).max())
-
-
-def _last(steps: int) -> Array:
-    """Labels [T] of an episode whose last frame alone shows success."""
-    out: Array = np.full(steps, NO)
-    out[-1] = YES
-    return out
 
 
 # -- controls ----------------------------------------------------------------------------------------------------------
@@ -355,9 +295,11 @@ def compare(cfg: RoboCatConfig, cells: Mapping[str, Cell], control: Control, sta
     scratch."""
     if control in ("scratch", "fine-tuned"):
         for task in cfg.held_out:
-            fresh_weights = control == "scratch"
-            stage = control if fresh_weights else f"fine-tuned-{cfg.rounds + 1}"
-            specialise(cfg, cells[task], stage, task, start if fresh_weights else generalist, data[task], scratch=fresh_weights)
+            if control == "scratch":  # what `fine-tuned-1` learns from, without what it practised afterwards
+                shown = [r for r in data[task] if r.origin == "demonstration"]
+                specialise(cfg, cells[task], control, task, start, shown, scratch=True)
+            else:
+                specialise(cfg, cells[task], f"fine-tuned-{cfg.rounds + 1}", task, generalist, data[task])
         return
     other: Data = {}
     for task, of in data.items():
@@ -388,7 +330,7 @@ def more(cfg: RoboCatConfig, cell: Cell, task: str, count: int) -> list[Record]:
 
 
 def lineage(cell: Cell, data: Data) -> None:
-    """Where every episode that may be learned from came from: a line each in lineage.jsonl, and the sums in the summary."""
+    """Where every episode that the cycle may learn from came from: a line each in lineage.jsonl, and the sums in the summary."""
     records = [r for of in data.values() for r in of]
     write_text(cell.run.dir / "lineage.jsonl", "".join(json.dumps({
         "task": r.task, "origin": r.origin, "round": r.round, "policy": r.made_by, "seed": r.episode.seed, "steps": len(r.episode),
