@@ -6,7 +6,7 @@
 
 A run is the whole cycle of a group: `fine-tuned-1` before practice, `generalist-2` after it. Controls, from the same cycle's data and as
 many gradient steps as a generalist: `demonstrations` (no own episodes), `simulator` (its labels in place of the classifier's),
-`no-failures`, `more-demonstrations` (as many as there were own successes: the upper bound); `scratch` (a held-out task's data alone) and
+`no-failures`, `more-demonstrations` (as many as there were own successes: the upper bound); `scratch` (a held-out task's demonstrations alone) and
 `fine-tuned-2` (the next generalist fine-tuned); the next generalist shown goals alone, told by text alone, and shown another task's goals,
 which must fail. `variety-0`, `-1` and `-2` are fresh weights, the first and the next generalist fine-tuned to the few demonstrations of
 tasks that none of them has seen. "panda": a robot that the generalist does not know, by `fine-tuned-1` and `scratch` (with --demos 100

@@ -10,7 +10,7 @@ METHODS = {"fine-tuned-1": "the first generalist fine-tuned, before practice", "
            "generalist-3": "**the generalist after two rounds**", "demonstrations": "a generalist from all demonstrations alone",
            "simulator": "after practice, the simulator's labels", "no-failures": "after practice, no failures",
            "more-demonstrations": "as many demonstrations more as own successes", "fine-tuned-2": "the next generalist, fine-tuned",
-           "scratch": "a task's data alone, from scratch", "goal-alone": "the next generalist, shown goals alone",
+           "scratch": "a task's demonstrations alone, from scratch", "goal-alone": "the next generalist, shown goals alone",
            "text-alone": "the next generalist, told by text alone", "goal-swapped": "the next generalist, shown another task's goals alone",
            "variety-0": "unseen tasks, from scratch", "variety-1": "unseen tasks, from the first generalist",
            "variety-2": "unseen tasks, from the next generalist", "variety-3": "unseen tasks, from the one after"}

@@ -132,7 +132,7 @@ def test_a_control_learns_from_what_it_is_said_to(tmp_path: Path, monkeypatch: p
     cfg = tiny(labels="simulator")
     given: dict[str, Any] = {}
 
-    def fitted(cfg: Any, cell: Any, stage: str, start: Any, data: Any, fit: Any) -> Any:
+    def fitted(cfg: Any, cell: Any, stage: str, start: Any, data: Any, fit: Any) -> Any:  # a generalist's
         given[stage] = {task: [(r.origin, r.worthy) for r in of] for task, of in data.items()}
         return start.told("toy/red")
 
@@ -155,6 +155,22 @@ def test_a_control_learns_from_what_it_is_said_to(tmp_path: Path, monkeypatch: p
     assert given["no-failures"]["toy/blue"] == [shown, (own, True)]
     assert given["fine-tuned-2"] == [shown, (own, True), (own, False)]
     assert given["scratch"] == [shown], "as before practice: with what was practised it would be compared with another one's data"
+
+
+def test_a_robot_that_the_generalist_does_not_know_learns_its_own_layers_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They begin at random among layers that are learned: at the rate of fine-tuning the rest they stayed behind."""
+    rates: dict[str, float] = {}
+    real = robocat.FlowFit
+
+    def fit(*args: Any, own: float, **more: Any) -> Any:
+        rates[args[0].name] = own
+        return real(*args, own=own, **more)
+
+    monkeypatch.setattr(robocat, "FlowFit", fit)
+    cfg = tiny(tasks=("toy/red",), held_out=("toy/line",), unseen=("toy/blue",), newcomer=7.0, compare=("scratch", "fine-tuned"))
+    run_of(tmp_path, cfg)
+    assert rates == {"variety-0": 1.0, "generalist-1": 1.0, "variety-1": 1.0, "fine-tuned-1": 7.0, "generalist-2": 1.0, "variety-2": 1.0,
+                     "scratch": 1.0, "fine-tuned-2": 1.0}
 
 
 def test_another_task_s_cell_keeps_the_lists() -> None:

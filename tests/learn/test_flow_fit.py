@@ -142,6 +142,21 @@ def test_tasks_that_one_run_would_mix_up_and_other_cameras_are_refused():
             together({"a/reach": one, "b/push": spec("b", "push", **other)})
 
 
+def test_layers_of_robots_learn_faster_where_it_is_asked_for_and_nothing_else_does():
+    def moved(own):
+        policy = make(goals=True)
+        torch.nn.init.normal_(policy.actor.expert.tone.weight, std=0.3)  # gates that begin closed keep what is behind them still
+        before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+        FlowFit(policy, lessons(policy), ImitationConfig(batch=8, steps=4, warmup=0), seed=3, own=own).update()
+        return {name: float((p.detach() - before[name]).norm()) for name, p in policy.named_parameters()}
+
+    slow, fast = moved(1.0), moved(10.0)  # Adam's first step is as long as its rate
+    own = {"prefix.state_in", "prefix.prompt", "actor.action_in", "actor.head"}
+    for name, far in slow.items():
+        assert fast[name] == pytest.approx(far * (10 if name in own else 1), rel=1e-3), name
+    assert all(slow[name] > 0 for name in own)
+
+
 def test_a_fit_goes_on_where_it_was():
     weights = []
     for first in (4, 2):

@@ -66,6 +66,9 @@ class RoboCatConfig(Scene):
     """A generalist's fit, from scratch, to all that there is."""
     finetuning: ImitationConfig = FINE_TUNING
     """The first generalist's fit to one held-out task."""
+    newcomer: float = 20.0
+    """How much faster than all else a robot's own layers learn in fine-tuning where the generalist does not know it: they begin at random,
+    and all else is learned."""
     rounds: int = 1
     """Rounds of practice, each followed by the next generalist."""
     practice: int = 200
@@ -99,7 +102,7 @@ class RoboCatConfig(Scene):
         object.__setattr__(self, "unseen", listed("", self.unseen, ()))
         super().__post_init__()
         check(self, few=f"[1, {self.demos}]", rounds="[1, 8]", practice="[1, 50000]", labelled="[4, 1e6]", false="(0, 0.5]",
-              failures="[0, 0.9]")
+              failures="[0, 0.9]", newcomer="[1, 100]")
         every = (*self.tasks, *self.held_out, *self.unseen)
         if twice := [task for task in dict.fromkeys(every) if every.count(task) > 1]:
             raise OutOfBounds(RoboCatConfig, "held_out", f"or unseen has {twice[0]}, which is among the others, too: name it once")
@@ -204,15 +207,15 @@ def fresh(cfg: RoboCatConfig, cells: Mapping[str, Cell], data: Data) -> FlowPoli
     return policy
 
 
-def fitted(cfg: RoboCatConfig, cell: Cell, stage: str, start: FlowPolicy, data: Data, fit: ImitationConfig) -> FlowPolicy:
-    """A copy of a policy, fitted to data; the ends of their successes become its goals."""
+def fitted(cfg: RoboCatConfig, cell: Cell, stage: str, start: FlowPolicy, data: Data, fit: ImitationConfig, own: float = 1.0) -> FlowPolicy:
+    """A copy of a policy, fitted to data; the ends of their successes become its goals. own: see `FlowFit`."""
     policy = copy.deepcopy(start).requires_grad_(True)
     policy.name = stage.partition(" ")[0]
     used = {task: chosen(cfg, of) for task, of in data.items()}
     with cell.timed(stage):
         lessons = Lessons(policy, {task: [r.episode for r in of] for task, of in used.items()}).encode()
         goals = Goals(lessons, {task: np.array([r.worthy for r in of]) for task, of in used.items()}, cfg.goals)
-        imitate(cell.run, FlowFit(policy, lessons, fit, seed=derive(cfg.seed, stage), goals=goals), stage)
+        imitate(cell.run, FlowFit(policy, lessons, fit, seed=derive(cfg.seed, stage), goals=goals, own=own), stage)
     return policy.eval().requires_grad_(False)
 
 
@@ -229,9 +232,17 @@ def specialise(cfg: RoboCatConfig, cell: Cell, stage: str, task: str, base: Flow
     """A generalist fine-tuned to one held-out task, judged there. scratch: base has learned nothing, and gets a generalist's steps, too."""
     name = f"{stage} {cell.spec.name}"
     fit = replace(cfg.generalist, steps=cfg.generalist.steps + cfg.finetuning.steps) if scratch else cfg.finetuning
-    policy = fitted(cfg, cell, name, base, {task: list(records)}, fit).told(task)
+    own = 1.0 if scratch or knows(base, task) else cfg.newcomer
+    policy = fitted(cfg, cell, name, base, {task: list(records)}, fit, own).told(task)
     cell.finish_stage(name, policy, cfg.eval_episodes)
     return policy
+
+
+def knows(policy: FlowPolicy, task: str) -> bool:
+    """Whether a policy has learned anything with the robot of a task: of what it learned it keeps goals."""
+    assert policy.goals is not None
+    learned = [told.body for told, count in zip(policy.tasks.values(), policy.goals.count.tolist(), strict=True) if count]
+    return policy.tasks[task].body in learned
 
 
 def variety(cfg: RoboCatConfig, cells: Mapping[str, Cell], stage: str, base: FlowPolicy, unseen: Data) -> None:

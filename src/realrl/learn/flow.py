@@ -133,17 +133,25 @@ class FlowFit:
     """Flow matching on recorded chunks (`generative.flow.flow_loss`); the averaged weights become the policy's. See `learn.fit.Fit`.
 
     mark: [N] what the advantage indicator says of every decision, None for plain imitation; dropout: how often the network is not told;
-    weight: [N]; among: [n] the decisions to learn from, all by default; goals: what is shown beside the instruction. Prefix and expert
-    learn together: the frozen networks under the prefix have no knowledge that the expert's gradients could spoil.
+    weight: [N]; among: [n] the decisions to learn from, all by default; goals: what is shown beside the instruction; own: how much faster
+    than all else the robots' own layers learn. Prefix and expert learn together: the frozen networks under the prefix have no knowledge
+    that the expert's gradients could spoil.
     """
 
     def __init__(self, policy: FlowPolicy, lessons: Lessons, cfg: ImitationConfig, *, seed: int, mark: Tensor | None = None,
-                 dropout: float = 0.0, weight: Tensor | None = None, among: Tensor | None = None, goals: Goals | None = None) -> None:
+                 dropout: float = 0.0, weight: Tensor | None = None, among: Tensor | None = None, goals: Goals | None = None,
+                 own: float = 1.0) -> None:
         self.policy, self.lessons, self.cfg, self.seed, self.goals = policy, lessons, cfg, seed, goals
         self.mark, self.dropout, self.weight, self.among = mark, dropout, weight, among
         self.net = nn.ModuleDict({"prefix": policy.prefix, "actor": policy.actor}).requires_grad_(True).train()
         self.average = averaged(self.net, cfg.ema)
-        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=cfg.lr, betas=(0.9, 0.98), weight_decay=cfg.weight_decay, fused=True)
+        groups, self.rates = [list(self.net.parameters())], [1.0]
+        if own != 1:
+            robots = [*policy.prefix.own(), *policy.actor.own()]
+            shared = [p for p in groups[0] if all(p is not q for q in robots)]
+            groups, self.rates = [shared, robots], [1.0, own]
+        self.optimiser = torch.optim.AdamW([{"params": group} for group in groups], lr=cfg.lr, betas=(0.9, 0.98),
+                                           weight_decay=cfg.weight_decay, fused=True)
         self.step, self.steps = 0, cfg.steps
         self.kept_back: Tensor | None = None
         if cfg.validation:
@@ -156,7 +164,9 @@ class FlowFit:
         random = generator(self.seed, "flow", self.step)
         reseed(derive(self.seed, "dropout", self.step), self.policy.device)
         index = self.lessons.draw(self.cfg.batch, random, self.among)
-        self.optimiser.param_groups[0]["lr"] = self.cfg.lr * cosine(self.step, self.cfg.steps, self.cfg.warmup)
+        lr = self.cfg.lr * cosine(self.step, self.cfg.steps, self.cfg.warmup)
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = lr * rate
         loss = self.loss(index, random)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
