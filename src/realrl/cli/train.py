@@ -133,7 +133,7 @@ def _train(args: argparse.Namespace) -> int:
         every = () if real else [task for name in ("tasks", "held_out", "unseen") for task in getattr(cfg, name, ())]
         if specs := {other: _asked(partial(envs.make, other, sight=cfg.sight, randomise=cfg.randomise)) for other in every}:
             from realrl.learn.flow import together
-            together(specs)
+            together(specs, cfg.policy.reader)
         cfg = replace(cfg, task=spec.id) if real else cfg
     if args.robot:  # there is one
         cfg = replace(cfg, collect=replace(cfg.collect, workers=1, envs_per_worker=1))

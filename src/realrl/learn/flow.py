@@ -13,6 +13,7 @@ from realrl.data.views import ChunkView
 from realrl.files import derive
 from realrl.generative.flow import draw_fixed, draw_time, flow_loss
 from realrl.learn.fit import ImitationConfig, averaged, cosine, generator, reseed
+from realrl.nets.text import Reader, minilm
 from realrl.nets.transformer import NONE
 from realrl.policies.flow import FlowPolicy, FlowPolicyConfig, Told, body_of
 from realrl.policies.student import owned
@@ -244,9 +245,11 @@ def cells_of(cell: Cell, task: str, tasks: Sequence[str]) -> dict[str, Cell]:
     return cells
 
 
-def together(specs: Mapping[str, TaskSpec]) -> None:
-    """Raises RealrlError where two tasks have one name but for their suite, by which a run calls its stages and products, and where they
-    are seen by other cameras: one policy looks through the same."""
+def together(specs: Mapping[str, TaskSpec], reader: Reader = "words") -> None:
+    """Raises RealrlError where two tasks have one name but for their suite, by which a run calls its stages and products, where they are
+    seen by other cameras: one policy looks through the same; and where who shall read their texts is not installed."""
+    if reader == "minilm":
+        minilm()
     named: dict[str, str] = {}
     first, one = next(iter(specs.items()))
     for task, spec in specs.items():
