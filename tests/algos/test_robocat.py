@@ -173,6 +173,31 @@ def test_a_robot_that_the_generalist_does_not_know_learns_its_own_layers_faster(
                      "scratch": 1.0, "fine-tuned-2": 1.0}
 
 
+def test_random_goals_are_others_of_the_robot_and_their_episodes_are_taken_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lower bound: as many episodes as there were own successes, each shown its own end alone."""
+    given: dict[str, list[tuple[str, str, bool, str]]] = {}
+    real = robocat.fitted
+
+    def fitted(cfg: Any, cell: Any, stage: str, start: Any, data: Any, *rest: Any) -> Any:
+        given[stage] = [(task, r.origin, r.worthy, r.episode.policy) for task, of in data.items() for r in chosen(cfg, of)]
+        return real(cfg, cell, stage, start, data, *rest)
+
+    monkeypatch.setattr(robocat, "fitted", fitted)
+    run_of(tmp_path, tiny(labels="simulator", failures=0.0, practice=30, compare=("random-goals",)))
+    own = [row for row in given["generalist-2"] if row[1] == "practice"]
+    strayed = [row for row in given["random-goals"] if row[1] != "demonstration"]
+    assert 0 < len(own) == len(strayed) and {row[0] for row in strayed} == {"toy/blue"}
+    assert {row[1:] for row in strayed} == {("random", False, "random goals")}
+
+
+def test_goals_of_a_task_that_nobody_learned_are_no_control(tmp_path: Path) -> None:
+    """The only other task of the robot is an unseen one: the swap ended in an error at the end of the cycle."""
+    cfg = tiny(tasks=("toy/line",), held_out=("toy/red",), unseen=("toy/blue",), swapped=True, compare=("random-goals",))
+    summary = run_of(tmp_path, cfg)
+    names = {s["name"] for s in summary["stages"]}
+    assert {"goal-alone red", "random-goals red"} <= names and "goal-swapped red" not in names
+
+
 def test_another_task_s_cell_keeps_the_lists() -> None:
     cfg = RoboCatConfig()
     other = replace(cfg, task=cfg.held_out[0])

@@ -30,9 +30,9 @@ from realrl.policies.flow import FlowPolicy, FlowPolicyConfig
 from realrl.scene import Scene, device
 from realrl.types import Cell, Episode, Source
 
-Origin = Literal["demonstration", "practice"]
+Origin = Literal["demonstration", "practice", "random"]
 Judge = Literal["script", "person", "classifier", "simulator"]
-Control = Literal["demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch", "fine-tuned"]
+Control = Literal["demonstrations", "simulator", "no-failures", "more-demonstrations", "random-goals", "scratch", "fine-tuned"]
 TRAINING = ("metaworld/coffee-push-v3", "metaworld/coffee-button-v3", "metaworld/push-v3")
 HELD_OUT = ("metaworld/coffee-pull-v3", "metaworld/box-close-v3")
 FEW = 10
@@ -88,8 +88,8 @@ class RoboCatConfig(Scene):
     """Failures, with their own ends as goals, are taken up to this share of a task's data."""
     compare: tuple[Control, ...] = ()
     """What else is made and judged: the last generalist from demonstrations alone; from the simulator's labels; without failures; from as
-    many demonstrations more as there were own successes; every held-out task's demonstrations alone, from scratch, which is to be seen
-    beside the first generalist's fine-tuning; the last generalist fine-tuned to all that there is of it."""
+    many demonstrations more as there were own successes; from as many episodes that were shown other tasks' goals; every held-out task's
+    demonstrations alone, from scratch, to be seen beside the first generalist's fine-tuning; the last generalist fine-tuned to all of it."""
     swapped: bool = False
     """Whether the last generalist is judged by its goals alone, by its text alone, and with another task's goals, too."""
     eval_episodes: int = 100
@@ -148,11 +148,11 @@ def demonstrations(cfg: RoboCatConfig, cells: Mapping[str, Cell]) -> Data:
 
 def chosen(cfg: RoboCatConfig, records: Sequence[Record]) -> list[Record]:
     """What a fit sees of a task: all successes, and the first failures up to their share of the steps. Long failures would otherwise
-    outweigh everything."""
-    good = [r for r in records if r.worthy]
+    outweigh everything. Where random goals were shown, all that came of it is what is to be compared."""
+    good = [r for r in records if r.worthy or r.origin == "random"]
     room = cfg.failures / (1 - cfg.failures) * sum(len(r.episode) for r in good)
     some: list[Record] = []
-    for record in (r for r in records if not r.worthy):
+    for record in (r for r in records if not (r.worthy or r.origin == "random")):
         room -= len(record.episode)
         if room < 0:
             break
@@ -232,17 +232,17 @@ def specialise(cfg: RoboCatConfig, cell: Cell, stage: str, task: str, base: Flow
     """A generalist fine-tuned to one held-out task, judged there. scratch: base has learned nothing, and gets a generalist's steps, too."""
     name = f"{stage} {cell.spec.name}"
     fit = replace(cfg.generalist, steps=cfg.generalist.steps + cfg.finetuning.steps) if scratch else cfg.finetuning
-    own = 1.0 if scratch or knows(base, task) else cfg.newcomer
+    known = {base.tasks[t].body for t in learned(base)}  # robots
+    own = 1.0 if scratch or base.tasks[task].body in known else cfg.newcomer
     policy = fitted(cfg, cell, name, base, {task: list(records)}, fit, own).told(task)
     cell.finish_stage(name, policy, cfg.eval_episodes)
     return policy
 
 
-def knows(policy: FlowPolicy, task: str) -> bool:
-    """Whether a policy has learned anything with the robot of a task: of what it learned it keeps goals."""
+def learned(policy: FlowPolicy) -> list[str]:
+    """The tasks that a policy has learned anything of: it keeps goals of them."""
     assert policy.goals is not None
-    learned = [told.body for told, count in zip(policy.tasks.values(), policy.goals.count.tolist(), strict=True) if count]
-    return policy.tasks[task].body in learned
+    return [task for task, count in zip(policy.tasks, policy.goals.count.tolist(), strict=True) if count]
 
 
 def variety(cfg: RoboCatConfig, cells: Mapping[str, Cell], stage: str, base: FlowPolicy, unseen: Data) -> None:
@@ -289,16 +289,16 @@ def label(cfg: RoboCatConfig, cell: Cell, known: Sequence[Record], practised: Se
 
 def judge_means(cfg: RoboCatConfig, cell: Cell, task: str, policy: FlowPolicy) -> None:
     """By its goals alone, by its text alone, and with the goals of another task of the same robot, which must fail."""
-    name, other = cell.spec.name, another(policy, task)
+    name = cell.spec.name
     cell.finish_stage(f"goal-alone {name}", policy.told(task, means="goal"), cfg.eval_episodes)
     cell.finish_stage(f"text-alone {name}", policy.told(task, means="text"), cfg.eval_episodes)
-    if other:
+    for other in others(policy, task)[:1]:
         cell.finish_stage(f"goal-swapped {name}", policy.told(task, goals_of=other, means="goal"), cfg.eval_episodes)
 
 
-def another(policy: FlowPolicy, task: str) -> str | None:
-    """Another task of the same robot whose goals the policy keeps."""
-    return next((t for t, of in policy.tasks.items() if t != task and of.body == policy.tasks[task].body), None)
+def others(policy: FlowPolicy, task: str) -> list[str]:
+    """The other tasks of the same robot of which the policy keeps goals."""
+    return [t for t in learned(policy) if t != task and policy.tasks[t].body == policy.tasks[task].body]
 
 
 def compare(cfg: RoboCatConfig, cells: Mapping[str, Cell], control: Control, start: FlowPolicy, generalist: FlowPolicy, data: Data) -> None:
@@ -321,6 +321,8 @@ def compare(cfg: RoboCatConfig, cells: Mapping[str, Cell], control: Control, sta
             own = [r for r in own if r.worthy]
         elif control == "more-demonstrations" and own:
             own = more(cfg, cells[task], task, sum(r.worthy for r in own))
+        elif control == "random-goals" and own:
+            own = wandered(cfg, cells[task], task, generalist, sum(r.worthy for r in own))
         elif control == "demonstrations":
             own = []
         other[task] = demos + own
@@ -335,6 +337,17 @@ def more(cfg: RoboCatConfig, cell: Cell, task: str, count: int) -> list[Record]:
     expert = envs.expert(task, cfg.expert, noise=cfg.demo_noise)
     shown = cell.practise("more demonstrations", expert, cell.seeds(9, count), greedy=True, source=Source.SCRIPT)
     return [Record(e, task, "demonstration", 0, e.policy, True, "script") for e in shown if e.succeeded]
+
+
+def wandered(cfg: RoboCatConfig, cell: Cell, task: str, policy: FlowPolicy, count: int) -> list[Record]:
+    """So many episodes that were shown the goals of other tasks of the same robot, in turn: each is right for where it led, and for nothing
+    that is asked for. None where the robot has one task."""
+    seeds, found = cell.seeds(9, count, 25_000), []
+    there = others(policy, task)
+    for i, other in enumerate(there):
+        told = policy.told(task, goals_of=other, means="goal")
+        found += cell.practise("random goals", told, seeds[i::len(there)], noise_seed=derive(cfg.seed, "random goals") % 2**31)
+    return [Record(e, task, "random", cfg.rounds, policy.name, False, "script") for e in found]
 
 
 # -- what it came to ---------------------------------------------------------------------------------------------------
