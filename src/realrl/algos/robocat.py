@@ -89,7 +89,7 @@ class RoboCatConfig(Scene):
     compare: tuple[Control, ...] = ()
     """What else is made and judged: the last generalist from demonstrations alone; from the simulator's labels; without failures; from as
     many demonstrations more as there were own successes; from as many episodes that were shown other tasks' goals; every held-out task's
-    demonstrations alone, from scratch, to be seen beside the first generalist's fine-tuning; the last generalist fine-tuned to all of it."""
+    demonstrations alone, from scratch, beside the first generalist's fine-tuning; the last generalist fine-tuned to all that there is."""
     swapped: bool = False
     """Whether the last generalist is judged by its goals alone, by its text alone, and with another task's goals, too."""
     eval_episodes: int = 100
