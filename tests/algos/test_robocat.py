@@ -99,7 +99,7 @@ def test_two_rounds_over_two_robots_and_what_they_leave(tmp_path: Path) -> None:
         again = policy.told("toy/line")
         assert (again.obs_dim, again.action_dim, policy.obs_dim, policy.action_dim) == (1, 1, 6, 2), "two robots, one policy"
     page = write_report(tmp_path).read_text()
-    assert "Practice by itself" in page and "What practice looked like, in round 2" in page and "practice-2 blue" in page and "lineage.jsonl" in page
+    assert all(part in page for part in ("Practice by itself", "practice-2 blue", "What practice looked like, in round 2", "lineage.jsonl"))
 
 
 def test_a_resumed_cycle_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
