@@ -87,6 +87,9 @@ def test_two_rounds_over_two_robots_and_what_they_leave(tmp_path: Path) -> None:
     assert head["after"] == head["stages"]["generalist-3"]["success_pct"]
     lines = [json.loads(line) for line in (tmp_path / "lineage.jsonl").read_text().splitlines()]
     own = [line for line in lines if line["origin"] == "practice"]
+    asked = [e for folder in tmp_path.glob("dataset*") if (folder / "meta").is_dir() for e in Store.open(folder).read()
+             if e.policy == "demonstration" and e.succeeded and e.task in ("toy/blue", "toy/obstacle")]
+    assert len(asked) == 4, "nobody demonstrates more of a held-out task than is looked at"
     assert len(own) == 16 and {line["policy"] for line in own if line["round"] == 2} == {"generalist-2"}
     assert [line["said_by"] for line in own[:8]] == ["person"] * 4 + ["classifier"] * 4
     assert all(line["goals"] == ["hindsight"] for line in own if not line["taken_for_success"])

@@ -31,7 +31,7 @@ from realrl.scene import Scene, device
 from realrl.types import Cell, Episode, Source
 
 Origin = Literal["demonstration", "practice", "random"]
-Judge = Literal["script", "person", "classifier", "simulator"]
+Judge = Literal["script", "recording", "person", "classifier", "simulator"]
 Control = Literal["demonstrations", "simulator", "no-failures", "more-demonstrations", "random-goals", "scratch", "fine-tuned"]
 TRAINING = ("metaworld/coffee-push-v3", "metaworld/coffee-button-v3", "metaworld/push-v3")
 HELD_OUT = ("metaworld/coffee-pull-v3", "metaworld/box-close-v3")
@@ -140,9 +140,8 @@ def demonstrations(cfg: RoboCatConfig, cells: Mapping[str, Cell]) -> Data:
     """Of every training task its own; of the others a few."""
     found: Data = {}
     for task, at in cells.items():
-        shown = at.demonstrations()
-        shown = shown if task in cfg.tasks else shown[:cfg.few]
-        found[task] = [Record(e, task, "demonstration", 0, e.policy, True, "script") for e in shown]
+        shown = at.demonstrations(count=None if task in cfg.tasks else cfg.few)
+        found[task] = [Record(e, task, "demonstration", 0, e.policy, True, "script" if cfg.data is None else "recording") for e in shown]
     return found
 
 
