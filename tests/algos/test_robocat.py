@@ -26,7 +26,8 @@ from realrl.policies.folder import load_policy
 from realrl.report import write_report
 from realrl.run import Run
 from realrl.scene import CollectConfig
-from realrl.types import Episode
+from realrl.serve.export import deployed
+from realrl.types import Episode, RealrlError
 
 FIT = ImitationConfig(steps=3, batch=8, warmup=0)
 
@@ -99,6 +100,8 @@ def test_two_rounds_over_two_robots_and_what_they_leave(tmp_path: Path) -> None:
         policy, of = load_policy(tmp_path / name)
         assert policy.KIND == "flow" and of == task and policy.goals is not None
         assert list(policy.tasks)[policy.aim] == task and int(policy.goals.count[policy.aim]) > 0
+        with pytest.raises(RealrlError, match="a policy that is shown goals has no one-step head, and so no graph"):
+            deployed(policy, tmp_path / name)
         again = policy.told("toy/line")
         assert (again.obs_dim, again.action_dim, policy.obs_dim, policy.action_dim) == (1, 1, 6, 2), "two robots, one policy"
     page = write_report(tmp_path).read_text()
