@@ -279,7 +279,8 @@ def label(cfg: RoboCatConfig, cell: Cell, known: Sequence[Record], practised: Se
         cell.summary.setdefault("classifier", {})[stage] = found
         cell.tell(f"{stage} labels", f"{cell.spec.name}, round {k}: the classifier took {found['taken']} of {len(rest)} episodes for "
                   f"successes, the simulator {found['true']}; {found['false']} of {found['failures']} failures were among them"
-                  + (f"; its threshold rests on {jury.heard} failures alone: label more" if jury.heard < FEW else ""))
+                  + (f"; its threshold rests on {jury.heard} failures alone, one in {jury.heard + 1} may pass: label more"
+                     if jury.heard < FEW else ""))
     return records
 
 

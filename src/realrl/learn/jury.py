@@ -29,9 +29,11 @@ class Jury:
     """Success classifiers of a task: each is fitted to all of the labelled episodes but a part, and heard on that; what they say on the
     average counts, where the frame looks like a success that is known.
 
-    The threshold is the score that the next failure passes with a chance of `false`, if the best scores of the failures that are heard are
-    a normal's of unknown mean and spread (Student's t), and never below even odds. Of 40 failures 2 % are none: the one among them that
-    looks most like a success would forbid nearly all of these. heard: how many failures it rests on; of less than two nothing can be said.
+    The threshold is the score that a share `false` of the failures reaches by which they are heard, never below even odds. Whatever the
+    scores are like, the next failure passes it with a chance of that share, or of one in one more than are `heard`, if that is more: of 40
+    failures none may pass, and one in 41 will (conformal prediction; Vovk, Gammerman and Shafer 2005, section 2.2). Of no failure nothing
+    is known.
+
     A network says anything of what is unlike all that it was fitted to, a mug beside the table, say: hence the likeness.
     """
 
@@ -51,8 +53,9 @@ class Jury:
             rest = [i for i in range(len(frames)) if i < len(demos) or (i - len(demos)) % PARTS != part]
             self.members.append(self._fit(frames, labels, rest, derive(seed, "jury", part) % 2**31, demos))
         self.known, self.centre, self.spread, self.far = _likeness(frames, labels)
-        scores = [_most(_odds(self.members[(i - len(demos)) % PARTS], frames[i]), cfg.frames) for i in failed]
-        self.threshold = max(0.0, _beyond(np.array(scores), false))
+        scores = [self._score(_odds(self.members[(i - len(demos)) % PARTS], frames[i]), frames[i]) for i in failed]
+        most = max(1, int(false * (len(scores) + 1)))  # the rank of a score that so many of the failures and the next one reach
+        self.threshold = max([0.0, *sorted(scores, reverse=True)[most - 1:most]])
 
     def _fit(self, frames: Sequence[Tensor], labels: Sequence[Array], rows: Sequence[int], seed: int,
              demos: Sequence[Episode]) -> Classifier:
@@ -71,9 +74,13 @@ class Jury:
         if not self.members:
             return -float("inf")
         frames = self.frames(episode)
-        odds = np.mean([_odds(model, frames) for model in self.members], 0)
+        return self._score(np.mean([_odds(model, frames) for model in self.members], 0), frames)
+
+    def _score(self, odds: Array, frames: Tensor) -> float:
+        """The highest log-odds [T] that so many frames [T, F] in a row reach, where they look like a success."""
         like = torch.cdist((frames - self.centre) / self.spread, self.known).amin(1).numpy() <= self.far
-        return _most(np.where(like, odds, -np.inf), self.cfg.frames)
+        seen = np.where(like, odds, -np.inf)
+        return float(np.lib.stride_tricks.sliding_window_view(seen, min(self.cfg.frames, len(seen))).min(1).max())
 
     def sees(self, episode: Episode) -> bool:
         """Whether they see success in it."""
@@ -104,24 +111,10 @@ def _likeness(frames: Sequence[Tensor], labels: Sequence[Array]) -> tuple[Tensor
     return known, centre, spread, float(apart.sort().values[rank - 1])
 
 
-def _beyond(scores: Array, share: float) -> float:
-    """What the next of such numbers [N] is beyond with this chance, if they are a normal's: Student's prediction. Of one: itself."""
-    count = len(scores)
-    if count < 2:
-        return float(scores.max(initial=-np.inf))
-    from scipy.special import stdtrit
-    return float(scores.mean() + stdtrit(count - 1, 1 - share) * scores.std(ddof=1) * np.sqrt(1 + 1 / count))
-
-
 def _odds(model: Classifier, frames: Tensor) -> Array:
     """Log-odds of success [T] of frames [T, F]."""
     out: Array = model.logits(frames).numpy()
     return out
-
-
-def _most(odds: Array, frames: int) -> float:
-    """The highest log-odds that so many in a row of [T] reach."""
-    return float(np.lib.stride_tricks.sliding_window_view(odds, min(frames, len(odds))).min(1).max())
 
 
 def _last(steps: int) -> Array:
