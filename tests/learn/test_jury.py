@@ -73,6 +73,8 @@ def test_where_there_is_nothing_to_tell_apart_it_sees_nothing() -> None:
     asked = Jury(CFG, [episode(1, True, i) for i in range(4)], [episode(1, True, 9)], false=0.02, seed=0)
     said = [asked.sees(episode(1, True, 10)), asked.sees(episode(5, False, 11))]
     assert said == [False, False] and asked.audit([episode(1, True, 10)], said[:1])["threshold"] is None
+    lone = Jury(CFG, [episode(1, True, i) for i in range(4)], [episode(5, False, 9), episode(1, True, 10)], false=0.02, seed=0)
+    assert not lone.sees(episode(1, True, 11)), "one of them never saw a failure"
     none = Jury(CFG, [episode(5, True, i) for i in range(4)], [episode(5, False, 10 + i) for i in range(6)], false=0.02, seed=0)
     assert none.heard == 6 and np.isfinite(none.threshold), "practice that failed throughout: only demonstrations show success"
 

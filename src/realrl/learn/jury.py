@@ -38,8 +38,8 @@ class Jury:
     """
 
     def __init__(self, cfg: ClassifierConfig, demos: Sequence[Episode], shown: Sequence[Episode], *, false: float, seed: int) -> None:
-        """demos: in them success is the last frame; shown: the practising policy's own, labelled frame by frame. Where all of their frames
-        are of one kind there is nothing to tell apart, and it sees no success in anything."""
+        """demos: in them success is the last frame; shown: the practising policy's own, labelled frame by frame. Where all frames that
+        one of them is fitted to are of one kind there is nothing to tell apart, and it sees no success in anything."""
         self.cfg = cfg
         self.sketch = classifier.blank(demos, cfg)
         frames = [self.frames(e) for e in (*demos, *shown)]  # frozen eyes: seen once
@@ -47,11 +47,10 @@ class Jury:
         self.members: list[Classifier] = []
         failed = [len(demos) + i for i, e in enumerate(shown) if not e.succeeded]
         self.heard, self.threshold = len(failed), float("inf")
-        if len(np.unique(np.concatenate(labels))) < 2:
+        fitted = [[i for i in range(len(frames)) if i < len(demos) or (i - len(demos)) % PARTS != part] for part in range(PARTS)]
+        if any(len(np.unique(np.concatenate([labels[i] for i in rows]))) < 2 for rows in fitted):
             return
-        for part in range(PARTS):
-            rest = [i for i in range(len(frames)) if i < len(demos) or (i - len(demos)) % PARTS != part]
-            self.members.append(self._fit(frames, labels, rest, derive(seed, "jury", part) % 2**31, demos))
+        self.members = [self._fit(frames, labels, rows, derive(seed, "jury", part) % 2**31, demos) for part, rows in enumerate(fitted)]
         self.known, self.centre, self.spread, self.far = _likeness(frames, labels)
         scores = [self._score(_odds(self.members[(i - len(demos)) % PARTS], frames[i]), frames[i]) for i in failed]
         most = max(1, int(false * (len(scores) + 1)))  # the rank of a score that so many of the failures and the next one reach
