@@ -46,17 +46,18 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
 BASE = RoboCatConfig(compare=("demonstrations", "simulator", "no-failures", "more-demonstrations", "random-goals", "scratch", "fine-tuned"),
                      swapped=True)
 SWEEPS: dict[str, Mapping[str, Any]] = {
-    "base": {}, "defaults": {"compare": (), "swapped": False}, "no-foresight": {"foresight": 0.0}, "hindsight-alone": {"other": 0.0},
-    **{f"guidance-{w}": {"guidance": w} for w in (1.5, 2.0, 3.0)}, **{f"few-{n}": {"few": n} for n in (3, 10, 25)}}
-"""What else is tried: the cycle alone, as `realrl train robocat` does it; no auxiliary task, no goals of other episodes, guidance on the
-goal, how many demonstrations a held-out task has."""
+    "base": {}, "defaults": {"compare": (), "swapped": False}, "rounds-2": {"rounds": 2}, "rounds-3": {"rounds": 3},
+    "no-foresight": {"foresight": 0.0}, "hindsight-alone": {"other": 0.0},
+    **{f"guidance-{w}": {"guidance": w} for w in (1.5, 2.0, 3.0)}, **{f"few-{n}": {"few": n} for n in (3, 10, 25, 50, 100)}}
+"""What else is tried: the cycle alone, as `realrl train robocat` does it; more rounds of it; no auxiliary task, no goals of other episodes,
+guidance on the goal, how many demonstrations a held-out task has."""
 
 
 def swept(cfg: RoboCatConfig, changes: Mapping[str, Any]) -> RoboCatConfig:
     """A configuration with a sweep's change."""
     if "guidance" in changes:
         return replace(cfg, policy=replace(cfg.policy, flow=replace(cfg.policy.flow, guidance=changes["guidance"])))
-    return replace(cfg, **changes) if {"few", "compare"} & changes.keys() else replace(cfg, goals=replace(cfg.goals, **changes))
+    return replace(cfg, **changes) if {"few", "compare", "rounds"} & changes.keys() else replace(cfg, goals=replace(cfg.goals, **changes))
 
 
 def toy_size(cfg: RoboCatConfig) -> RoboCatConfig:

@@ -210,7 +210,7 @@ def test_another_task_s_cell_keeps_the_lists() -> None:
     assert (other.tasks, other.held_out, other.task) == (cfg.tasks, cfg.held_out, cfg.held_out[0]) and cfg.task == cfg.tasks[0]
 
 
-@pytest.mark.parametrize("wrong", [{"held_out": ("toy/red",)}, {"unseen": ("toy/blue",)}, {"few": 4}, {"failures": 1.0}, {"rounds": 0},
+@pytest.mark.parametrize("wrong", [{"held_out": ("toy/red",)}, {"unseen": ("toy/blue",)}, {"few": 0}, {"failures": 1.0}, {"rounds": 0},
                                    {"policy": FlowPolicyConfig()}, {"pool": True}, {"classifier": ClassifierConfig(false=0.1)}])
 def test_bounds(wrong: dict[str, Any]) -> None:
     with pytest.raises(OutOfBounds):

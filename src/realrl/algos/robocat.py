@@ -101,7 +101,7 @@ class RoboCatConfig(Scene):
         object.__setattr__(self, "held_out", listed("", self.held_out, HELD_OUT))
         object.__setattr__(self, "unseen", listed("", self.unseen, ()))
         super().__post_init__()
-        check(self, few=f"[1, {self.demos}]", rounds="[1, 8]", practice="[1, 50000]", labelled="[4, 1e6]", false="(0, 0.5]",
+        check(self, few="[1, 1e6]", rounds="[1, 8]", practice="[1, 50000]", labelled="[4, 1e6]", false="(0, 0.5]",
               failures="[0, 0.9]", newcomer="[1, 100]")
         every = (*self.tasks, *self.held_out, *self.unseen)
         if twice := [task for task in dict.fromkeys(every) if every.count(task) > 1]:
