@@ -147,7 +147,8 @@ def test_from_a_recorded_set_with_task_texts(tmp_path: Path) -> None:
     (["--tasks", "toy/red,toy/bleu"], "no task 'toy/bleu'"),
     (["--tasks", "toy/red", "--policy.chunk", "9"], "policy.chunk must be at most 8 (plan - flow.delay), got 9"),
     (["--tasks", "toy/red", "--policy.width", "90"], "policy.width must be a multiple of 8"),
-    (["--task", "toy/line", "--tasks", "toy/red,toy/blue"], "--task toy/line is none of the tasks toy/red, toy/blue"),
+    (["--task", "toy/line", "--tasks", "toy/red,toy/blue", "--policy.reader", "words"],
+     "--task toy/line is none of the tasks toy/red, toy/blue"),
     (["--tasks", "toy/reach", "--sight.kind", "pointcloud", "--policy.reader", "words"], "a flow policy looks at pictures"),
 ])
 def test_mistakes_in_one_line(flags: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
