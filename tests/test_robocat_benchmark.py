@@ -32,6 +32,12 @@ def test_practice_has_a_row_a_method_and_a_line_of_the_classifier(tmp_path: Path
     assert robocat.main(["--smoke", "--out", str(tmp_path)]) == 0, "what is done is not done again"
 
 
+def test_a_classifier_that_took_nothing_has_no_precision() -> None:
+    audit = {"taken": 0, "true": 6, "failures": 50, "false": 0, "missed": 6, "episodes": 56}
+    (line,) = practising.lines([{"task": "toys", "sweep": "base", "seed": 0, "method": "classifier", "by_task": {"practice-1 blue": audit}}])
+    assert line[-1] == "took nothing"
+
+
 def test_every_stage_of_a_run_of_several_rounds_has_its_line() -> None:
     """What came after the second round was judged and written nowhere."""
     cfg = robocat.swept(robocat.BASE, robocat.SWEEPS["rounds-3"])

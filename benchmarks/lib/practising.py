@@ -42,5 +42,5 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
             taken, false, failures, true, missed = (sum(a[key] for a in audits) for key in ("taken", "false", "failures", "true", "missed"))
             out.append([f"{task}, {sweep}", "the success classifier", str(sum(r["method"] == "classifier" for r in mine)),
                         f"{false} of {failures} failures taken for successes, {missed} of {true} successes missed",
-                        str(sum(a["episodes"] for a in audits)), f"precision {100 * (1 - false / max(taken, 1)):.0f}"])
+                        str(sum(a["episodes"] for a in audits)), f"precision {100 * (1 - false / taken):.0f}" if taken else "took nothing"])
     return out
