@@ -34,7 +34,8 @@ def test_practice_has_a_row_a_method_and_a_line_of_the_classifier(tmp_path: Path
 
 def test_a_classifier_that_took_nothing_has_no_precision() -> None:
     audit = {"taken": 0, "true": 6, "failures": 50, "false": 0, "missed": 6, "episodes": 56}
-    (line,) = practising.lines([{"task": "toys", "sweep": "base", "seed": 0, "method": "classifier", "by_task": {"practice-1 blue": audit}}])
+    row = {"task": "toys", "sweep": "base", "seed": 0, "method": "classifier", "by_task": {"practice-1 blue": audit}}
+    (line,) = practising.lines([row])
     assert line[-1] == "took nothing"
 
 
