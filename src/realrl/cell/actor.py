@@ -26,7 +26,7 @@ import torch
 from realrl.cell.book import Book
 from realrl.cell.collect import Bench, processes
 from realrl.cell.mailbox import Mailbox
-from realrl.cell.rollout import Foresighted
+from realrl.cell.rollout import Foresighted, Mindful
 from realrl.robots.clock import CLIENT, Ticker, realtime
 from realrl.streaming import StreamConfig
 from realrl.terminal import console
@@ -64,6 +64,11 @@ class Acting:
         """Somebody else moved this robot: what the policy had decided is not done, if it decides ahead."""
         if isinstance(self.policy, Foresighted):
             self.policy.interrupt(state, row)
+
+    def done(self, state: State, row: int, action: Array) -> None:
+        """What this robot was really told to do [A]."""
+        if isinstance(self.policy, Mindful):
+            self.policy.done(state, row, action)
 
 
 class _Fresh(Acting):
