@@ -14,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 
 from realrl import config, envs
+from realrl.cell.collect import Continuing
 from realrl.cell.playback import LONG, TOLERANCE, Restores
 from realrl.cell.rollout import rollout
 from realrl.envs.base import RobotEnv
@@ -148,7 +149,7 @@ def _rendering(task: str, sight: SightConfig) -> RobotEnv:
 def _again(env: RobotEnv, episode: Episode) -> tuple[dict[str, Array], dict[str, Array]]:
     """The observations of an episode's actions played again, each [T+1, ...], and the numbers in `info` beside success, [T] or [T, k]."""
     told: list[dict[str, Array]] = []
-    if episode.seed is not None:
+    if episode.seed is not None and not isinstance(env, Continuing):
         frames = [env.reset(seed=episode.seed)[0]]
     elif isinstance(env, Restores):
         frames = [env.restore(episode)]
