@@ -29,7 +29,7 @@ from realrl.algos.daydreamer import PRESETS, DaydreamerConfig, DreamConfig, trai
 from realrl.data.store import Store
 from realrl.envs.bins import names as bins
 from realrl.envs.dmc import names as dmc
-from realrl.envs.quadruped import REACHED, rising
+from realrl.envs.quadruped import REACHED, risen
 from realrl.nets.rssm import RSSMConfig
 from realrl.policies.recurrent import RecurrentConfig
 from realrl.streaming import StreamConfig
@@ -76,12 +76,7 @@ def means(values: Array) -> list[float]:
 
 def phases(practice: Sequence[Episode]) -> dict[str, Any]:
     """How far each phase was in practice, and the first step at which it had been reached over `HELD` steps: upright, stands, walks."""
-    rows = []
-    for episode in practice:
-        for state, reward in zip(episode.obs["state"][1:], episode.reward, strict=True):
-            first = rising(-float(state[2]), state[6:18].astype(np.float64), np.zeros(3))[1][:4]
-            rows.append([*first, (float(reward) - first.sum()) / 5.0 - 1.0])  # no sensor tells the velocity, the reward does
-    table = np.array(rows)
+    table = np.concatenate([risen(e.obs["state"][1:], e.reward) for e in practice])
     reached = {"upright": table[:, 0] > 0.9, "stands": (table[:, :4] > REACHED).all(1), "walks": table[:, 4] > 0.5}
     out: dict[str, Any] = {"phases": [[round(float(v), 3) for v in table[i:i + EVERY].mean(0)] for i in range(0, len(table), EVERY)]}
     for name, yes in reached.items():

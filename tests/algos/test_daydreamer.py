@@ -196,6 +196,7 @@ def test_from_the_command_line_to_a_report(tmp_path: Path, capsys: pytest.Captur
     folder = tmp_path / "run"
     assert cli.main(["train", "daydreamer", "--run", str(folder), *flags.split()]) == 0
     assert "daydreamer" in capsys.readouterr().out and (folder / "report.html").exists()
+    assert [p.suffix for p in sorted((folder / "film").iterdir())] == [".mp4", ".html"]
     assert cli.main(["train", "daydreamer", "--run", str(folder), "--resume"]) == 0, "with its own configuration"
     assert cli.main(["evaluate", "--policy", str(folder / "policy"), "--episodes", "2", "--workers", "1"]) == 0
 

@@ -37,11 +37,12 @@ from realrl.learn.dreaming import (
     lambda_return,
     normal,
     slim,
+    slim_step,
 )
 from realrl.learn.practice import CLOCK, Earlier
 from realrl.learn.replay import Replay
 from realrl.memory import keep_freed_memory
-from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
+from realrl.nets.rssm import Latent, Painter, RSSMConfig, head, slot
 from realrl.nets.twohot import symexp_bins, symlog, twohot_loss, twohot_mean
 from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
 from realrl.scene import Scene, SightConfig, device
@@ -95,6 +96,8 @@ class DaydreamerConfig(Scene):
     """Control steps between two lines of the curves."""
     eval_episodes: int = 20
     """Held-out episodes at the end: so many without noise, so many with."""
+    film: bool = True
+    """Whether the report gets films: a held-out episode, and practice after 5, 10, 20, 40 and 60 minutes of the robot's time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,7 +154,7 @@ class Dreamer:
         self.policy, self.cfg, self.seed, self.step, self._bf16 = policy, cfg, seed, 0, bf16
         self.heads = nn.ModuleDict({"state": head(size, policy.obs_dim), "reward": head(size, BINS, 0.0), "goes_on": head(size, 1),
                                     "critic": head(size, BINS, 0.0)}).to(place)
-        self.painters = nn.ModuleDict({_slot(key): Painter(size, shape) for key, shape in policy.senses.items()
+        self.painters = nn.ModuleDict({slot(key): Painter(size, shape) for key, shape in policy.senses.items()
                                        if cfg.pixels}).to(place)
         self.slow = copy.deepcopy(self.heads["critic"]).requires_grad_(False)
         self.bins = symexp_bins(BINS).to(place)
@@ -244,7 +247,7 @@ class Dreamer:
         feature = states.feature
         losses = {"state": (self.heads["state"](feature).float() - symlog(s.obs["state"])).square().sum(-1)}
         for key in self.policy.senses if cfg.pixels else ():
-            losses[_slot(key)] = (self.painters[_slot(key)](feature).float() - s.obs[key] / 255.0).square().sum((-3, -2, -1))
+            losses[slot(key)] = (self.painters[slot(key)](feature).float() - s.obs[key] / 255.0).square().sum((-3, -2, -1))
         kl = categorical_kl(post.detach(), prior)
         losses["dyn"] = cfg.dyn * kl.clamp(min=cfg.free)
         losses["rep"] = cfg.rep * categorical_kl(post, prior.detach()).clamp(min=cfg.free)
@@ -280,7 +283,7 @@ class Dreamer:
             first, second = (torch.stack(x) for x in zip(*told, strict=True))
             return Dream(torch.stack(features), torch.stack(actions), (first, second))
 
-    def _foretold(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+    def foretold(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """(reward, discount), each [H, N], of the steps that led to the dreamt states [H, N, F]."""
         ends = self.heads["goes_on"](feature)[..., 0].float()
         return twohot_mean(self.heads["reward"](feature), self.bins), self.cfg.gamma * ends.sigmoid()
@@ -291,7 +294,7 @@ class Dreamer:
         cfg, feature = self.cfg, dream.feature.detach().requires_grad_(self.through)
         logits = self.heads["critic"](feature)
         with torch.set_grad_enabled(self.through):
-            value, (reward, discount) = self._value(logits), self._foretold(feature[1:])
+            value, (reward, discount) = self.value(logits), self.foretold(feature[1:])
             returns = lambda_return(reward, discount, value[1:], cfg.lam)
         target, deeper = returns.detach(), discount.detach()[:-1]
         weight = torch.cat([counts.flatten()[None].float(), deeper]).cumprod(0) / counts.sum().clamp(min=1) / cfg.imagine
@@ -328,7 +331,7 @@ class Dreamer:
         """What values are told from."""
         return self.level * (1 / (1 - self.cfg.gamma) if self.cfg.centre else 0.0)
 
-    def _value(self, logits: Tensor) -> Tensor:
+    def value(self, logits: Tensor) -> Tensor:
         """Told by logits [..., BINS]."""
         return twohot_mean(logits, self.bins) + self._base
 
@@ -426,8 +429,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books, earli
             while (stream.steps < cfg.steps and books.seconds < 60 * cfg.minutes) or not stream.between:
                 policy.wander.fill_(float(stream.steps < books.prefill or agent.step < cfg.dream.alone))
                 moments = stream.take(wait=books.owed(agent.step) < 1)
-                replay.put(replace(m, step=replace(m.step, obs={key: m.step.obs[key] for key in seen}),
-                                   after={key: m.after[key] for key in seen}) for m in moments)
+                replay.put(slim_step(m, seen, policy.discrete) for m in moments)
                 books.see([m.step.reward for m in moments])
                 for _ in range(min(int(books.owed(agent.step)), books.most)):
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
@@ -442,8 +444,3 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books, earli
                     cell.run.save("daydreamer", saved := stream.steps, agent=agent, stream=stream, books=books)
         cell.run.save("daydreamer", stream.steps, agent=agent, stream=stream, books=books)
         return stream.health()
-
-
-def _slot(key: str) -> str:
-    """A camera's name as a module may be called."""
-    return key.replace(".", "_")

@@ -145,8 +145,8 @@ def _train(args: argparse.Namespace) -> int:
               _cell(run, cfg, make if real else None, material) as cell):
             begun = True
             summary = train(cfg, cell)
-        if getattr(cfg, "film", False) and not real:
-            _film(args.method, cfg, folder)
+        if getattr(cfg, "film", False):
+            _film(args.method, cfg, folder, real)
         from realrl.report import write_report  # draws, which takes a second to load
         page = write_report(folder)
     except KeyboardInterrupt:
@@ -184,18 +184,24 @@ def _maker(args: argparse.Namespace, horizon: int | None) -> Callable[[], RobotE
     return own(args.env)
 
 
-def _film(method: str, cfg: Any, folder: Path) -> None:
-    """A held-out episode of the run's policy as a page and a film in `film`, or trials on the other arm in `insertion`, for the report;
-    once."""
+def _film(method: str, cfg: Any, folder: Path, real: bool) -> None:
+    """A held-out episode of the run's policy as a page and a film in `film`, or trials on the other arm in `insertion`; of a dreamer's
+    practice films in `practice`; for the report, once. real: what was not recorded on a robot cannot be filmed."""
     from realrl.cell.evaluate import HELD_OUT
     from realrl.report import insertion
     from realrl.report.view import view
+    tell = lambda note: say(f"note: {note}")
+    if method == "daydreamer":
+        from realrl.report import films
+        films.keep(folder, cfg, method, simulated=not real, tell=tell)
+    if real:
+        return
     if method == "admittance":
         say("making films of a trial on the other arm")
-        insertion.keep(folder, {c: cfg.arm(c) for c in ("direct", "braced", *cfg.controls)}, lambda note: say(f"note: {note}"))
+        insertion.keep(folder, {c: cfg.arm(c) for c in ("direct", "braced", *cfg.controls)}, tell)
     elif not (folder / "film").exists():
-        say("making a film of the gait")
-        view(cfg.task, policy=folder / "policy", seed=HELD_OUT, out=folder / "film", mp4=True, tell=lambda note: say(f"note: {note}"))
+        say("making a film")
+        view(cfg.task, policy=folder / "policy", seed=HELD_OUT, out=folder / "film", mp4=True, tell=tell)
 
 
 def _material(cfg: Any, folder: Path) -> Material:

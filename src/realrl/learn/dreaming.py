@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from realrl.config import OutOfBounds, check
 from realrl.losses import td_target
 from realrl.nets.rssm import Latent, RSSMConfig
-from realrl.types import Episode, Segment
+from realrl.types import Episode, Moment, Segment
 
 T = TypeVar("T")
 BEHIND = 40
@@ -250,6 +250,14 @@ def slim(episode: Episode, seen: Sequence[str], discrete: bool) -> Episode:
     """What is remembered of it; a choice is what it was taken for, one-hot."""
     action = np.eye(episode.action.shape[1], dtype=np.float32)[episode.action.argmax(1)] if discrete else episode.action
     return replace(episode, obs={key: episode.obs[key] for key in seen}, action=action)
+
+
+def slim_step(moment: Moment, seen: Sequence[str], discrete: bool) -> Moment:
+    """The same of a step."""
+    step, action = moment.step, moment.step.action
+    action = np.eye(len(action), dtype=np.float32)[action.argmax()] if discrete else action
+    return replace(moment, step=replace(step, obs={key: step.obs[key] for key in seen}, action=action),
+                   after={key: moment.after[key] for key in seen})
 
 
 class Books:

@@ -278,6 +278,11 @@ def _eye(depth: int, channels: int) -> nn.Sequential:
                            for a, b in pairwise(sizes)))
 
 
+def slot(camera: str) -> str:
+    """A camera's name as a module may be called."""
+    return camera.replace(".", "_")
+
+
 class Painter(nn.Module):
     """A picture from features [..., F] -> [..., H, W, C] in about [0, 1]: `_eye` the other way."""
 

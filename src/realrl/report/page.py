@@ -11,8 +11,10 @@ import matplotlib
 
 from realrl.files import write_text
 from realrl.losses import spearman
+from realrl.report import films
 from realrl.report.curves import curves
 from realrl.report.cycle import cycle_parts
+from realrl.report.dreaming import dreaming_parts
 from realrl.report.experience import experience_parts
 from realrl.report.failures import failure_parts
 from realrl.report.figures import STYLE, cycle_figures, ope_figure, success_figure
@@ -188,6 +190,7 @@ def _page(run_dir: Path) -> dict[str, Any]:
         "insertions": insertion_parts(run_dir), "experience": experience_parts(run_dir, summary, str(at_summary)),
         "cycle": cycle, "cycle_all": cycle_all, "failures": failures, "failures_text": text, "kept": failure_parts(run_dir),
         "film": sorted(p.relative_to(run_dir).as_posix() for p in (run_dir / "film").glob("*.mp4")), "left_out": LEFT_OUT,
+        "stages_of_practice": films.kept(run_dir), "dreaming": dreaming_parts(run_dir, summary),
         "latency": latency_grid(timed) if timed else None, "command": _command(meta), "config": read_text(run_dir / "config.yaml"),
         "facts": Grid(["Item", "Value"], facts), **_ope_parts(read_json(at_ope, dict) or {}, str(at_ope)),
     }
