@@ -39,7 +39,7 @@ from realrl.learn.dreaming import (
     slim,
     slim_step,
 )
-from realrl.learn.practice import CLOCK, Earlier
+from realrl.learn.practice import CLOCK, Earlier, sound
 from realrl.learn.replay import Replay
 from realrl.memory import keep_freed_memory
 from realrl.nets.rssm import Latent, Painter, RSSMConfig, head, slot
@@ -395,6 +395,9 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
                     cuda_graph=cfg.cuda_graph)
     with cell.timed("daydreamer"):
         health = learn(cfg, cell, agent, books, earlier)
+    if not agent.acted:
+        cell.tell("daydreamer", f"The actor has learned nothing: {agent.step} updates were made, {cfg.dream.alone} are the model's alone. "
+                                "Give more --steps or --ratio, or less --prefill or --dream.alone.")
     policy.requires_grad_(False).wander.zero_()
     cell.keep(policy)
     for name, quiet in (("daydreamer", True), ("daydreamer-noisy", False)):
@@ -434,7 +437,8 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books, earli
                 for _ in range(min(int(books.owed(agent.step)), books.most)):
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
                     early = round(cfg.dream.batch * cfg.demo_share * max(0.0, 1 - stream.steps / cfg.steps)), shown
-                    books.told.append(agent.update(replay.segments(cfg.dream.batch, cfg.dream.length, random, early=early), early[0]))
+                    told = agent.update(replay.segments(cfg.dream.batch, cfg.dream.length, random, early=early), early[0])
+                    books.told.append(sound(told, stream.steps, "--dream.lr"))
                     stream.publish(policy)
                 advance(len(moments))
                 books.tick(agent.step)

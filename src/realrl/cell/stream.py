@@ -142,7 +142,7 @@ class Beside:
         self._book, self._policy, self._order = book, policy, order
         self._inside = ExitStack()
         self._process: Any = None
-        self._age, self._deaths = 0.0, 0
+        self._age, self._oldest, self._deaths = 0.0, 0.0, 0
 
     def __enter__(self) -> Beside:
         self._inside.enter_context(self._book.lent())
@@ -245,8 +245,9 @@ class Beside:
         """The robot goes on from here."""
         head = self._box.head
         head["episodes"], head["steps"] = self.episodes, self.steps
+        oldest = self._oldest
         self.publish(self._policy)
-        self._age = 0.0
+        self._age, self._oldest = 0.0, oldest  # nobody acted meanwhile
         head["go"] = head["wanted"]
 
     # -- the stream -------------------------------------------------------------------------------------------------------------------
@@ -281,18 +282,20 @@ class Beside:
     def publish(self, policy: Policy) -> None:
         """See `types.Stream`."""
         self._age = max(self._age, time.monotonic() - float(self._box.head["published"]))
+        self._oldest = max(self._oldest, self._age)
         self._policy = policy
         self._box.publish(_weights(policy))
         self._beat()
 
     def health(self) -> dict[str, float]:
         """How it goes, since the robot was let go. weights_behind: versions; weights_age_s: the longest between two of them since the last
-        time that somebody asked; worst_late_ms: of a tick; deadline_misses, ticks, holds: counts; queued: steps that wait."""
+        time that somebody asked; oldest_weights_s: that of all times; worst_late_ms: of a tick; deadline_misses, ticks, holds: counts;
+        queued: steps that wait."""
         head, age = self._box.head, self._age
         self._age = 0.0
-        return {"weights_age_s": age, "weights_behind": float(head["version"] - head["acting"]), "queued": float(self._box.waiting),
-                "ticks": float(head["ticks"]), "deadline_misses": float(head["missed"]), "worst_late_ms": 1000 * float(head["worst"]),
-                "holds": float(head["holds"])}
+        return {"weights_age_s": age, "oldest_weights_s": self._oldest, "weights_behind": float(head["version"] - head["acting"]),
+                "queued": float(self._box.waiting), "ticks": float(head["ticks"]), "deadline_misses": float(head["missed"]),
+                "worst_late_ms": 1000 * float(head["worst"]), "holds": float(head["holds"])}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the recording says how far it is."""

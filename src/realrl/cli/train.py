@@ -35,6 +35,7 @@ TASKS = {"flow": "metaworld/push-v3", "recap": "metaworld/coffee-push-v3",
          "robocat": "metaworld/coffee-push-v3", "dida": "arm/panda-reach", "walk": "quadruped/go1", "hil-serl": "contact/peg",
          "daydreamer": "quadruped/go1-from-back", "admittance": "assembly/square"}
 READERS = ("flow", "recap", "robocat")  # methods of several tasks, of which a data set may hold some
+IMITATORS = ("rl100", "bc")  # methods that need no more than a data set
 RECORDED = "recorded/"  # begins the name of a task that is a set of recordings
 RUN_HELP = """{text}
 
@@ -118,6 +119,9 @@ def _train(args: argparse.Namespace) -> int:
     chosen = base or args.method in READERS or any(_mentions(flags, flag) for flag in ("--task", "--config"))
     real = bool(args.env or args.robot)
     recorded = cfg.data is not None and not real and (cfg.task.startswith(RECORDED) or not chosen)
+    if recorded and args.method not in IMITATORS:
+        raise mistake()(f"--data {cfg.data}: {args.method} practises too, in a simulator or on a robot: say where with --task, --env or "
+                        f"--robot ({' and '.join(IMITATORS)} learn from a data set alone)")
     if recorded:
         from realrl.cell.recordings import sized
         cfg = cfg if chosen else parse(default=sized(cfg))

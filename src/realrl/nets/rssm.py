@@ -50,7 +50,7 @@ class RSSMConfig:
 
     def __post_init__(self) -> None:
         check(self, deter="[1, 16384]", stoch="[1, 256]", classes="[2, 256]", hidden="[1, 16384]", blocks="[0, 64]", prior_layers="[1, 10]",
-              units="[1, 16384]", layers="[1, 20]", depth="[1, 256]", unimix="[0, 0.5]",
+              units="[1, 16384]", layers="[1, 20]", depth="[1, 256]", unimix="(0, 0.5]",
               sharp="(0, 100]")
         if self.blocks and self.deter % self.blocks:
             raise OutOfBounds(RSSMConfig, "blocks", f"must divide deter = {self.deter}, got {self.blocks}")

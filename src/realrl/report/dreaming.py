@@ -55,7 +55,7 @@ def _lead(summary: Mapping[str, Any]) -> str:
     told = head if isinstance(head, Mapping) else {}
     names = {"reward_per_step": "reward a step in the last practice, noise and all", "greedy_reward_per_step": "held out, without noise",
              "noisy_reward_per_step": "held out, with noise", "env_steps": "control steps", "train_ratio": "replayed steps for each",
-             "updates_per_s": "updates a second", "wall_min": "minutes by the clock", "weights_age_s": "s that weights were old at most",
+             "updates_per_s": "updates a second", "wall_min": "minutes by the clock", "oldest_weights_s": "s that weights were old at most",
              "deadline_misses": "deadlines missed", "holds": "times held"}
     return "; ".join(f"{text}: {figure3(float(told[name]))}" for name, text in names.items() if isinstance(told.get(name), int | float))
 
