@@ -20,7 +20,7 @@ from realrl.config import OutOfBounds
 from realrl.data.store import Store
 from realrl.envs.base import RobotEnv
 from realrl.learn.dreaming import DreamConfig
-from realrl.learn.practice import Earlier
+from realrl.learn.practice import CLOCK, Earlier
 from realrl.learn.replay import Replay
 from realrl.nets.rssm import RSSMConfig
 from realrl.policies.folder import load_policy
@@ -168,6 +168,8 @@ def test_in_real_time_it_finds_its_steps_again(tmp_path: Path) -> None:
     assert all(0 <= line["weights_age_s"] <= head["oldest_weights_s"] for line in metrics(tmp_path))
     recorded = [e for e in Store.open(tmp_path / "dataset").read() if e.policy == "daydreamer"]
     assert sum(len(e) for e in recorded) >= 40
+    again = run_of(tmp_path, cfg)["headline"]
+    assert abs(again["ticks"] - head["ticks"]) < 40 and all(again[name] > 0 for name in CLOCK if head[name] > 0), "also what was before"
 
 
 # ---- asked

@@ -143,6 +143,7 @@ class Beside:
         self._inside = ExitStack()
         self._process: Any = None
         self._age, self._oldest, self._deaths = 0.0, 0.0, 0
+        self._before: dict[str, float] = {}  # counts of mailboxes that are gone
 
     def __enter__(self) -> Beside:
         self._inside.enter_context(self._book.lent())
@@ -288,21 +289,30 @@ class Beside:
         self._beat()
 
     def health(self) -> dict[str, float]:
-        """How it goes, since the robot was let go. weights_behind: versions; weights_age_s: the longest between two of them since the last
-        time that somebody asked; oldest_weights_s: that of all times; worst_late_ms: of a tick; deadline_misses, ticks, holds: counts;
-        queued: steps that wait."""
+        """How it goes. weights_behind: versions; weights_age_s: the longest between two of them since the last time that somebody asked;
+        oldest_weights_s: that of all times; worst_late_ms: of a tick; deadline_misses, ticks, holds: counts, those before the checkpoint
+        that a run goes on from included; queued: steps that wait."""
         head, age = self._box.head, self._age
         self._age = 0.0
-        return {"weights_age_s": age, "oldest_weights_s": self._oldest, "weights_behind": float(head["version"] - head["acting"]),
-                "queued": float(self._box.waiting), "ticks": float(head["ticks"]), "deadline_misses": float(head["missed"]),
-                "worst_late_ms": 1000 * float(head["worst"]), "holds": float(head["holds"])}
+        return {"weights_age_s": age, "weights_behind": float(head["version"] - head["acting"]), "queued": float(self._box.waiting),
+                **self._counts()}
+
+    def _counts(self) -> dict[str, float]:
+        """What adds up over a run."""
+        head, before = self._box.head, self._before
+        sums = {"ticks": float(head["ticks"]), "deadline_misses": float(head["missed"]), "holds": float(head["holds"])}
+        most = {"worst_late_ms": 1000 * float(head["worst"]), "oldest_weights_s": self._oldest}
+        return {**{name: value + before.get(name, 0.0) for name, value in sums.items()},
+                **{name: max(value, before.get(name, 0.0)) for name, value in most.items()}}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the recording says how far it is."""
-        return {}
+        """How it went until now; how far it is the recording says."""
+        return {"counts": self._counts(), "before": self._before}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `state_dict`."""
+        """Go on from there; an actor that is still there has gone on counting."""
+        self._before = dict(state.get("counts" if self._process else "before", {}))
+        self._oldest = float(state.get("counts", {}).get("oldest_weights_s", 0.0))
 
 
 def _weights(policy: Any) -> dict[str, Tensor]:
