@@ -97,7 +97,7 @@ def test_the_page_and_the_report_show_them(run: Path, tmp_path: Path) -> None:
         assert f"<b>{title}</b>" in html
     assert html.count('<video class="player"') == 2 * len(re.findall('class="episode"', html)), "what it saw and what it painted"
     report = write_report(run).read_text()
-    for words in ("A world model and what it dreams", "reward a step in the last practice", "Dreams beside what happened",
+    for words in ("A world model and what it dreams", "Reward a control step: ", "control steps: ", "Dreams beside what happened",
                   "images.top, happened", "images.top, dreamt", "How wrong dreams are"):
         assert words in report
     assert "Reward by phases" not in report

@@ -166,9 +166,9 @@ def _train(args: argparse.Namespace) -> int:
 
 def _report(summary: dict[str, Any], folder: Path, page: Path, recorded: bool, own: list[str]) -> None:
     """The table of a run that has ended, and where its page and its policy lie. own: flags that name an environment of one's own."""
-    from realrl.report import foresight_table, hindsight_lines, stage_table
+    from realrl.report import earned, foresight_table, hindsight_lines, stage_table
     screen().print(foresight_table(summary) if recorded else stage_table(summary))
-    for line in hindsight_lines(summary):
+    for line in filter(None, (*hindsight_lines(summary), earned(summary))):
         say(line)
     print(f"report: {page}")
     if recorded:

@@ -14,6 +14,7 @@ from realrl.data.store import Store
 from realrl.envs.quadruped import PHASES, risen, rises
 from realrl.report.figures import BLUE, GREY, ORANGE, PALETTE, Panel, small_multiples
 from realrl.report.pictures import jpeg
+from realrl.report.reading import number_of
 from realrl.report.tables import figure3
 from realrl.types import Array, Episode, RealrlError
 
@@ -39,8 +40,8 @@ def dreaming_parts(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any] 
         return None
     practice = store.read(mine, images=False)
     task = str(summary.get("task") or practice[0].task)
-    parts: dict[str, Any] = {"text": _lead(summary), "practice": _practice(task, practice, store.fps), "note": "", "drawing": None,
-                             "strips": [], "caption": ""}
+    parts: dict[str, Any] = {"text": _counts(summary), "lead": earned(summary), "practice": _practice(task, practice, store.fps),
+                             "note": "", "drawing": None, "strips": [], "caption": ""}
     try:
         dreams = Dreams.of_run(run_dir)
         assert dreams is not None
@@ -50,11 +51,21 @@ def dreaming_parts(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any] 
     return {**parts, "drawing": _dreams(found), "strips": _strips(found[-1][0], found[-1][1].pictures), "caption": _told(found)}
 
 
-def _lead(summary: Mapping[str, Any]) -> str:
+def earned(summary: Mapping[str, Any]) -> str:
+    """What a robot that is paid at every step earns, in a sentence; nothing for other runs."""
+    head = summary.get("headline")
+    told = [number_of(head, name, "headline") for name in ("reward_per_step", "greedy_reward_per_step", "noisy_reward_per_step")] \
+        if isinstance(head, Mapping) else []
+    if not told or any(x is None for x in told):
+        return ""
+    practice, greedy, noisy = map(figure3, told)
+    return f"Reward a control step: {practice} in the last practice, noise and all; held out {greedy} without noise, {noisy} with it."
+
+
+def _counts(summary: Mapping[str, Any]) -> str:
     head = summary.get("headline")
     told = head if isinstance(head, Mapping) else {}
-    names = {"reward_per_step": "reward a step in the last practice, noise and all", "greedy_reward_per_step": "held out, without noise",
-             "noisy_reward_per_step": "held out, with noise", "env_steps": "control steps", "train_ratio": "replayed steps for each",
+    names = {"env_steps": "control steps", "train_ratio": "replayed steps for each",
              "updates_per_s": "updates a second", "wall_min": "minutes by the clock", "oldest_weights_s": "s that weights were old at most",
              "deadline_misses": "deadlines missed", "holds": "times held"}
     return "; ".join(f"{text}: {figure3(float(told[name]))}" for name, text in names.items() if isinstance(told.get(name), int | float))

@@ -172,7 +172,9 @@ def _page(run_dir: Path) -> dict[str, Any]:
     stages = stages_of(summary, str(at_summary))
     timed = [s for s in stages if s.p50_ms is not None]
     generations = cycle_parts(summary, stages, str(at_summary))
+    dreaming = dreaming_parts(run_dir, summary)
     main = [s for s in stages if s.name.startswith("generalist")] if generations else stages  # the others are controls
+    main = [s for s in stages if not s.name.endswith("-noisy")] if dreaming else main
     cycle, cycle_all = cycle_figures(stages)
     failing = read_json(at_failures, list) or _failed_starts(summary)
     text, failures = _failures(failing, stages, str(at_failures))
@@ -183,14 +185,15 @@ def _page(run_dir: Path) -> dict[str, Any]:
     return {
         "foresight": foresight_parts(run_dir, summary, str(at_summary)), "generations": generations,
         "title": str(summary.get("task") or meta.get("task") or run_dir.resolve().name), "kicker": " · ".join(filter(None, kicker)),
-        "lead": [generations["text"]] if generations else [verdict(summary)] if foresight_of(summary, str(at_summary)) else _lead(stages),
+        "lead": [generations["text"]] if generations else [verdict(summary)] if foresight_of(summary, str(at_summary)) else
+                [dreaming["lead"]] if dreaming and dreaming["lead"] else _lead(stages),
         "decisions": _decisions(summary, str(at_summary)),
         "tiles": _tiles(summary, main, str(at_summary)), "success": success_figure(stages),
         "stages": stage_grid(stages, PAGE, drop_empty=True), "curves": curves(read_rows(at_metrics)),
         "insertions": insertion_parts(run_dir), "experience": experience_parts(run_dir, summary, str(at_summary)),
         "cycle": cycle, "cycle_all": cycle_all, "failures": failures, "failures_text": text, "kept": failure_parts(run_dir),
         "film": sorted(p.relative_to(run_dir).as_posix() for p in (run_dir / "film").glob("*.mp4")), "left_out": LEFT_OUT,
-        "stages_of_practice": films.kept(run_dir), "dreaming": dreaming_parts(run_dir, summary),
+        "stages_of_practice": films.kept(run_dir), "dreaming": dreaming,
         "latency": latency_grid(timed) if timed else None, "command": _command(meta), "config": read_text(run_dir / "config.yaml"),
         "facts": Grid(["Item", "Value"], facts), **_ope_parts(read_json(at_ope, dict) or {}, str(at_ope)),
     }
