@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,15 @@ def test_it_acts_with_what_was_published_last_and_all_is_recorded(tmp_path: Path
     assert np.array_equal(np.concatenate([e.action for e in whole[:3]]), np.stack([m.step.action for m in steps]))
     assert all(e.truncated for e in found) and len(found) <= 4 and not actors(tmp_path)
     assert (tmp_path / "told").exists(), "the robot was told that nobody acts any more"
+
+
+def test_it_holds_until_the_learner_has_its_weights_and_knows_what_was_done(tmp_path: Path) -> None:
+    with beside(tmp_path, cfg=replace(FAST, patience=100.0)) as stream:
+        head = wait_for(lambda: actors(tmp_path))[0].head
+        wait_for(lambda: head["pid"])
+        time.sleep(1.5)  # a checkpoint is read, demonstrations are made
+        assert head["ticks"] == 0 and stream.past() == []
+        assert stream.take()[0].first and stream.health()["holds"] == 0
 
 
 def test_a_killed_learner_finds_the_robot_held_and_goes_on(tmp_path: Path) -> None:

@@ -129,8 +129,7 @@ PRESETS = {
         dream=DreamConfig(batch=16, length=64, last=64, pixels=True), steps=72_000, prefill=1000, ratio=512.0),
 }
 """cpu: what a core does eight updates a second of; choices: the same for a robot that chooses among few moves and is shown how; control:
-the same model for tasks that last, with DreamerV3's actor and discount; daydreamer: the paper's sizes, batch, discount and rate; v3: its
-size1m."""
+it for tasks that last, with DreamerV3's actor and discount; daydreamer: the paper's sizes, batch, discount and rate; v3: its size1m."""
 
 
 def preset(name: str | None, task: str | None) -> DaydreamerConfig | None:
@@ -413,6 +412,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books, earli
     only. Returns how robot and learner got along, see `types.Stream.health`."""
     policy, place = agent.policy, agent.policy.device
     keep_freed_memory()
+    shows = cell.demonstrations() if cfg.demo_share else []  # before there is a robot that would have to wait
     policy.wander.fill_(1.0)
     with cell.stream("daydreamer", policy, stage=1, noise_seed=derive(cfg.seed, "daydreamer") % 2**31, cfg=cfg.stream) as stream:
         saved = cell.run.load("daydreamer", agent=agent, stream=stream, books=books)
@@ -420,7 +420,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books, earli
             earlier.hand_over(agent, anew=("memory",))
             saved, books.before = 0, agent.step
         replay, seen = Replay(device=place), ("state", *policy.senses)
-        replay.extend([slim(e, seen, policy.discrete) for e in (cell.demonstrations() if cfg.demo_share else ())])
+        replay.extend([slim(e, seen, policy.discrete) for e in shows])
         shown = replay.steps
         replay.extend([slim(e, seen, policy.discrete) for e in earlier.episodes])
         for episode in stream.past():

@@ -185,6 +185,7 @@ class Beside:
         order = self._order
         box = Mailbox.create(name(order.dataset), places(order.spec), _weights(self._policy), self._about(), order.cfg.queue)
         self._order = replace(self._order, mailbox=box.path)
+        box.head["wanted"] = 1  # it holds the robot until `past` lets it go: what it was sent off with are no weights to act by
         box.head["learner_beat"] = time.monotonic()
         self._process = launch(self._order)
         return box
