@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,19 @@ class Cart(Rail):
         """Nobody acts for a while."""
         if self.told:
             self.told.touch()
+
+
+class Own(Cart):
+    """It keeps its own time; every fifth action comes 5 ms late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.task, self.timing = replace(self.task, live=True), SimpleNamespace(late=0.0)
+
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        time.sleep(0.02)
+        self.timing.late = 0.005 if self._t % 5 == 0 else 0.0
+        return super()._advance(action)
 
 
 class Dying(Cart):
@@ -216,6 +230,15 @@ def test_it_acts_with_what_was_published_last_and_all_is_recorded(tmp_path: Path
     assert np.array_equal(np.concatenate([e.action for e in whole[:3]]), np.stack([m.step.action for m in steps]))
     assert all(e.truncated for e in found) and len(found) <= 4 and not actors(tmp_path)
     assert (tmp_path / "told").exists(), "the robot was told that nobody acts any more"
+
+
+def test_a_robot_that_keeps_its_own_time_says_how_late_it_was(tmp_path: Path) -> None:
+    with beside(tmp_path, make=Own) as stream:
+        stream.past()
+        while stream.steps < 40 or not stream.between:
+            stream.take()
+        health = stream.health()
+    assert health["ticks"] >= 40 and abs(5 * health["deadline_misses"] - health["ticks"]) <= 10 and health["worst_late_ms"] == 5
 
 
 def test_it_holds_until_the_learner_has_its_weights_and_knows_what_was_done(tmp_path: Path) -> None:

@@ -92,6 +92,13 @@ class Experienced(Protocol):
     def recall(self, episodes: Iterable[Episode]) -> None: ...
 
 
+@runtime_checkable
+class _Punctual(Protocol):
+    """A robot that keeps its own time, and says how late an action came (`timing.late`, s), see `realrl.robots.client`."""
+
+    timing: Any
+
+
 @dataclass(frozen=True)
 class Order:
     """All that an actor needs to know. dataset: the recording's folder; policy: pickled, its weights come through the mailbox; start: seed
@@ -127,13 +134,16 @@ class Clock:
     def wait(self) -> None:
         """Sleep until this tick's deadline."""
         self._ticker = self._ticker or Ticker(self._period)
-        late = self._ticker.wait()
-        head = self._head
+        if self.note(self._ticker.wait()):
+            self.rest()
+
+    def note(self, late: float) -> bool:
+        """Count a tick that ended so late [s]; whether it missed its deadline."""
+        head, missed = self._head, late > LATE * self._period
         head["ticks"] += 1
         head["worst"] = max(float(head["worst"]), late)
-        if late > LATE * self._period:
-            head["missed"] += 1
-            self.rest()
+        head["missed"] += missed
+        return missed
 
 
 class Actor:
@@ -216,6 +226,8 @@ class Actor:
                 self._clock.rest()
             else:
                 self._steps += 1
+                if isinstance(robot := order.bench.envs[0], _Punctual):
+                    self._clock.note(float(robot.timing.late))
                 self._box.put(found)
                 if found.step.terminated or found.step.truncated:
                     continue  # its episode comes next
