@@ -269,3 +269,9 @@ def test_a_dead_sensor_stops_the_robot_and_loses_nothing(realtime: bool, tmp_pat
     with Run.start(tmp_path, cfg, resume=True) as run, WorkCell(run, cfg, make=Dying) as cell:  # the next to look
         done = [e for e in cell.book.labelled("daydreamer", "daydreamer (recovered)")]
     assert [len(e) for e in done] == [20, 9] and all(np.isfinite(e.obs["state"]).all() for e in done), "all up to the step before"
+
+
+def test_demonstrations_with_eyes_want_a_run_with_eyes(tmp_path: Path) -> None:
+    run_of(tmp_path / "eyes", tiny(task="bins/panda-one", sight=SightConfig(kind="rgb", height=16, width=16), steps=20, eval_episodes=1))
+    with pytest.raises(RealrlError, match=r"9 observed numbers and 6 actions, bins/panda-one has 12 and 6: .*--sight\.kind rgb"):
+        run_of(tmp_path / "blind", tiny(task="bins/panda-one", data=str(tmp_path / "eyes" / "dataset"), demo_share=0.5))
