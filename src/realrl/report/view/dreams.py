@@ -127,7 +127,7 @@ class Dreams:
     def _dream(self, states: Latent, done: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """(features [DREAMS, W, F] of the dreams, the observations [W] that each begins at, the last it saw)."""
         rssm, cfg = self.policy.rssm, self.policy.rssm.cfg
-        starts = torch.arange(min(LOOKS - 1, len(done) - 1), len(done), LOOKS + DREAMS)
+        starts = torch.arange(max(min(LOOKS, len(done)) - 1, 0), len(done), LOOKS + DREAMS)
         state, features = Latent(*(x[starts] for x in states)), list[Tensor]()
         for t in range(DREAMS):
             act = done[(starts + t).clamp(max=len(done) - 1)]
