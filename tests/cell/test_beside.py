@@ -304,7 +304,7 @@ def test_what_the_actor_cannot_do_is_said_in_one_line(tmp_path: Path) -> None:
 
 def test_an_actor_that_waits_for_somebody_to_arm_its_robot_does_not_stay_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("realrl.cell.stream.GOODBYE", 0.2)
-    monkeypatch.setattr("realrl.cell.stream.MERCY", 0.2)
+    monkeypatch.setattr("realrl.cell.stream.MERCY", 1.0)
     with beside(tmp_path, make=Waiting) as stream:
         stream.past()
         stream.take(wait=False)
