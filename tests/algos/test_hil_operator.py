@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from algos.test_hil_serl import kept_notes, run_of, tiny
-from realrl.algos.hil_serl import LEARNER, advice, sound
+from realrl.algos.hil_serl import LEARNER, advice
 from realrl.cell.actor import Experienced
 from realrl.cell.stream import _weights
 from realrl.data.store import Store
 from realrl.envs import expert, progress
 from realrl.learn.corrections import Trial
+from realrl.learn.practice import sound
 from realrl.learn.sac import SAC
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.robots.human import OperatorConfig, ScriptedOperator
@@ -57,8 +58,8 @@ def test_a_scripted_person_learns_from_the_recording_what_a_checkpoint_would_tel
 def test_updates_that_are_no_numbers_end_the_run_before_the_robot_hears_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = {"q": torch.tensor(1.0), "critic_loss": torch.tensor(float("nan"))}
     with pytest.raises(RealrlError, match="after 7 control steps the updates' critic_loss is nan: learning diverged"):
-        sound(told, 7)
-    assert sound({"q": told["q"]}, 7) == {"q": told["q"]}
+        sound(told, 7, "--sac.critic-lr")
+    assert sound({"q": told["q"]}, 7, "--sac.critic-lr") == {"q": told["q"]}
     usual = SAC.update
 
     def poisoned(self: SAC, batch: object) -> object:

@@ -7,8 +7,10 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,19 @@ class Cart(Rail):
         """Nobody acts for a while."""
         if self.told:
             self.told.touch()
+
+
+class Own(Cart):
+    """It keeps its own time; every fifth action comes 5 ms late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.task, self.timing = replace(self.task, live=True), SimpleNamespace(late=0.0)
+
+    def _advance(self, action: Array) -> tuple[Array, float, bool, bool]:
+        time.sleep(0.02)
+        self.timing.late = 0.005 if self._t % 5 == 0 else 0.0
+        return super()._advance(action)
 
 
 class Dying(Cart):
@@ -217,6 +232,24 @@ def test_it_acts_with_what_was_published_last_and_all_is_recorded(tmp_path: Path
     assert (tmp_path / "told").exists(), "the robot was told that nobody acts any more"
 
 
+def test_a_robot_that_keeps_its_own_time_says_how_late_it_was(tmp_path: Path) -> None:
+    with beside(tmp_path, make=Own) as stream:
+        stream.past()
+        while stream.steps < 40 or not stream.between:
+            stream.take()
+        health = stream.health()
+    assert health["ticks"] >= 40 and abs(5 * health["deadline_misses"] - health["ticks"]) <= 10 and health["worst_late_ms"] == 5
+
+
+def test_it_holds_until_the_learner_has_its_weights_and_knows_what_was_done(tmp_path: Path) -> None:
+    with beside(tmp_path, cfg=replace(FAST, patience=100.0)) as stream:
+        head = wait_for(lambda: actors(tmp_path))[0].head
+        wait_for(lambda: head["pid"])
+        time.sleep(1.5)  # a checkpoint is read, demonstrations are made
+        assert head["ticks"] == 0 and stream.past() == []
+        assert stream.take()[0].first and stream.health()["holds"] == 0
+
+
 def test_a_killed_learner_finds_the_robot_held_and_goes_on(tmp_path: Path) -> None:
     killed = Child("-c", CODE, tmp_path)
     mine = wait_for(lambda: [b for b in actors(tmp_path) if b.head["written"] > 30])[0]
@@ -271,7 +304,7 @@ def test_what_the_actor_cannot_do_is_said_in_one_line(tmp_path: Path) -> None:
 
 def test_an_actor_that_waits_for_somebody_to_arm_its_robot_does_not_stay_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("realrl.cell.stream.GOODBYE", 0.2)
-    monkeypatch.setattr("realrl.cell.stream.MERCY", 0.2)
+    monkeypatch.setattr("realrl.cell.stream.MERCY", 1.0)
     with beside(tmp_path, make=Waiting) as stream:
         stream.past()
         stream.take(wait=False)

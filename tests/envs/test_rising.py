@@ -67,7 +67,7 @@ def test_it_goes_on_where_it_is_and_from_a_snapshot() -> None:
     follows, _ = env.reset(seed=2)
     assert np.array_equal(follows["state"], last), "no reset"
     assert other.snapshot() == {}
-    other.restore(saved)
+    other.go_on(saved)
     other.reset(seed=2)
     one, two = ([e.step(held[1 + t // 4])[0]["state"] for t in range(8)] for e in (env, other))
     assert np.array_equal(one, two), "to the bit"

@@ -17,10 +17,10 @@ SIZE = RSSMConfig(deter=16, stoch=4, classes=4)
 
 def test_states_are_remembered_by_the_number_of_their_observation() -> None:
     memory, replay = Memory(SIZE, torch.device("cpu")), Replay()
-    for _ in range(3):
-        replay.begin({"state": np.zeros(1, np.float32)})
+    for first in (0, 21, 42):  # what is read is an observation's number
+        replay.begin({"state": np.array([first], np.float32)})
         for t in range(20):
-            replay.add(np.zeros(1, np.float32), 0.0, {"state": np.zeros(1, np.float32)}, truncated=t == 19)
+            replay.add(np.zeros(1, np.float32), 0.0, {"state": np.array([first + 1 + t], np.float32)}, truncated=t == 19)
     s = replay.segments(8, 8, torch.Generator().manual_seed(0))
     g = torch.Generator().manual_seed(0)
     deter = torch.rand(9, 8, 16, generator=g).half().float()
@@ -29,12 +29,16 @@ def test_states_are_remembered_by_the_number_of_their_observation() -> None:
     memory.put(s, Latent(deter, stoch))
 
     def asked(memory: Memory, frame: torch.Tensor, frames: int = s.frames) -> tuple[Latent, torch.Tensor]:
-        return memory.get(replace(s, frame=frame[None], frames=frames))
+        return memory.get(replace(s, frame=frame[None], frames=frames, obs={"state": frame[None, :, None].float()}))
     found, known = asked(memory, s.frame[alone])
     assert bool(known.all()) and torch.equal(found.deter, deter[alone]) and torch.equal(found.stoch, stoch[alone])
     again = Memory(SIZE, torch.device("cpu"))
     again.load_state_dict(memory.state_dict())
     assert torch.equal(asked(again, s.frame[alone])[0].deter, deter[alone])
+    assert bool(memory.get(s)[1].all())
+    assert not bool(memory.get(replace(s, frame=s.frame + 1, frames=s.frames + 1))[1].any()), "a step more long ago: other numbers"
+    again.load_state_dict({name: x for name, x in memory.state_dict().items() if name != "seen"})
+    assert not bool(asked(again, s.frame[alone][s.frame[alone] > 0])[1].any()), "a checkpoint that does not say of what its states are"
     blind = Memory(SIZE, torch.device("cpu"))
     blind.put(replace(s, valid=torch.zeros_like(s.valid)), Latent(deter, stoch))
     assert int(blind.known.sum()) == len(s.frame[0].unique()), "of what was never there nothing is kept"

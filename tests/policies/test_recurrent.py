@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from realrl import envs
+from realrl.cell.actor import Acting
+from realrl.cell.latency import Ahead
+from realrl.cell.rollout import rollout
 from realrl.nets.rssm import RSSMConfig
 from realrl.policies.folder import load_policy, save_policy
 from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
+from realrl.robots.guard import box_guard
+from realrl.scene import GuardConfig
 from realrl.types import Array, Policy, RealrlError
 
 TINY = RecurrentConfig(RSSMConfig(deter=16, stoch=3, classes=4, hidden=12, units=12, depth=2), hold=(2, 4))
@@ -97,3 +103,33 @@ def test_asked_wrongly() -> None:
         play(make(), [{"state": np.zeros((5, 1, 2), np.float32)}])
     with pytest.raises(RealrlError, match="hold must be two numbers, the least first"):
         RecurrentConfig(hold=(5, 2))
+
+
+@pytest.mark.parametrize("task", ["toy/reach", "bins/panda-one"])
+def test_it_remembers_what_was_sent_not_what_it_wanted(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guard that limits changes, and a person who decides otherwise."""
+    env = envs.make(task, horizon=12)
+    torch.manual_seed(0)
+    policy = RecurrentPolicy(TINY, env.task.obs_dim, env.task.action_dim, discrete=env.task.discrete)
+    policy.wander.fill_(1.0)
+    remembered, acted = list[Array](), RecurrentPolicy.act
+
+    def spy(self: RecurrentPolicy, obs: Any, state: Any, **how: Any) -> Any:
+        remembered.append(state["action"][0].numpy().copy())
+        return acted(self, obs, state, **how)
+    monkeypatch.setattr(RecurrentPolicy, "act", spy)
+
+    class Person:
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def poll(self, obs: Any, proposed: Array) -> Array | None:
+            self.asked += 1
+            return np.roll(proposed, 1) if self.asked % 3 == 0 else None
+    limits = GuardConfig(max_delta=None if env.task.discrete else 0.1)
+    for wrapped in (policy, Ahead(policy, 0.0, 0.05), Acting(policy, 0, env.task.action_dim, lambda: 0)):
+        remembered.clear()
+        episode = next(rollout([env], wrapped, [box_guard(env, limits)], [3], greedy=False, human=Person()))  # type: ignore[arg-type]
+        assert not np.array_equal(episode.action, episode.proposed) and len(remembered) == len(episode)
+        assert not remembered[0].any() and np.allclose(remembered[1:], episode.action[:-1])
+    env.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -28,10 +29,13 @@ from realrl.cell.rollout import rollout
 from realrl.cli.main import main
 from realrl.envs import make
 from realrl.generative.diffusion import DiffusionConfig
+from realrl.nets.rssm import RSSMConfig
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.policies.folder import load_policy
+from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
 from realrl.robots.embodiment import Embodiment
 from realrl.robots.guard import box_guard
+from realrl.scene import GuardConfig
 from realrl.serve.client import RemotePolicy
 from realrl.serve.server import CLIENTS, ServeConfig, Server
 from realrl.serve.session import Served
@@ -148,6 +152,27 @@ def test_memory_is_a_connections_and_an_episodes() -> None:
         assert said(other, 9) == [0, 9, 9] and said(one, 5, episode="second") == [0, 5, 5] and said(one, 6) == [4, 6, 3]
         whole = {"state": np.array([[1, 0], [2, 0], [3, 0]], np.float32)}
         assert one.infer(whole)["actions"][0].tolist() == [5, 3, 1], "a history that was sent as one is taken as it is"
+
+
+def test_a_policy_that_remembers_what_it_did_is_told_what_was_done() -> None:
+    """A robot whose guard limits changes: a served world model's policy does what the same one beside the robot does."""
+    torch.manual_seed(0)
+    policy = RecurrentPolicy(RecurrentConfig(RSSMConfig(deter=16, stoch=3, classes=4, hidden=12, units=12)), 2, 2, name="dreamer")
+    torch.nn.init.normal_(policy.actor[-1].weight)  # type: ignore[arg-type]
+    remembered, acted = list[Any](), policy.act
+
+    def spy(obs: Obs, state: State, **how: Any) -> tuple[Plan, State]:
+        remembered.append(state["action"][0].numpy().copy())
+        return acted(obs, state, **how)
+    policy.act = spy  # type: ignore[method-assign]
+    env, limits = make("toy/obstacle", horizon=8), GuardConfig(max_delta=0.01)
+    with served(policy) as url, contextlib.closing(RemotePolicy(url)) as remote:
+        episode = next(rollout([env], remote, [box_guard(env, limits)], [1], greedy=True))
+        assert not np.allclose(episode.action, episode.proposed) and np.allclose(remembered[1:], episode.action[:-1], atol=1e-6)
+        client = Client(url)
+        client.infer({"state": [0, 0]})
+        assert "sent must be the 2 numbers" in refused(lambda: client.infer({"state": [0, 0], "sent": [1, np.nan]}))
+    env.close()
 
 
 def test_numbers_and_stamps_come_back_and_must_grow() -> None:

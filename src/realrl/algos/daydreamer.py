@@ -37,11 +37,12 @@ from realrl.learn.dreaming import (
     lambda_return,
     normal,
     slim,
+    slim_step,
 )
-from realrl.learn.practice import CLOCK, Earlier
+from realrl.learn.practice import CLOCK, Earlier, sound
 from realrl.learn.replay import Replay
 from realrl.memory import keep_freed_memory
-from realrl.nets.rssm import Latent, Painter, RSSMConfig, head
+from realrl.nets.rssm import Latent, Painter, RSSMConfig, head, slot
 from realrl.nets.twohot import symexp_bins, symlog, twohot_loss, twohot_mean
 from realrl.policies.recurrent import RecurrentConfig, RecurrentPolicy
 from realrl.scene import Scene, SightConfig, device
@@ -95,6 +96,8 @@ class DaydreamerConfig(Scene):
     """Control steps between two lines of the curves."""
     eval_episodes: int = 20
     """Held-out episodes at the end: so many without noise, so many with."""
+    film: bool = True
+    """Whether the report gets films: a held-out episode, and practice after 5, 10, 20, 40 and 60 minutes of the robot's time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,8 +129,7 @@ PRESETS = {
         dream=DreamConfig(batch=16, length=64, last=64, pixels=True), steps=72_000, prefill=1000, ratio=512.0),
 }
 """cpu: what a core does eight updates a second of; choices: the same for a robot that chooses among few moves and is shown how; control:
-the same model for tasks that last, with DreamerV3's actor and discount; daydreamer: the paper's sizes, batch, discount and rate; v3: its
-size1m."""
+it for tasks that last, with DreamerV3's actor and discount; daydreamer: the paper's sizes, batch, discount and rate; v3: its size1m."""
 
 
 def preset(name: str | None, task: str | None) -> DaydreamerConfig | None:
@@ -151,7 +153,7 @@ class Dreamer:
         self.policy, self.cfg, self.seed, self.step, self._bf16 = policy, cfg, seed, 0, bf16
         self.heads = nn.ModuleDict({"state": head(size, policy.obs_dim), "reward": head(size, BINS, 0.0), "goes_on": head(size, 1),
                                     "critic": head(size, BINS, 0.0)}).to(place)
-        self.painters = nn.ModuleDict({_slot(key): Painter(size, shape) for key, shape in policy.senses.items()
+        self.painters = nn.ModuleDict({slot(key): Painter(size, shape) for key, shape in policy.senses.items()
                                        if cfg.pixels}).to(place)
         self.slow = copy.deepcopy(self.heads["critic"]).requires_grad_(False)
         self.bins = symexp_bins(BINS).to(place)
@@ -244,7 +246,7 @@ class Dreamer:
         feature = states.feature
         losses = {"state": (self.heads["state"](feature).float() - symlog(s.obs["state"])).square().sum(-1)}
         for key in self.policy.senses if cfg.pixels else ():
-            losses[_slot(key)] = (self.painters[_slot(key)](feature).float() - s.obs[key] / 255.0).square().sum((-3, -2, -1))
+            losses[slot(key)] = (self.painters[slot(key)](feature).float() - s.obs[key] / 255.0).square().sum((-3, -2, -1))
         kl = categorical_kl(post.detach(), prior)
         losses["dyn"] = cfg.dyn * kl.clamp(min=cfg.free)
         losses["rep"] = cfg.rep * categorical_kl(post, prior.detach()).clamp(min=cfg.free)
@@ -280,7 +282,7 @@ class Dreamer:
             first, second = (torch.stack(x) for x in zip(*told, strict=True))
             return Dream(torch.stack(features), torch.stack(actions), (first, second))
 
-    def _foretold(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+    def foretold(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """(reward, discount), each [H, N], of the steps that led to the dreamt states [H, N, F]."""
         ends = self.heads["goes_on"](feature)[..., 0].float()
         return twohot_mean(self.heads["reward"](feature), self.bins), self.cfg.gamma * ends.sigmoid()
@@ -291,7 +293,7 @@ class Dreamer:
         cfg, feature = self.cfg, dream.feature.detach().requires_grad_(self.through)
         logits = self.heads["critic"](feature)
         with torch.set_grad_enabled(self.through):
-            value, (reward, discount) = self._value(logits), self._foretold(feature[1:])
+            value, (reward, discount) = self.value(logits), self.foretold(feature[1:])
             returns = lambda_return(reward, discount, value[1:], cfg.lam)
         target, deeper = returns.detach(), discount.detach()[:-1]
         weight = torch.cat([counts.flatten()[None].float(), deeper]).cumprod(0) / counts.sum().clamp(min=1) / cfg.imagine
@@ -328,7 +330,7 @@ class Dreamer:
         """What values are told from."""
         return self.level * (1 / (1 - self.cfg.gamma) if self.cfg.centre else 0.0)
 
-    def _value(self, logits: Tensor) -> Tensor:
+    def value(self, logits: Tensor) -> Tensor:
         """Told by logits [..., BINS]."""
         return twohot_mean(logits, self.bins) + self._base
 
@@ -392,6 +394,9 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
                     cuda_graph=cfg.cuda_graph)
     with cell.timed("daydreamer"):
         health = learn(cfg, cell, agent, books, earlier)
+    if not agent.acted:
+        cell.tell("daydreamer", f"The actor has learned nothing: {agent.step} updates were made, {cfg.dream.alone} are the model's alone. "
+                                "Give more --steps or --ratio, or less --prefill or --dream.alone.")
     policy.requires_grad_(False).wander.zero_()
     cell.keep(policy)
     for name, quiet in (("daydreamer", True), ("daydreamer-noisy", False)):
@@ -407,6 +412,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books, earli
     only. Returns how robot and learner got along, see `types.Stream.health`."""
     policy, place = agent.policy, agent.policy.device
     keep_freed_memory()
+    shows = cell.demonstrations() if cfg.demo_share else []  # before there is a robot that would have to wait
     policy.wander.fill_(1.0)
     with cell.stream("daydreamer", policy, stage=1, noise_seed=derive(cfg.seed, "daydreamer") % 2**31, cfg=cfg.stream) as stream:
         saved = cell.run.load("daydreamer", agent=agent, stream=stream, books=books)
@@ -414,7 +420,7 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books, earli
             earlier.hand_over(agent, anew=("memory",))
             saved, books.before = 0, agent.step
         replay, seen = Replay(device=place), ("state", *policy.senses)
-        replay.extend([slim(e, seen, policy.discrete) for e in (cell.demonstrations() if cfg.demo_share else ())])
+        replay.extend([slim(e, seen, policy.discrete) for e in shows])
         shown = replay.steps
         replay.extend([slim(e, seen, policy.discrete) for e in earlier.episodes])
         for episode in stream.past():
@@ -426,13 +432,13 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books, earli
             while (stream.steps < cfg.steps and books.seconds < 60 * cfg.minutes) or not stream.between:
                 policy.wander.fill_(float(stream.steps < books.prefill or agent.step < cfg.dream.alone))
                 moments = stream.take(wait=books.owed(agent.step) < 1)
-                replay.put(replace(m, step=replace(m.step, obs={key: m.step.obs[key] for key in seen}),
-                                   after={key: m.after[key] for key in seen}) for m in moments)
+                replay.put(slim_step(m, seen, policy.discrete) for m in moments)
                 books.see([m.step.reward for m in moments])
                 for _ in range(min(int(books.owed(agent.step)), books.most)):
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
                     early = round(cfg.dream.batch * cfg.demo_share * max(0.0, 1 - stream.steps / cfg.steps)), shown
-                    books.told.append(agent.update(replay.segments(cfg.dream.batch, cfg.dream.length, random, early=early), early[0]))
+                    told = agent.update(replay.segments(cfg.dream.batch, cfg.dream.length, random, early=early), early[0])
+                    books.told.append(sound(told, stream.steps, "--dream.lr"))
                     stream.publish(policy)
                 advance(len(moments))
                 books.tick(agent.step)
@@ -442,8 +448,3 @@ def learn(cfg: DaydreamerConfig, cell: Cell, agent: Dreamer, books: Books, earli
                     cell.run.save("daydreamer", saved := stream.steps, agent=agent, stream=stream, books=books)
         cell.run.save("daydreamer", stream.steps, agent=agent, stream=stream, books=books)
         return stream.health()
-
-
-def _slot(key: str) -> str:
-    """A camera's name as a module may be called."""
-    return key.replace(".", "_")

@@ -23,8 +23,8 @@ from realrl.config import OutOfBounds, check
 from realrl.envs import quadruped
 from realrl.envs.quadruped import FULL, SPEED, allowed, commanded, following, motion
 from realrl.files import derive
-from realrl.learn.practice import CLOCK, Earlier, Milestone
-from realrl.learn.sac import CROSSQ, PRESETS, SAC, SACConfig
+from realrl.learn.practice import CLOCK, Earlier, Milestone, sound
+from realrl.learn.sac import CROSSQ, PRESETS, RATES, SAC, SACConfig
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
@@ -158,7 +158,8 @@ def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait, earlier: Earlier)
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
                     batch = replay.sample(cfg.sac.batch, random, cfg.sac.utd)
                     batch = recommanded(batch, cfg.recommand, random, asked) if asked is not None else batch
-                    pen.told.append(agent.update(charged(batch, cell.spec.action_dim, gait.price.now)))
+                    told = agent.update(charged(batch, cell.spec.action_dim, gait.price.now))
+                    pen.told.append(sound(told, stream.steps, *RATES))
                     stream.publish(agent.policy)
                 advance(len(moments))
                 gait.tick()

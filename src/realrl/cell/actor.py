@@ -26,7 +26,7 @@ import torch
 from realrl.cell.book import Book
 from realrl.cell.collect import Bench, processes
 from realrl.cell.mailbox import Mailbox
-from realrl.cell.rollout import Foresighted
+from realrl.cell.rollout import Foresighted, Mindful
 from realrl.robots.clock import CLIENT, Ticker, realtime
 from realrl.streaming import StreamConfig
 from realrl.terminal import console
@@ -65,6 +65,11 @@ class Acting:
         if isinstance(self.policy, Foresighted):
             self.policy.interrupt(state, row)
 
+    def done(self, state: State, row: int, action: Array) -> None:
+        """What this robot was really told to do [A]."""
+        if isinstance(self.policy, Mindful):
+            self.policy.done(state, row, action)
+
 
 class _Fresh(Acting):
     """With the newest weights at every plan."""
@@ -85,6 +90,13 @@ class Experienced(Protocol):
     """A person who behaves by what happened before, and learns it from the recording."""
 
     def recall(self, episodes: Iterable[Episode]) -> None: ...
+
+
+@runtime_checkable
+class _Punctual(Protocol):
+    """A robot that keeps its own time, and says how late an action came (`timing.late`, s), see `realrl.robots.client`."""
+
+    timing: Any
 
 
 @dataclass(frozen=True)
@@ -122,13 +134,16 @@ class Clock:
     def wait(self) -> None:
         """Sleep until this tick's deadline."""
         self._ticker = self._ticker or Ticker(self._period)
-        late = self._ticker.wait()
-        head = self._head
+        if self.note(self._ticker.wait()):
+            self.rest()
+
+    def note(self, late: float) -> bool:
+        """Count a tick that ended so late [s]; whether it missed its deadline."""
+        head, missed = self._head, late > LATE * self._period
         head["ticks"] += 1
         head["worst"] = max(float(head["worst"]), late)
-        if late > LATE * self._period:
-            head["missed"] += 1
-            self.rest()
+        head["missed"] += missed
+        return missed
 
 
 class Actor:
@@ -211,6 +226,8 @@ class Actor:
                 self._clock.rest()
             else:
                 self._steps += 1
+                if isinstance(robot := order.bench.envs[0], _Punctual):
+                    self._clock.note(float(robot.timing.late))
                 self._box.put(found)
                 if found.step.terminated or found.step.truncated:
                     continue  # its episode comes next

@@ -289,8 +289,9 @@ def recorded_demonstrations(data: str, spec: TaskSpec, *, several: bool = False,
                               "(realrl data demos --sight ...)")
     have, want = (first.obs["state"].shape[-1], first.action.shape[-1]), (spec.obs_dim, spec.action_dim)
     if have != want:
+        sight = " and the sight (--sight.kind rgb)" if store.cameras and not spec.senses else ""
         raise RealrlError(f"{data}: {have[0]} observed numbers and {have[1]} actions, {spec.id} has {want[0]} and {want[1]}: "
-                          "name the task it was recorded on, with the --recall that it had")
+                          f"name the task it was recorded on, with the --recall{sight} that it had")
     if abs(store.fps - (rate := round(1 / spec.dt))) > 0.005 * rate:  # 29.97 is 30 to a policy
         raise RealrlError(f"{data}: recorded at {store.fps} Hz, {spec.id} runs at {rate} Hz: resample it, or record at {rate} Hz")
     if (largest := max(float(np.abs(e.action).max()) for e in episodes)) > 1.001:

@@ -31,7 +31,7 @@ MakeEnv = Callable[[], RobotEnv]
 
 
 @runtime_checkable
-class _Continuing(Protocol):
+class Continuing(Protocol):
     """An environment that, with `carry_on`, begins an episode where the one before left the robot: nobody puts it back."""
 
     carry_on: bool
@@ -39,7 +39,7 @@ class _Continuing(Protocol):
     def snapshot(self) -> dict[str, Any]:
         """All that its next episode depends on, as arrays."""
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
+    def go_on(self, saved: Mapping[str, Any]) -> None:
         """Go on from a snapshot."""
 
 
@@ -220,7 +220,7 @@ class Bench:
         """The one robot; where it can, it goes on from where an episode left it."""
         if not self.envs:
             self.envs.append(self._make())
-        if isinstance(self.envs[0], _Continuing):
+        if isinstance(self.envs[0], Continuing):
             self.envs[0].carry_on = True
         return self.envs[0]
 
@@ -238,12 +238,12 @@ class Bench:
     def snapshot(self) -> dict[str, Any]:
         """Between two episodes: where the one robot is, {} where an episode begins anew anyhow."""
         robot = self._robot()
-        return robot.snapshot() if isinstance(robot, _Continuing) else {}
+        return robot.snapshot() if isinstance(robot, Continuing) else {}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from a snapshot."""
         if saved:
-            self._robot().restore(saved)
+            self._robot().go_on(saved)
 
     def close(self) -> None:
         """Close the environments (a robot's port and brakes)."""

@@ -167,8 +167,9 @@ class Around:
 
     def __init__(self, inner: Policy) -> None:
         self.name, self.chunk, self.n_obs, self.start, self._inner = inner.name, inner.chunk, inner.n_obs, inner.start, inner
-        if hasattr(inner, "interrupt"):  # the control loop looks for it
-            self.interrupt = inner.interrupt
+        for name in ("interrupt", "done"):  # the control loop looks for them
+            if hasattr(inner, name):
+                setattr(self, name, getattr(inner, name))
 
 
 class Ahead(Around):

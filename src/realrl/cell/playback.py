@@ -2,6 +2,7 @@
 
 A simulator that can begin where a recording began has a method `restore(episode) -> first observation`:
 - "pusht/...": disc and block as first observed;
+- "quadruped/...-from-back": where the episode that was played before it left the robot, or on its back;
 - "adroit/door": hand, arm and door frame, worked out from the first observation;
 - "robosuite/NAME" and "robosuite-1.0/NAME", for recordings of robosuite alone: the simulator's first state, see
   `realrl.envs.robosuite`.
@@ -20,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from realrl import envs
+from realrl.cell.collect import Continuing
 from realrl.envs import robosuite
 from realrl.envs.base import RobotEnv
 from realrl.robots.guard import box_guard
@@ -137,7 +139,7 @@ def _begin(env: RobotEnv, episode: Episode, number: int) -> Obs:
         try:
             return env.restore(episode)
         except RealrlError:
-            if episode.seed is None:
+            if episode.seed is None or isinstance(env, Continuing):
                 raise
     if episode.seed is None:
         raise RealrlError(f"episode {number}: it names no seed and {env.task.id} cannot begin at a recorded state: it cannot be replayed")

@@ -58,6 +58,13 @@ class Foresighted(Protocol):
 
 
 @runtime_checkable
+class Mindful(Protocol):
+    """A policy that remembers what was done, which need not be what it wanted: a guard, a robot or a person may have decided otherwise."""
+
+    def done(self, state: State, row: int, action: Array) -> None: ...
+
+
+@runtime_checkable
 class _Beginning(Protocol):
     """Who wants to know that an episode begins."""
 
@@ -177,7 +184,7 @@ def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: It
     for env, guard, seed in zip(envs, guards, waiting, strict=False):
         slots.append(_Slot(env, guard, recording, noise_seed))
         begin(slots[-1], seed)
-    state = policy.start(len(slots))
+    state, mindful = policy.start(len(slots)), policy if isinstance(policy, Mindful) else None
     while slots:
         with small_products():
             plan, state = policy.act(_stack(slots, policy.n_obs), state, greedy=greedy, rng=[s.rng for s in slots])
@@ -188,6 +195,8 @@ def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: It
             if not over:
                 if slot.steps[-1].source == Source.HUMAN and isinstance(policy, Foresighted):
                     policy.interrupt(state, i)
+                if mindful and not np.array_equal(slot.steps[-1].action, slot.steps[-1].proposed):
+                    mindful.done(state, i, slot.steps[-1].action)
                 keep.append(i)
                 continue
             episode = _finish(slot, task, policy.name)

@@ -142,7 +142,8 @@ class Beside:
         self._book, self._policy, self._order = book, policy, order
         self._inside = ExitStack()
         self._process: Any = None
-        self._age, self._deaths = 0.0, 0
+        self._age, self._oldest, self._deaths = 0.0, 0.0, 0
+        self._before: dict[str, float] = {}  # counts of mailboxes that are gone
 
     def __enter__(self) -> Beside:
         self._inside.enter_context(self._book.lent())
@@ -184,6 +185,7 @@ class Beside:
         order = self._order
         box = Mailbox.create(name(order.dataset), places(order.spec), _weights(self._policy), self._about(), order.cfg.queue)
         self._order = replace(self._order, mailbox=box.path)
+        box.head["wanted"] = 1  # it holds the robot until `past` lets it go: what it was sent off with are no weights to act by
         box.head["learner_beat"] = time.monotonic()
         self._process = launch(self._order)
         return box
@@ -245,8 +247,9 @@ class Beside:
         """The robot goes on from here."""
         head = self._box.head
         head["episodes"], head["steps"] = self.episodes, self.steps
+        oldest = self._oldest
         self.publish(self._policy)
-        self._age = 0.0
+        self._age, self._oldest = 0.0, oldest  # nobody acted meanwhile
         head["go"] = head["wanted"]
 
     # -- the stream -------------------------------------------------------------------------------------------------------------------
@@ -281,25 +284,36 @@ class Beside:
     def publish(self, policy: Policy) -> None:
         """See `types.Stream`."""
         self._age = max(self._age, time.monotonic() - float(self._box.head["published"]))
+        self._oldest = max(self._oldest, self._age)
         self._policy = policy
         self._box.publish(_weights(policy))
         self._beat()
 
     def health(self) -> dict[str, float]:
-        """How it goes, since the robot was let go. weights_behind: versions; weights_age_s: the longest between two of them since the last
-        time that somebody asked; worst_late_ms: of a tick; deadline_misses, ticks, holds: counts; queued: steps that wait."""
+        """How it goes. weights_behind: versions; weights_age_s: the longest between two of them since the last time that somebody asked;
+        oldest_weights_s: that of all times; worst_late_ms: of a tick; deadline_misses, ticks, holds: counts, those before the checkpoint
+        that a run goes on from included; queued: steps that wait."""
         head, age = self._box.head, self._age
         self._age = 0.0
         return {"weights_age_s": age, "weights_behind": float(head["version"] - head["acting"]), "queued": float(self._box.waiting),
-                "ticks": float(head["ticks"]), "deadline_misses": float(head["missed"]), "worst_late_ms": 1000 * float(head["worst"]),
-                "holds": float(head["holds"])}
+                **self._counts()}
+
+    def _counts(self) -> dict[str, float]:
+        """What adds up over a run."""
+        head, before = self._box.head, self._before
+        sums = {"ticks": float(head["ticks"]), "deadline_misses": float(head["missed"]), "holds": float(head["holds"])}
+        most = {"worst_late_ms": 1000 * float(head["worst"]), "oldest_weights_s": self._oldest}
+        return {**{name: value + before.get(name, 0.0) for name, value in sums.items()},
+                **{name: max(value, before.get(name, 0.0)) for name, value in most.items()}}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the recording says how far it is."""
-        return {}
+        """How it went until now; how far it is the recording says."""
+        return {"counts": self._counts(), "before": self._before}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `state_dict`."""
+        """Go on from there; an actor that is still there has gone on counting."""
+        self._before = dict(state.get("counts" if self._process else "before", {}))
+        self._oldest = float(state.get("counts", {}).get("oldest_weights_s", 0.0))
 
 
 def _weights(policy: Any) -> dict[str, Tensor]:

@@ -10,27 +10,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from realrl.cell.latency import Around
 from realrl.types import Obs, Plan, Policy, RealrlError, State, TaskSpec
 
 if TYPE_CHECKING:
     from realrl.policies.folder import Saved
 
 
-class Blind:
+class Blind(Around):
     """A policy whose eyes see nothing: pictures and depths are black, a cloud lies at the origin. Its state stays."""
 
     def __init__(self, policy: Policy, senses: Sequence[str]) -> None:
-        self._policy, self._senses = policy, tuple(senses)
-        self.name, self.chunk, self.n_obs = f"{policy.name}, blind", policy.chunk, policy.n_obs
-
-    def start(self, batch: int) -> State:
-        """The policy's."""
-        return self._policy.start(batch)
+        super().__init__(policy)
+        self.name, self._senses = f"{policy.name}, blind", tuple(senses)
 
     def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
         """What the policy does in the dark."""
         dark = {key: np.zeros_like(x) if key in self._senses else x for key, x in obs.items()}
-        return self._policy.act(dark, state, greedy=greedy, rng=rng)
+        return self._inner.act(dark, state, greedy=greedy, rng=rng)
 
 
 def variants(policy: Saved, spec: TaskSpec, *, blind: bool, swap: bool, paraphrase: bool) -> Iterator[tuple[str, Policy]]:

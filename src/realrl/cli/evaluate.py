@@ -65,6 +65,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     changed = [{"name": f"under: {change}", **found} for change, found in result.get("robustness", {}).items()]
     changed += [{"name": change, **found} for change, found in result.get("understanding", {}).items()]
     screen().print(stage_table({"task": result["task"], "stages": [{"name": result["head"], **result}, *changed]}))
+    if abs(result["episode_return"] - result["success"]["rate"]) > 1e-3:  # more is paid than success
+        print(f"return: {result['episode_return']:.4g} an episode, on average")
     if seeds := result["failures"]:
         more = f" and {len(seeds) - SHOWN} more (--json lists all)" if len(seeds) > SHOWN else ""
         print(f"failed starts: {', '.join(map(str, seeds[:SHOWN]))}{more}")

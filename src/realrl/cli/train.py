@@ -35,6 +35,7 @@ TASKS = {"flow": "metaworld/push-v3", "recap": "metaworld/coffee-push-v3",
          "robocat": "metaworld/coffee-push-v3", "dida": "arm/panda-reach", "walk": "quadruped/go1", "hil-serl": "contact/peg",
          "daydreamer": "quadruped/go1-from-back", "admittance": "assembly/square"}
 READERS = ("flow", "recap", "robocat")  # methods of several tasks, of which a data set may hold some
+IMITATORS = ("rl100", "bc")  # methods that need no more than a data set
 RECORDED = "recorded/"  # begins the name of a task that is a set of recordings
 RUN_HELP = """{text}
 
@@ -118,6 +119,9 @@ def _train(args: argparse.Namespace) -> int:
     chosen = base or args.method in READERS or any(_mentions(flags, flag) for flag in ("--task", "--config"))
     real = bool(args.env or args.robot)
     recorded = cfg.data is not None and not real and (cfg.task.startswith(RECORDED) or not chosen)
+    if recorded and args.method not in IMITATORS:
+        raise mistake()(f"--data {cfg.data}: {args.method} practises too, in a simulator or on a robot: say where with --task, --env or "
+                        f"--robot ({' and '.join(IMITATORS)} learn from a data set alone)")
     if recorded:
         from realrl.cell.recordings import sized
         cfg = cfg if chosen else parse(default=sized(cfg))
@@ -147,8 +151,8 @@ def _train(args: argparse.Namespace) -> int:
               _cell(run, cfg, make if real else None, material) as cell):
             begun = True
             summary = train(cfg, cell)
-        if getattr(cfg, "film", False) and not real:
-            _film(args.method, cfg, folder)
+        if getattr(cfg, "film", False):
+            _film(args.method, cfg, folder, real)
         from realrl.report import write_report  # draws, which takes a second to load
         page = write_report(folder)
     except KeyboardInterrupt:
@@ -164,9 +168,9 @@ def _train(args: argparse.Namespace) -> int:
 
 def _report(summary: dict[str, Any], folder: Path, page: Path, recorded: bool, own: list[str]) -> None:
     """The table of a run that has ended, and where its page and its policy lie. own: flags that name an environment of one's own."""
-    from realrl.report import foresight_table, hindsight_lines, stage_table
+    from realrl.report import earned, foresight_table, hindsight_lines, stage_table
     screen().print(foresight_table(summary) if recorded else stage_table(summary))
-    for line in hindsight_lines(summary):
+    for line in filter(None, (*hindsight_lines(summary), earned(summary))):
         say(line)
     print(f"report: {page}")
     if recorded:
@@ -186,18 +190,24 @@ def _maker(args: argparse.Namespace, horizon: int | None) -> Callable[[], RobotE
     return own(args.env)
 
 
-def _film(method: str, cfg: Any, folder: Path) -> None:
-    """A held-out episode of the run's policy as a page and a film in `film`, or trials on the other arm in `insertion`, for the report;
-    once."""
+def _film(method: str, cfg: Any, folder: Path, real: bool) -> None:
+    """A held-out episode of the run's policy as a page and a film in `film`, or trials on the other arm in `insertion`; of a dreamer's
+    practice films in `practice`; for the report, once. real: what was not recorded on a robot cannot be filmed."""
     from realrl.cell.evaluate import HELD_OUT
     from realrl.report import insertion
     from realrl.report.view import view
+    tell = lambda note: say(f"note: {note}")
+    if method == "daydreamer":
+        from realrl.report import films
+        films.keep(folder, cfg, method, simulated=not real, tell=tell)
+    if real:
+        return
     if method == "admittance":
         say("making films of a trial on the other arm")
-        insertion.keep(folder, {c: cfg.arm(c) for c in ("direct", "braced", *cfg.controls)}, lambda note: say(f"note: {note}"))
+        insertion.keep(folder, {c: cfg.arm(c) for c in ("direct", "braced", *cfg.controls)}, tell)
     elif not (folder / "film").exists():
-        say("making a film of the gait")
-        view(cfg.task, policy=folder / "policy", seed=HELD_OUT, out=folder / "film", mp4=True, tell=lambda note: say(f"note: {note}"))
+        say("making a film")
+        view(cfg.task, policy=folder / "policy", seed=HELD_OUT, out=folder / "film", mp4=True, tell=tell)
 
 
 def _material(cfg: Any, folder: Path) -> Material:

@@ -211,6 +211,8 @@ RISE_STAND = np.tile(RISE_LOW + np.array([0.5, 0.4, 1.0]) * (RISE_HIGH - RISE_LO
 """Where it stands, [12] rad: 0, -0.2 and 1 in actions."""
 RISE_SPEED = 0.3
 """From here on going forward pays in full, m/s."""
+PHASES = ("upright", "hips", "thighs", "knees", "walking")
+"""Of the reward, in the order in which they are reached."""
 
 
 def rising(up: float, joints: Array, velocity: Array) -> tuple[float, Array]:
@@ -228,3 +230,16 @@ def rising(up: float, joints: Array, velocity: Array) -> tuple[float, Array]:
     straight = max(0.0, forward) / size if size > 1e-6 else 0.0
     phases.append(straight * min(max(forward / RISE_SPEED, -1.0), 1.0) if phases[-1] > REACHED else 0.0)
     return sum(phases[:4]) + 5.0 * (phases[4] + 1.0), np.array(phases)
+
+
+def risen(state: Array, reward: Array) -> Array:
+    """How far each of `PHASES` was [T, 5] after steps that were followed by observations [T, 42] and paid rewards [T]. (No sensor tells the
+    velocity, the reward does.)"""
+    first = np.array([rising(-float(s[2]), s[6:18].astype(np.float64), np.zeros(3))[1][:4] for s in state]).reshape(-1, 4)
+    return np.column_stack([first, (reward.astype(np.float64) - first.sum(1)) / 5.0 - 1.0])
+
+
+def rises(task: str) -> bool:
+    """Whether a task's robot begins on its back, so that `risen` tells of it."""
+    suite, _, name = task.partition("/")
+    return suite == "quadruped" and name in names() and VARIANTS[name.partition("-")[2]].goal == "rise"

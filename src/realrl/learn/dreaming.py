@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from realrl.config import OutOfBounds, check
 from realrl.losses import td_target
 from realrl.nets.rssm import Latent, RSSMConfig
-from realrl.types import Episode, Segment
+from realrl.types import Episode, Moment, Segment
 
 T = TypeVar("T")
 BEHIND = 40
@@ -142,18 +142,20 @@ class LaProp:
 
 class Memory:
     """The states that observations had when they were last looked at, by their number in the replay. A row before all others is nobody's:
-    what was never there is written to it, so that a device need not be asked which rows those are."""
+    what was never there is written to it, so that a device need not be asked which rows those are. seen: of what readings a state is: a
+    recording may hold a step more than a learner heard of before the actor died, and all that follows has other numbers then."""
 
     def __init__(self, cfg: RSSMConfig, place: torch.device) -> None:
         self._classes = cfg.classes
         self.deter = torch.zeros(1024, cfg.deter, dtype=torch.float16, device=place)
         self.code = torch.zeros(1024, cfg.stoch, dtype=torch.uint8, device=place)
         self.known = torch.zeros(1024, dtype=torch.bool, device=place)
+        self.seen = torch.zeros(1024, dtype=torch.int64, device=place)
 
     def _reach(self, count: int) -> None:
         """Make room for so many observations."""
         while len(self.known) <= count:
-            self.deter, self.code, self.known = (_doubled(x) for x in (self.deter, self.code, self.known))
+            self.deter, self.code, self.known, self.seen = (_doubled(x) for x in (self.deter, self.code, self.known, self.seen))
 
     def put(self, s: Segment, states: Latent) -> None:
         """Keep the states [T + 1, B, ...] of stretches."""
@@ -161,6 +163,7 @@ class Memory:
         row = torch.cat([s.frame[:1] + 1, (s.frame[1:] + 1) * s.valid]).flatten()
         self.deter[row] = states.deter.flatten(0, 1).to(torch.float16)
         self.code[row] = states.stoch.view(len(row), -1, self._classes).argmax(-1).to(torch.uint8)
+        self.seen[row] = _marks(s.obs["state"]).flatten()
         self.known.index_fill_(0, row, True)
         self.known[:1].zero_()
 
@@ -169,19 +172,27 @@ class Memory:
         self._reach(s.frames)
         row = s.frame[0] + 1
         codes = nn.functional.one_hot(self.code[row].long(), self._classes)
-        return Latent(self.deter[row].float(), codes.flatten(-2).float()), self.known[row]
+        return Latent(self.deter[row].float(), codes.flatten(-2).float()), self.known[row] & (self.seen[row] == _marks(s.obs["state"][0]))
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, up to the last one known."""
         stop = int(self.known.nonzero().max()) + 1 if bool(self.known.any()) else 1
-        return {"deter": self.deter[1:stop].clone(), "code": self.code[1:stop].clone(), "known": self.known[1:stop].clone()}
+        return {name: x[1:stop].clone() for name, x in self._columns().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self._reach(count := len(state["known"]))
         self.known.zero_()
-        for mine, name in ((self.deter, "deter"), (self.code, "code"), (self.known, "known")):
-            mine[1:count + 1] = state[name]
+        for name, mine in self._columns().items():
+            mine[1:count + 1] = state.get(name, 0)  # what of readings nobody wrote down is of others
+
+    def _columns(self) -> dict[str, Tensor]:
+        return {"deter": self.deter, "code": self.code, "known": self.known, "seen": self.seen}
+
+
+def _marks(readings: Tensor) -> Tensor:
+    """A number [...] for readings [..., D]: their bits, added up."""
+    return readings.float().view(torch.int32).sum(-1)
 
 
 def halves(place: torch.device) -> bool:
@@ -250,6 +261,14 @@ def slim(episode: Episode, seen: Sequence[str], discrete: bool) -> Episode:
     """What is remembered of it; a choice is what it was taken for, one-hot."""
     action = np.eye(episode.action.shape[1], dtype=np.float32)[episode.action.argmax(1)] if discrete else episode.action
     return replace(episode, obs={key: episode.obs[key] for key in seen}, action=action)
+
+
+def slim_step(moment: Moment, seen: Sequence[str], discrete: bool) -> Moment:
+    """The same of a step."""
+    step, action = moment.step, moment.step.action
+    action = np.eye(len(action), dtype=np.float32)[action.argmax()] if discrete else action
+    return replace(moment, step=replace(step, obs={key: step.obs[key] for key in seen}, action=action),
+                   after={key: moment.after[key] for key in seen})
 
 
 class Books:

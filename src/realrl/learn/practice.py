@@ -3,17 +3,34 @@ where an earlier run ended."""
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from realrl.types import Episode, Moment, RealrlError, Stateful
 
-CLOCK = ("ticks", "deadline_misses", "worst_late_ms", "holds")
+CLOCK = ("ticks", "deadline_misses", "worst_late_ms", "holds", "oldest_weights_s")
 """What the headline says of a run in real time."""
+
+
+T = TypeVar("T", bound=Mapping[str, Any])
+
+
+def sound(told: T, steps: int, *rates: str) -> T:
+    """What updates told, numbers or tensors of one. rates: flags that keep learning from diverging. Raises RealrlError where it is NaN or
+    infinite: weights that are never reach the robot."""
+    import torch  # what is practised may be read without
+    values = torch.stack([torch.as_tensor(value).float() for value in told.values()])
+    if not bool(values.isfinite().all()):
+        wrong = next(name for name, value in told.items() if not math.isfinite(float(value)))
+        raise RealrlError(f"after {steps} control steps the updates' {wrong} is {float(told[wrong])}: learning diverged, and the robot "
+                          "stops. What was done is recorded; --resume goes on from the last checkpoint, and a lower "
+                          f"{' or '.join(rates)} wants a new run")
+    return told
 
 
 class Milestone(ABC):

@@ -32,6 +32,9 @@ from realrl.types import Batch
 
 BETA2, EPS = 0.999, 1e-8  # Adam's
 
+RATES = ("--sac.critic-lr", "--sac.actor-lr")
+"""Flags that keep it from diverging."""
+
 
 @dataclass(frozen=True)
 class SACConfig:

@@ -50,7 +50,7 @@ class RSSMConfig:
 
     def __post_init__(self) -> None:
         check(self, deter="[1, 16384]", stoch="[1, 256]", classes="[2, 256]", hidden="[1, 16384]", blocks="[0, 64]", prior_layers="[1, 10]",
-              units="[1, 16384]", layers="[1, 20]", depth="[1, 256]", unimix="[0, 0.5]",
+              units="[1, 16384]", layers="[1, 20]", depth="[1, 256]", unimix="(0, 0.5]",
               sharp="(0, 100]")
         if self.blocks and self.deter % self.blocks:
             raise OutOfBounds(RSSMConfig, "blocks", f"must divide deter = {self.deter}, got {self.blocks}")
@@ -276,6 +276,11 @@ def _eye(depth: int, channels: int) -> nn.Sequential:
     sizes = [channels, depth, 2 * depth, 4 * depth, 8 * depth]
     return nn.Sequential(*(nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), ChannelNorm(b), nn.SiLU())
                            for a, b in pairwise(sizes)))
+
+
+def slot(camera: str) -> str:
+    """A camera's name as a module may be called."""
+    return camera.replace(".", "_")
 
 
 class Painter(nn.Module):

@@ -138,6 +138,12 @@ class RecurrentPolicy(nn.Module):
         action = action.clamp(-1.0, 1.0)
         return Plan(action.cpu().numpy()[:, None]), {**after, "action": action}
 
+    def done(self, state: State, row: int, action: Array) -> None:
+        """What one robot was really told to do [A]: its memory is of that, as what it was trained on is. (A choice is one-hot there.)"""
+        told = torch.as_tensor(action, dtype=torch.float32).to(self.device)
+        state["action"] = state["action"].clone()
+        state["action"][row] = nn.functional.one_hot(told.argmax(), self.action_dim).float() if self.discrete else told
+
     def _wandering(self, state: State, rng: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor, Tensor]:
         """(random actions, what is held, steps that are left of it)."""
         held, left = state["held"].clone(), state["left"].clone()

@@ -11,8 +11,10 @@ import matplotlib
 
 from realrl.files import write_text
 from realrl.losses import spearman
+from realrl.report import films
 from realrl.report.curves import curves
 from realrl.report.cycle import cycle_parts
+from realrl.report.dreaming import dreaming_parts
 from realrl.report.experience import experience_parts
 from realrl.report.failures import failure_parts
 from realrl.report.figures import STYLE, cycle_figures, ope_figure, success_figure
@@ -171,7 +173,9 @@ def _page(run_dir: Path) -> dict[str, Any]:
     stages = stages_of(summary, str(at_summary))
     timed = [s for s in stages if s.p50_ms is not None]
     generations = cycle_parts(summary, stages, str(at_summary))
+    dreaming = dreaming_parts(run_dir, summary)
     main = [s for s in stages if s.name.startswith("generalist")] if generations else stages  # the others are controls
+    main = [s for s in stages if not s.name.endswith("-noisy")] if dreaming else main
     cycle, cycle_all = cycle_figures(stages)
     failing = read_json(at_failures, list) or _failed_starts(summary)
     text, failures = _failures(failing, stages, str(at_failures))
@@ -183,13 +187,15 @@ def _page(run_dir: Path) -> dict[str, Any]:
         "foresight": foresight_parts(run_dir, summary, str(at_summary)), "generations": generations,
         "practised": practice_films(run_dir) if generations else None,
         "title": str(summary.get("task") or meta.get("task") or run_dir.resolve().name), "kicker": " · ".join(filter(None, kicker)),
-        "lead": [generations["text"]] if generations else [verdict(summary)] if foresight_of(summary, str(at_summary)) else _lead(stages),
+        "lead": [generations["text"]] if generations else [verdict(summary)] if foresight_of(summary, str(at_summary)) else
+                [dreaming["lead"]] if dreaming and dreaming["lead"] else _lead(stages),
         "decisions": _decisions(summary, str(at_summary)),
         "tiles": _tiles(summary, main, str(at_summary)), "success": success_figure(stages),
         "stages": stage_grid(stages, PAGE, drop_empty=True), "curves": curves(read_rows(at_metrics)),
         "insertions": insertion_parts(run_dir), "experience": experience_parts(run_dir, summary, str(at_summary)),
         "cycle": cycle, "cycle_all": cycle_all, "failures": failures, "failures_text": text, "kept": failure_parts(run_dir),
         "film": sorted(p.relative_to(run_dir).as_posix() for p in (run_dir / "film").glob("*.mp4")), "left_out": LEFT_OUT,
+        "stages_of_practice": films.kept(run_dir), "dreaming": dreaming,
         "latency": latency_grid(timed) if timed else None, "command": _command(meta), "config": read_text(run_dir / "config.yaml"),
         "facts": Grid(["Item", "Value"], facts), **_ope_parts(read_json(at_ope, dict) or {}, str(at_ope)),
     }

@@ -13,7 +13,7 @@ import numpy as np
 from realrl import config
 from realrl.robots.embodiment import Embodiment
 from realrl.serve import wire
-from realrl.types import Obs, Plan, RealrlError, State
+from realrl.types import Array, Obs, Plan, RealrlError, State
 
 
 class RemotePolicy:
@@ -45,14 +45,19 @@ class RemotePolicy:
     def start(self, batch: int) -> State:
         """The server remembers; here are the numbers [B] of the episodes by which it does."""
         import torch
-        return {"episode": torch.tensor([next(self._episode) for _ in range(batch)])}
+        return {"episode": torch.tensor([next(self._episode) for _ in range(batch)]), "sent": torch.full((batch, self.action_dim), np.nan)}
+
+    def done(self, state: State, row: int, action: Array) -> None:
+        """What a robot was really told to do [A] is told to a server that remembers, with the next question."""
+        state["sent"][row] = state["sent"].new_tensor(action)
 
     def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
         """Plans from observations, each [B, H, ...], one message a row. Raises RealrlError where the server refuses or does not answer."""
         seen = {key: obs[key] for key in ("state", *self.senses) if key in obs}
-        asked = ({**{key: x[i] for key, x in seen.items()}, "episode": int(state["episode"][i]), "greedy": greedy, "boxed": True,
+        sent = [{"sent": row.numpy()} if self._remembers and bool(row.isfinite().all()) else {} for row in state["sent"]]
+        asked = ({**{key: x[i] for key, x in seen.items()}, **sent[i], "episode": int(state["episode"][i]), "greedy": greedy, "boxed": True,
                   "seed": int(noise.integers(2**63))} for i, noise in enumerate(rng))
-        return Plan(np.stack([self._ask(message) for message in asked])), state
+        return Plan(np.stack([self._ask(message) for message in asked])), {**state, "sent": state["sent"] * np.nan}
 
     def close(self) -> None:
         """Leave the server."""

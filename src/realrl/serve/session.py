@@ -2,7 +2,8 @@
 
 A message is a map of observations, as openpi's clients send it, and may carry more of ours: `seq`, a number that grows with every
 message; `obs_time`, a stamp that is sent back; `episode`, an id: another one begins with fresh memory; `seed`, of the plan's noise;
-`greedy`; `boxed`, whether actions are wanted in [-1, 1] rather than in the robot's units; openpi's `prompt`, what a policy that reads is
+`greedy`; `boxed`, whether actions are wanted in [-1, 1] rather than in the robot's units; `sent`, what was really done of the last answer,
+[A] in [-1, 1], where that was something else and the policy remembers what it did; openpi's `prompt`, what a policy that reads is
 told (by default what it was told when it was saved).
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from realrl import __version__, config
+from realrl.cell.rollout import Mindful
 from realrl.policies.exported import sense_type
 from realrl.policies.folder import Choose, Saved, load_policy, read_policy_json, read_recall, read_robot
 from realrl.robots.embodiment import Embodiment
@@ -26,7 +28,7 @@ from realrl.types import Array, Obs, RealrlError, State
 
 EPISODES = 64  # a client's, whose memory is kept
 TEXTS = 16  # that a client may say by turns without their being read again
-OURS = ("seq", "obs_time", "episode", "seed", "greedy", "boxed", "prompt")
+OURS = ("seq", "obs_time", "episode", "seed", "greedy", "boxed", "sent", "prompt")
 
 
 @dataclass
@@ -98,6 +100,8 @@ class Session:
         memory = self._memory(message.get("episode", 0))
         obs = _history(memory, seen, policy.n_obs)
         seed = message.get("seed")
+        if "sent" in message and isinstance(policy, Mindful):
+            policy.done(memory.state, 0, _sent(message["sent"], policy.action_dim))
         rng = memory.rng if seed is None else np.random.default_rng(_whole(seed, "seed"))
         plan, memory.state = policy.act(obs, memory.state, greedy=message.get("greedy") is not False, rng=[rng])
         actions = plan.action[0]
@@ -162,6 +166,14 @@ class Session:
             raise RealrlError(f"observation {key} is {x.dtype}, must be {kind}: send what the camera gave")
         seen: Array = x if x.ndim > len(shape) else x[None]
         return seen
+
+
+def _sent(value: Any, size: int) -> Array:
+    """What was done [A]. Raises RealrlError where it is none."""
+    x = _array(value)
+    if not isinstance(x, np.ndarray) or x.shape != (size,) or x.dtype.kind not in "iuf" or not np.isfinite(x).all():
+        raise RealrlError(f"sent must be the {size} numbers that were really done, in [-1, 1]")
+    return np.clip(x, -1.0, 1.0).astype(np.float32)
 
 
 def _array(value: Any) -> Any:

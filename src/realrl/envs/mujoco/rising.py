@@ -22,7 +22,7 @@ from realrl.envs.mujoco.randomise import randomiser
 from realrl.envs.mujoco.sight import Scenery, View, eyes
 from realrl.envs.quadruped import RISE_HIGH, RISE_LOW, VARIANTS, rising
 from realrl.scene import RandomiseConfig, SightConfig
-from realrl.types import Array, Obs, RealrlError, TaskSpec
+from realrl.types import Array, Episode, Obs, RealrlError, TaskSpec
 
 HZ, HORIZON, ACTION, SIZE = 20, 250, 12, 42
 CUTOFF = 1.5
@@ -43,6 +43,11 @@ def butterworth(cutoff: float, rate: float) -> tuple[tuple[float, float, float],
     k = math.tan(math.pi * cutoff / rate)
     scale = 1.0 / (1.0 + math.sqrt(2.0) * k + k * k)
     return (k * k * scale, 2 * k * k * scale, k * k * scale), (1.0, 2 * (k * k - 1) * scale, (1 - math.sqrt(2.0) * k + k * k) * scale)
+
+
+def _same(seen: Array, recorded: Array) -> bool:
+    """Whether two observations [D] are of one moment, as a recording rounds them."""
+    return seen.shape == recorded.shape and bool(np.allclose(seen, recorded, rtol=0.0, atol=1e-5))
 
 
 class RisingEnv(RobotEnv):
@@ -85,8 +90,19 @@ class RisingEnv(RobotEnv):
             return {}
         return {"physics": self._physics(), "filter": self._filter.copy(), "sent": self._sent.copy()}
 
-    def restore(self, saved: Mapping[str, Array]) -> None:
-        """Go on from there."""
+    def restore(self, episode: Episode) -> Obs:
+        """Where a recorded episode began: where the one that was played before it left the robot, or on the back. Raises RealrlError where
+        it is neither: then episodes were played before it that have to be played again, too."""
+        began, seed = episode.obs["state"][0], 0 if episode.seed is None else episode.seed
+        self.carry_on = self._alive and _same(self._see(), began)
+        first, _ = self.reset(seed=seed)
+        if _same(first["state"], began):
+            return first
+        raise RealrlError(f"{self.task.id}: an episode (seed {episode.seed}) began where the one before it had left the robot: play them "
+                          "in a row, from one that begins on the back")
+
+    def go_on(self, saved: Mapping[str, Array]) -> None:
+        """Go on from a snapshot."""
         if saved:
             mujoco.mj_setState(self._model, self._data, np.asarray(saved["physics"], np.float64), mujoco.mjtState.mjSTATE_INTEGRATION.value)
             self._filter, self._sent = (np.array(saved[key], np.float64) for key in ("filter", "sent"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,14 +28,15 @@ class Clip:
     """One episode as it is shown. number: in its dataset, or of its start; dt: seconds of a control step.
 
     curves: name -> [T] or [T, k], what is known of every step beside what was observed: derived columns such as value and advantage, what
-    a simulator tells; NaN where unknown; names: of the numbers in "state" and "action", where the dataset has them; notes: what a reader
-    of the page must know.
+    a simulator tells; NaN where unknown; beside: panel -> line -> [T] or [T + 1], what is to be compared, likewise; names: of the numbers
+    in "state" and "action", where the dataset has them; notes: what a reader of the page must know.
     """
 
     number: int
     episode: Episode
     dt: float
     curves: Mapping[str, Array] = field(default_factory=dict)
+    beside: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -65,9 +66,9 @@ def ending(episode: Episode) -> str:
 # ---- recorded ones
 
 
-def recorded(directory: Path, *, name: str = "", numbers: Sequence[int] | None = None, worst: int | None = None,
-             most: int = SHOWN) -> EpisodeSet:
-    """Episodes of a dataset: those named, or the `worst`, or `most` evenly spaced ones.
+def recorded(directory: Path, *, name: str = "", numbers: Sequence[int] | None = None, worst: int | None = None, most: int = SHOWN,
+             also: Callable[[Clip], Clip] = lambda clip: clip) -> EpisodeSet:
+    """Episodes of a dataset: those named, or the `worst`, or `most` evenly spaced ones. also: adds to each what else is known of it.
 
     Raises RealrlError when there is no dataset, it is empty, or it lacks a number.
     """
@@ -81,7 +82,7 @@ def recorded(directory: Path, *, name: str = "", numbers: Sequence[int] | None =
         raise RealrlError(f"{directory} holds {len(store)} episodes, there is no number {wrong[0]}; count from 0")
     title = directory.resolve().name
     kicker = f"{len(numbers)} of {len(store):,} recorded episodes · {store.fps:g} steps/s"
-    return EpisodeSet(name or title, title, kicker, list(numbers), lambda: _clips(store, numbers))
+    return EpisodeSet(name or title, title, kicker, list(numbers), lambda: map(also, _clips(store, numbers)))
 
 
 def _clips(store: Recordings, numbers: Sequence[int]) -> Iterator[Clip]:
@@ -91,7 +92,8 @@ def _clips(store: Recordings, numbers: Sequence[int]) -> Iterator[Clip]:
     for i in numbers:
         (episode,) = store.read([i])
         own = {name: _rows_of(store, i, x) for name, x in curves.items()}
-        yield Clip(i, episode, 1 / store.fps, {name: x for name, x in own.items() if np.isfinite(x).any()}, names, notes)
+        yield Clip(i, episode, 1 / store.fps, {name: x for name, x in own.items() if np.isfinite(x).any()}, names=names,
+                   notes=notes)
 
 
 def _rows_of(store: Recordings, episode: int, x: Array) -> Array:
@@ -141,17 +143,30 @@ def worst_of(store: Recordings, count: int) -> list[int]:
 
 def of_run(run: Path, *, numbers: Sequence[int] | None = None, worst: int | None = None) -> list[EpisodeSet]:
     """What a run recorded, and the failures that its evaluations kept. Raises RealrlError when it holds neither."""
-    sets = []
-    failures = kept_failures(run)
+    sets, failures = [], kept_failures(run)
+    also = _dreaming(run)
     if (run / "dataset/meta/info.json").is_file() and (len(open_dataset(run / "dataset")) or not failures):
-        sets.append(recorded(run / "dataset", numbers=numbers, worst=worst))
+        sets.append(recorded(run / "dataset", numbers=numbers, worst=worst, also=also))
     for folder in failures:
         count = min(len(open_dataset(folder)), worst or MOST_FAILURES)
-        sets += [recorded(folder, name=folder.parent.name, numbers=range(count))] if count else []
+        sets += [recorded(folder, name=folder.parent.name, numbers=range(count), also=also)] if count else []
     if not sets:
         raise RealrlError(f"{run}: neither a dataset nor failures in it; record some: realrl evaluate --policy {run / 'policy'} "
                           "--save-failures 8")
     return sets
+
+
+def _dreaming(run: Path) -> Callable[[Clip], Clip]:
+    """Adds what the run's world model makes of an episode; nothing where it has none."""
+    if not (run / "checkpoints/daydreamer").is_dir():
+        return lambda clip: clip
+    from realrl.report.view.dreams import Dreams  # it brings a method with it
+    try:
+        found = Dreams.of_run(run)
+    except RealrlError as error:
+        why = f"No dreams: {error}"
+        return lambda clip: replace(clip, notes=[*clip.notes, why])
+    return found.shown if found else lambda clip: clip
 
 
 def kept_failures(run: Path) -> list[Path]:

@@ -127,6 +127,8 @@ def traces(clip: Clip) -> list[dict[str, Any]]:
     e = clip.episode
     panels = [_lines("Reward and success", [("success", e.success, "#009E73"), ("reward", e.reward, BLUE)], hold=True)]
     panels += [_heat(short(name), x) if x.ndim > 1 else _lines(short(name), [("", x, "#CC79A7")]) for name, x in clip.curves.items()]
+    panels += [_lines(short(title), [(name, x, PALETTE[i % len(PALETTE)]) for i, (name, x) in enumerate(lines.items())])
+               for title, lines in clip.beside.items()]
     return panels + _actions(clip) + _state(clip)
 
 

@@ -55,7 +55,8 @@ def _numbers(rr: Any, clip: Clip) -> None:
     """Every column of numbers as a plot over the steps."""
     e = clip.episode
     columns: dict[str, Array] = {"action/sent": e.action, "action/proposed": e.proposed, "reward": e.reward, "success": e.success,
-                                 "source": e.source, **{f"derived/{name}": x for name, x in clip.curves.items()}}
+                                 "source": e.source, **{f"derived/{name}": x for name, x in clip.curves.items()},
+                                 **{f"beside/{title}/{name or 'it'}": x for title, of in clip.beside.items() for name, x in of.items()}}
     columns |= {f"observation/{key}": x for key, x in e.obs.items() if x.ndim == 2}
     for name, x in columns.items():
         wide = x.reshape(len(x), -1).astype(np.float64)

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 
 from realrl import config, envs
+from realrl.cell.collect import Continuing
 from realrl.cell.playback import LONG, TOLERANCE, Restores
 from realrl.cell.rollout import rollout
 from realrl.envs.base import RobotEnv
@@ -124,7 +125,7 @@ def _looked_at(episodes: Sequence[Episode], task: str, kind: str, each: Each[Any
     out, told, drift = [], [], 0.0
     try:
         for episode in each(episodes, f"looking again: {kind}", len(episodes)):
-            seen, numbers = _again(env, episode)
+            seen, numbers = again(env, episode)
             told.append(numbers)
             recorded, replayed = (obs.get("privileged", obs["state"]) for obs in (episode.obs, seen))
             if recorded.shape == replayed.shape:
@@ -145,10 +146,10 @@ def _rendering(task: str, sight: SightConfig) -> RobotEnv:
         return envs.make(task, reward="dense", horizon=LONG, sight=replace(sight, colour=False))  # some clouds have none
 
 
-def _again(env: RobotEnv, episode: Episode) -> tuple[dict[str, Array], dict[str, Array]]:
+def again(env: RobotEnv, episode: Episode) -> tuple[dict[str, Array], dict[str, Array]]:
     """The observations of an episode's actions played again, each [T+1, ...], and the numbers in `info` beside success, [T] or [T, k]."""
     told: list[dict[str, Array]] = []
-    if episode.seed is not None:
+    if episode.seed is not None and not isinstance(env, Continuing):
         frames = [env.reset(seed=episode.seed)[0]]
     elif isinstance(env, Restores):
         frames = [env.restore(episode)]
