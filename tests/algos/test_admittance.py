@@ -15,6 +15,7 @@ import torch
 from realrl.algos.admittance import LAST, AdmittanceConfig, Record, headline, measured, train
 from realrl.cell.cell import WorkCell
 from realrl.checkpoint import encode
+from realrl.cli.main import main
 from realrl.config import OutOfBounds
 from realrl.envs.assembly import FULL, TRUTH
 from realrl.policies.folder import load_policy
@@ -102,6 +103,23 @@ def test_unknown_controls_are_named() -> None:
         AdmittanceConfig(controls=("magic",))
     with pytest.raises(OutOfBounds, match="controls must be of adapted, manual, rule, free, got probed"):
         AdmittanceConfig(task="assembly/pivot", controls=("probed",))
+
+
+@pytest.mark.parametrize(("task", "real"), [("square", "nothing"), ("square", "square-plain"), ("square", "pivot-real"),
+                                            ("square", "square-real-adapted"), ("square-forge", "square-dev"), ("pivot", "square-dev")])
+def test_another_arm_that_the_policy_does_not_fit_is_refused_before_anything_is_learned(task: str, real: str) -> None:
+    with pytest.raises(OutOfBounds, match=f"real must be for a policy of assembly/{task}, of assembly/.*, got assembly/{real}"):
+        AdmittanceConfig(task=f"assembly/{task}", real=f"assembly/{real}")
+
+
+@pytest.mark.parametrize("where", [["--robot", "ws://127.0.0.1:1"], ["--env", "nosuch:F"]])
+def test_it_learns_in_simulation_alone(where: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "admittance", "--run", str(tmp_path / "run"), *where]) == 2
+    assert "leave --env and --robot out" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_the_braced_arm_is_judged_last_because_the_report_leads_with_that() -> None:
+    assert AdmittanceConfig(controls=("manual", "adapted", "manual")).arms() == ["direct", "manual", "adapted", "braced"]
 
 
 def test_the_other_world_is_the_tasks_unless_another_is_named() -> None:
