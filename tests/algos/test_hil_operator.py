@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from algos.test_hil_serl import kept_notes, run_of, tiny
-from realrl.algos.hil_serl import LEARNER, advice, sound
+from realrl.algos.hil_serl import LEARNER, advice
 from realrl.cell.actor import Experienced
 from realrl.cell.stream import _weights
 from realrl.data.store import Store
 from realrl.envs import expert, progress
 from realrl.learn.corrections import Trial
-from realrl.learn.sac import SAC
+from realrl.learn.sac import SAC, sound
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.robots.human import OperatorConfig, ScriptedOperator
 from realrl.run import Run

@@ -23,7 +23,7 @@ from realrl.config import OutOfBounds, check
 from realrl.envs.assembly import LEVELS, other, others, told
 from realrl.files import derive
 from realrl.learn.practice import Milestone
-from realrl.learn.sac import SAC, SACConfig
+from realrl.learn.sac import SAC, SACConfig, sound
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
@@ -133,7 +133,7 @@ def learn(cfg: AdmittanceConfig, cell: Cell, agent: SAC, record: Record) -> None
                 if owed and len(replay):
                     owed -= 1
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
-                    pen.told.append(agent.update(replay.sample(cfg.sac.batch, random, cfg.sac.utd)))
+                    pen.told.append(sound(agent.update(replay.sample(cfg.sac.batch, random, cfg.sac.utd)), stream.steps))
                     stream.publish(agent.policy)
                 advance(len(moments))
                 record.tick()
@@ -173,7 +173,7 @@ class Pen:
 
     def __init__(self, agent: SAC, record: Record, stream: Stream) -> None:
         self._agent, self._record, self._stream = agent, record, stream
-        self.told: list[dict[str, Tensor]] = []
+        self.told: list[Mapping[str, Tensor]] = []
         self._mark()
 
     def _mark(self) -> None:

@@ -28,7 +28,7 @@ from realrl.learn.corrections import Memory, Trial, moments, refuse_contradictio
 from realrl.learn.grasp import GraspCritic
 from realrl.learn.help import Help
 from realrl.learn.practice import Earlier
-from realrl.learn.sac import SAC, SACConfig
+from realrl.learn.sac import SAC, SACConfig, sound
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.policies.residual import residual_on
 from realrl.robots.devices import DEVICES, Teleoperator
@@ -250,17 +250,6 @@ def update(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory
         return [imitate(agent, grasp, memory.prior.sample(cfg.sac.batch, random)) for _ in range(cfg.sac.utd)][-1]
     batch = memory.both.sample(cfg.sac.batch, random, cfg.sac.utd)
     return agent.update(batch) | (grasp.update(batch) if grasp else {})
-
-
-def sound(told: Mapping[str, Tensor], steps: int) -> Mapping[str, Tensor]:
-    """What updates told. Raises RealrlError where it is NaN or infinite: weights that are never reach the robot."""
-    values = torch.stack([value.float() for value in told.values()])
-    if not bool(values.isfinite().all()):
-        wrong = [name for name, value in told.items() if not bool(value.isfinite())]
-        raise RealrlError(f"after {steps} control steps the updates' {wrong[0]} is {float(told[wrong[0]])}: learning diverged, and the "
-                          "robot stops. What was done is recorded; --resume goes on from the last checkpoint, and lower "
-                          "--sac.critic-lr and --sac.actor-lr want a new run")
-    return told
 
 
 class Average:

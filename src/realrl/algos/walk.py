@@ -24,7 +24,7 @@ from realrl.envs import quadruped
 from realrl.envs.quadruped import FULL, SPEED, allowed, commanded, following, motion
 from realrl.files import derive
 from realrl.learn.practice import CLOCK, Earlier, Milestone
-from realrl.learn.sac import CROSSQ, PRESETS, SAC, SACConfig
+from realrl.learn.sac import CROSSQ, PRESETS, SAC, SACConfig, sound
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
@@ -158,7 +158,7 @@ def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait, earlier: Earlier)
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
                     batch = replay.sample(cfg.sac.batch, random, cfg.sac.utd)
                     batch = recommanded(batch, cfg.recommand, random, asked) if asked is not None else batch
-                    pen.told.append(agent.update(charged(batch, cell.spec.action_dim, gait.price.now)))
+                    pen.told.append(sound(agent.update(charged(batch, cell.spec.action_dim, gait.price.now)), stream.steps))
                     stream.publish(agent.policy)
                 advance(len(moments))
                 gait.tick()
@@ -290,7 +290,7 @@ class Pen:
 
     def __init__(self, cfg: WalkConfig, agent: SAC, gait: Gait, stream: Stream) -> None:
         self._cfg, self._agent, self._gait, self._stream = cfg, agent, gait, stream
-        self.told: list[dict[str, Tensor]] = []
+        self.told: list[Mapping[str, Tensor]] = []
         self._mark()
 
     def _mark(self) -> None:

@@ -28,7 +28,7 @@ from realrl.losses import td_target
 from realrl.memory import keep_freed_memory
 from realrl.nets.stack import Flat, Norm, Stack
 from realrl.policies.gaussian import GaussianPolicy, squash
-from realrl.types import Batch
+from realrl.types import Batch, RealrlError
 
 BETA2, EPS = 0.999, 1e-8  # Adam's
 
@@ -358,6 +358,17 @@ class _Compiled:
             warnings.warn(f"an update could not be compiled and runs slower ({why}); a C++ compiler may be missing", stacklevel=2)
             self._fast = self._plain
             return out
+
+
+def sound(told: Mapping[str, Tensor], steps: int) -> Mapping[str, Tensor]:
+    """What updates told. Raises RealrlError where it is NaN or infinite: weights that are never reach the robot."""
+    values = torch.stack([value.float() for value in told.values()])
+    if not bool(values.isfinite().all()):
+        wrong = [name for name, value in told.items() if not bool(value.isfinite())]
+        raise RealrlError(f"after {steps} control steps the updates' {wrong[0]} is {float(told[wrong[0]])}: learning diverged, and the "
+                          "robot stops. What was done is recorded; --resume goes on from the last checkpoint, and lower "
+                          "--sac.critic-lr and --sac.actor-lr want a new run")
+    return told
 
 
 Loss = Callable[[Tensor], tuple[Tensor, tuple[Tensor, list[Tensor]]]]
