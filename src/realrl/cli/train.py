@@ -195,8 +195,7 @@ def _film(method: str, cfg: Any, folder: Path) -> None:
     from realrl.report.view import view
     if method == "admittance":
         say("making films of a trial on the other arm")
-        insertion.keep(folder, {c: cfg.arm(c) for c in cfg.arms()}, lambda note: say(f"note: {note}"),
-                       horizon=cfg.horizon, late=cfg.late)
+        insertion.keep(folder, {c: cfg.arm(c) for c in cfg.arms()}, cfg, lambda note: say(f"note: {note}"))
     elif not (folder / "film").exists():
         say("making a film of the gait")
         view(cfg.task, policy=folder / "policy", seed=HELD_OUT, out=folder / "film", mp4=True, tell=lambda note: say(f"note: {note}"))
