@@ -218,23 +218,3 @@ def test_the_ten_lines_of_its_page_run(monkeypatch: pytest.MonkeyPatch) -> None:
     tuner.close()
     assert tuner.fits >= 1 and tuner.failed == 0 and law.held == 0
     assert 2 < -5000 * at[-1][2] < 20 and law.gains.damping[2] > 50
-
-
-def test_together_the_way_and_the_direction_of_force_stay_the_policys() -> None:
-    """Pressed along z alone, x and y become as slow and as stiff; what is stable along z stays so, and no axis pulls harder than it may."""
-    rng, base = np.random.default_rng(0), critical([180.0, 120.0, 100.0, 10.0, 10.0, 10.0])
-    found = []
-    for together in (False, True):
-        law, tuner = Law(base), Tuner(TunerConfig(together=together, expected=3e3))
-        law.gains = tuner.gains(base)
-        for _ in range(3):
-            second(tuner, law, base, lambda i: noisy(rng, z=4 + 3 * math.sin(0.03 * i)), (0.005, 0.0, -0.02))
-        found.append(tuner.gains(base))
-        assert tuner.fits == 6 and (found[-1].damping <= 450).all()
-        assert (np.abs(np.subtract(law.seen((0.005, 0.0, -0.02)), law.pose))[:3] * found[-1].stiffness[:3] <= 10.1).all()
-    apart, alike = found
-    assert apart.damping[2] / base.damping[2] > 1.5 * apart.damping[0] / base.damping[0]
-    grown = alike.damping[:3] / base.damping[:3]
-    np.testing.assert_allclose(grown, grown[0])
-    np.testing.assert_allclose(alike.stiffness[:3] / base.stiffness[:3], alike.stiffness[0] / base.stiffness[0])
-    assert (alike.damping[:3] >= tuner._least[:3] - 1e-9).all() and alike.damping[3] == pytest.approx(base.damping[3], rel=0.5)

@@ -88,9 +88,6 @@ class TunerConfig:
     """Weight of the squared velocity beside the squared position error, s²."""
     lasting: bool = False
     """Whether what was hard stays so for as long as contact lasts: what gives way seems the softer the farther it goes along."""
-    together: bool = False
-    """Whether damping grows alike along x, y and z, and stiffness, too: the way and the direction of force stay those of the policy's
-    gains, which friction may hang on."""
     expected: float = 0.0
     """Stiffness of a contact as it is believed before the first, along x, y and z, N/m: that one is damped for it; 0 = by the policy."""
 
@@ -322,25 +319,6 @@ class Tuner:
 
     def gains(self, base: Gains) -> Gains:
         """What is in force where a policy asks for `base`."""
-        table = self._apart(base)
-        if self.cfg.together and self._bounded:
-            table[:3] = self._together(base.table(), table)
-        self._stiff = table[:, 2].tolist()
-        return Gains(*table.T)
-
-    def _together(self, base: Array, apart: Array) -> Array:
-        """Gains [3, 3] along x, y and z as the axis that grows most has them: damping as far as there is, stiffness as far as all may
-        pull."""
-        least, most = (x[:3] for x in limits(base, self.cfg))
-        u0, out, spring = base[:3], apart[:3].copy(), base[:3, 2] > 0
-        out[:, 1] = np.minimum(u0[:, 1] * (out[:, 1] / u0[:, 1]).max(), most[:, 1])
-        room = np.maximum(np.minimum(most[:, 2], self._pull[:3]), least[:, 2])
-        grown, may = ((x / np.maximum(u0[:, 2], NONE))[spring] for x in (out[:, 2], room))
-        out[:, 2] = u0[:, 2] * min(grown.max(initial=0.0), may.min(initial=np.inf))
-        return projected(out, np.stack([least[:, 0], out[:, 1], least[:, 2]], 1), most, most[:, 1], self.cfg)
-
-    def _apart(self, base: Gains) -> Array:
-        """Gains [6, 3] as every axis asks for them."""
         cfg, table = self.cfg, base.table() * np.exp(self.residual)
         least, most = limits(base.table(), cfg)
         if self._least is None:
@@ -353,7 +331,8 @@ class Tuner:
             table = projected(table, low, most, most[:, 1], cfg)
         elif cfg.mode == "rule":
             table[:, 1] = np.maximum(base.damping, damping)
-        return table
+        self._stiff = table[:, 2].tolist()
+        return Gains(*table.T)
 
     def see(self, pose: Sequence[float], twist: Sequence[float], wrench: Sequence[float], goal: Sequence[float], base: Gains) -> bool:
         """One sample, every `cfg.dt` seconds: pose and goal [6] (m, rotation vectors), as the law has them. Whether gains changed."""
@@ -368,7 +347,7 @@ class Tuner:
         if self._running is not None:
             self.late += 1
             return softer
-        window, u0, now = Window(*np.stack(self._rows).transpose(1, 0, 2)), base.table(), self._apart(base)
+        window, u0, now = Window(*np.stack(self._rows).transpose(1, 0, 2)), base.table(), self.gains(base).table()
         if self._pool is not None:
             self._running = self._pool.submit(_solve, window, u0, now, self.cfg)
             return softer
