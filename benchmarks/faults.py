@@ -5,8 +5,8 @@
     python -m benchmarks.faults --first 50 --times 60                 # rounds 50 to 59, beside another that makes those before
 
 It goes on where it was: a round of all faults is a row of benchmarks/results/faults.jsonl, and what is said at the end is of all rounds.
-A round takes about a minute of real time and a quarter of one of a processor's, two servers that start included. The server's logs of a
-round in which anything went wrong are kept (--keep).
+A round takes about 80 s of real time and a third of that of a processor's, four servers that start included. The server's logs of a
+round in which anything went wrong, or which broke off, are kept (--keep).
 What a lab runs on the simulation of its own cell is `realrl robot fault-campaign`.
 """
 
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.common import RESULTS, Table
-from realrl.robots.campaign import Trial, campaign, table
-from realrl.robots.faults import Rig
+from realrl.cell.campaign import Trial, campaign, table
+from realrl.cell.faults import Rig
 
 KEY = ("task", "only", "round")
 HEAD = ("robot", "fault", "times", "noticed after, median [ms]", "at most [ms]", "reacted rightly", "commands beyond a limit",
@@ -53,6 +53,9 @@ def main() -> None:
                 rows.put({"task": args.task, "only": args.only, "round": number, "trials": trials})
                 if any(trial["lost"] or trial["unsafe"] or not trial["reacted"] for trial in trials):
                     shutil.copytree(folder, args.keep / f"round-{number}", dirs_exist_ok=True)
+        except BaseException:
+            shutil.copytree(folder, args.keep / f"broken-off-{args.first}", dirs_exist_ok=True)
+            raise
         finally:
             rig.close()
     for line in table(trials_of([row for row in rows.rows if (row["task"], row["only"]) == (args.task, args.only)])):

@@ -89,7 +89,7 @@ def decisions(policy: FlowPolicy, lerobot: str, calls: int, table: Table) -> Non
     sizes = dict.fromkeys(field, size)
     for who, name in (("act", "LeRobot's ACT"), ("diffusion", "LeRobot's diffusion, 10 steps")):
         field[name], sizes[name] = peer(lerobot, who, "cameras-resnet")
-    for name, ms in measure(field, calls, 20).items():
+    for name, ms in measure(field, calls, 20)[0].items():
         (p50, p99), (cpu50, cpu99) = (np.percentile(ms[:, i], [50, 99]).tolist() for i in (0, 1))
         table.put({"what": "a decision", "who": name, "parameters": sizes[name], "calls": len(ms), "p50_ms": p50, "p99_ms": p99,
                    "cpu_p50_ms": cpu50, "cpu_p99_ms": cpu99, "target_p99_ms": TARGETS.get(name)})

@@ -157,7 +157,7 @@ def plan(args: argparse.Namespace, threads: int, table: Table) -> None:
     sizes = dict.fromkeys(calls, size)
     if args.lerobot:
         calls["10 steps, LeRobot"], sizes["10 steps, LeRobot"] = peer(args.lerobot, "diffusion", "unet")
-    found = {who: np.median(ms, 0) for who, ms in measure(calls, args.calls, 4).items()}
+    found = {who: np.median(ms, 0) for who, ms in measure(calls, args.calls, 4)[0].items()}
     for who, (wall, cpu) in found.items():
         row = {"what": "plan", "who": who, "threads": threads, "parameters": sizes[who], "cpu_ms": float(cpu), "wall_ms": float(wall)}
         if (theirs := found.get("10 steps, LeRobot")) is not None and theirs is not found[who]:

@@ -6,7 +6,8 @@
 
 A run is the whole cycle of a group: `fine-tuned-1` before practice, `generalist-2` after it. Controls, from the same cycle's data and as
 many gradient steps as a generalist: `demonstrations` (no own episodes), `simulator` (its labels in place of the classifier's),
-`no-failures`, `more-demonstrations` (as many as there were own successes: the upper bound); `scratch` (a held-out task's data alone) and
+`no-failures`, `more-demonstrations` (as many as there were own successes: the upper bound), `random-goals` (as many episodes that were
+shown other tasks' goals: the lower); `scratch` (a held-out task's demonstrations alone) and
 `fine-tuned-2` (the next generalist fine-tuned); the next generalist shown goals alone, told by text alone, and shown another task's goals,
 which must fail. `variety-0`, `-1` and `-2` are fresh weights, the first and the next generalist fine-tuned to the few demonstrations of
 tasks that none of them has seen. "panda": a robot that the generalist does not know, by `fine-tuned-1` and `scratch` (with --demos 100
@@ -42,19 +43,21 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "panda": (SMALL, ("arm/panda-pick",), ()),
     "two-robots": ((*SAWYER, *UR5E), (*HELD_OUT, "ogbench/cube"), ("metaworld/shelf-place-v3", "metaworld/hammer-v3"))}
 """Group -> (tasks of the first generalist, tasks that are practised, tasks that no generalist sees)."""
-BASE = RoboCatConfig(compare=("demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch", "fine-tuned"), swapped=True)
+BASE = RoboCatConfig(compare=("demonstrations", "simulator", "no-failures", "more-demonstrations", "random-goals", "scratch", "fine-tuned"),
+                     swapped=True)
 SWEEPS: dict[str, Mapping[str, Any]] = {
-    "base": {}, "defaults": {"compare": (), "swapped": False}, "no-foresight": {"foresight": 0.0}, "hindsight-alone": {"other": 0.0},
-    **{f"guidance-{w}": {"guidance": w} for w in (1.5, 2.0, 3.0)}, **{f"few-{n}": {"few": n} for n in (3, 10, 25)}}
-"""What else is tried: the cycle alone, as `realrl train robocat` does it; no auxiliary task, no goals of other episodes, guidance on the
-goal, how many demonstrations a held-out task has."""
+    "base": {}, "defaults": {"compare": (), "swapped": False}, "rounds-2": {"rounds": 2}, "rounds-3": {"rounds": 3},
+    "no-foresight": {"foresight": 0.0}, "hindsight-alone": {"other": 0.0},
+    **{f"guidance-{w}": {"guidance": w} for w in (1.5, 2.0, 3.0)}, **{f"few-{n}": {"few": n} for n in (3, 10, 25, 50, 100)}}
+"""What else is tried: the cycle alone, as `realrl train robocat` does it; more rounds of it; no auxiliary task, no goals of other episodes,
+guidance on the goal, how many demonstrations a held-out task has."""
 
 
 def swept(cfg: RoboCatConfig, changes: Mapping[str, Any]) -> RoboCatConfig:
     """A configuration with a sweep's change."""
     if "guidance" in changes:
         return replace(cfg, policy=replace(cfg.policy, flow=replace(cfg.policy.flow, guidance=changes["guidance"])))
-    return replace(cfg, **changes) if {"few", "compare"} & changes.keys() else replace(cfg, goals=replace(cfg.goals, **changes))
+    return replace(cfg, **changes) if {"few", "compare", "rounds"} & changes.keys() else replace(cfg, goals=replace(cfg.goals, **changes))
 
 
 def toy_size(cfg: RoboCatConfig) -> RoboCatConfig:

@@ -6,14 +6,17 @@
 A row a case and contestant. Ours: the policy in PyTorch with its 10-step head and with its one-step head, the same one-step head as an
 ONNX graph, and that graph behind `realrl serve` on this machine, asked by our client. With --lerobot LeRobot's ACT as it comes, and its
 diffusion policy with 10 DDIM steps and a U-Net as narrow as ours; what they see is the same, and no guard is counted against them.
-Everybody takes turns within the same run, all on one thread. Times are wall time, and beside them processor time, which does not count
-that something else had the core. Weights are random: their values do not matter here. Writes benchmarks/results/serving.jsonl.
+Everybody takes turns within the same run, all on one thread, after a few decisions that are not counted: the first of them, which finds
+nothing in the processor's caches, is in a column of its own ("cold", as in a loop that does much between decisions). Python's collector of
+garbage looks at nothing that was there before, as in the control loop. Times are wall time, and beside them processor time, which does not
+count that something else had the core. Weights are random: their values do not matter here. Writes benchmarks/results/serving.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import subprocess
 import sys
@@ -46,7 +49,7 @@ CASES: dict[str, tuple[str, PolicyConfig, int, dict[str, tuple[int, ...]], float
     "cameras": ("2 x 96 px, cnn, skip-net", PolicyConfig(), 8, PAIR, 15.0),
     "cameras-resnet": ("2 x 96 px, resnet18, skip-net", PolicyConfig(encoder=EncoderConfig(image="resnet18")), 8, PAIR, None)}
 """Name -> (in words, policy, numbers of its state, senses, target for the p99 of the exported one step in ms)."""
-ACTION = 4
+ACTION, WARM = 4, 3
 PEERS = {"unet": ("act", "diffusion"), "cameras-resnet": ("act", "diffusion")}  # LeRobot has neither clouds nor small picture networks
 Call = Callable[[int], list[list[float]]]
 """So many decisions: [wall ms, processor ms] of each."""
@@ -122,17 +125,23 @@ def served(policy: ExportedPolicy) -> Iterator[RemotePolicy]:
         thread.join()
 
 
-def measure(calls: dict[str, Call], count: int, rounds: int) -> dict[str, np.ndarray]:
-    """[count, 2] milliseconds, wall and processor, of each contestant; they take turns, beginning with another one every round."""
+def measure(calls: dict[str, Call], count: int, rounds: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """([count, 2] milliseconds, wall and processor, of each contestant's decisions, [rounds, 2] of the first of each of its turns); they
+    take turns, beginning with another one every round."""
     names = list(calls)
     times: dict[str, list[list[float]]] = {name: [] for name in names}
+    cold: dict[str, list[list[float]]] = {name: [] for name in names}
     for name in names:
-        calls[name](min(5, count))  # warm
+        calls[name](min(5, count))  # what is made when it is used first
+    gc.collect()
+    gc.freeze()
     for i in range(rounds):
         for name in names[i % len(names):] + names[:i % len(names)]:
             slow = name.startswith("10 steps") or "LeRobot" in name
+            cold[name].append(calls[name](WARM)[0])
             times[name] += calls[name](max(1, count // rounds // (10 if slow else 1)))
-    return {name: np.array(x) for name, x in times.items()}
+    gc.unfreeze()
+    return {name: np.array(x) for name, x in times.items()}, {name: np.array(x) for name, x in cold.items()}
 
 
 def contestants(case: str, lerobot: str | None, stack: ExitStack) -> tuple[dict[str, Call], dict[str, int], float]:
@@ -173,10 +182,12 @@ def main(words: list[str] | None = None) -> int:
             if not gap <= TOLERANCE:
                 print(f"{case}: the graph differs by {gap:.2g} from its policy, so a comparison would mean nothing", file=sys.stderr)
                 return 1
-            for name, ms in measure(calls, args.calls, args.rounds).items():
+            times, cold = measure(calls, args.calls, args.rounds)
+            for name, ms in times.items():
                 (p50, p99), (cpu50, cpu99) = (np.percentile(ms[:, i], [50, 99]).tolist() for i in (0, 1))
                 table.put({"case": case, "what": what, "method": name, "parameters": sizes[name], "calls": len(ms), "p50_ms": p50,
-                           "p99_ms": p99, "cpu_p50_ms": cpu50, "cpu_p99_ms": cpu99, "largest_difference": gap,
+                           "p99_ms": p99, "cpu_p50_ms": cpu50, "cpu_p99_ms": cpu99, "cold_ms": float(np.median(cold[name][:, 0])),
+                           "largest_difference": gap,
                            "target_p99_ms": target if name == "one step, exported" else None})
                 print(f"    p50 {p50:.3f} ms, p99 {p99:.3f} ms; of the processor {cpu50:.3f}, {cpu99:.3f}")
     return 0

@@ -8,7 +8,9 @@ Every part runs the commands that a user would type, the server in a process of 
 measured. The ways:
 
 rl100: imitated in lock-step, judged there and through the server, then the online stage alone through the server from that policy.
-rl100-dida: the same, but through the server the policy teaches one that sees the late readings and its last actions.
+rl100-near: the same on a robot whose readings are 50 ms late (one control step), with the last two actions in sight.
+rl100-dida: as rl100, but through the server the policy teaches one that sees the late readings and its last actions; then RL-100's online
+stage goes on from that one, through the server, too.
 rl100-late: imitated in a simulation that is as late, and sees its last actions; nothing is learned through the server.
 hil-serl-init: imitated in lock-step, with the last actions in sight, which say nothing there; through the server HIL-SERL learns what to
 add to that policy, beside the robot (`--stream.realtime`), from the lock-step demonstrations and what it does, without a person.
@@ -57,7 +59,8 @@ ROBOT = "watchdog: 20\npace: 1.0\n"
 class Way:
     """How a method gets onto the robot. method: of the first training; latency: ms that readings are old; simulated, online: flags of the
     two trainings, either may be missing, and {sim} in the second is the first one's folder; stage: that the second ends with; then: its
-    method, where it is another; kill_after: control steps after which its learner is killed once."""
+    method, where it is another; further: flags of RL-100's online stage, which goes on through the server from what that left in {online};
+    kill_after: control steps after which its learner is killed once."""
 
     method: str
     task: str
@@ -66,6 +69,7 @@ class Way:
     online: str
     stage: str
     then: str = ""
+    further: str = ""
     kill_after: int = 0
 
     @property
@@ -81,8 +85,13 @@ WAYS = {
     "rl100": Way("rl100", "arm/panda-reach", 200, IMITATED,
                  "--init {sim}/policy --stages online --online.iterations 8 --online.episodes 40 --online.warmup 1 --online.practice 0 "
                  "--online.save-every 1 --trials.episodes 0", "online"),
+    "rl100-near": Way("rl100", "arm/panda-reach", 50, f"{IMITATED} --recall 2",
+                      "--init {sim}/policy --recall 2 --stages online --online.iterations 8 --online.episodes 40 --online.warmup 1 "
+                      "--online.save-every 1 --trials.episodes 0", "online"),
     "rl100-dida": Way("rl100", "arm/panda-reach", 200, IMITATED,
-                      "--init {sim}/policy --rounds 3 --episodes 40 --recall 5 --imitation.steps 600", "dida", then="dida"),
+                      "--init {sim}/policy --rounds 3 --episodes 40 --recall 5 --imitation.steps 600", "dida", then="dida",
+                      further="--init {online}/policy --recall 5 --stages online --online.iterations 4 --online.episodes 40 "
+                              "--online.warmup 1 --online.save-every 1 --trials.episodes 0"),
     "rl100-late": Way("rl100", "arm/panda-reach", 200, f"{IMITATED} --late 5 --recall 5", "", ""),
     "hil-serl-init": Way("rl100", "arm/panda-reach", 200, f"{IMITATED} --recall 5",
                          "--init {sim}/policy --recall 5 --residual 1 --human none --data {sim}/dataset "
@@ -154,9 +163,11 @@ class Through:
     more: str = ""
 
     def parts(self) -> list[Part]:
-        """Lock-step, through the server before and after."""
-        found = {"lock-step": self.lock_step, "before": self.before, "after": self.after}
-        wanted = [where for where in found if (self.way.online if where == "after" else self.way.simulated)]
+        """Lock-step, through the server before and after, and after going on."""
+        found = {"lock-step": self.lock_step, "before": self.before, "after": self.after, "further": self.further}
+        way = self.way
+        needs = {"lock-step": way.simulated, "before": way.simulated, "after": way.online, "further": way.further}
+        wanted = [where for where in found if needs[where]]
         return [Part(f"{self.name}, {self.way.task}, seed {self.seed}: {where}", partial(self._done, where), found[where])
                 for where in wanted]
 
@@ -206,6 +217,17 @@ class Through:
         head = {k: summary["headline"][k] for k in ("human_s", "takeovers") if k in summary["headline"]}
         self._put("after", slim(stage), env_steps=stage["env_steps"], wall_s=round(summary["spent_s"][self.way.stage], 1), **head, **kept,
                   typed=self._typed(words, url), **_seen(self.folder / "served-after"))
+
+    def further(self) -> None:
+        """RL-100's online stage goes on through the server; the run judges what came of it through the server, too."""
+        run = self.folder / "further"
+        with served(self.way, self.folder / "served-further") as url:
+            words = self._train("rl100", f"--robot {url} {self.way.further.format(online=self.folder / 'online')} --run {run}")
+            _realrl([*words, *(["--resume"] if run.exists() else [])])
+        summary = _summary(run)
+        stage = next(s for s in summary["stages"] if s["name"] == "online")
+        self._put("further", slim(stage), env_steps=stage["env_steps"], wall_s=round(summary["spent_s"]["online"], 1),
+                  typed=self._typed(words, url), **_seen(self.folder / "served-further"))
 
     def _typed(self, words: Sequence[str], url: str = "") -> str:
         """The command as somebody would type it: where runs lie here, and the server's port, are no part of it."""

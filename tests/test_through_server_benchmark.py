@@ -20,7 +20,7 @@ def test_every_flag_is_one_of_the_method(name: str) -> None:
     way = WAYS[name]
     assert way.task in tasks()
     for method, flags in ((way.method, way.simulated), (way.learner, way.online), (way.method, SMOKE[way.method]),
-                          (way.learner, SMOKE[way.learner])):
+                          (way.learner, SMOKE[way.learner]), ("rl100", way.further)):
         cls, _, default = _method(method, [])
         cfg = config.parse(cls, shlex.split(flags), prog="x", description="", default=default)
         assert not flags or cfg != cls()
@@ -36,7 +36,9 @@ def test_a_row_is_a_line_and_what_was_typed_stands_below() -> None:
     rows = [{**same, "where": "after", "latency_ms": 200, "cycle_steps": 20.4, "env_steps": 12345, "wall_s": 90.0, "stops": 2,
              "typed": "b"},
             {**same, "where": "lock-step", "latency_ms": 0, "cycle_steps": None, "typed": "a"}]
-    first, second = served.lines(rows)
+    further = {**rows[0], "where": "further"}
+    first, second, third = served.lines([further, *rows])
+    assert third == [second[0], "**after RL-100's online stage on top**", *second[2:]]
     assert first[1:] == ["from lock-step simulation, judged there", "0 ms", "50 % [40, 60]", "100", "-", "-", "-", "-"]
     assert second[2:] == ["200 ms", "50 % [40, 60]", "100", "20", "12,345", "1.5", "2"]
     assert "```\na\nb\n```" in tables.TABLES["through_server"](rows)

@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
+LATER = range(3, 10)
+"""Generalists after more than one round."""
 METHODS = {"fine-tuned-1": "the first generalist fine-tuned, before practice", "generalist-2": "**the next generalist, after practice**",
-           "generalist-3": "**the generalist after two rounds**", "demonstrations": "a generalist from all demonstrations alone",
-           "simulator": "after practice, the simulator's labels", "no-failures": "after practice, no failures",
-           "more-demonstrations": "as many demonstrations more as own successes", "fine-tuned-2": "the next generalist, fine-tuned",
-           "scratch": "a task's data alone, from scratch", "goal-alone": "the next generalist, shown goals alone",
+           **{f"generalist-{k}": f"**the generalist after {k - 1} rounds**" for k in LATER},
+           "demonstrations": "a generalist from all demonstrations alone", "simulator": "after practice, the simulator's labels",
+           "no-failures": "after practice, no failures", "more-demonstrations": "as many demonstrations more as own successes",
+           "random-goals": "as many episodes of random goals as own successes", "fine-tuned-2": "the next generalist, fine-tuned",
+           **{f"fine-tuned-{k}": f"the generalist after {k - 1} rounds, fine-tuned" for k in LATER},
+           "scratch": "a task's demonstrations alone, from scratch", "goal-alone": "the next generalist, shown goals alone",
            "text-alone": "the next generalist, told by text alone", "goal-swapped": "the next generalist, shown another task's goals alone",
            "variety-0": "unseen tasks, from scratch", "variety-1": "unseen tasks, from the first generalist",
-           "variety-2": "unseen tasks, from the next generalist", "variety-3": "unseen tasks, from the one after"}
+           "variety-2": "unseen tasks, from the next generalist",
+           **{f"variety-{k}": f"unseen tasks, from the generalist after {k - 1} rounds" for k in LATER}}
 HEAD = ("tasks, sweep", "policy", "seeds", "success [95 %]", "n", "by task [%]")
 
 
@@ -37,5 +42,5 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
             taken, false, failures, true, missed = (sum(a[key] for a in audits) for key in ("taken", "false", "failures", "true", "missed"))
             out.append([f"{task}, {sweep}", "the success classifier", str(sum(r["method"] == "classifier" for r in mine)),
                         f"{false} of {failures} failures taken for successes, {missed} of {true} successes missed",
-                        str(sum(a["episodes"] for a in audits)), f"precision {100 * (1 - false / max(taken, 1)):.0f}"])
+                        str(sum(a["episodes"] for a in audits)), f"precision {100 * (1 - false / taken):.0f}" if taken else "took nothing"])
     return out

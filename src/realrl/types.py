@@ -396,9 +396,9 @@ class Cell(Protocol):
     def seeds(self, stage: int, count: int, first: int = 0) -> list[int]:
         """Training starts of a stage (0..9), disjoint from every other's and from the evaluation's."""
 
-    def demonstrations(self, failures: bool = False) -> list[Episode]:
+    def demonstrations(self, failures: bool = False, count: int | None = None) -> list[Episode]:
         """What to imitate: the worthy episodes of a data set, or of the task's scripted expert. failures: of a data set also those that are
-        known to have failed."""
+        known to have failed; count: how many at most, by default as many as the scene says of its expert, and all of a data set."""
 
     def practise(self, label: str, policy: Policy, seeds: Sequence[int], *, greedy: bool = False, noise_seed: int = 0,
                  source: Source = Source.POLICY, plans_only: bool = False, chains: bool = False,

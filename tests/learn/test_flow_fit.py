@@ -1,14 +1,16 @@
 """Lessons of several tasks and robots as one table, and a fit that padding cannot change."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from realrl.learn.fit import ImitationConfig
-from realrl.learn.flow import FlowFit, Lessons, listed
+from realrl.learn.flow import FlowFit, Lessons, listed, together
 from realrl.nets.transformer import NEGATIVE, NONE, POSITIVE
 from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
-from realrl.types import Episode, RealrlError
+from realrl.types import Episode, RealrlError, TaskSpec
 
 
 def episode(steps, obs=3, act=2, seed=0):
@@ -120,6 +122,39 @@ def test_a_task_of_another_robot_is_refused():
 def test_what_tasks_are_named():
     assert listed("", ("a,b", "c"), ("x",)) == ("a", "b", "c") and listed("", ("x",), ("x",)) == ("x",)
     assert listed("a", ("x", "y"), ("x", "y")) == ("a",) and listed("y", ("x", "y"), ("x", "y")) == ("x", "y")
+    assert listed("", (), ()) == ()
+    with pytest.raises(RealrlError, match="an empty list of tasks: name some, or leave its flag out, which means x y"):
+        listed("", ("",), ("x", "y"))
+
+
+def test_tasks_that_one_run_would_mix_up_and_other_cameras_are_refused():
+    """A run calls its stages by a task's name without its suite: the second of one name would take the first one's result for its own."""
+    def spec(suite: str, name: str, **senses: tuple[int, ...]) -> TaskSpec:
+        return TaskSpec(suite, name, 2, 1, 5, 0.1, "do it", senses={f"images.{key}": shape for key, shape in senses.items()})
+
+    one = spec("a", "reach", top=(8, 8, 3))
+    together({"a/reach": one, "b/push": spec("b", "push", top=(8, 8, 3))})
+    with pytest.raises(RealrlError, match="a/reach and b/reach are both called reach"):
+        together({"a/reach": one, "b/reach": spec("b", "reach", top=(8, 8, 3))})
+    others = [({"side": (8, 8, 3)}, "images.side [8, 8, 3]"), ({"top": (9, 8, 3)}, "images.top [9, 8, 3]"), ({}, "no camera")]
+    for other, said in others:
+        with pytest.raises(RealrlError, match=re.escape(f"a/reach is seen by images.top [8, 8, 3], b/push by {said}: one policy looks")):
+            together({"a/reach": one, "b/push": spec("b", "push", **other)})
+
+
+def test_layers_of_robots_learn_faster_where_it_is_asked_for_and_nothing_else_does():
+    def moved(own):
+        policy = make(goals=True)
+        torch.nn.init.normal_(policy.actor.expert.tone.weight, std=0.3)  # gates that begin closed keep what is behind them still
+        before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+        FlowFit(policy, lessons(policy), ImitationConfig(batch=8, steps=4, warmup=0), seed=3, own=own).update()
+        return {name: float((p.detach() - before[name]).norm()) for name, p in policy.named_parameters()}
+
+    slow, fast = moved(1.0), moved(10.0)  # Adam's first step is as long as its rate
+    own = {"prefix.state_in", "prefix.prompt", "actor.action_in", "actor.head"}
+    for name, far in slow.items():
+        assert fast[name] == pytest.approx(far * (10 if name in own else 1), rel=1e-3), name
+    assert all(slow[name] > 0 for name in own)
 
 
 def test_a_fit_goes_on_where_it_was():

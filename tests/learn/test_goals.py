@@ -120,6 +120,25 @@ def test_a_bank_keeps_a_part_and_one_without_goals_says_so() -> None:
     assert made.goals is not None and made.goals.count.tolist() == [KEPT] * 3
 
 
+def test_the_goals_shown_are_those_of_what_is_said() -> None:
+    """Told another task's text it was shown the goals of the one that its folder is of: two orders at once."""
+    made, lessons = prepared()
+    worthy = {task: np.arange(6) < (2 if task == "toy/blue" else 6) for task in TASKS}
+    Goals(lessons, worthy, GoalConfig())
+    red, blue = (list(made.tasks).index(f"toy/{name}") for name in ("red", "blue"))
+    assert made.told("toy/red").aim == red and made.told("toy/red", made.tasks["toy/red"].texts[0]).aim == red
+    other = made.told("toy/red", made.tasks["toy/blue"].texts[0])
+    assert other.aim == blue and other.told("toy/red", goals_of="toy/red").aim == red
+    with pytest.warns(UserWarning, match="never seen in training.*; no goal is shown beside it"):
+        unheard = made.told("toy/red", "paint the fence")
+    assert unheard.aim < 0
+    obs, rng = {"state": np.zeros((1, 1, 6), np.float32)}, [np.random.default_rng(0)]
+    _, nothing = unheard.act(obs, unheard.start(1), greedy=True, rng=rng)
+    for begun in (nothing, {"goal": torch.tensor([5])}):  # who is told something else amid an episode
+        _, state = other.act(obs, begun, greedy=True, rng=rng)
+        assert 0 <= int(state["goal"]) < 2, "of this task it keeps two"
+
+
 def test_foresight_learns_what_comes_next_and_counts_no_numbers_that_a_robot_has_not() -> None:
     made, lessons = prepared(20)
     goals = Goals(lessons, {task: np.ones(20, bool) for task in TASKS}, GoalConfig(foresight=1.0, ahead=2))

@@ -102,6 +102,27 @@ def test_who_presses_ctrl_c_twice_does_not_leave_the_arm_on_its_way(cell, tmp_pa
     assert calls(tmp_path)[-3:] == ["park", "release", "close"]
 
 
+def test_an_end_is_heard_that_comes_where_nobody_is_woken_by_it(cell, tmp_path):
+    """As a signal that comes just before the listening thread goes to sleep: another thread has taken it."""
+    (tmp_path / "slow.py").write_text(SLOW + """
+
+def ends():
+    while not Path("now").exists():
+        time.sleep(0.05)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+
+import signal, threading
+threading.Thread(target=ends, daemon=True).start()
+""")
+    process = cell("--arm")
+    served(process)
+    time.sleep(0.5)
+    (tmp_path / "now").touch()
+    assert process.wait(20) == 0
+    assert calls(tmp_path)[-3:] == ["park", "release", "close"]
+
+
 def test_a_closed_terminal_parks_the_arm(cell, tmp_path):
     """Of an ssh session that broke; its last words have nowhere to go."""
     mine, theirs = pty.openpty()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -101,13 +102,40 @@ def test_what_breaks_in_it_is_felt(task):
 
 def test_a_configuration_beside_the_simulated_robot_changes_how_it_is_served(tmp_path):
     (tmp_path / "brisk.yaml").write_text("watchdog: 20\npace: 1.0\n")
-    args = argparse.Namespace(config=tmp_path / "brisk.yaml", sim="arm/panda-reach", host=None, port=0, log=None, cameras=(),
+    args = argparse.Namespace(config=tmp_path / "brisk.yaml", sim="arm/panda-reach", host=None, port=0, log=None, cameras=(), fault=[],
                               latency_ms=100.0, jitter_ms=0.0, loss=0.0)
     driver, cfg = _robot(args, _settings(args))
     driver.close()
     assert (cfg.watchdog, cfg.pace, cfg.name, cfg.horizon, cfg.port) == (20.0, 1.0, "panda-reach", 80, 0) and driver.twin == args.sim
     with pytest.raises(RealrlError, match="or --sim TASK"):
         _settings(argparse.Namespace(config=None, sim=None))
+
+
+def test_a_robot_that_was_put_together_wrongly_follows_all_the_same(tmp_path):
+    """Its server sees nothing of it: what goes there and what is read of it agree."""
+    args = argparse.Namespace(config=None, sim="arm/panda-reach", host=None, port=0, log=None, cameras=(), fault=["sign=2"],
+                              latency_ms=0.0, jitter_ms=0.0, loss=0.0)
+    driver, _ = _robot(args, _settings(args))
+    there = driver.read().measured
+    there[1] = 0.02
+    driver.write(there)
+    until = time.monotonic() + 10
+    while abs(driver.read().measured[1] - 0.02) > 2e-3 and time.monotonic() < until:
+        time.sleep(0.01)
+    told = driver.read()
+    assert abs(told.measured[1] - 0.02) < 2e-3 and abs(told.state[1] + 0.02) < 2e-3, "y is between limits of equal size"
+    driver.inject("none")
+    right = driver.read().state
+    driver.inject("order", 1)
+    assert np.allclose(driver.read().state[:3], right[[1, 0, 2]], atol=1e-3)
+    driver.inject("order", 0)
+    driver.inject("units", 3)
+    assert np.allclose(driver.read().state[:3], right[:3] * [1, 1, 1000], rtol=0.01, atol=1e-3)
+    driver.close()
+    for wrong, words in (("sign=9", "one of 1, 2, 3"), ("sign=two", "two is no number"), ("sgn=1", "known are none")):
+        args.fault = [wrong]
+        with pytest.raises(RealrlError, match=words):
+            _robot(args, _settings(args))
 
 
 def served(task, tmp_path, policy, seeds, **cfg):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_keeper import TICK, Bench
 
-from realrl.robots.campaign import unsafe
+from realrl.cell.campaign import unsafe
 from realrl.robots.driver import Held
 from realrl.robots.log import Tick
 from realrl.types import RealrlError

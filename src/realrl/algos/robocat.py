@@ -13,29 +13,30 @@ import copy
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive, write_text
 from realrl.learn import classifier
-from realrl.learn.classifier import NO, YES, ClassifierConfig, Labelled
+from realrl.learn.classifier import ClassifierConfig
 from realrl.learn.fit import ImitationConfig, imitate
 from realrl.learn.flow import FlowFit, Lessons, cells_of, listed, make_policy
 from realrl.learn.goals import GoalConfig, Goals
+from realrl.learn.jury import Jury
 from realrl.policies.flow import FlowPolicy, FlowPolicyConfig
 from realrl.scene import Scene, device
-from realrl.types import Array, Cell, Episode, Source
+from realrl.types import Cell, Episode, Source
 
-Origin = Literal["demonstration", "practice"]
-Judge = Literal["script", "person", "classifier", "simulator"]
-Control = Literal["demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch", "fine-tuned"]
+Origin = Literal["demonstration", "practice", "random"]
+Judge = Literal["script", "recording", "person", "classifier", "simulator"]
+Control = Literal["demonstrations", "simulator", "no-failures", "more-demonstrations", "random-goals", "scratch", "fine-tuned"]
 TRAINING = ("metaworld/coffee-push-v3", "metaworld/coffee-button-v3", "metaworld/push-v3")
 HELD_OUT = ("metaworld/coffee-pull-v3", "metaworld/box-close-v3")
+FEW = 10
+"""Labelled failures below which a classifier's share of false positives is hardly known, which is said."""
 POLICY = FlowPolicyConfig(goals=True)
 GENERALIST, FINE_TUNING = ImitationConfig(steps=3000, batch=64), ImitationConfig(steps=1000, batch=64, lr=5e-4, warmup=50)
 
@@ -65,6 +66,9 @@ class RoboCatConfig(Scene):
     """A generalist's fit, from scratch, to all that there is."""
     finetuning: ImitationConfig = FINE_TUNING
     """The first generalist's fit to one held-out task."""
+    newcomer: float = 20.0
+    """How much faster than all else a robot's own layers learn in fine-tuning where the generalist does not know it: they begin at random,
+    and all else is learned."""
     rounds: int = 1
     """Rounds of practice, each followed by the next generalist."""
     practice: int = 200
@@ -79,12 +83,13 @@ class RoboCatConfig(Scene):
     """The success classifier, one a task. Where episodes end with success only one frame shows it, so that one has to do."""
     false: float = 0.02
     """Share of the practising policy's failures that may be taken for successes: the threshold keeps it on episodes that a classifier was
-    not fitted to, see `Jury`."""
+    not fitted to, see `learn.jury`."""
     failures: float = 0.25
     """Failures, with their own ends as goals, are taken up to this share of a task's data."""
     compare: tuple[Control, ...] = ()
     """What else is made and judged: the last generalist from demonstrations alone; from the simulator's labels; without failures; from as
-    many demonstrations more as there were own successes; every held-out task alone from scratch; the last generalist fine-tuned to it."""
+    many demonstrations more as there were own successes; from as many episodes that were shown other tasks' goals; every held-out task's
+    demonstrations alone, from scratch, beside the first generalist's fine-tuning; the last generalist fine-tuned to all that there is."""
     swapped: bool = False
     """Whether the last generalist is judged by its goals alone, by its text alone, and with another task's goals, too."""
     eval_episodes: int = 100
@@ -96,14 +101,17 @@ class RoboCatConfig(Scene):
         object.__setattr__(self, "held_out", listed("", self.held_out, HELD_OUT))
         object.__setattr__(self, "unseen", listed("", self.unseen, ()))
         super().__post_init__()
-        check(self, few=f"[1, {self.demos}]", rounds="[1, 8]", practice="[1, 50000]", labelled="[4, 1e6]", false="(0, 0.5]",
-              failures="[0, 0.9]")
+        check(self, few="[1, 1e6]", rounds="[1, 8]", practice="[1, 50000]", labelled="[4, 1e6]", false="(0, 0.5]",
+              failures="[0, 0.9]", newcomer="[1, 100]")
         every = (*self.tasks, *self.held_out, *self.unseen)
         if twice := [task for task in dict.fromkeys(every) if every.count(task) > 1]:
             raise OutOfBounds(RoboCatConfig, "held_out", f"or unseen has {twice[0]}, which is among the others, too: name it once")
         if self.pool and (wrong := [task for task in self.held_out if not task.startswith("ogbench/")]):
             raise OutOfBounds(RoboCatConfig, "pool", f"wants held-out tasks of ogbench's scene, which one task hands on to the next, and "
                                                      f"{wrong[0]} is none: leave it out")
+        if self.classifier.false != ClassifierConfig().false:
+            raise OutOfBounds(RoboCatConfig, "classifier", "has its share of false frames changed, by which nothing is decided here: say "
+                                                           "--false, the share of episodes")
         if not self.policy.goals:
             raise OutOfBounds(RoboCatConfig, "policy", "has its goals turned off, and this is about them: leave --policy.no-goals out")
 
@@ -132,19 +140,18 @@ def demonstrations(cfg: RoboCatConfig, cells: Mapping[str, Cell]) -> Data:
     """Of every training task its own; of the others a few."""
     found: Data = {}
     for task, at in cells.items():
-        shown = at.demonstrations()
-        shown = shown if task in cfg.tasks else shown[:cfg.few]
-        found[task] = [Record(e, task, "demonstration", 0, e.policy, True, "script") for e in shown]
+        shown = at.demonstrations(count=None if task in cfg.tasks else cfg.few)
+        found[task] = [Record(e, task, "demonstration", 0, e.policy, True, "script" if cfg.data is None else "recording") for e in shown]
     return found
 
 
 def chosen(cfg: RoboCatConfig, records: Sequence[Record]) -> list[Record]:
     """What a fit sees of a task: all successes, and the first failures up to their share of the steps. Long failures would otherwise
-    outweigh everything."""
-    good = [r for r in records if r.worthy]
+    outweigh everything. Where random goals were shown, all that came of it is what is to be compared."""
+    good = [r for r in records if r.worthy or r.origin == "random"]
     room = cfg.failures / (1 - cfg.failures) * sum(len(r.episode) for r in good)
     some: list[Record] = []
-    for record in (r for r in records if not r.worthy):
+    for record in (r for r in records if not (r.worthy or r.origin == "random")):
         room -= len(record.episode)
         if room < 0:
             break
@@ -160,6 +167,8 @@ def train(cfg: RoboCatConfig, cell: Cell) -> dict[str, Any]:
     returns the summary with its `headline`. Continues an interrupted run."""
     cells = cells_of(cell, cfg.task, (*cfg.tasks, *cfg.held_out, *cfg.unseen))
     data = demonstrations(cfg, cells)
+    for task in cfg.held_out:
+        classifier.keys_of([r.episode for r in data[task]], cfg.classifier)  # raises now, not after the practice
     start = fresh(cfg, cells, data)
     unseen = {task: data.pop(task) for task in cfg.unseen}
     variety(cfg, cells, "variety-0", start, unseen)
@@ -169,7 +178,7 @@ def train(cfg: RoboCatConfig, cell: Cell) -> dict[str, Any]:
     for k in range(1, cfg.rounds + 1):
         for task, practised in practise(cfg, cells, policies, k).items():
             data[task] = data[task] + label(cfg, cells[task], data[task], practised, policies[task].name, k)
-        lineage(cell, data)
+        lineage(cell, data | unseen)
         generalist = generalise(cfg, cells, f"generalist-{k + 1}", start, data)
         variety(cfg, cells, f"variety-{k + 1}", generalist, unseen)
         policies = {task: generalist.told(task) for task in cfg.held_out}
@@ -197,15 +206,15 @@ def fresh(cfg: RoboCatConfig, cells: Mapping[str, Cell], data: Data) -> FlowPoli
     return policy
 
 
-def fitted(cfg: RoboCatConfig, cell: Cell, stage: str, start: FlowPolicy, data: Data, fit: ImitationConfig) -> FlowPolicy:
-    """A copy of a policy, fitted to data; the ends of their successes become its goals."""
+def fitted(cfg: RoboCatConfig, cell: Cell, stage: str, start: FlowPolicy, data: Data, fit: ImitationConfig, own: float = 1.0) -> FlowPolicy:
+    """A copy of a policy, fitted to data; the ends of their successes become its goals. own: see `FlowFit`."""
     policy = copy.deepcopy(start).requires_grad_(True)
     policy.name = stage.partition(" ")[0]
     used = {task: chosen(cfg, of) for task, of in data.items()}
     with cell.timed(stage):
         lessons = Lessons(policy, {task: [r.episode for r in of] for task, of in used.items()}).encode()
         goals = Goals(lessons, {task: np.array([r.worthy for r in of]) for task, of in used.items()}, cfg.goals)
-        imitate(cell.run, FlowFit(policy, lessons, fit, seed=derive(cfg.seed, stage), goals=goals), stage)
+        imitate(cell.run, FlowFit(policy, lessons, fit, seed=derive(cfg.seed, stage), goals=goals, own=own), stage)
     return policy.eval().requires_grad_(False)
 
 
@@ -222,9 +231,17 @@ def specialise(cfg: RoboCatConfig, cell: Cell, stage: str, task: str, base: Flow
     """A generalist fine-tuned to one held-out task, judged there. scratch: base has learned nothing, and gets a generalist's steps, too."""
     name = f"{stage} {cell.spec.name}"
     fit = replace(cfg.generalist, steps=cfg.generalist.steps + cfg.finetuning.steps) if scratch else cfg.finetuning
-    policy = fitted(cfg, cell, name, base, {task: list(records)}, fit).told(task)
+    known = {base.tasks[t].body for t in learned(base)}  # robots
+    own = 1.0 if scratch or base.tasks[task].body in known else cfg.newcomer
+    policy = fitted(cfg, cell, name, base, {task: list(records)}, fit, own).told(task)
     cell.finish_stage(name, policy, cfg.eval_episodes)
     return policy
+
+
+def learned(policy: FlowPolicy) -> list[str]:
+    """The tasks that a policy has learned anything of: it keeps goals of them."""
+    assert policy.goals is not None
+    return [task for task, count in zip(policy.tasks, policy.goals.count.tolist(), strict=True) if count]
 
 
 def variety(cfg: RoboCatConfig, cells: Mapping[str, Cell], stage: str, base: FlowPolicy, unseen: Data) -> None:
@@ -255,82 +272,16 @@ def label(cfg: RoboCatConfig, cell: Cell, known: Sequence[Record], practised: Se
     records = [Record(e, task, "practice", k, made_by, e.succeeded, who) for e in shown]
     if rest:
         stage = f"practice-{k} {cell.spec.name}"
-        jury = Jury(cfg, [r.episode for r in known if r.origin == "demonstration"], shown)
+        jury = Jury(cfg.classifier, [r.episode for r in known if r.origin == "demonstration"], shown, false=cfg.false, seed=cfg.seed)
         verdicts = [jury.sees(e) for e in rest]
         records += [Record(e, task, "practice", k, made_by, v, "classifier") for e, v in zip(rest, verdicts, strict=True)]
         found = jury.audit(rest, verdicts)
         cell.summary.setdefault("classifier", {})[stage] = found
         cell.tell(f"{stage} labels", f"{cell.spec.name}, round {k}: the classifier took {found['taken']} of {len(rest)} episodes for "
-                  f"successes, the simulator {found['true']}; {found['false']} of {found['failures']} failures were among them")
+                  f"successes, the simulator {found['true']}; {found['false']} of {found['failures']} failures were among them"
+                  + (f"; its threshold rests on {jury.heard} failures alone, one in {jury.heard + 1} may pass: label more"
+                     if jury.heard < FEW else ""))
     return records
-
-
-class Jury:
-    """Success classifiers of a task: each is fitted to all of the labelled episodes but a part, and heard on that; what they say on the
-    average counts.
-
-    The threshold is the score that a share `false` of all failures would pass, if the best scores of those that are heard are a normal's.
-    Of 40 failures 2 % are none: the one among them that looks most like a success would forbid nearly all of these.
-    """
-
-    PARTS = 5
-
-    def __init__(self, cfg: RoboCatConfig, demos: Sequence[Episode], shown: Sequence[Episode]) -> None:
-        """demos: in them success is the last frame; shown: the practising policy's own, labelled frame by frame."""
-        sketch = classifier.blank(demos, cfg.classifier)
-        before, after = ([_frames(sketch, e) for e in of] for of in (demos, shown))  # frozen eyes: seen once
-        self.members = [self._fit(cfg, demos, before, shown, after, part) for part in range(self.PARTS)]
-        failed = [_most(_odds(self.members[i % self.PARTS], frames), cfg.classifier.frames)
-                  for i, (frames, e) in enumerate(zip(after, shown, strict=True)) if not e.succeeded]
-        self.threshold = NormalDist(float(np.mean(failed)), float(np.std(failed))).inv_cdf(1 - cfg.false) if len(set(failed)) > 1 else 0.0
-
-    def _fit(self, cfg: RoboCatConfig, demos: Sequence[Episode], before: Sequence[Tensor], shown: Sequence[Episode],
-             after: Sequence[Tensor], part: int) -> classifier.Classifier:
-        """A member, fitted to all but every PARTS-th of the shown episodes. before, after: frames [T, F] of demonstrations and shown."""
-        rest = [i for i in range(len(shown)) if i % self.PARTS != part]
-        frames = [*before, *(after[i] for i in rest)]
-        labels = [_last(len(e)) for e in demos] + [np.where(shown[i].success, YES, NO) for i in rest]
-        model = classifier.blank(demos, replace(cfg.classifier, seed=derive(cfg.seed, "jury", part) % 2**31))
-        which = np.repeat(np.arange(len(frames)), [len(f) for f in frames])
-        classifier.learn(model, Labelled(torch.cat(frames), np.concatenate(labels), which))
-        return model.eval()
-
-    def sees(self, episode: Episode) -> bool:
-        """Whether they see success in it."""
-        frames = _frames(self.members[0], episode)
-        odds = np.mean([_odds(model, frames) for model in self.members], 0)
-        return _most(odds, self.members[0].cfg.frames) >= self.threshold
-
-    def audit(self, episodes: Sequence[Episode], verdicts: Sequence[bool]) -> dict[str, Any]:
-        """What they say against what the simulator says, on the practising policy's episodes that they have never seen."""
-        truth, said = np.array([e.succeeded for e in episodes]), np.array(verdicts)
-        both, taken, true = int((truth & said).sum()), int(said.sum()), int(truth.sum())
-        return {"threshold": self.threshold, "episodes": len(episodes), "taken": taken, "true": true, "failures": len(episodes) - true,
-                "false": taken - both, "missed": true - both, "precision": both / taken if taken else None,
-                "recall": both / true if true else None, "false_share": (taken - both) / max(1, len(episodes) - true)}
-
-
-def _frames(model: classifier.Classifier, episode: Episode) -> Tensor:
-    """What a classifier sees after every step of an episode, [T, F]."""
-    return model.features({key: episode.obs[key][1:] for key in model.shapes})
-
-
-def _odds(model: classifier.Classifier, frames: Tensor) -> Array:
-    """Log-odds of success [T] of frames [T, F]."""
-    out: Array = model.logits(frames).numpy()
-    return out
-
-
-def _most(odds: Array, frames: int) -> float:
-    """The highest log-odds that so many in a row of [T] reach."""
-    return float(np.lib.stride_tricks.sliding_window_view(odds, min(frames, len(odds))).min(1).max())
-
-
-def _last(steps: int) -> Array:
-    """Labels [T] of an episode whose last frame alone shows success."""
-    out: Array = np.full(steps, NO)
-    out[-1] = YES
-    return out
 
 
 # -- controls ----------------------------------------------------------------------------------------------------------
@@ -338,16 +289,16 @@ def _last(steps: int) -> Array:
 
 def judge_means(cfg: RoboCatConfig, cell: Cell, task: str, policy: FlowPolicy) -> None:
     """By its goals alone, by its text alone, and with the goals of another task of the same robot, which must fail."""
-    name, other = cell.spec.name, another(policy, task)
+    name = cell.spec.name
     cell.finish_stage(f"goal-alone {name}", policy.told(task, means="goal"), cfg.eval_episodes)
     cell.finish_stage(f"text-alone {name}", policy.told(task, means="text"), cfg.eval_episodes)
-    if other:
+    for other in others(policy, task)[:1]:
         cell.finish_stage(f"goal-swapped {name}", policy.told(task, goals_of=other, means="goal"), cfg.eval_episodes)
 
 
-def another(policy: FlowPolicy, task: str) -> str | None:
-    """Another task of the same robot whose goals the policy keeps."""
-    return next((t for t, of in policy.tasks.items() if t != task and of.body == policy.tasks[task].body), None)
+def others(policy: FlowPolicy, task: str) -> list[str]:
+    """The other tasks of the same robot of which the policy keeps goals."""
+    return [t for t in learned(policy) if t != task and policy.tasks[t].body == policy.tasks[task].body]
 
 
 def compare(cfg: RoboCatConfig, cells: Mapping[str, Cell], control: Control, start: FlowPolicy, generalist: FlowPolicy, data: Data) -> None:
@@ -355,9 +306,11 @@ def compare(cfg: RoboCatConfig, cells: Mapping[str, Cell], control: Control, sta
     scratch."""
     if control in ("scratch", "fine-tuned"):
         for task in cfg.held_out:
-            fresh_weights = control == "scratch"
-            stage = control if fresh_weights else f"fine-tuned-{cfg.rounds + 1}"
-            specialise(cfg, cells[task], stage, task, start if fresh_weights else generalist, data[task], scratch=fresh_weights)
+            if control == "scratch":  # what `fine-tuned-1` learns from, without what it practised afterwards
+                shown = [r for r in data[task] if r.origin == "demonstration"]
+                specialise(cfg, cells[task], control, task, start, shown, scratch=True)
+            else:
+                specialise(cfg, cells[task], f"fine-tuned-{cfg.rounds + 1}", task, generalist, data[task])
         return
     other: Data = {}
     for task, of in data.items():
@@ -368,6 +321,8 @@ def compare(cfg: RoboCatConfig, cells: Mapping[str, Cell], control: Control, sta
             own = [r for r in own if r.worthy]
         elif control == "more-demonstrations" and own:
             own = more(cfg, cells[task], task, sum(r.worthy for r in own))
+        elif control == "random-goals" and own:
+            own = wandered(cfg, cells[task], task, generalist, sum(r.worthy for r in own))
         elif control == "demonstrations":
             own = []
         other[task] = demos + own
@@ -384,11 +339,22 @@ def more(cfg: RoboCatConfig, cell: Cell, task: str, count: int) -> list[Record]:
     return [Record(e, task, "demonstration", 0, e.policy, True, "script") for e in shown if e.succeeded]
 
 
+def wandered(cfg: RoboCatConfig, cell: Cell, task: str, policy: FlowPolicy, count: int) -> list[Record]:
+    """So many episodes that were shown the goals of other tasks of the same robot, in turn: each is right for where it led, and for nothing
+    that is asked for. None where the robot has one task."""
+    seeds, found = cell.seeds(9, count, 25_000), []
+    there = others(policy, task)
+    for i, other in enumerate(there):
+        told = policy.told(task, goals_of=other, means="goal")
+        found += cell.practise("random goals", told, seeds[i::len(there)], noise_seed=derive(cfg.seed, "random goals") % 2**31)
+    return [Record(e, task, "random", cfg.rounds, policy.name, False, "script") for e in found]
+
+
 # -- what it came to ---------------------------------------------------------------------------------------------------
 
 
 def lineage(cell: Cell, data: Data) -> None:
-    """Where every episode that may be learned from came from: a line each in lineage.jsonl, and the sums in the summary."""
+    """Where every episode that the cycle may learn from came from: a line each in lineage.jsonl, and the sums in the summary."""
     records = [r for of in data.values() for r in of]
     write_text(cell.run.dir / "lineage.jsonl", "".join(json.dumps({
         "task": r.task, "origin": r.origin, "round": r.round, "policy": r.made_by, "seed": r.episode.seed, "steps": len(r.episode),

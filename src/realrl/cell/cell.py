@@ -174,31 +174,31 @@ class WorkCell:
         """Failed starts come back in this share of a round's episodes."""
         return Practice(share, self.scene.seed)
 
-    def demonstrations(self, failures: bool = False) -> list[Episode]:
+    def demonstrations(self, failures: bool = False, count: int | None = None) -> list[Episode]:
         """What to imitate: the worthy episodes of the scene's data set, or as many successes of its expert as it wants, whose failed
-        attempts are recorded too. failures: of a data set also those that are known to have failed.
+        attempts are recorded too; see `types.Cell`.
 
         Raises RealrlError for a data set of another task's shape and for an expert that hardly ever succeeds.
         """
         scene = self.scene
         if scene.data is not None:
             return recorded_demonstrations(scene.data, self.spec, several=bool(self._others or self._place), failures=failures,
-                                           tell=partial(self.tell, "demonstrations"))
+                                           tell=partial(self.tell, "demonstrations"))[:count]
         if not (self.simulated or self.spec.twin or saved(scene.expert)):
             raise RealrlError(f"{scene.task}: an environment of your own has no scripted expert: record demonstrations and name their "
                               "folder with --data")
-        expert = of_scene(scene, self.spec)
+        expert, wanted = of_scene(scene, self.spec), scene.demos if count is None else count
         good: list[Episode] = []
         tried = 0
-        while len(good) < scene.demos:
-            if tried >= 20 * scene.demos:
+        while len(good) < wanted:
+            if tried >= 20 * max(wanted, scene.demos):
                 mend = "name another with --expert" if saved(scene.expert) else "lower --demo-noise, or raise --horizon"
-                raise RealrlError(f"{scene.task}: the expert succeeded {len(good)} times in {tried} attempts, {scene.demos} demonstrations "
+                raise RealrlError(f"{scene.task}: the expert succeeded {len(good)} times in {tried} attempts, {wanted} demonstrations "
                                   f"wanted: {mend}")
-            batch = self.practise("demonstration", expert, self.seeds(0, scene.demos, tried), greedy=True, source=source(scene.expert))
+            batch = self.practise("demonstration", expert, self.seeds(0, wanted, tried), greedy=True, source=source(scene.expert))
             good += [e for e in batch if e.succeeded]
-            tried += scene.demos
-        return good[:scene.demos]
+            tried += wanted
+        return good[:wanted]
 
     @property
     def robot(self) -> Embodiment | None:

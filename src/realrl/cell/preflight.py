@@ -6,7 +6,7 @@ camera, an axis with the other sign, half the rate. All of it shows when the liv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from realrl.robots.client import RobotClient
 from realrl.types import Array, Episode, RealrlError
 
 PROBE = 0.02  # of a channel's range (or of what a few steps reach): so far is each moved
-ROOM = 0.1  # of what was recorded: so far outside it may be
+ROOM, NEAR = 0.1, 0.01  # of what was recorded, of its size: so far outside it may be
 UNITS = {"degrees for radians": 180 / np.pi, "millimetres for metres": 1000.0, "per cent for shares": 100.0}
 STRONG, UNLIKE = 0.4, 8.0  # of its changes is explained: it follows; so many times more or less is another unit
+CLEAR = 2.0  # times what it wavers by at rest: it moved
+FAINT = 0.1  # or less of it: it followed something else
 SURE = 0.25  # of its variance nothing else explains: it follows that action and no other
 EPISODES = 50  # of a set are looked at
 
@@ -36,7 +38,8 @@ class Finding:
 def preflight(env: RobotClient, data: Path, *, probe: bool = True, seed: int = 0) -> list[Finding]:
     """Lay a robot beside the recordings in a data set; with `probe` it is moved by 2 % of each channel's range.
 
-    Raises RealrlError where there is nothing to compare with, or the robot does not follow.
+    Where anything is off the robot is stopped: nobody moves it until a person has armed it. Raises RealrlError where there is nothing to
+    compare with, or the robot does not follow.
     """
     store = open_dataset(data)
     count = min(len(store), EPISODES)
@@ -48,7 +51,9 @@ def preflight(env: RobotClient, data: Path, *, probe: bool = True, seed: int = 0
     if all(f.fine for f in found[:2]):
         found += _ranges(env, episodes, obs["state"])
         if probe:
-            found += _signs(env, episodes)
+            found += _signs(env, episodes, {f.what for f in found if not f.fine})
+    if off := [f.text for f in found if not f.fine]:
+        env.stop(f"preflight: {'; '.join(off)}")
     return found
 
 
@@ -121,28 +126,35 @@ def _ranges(env: RobotClient, episodes: Sequence[Episode], state: Array) -> list
 
 def _bounds(states: Array) -> tuple[Array, Array]:
     low, high = states.min(0).astype(np.float64), states.max(0).astype(np.float64)
-    room = ROOM * np.maximum(high - low, 1e-3 * np.abs(states).max())
+    room = np.maximum(ROOM * (high - low), NEAR * np.maximum(np.abs(low), np.abs(high)))
     return low - room, high + room
 
 
-def _signs(env: RobotClient, episodes: Sequence[Episode]) -> list[Finding]:
-    """Each channel is moved a little, and what follows is laid beside what followed in the recordings."""
-    gains, share, own, spread = _follows(episodes, absolute=env.task.control == "absolute")
-    names, found = env.about["state"], []
+def _signs(env: RobotClient, episodes: Sequence[Episode], off: Collection[str]) -> list[Finding]:
+    """Each channel is moved a little, and what follows is laid beside what followed in the recordings. off: names of numbers that are not
+    where they were recorded: what they say of motions is not asked."""
+    gains, share, own, _ = _follows(episodes, absolute=env.task.control == "absolute")
+    names, found = env.about["state"], list[Finding]()
+    known = np.array([name not in off for name in names])
     for channel, about in enumerate(env.about["channels"]):
-        moved, asked = _probe(env, channel)
-        size = np.abs(moved) / spread
-        lively, strong = size > 0.3 * size.max(initial=1e-12), share[channel] > STRONG
-        live = moved / asked
-        wrong = [f"{names[d]} moves {'the other way' if live[d] * gains[channel, d] < 0 else 'by another amount'} "
-                 f"({live[d]:.3g} for each 1 asked, recorded was {gains[channel, d]:.3g})" for d in np.flatnonzero(lively & strong)
-                 if not 1 / UNLIKE < live[d] / gains[channel, d] < UNLIKE]
-        usual = int(own[channel].argmax())
-        if not (lively & strong).any() and own[channel, usual] > SURE:
-            wrong.append(f"{names[int(size.argmax())]} moves, in the recordings {names[usual]} did: are they in another order?")
-        known = (lively & strong).any() or wrong
+        try:
+            moved, asked, noise = _probe(env, channel)
+        except _Over:
+            return [*found, Finding(about["name"], False, f"{about['name']} is asked: the episode ended over it; did something fall, was "
+                                    "something hit? Else give the server a longer horizon, or another --seed")]
+        live, gain = moved / asked, gains[channel]
+        ratio = np.divide(live, gain, out=np.ones_like(live), where=gain != 0)
+        seen, follows = known & (np.abs(moved) > CLEAR * noise), known & (share[channel] > STRONG)
+        told = seen & follows & (np.abs(ratio) > 1 / UNLIKE)
+        wrong = [f"{names[d]} moves {'the other way' if ratio[d] < 0 else 'by another amount'} "
+                 f"({live[d]:.3g} for each 1 asked, recorded was {gain[d]:.3g})" for d in np.flatnonzero(told) if not 0 < ratio[d] < UNLIKE]
+        stands = np.where(known & ~told & (np.abs(ratio) < 1 / UNLIKE), own[channel], 0.0)  # what followed, and does not now
+        usual, strange = int(stands.argmax()), seen & (share[channel] < FAINT)
+        other = np.where(strange, np.abs(np.log(np.maximum(np.abs(live / (gain[usual] or 1.0)), 1e-12))), np.inf)
+        if stands[usual] > SURE and other.min() < np.log(UNLIKE):
+            wrong.append(f"{names[other.argmin()]} moves, in the recordings {names[usual]} did: are they in another order?")
         text = f"{about['name']} is asked: {'; '.join(wrong)}" if wrong else (
-            f"{about['name']} moves as it was recorded" if known else f"{about['name']}: the recordings do not say what follows it")
+            f"{about['name']} moves as it was recorded" if told.any() else f"{about['name']}: the recordings do not say what follows it")
         found.append(Finding(about["name"], not wrong, text))
     return found
 
@@ -182,8 +194,13 @@ def _follows(episodes: Sequence[Episode], *, absolute: bool) -> tuple[Array, Arr
     return gains, np.abs(gains) * x.std(0)[:, None] / spread, own, spread
 
 
-def _probe(env: RobotClient, channel: int) -> tuple[Array, float]:
-    """(how the state changed [D], what was asked in a policy's units) of a small move there; it is moved back after."""
+class _Over(Exception):
+    """The episode ended while the robot was probed."""
+
+
+def _probe(env: RobotClient, channel: int) -> tuple[Array, float, Array]:
+    """(how the state changed [D], what was asked in a policy's units, how restless it is at rest [D]) of a small move there; it is moved
+    back after. Raises _Over."""
     about, still = env.about["channels"][channel], env.still()
     assert still is not None
     way = PROBE * (about["high"] - about["low"])
@@ -192,25 +209,30 @@ def _probe(env: RobotClient, channel: int) -> tuple[Array, float]:
     sign = -1.0 if middle else 1.0  # towards the middle of its range
     unit = (about["step"] or about["velocity"] * env.task.dt) if steps else (about["high"] - about["low"]) / 2
     asked = sign * way / unit
-    before = _at_rest(env, still)
+    before, noise = _at_rest(env, still)
     action = np.array(env.still(), np.float32)
     count = max(int(np.ceil(abs(asked))), 1) if steps else 1
     for direction in (1.0, -1.0):
         for _ in range(count):
             push = np.array(env.still(), np.float32)
             push[channel] = direction * asked / count if steps else (action[channel] + asked if direction > 0 else action[channel])
-            env.step(push)
+            _step(env, push)
         if direction > 0:
-            after = _at_rest(env, None)
-    return after - before, asked
+            after, also = _at_rest(env, None)
+    return after - before, asked, np.maximum(noise, also)
 
 
-def _at_rest(env: RobotClient, still: Array | None) -> Array:
-    """The state [D] once it stands."""
-    for _ in range(max(int(0.5 / env.task.dt), 3)):
-        obs, _, terminated, truncated, _ = env.step(np.array(env.still() if still is None else still, np.float32))
-        if terminated or truncated:
-            raise RealrlError(f"{env.task.id}: the episode ended while it was probed; give the server a longer horizon, or another seed")
+def _at_rest(env: RobotClient, still: Array | None) -> tuple[Array, Array]:
+    """(the state [D] once it stands, the middle of a few readings; how far those lie apart [D])."""
+    states = [_step(env, np.array(env.still() if still is None else still, np.float32)) for _ in range(max(int(0.5 / env.task.dt), 3))]
+    last = np.stack(states[len(states) // 2:])
+    return np.median(last, 0), np.ptp(last, 0)
+
+
+def _step(env: RobotClient, action: Array) -> Array:
+    """The state [D] a period later."""
+    obs, _, terminated, truncated, _ = env.step(action)
+    if terminated or truncated:
+        raise _Over
     state: Array = obs["state"].astype(np.float64)
     return state
-

@@ -84,9 +84,9 @@ class RecordedCell:
         """Nobody starts anything here; numbers all the same."""
         return list(range(first, first + count))
 
-    def demonstrations(self, failures: bool = False) -> list[Episode]:
+    def demonstrations(self, failures: bool = False, count: int | None = None) -> list[Episode]:
         """What to imitate, without what is kept to compare with."""
-        return [*self.material.demos, *(e for e in self.material.rest if failures and e.failed)]
+        return [*self.material.demos, *(e for e in self.material.rest if failures and e.failed)][:count]
 
     def practise(self, label: str, policy: Policy, seeds: Sequence[int], **_: Any) -> list[Episode]:
         """What was recorded beside the demonstrations counts as the first rollouts; more there will not be.

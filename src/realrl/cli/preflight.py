@@ -14,7 +14,8 @@ URL = "address that `realrl robot serve` printed"
 def add(commands: Any) -> None:
     """Both commands."""
     parser = command(commands, "preflight", "The live robot beside the recordings a policy was trained on: units, order of joints, rate, "
-                     "ranges, cameras, the sign of each channel, which is moved a little. Exit code 1 where something is off.",
+                     "ranges, cameras, the sign of each channel, which is moved a little. Where something is off the robot is "
+                     "stopped until a person arms it, and the exit code is 1.",
                      "realrl preflight --robot ws://127.0.0.1:8770 --data demos/plug", _preflight)
     parser.add_argument("--robot", required=True, metavar="URL", help=URL)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data set that the policy was trained on")
@@ -38,7 +39,10 @@ def _preflight(args: argparse.Namespace) -> int:
         env.close()
     for finding in found:
         say(f"{'ok  ' if finding.fine else 'OFF '} {finding.text}")
-    return 0 if all(finding.fine for finding in found) else 1
+    if all(finding.fine for finding in found):
+        return 0
+    say(f"The robot is stopped: mend what is off, then let it follow again with realrl robot arm {args.robot}")
+    return 1
 
 
 def _latency(args: argparse.Namespace) -> int:

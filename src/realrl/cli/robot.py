@@ -41,6 +41,8 @@ def add(commands: Any) -> None:
     serve.add_argument("--latency-ms", type=number(0, 10_000), default=0.0, metavar="MS", help="age of a simulated robot's readings")
     serve.add_argument("--jitter-ms", type=number(0, 10_000), default=0.0, metavar="MS", help="how much that varies")
     serve.add_argument("--loss", type=number(0, 1), default=0.0, metavar="P", help="share of a simulated robot's packets that are lost")
+    serve.add_argument("--fault", action="append", default=[], metavar="NAME=X", help="a simulated robot is broken from the start (see "
+                       "realrl robot fault): sign=2, say, for a second channel that counts the other way")
     faults = command(inner, "fault-campaign", "Order every fault on a simulated robot at work, and judge its server by its own log.",
                      "realrl robot fault-campaign --sim arm/panda-pick --times 5", _campaign)
     faults.add_argument("--sim", default="arm/panda-pick", metavar="TASK", help="the simulated robot (default: arm/panda-pick)")
@@ -49,11 +51,12 @@ def add(commands: Any) -> None:
     faults.add_argument("--cameras", nargs="*", default=(), metavar="NAME", help="its cameras, of which one stands still: front side")
     faults.add_argument("--log", type=Path, default=Path("fault-campaign"), metavar="DIR", help="where the server's logs go")
     fault = command(inner, "fault", "Break a simulated robot, or mend it again, while it works: camera, nan, frozen, silent, loss, deaf, "
-                    "estop, hot, stall, push, lost, drift, latency, jitter; none ends them all.",
+                    "estop, hot, stall, push, lost, drift, latency, jitter, units, order, sign; none ends them all.",
                     "realrl robot fault estop; realrl robot fault none", _break)
     fault.add_argument("name", metavar="NAME", help="what breaks")
     fault.add_argument("--value", type=number(0, 1e6), default=1.0, metavar="X", help="how much, in the fault's unit: N of push, s of "
-                       "latency and jitter, m/s of drift, share of loss; 0 ends it (default: 1)")
+                       "latency and jitter, m/s of drift, share of loss, the number of a channel (from 1) of units, order and sign; 0 "
+                       "ends it (default: 1)")
     fault.add_argument("--robot", default=HERE, metavar="URL", help=f"address that `realrl robot serve` printed (default: {HERE})")
     for name, text in SAID.items():
         said = command(inner, name, text, f"realrl robot {name} ws://127.0.0.1:8770", _say)
@@ -108,8 +111,16 @@ def _robot(args: argparse.Namespace, cfg: ServerConfig) -> tuple[Driver, ServerC
     """What to serve, and how."""
     if args.sim:
         from realrl.robots.sim import simulated
-        return simulated(args.sim, cfg, cameras=args.cameras, latency=args.latency_ms / 1e3, jitter=args.jitter_ms / 1e3,
-                         loss=args.loss)
+        broken = [_fault(text) for text in args.fault]
+        robot, cfg = simulated(args.sim, cfg, cameras=args.cameras, latency=args.latency_ms / 1e3, jitter=args.jitter_ms / 1e3,
+                               loss=args.loss)
+        try:
+            for name, value in broken:
+                robot.inject(name, value)
+        except ValueError as error:
+            robot.close()
+            raise mistake()(f"--fault {name}={value:g}: {error}") from None
+        return robot, cfg
     from realrl import envs
     assert cfg.driver is not None
     made = envs.own(cfg.driver, said="driver:", what="driver")
@@ -124,12 +135,21 @@ def _robot(args: argparse.Namespace, cfg: ServerConfig) -> tuple[Driver, ServerC
     return driver, cfg
 
 
+def _fault(text: str) -> tuple[str, float]:
+    """The name and size of a fault that --fault says. Raises RealrlError where it says none."""
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value or 1)
+    except ValueError:
+        raise mistake()(f"--fault {text}: {value} is no number; say NAME=X, e.g. sign=2") from None
+
+
 def _campaign(args: argparse.Namespace) -> int:
     from rich.table import Table
 
+    from realrl.cell.campaign import campaign, kinds, table
+    from realrl.cell.faults import KINDS, Rig
     from realrl.robots.bodies import named
-    from realrl.robots.campaign import campaign, kinds, table
-    from realrl.robots.faults import KINDS, Rig
     rig = Rig(named(args.sim), args.log, args.cameras)
     try:
         if not kinds(rig, args.only):

@@ -130,8 +130,10 @@ def _train(args: argparse.Namespace) -> int:
             if base and not real and not envs.known(cfg.task):
                 raise mistake()(f"{args.run} was started with --env or --robot: name it again, beside --resume ({error})") from error
             raise
-        for other in () if real else [task for name in ("tasks", "held_out", "unseen") for task in getattr(cfg, name, ())]:
-            _asked(partial(envs.make, other, sight=cfg.sight, randomise=cfg.randomise))
+        every = () if real else [task for name in ("tasks", "held_out", "unseen") for task in getattr(cfg, name, ())]
+        if specs := {other: _asked(partial(envs.make, other, sight=cfg.sight, randomise=cfg.randomise)) for other in every}:
+            from realrl.learn.flow import together
+            together(specs, cfg.policy.reader)
         cfg = replace(cfg, task=spec.id) if real else cfg
     if args.robot:  # there is one
         cfg = replace(cfg, collect=replace(cfg.collect, workers=1, envs_per_worker=1))

@@ -40,7 +40,7 @@ class ClassifierConfig:
     hidden: tuple[int, ...] = (256,)
     """Widths of its ReLU layers."""
     dropout: float = 0.1
-    """Share of features that is left out while it is fitted."""
+    """Share of features that is left out while it is fitted, a state's numbers excepted."""
     steps: int = 1000
     """Gradient steps."""
     batch: int = 256
@@ -88,6 +88,19 @@ class Pictures(nn.Module):
         return nn.functional.adaptive_avg_pool2d(h, GRID).flatten(1)
 
 
+class Unsure(nn.Dropout):
+    """Dropout of a picture's features [..., F], which say much more than once. Of a state's numbers none says what another does: without
+    one of them it may be no success at all, so that they stay. said: of every feature whether it is of a picture."""
+
+    def __init__(self, share: float, said: Sequence[bool]) -> None:
+        super().__init__(share)
+        self.said: Tensor
+        self.register_buffer("said", torch.tensor(said), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(self.said, super().forward(x), x)
+
+
 class Classifier(nn.Module):
     """Observations -> probability of success. shapes: of every observation that it looks at, in this order."""
 
@@ -101,9 +114,10 @@ class Classifier(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.zeros(sum(sizes)))
         self.register_buffer("std", torch.ones(sum(sizes)))
+        seen = [key in trunks for key, size in zip(self.shapes, sizes, strict=True) for _ in range(size)]
         layers: list[nn.Module] = []
         for a, b in pairwise((sum(sizes), *cfg.hidden)):
-            layers += [nn.Dropout(cfg.dropout), nn.Linear(a, b), nn.LayerNorm(b), nn.ReLU()]
+            layers += [nn.Dropout(cfg.dropout) if layers else Unsure(cfg.dropout, seen), nn.Linear(a, b), nn.LayerNorm(b), nn.ReLU()]
         self.net = nn.Sequential(*layers, nn.Linear((sum(sizes), *cfg.hidden)[-1], 1))
 
     def features(self, obs: Obs, chunk: int = 64) -> Tensor:
@@ -159,7 +173,7 @@ def keys_of(episodes: Sequence[Episode], cfg: ClassifierConfig) -> dict[str, tup
     keys = cfg.keys or tuple(key for key in there if key.startswith("images.")) or ("state",)
     for key in keys:
         if key not in there or key == "privileged":
-            raise RealrlError(f"--keys {key}: the recording has no such observation that a robot has, it has "
+            raise RealrlError(f"keys {key}: the recording has no such observation that a robot has, it has "
                               f"{', '.join(k for k in there if k != 'privileged')}")
     return {key: there[key] for key in keys}
 

@@ -13,10 +13,11 @@ from realrl.data.views import ChunkView
 from realrl.files import derive
 from realrl.generative.flow import draw_fixed, draw_time, flow_loss
 from realrl.learn.fit import ImitationConfig, averaged, cosine, generator, reseed
+from realrl.nets.text import Reader, minilm
 from realrl.nets.transformer import NONE
 from realrl.policies.flow import FlowPolicy, FlowPolicyConfig, Told, body_of
 from realrl.policies.student import owned
-from realrl.types import Cell, Episode, RealrlError
+from realrl.types import Cell, Episode, RealrlError, TaskSpec
 
 if TYPE_CHECKING:
     from realrl.generative.diffusion import DistillConfig
@@ -133,17 +134,25 @@ class FlowFit:
     """Flow matching on recorded chunks (`generative.flow.flow_loss`); the averaged weights become the policy's. See `learn.fit.Fit`.
 
     mark: [N] what the advantage indicator says of every decision, None for plain imitation; dropout: how often the network is not told;
-    weight: [N]; among: [n] the decisions to learn from, all by default; goals: what is shown beside the instruction. Prefix and expert
-    learn together: the frozen networks under the prefix have no knowledge that the expert's gradients could spoil.
+    weight: [N]; among: [n] the decisions to learn from, all by default; goals: what is shown beside the instruction; own: how much faster
+    than all else the robots' own layers learn. Prefix and expert learn together: the frozen networks under the prefix have no knowledge
+    that the expert's gradients could spoil.
     """
 
     def __init__(self, policy: FlowPolicy, lessons: Lessons, cfg: ImitationConfig, *, seed: int, mark: Tensor | None = None,
-                 dropout: float = 0.0, weight: Tensor | None = None, among: Tensor | None = None, goals: Goals | None = None) -> None:
+                 dropout: float = 0.0, weight: Tensor | None = None, among: Tensor | None = None, goals: Goals | None = None,
+                 own: float = 1.0) -> None:
         self.policy, self.lessons, self.cfg, self.seed, self.goals = policy, lessons, cfg, seed, goals
         self.mark, self.dropout, self.weight, self.among = mark, dropout, weight, among
         self.net = nn.ModuleDict({"prefix": policy.prefix, "actor": policy.actor}).requires_grad_(True).train()
         self.average = averaged(self.net, cfg.ema)
-        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=cfg.lr, betas=(0.9, 0.98), weight_decay=cfg.weight_decay, fused=True)
+        groups, self.rates = [list(self.net.parameters())], [1.0]
+        if own != 1:
+            robots = [*policy.prefix.own(), *policy.actor.own()]
+            shared = [p for p in groups[0] if all(p is not q for q in robots)]
+            groups, self.rates = [shared, robots], [1.0, own]
+        self.optimiser = torch.optim.AdamW([{"params": group} for group in groups], lr=cfg.lr, betas=(0.9, 0.98),
+                                           weight_decay=cfg.weight_decay, fused=True)
         self.step, self.steps = 0, cfg.steps
         self.kept_back: Tensor | None = None
         if cfg.validation:
@@ -156,7 +165,9 @@ class FlowFit:
         random = generator(self.seed, "flow", self.step)
         reseed(derive(self.seed, "dropout", self.step), self.policy.device)
         index = self.lessons.draw(self.cfg.batch, random, self.among)
-        self.optimiser.param_groups[0]["lr"] = self.cfg.lr * cosine(self.step, self.cfg.steps, self.cfg.warmup)
+        lr = self.cfg.lr * cosine(self.step, self.cfg.steps, self.cfg.warmup)
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = lr * rate
         loss = self.loss(index, random)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -215,17 +226,39 @@ class FlowFit:
 
 def listed(task: str, tasks: Sequence[str], usual: Sequence[str]) -> tuple[str, ...]:
     """The tasks that a configuration names, each once: those of --tasks, also with commas between them, or the one of --task alone where
-    --tasks was left as it is."""
+    --tasks was left as it is. Raises RealrlError where nothing is named and something is usual: nobody means other tasks than he says."""
     if task and task not in tasks and tuple(tasks) == tuple(usual):
         return (task,)
-    return tuple(dict.fromkeys(name for word in tasks for name in word.split(",") if name)) or tuple(usual)
+    named = tuple(dict.fromkeys(name for word in tasks for name in word.split(",") if name))
+    if usual and not named:
+        raise RealrlError(f"an empty list of tasks: name some, or leave its flag out, which means {' '.join(usual)}")
+    return named
 
 
 def cells_of(cell: Cell, task: str, tasks: Sequence[str]) -> dict[str, Cell]:
-    """Task -> its cell. task: the one of `cell`. Raises RealrlError where that is none of the tasks."""
+    """Task -> its cell. task: the one of `cell`. Raises RealrlError where that is none of the tasks, and for tasks that cannot be learned
+    `together`."""
     if task not in tasks:
         raise RealrlError(f"--task {task} is none of the tasks {', '.join(tasks)}: leave it out, or name it among --tasks")
-    return {name: cell.at(name) for name in tasks}
+    cells = {name: cell.at(name) for name in tasks}
+    together({name: at.spec for name, at in cells.items()})
+    return cells
+
+
+def together(specs: Mapping[str, TaskSpec], reader: Reader = "words") -> None:
+    """Raises RealrlError where two tasks have one name but for their suite, by which a run calls its stages and products, where they are
+    seen by other cameras: one policy looks through the same; and where who shall read their texts is not installed."""
+    if reader == "minilm":
+        minilm()
+    named: dict[str, str] = {}
+    first, one = next(iter(specs.items()))
+    for task, spec in specs.items():
+        if (other := named.setdefault(spec.name, task)) != task:
+            raise RealrlError(f"{other} and {task} are both called {spec.name} in a run's stages and folders: leave one of them out")
+        if spec.senses != one.senses:
+            here, there = (", ".join(f"{key} {list(shape)}" for key, shape in s.senses.items()) or "no camera" for s in (one, spec))
+            raise RealrlError(f"{first} is seen by {here}, {task} by {there}: one policy looks through the same cameras in all its tasks: "
+                              "leave one of the two out, or learn from the state (--sight.kind state)")
 
 
 def make_policy(cfg: FlowPolicyConfig, cells: Mapping[str, Cell], *, name: str) -> FlowPolicy:

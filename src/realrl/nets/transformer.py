@@ -186,6 +186,10 @@ class Prefix(nn.Module):
             x = layer(x)
         return x.flatten(1)
 
+    def own(self) -> list[nn.Parameter]:
+        """What every robot has for itself, [R, ...] each."""
+        return [self.state_in, self.prompt, *([self.goal_in, self.ahead] if self.goals else [])]
+
     def _goal(self, batch: int, robot: Tensor, goal: Goal | None) -> Tensor:
         """The tokens [B, 1 + 16 cameras, W] of a goal, or of there being none."""
         none = self.absent[0].expand(batch, 1 + PICTURE[0] * len(self.cameras), -1)
@@ -215,6 +219,10 @@ class Actor(nn.Module):
         self.place = nn.Parameter(0.02 * torch.randn(plan, w))
         self.expert = Expert(w, layers, heads)
         self.head = nn.Parameter(0.1 * _layers(sizes, w).transpose(1, 2).contiguous())
+
+    def own(self) -> list[nn.Parameter]:
+        """What every robot has for itself, [R, ...] each."""
+        return [self.action_in, self.head]
 
     def remember(self, cond: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What all sampler steps of a decision share. cond: [B, P W], see `Prefix`."""

@@ -181,8 +181,9 @@ class FlowPolicy(nn.Module):
 
     def told(self, task: str, text: str | None = None, *, goals_of: str | None = None, means: Means = "both") -> FlowPolicy:
         """This policy, the same weights, with an instruction: the first text of a task that it knows, or another. One that is shown goals
-        draws one in every episode from those that it keeps of `goals_of`, by default of the task. Raises RealrlError for a task that it
-        does not know, where no text is given, and for a text that cannot be read; warns of one that was never seen in training."""
+        draws one in every episode from those that it keeps of `goals_of`, by default of the task that the text is of: a text that was never
+        seen has none. Raises RealrlError for a task that it does not know, where no text is given, and for a text that cannot be read;
+        warns of one that was never seen in training."""
         if text is None and task not in self.tasks:
             raise RealrlError(f"{self.name} was never told to do {task!r}{config.nearest(task, self.tasks)}; name one of these, or what to "
                               "do with --text")
@@ -191,16 +192,19 @@ class FlowPolicy(nn.Module):
         other.text = self.tasks[task].texts[0] if text is None else text
         if task in self.tasks:
             other.body = self.tasks[task].body
+        row = self.instructions.row(other.text)
         if self.goals is not None:
-            aim = list(self.tasks).index(goals_of or task) if (goals_of or task) in self.tasks else -1
+            of = goals_of or (task if text is None else "" if row is None else self.instructions.task_of[row])
+            aim = list(self.tasks).index(of) if of in self.tasks else -1
             other.means, other.aim = means, aim if aim >= 0 and int(self.goals.count[aim]) else -1
             if means == "goal" and other.aim < 0:
-                raise RealrlError(f"{self.name} keeps no goal of {goals_of or task}, so that it cannot be shown one: tell it by text")
+                raise RealrlError(f"{self.name} keeps no goal of {of or repr(text)}, so that it cannot be shown one: tell it by text")
         with torch.no_grad():
             other.told_vector = self.instructions(self.instructions.vector(other.text))
-        if self.instructions.row(other.text) is None:  # however near it is: to MiniLM, opening a door is closing it (0.89)
+        if row is None:  # however near it is: to MiniLM, opening a door is closing it (0.89)
             known, near, like = self.instructions.nearest(other.text)
-            deaf = "; it knows one task and does it whatever it is told" if len(self.tasks) == 1 else ""
+            deaf = ("; it knows one task and does it whatever it is told" if len(self.tasks) == 1 else
+                    "; no goal is shown beside it" if self.goals is not None and other.aim < 0 else "")
             warnings.warn(f"the text {other.text!r} was never seen in training; the nearest is {near!r} ({known}, cosine {like:.2f}){deaf}",
                           stacklevel=2)
         return other

@@ -44,9 +44,11 @@ class GoalBank(nn.Module):
             self.pictures[task, :len(rows), i] = pictures[key][rows]
 
     def draw(self, task: int, state: State, rng: Sequence[np.random.Generator]) -> State:
-        """The memory with the number of its goal [B] in it, drawn where an episode begins."""
+        """The memory with the number of its goal [B] in it, drawn where an episode begins, and where it is told another task amid one that
+        keeps fewer goals, or was shown none."""
         count = int(self.count[task])
-        drawn = [int(g.integers(count)) if i < 0 else i for i, g in zip(state["goal"].tolist(), rng, strict=True)]
+        shown = state["goal"].tolist() if "goal" in state else [-1] * len(rng)
+        drawn = [i if 0 <= i < count else int(g.integers(count)) for i, g in zip(shown, rng, strict=True)]
         return state | {"goal": torch.tensor(drawn)}
 
     def goal(self, task: int, number: Tensor, means: Means) -> Goal:

@@ -18,6 +18,7 @@ from realrl.report.failures import failure_parts
 from realrl.report.figures import STYLE, cycle_figures, ope_figure, success_figure
 from realrl.report.foresight import foresight_of, foresight_parts, verdict
 from realrl.report.insertion import insertion_parts
+from realrl.report.practice import practice_films
 from realrl.report.reading import StageRow, final_stage, number_of, read_json, read_rows, read_text, stages_of
 from realrl.report.tables import (
     MISSING,
@@ -190,6 +191,7 @@ def _page(run_dir: Path) -> dict[str, Any]:
     facts = _flatten({**({"commit": commit} if commit else {}), **{k: v for k, v in meta.items() if k != "command"}})
     return {
         "foresight": foresight_parts(run_dir, summary, str(at_summary)), "generations": generations,
+        "practised": practice_films(run_dir) if generations else None,
         "title": str(summary.get("task") or meta.get("task") or run_dir.resolve().name), "kicker": " · ".join(filter(None, kicker)),
         "lead": [generations["text"]] if generations else [verdict(summary)] if foresight_of(summary, str(at_summary)) else _lead(stages),
         "decisions": _decisions(summary, str(at_summary)),

@@ -181,6 +181,14 @@ class RobotClient(RobotEnv):
         if self.link.role == "commander":
             self.link.send({"type": "end", "epoch": self.link.epoch})
 
+    def stop(self, why: str) -> None:
+        """Ask the server to brake and hold, until a person arms it. why: what its log and its status say."""
+        self.link.send({"type": "stop", "why": why})
+        while True:
+            with contextlib.suppress(Held):  # news of what is known already
+                if self.link.receive(PATIENCE)["type"] == "status":
+                    return
+
     def park(self) -> str:
         """Ask the server to park the robot, which then has to be armed again: how it is left, in words. What went wrong before is no reason
         not to; but what a person has stopped, or the robot itself, only a person moves."""

@@ -112,11 +112,11 @@ class Keeper:
             self._go(self.guard.fits(there), self.cfg.pace)
         self._loose = False
 
-    def stop(self, who: str) -> None:
+    def stop(self, who: str, why: str = "") -> None:
         """Brake and hold, from whomever; it does not even park until a person says so."""
         with self._lock:
             self._alone = False
-            self.latch("stop", f"{who} pressed stop")
+            self.latch("stop", f"{who} pressed stop" + f": {why}" * bool(why))
 
     def park(self, who: str, *, person: bool = False) -> bool:
         """Go to rest, slowly; whether it does. What was stopped does so for a person alone. Raises Held where something is in a person's

@@ -34,6 +34,7 @@ PATIENCE = 5.0  # s that who connects has for saying hello
 PARKING = 20.0  # s that parking may take when the server is stopped
 SETTLING = 3.0  # s in which a robot at work has come to a stand, from where it parks
 CONNECTIONS, PERSONS, WRONG = 16, 8, 20  # at once; of people beside them; messages that make no sense until the connection is closed
+AWAKE = 0.2  # s after which whoever listens looks whether it was asked to end
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal was closed
 
 
@@ -196,7 +197,9 @@ class RobotServer:
             await self._armed()
             self._say(f"{self.cfg.name} is served at {self.url} ({self.keeper.mode})")
             self._listening.set()
-            await self._over.wait()
+            while not self._over.is_set():  # a signal that comes on the way into a wait does not end it
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._over.wait(), AWAKE)
 
     async def _armed(self) -> None:
         """Arm at the start, once the robot has been read."""
@@ -299,7 +302,7 @@ class RobotServer:
         """The answer to a message that has one. Raises ValueError, or RealrlError where the robot does not do it."""
         kind, keeper = message["type"], self.keeper
         if kind == "stop":
-            keeper.stop(peer.who)
+            keeper.stop(peer.who, printable(str(message.get("why", ""))[:300]))
         elif kind == "park":
             keeper.park(peer.who, person=peer.role == "person")
         elif kind in ("arm", "ready", "fault"):

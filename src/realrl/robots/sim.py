@@ -33,7 +33,8 @@ class Faults:
     channel's encoder says NaN; frozen: encoders say what they said; silent: it answers nothing; camera: cameras stand still; estop: the
     button is pressed; hot: its drives are; stall: they do not push; push: N that something pushes the hand (or trunk) with, upward; drift:
     m/s (a walker's: rad/s) that its idea of where to go drifts away; lost: what it works on gets lost, once; deaf: commands do not
-    arrive."""
+    arrive. units, order, sign: it was put together wrongly, the number from 1 of a channel of which the state tells in another unit, or in
+    the place of the next such channel, or whose drive and encoder count the other way."""
 
     latency: float = 0.0
     jitter: float = 0.0
@@ -49,6 +50,12 @@ class Faults:
     drift: float = 0.0
     lost: float = 0.0
     deaf: float = 0.0
+    units: float = 0.0
+    order: float = 0.0
+    sign: float = 0.0
+
+
+NUMBERED = ("units", "order", "sign")
 
 
 class SimRobot:
@@ -61,6 +68,7 @@ class SimRobot:
         self._rng = np.random.default_rng(derive(seed, "sim robot"))
         self.channels, self.state, self.reward = made.channels, made.state, made.reward
         self.tip = getattr(made, "tip", None)
+        self.told = {number: self.state.index(c.name) for number, c in enumerate(self.channels, 1) if c.name in self.state}
         self.twin = task
         self.faults = self._usual = Faults(latency=latency, jitter=jitter, loss=loss)
         self._lock, self._over = threading.Lock(), threading.Event()
@@ -97,14 +105,14 @@ class SimRobot:
             reading = next((r for r in reversed(past) if r.stamp <= want), past[0])
         if wrong.nan:
             reading = replace(reading, measured=np.where(np.arange(len(reading.measured)) == 0, np.nan, reading.measured))
-        return replace(reading, images=images)
+        return replace(self._as_wired(reading), images=images)
 
     def write(self, command: Array) -> Array:
         """Where it goes from now on. Raises OSError where it did not arrive."""
         if self.faults.deaf:
             raise OSError("no acknowledgement came")
         with self._lock:
-            self.body.drive(command)
+            self.body.drive(self._turned(command))
         return command
 
     def hold(self) -> None:
@@ -145,8 +153,38 @@ class SimRobot:
             self.faults = replace(self._usual)
         elif name not in Faults.__dataclass_fields__ or isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"no fault {name[:20]!r} with a number: known are none, {', '.join(Faults.__dataclass_fields__)}")
+        elif name in NUMBERED and value and value not in (known := self.told if name != "sign" else range(1, len(self.channels) + 1)):
+            raise ValueError(f"{name} is of one channel of {self.body.served.get('name', self.twin)}: its number is one of "
+                             f"{', '.join(map(str, known)) or 'none'}, got {value:g}")
         else:
             self.faults = replace(self.faults, **{name: float(value)})
+
+    # ---- how it was put together
+
+    def _as_wired(self, reading: Reading) -> Reading:
+        """A reading as whoever has mistaken a unit, an order or a sign tells it."""
+        wrong = self.faults
+        if wrong.sign:
+            reading = replace(reading, measured=self._turned(reading.measured))
+        if wrong.units:
+            state, unit = reading.state.copy(), self.channels[int(wrong.units) - 1].unit
+            state[self.told[int(wrong.units)]] *= 180 / np.pi if unit == "rad" else 1000.0
+            reading = replace(reading, state=state)
+        if wrong.order:
+            state, places = reading.state.copy(), list(self.told.values())
+            here = places.index(self.told[int(wrong.order)])
+            pair = [places[here], places[(here + 1) % len(places)]]
+            state[pair] = state[pair[::-1]]
+            reading = replace(reading, state=state)
+        return reading
+
+    def _turned(self, at: Array) -> Array:
+        """Places of the channels [C], of which one may count the other way."""
+        if not (channel := int(self.faults.sign)):
+            return at
+        turned, limits = np.array(at, np.float64), self.channels[channel - 1]
+        turned[channel - 1] = limits.low + limits.high - turned[channel - 1]
+        return turned
 
     # ---- its own life
 

@@ -84,6 +84,9 @@ def deployed(policy: Trained, source: Path) -> Trained:
     """The policy with the head that is exported. Raises RealrlError where it was never trained."""
     if isinstance(policy, GaussianPolicy):
         return policy
+    if not policy.distilled and isinstance(policy, FlowPolicy) and policy.goals is not None:
+        raise RealrlError(f"{source}: a policy that is shown goals has no one-step head, and so no graph: serve it as it is (realrl serve "
+                          "--policy DIR), or deploy it")
     if not policy.distilled:
         raise RealrlError(f"{source}: its one-step head was never trained, and a chain of denoising steps is not exported: train with "
                           "--one-step (bc, flow, recap), or run the stage one-step (rl100)")

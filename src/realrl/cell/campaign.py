@@ -7,6 +7,7 @@ end that should have gone on.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from realrl.cell.faults import KINDS, QUIET, Kind, Rig, server_dies, server_ends
 from realrl.robots.driver import Channel
-from realrl.robots.faults import KINDS, QUIET, Kind, Rig, server_dies, server_ends
 from realrl.robots.log import Tick, read_events, read_ticks
 
 TOLERANCE = 0.01  # of a limit: stamps of ticks are not exact
@@ -57,9 +58,9 @@ def _trial(rig: Rig, kind: Kind, rng: np.random.Generator) -> Trial:
     if not kind.stops:
         rig.pause()
     well = kind.stops or rig.status()["mode"] == "armed"
-    if kind.do is server_dies:
+    if kind.do is server_dies or rig.wrong:
         log, since = rig.log, 0.0
-    noticed = _noticed(log, kind.event, begun) if kind.event else 0.0
+    noticed = _noticed(log, kind.event, begun, rig.names) if kind.event else 0.0
     reacted = noticed is not None and noticed <= max(kind.within, 1e-9)
     if kind.do is server_ends:
         reacted = reacted and _order(log) == ["parked", "released"]
@@ -73,17 +74,23 @@ def _trial(rig: Rig, kind: Kind, rng: np.random.Generator) -> Trial:
     return Trial(kind.number, kind.name, noticed if kind.event else None, reacted, not well, left)
 
 
-def _noticed(log: Path, what: str, begun: float, patience: float = 3.0) -> float | None:
-    """s until the log says something."""
+def _noticed(log: Path, what: str, begun: float, names: Sequence[str] = (), patience: float = 3.0) -> float | None:
+    """s until the log says something, and first of all of one of the names."""
     until = time.monotonic() + patience
     while True:
         with contextlib.suppress(OSError):
             for event in read_events(log):
-                if event["time"] >= begun - 0.02 and what in (event["event"], event["event"] == "fault" and event["name"].split()[0]):
+                said = what in (event["event"], event["event"] == "fault" and event["name"].split()[0])
+                if event["time"] >= begun - 0.02 and said and _names(event.get("why", ""), names):
                     return max(float(event["time"]) - begun, 0.0)
         if time.monotonic() > until:
             return None
         time.sleep(0.1)
+
+
+def _names(why: str, names: Sequence[str]) -> bool:
+    """Whether the first thing that is said is of one of these, if there are any."""
+    return not names or any(re.search(rf"(^|\W){re.escape(name)}(\W|$)", why.split(";")[0]) is not None for name in names)
 
 
 def _order(log: Path) -> list[str]:

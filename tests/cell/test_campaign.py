@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks import faults
 from benchmarks.lib.common import read_rows
-from realrl.robots.campaign import Trial, campaign, table, unsafe
+from realrl.cell.campaign import Trial, _names, campaign, table, unsafe
+from realrl.cell.faults import Rig
 from realrl.robots.driver import Channel
-from realrl.robots.faults import Rig
 from realrl.robots.log import Tick
 
 LIMITS = (Channel("x", "m", "pose", 0.0, 1.0, 0.5, 5.0, 200.0),)
@@ -31,6 +31,12 @@ def test_a_command_beyond_a_limit_is_counted() -> None:
     jumped = calm.copy()
     jumped[100:] += 2e-4
     assert unsafe(ticks(jumped), LIMITS) > 0  # jerk
+
+
+def test_a_fault_has_to_be_called_by_its_name_first() -> None:
+    assert _names("somebody pressed stop: preflight: x is asked: x moves the other way; y is 4", ("y", "x")) and _names("hot drives", ())
+    assert not _names("preflight: y is 4, recorded was 0; x is asked: x moves the other way", ("x",))
+    assert not _names("preflight: the index is 4", ("x",))
 
 
 def test_the_table_counts() -> None:

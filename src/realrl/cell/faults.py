@@ -1,7 +1,8 @@
 """Twenty faults that a simulated robot can be made to have while it works, and the served robot on which they are ordered.
 
 A served robot is a process of its own here, as on a real cell; clients are killed, packets lost, buttons pressed. What came of it is
-judged in `realrl.robots.campaign`. See docs/howto/your-robot.md for the table of faults.
+judged in `realrl.cell.campaign`. See docs/howto/your-robot.md for the table of faults. One is none of the server's: a robot that was put
+together wrongly does all that it is told, and only who lays it beside recordings of the right one sees that (`realrl.cell.preflight`).
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,11 +23,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from realrl.robots.client import Link
+from realrl.cell.preflight import preflight
+from realrl.cell.rollout import rollout
+from realrl.data.store import Store
+from realrl.robots.client import Link, RobotClient
 from realrl.robots.clock import CLIENT, hurried
-from realrl.types import Array, RealrlError
+from realrl.robots.driver import Held
+from realrl.robots.guard import box_guard
+from realrl.types import Array, Obs, Plan, RealrlError
 
 QUIET = 0.4  # s of work before a fault
+RECORDED = 5  # episodes of a robot as it should be
 _CLIENT = """
 import sys, time, numpy as np
 from realrl.robots.client import Link
@@ -48,23 +57,47 @@ while True:
 """
 
 
+class Wander:
+    """A policy that moves about, for recordings of how a robot moves: each channel goes its own way, and turns now and then."""
+
+    name, chunk, n_obs = "wander", 1, 1
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+
+    def start(self, batch: int) -> dict[str, Any]:
+        """Where each is bound, [B, A]."""
+        return {"way": np.zeros((batch, self.channels))}
+
+    def act(self, obs: Obs, state: dict[str, Any], *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, dict[str, Any]]:
+        """A step on, or off into another direction."""
+        pushed = np.stack([one.uniform(-1, 1, self.channels) for one in rng])
+        way = np.clip(0.8 * state["way"] + 0.4 * pushed, -1, 1)
+        return Plan(way[:, None].astype(np.float32)), {"way": way}
+
+
 class Rig:
-    """A served simulated robot, a person and a commander. url: of its server."""
+    """A served simulated robot, a person and a commander. url: of its server; wrong: the fault with which it was started, "" for none;
+    names: of what the fault under way has to be said, of one at least, if there are any."""
 
     def __init__(self, task: str, folder: Path, cameras: Sequence[str] = ()) -> None:
         self.task, self.folder, self.cameras = task, folder, tuple(cameras)
         self.process: subprocess.Popen[str] | None = None
         self._hurry = contextlib.ExitStack()
         self.log = folder
+        self._right: Path | None = None
         self.restart()
 
-    def restart(self) -> None:
-        """A server anew."""
+    def restart(self, wrong: str = "") -> None:
+        """A server anew, of a robot that is as it should be or wrong from the start: "sign=2"."""
+        self.wrong = wrong
+        self.names: Sequence[str] = ()
         before = set(self.folder.iterdir()) if self.folder.is_dir() else set()
         while (name := self.folder / time.strftime("%Y%m%d-%H%M%S")) in before:  # its log's folder is called after the second
             time.sleep(0.1)
-        self.process = subprocess.Popen([sys.executable, "-m", "realrl", "robot", "serve", "--sim", self.task, "--port", "0", "--log",
-                                         str(self.folder), "--cameras", *self.cameras], stdout=subprocess.PIPE, text=True)
+        how = ["--port", "0", "--log", str(self.folder), *[f"--fault={wrong}"] * bool(wrong), "--cameras", *self.cameras]
+        self.process = subprocess.Popen([sys.executable, "-m", "realrl", "robot", "serve", "--sim", self.task, *how],
+                                        stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None and name is not None
         for line in self.process.stdout:
             if found := re.search(r"ws://\S+", line):
@@ -79,10 +112,17 @@ class Rig:
         self.about = self.person.welcome["robot"]
         low, self.high = (np.array(self.about[end]) for end in ("low", "high"))
         self.middle = (low + self.high) / 2
+        self.height = [i for i, c in enumerate(self.about["channels"]) if c["name"] == "z"]
 
     def close(self) -> None:
         """End everything."""
         self._hurry.close()
+        self.end()
+        if self._right is not None:
+            shutil.rmtree(self._right, ignore_errors=True)
+
+    def end(self) -> None:
+        """End the server, in peace."""
         self.leave()
         self.person.close()
         if self.process is not None and self.process.poll() is None:
@@ -97,6 +137,21 @@ class Rig:
             self.commander.close()
             self.commander = None
 
+    def recordings(self) -> Path:
+        """A data set of this robot as it should be, made when it is asked for first. Raises RealrlError where preflight, laid beside it,
+        finds anything wrong with that very robot: it could not be believed of another."""
+        if self._right is None:
+            self._right = Path(tempfile.mkdtemp())
+            self.leave()
+            with contextlib.closing(RobotClient(self.url, horizon=max(int(5 * self.about["fps"]), 40))) as env:
+                episodes = list(rollout([env], Wander(env.task.action_dim), [box_guard(env)], range(RECORDED), greedy=True))
+                Store.create(self._right / "set", task=env.task.id, fps=round(self.about["fps"])).append(episodes)
+            with contextlib.closing(RobotClient(self.url, horizon=100_000)) as env:
+                off = [f.text for f in preflight(env, self._right / "set") if not f.fine]
+            if off:
+                raise RealrlError(f"{self.task}: preflight finds fault with a robot that is as it was recorded: {'; '.join(off)}")
+        return self._right / "set"
+
     def status(self) -> dict[str, Any]:
         """What the server says now."""
         return self.person.ask({"type": "status"})
@@ -107,6 +162,10 @@ class Rig:
 
     def armed(self) -> None:
         """All is well, and somebody commands."""
+        if self.wrong:
+            self.end()
+            self.restart()
+        self.names = ()
         self.inject("none")
         until = time.monotonic() + 30
         while True:
@@ -141,11 +200,13 @@ class Rig:
             self.commander.send({"type": "end", "epoch": self.commander.epoch})
 
     def work(self, seconds: float, rng: np.random.Generator, **more: Any) -> bool:
-        """Move about for a while, at least a step; whether every action was answered."""
+        """Move about for a while, at least a step, and not downwards: what presses on a table is stopped; whether every action was
+        answered."""
         n = len(self.high)
         way, until = rng.uniform(-1, 1, n), time.monotonic() + seconds
         while True:
             way = np.clip(0.8 * way + 0.4 * rng.uniform(-1, 1, n), -1, 1)
+            way[self.height] = np.abs(way[self.height])
             if not self.act(way, **more):
                 return False
             if time.monotonic() >= until:
@@ -247,6 +308,7 @@ def handed(first: int, then: int) -> Callable[[Rig, np.random.Generator], float]
     """Somebody else acts from one step to the next, and wants to go the other way."""
     def do(rig: Rig, rng: np.random.Generator) -> float:
         way = rng.choice([-1.0, 1.0], len(rig.high))
+        way[rig.height] = 0.0
         for _ in range(6):
             rig.act(way, source=first)
         begun = time.monotonic()
@@ -295,8 +357,7 @@ def reordered(rig: Rig, rng: np.random.Generator) -> float:
 def cornered(rig: Rig, rng: np.random.Generator) -> float:
     """Full speed into the limits."""
     begun, way = time.monotonic(), rng.choice([-1.0, 1.0], len(rig.high))
-    if rig.about["channels"][2]["name"] == "z":
-        way[2] = 1.0  # not into the table: that is another fault
+    way[rig.height] = 1.0  # not into the table: that is another fault
     for _ in range(40):
         rig.act(way)
     return begun
@@ -311,6 +372,22 @@ def slow_viewer(rig: Rig, rng: np.random.Generator) -> float:
         begun = time.monotonic()
         rig.work(1.0, rng)
         viewer.kill()
+    return begun
+
+
+def put_together_wrongly(rig: Rig, rng: np.random.Generator) -> float:
+    """A unit, an order or a sign is wrong from the start, and somebody asks whether the robot is the one of the recordings."""
+    data, names = rig.recordings(), [c["name"] for c in rig.about["channels"]]
+    told = [number for number, name in enumerate(names, 1) if name in rig.about["state"]]
+    fault = str(rng.choice(["sign", "units", "order"] if len(told) > 1 else ["sign"]))
+    number = int(rng.choice(told)) if fault != "sign" else int(rng.integers(len(names))) + 1
+    rig.end()
+    rig.restart(f"{fault}={number}")
+    next_told = told[(told.index(number) + 1) % len(told)] if fault == "order" else number
+    rig.names = (names[number - 1], names[next_told - 1])
+    begun = time.monotonic()
+    with contextlib.suppress(Held), contextlib.closing(RobotClient(rig.url, horizon=100_000)) as env:
+        preflight(env, data)
     return begun
 
 
@@ -339,5 +416,6 @@ KINDS = (
     Kind(16, "into the limits", cornered, "", 0.0, False),
     Kind(17, "emergency stop", injected("estop", 1, 0.3), "estop", 0.1, True),
     Kind(18, "server ended at work", server_ends, "released", 40.0, True),
+    Kind(19, "a unit, an order or a sign wrong", put_together_wrongly, "stop", 120.0, True),
     Kind(20, "viewer that reads nothing", slow_viewer, "", 0.0, False),
 )
