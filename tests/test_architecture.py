@@ -15,11 +15,12 @@ SRC = Path(__file__).resolve().parent.parent / "src" / "realrl"
 FLOORS = {
     "types": 0, "losses": 0, "files": 1, "terminal": 1, "memory": 1,
     "config": 2, "events": 2, "checkpoint": 3, "run": 4, "scene": 3, "streaming": 3, "nets": 3,
-    "generative": 4, "data": 4, "envs": 4, "robots": 5, "robots.admittance": 3, "robots.turns": 2, "policies": 6, "data.record": 5,
-    "data.formats": 5, "data.tools": 6,
+    "generative": 4, "data": 4, "envs": 4, "robots": 5, "robots.admittance": 3, "robots.law": 3, "robots.turns": 2, "policies": 6,
+    "data.record": 5, "data.formats": 5, "data.tools": 6,
     "learn": 7, "cell": 8, "algos": 8, "report": 9, "serve": 9, "cli": 10,
 }
-SIDEWAYS: dict[str, set[str]] = {"losses": {"types"}, "__main__": {"cli"}}  # top-level modules that use another of their own floor
+# who uses another of their own floor
+SIDEWAYS: dict[str, set[str]] = {"losses": {"types"}, "robots.admittance": {"robots.law"}, "__main__": {"cli"}}
 UPWARDS = {("data/store.py", "realrl.data.formats")}  # where people look for `open_dataset`; only when it is called
 SIMULATORS = {"mujoco", "metaworld", "gymnasium_robotics"}
 

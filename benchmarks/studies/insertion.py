@@ -18,8 +18,9 @@ import torch
 from realrl import envs
 from realrl.envs.assembly import CONTROLS, LEVELS, TRACE
 from realrl.files import write_bytes
-from realrl.policies.folder import load_policy
+from realrl.policies.folder import load_policy, read_recall
 from realrl.report.insertion import DEPTH, RAISED, film, trial
+from realrl.scene import Scene
 
 Told = dict[str, Any]
 
@@ -63,7 +64,7 @@ def main(words: list[str] | None = None) -> int:
     for control in args.controls:
         task = f"assembly/{args.arm}" + ("" if control == "direct" else f"-{control}")
         policy = load_policy(args.policy)[0] if args.policy else envs.expert(task)
-        env, told = trial(task, policy, args.start)
+        env, told = trial(task, policy, Scene(recall=read_recall(args.policy) if args.policy else 0), args.start)
         found[control], trace = told, told["trace"]
         print(f"{control}: {'done' if told['success'] else 'not done'} after {trace[-1, 0]:.1f} s, peak {told['peak']:.1f} N, "
               f"damping at the end {trace[-1, TRACE['damping']].round().tolist()} N s/m")

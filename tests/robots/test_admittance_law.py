@@ -277,7 +277,7 @@ def test_no_window_brings_a_gain_out_of_its_bounds(rows: Array, stiffness: float
             tuned = tuner.gains(base).table()
             assert (tuned >= LEAST * (1 - 1e-9)).all() and (tuned <= MOST * (1 + 1e-9)).all()
             window = Window(*np.stack(list(tuner._rows)).transpose(1, 0, 2))
-            low, _ = bounds(window, now, cfg)
+            low, _ = bounds(window, base.table(), now, cfg)
             stable = np.minimum(stable_damping(window, cfg), MOST[:, 1])
             assert (tuned[:, 1] >= stable * (1 - 1e-9)).all() and (low[:, 1] >= stable * (1 - 1e-9)).all()
     assert tuner.fits + tuner.failed == 2

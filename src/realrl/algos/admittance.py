@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from realrl.config import OutOfBounds, check
-from realrl.envs.assembly import LEVELS, TRUTH, other
+from realrl.envs.assembly import LEVELS, other, others, told
 from realrl.files import derive
-from realrl.learn.practice import Milestone
-from realrl.learn.sac import SAC, SACConfig
+from realrl.learn.practice import Milestone, sound
+from realrl.learn.sac import RATES, SAC, SACConfig
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
@@ -75,9 +75,15 @@ class AdmittanceConfig(Scene):
               eval_episodes="[1, 1e6]")
         if self.data is not None:
             raise OutOfBounds(AdmittanceConfig, "data", "has no use here: assembly is learned from nothing")
+        if self.real and self.real not in (fitting := others(self.task)):
+            raise OutOfBounds(AdmittanceConfig, "real", f"must be for a policy of {self.task}, of {', '.join(fitting)}, got {self.real}")
         known = [name for name in OTHERS if self.arm(name).partition("/")[2] in LEVELS]
         if unknown := sorted({*self.controls} - {*known}):
             raise OutOfBounds(AdmittanceConfig, "controls", f"must be of {', '.join(known)}, got {', '.join(unknown)}")
+
+    def arms(self) -> list[str]:
+        """How the gains come about where the policy is judged; the report leads with the last one."""
+        return ["direct", *dict.fromkeys(self.controls), "braced"]
 
     def arm(self, control: str) -> str:
         """The task of the other world in which the gains come about so."""
@@ -101,7 +107,7 @@ def train(cfg: AdmittanceConfig, cell: Cell) -> dict[str, Any]:
     agent.policy.requires_grad_(False)
     cell.keep(agent.policy)
     cell.finish_stage("simulation", agent.policy, cfg.eval_episodes, measure=measured)
-    for control in ("direct", "braced", *cfg.controls):
+    for control in cfg.arms():
         with cell.timed(control):
             transfer(cfg, cell, agent.policy, control)
     cell.summary["headline"] = headline(cell.summary, record)
@@ -127,7 +133,7 @@ def learn(cfg: AdmittanceConfig, cell: Cell, agent: SAC, record: Record) -> None
                 if owed and len(replay):
                     owed -= 1
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
-                    pen.told.append(agent.update(replay.sample(cfg.sac.batch, random, cfg.sac.utd)))
+                    pen.told.append(sound(agent.update(replay.sample(cfg.sac.batch, random, cfg.sac.utd)), stream.steps, *RATES))
                     stream.publish(agent.policy)
                 advance(len(moments))
                 record.tick()
@@ -167,7 +173,7 @@ class Pen:
 
     def __init__(self, agent: SAC, record: Record, stream: Stream) -> None:
         self._agent, self._record, self._stream = agent, record, stream
-        self.told: list[dict[str, Tensor]] = []
+        self.told: list[Mapping[str, Tensor]] = []
         self._mark()
 
     def _mark(self) -> None:
@@ -196,12 +202,9 @@ def transfer(cfg: AdmittanceConfig, cell: Cell, policy: GaussianPolicy, control:
 
 
 def measured(episode: Episode) -> dict[str, float]:
-    """What a trial says: its seconds, the largest filtered force (N), fits and failed fits of the residual, the damping at its end (N s/m);
-    success_seconds: its seconds where it succeeded, and solved: whether."""
-    last = episode.obs["privileged"][-1]
-    solved = float(episode.succeeded)
-    told = {name: float(last[TRUTH[name]]) for name in ("seconds", "peak", "fits", "failed", "damping")}
-    return told | {"solved": solved, "success_seconds": solved * told["seconds"]}
+    """What a trial says, see `envs.assembly.told`; success_seconds: its seconds where it succeeded, and solved: whether."""
+    said, solved = told(episode.obs["privileged"][-1]), float(episode.succeeded)
+    return said | {"solved": solved, "success_seconds": solved * said["seconds"]}
 
 
 def headline(summary: Mapping[str, Any], record: Record) -> dict[str, Any]:

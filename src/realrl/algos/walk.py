@@ -291,7 +291,7 @@ class Pen:
 
     def __init__(self, cfg: WalkConfig, agent: SAC, gait: Gait, stream: Stream) -> None:
         self._cfg, self._agent, self._gait, self._stream = cfg, agent, gait, stream
-        self.told: list[dict[str, Tensor]] = []
+        self.told: list[Mapping[str, Tensor]] = []
         self._mark()
 
     def _mark(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from realrl import losses
+from realrl import envs, losses
 from realrl.cell.collect import Collector
 from realrl.terminal import console
 from realrl.types import Array, Episode, Policy, Source
@@ -17,6 +17,8 @@ HELD_OUT = 1_000_000_000
 """Evaluation starts have seeds from here upward; training and demonstrations draw theirs from below."""
 
 
+SECONDS = "seconds"
+"""What an episode took, in its `extra`, where that is not its steps times what one lasts."""
 Watch = Callable[[Iterable[Episode]], Iterable[Episode]]
 
 
@@ -63,14 +65,16 @@ def held_out(n: int, seed: int = 0) -> list[int]:
 
 
 def summarise(episodes: Sequence[Episode], dt: float) -> Evaluation:
-    """Statistics of finished episodes; dt: seconds of a control step."""
+    """Statistics of finished episodes; dt: seconds of a control step, but of episodes that say themselves how long they took (`trials`)."""
     good = np.array([len(e) for e in episodes if e.succeeded])
     steps = sum(len(e) for e in episodes)
+    took = [float(e.extra.get(SECONDS, len(e) * dt)) for e in episodes]
+    well = [seconds for e, seconds in zip(episodes, took, strict=True) if e.succeeded]
     return Evaluation(
         success=wilson(len(good), len(episodes)),
         cycle_steps=float(good.mean()) if len(good) else None,
-        cycle_s=float(good.mean() * dt) if len(good) else None,
-        successes_per_hour=len(good) / (steps * dt) * 3600,
+        cycle_s=float(np.mean(well)) if well else None,
+        successes_per_hour=len(good) / sum(took) * 3600,
         episode_return=float(np.mean([e.reward.sum() for e in episodes])),
         steps=steps,
         cycle_histogram=_histogram(good),
@@ -89,14 +93,18 @@ def trials(collector: Collector, policy: Policy, n: int, *, seed: int = 0, greed
     """Episodes of the policy's deployed behaviour from n held-out starts, as they finish.
 
     plans_only: simulated eyes open for the plans alone; keep: what is kept of an episode, `blind` by default; watch: wraps the episodes,
-    e.g. in a progress bar.
+    e.g. in a progress bar. Where steps differ in length, what is kept has its episode's seconds in `extra`.
     """
+    told = envs.told(collector.task)
     episodes: Iterable[Episode] = collector.collect(policy, held_out(n, seed), greedy=greedy, noise_seed=seed, source=source,
                                                     glance=plans_only)
     found, dead = [], []
     for episode in watch(episodes) if watch else episodes:
         dead += [(episode.seed, key) for key in _dead(episode)[:1]]
-        found.append((keep or blind)(episode))
+        kept = (keep or blind)(episode)
+        if told:
+            kept = replace(kept, extra={**kept.extra, SECONDS: np.array(told(episode.obs["privileged"][-1])["seconds"])})
+        found.append(kept)
     if dead:
         console(stderr=True).print(f"warning: in {len(dead)} of {len(found)} evaluation episodes a reading was NaN or infinite (start "
                                    f"{dead[0][0]}: '{dead[0][1]}'); no policy can act on it: mend the environment, "

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from realrl.policies.folder import Saved
     from realrl.robots.embodiment import Embodiment
     from realrl.scene import CollectConfig, SightConfig
-    from realrl.types import TaskSpec
+    from realrl.types import Episode, TaskSpec
 
 SHOWN = 20  # failed starts that `evaluate` lists; --json has them all
 
@@ -67,6 +67,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     screen().print(stage_table({"task": result["task"], "stages": [{"name": result["head"], **result}, *changed]}))
     if abs(result["episode_return"] - result["success"]["rate"]) > 1e-3:  # more is paid than success
         print(f"return: {result['episode_return']:.4g} an episode, on average")
+    if measured := result.get("measured"):
+        print("means over all episodes: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
     if seeds := result["failures"]:
         more = f" and {len(seeds) - SHOWN} more (--json lists all)" if len(seeds) > SHOWN else ""
         print(f"failed starts: {', '.join(map(str, seeds[:SHOWN]))}{more}")
@@ -109,16 +111,17 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         failures.room(out)  # before anything long
     if args.robustness:
         scene_changes(task, sight)  # raises for an environment of one's own, whose scene nobody knows how to change
-    kept = failures.FirstFailures(args.save_failures or 0)
+    kept, said = failures.FirstFailures(args.save_failures or 0), Said(spec)
     with Collector(task, _workers(args, CollectConfig), horizon=args.horizon, sight=sight, guard=GuardConfig(args.max_delta),
                    recall=recall, late=args.late, make=make) as collector:
         watch = lambda episodes: progress(episodes, f"evaluating on {task}", args.episodes)
         finished = trials(collector, policy, args.episodes, seed=args.seed, plans_only=not args.save_failures,  # films need every frame
-                          keep=kept.pick, watch=watch)
+                          keep=lambda e: kept.pick(said.hear(e)), watch=watch)
         understood = {name: summarise(trials(collector, who, args.episodes, seed=args.seed, watch=watch), spec.dt).to_dict()
                       for name, who in others.items()}
     result = summarise(finished, spec.dt).to_dict()
     other: dict[str, Any] = {"understanding": {name: _short(found) for name, found in understood.items()}} if understood else {}
+    other |= said.means()
     if args.robustness:
         under = robustness(policy, task, args.episodes, sight=sight, collect=CollectConfig(workers=args.workers), dt=spec.dt,
                            horizon=args.horizon, seed=args.seed, recall=recall, late=args.late, watch=progress)
@@ -130,6 +133,23 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     told = ("success", "cycle_steps", "cycle_s", "successes_per_hour", "episode_return", "failures")
     return {**{name: result[name] for name in told}, **other, "latency_ms": latency(policy, spec), "task": task,
             "policy": str(args.policy), "head": policy.head, "seed": args.seed, "episodes": args.episodes}
+
+
+class Said:
+    """What the trials of a task say besides, see `envs.told`."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        from realrl import envs
+        self._tell, self._all = envs.told(spec.twin or spec.id), list[dict[str, float]]()
+
+    def hear(self, episode: Episode) -> Episode:
+        """An episode, as it was."""
+        self._all.extend([self._tell(episode.obs["privileged"][-1])] if self._tell else [])
+        return episode
+
+    def means(self) -> dict[str, dict[str, float]]:
+        """Over all that were heard, as `measured`; nothing where they say nothing."""
+        return {"measured": {name: sum(t[name] for t in self._all) / len(self._all) for name in self._all[0]}} if self._all else {}
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:

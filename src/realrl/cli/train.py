@@ -183,6 +183,9 @@ def _maker(args: argparse.Namespace, horizon: int | None) -> Callable[[], RobotE
     """What builds an environment of one's own, or connects to a robot."""
     if args.env and args.robot:
         raise mistake()("give --env or --robot, not both: a served robot is an environment already")
+    if args.method == "admittance":
+        raise mistake()("admittance learns in simulation, and judges on simulated arms: leave --env and --robot out; on a robot: "
+                        "realrl evaluate --robot URL --policy RUN/policy")
     if args.robot:
         from realrl.robots.client import remote
         return remote(args.robot, horizon)
@@ -204,7 +207,7 @@ def _film(method: str, cfg: Any, folder: Path, real: bool) -> None:
         return
     if method == "admittance":
         say("making films of a trial on the other arm")
-        insertion.keep(folder, {c: cfg.arm(c) for c in ("direct", "braced", *cfg.controls)}, tell)
+        insertion.keep(folder, {c: cfg.arm(c) for c in cfg.arms()}, cfg, tell)
     elif not (folder / "film").exists():
         say("making a film")
         view(cfg.task, policy=folder / "policy", seed=HELD_OUT, out=folder / "film", mp4=True, tell=tell)

@@ -215,12 +215,23 @@ def make(name: str, *, reward: str | None = None, horizon: int | None = None, si
 
 def other(task: str) -> str:
     """The task of the arm that nobody looked at, for a policy that learns in `task`: of "assembly/pivot", "assembly/pivot-real"."""
-    suite, _, name = task.partition("/")
-    level = LEVELS.get(name)
-    if suite != "assembly" or level is None:
-        raise RealrlError(f"{task}: nobody assembles there: take a task of `realrl tasks assembly`")
+    level = _level(task)
     skill = "pivot" if level.block else level.shape
     return f"assembly/{skill}-real" + ("-forge" if level.limit else "")
+
+
+def others(task: str) -> list[str]:
+    """The tasks of other arms, gains as they are, that a policy of `task` can do: they show and take the same numbers."""
+    level = _level(task)
+    return [f"assembly/{name}" for name, there in LEVELS.items()
+            if f"{name}-braced" in LEVELS and (there.numbers, there.full, there.seen) == (level.numbers, level.full, level.seen)]
+
+
+def _level(task: str) -> Level:
+    suite, _, name = task.partition("/")
+    if suite != "assembly" or name not in LEVELS:
+        raise RealrlError(f"{task}: nobody assembles there: take a task of `realrl tasks assembly`")
+    return LEVELS[name]
 
 
 def expert(name: str, path: str | Path | None = None) -> Policy:
@@ -277,6 +288,12 @@ def pivot_reward(lean: float, beyond: float = 0.0) -> float:
     """How far a block is raised, of what is upright; `SOLVED` where it is, less the fine. lean: rad; beyond: see `reward_of`."""
     solved = lean > math.pi / 2 - UPRIGHT
     return (SOLVED if solved else max(lean, 0.0) / (math.pi / 2)) - FINE * min(max(beyond, 0.0), FINED)
+
+
+def told(state: Array) -> dict[str, float]:
+    """What a trial says by its last full state: its seconds, the largest filtered force (N), fits and failed fits of the residual, the
+    damping at its end (N s/m)."""
+    return {name: float(state[TRUTH[name]]) for name in ("seconds", "peak", "fits", "failed", "damping")}
 
 
 def progress(state: Array) -> float:

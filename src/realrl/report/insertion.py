@@ -22,6 +22,7 @@ from realrl.policies.folder import load_policy
 from realrl.report.figures import PALETTE, Panel, small_multiples
 from realrl.report.pictures import mp4
 from realrl.robots.guard import box_guard
+from realrl.scene import Scene
 from realrl.types import Array, Policy, RealrlError
 
 if TYPE_CHECKING:
@@ -35,11 +36,13 @@ DEPTH, RAISED = ("Over the bottom", "mm", 1000.0, "Home"), ("Block raised by", "
 """How far a trial of a peg, and of a block, came: title, unit, in units of the trace, and what success is called."""
 
 
-def trial(task: str, policy: Policy, start: int = 0) -> tuple[AssemblyEnv, dict[str, Any]]:
-    """(the environment as it was left; trace [T, 21 or more], whether it succeeded, its peak force, N) of a held-out trial."""
-    env: Any = envs.make(task)
+def trial(task: str, policy: Policy, scene: Scene, start: int = 0) -> tuple[AssemblyEnv, dict[str, Any]]:
+    """(the environment as it was left; trace [T, 21 or more], whether it succeeded, its peak force, N) of a held-out trial. scene: of which
+    it has the horizon, the delays and the guard."""
+    env: Any = envs.make(task, horizon=scene.horizon)
+    env.lag(scene.recall, scene.late)
     env.trace = []
-    (episode,) = rollout([env], policy, [box_guard(env)], held_out(start + 1)[-1:], greedy=True, task=task)
+    (episode,) = rollout([env], policy, [box_guard(env, scene.guard)], held_out(start + 1)[-1:], greedy=True, task=task)
     return env, {"trace": np.array(env.trace), "success": episode.succeeded, "peak": float(episode.obs["privileged"][-1, TRUTH["peak"]])}
 
 
@@ -49,13 +52,14 @@ def film(env: AssemblyEnv, trace: Array) -> bytes:
     return mp4(pictures(env, trace), 25.0)
 
 
-def keep(run_dir: Path, arms: Mapping[str, str], tell: Callable[[str], None]) -> None:
-    """Try the run's policy once on every arm (task by control), and keep traces and films for the report; what is there already stays."""
+def keep(run_dir: Path, arms: Mapping[str, str], scene: Scene, tell: Callable[[str], None]) -> None:
+    """Try the run's policy once on every arm (task by control), and keep traces and films for the report; what is there already stays.
+    scene: the run's."""
     for control, task in arms.items():
         at = run_dir / ROOM / f"{control}.npz"
         if at.is_file():
             continue
-        env, told = trial(task, load_policy(run_dir / "policy")[0])
+        env, told = trial(task, load_policy(run_dir / "policy")[0], scene)
         at.parent.mkdir(exist_ok=True)
         try:
             write_bytes(at.with_suffix(".mp4"), film(env, told["trace"]))

@@ -114,6 +114,16 @@ def _failed_starts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"stage": entry.get("name"), "seed": seed} for entry in summary.get("stages") or [] for seed in entry.get("failures") or []]
 
 
+def _besides(summary: Mapping[str, Any], where: str) -> Grid | None:
+    """What a method wanted to know of its stages' episodes, means; None where it asked nothing."""
+    found: dict[str, Mapping[str, Any]] = {str(s.get("name")): s["measured"] for s in summary.get("stages") or [] if s.get("measured")}
+    if not all(isinstance(measured, Mapping) for measured in found.values()):
+        raise RealrlError(f"{where}: field 'measured' of a stage should be an object with numbers")
+    names = list(dict.fromkeys(name for measured in found.values() for name in measured))
+    rows = [[stage, *(figure3(number_of(measured, name, where)) for name in names)] for stage, measured in found.items()]
+    return Grid(["Stage", *(name.replace("_", " ") for name in names)], rows) if rows else None
+
+
 def _flatten(value: Any, name: str = "") -> list[list[str]]:
     """Nested JSON as rows (dotted name, text)."""
     if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
@@ -191,7 +201,8 @@ def _page(run_dir: Path) -> dict[str, Any]:
                 [dreaming["lead"]] if dreaming and dreaming["lead"] else _lead(stages),
         "decisions": _decisions(summary, str(at_summary)),
         "tiles": _tiles(summary, main, str(at_summary)), "success": success_figure(stages),
-        "stages": stage_grid(stages, PAGE, drop_empty=True), "curves": curves(read_rows(at_metrics)),
+        "stages": stage_grid(stages, PAGE, drop_empty=True), "besides": _besides(summary, str(at_summary)),
+        "curves": curves(read_rows(at_metrics)),
         "insertions": insertion_parts(run_dir), "experience": experience_parts(run_dir, summary, str(at_summary)),
         "cycle": cycle, "cycle_all": cycle_all, "failures": failures, "failures_text": text, "kept": failure_parts(run_dir),
         "film": sorted(p.relative_to(run_dir).as_posix() for p in (run_dir / "film").glob("*.mp4")), "left_out": LEFT_OUT,

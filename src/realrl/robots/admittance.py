@@ -6,11 +6,14 @@
 newest second of that and chooses gains anew twice a second. Its bounds are the method: a replayed force does not react, so the fit alone
 would always rather have a stiffer spring.
 
-    law = Law(critical(np.array([200.0] * 3 + [10.0] * 3)))
+    base = critical([200.0] * 3 + [10.0] * 3)
+    law, tuner = Law(base), Tuner(beside=True)
     law.begin(position, quaternion)
-    while True:
-        position, quaternion = law.step(read_wrench(), goal_position, goal_quaternion)
-        move(position, quaternion)  # once a millisecond
+    for i in itertools.count():  # once a millisecond
+        wrench = read_wrench()
+        move(*law.step(wrench, goal, facing))
+        if i % 8 == 0 and tuner.see(law.pose, law.twist, wrench, law.seen(goal, facing), base):
+            law.gains = tuner.gains(base)
 
 A guard on force and motion belongs outside of it (`realrl.robots.motion`).
 """
@@ -22,18 +25,19 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import import_module
 from typing import Literal
 
 import numpy as np
 
-from realrl.config import check
-from realrl.robots.turns import rotation_vector, turned
-from realrl.types import Array, RealrlError
+from realrl.config import OutOfBounds, check
+from realrl.robots.law import AXES, MASS, Gains, Law, LimitsConfig, critical, saturated
+from realrl.types import Array
 
-AXES = 6
-MASS = (1.0, 1.0, 1.0, 0.1, 0.1, 0.1)
-"""Of the arm that is pretended, kg and kg m²."""
+__all__ = ["AXES", "LEAST", "MASS", "MOST", "Gains", "Law", "LimitsConfig", "Mode", "Tuner", "TunerConfig", "Window", "critical", "fit",
+           "saturated"]
+
 BEFORE, SHARE, SEEN = 2, 0.7, np.array([1e-4] * 3 + [1e-3] * 3)
 """Samples before contact that belong to it; an axis's share of the force, above which it is no friction of what slides; ways below which
 noise alone makes a slope, m and rad."""
@@ -42,126 +46,6 @@ FEELS, FELT = np.array([2.0, 2.0, 2.0, 0.1, 0.1, 0.1]), 5
 
 Mode = Literal["fit", "rule", "free"]
 Solved = tuple[Array, Array, Array, Array]
-
-
-@dataclass(frozen=True)
-class Gains:
-    """Diagonals of M (kg, kg m²), D (N s/m, N m s) and K (N/m, N m/rad), each [6]: along x, y, z, then about them."""
-
-    mass: Array
-    damping: Array
-    stiffness: Array
-
-    def __post_init__(self) -> None:
-        for name in ("mass", "damping", "stiffness"):
-            value = np.asarray(getattr(self, name), np.float64)
-            least = 0.0 if name == "stiffness" else 1e-9
-            if value.shape != (AXES,) or not np.isfinite(value).all() or (value < least).any():
-                raise RealrlError(f"admittance: {name} must be {AXES} finite positive numbers (x, y, z, about x, y, z), got {value}")
-            object.__setattr__(self, name, value)
-
-    def table(self) -> Array:
-        """[6, 3]: mass, damping, stiffness of every axis."""
-        return np.stack([self.mass, self.damping, self.stiffness], 1)
-
-
-def critical(stiffness: Array, mass: Array | Sequence[float] = MASS, ratio: float = 1.0) -> Gains:
-    """Gains of a spring [6] with damping D = 2 ratio sqrt(K M)."""
-    mass = np.asarray(mass, np.float64)
-    return Gains(mass, np.maximum(2 * ratio * np.sqrt(stiffness * mass), 1e-3), stiffness)
-
-
-@dataclass(frozen=True)
-class LimitsConfig:
-    """What a `Law` never exceeds."""
-
-    force: float = 40.0
-    """Of the wrench that is let in, by its norm, N."""
-    torque: float = 4.0
-    """The same of torque, N m."""
-    speed: float = 0.25
-    """Of the motion, by its norm, m/s."""
-    turn: float = 1.0
-    """The same, rad/s."""
-    dead_force: float = 0.0
-    """Force that counts as none, N; what is beyond it counts less that."""
-    dead_torque: float = 0.0
-    """The same of torque, N m."""
-    stuck: int = 100
-    """Identical wrenches in a row that make a sensor a dead one; 0 = never."""
-
-    def __post_init__(self) -> None:
-        check(self, force="(0, 1e4]", torque="(0, 1e3]", speed="(0, 10]", turn="(0, 100]", dead_force="[0, 100]", dead_torque="[0, 10]",
-              stuck="[0, 1e6]")
-
-
-class Law:
-    """The law in discrete time. dt: seconds of a step. held: steps on which it stood still because the sensor could not be believed.
-
-    Its pose and twist are the commanded ones; nothing measured but the wrench comes in, so it cannot drift against itself."""
-
-    def __init__(self, gains: Gains, limits: LimitsConfig | None = None, dt: float = 1e-3) -> None:
-        self.limits, self.dt, self.held = limits or LimitsConfig(), dt, 0
-        self.gains = gains
-        self.begin((0.0, 0.0, 0.0))
-
-    @property
-    def gains(self) -> Gains:
-        """In force from the next step on."""
-        return self._gains
-
-    @gains.setter
-    def gains(self, gains: Gains) -> None:
-        self._gains = gains
-        self._table = gains.table().tolist()
-
-    def begin(self, position: Sequence[float], quaternion: Sequence[float] = (1.0, 0.0, 0.0, 0.0)) -> None:
-        """Be here, at rest. position: m; quaternion: w first."""
-        self.position, self.quaternion = [float(x) for x in position], [float(x) for x in quaternion]
-        self.twist = [0.0] * AXES
-        self._last: tuple[float, ...] = ()
-        self._same = 0
-
-    def step(self, wrench: Sequence[float], position: Sequence[float],
-             quaternion: Sequence[float] | None = None) -> tuple[list[float], list[float]]:
-        """Where to be one step on, (position, quaternion). wrench: what the surroundings do to the tool [6], N and N m, world's axes, at
-        its point; position, quaternion: of the set point, the orientation of `begin` by default.
-
-        v+ = (v + h/M (F - K e)) / (1 + h D/M + h² K/M): backward Euler, stable with any positive gains. With a wrench that is not finite,
-        or has not changed for `limits.stuck` steps, it holds.
-        """
-        if not self._believed(wrench):
-            self.held += 1
-            self.twist = [0.0] * AXES
-            return self.position, self.quaternion
-        limits, h, old, q = self.limits, self.dt, self.twist, self.quaternion
-        felt = saturated(wrench[:3], limits.force, limits.dead_force) + saturated(wrench[3:], limits.torque, limits.dead_torque)
-        error = [self.position[i] - position[i] for i in range(3)] + rotation_vector(q, (1.0, 0.0, 0.0, 0.0) if quaternion is None
-                                                                                    else quaternion)
-        new = [(old[i] + h / m * (felt[i] - k * error[i])) / (1 + h * d / m + h * h * k / m) for i, (m, d, k) in enumerate(self._table)]
-        self.twist = saturated(new[:3], limits.speed) + saturated(new[3:], limits.turn)
-        self.position = [self.position[i] + h * self.twist[i] for i in range(3)]
-        self.quaternion = turned(q, [h * w for w in self.twist[3:]])
-        return self.position, self.quaternion
-
-    def _believed(self, wrench: Sequence[float]) -> bool:
-        now = tuple(wrench)
-        self._same = self._same + 1 if now == self._last else 0
-        self._last = now
-        return math.isfinite(sum(now)) and not 0 < self.limits.stuck <= self._same
-
-
-def saturated(vector: Sequence[float], most: float, dead: float = 0.0) -> list[float]:
-    """A vector [3] with its norm at most `most`, after `dead` has been taken off it."""
-    x, y, z = vector
-    size = math.sqrt(x * x + y * y + z * z)
-    if size <= dead:
-        return [0.0, 0.0, 0.0]
-    scale = min(size - dead, most) / size
-    return [x * scale, y * scale, z * scale]
-
-
-# ---- the residual
 
 
 @dataclass(frozen=True)
@@ -182,6 +66,12 @@ class TunerConfig:
     """Of the arm behind the law, s: with the sensor's delay, what makes a stiff contact unstable."""
     share: float = 0.7
     """Damping is at least this times delay and lag times the stiffness of what is touched."""
+    margin: float = 1.1
+    """And at least this times the smallest one that is stable, for the mass in force: with short delays, or a large mass, that is more."""
+    damping: float = 450.0
+    """It never grows beyond this, N s/m, or what the policy asks for: more is not for every arm's own loop."""
+    turn_damping: float = 30.0
+    """The same about an axis, N m s."""
     ratio: float = 0.7
     """Least damping ratio."""
     force: float = 10.0
@@ -202,14 +92,28 @@ class TunerConfig:
     """Stiffness of a contact as it is believed before the first, along x, y and z, N/m: that one is damped for it; 0 = by the policy."""
 
     def __post_init__(self) -> None:
-        check(self, every="[0.01, 100]", window="[0.05, 100]", dt="(0, 1]", delay="[0, 1]", lag="[0, 1]", share="[0, 10]", ratio="[0, 100]",
-              force="(0, 1e4]", torque="(0, 1e3]", slow="(0, 1e6]", change="(0, 1)", prior="[0, 1e6]", speed_weight="[0, 1e6]",
-              expected="[0, 1e6]")
+        check(self, every="[0.01, 100]", window="[0.05, 100]", dt="(0, 1]", delay="[0, 1]", lag="[0, 1]", share="[0, 10]", margin="[0, 10]",
+              damping="[2, 1e5]", turn_damping="[0.1, 1e4]", ratio="[0, 100]", force="(0, 1e4]", torque="(0, 1e3]", slow="(0, 1e6]",
+              change="(0, 1)", prior="[0, 1e6]", speed_weight="[0, 1e6]", expected="[0, 1e6]")
+        if self.every < self.dt:
+            raise OutOfBounds(TunerConfig, "every", f"must be at least dt, got {self.every} and {self.dt}")
+        if self.window < max(SHORTEST * self.dt, self.delay + self.dt):
+            raise OutOfBounds(TunerConfig, "window", f"must hold {SHORTEST} samples and the delay, got {self.window} s of {self.dt} s each")
 
 
+SHORTEST, NONE = 5, 1e-9
+"""Samples of a window, at least; stiffness that has a logarithm and is none."""
 LEAST = np.array([[0.3, 2.0, 10.0]] * 3 + [[0.03, 0.1, 1.0]] * 3)
 MOST = np.array([[10.0, 450.0, 2000.0]] * 3 + [[1.0, 30.0, 100.0]] * 3)
-"""What no gain falls below or rises above, [6, 3]: mass, damping, stiffness; without bounds a hundred times further each."""
+"""What no gain falls below or rises above, [6, 3]: mass, damping (see `TunerConfig`), stiffness; without bounds a hundred times further."""
+
+
+def limits(base: Array, cfg: TunerConfig) -> tuple[Array, Array]:
+    """(least, most), each [6, 3], of all gains: `LEAST` and `MOST`, or the policy's own [6, 3] where those lie beyond; no spring stays
+    none."""
+    most = MOST.copy()
+    most[:, 1] = [cfg.damping] * 3 + [cfg.turn_damping] * 3
+    return np.minimum(LEAST, base), np.where(base > 0, np.maximum(most, base), 0.0)
 
 
 @dataclass
@@ -237,7 +141,7 @@ def touched(window: Window, cfg: TunerConfig) -> Array:
     from scipy.signal import lfilter
     share, late = cfg.dt / (cfg.lag + cfg.dt), round(cfg.delay / cfg.dt)
     arm, _ = lfilter([share], [1.0, share - 1.0], window.pose, axis=0, zi=(1 - share) * window.pose[:1])
-    pose, felt = arm[:len(arm) - late], window.wrench[late:]
+    pose, felt = arm[:max(len(arm) - late, 0)], window.wrench[late:]
     out = np.zeros(AXES)
     for axis in np.flatnonzero(_felt(window)).tolist():
         edge = np.flatnonzero(np.diff(np.abs(felt[:, axis]) > FEELS[axis], prepend=False, append=False))
@@ -264,31 +168,54 @@ def begun(window: Window) -> Array:
     return out
 
 
-def stable_damping(window: Window, cfg: TunerConfig) -> Array:
-    """The damping [6] that keeps a contact from bouncing: share (delay + lag) k, see docs/methods/admittance.md."""
-    return cfg.share * (cfg.delay + cfg.lag) * touched(window, cfg)
+@lru_cache(256)
+def needed(stiffness: float, mass: float, cfg: TunerConfig) -> float:
+    """Damping that keeps a contact of a stiffness from bouncing, N s/m (or N m s): share (delay + lag) k, or a margin more than the least
+    that is stable at all, which for large masses and soft contacts is (delay + lag) k itself."""
+    least = least_stable(stiffness, mass, cfg.delay, cfg.lag)
+    return max(cfg.share * (cfg.delay + cfg.lag) * stiffness, cfg.margin * least)
 
 
-def bounds(window: Window, now: Array, cfg: TunerConfig) -> tuple[Array, Array]:
-    """(least, most), each [6, 3], of the next gains. now: the gains [6, 3] in force.
+def least_stable(stiffness: float, mass: float, delay: float, lag: float) -> float:
+    """The damping at which M s² + D s + k exp(-s delay) / (1 + s lag) has its roots on the imaginary axis, k the contact's stiffness: with
+    less the arm bounces on it ever higher. The arm's own spring, which only helps, is left out."""
+    if stiffness <= 0 or delay + lag <= 0:
+        return 0.0
+    low, high = 0.0, math.sqrt(stiffness / mass)  # the frequency, at which the real part is 0
+    for _ in range(40):
+        w = (low + high) / 2
+        real = (math.cos(w * delay) - w * lag * math.sin(w * delay)) / (1 + (w * lag) ** 2)
+        low, high = (w, high) if stiffness * real > mass * w * w else (low, w)
+    return stiffness * (math.sin(high * delay) + high * lag * math.cos(high * delay)) / (high * (1 + (high * lag) ** 2))
+
+
+def stable_damping(window: Window, cfg: TunerConfig, mass: Array | Sequence[float] = MASS) -> Array:
+    """What is `needed` [6] on what a window touched, by an arm of a mass [6]."""
+    return np.array([needed(float(k), float(m), cfg) for k, m in zip(touched(window, cfg), mass, strict=True)])
+
+
+def bounds(window: Window, base: Array, now: Array, cfg: TunerConfig) -> tuple[Array, Array]:
+    """(least, most), each [6, 3], of the next gains. base: u_0; now: the gains in force; both [6, 3].
 
     The spring's pull and the damping that stays stable win over how much a fit may change, stability over everything.
     """
+    least, most = limits(base, cfg)
     if cfg.mode == "free":
-        return LEAST / 100, MOST * 100
-    low, high = np.maximum(LEAST, now * (1 - cfg.change)), np.minimum(MOST, now * (1 + cfg.change))
+        return np.minimum(LEAST / 100, least), most * 100
+    low, high = np.maximum(least, now * (1 - cfg.change)), np.minimum(most, now * (1 + cfg.change))
     high[:, 2] = np.minimum(high[:, 2], stiffest(window, cfg))
-    low[:, 1] = np.clip(np.maximum(low[:, 1], stable_damping(window, cfg)), None, MOST[:, 1])
-    high = np.maximum(high, LEAST)
+    high = np.maximum(high, np.minimum(least, most))
+    low[:, 1] = np.minimum(np.maximum(low[:, 1], stable_damping(window, cfg, high[:, 0])), most[:, 1])
     high[:, 1] = np.maximum(high[:, 1], low[:, 1])
     return np.minimum(low, high), high
 
 
-def projected(gains: Array, low: Array, high: Array, cfg: TunerConfig) -> Array:
-    """The nearest gains [6, 3] that keep to their bounds, and whose damping has the least ratio as far as the highest damping there is."""
+def projected(gains: Array, low: Array, high: Array, most: Array, cfg: TunerConfig) -> Array:
+    """The nearest gains [6, 3] that keep to their bounds, and whose damping has the least ratio as far as the highest damping there is,
+    most [6]."""
     out = np.clip(gains, low, high)
     if cfg.mode != "free":
-        out[:, 1] = np.clip(np.maximum(out[:, 1], 2 * cfg.ratio * np.sqrt(out[:, 0] * out[:, 2])), low[:, 1], MOST[:, 1])
+        out[:, 1] = np.clip(np.maximum(out[:, 1], 2 * cfg.ratio * np.sqrt(out[:, 0] * out[:, 2])), low[:, 1], most)
     return out
 
 
@@ -318,13 +245,15 @@ def fit(window: Window, base: Array, now: Array, cfg: TunerConfig) -> Array:
     policy. base: u_0; now: those in force; both [6, 3]. Axes on which nothing was felt stay. Raises ArithmeticError where it fails."""
     if not window.sound:
         raise ArithmeticError("a window with numbers that are none")
-    low, high = bounds(window, now, cfg)
+    low, high = bounds(window, base, now, cfg)
+    most = limits(base, cfg)[1][:, 1]
     if cfg.mode == "rule":
-        return np.stack([base[:, 0], np.minimum(np.maximum(base[:, 1], low[:, 1]), MOST[:, 1]), base[:, 2]], 1)
+        return np.stack([base[:, 0], np.minimum(np.maximum(base[:, 1], low[:, 1]), most), base[:, 2]], 1)
     found = now.copy()
     for axis in np.flatnonzero(_felt(window)).tolist():
-        found[axis] = _axis(window, axis, base[axis], now[axis], low[axis], high[axis], cfg)
-    out = projected(found, low, high, cfg)
+        u0, first, least, highest = (np.maximum(x[axis], NONE) for x in (base, now, low, high))
+        found[axis] = _axis(window, axis, u0, first, least, highest, cfg)
+    out = projected(found, low, high, most, cfg)
     if not np.isfinite(out).all():
         raise ArithmeticError("the fit found no gains")
     return out
@@ -360,7 +289,7 @@ class Tuner:
     """The residual of an arm at work: u = u_0 exp(du), where u_0 are the gains that a policy asks for and du lasts.
 
     beside: fit in a second thread, as a real arm must; otherwise in turns with the law, which repeats to the bit. fits, failed, late:
-    counts; with a failed or late one the last good residual stays."""
+    counts; with a failed or late one the last good residual stays. trouble: why the last one failed."""
 
     cfg: TunerConfig = field(default_factory=TunerConfig)
     beside: bool = False
@@ -375,22 +304,34 @@ class Tuner:
     def begin(self) -> None:
         """A new trial: no residual yet."""
         self.fits = self.failed = self.late = 0
+        self.trouble = ""
         self.residual = np.zeros((AXES, 3))
-        self._least = np.zeros((AXES, 3))  # damping that what was or will be touched asks for, whatever stiffness comes
-        self._least[:3, 1] = min(self.cfg.share * (self.cfg.delay + self.cfg.lag) * self.cfg.expected, MOST[0, 1])
-        self._most = MOST.copy()  # and stiffness that pulls no harder than it may, whatever a policy asks for
+        self._least: Array | None = None  # damping [6] that what was or will be touched asks for, whatever stiffness comes
+        self._pull = np.full(AXES, np.inf)  # stiffness [6] that pulls no harder than it may, whatever a policy asks for
+        self._stiff = [0.0] * AXES  # in force
         self._rows: deque[Array] = deque(maxlen=round(self.cfg.window / self.cfg.dt))
         self._since = 0
         self._running: Future[Solved] | None = None
 
+    @property
+    def _bounded(self) -> bool:  # not before there is something to bound
+        return self.cfg.mode == "fit" and bool(self.fits or self.cfg.expected)
+
     def gains(self, base: Gains) -> Gains:
         """What is in force where a policy asks for `base`."""
-        table = base.table() * np.exp(self.residual)
-        if self.cfg.mode == "fit" and (self.fits or self.cfg.expected):
-            table[:, 2] = np.maximum(table[:, 2], np.minimum(self._most[:, 2], self._least[:, 1] / self.cfg.slow))
-            table = projected(table, np.maximum(LEAST, self._least), self._most, self.cfg)
-        elif self.cfg.mode == "rule":
-            table[:, 1] = np.maximum(base.damping, self._least[:, 1])
+        cfg, table = self.cfg, base.table() * np.exp(self.residual)
+        least, most = limits(base.table(), cfg)
+        if self._least is None:
+            self._least = np.array([needed(cfg.expected, float(m), cfg) for m in base.mass[:3]] + [0.0] * 3)
+        damping = np.minimum(self._least, most[:, 1])
+        if self._bounded:
+            most[:, 2] = np.minimum(most[:, 2], np.maximum(self._pull, least[:, 2]))
+            table[:, 2] = np.maximum(table[:, 2], np.minimum(most[:, 2], damping / cfg.slow))
+            low = np.stack([least[:, 0], np.maximum(least[:, 1], damping), least[:, 2]], 1)
+            table = projected(table, low, most, most[:, 1], cfg)
+        elif cfg.mode == "rule":
+            table[:, 1] = np.maximum(base.damping, damping)
+        self._stiff = table[:, 2].tolist()
         return Gains(*table.T)
 
     def see(self, pose: Sequence[float], twist: Sequence[float], wrench: Sequence[float], goal: Sequence[float], base: Gains) -> bool:
@@ -398,33 +339,43 @@ class Tuner:
         self._rows.append(np.array([pose, twist, wrench, goal], np.float64))
         self._since += 1
         if self._running is not None and self._running.done():
-            return self._adopt(self._running, base)
+            return self._adopt(self._running)
+        softer = self._bounded and self._pulled(pose, goal)
         if self._since < round(self.cfg.every / self.cfg.dt):
-            return False
+            return softer
         self._since = 0
         if self._running is not None:
             self.late += 1
-            return False
+            return softer
         window, u0, now = Window(*np.stack(self._rows).transpose(1, 0, 2)), base.table(), self.gains(base).table()
         if self._pool is not None:
             self._running = self._pool.submit(_solve, window, u0, now, self.cfg)
-            return False
+            return softer
         job: Future[Solved] = Future()
         try:
             job.set_result(_solve(window, u0, now, self.cfg))
-        except ArithmeticError as error:
+        except Exception as error:
             job.set_exception(error)
-        return self._adopt(job, base)
+        return self._adopt(job) or softer
 
-    def _adopt(self, job: Future[Solved], base: Gains) -> bool:
+    def _pulled(self, pose: Sequence[float], goal: Sequence[float]) -> bool:
+        """Whether a set point went so far ahead that the springs in force pull harder than they may: they become softer at once."""
+        found = False
+        for i, (x, to, k, most) in enumerate(zip(pose, goal, self._stiff, pulls(self.cfg), strict=True)):
+            if k * abs(to - x) > most * 1.001:
+                self._pull[i], found = most / abs(to - x), True
+        return found
+
+    def _adopt(self, job: Future[Solved]) -> bool:
         self._running = None
         try:
-            self.residual, stable, self._most[:, 2], anew = job.result()
-        except ArithmeticError:
-            self.failed += 1
+            self.residual, stable, self._pull, anew = job.result()
+        except Exception as error:  # whatever a solver may raise: an arm that moves needs gains, and has good ones
+            self.failed, self.trouble = self.failed + 1, f"{type(error).__name__}: {error}"
             return False
-        least = self._least[:, 1]  # what was hard is forgotten slowly, and only where something softer was touched
-        self._least[:, 1] = np.maximum(stable, np.where((stable > 0) & anew, least / 2, least))
+        least = np.zeros(AXES) if self._least is None else self._least
+        # what was hard is forgotten slowly, and only where something softer was touched
+        self._least = np.maximum(stable, np.where((stable > 0) & anew, least / 2, least))
         self.fits += 1
         return True
 
@@ -438,12 +389,17 @@ def _solve(window: Window, base: Array, now: Array, cfg: TunerConfig) -> Solved:
     """(residual [6, 3], stable damping [6], stiffness that pulls no harder than it may [6], whether what was hard may be forgotten [6])."""
     with np.errstate(all="ignore"):
         found = fit(window, base, now, cfg)
-    residual = np.log(found / np.maximum(base, 1e-9)) if cfg.mode != "rule" else np.zeros_like(found)
-    stable = np.minimum(stable_damping(window, cfg), MOST[:, 1]) if cfg.mode != "free" else np.zeros(AXES)
+    residual = np.log(np.maximum(found, NONE) / np.maximum(base, NONE)) if cfg.mode != "rule" else np.zeros_like(found)
+    most = limits(base, cfg)[1][:, 1]
+    stable = np.minimum(stable_damping(window, cfg, found[:, 0]), most) if cfg.mode != "free" else np.zeros(AXES)
     return residual, stable, stiffest(window, cfg), begun(window) if cfg.lasting else np.ones(AXES, bool)
+
+
+def pulls(cfg: TunerConfig) -> tuple[float, ...]:
+    """How hard a spring may pull along and about the axes [6], N and N m."""
+    return (cfg.force,) * 3 + (cfg.torque,) * 3
 
 
 def stiffest(window: Window, cfg: TunerConfig) -> Array:
     """Stiffness [6] up to which a spring to the set points of a window pulls no harder than it may."""
-    pull = np.array([cfg.force] * 3 + [cfg.torque] * 3)
-    return np.asarray(np.clip(pull / np.maximum(np.abs(window.goal - window.pose).max(0), 1e-9), LEAST[:, 2], MOST[:, 2]))
+    return np.asarray(np.array(pulls(cfg)) / np.maximum(np.abs(window.goal - window.pose).max(0), NONE))
