@@ -15,7 +15,7 @@ from realrl import envs
 from realrl.envs import quadruped
 from realrl.envs.mujoco import legs, walking
 from realrl.report.view import Clip, media
-from realrl.report.view.scenes import _again
+from realrl.report.view.scenes import again
 from realrl.scene import RandomiseConfig, SightConfig
 from realrl.types import Array, Episode, RealrlError, Source, Step
 
@@ -307,7 +307,7 @@ def test_what_info_tells_is_on_the_page(world: walking.QuadrupedEnv) -> None:
         obs, reward, terminated, truncated, info = env.step(action)
         steps.append(Step(before, action, action, source, reward, terminated, truncated, False, 0.0))
     episode = Episode.from_steps(steps, obs, task=env.task.id, policy="p", seed=3)
-    seen, told = _again(walking.QuadrupedEnv("go1"), episode)
+    seen, told = again(walking.QuadrupedEnv("go1"), episode)
     assert np.array_equal(seen["state"], episode.obs["state"])
     assert {k: (x.shape, x.dtype.kind) for k, x in told.items()} == {
         "speed": ((6,), "f"), "net": ((6,), "f"), "path": ((6,), "f"), "fell": ((6,), "b"), "feet": ((6, 4), "b"),

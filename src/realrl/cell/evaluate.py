@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import fsum
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,9 @@ def summarise(episodes: Sequence[Episode], dt: float) -> Evaluation:
     return Evaluation(
         success=wilson(len(good), len(episodes)),
         cycle_steps=float(good.mean()) if len(good) else None,
-        cycle_s=float(np.mean(well)) if well else None,
-        successes_per_hour=len(good) / sum(took) * 3600,
-        episode_return=float(np.mean([e.reward.sum() for e in episodes])),
+        cycle_s=fsum(well) / len(well) if well else None,  # to the last bit whatever the order in which episodes ended
+        successes_per_hour=len(good) / fsum(took) * 3600,
+        episode_return=fsum(float(e.reward.sum()) for e in episodes) / len(episodes),
         steps=steps,
         cycle_histogram=_histogram(good),
         failures=sorted(e.seed for e in episodes if e.failed and e.seed is not None))
