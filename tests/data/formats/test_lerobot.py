@@ -322,7 +322,7 @@ def test_depth_in_twelve_bits(version: str, log: bool, tmp_path: Path, capsys: p
     root = made(tmp_path / "d", version, lengths=(3,))
     (path,) = root.rglob("*.mp4")
     with av.open(str(path), "w") as out:
-        stream: Any = out.add_stream("libx265", rate=FPS, options={"x265-params": "lossless=1:log-level=none"})
+        stream: Any = out.add_stream("libx265", rate=FPS, options={"x265-params": "lossless=1:log-level=none:pools=none:frame-threads=1"})
         stream.width, stream.height, stream.pix_fmt = 48, 32, "gray12le"
         for t in range(3):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(coded(np.full((32, 48), .5 + t), log), format="gray12le")))
