@@ -72,7 +72,9 @@ def cell(tmp_path: Path):
 
     def start(*flags: str, wrap: tuple[str, ...] = (), script: tuple[str, ...] = ("slow.yaml",), **how):
         command = [*wrap, sys.executable, "-m", "realrl", "robot", "serve", *script, *flags]
-        started.append(subprocess.Popen(command, cwd=tmp_path, text=True, stderr=subprocess.PIPE, **{"stdout": subprocess.PIPE, **how}))
+        heard = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+        started.append(subprocess.Popen(command, cwd=tmp_path, text=True, stderr=subprocess.PIPE, preexec_fn=heard,
+                                        **{"stdout": subprocess.PIPE, **how}))
         return started[-1]
 
     yield start
