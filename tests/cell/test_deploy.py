@@ -236,6 +236,16 @@ def test_preflight_is_not_taken_in_by_a_state_that_says_what_was_asked(cell, tmp
     assert bool(off) == bool(words) and all(words in text for text in off[:1]), off
 
 
+def test_preflight_names_a_channel_that_nothing_follows(cell, tmp_path: Path) -> None:
+    server = cell()
+    read = server.driver.read
+    server.driver.read = lambda: replace(read(), state=read().state * [0, 1, 1])
+    env = RobotClient(server.url, horizon=10_000)
+    off = [f.text for f in preflight(env, recorded(tmp_path / "demos")) if not f.fine]
+    env.close()
+    assert len(off) == 1 and "x is asked: hand x stands still" in off[0], off
+
+
 class Lagging(Flat):
     """Its hand is slow, and its y stands: the demonstrator moves it hardly, and only together with x."""
 

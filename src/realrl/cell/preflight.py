@@ -153,6 +153,8 @@ def _signs(env: RobotClient, episodes: Sequence[Episode], off: Collection[str]) 
         other = np.where(strange, np.abs(np.log(np.maximum(np.abs(live / (gain[usual] or 1.0)), 1e-12))), np.inf)
         if stands[usual] > SURE and other.min() < np.log(UNLIKE):
             wrong.append(f"{names[other.argmin()]} moves, in the recordings {names[usual]} did: are they in another order?")
+        elif stands[usual] > SURE and not told.any():
+            wrong.append(f"{names[usual]} stands still, in the recordings it followed: is its drive on, its encoder alive?")
         text = f"{about['name']} is asked: {'; '.join(wrong)}" if wrong else (
             f"{about['name']} moves as it was recorded" if told.any() else f"{about['name']}: the recordings do not say what follows it")
         found.append(Finding(about["name"], not wrong, text))

@@ -169,9 +169,7 @@ def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: It
     """
     _refuse(len(envs), len(guards), glance and human is not None, recording is not None)
     unseen = max(policy.chunk - policy.n_obs, 0) if glance else 0
-    for env in envs:
-        if isinstance(env, _Watchful):
-            env.watching = True
+    _watch(envs)
     slots, waiting = [], iter(seeds)
     attending = human if isinstance(human, Attendant) else None
     told = [x for x in (attending, referee) if isinstance(x, _Beginning)]
@@ -213,6 +211,12 @@ def play(envs: Sequence[Env], policy: Policy, guards: Sequence[Guard], seeds: It
         if len(keep) < len(slots):
             slots = [slots[i] for i in keep]
             state = {k: v[keep] for k, v in state.items()}
+
+
+def _watch(envs: Sequence[Env]) -> None:
+    for env in envs:
+        if isinstance(env, _Watchful):
+            env.watching = True
 
 
 def _refuse(envs: int, guards: int, helped_glance: bool, recorded: bool) -> None:

@@ -113,8 +113,7 @@ def _train(args: argparse.Namespace) -> int:
     base = [f"--config={file}" for file in saved if args.resume and file.is_file() and not _mentions(flags, "--config")]
     cls, train, default = _method(args.method, flags)
     text = RUN_HELP.format(text=METHODS[args.method], method=args.method, task=TASKS.get(args.method, "toy/obstacle"))
-    parse = partial(config.parse, cls, [*base, *flags], prog=f"realrl train {args.method}", description=text,
-                    default=default)
+    parse = partial(config.parse, cls, [*base, *flags], prog=f"realrl train {args.method}", description=text, default=default)
     cfg = parse()
     chosen = base or args.method in READERS or any(_mentions(flags, flag) for flag in ("--task", "--config"))
     real = bool(args.env or args.robot)
@@ -134,10 +133,8 @@ def _train(args: argparse.Namespace) -> int:
             if base and not real and not envs.known(cfg.task):
                 raise mistake()(f"{args.run} was started with --env or --robot: name it again, beside --resume ({error})") from error
             raise
-        every = () if real else [task for name in ("tasks", "held_out", "unseen") for task in getattr(cfg, name, ())]
-        if specs := {other: _asked(partial(envs.make, other, sight=cfg.sight, randomise=cfg.randomise)) for other in every}:
-            from realrl.learn.flow import together
-            together(specs, cfg.policy.reader)
+        if not real:
+            _together(cfg)
         cfg = replace(cfg, task=spec.id) if real else cfg
     if args.robot:  # there is one
         cfg = replace(cfg, collect=replace(cfg.collect, workers=1, envs_per_worker=1))
@@ -211,6 +208,15 @@ def _film(method: str, cfg: Any, folder: Path, real: bool) -> None:
     elif not (folder / "film").exists():
         say("making a film")
         view(cfg.task, policy=folder / "policy", seed=HELD_OUT, out=folder / "film", mp4=True, tell=tell)
+
+
+def _together(cfg: Any) -> None:
+    """Raises RealrlError where the tasks of a run for several cannot be learned by one policy, or one of them is none."""
+    from realrl import envs
+    every = [task for name in ("tasks", "held_out", "unseen") for task in getattr(cfg, name, ())]
+    if specs := {other: _asked(partial(envs.make, other, sight=cfg.sight, randomise=cfg.randomise)) for other in every}:
+        from realrl.learn.flow import together
+        together(specs, cfg.policy.reader)
 
 
 def _material(cfg: Any, folder: Path) -> Material:
