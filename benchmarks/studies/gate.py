@@ -1,6 +1,6 @@
 """What foretells that an offline round's candidate is worse than it seems? Finished runs' rounds, walked on past their gates.
 
-    python -m benchmarks.studies.gate --runs runs/bench/all              # every run below it, a round at a time; goes on where it stopped
+    python -m benchmarks.studies.gate          # the runs that `benchmarks/rl100_all.py` left, a round at a time; goes on where it stopped
 
 A round is fitted anew as the run fitted it, on the run's own recordings; then PPO goes on for `ITERATIONS`, whatever the gate says, and
 after every second one the policy is a candidate. Of each it is noted what one can know without a trial (the estimates, drift, KL,
@@ -221,14 +221,16 @@ def parts(table: Table, folders: list[Path], n: int) -> list[Part]:
 def main(words: list[str] | None = None) -> int:
     """Judge what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, nargs="+", default=[Path("runs/bench/all")], help="folders that hold runs")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where the runs are kept")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="these alone, in this order")
     parser.add_argument("--starts", type=int, default=STARTS, help="trials of a candidate")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="start nothing new after this long")
     parser.add_argument("--results", type=Path, default=RESULTS / "gate.jsonl")
     args = parser.parse_args(words)
-    folders = sorted(file.parent for place in args.runs for file in place.glob("*/config.yaml"))
+    there = sorted(file.parent for file in (args.out / "all").glob("*-defaults/config.yaml"))
+    folders = [f for task in args.tasks for f in there if f.name.startswith(f"{task}-s")] if args.tasks else there
     if not folders:
-        parser.error(f"{', '.join(map(str, args.runs))}: no run in it")
+        parser.error(f"{args.out / 'all'}: no run of these in it: see benchmarks/rl100_all.py")
     return min(run_parts(parts(Table(args.results, KEY), folders, args.starts), args.budget), 1)
 
 
