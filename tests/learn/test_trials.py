@@ -41,6 +41,15 @@ def test_lower_bound_of_a_rate():
     assert lower(659, 660) < TrialsConfig().enough <= lower(660, 660)
 
 
+def test_the_end_of_a_solved_task_is_told():
+    trials = Trials(Notebook(), TrialsConfig(), seed=0)
+    assert not trials.solved("online round 5", [True] * 600 + [False] * 30, 35) and not trials.lines
+    assert trials.solved("online round 40", [True] * 630, 0) and not trials.lines, "it ends anyway"
+    assert trials.solved("online round 5", [True] * 630, 35)
+    assert trials.lines == {"online round 5, solved": "online round 5 is the last one, 35 before its time: 630 of the 630 episodes since "
+                                                      "the trials before succeeded, at least 99.6 % of all"}
+
+
 def test_a_solved_task_rests():
     won = lambda good, n: [True] * good + [False] * (n - good)
     assert left_to_gain(won(50, 100), 0.05) == left_to_gain([], 0.05) == left_to_gain(won(100, 100), 0.0) == 1.0

@@ -168,6 +168,15 @@ class Trials:
             self.won, self.tried = won, label or self.tried
         return said
 
+    def solved(self, stage: str, ended: Sequence[bool], left: int) -> bool:
+        """Whether hardly anything fails any more, by how exploring and deployed episodes ended since the trials before. left: rounds that
+        are saved."""
+        bound = lower(sum(ended), len(ended))
+        if (enough := bound >= self.cfg.enough) and left:
+            told = f"{sum(ended)} of the {len(ended)} episodes since the trials before succeeded, at least {100 * bound:.1f} % of all"
+            self.lines[f"{stage}, solved"] = f"{stage} is the last one, {left} before its time: {told}"
+        return enough
+
     def runoff(self, stage: str, newest: DiffusionPolicy, best: Mapping[str, Tensor], label: str, won: list[bool]) -> bool:
         """Whether the newest policy goes on, which solved fewer of the usual starts (`won`) than the weights that were best of several:
         who is chosen among several by the same starts is flattered by them, so both are tried from others."""
