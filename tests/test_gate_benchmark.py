@@ -15,8 +15,8 @@ FLAT = dict.fromkeys(gates.SIGNS, 0.0)
 
 
 def row(task: str, iteration: int, solved: int, number: int = 1, **signs: float) -> dict[str, Any]:
-    return {"task": task, "seed": 0, "round": number, "iteration": iteration, "ended": "1" * solved + "0" * (10 - solved),
-            "signs": {**FLAT, **signs} if iteration >= 0 else {}}
+    return {"task": task, "seed": 0, "round": number, "base": "re-imitated", "iteration": iteration,
+            "ended": "1" * solved + "0" * (10 - solved), "signs": {**FLAT, **signs} if iteration >= 0 else {}}
 
 
 def made_up() -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def made_up() -> list[dict[str, Any]]:
 def test_walks_are_read_in_their_order_and_only_when_they_are_done() -> None:
     rows = made_up()
     (first, *_, last) = gates.walks([rows[1], rows[4], rows[3], rows[2], rows[0], *rows[5:]])
-    assert (first.task, last.task) == ("a", "c") and [s.iteration for s in first.steps] == [2, 4, 6] and first.cloned.iteration == 0
+    assert (first.task, last.task) == ("a", "c") and [s.iteration for s in first.steps] == [2, 4, 6] and first.first.iteration == 0
     assert [first.change(s) for s in first.steps] == pytest.approx([20, 30, -30]) and first.began.sum() == 4
     assert gates.walks(rows[1:5]) == [], "its last row is missing"
 
@@ -44,7 +44,7 @@ def test_a_limit_that_was_chosen_on_other_tasks_stops_before_the_fall() -> None:
     told = gates.judged(found, by_drift)
     assert told == ["+30.0 [+30.0, +30.0]", "0 of 3", "+30.0"]
     assert gates.correlation(found, "returns").startswith("-") and gates.correlation(found, "drift").startswith("+")
-    assert gates.until("drift", 0.01)(found[0]) is found[0].cloned, "a first candidate past the limit: no RL"
+    assert gates.until("drift", 0.01)(found[0]) is found[0].first, "a first candidate past the limit: no RL"
 
 
 def test_no_task_chooses_its_own_limit() -> None:
@@ -69,9 +69,10 @@ def test_ridge_foresees_what_hangs_on_two_signs() -> None:
 
 def test_tables() -> None:
     rows = made_up()
-    assert gates.walked_lines(rows)[0] == ["a", "1", "40 %", "50 %", "70 (0.05)", "80 (0.10)", "20 (0.20)", "-", "-", "0.00", "0.00"]
+    assert gates.walked_lines(rows)[0] == ["a", "1", "40 %", "re-imitated", "50 %", "70 (0.05)", "80 (0.10)", "20 (0.20)", "-", "-", "0.00",
+                                           "0.00"]
     lines = {line[0]: line[1:] for line in gates.ruled_lines(rows)}
-    assert lines["re-imitation, no RL"][1:] == ["+0.0 [+0.0, +0.0]", "0 of 3", "+0.0"]
+    assert lines["no RL"][1:] == ["+0.0 [+0.0, +0.0]", "0 of 3", "+0.0"]
     assert lines["nothing: all ten iterations"][1:3] == ["-30.0 [-30.0, -30.0]", "3 of 3"]
     assert lines["(the best candidate, known afterwards)"][1].startswith("+30.0")
     assert all(len(line) == len(gates.RULED) - 1 for line in lines.values()) and gates.ruled_lines(rows[:5]) == []
@@ -91,6 +92,12 @@ def test_a_round_is_walked_on_past_its_gate(tmp_path: Path, monkeypatch: pytest.
         judged = run.read("offline-1-candidates")[1]["judged"]["records"]
     said = {int(r["iteration"]): r["ope_returns"] for r in judged}
     assert rows[0]["signs"]["returns"] == pytest.approx(said[0] - said[-1], abs=1e-5), "fitted anew, it says what the run's gate said"
+    assert study.main([*words, "--base", "began", "--rounds", "1"]) == 0
+    other = common.read_rows(tmp_path / "gate.jsonl")[len(rows):]
+    assert [(r["base"], r["iteration"], r["against"]) for r in other] == [
+        ("began", 0, 0), ("began", 2, 0), ("began", 4, 0), ("began", -1, None)]
+    assert other[0]["ended"] == other[-1]["ended"] == rows[-1]["ended"] and other[0]["signs"]["drift"] == other[0]["signs"]["kl"] == 0
+    rows += other
     assert study.main(words) == 0 and common.read_rows(tmp_path / "gate.jsonl") == rows, "nothing is judged twice"
     with pytest.raises(SystemExit):
         study.main(["--out", str(tmp_path / "nothing")])

@@ -428,6 +428,9 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "locomotion": lambda rows: return_table(rows, LOCOMOTION, "locomotion"),
     "samplers": samplers_table, "latency": latency_table, "collection": collection_table, "recording": recording_table,
     "loading": loading_table, "scale": scale_table, "ope": ope_table, "ope_stages": ope_stages_table,
+    "offline_products": lambda rows: "\n\n".join([
+        grid(gates.FORETOLD, gates.foretold_lines(rows) or [[NOT_RUN] * len(gates.FORETOLD)]),
+        grid(gates.PRODUCED, gates.produced_lines(rows) or [[NOT_RUN] * len(gates.PRODUCED)]), commands(rows)]),
     "gate": lambda rows: "\n\n".join([grid(gates.RULED, gates.ruled_lines(rows) or [[NOT_RUN] * len(gates.RULED)]),
                                       grid(gates.WALKED, gates.walked_lines(rows) or [[NOT_RUN] * len(gates.WALKED)]), commands(rows)]),
     "human": human_table,

@@ -1,6 +1,7 @@
 """What foretells that an offline round's candidate is worse than it seems? Finished runs' rounds, walked on past their gates.
 
     python -m benchmarks.studies.gate          # the runs that `benchmarks/rl100_all.py` left, a round at a time; goes on where it stopped
+    python -m benchmarks.studies.gate --base began     # as if re-imitation had been left out: RL goes on from what the round began with
 
 A round is fitted anew as the run fitted it, on the run's own recordings; then PPO goes on for `ITERATIONS`, whatever the gate says, and
 after every second one the policy is a candidate. Of each it is noted what one can know without a trial (the estimates, drift, KL,
@@ -42,22 +43,24 @@ STATES = 1000
 """Recorded states at which two policies are compared."""
 ITERATIONS, EVERY, DRIFT = 10, 2, 0.3
 """Inner iterations of a walk, those between two candidates, and the RMS change of the action at which it ends: twice what a run allows."""
-KEY = ("task", "seed", "round", "iteration")
+BASES = ("re-imitated", "began")
+KEY = ("task", "seed", "round", "base", "iteration")
 
 
 @dataclass(frozen=True)
 class Begun:
-    """What a run's offline round m (from 0) began with. started: the policy before re-imitation, cloned: its noise network after."""
+    """What a run's offline round m (from 0) began with. started: the policy before re-imitation, cloned: its noise network after, None
+    where RL shall go on from the former."""
 
     cfg: RL100Config
     m: int
     started: DiffusionPolicy
-    cloned: dict[str, Tensor]
+    cloned: dict[str, Tensor] | None
     data: list[Episode]
     tried: list[Episode]
 
     @classmethod
-    def of(cls, folder: Path, cfg: RL100Config, m: int, collector: Collector) -> Begun:
+    def of(cls, folder: Path, cfg: RL100Config, m: int, base: str, collector: Collector) -> Begun:
         """Read from a run whose round m is done; nothing there is changed. Raises RealrlError where the round judged no re-imitation."""
         spec = collector.spec()
         parts = read_parts(folder / "checkpoints" / (f"offline-{m}" if m else "imitation"))[1]
@@ -72,7 +75,7 @@ class Begun:
         for r in range(m + 1):
             data += labelled(store, f"rollout-{r + 1}")
         tried = labelled(store, parts["trials"]["tried"] if m else "rollout-1-deployed")
-        return cls(cfg, m, policy, nets[0], data, tried)
+        return cls(cfg, m, policy, nets[0] if base == BASES[0] else None, data, tried)
 
     def view(self, episodes: list[Episode]) -> ChunkView:
         """Episodes as decisions."""
@@ -112,8 +115,10 @@ class Walk:
                       distill=replace(cfg.distill, beside_rl=0))  # the student is not asked for
         self.policy = begun.started.with_head("ddim")
         self.policy.requires_grad_(True)
-        self.policy.net.load_state_dict(begun.cloned)
-        started = {k: v.clone() for k, v in begun.started.net.state_dict().items()}
+        started = None
+        if begun.cloned is not None:
+            self.policy.net.load_state_dict(begun.cloned)
+            started = {k: v.clone() for k, v in begun.started.net.state_dict().items()}
         tried, won = begun.view(begun.tried), [e.succeeded for e in begun.tried]
         view, self.seed = begun.view(begun.data), derive(cfg.seed, "offline", begun.m)
         self.stage = OfflineRound(self.policy, view, cfg, seed=self.seed, log=self._log, started=started, tried=tried, won=won)
@@ -128,8 +133,10 @@ class Walk:
         self.logged.setdefault(iteration, {}).update(values)
 
     def pairs(self) -> list[tuple[int, int]]:
-        """(candidate, what it is held against) by iteration: re-imitation against what the round began with, the others against it."""
-        return [(i, 0 if i > 0 else -1) for i in sorted(self.gate.scores) if i >= 0]
+        """(candidate, what it is held against) by iteration: re-imitation against what the round began with, the others against what RL
+        went on from."""
+        first = min(self.gate.scores)
+        return [(i, 0 if i > 0 else first) for i in sorted(self.gate.scores) if i >= 0]
 
     def net(self, iteration: int) -> dict[str, Tensor]:
         """The noise network of a candidate."""
@@ -189,32 +196,33 @@ def truth(collector: Collector, policy: DiffusionPolicy, n: int) -> str:
     return "".join(str(int(e.succeeded)) for e in found)
 
 
-def judge_round(table: Table, folder: Path, cfg: RL100Config, m: int, n: int) -> None:
+def judge_round(table: Table, folder: Path, cfg: RL100Config, m: int, base: str, n: int) -> None:
     """One row a candidate; the last row of a round is that of what it began with."""
     with Collector(cfg.task, replace(cfg.collect, workers=1), horizon=cfg.horizon) as collector:
-        begun = Begun.of(folder, cfg, m, collector)
+        begun = Begun.of(folder, cfg, m, base, collector)
         walk = Walk(begun, collector.spec().horizon)
-        put = partial(_put, table, cfg, m)
+        put = partial(_put, table, cfg, m, base)
         for new, old in walk.pairs():
             put(new, {"against": old, "ended": truth(collector, walk.policy_of(new), n), "signs": walk.signs(new, old)})
-        put(-1, {"against": None, "ended": truth(collector, walk.policy_of(-1), n), "signs": {}})
+        put(-1, {"against": None, "ended": truth(collector, begun.started.with_head("ddim"), n), "signs": {}})
 
 
-def _put(table: Table, cfg: RL100Config, m: int, iteration: int, values: dict[str, Any]) -> None:
-    table.put({"task": cfg.task.removeprefix("metaworld/"), "seed": cfg.seed, "round": m + 1, "iteration": iteration, **values})
+def _put(table: Table, cfg: RL100Config, m: int, base: str, iteration: int, values: dict[str, Any]) -> None:
+    task = cfg.task.removeprefix("metaworld/")
+    table.put({"task": task, "seed": cfg.seed, "round": m + 1, "base": base, "iteration": iteration, **values})
     print(f"    {values['ended'].count('1')} of {len(values['ended'])} starts", flush=True)
 
 
-def parts(table: Table, folders: list[Path], n: int) -> list[Part]:
+def parts(table: Table, folders: list[Path], rounds: list[int], base: str, n: int) -> list[Part]:
     """First rounds first: a task more says more than a round more."""
     found = []
-    for m in (0, 1):
+    for m in (number - 1 for number in rounds):
         for folder in folders:
             cfg = config.from_dict(RL100Config, config.read(folder / "config.yaml"), source=str(folder / "config.yaml"))
             if (folder / "checkpoints" / f"offline-{m + 1}").exists():
-                key = (cfg.task.removeprefix("metaworld/"), cfg.seed, m + 1, -1)
-                found.append(Part(f"{folder.name} round {m + 1}", lambda key=key: table.find(*key) is not None,
-                                  lambda folder=folder, cfg=cfg, m=m: judge_round(table, folder, cfg, m, n)))
+                key = (cfg.task.removeprefix("metaworld/"), cfg.seed, m + 1, base, -1)
+                found.append(Part(f"{folder.name} round {m + 1}, from {base}", lambda key=key: table.find(*key) is not None,
+                                  lambda folder=folder, cfg=cfg, m=m: judge_round(table, folder, cfg, m, base, n)))
     return found
 
 
@@ -223,6 +231,8 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where the runs are kept")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="these alone, in this order")
+    parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2], help="these alone")
+    parser.add_argument("--base", choices=BASES, default=BASES[0], help="what RL goes on from")
     parser.add_argument("--starts", type=int, default=STARTS, help="trials of a candidate")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="start nothing new after this long")
     parser.add_argument("--results", type=Path, default=RESULTS / "gate.jsonl")
@@ -231,7 +241,7 @@ def main(words: list[str] | None = None) -> int:
     folders = [f for task in args.tasks for f in there if f.name.startswith(f"{task}-s")] if args.tasks else there
     if not folders:
         parser.error(f"{args.out / 'all'}: no run of these in it: see benchmarks/rl100_all.py")
-    return min(run_parts(parts(Table(args.results, KEY), folders, args.starts), args.budget), 1)
+    return min(run_parts(parts(Table(args.results, KEY), folders, args.rounds, args.base, args.starts), args.budget), 1)
 
 
 if __name__ == "__main__":
