@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.lib import common, gates
 from benchmarks.studies import gate as study
+from benchmarks.studies import offline_products
 from realrl.run import Run
 from toy_runs import through, tiny
 
@@ -78,6 +79,21 @@ def test_tables() -> None:
     assert all(len(line) == len(gates.RULED) - 1 for line in lines.values()) and gates.ruled_lines(rows[:5]) == []
 
 
+def product(task: str, before: str, ended: str, **signs: float) -> dict[str, Any]:
+    return {"task": task, "seed": 0, "round": 1, "product": "RL", "before": before, "ended": ended, "signs": {"returns": 0.0, **signs}}
+
+
+def test_products_are_ranked_by_their_own_trials() -> None:
+    rows = [product("a", "1100", "1110", returns=0.2, drift=0.1), product("b", "1111", "1000", returns=-0.1),
+            product("c", "10", "101", returns=0.1)]
+    assert [gates.gained(r) for r in rows] == [25, -75, 0], "start by start; what one of them was not tried from does not count"
+    assert [line[0] for line in gates.produced_lines(rows)] == ["b", "c", "a"]
+    assert gates.produced_lines(rows)[0] == ["b", "1", "RL", "100 %", "25 %", "-0.10", "-", "-", "-", "-"]
+    (name, rank, count), *others = gates.foretold_lines(rows)
+    assert (name, count) == ("gain of the discounted return in the model", "3") and rank.startswith("+1.00") and not others
+    assert gates.foretold_lines(rows[:2]) == [], "two tasks rank nothing"
+
+
 @pytest.mark.slow
 def test_a_round_is_walked_on_past_its_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "all" / "toy-obstacle-s0-defaults"
@@ -99,5 +115,14 @@ def test_a_round_is_walked_on_past_its_gate(tmp_path: Path, monkeypatch: pytest.
     assert other[0]["ended"] == other[-1]["ended"] == rows[-1]["ended"] and other[0]["signs"]["drift"] == other[0]["signs"]["kl"] == 0
     rows += other
     assert study.main(words) == 0 and common.read_rows(tmp_path / "gate.jsonl") == rows, "nothing is judged twice"
-    with pytest.raises(SystemExit):
-        study.main(["--out", str(tmp_path / "nothing")])
+    words = ["--out", str(tmp_path), "--results", str(tmp_path / "products.jsonl")]
+    assert offline_products.main(words) == 0
+    tried = [r for r in through(folder, tiny(stages=("imitation", "offline"), audit_episodes=0))["decisions"].values() if "trials" in r]
+    found = common.read_rows(tmp_path / "products.jsonl")
+    assert len(found) == len(tried) and {(len(r["before"]), len(r["ended"])) for r in found} <= {(10, 10)}
+    for line, r in zip(tried, found, strict=True):
+        assert f"{10 * r['ended'].count('1')} % of 10 trials against {10 * r['before'].count('1')} %" in line
+        assert {"returns", "success", "amq", "value_explained", "model_r2", "model_error"} <= r["signs"].keys()
+    for main in (study.main, offline_products.main):
+        with pytest.raises(SystemExit):
+            main(["--out", str(tmp_path / "nothing")])

@@ -210,7 +210,7 @@ def foretold_lines(rows: Sequence[Row]) -> list[list[str]]:
         mine = [r for r in rows if sign in r["signs"]]
         by = {task: [(r["signs"][sign], gained(r)) for r in mine if r["task"] == task] for task in dict.fromkeys(r["task"] for r in mine)}
         if len(by) < 3:
-            return []
+            continue
         draws = [[by[list(by)[i]] for i in rng.integers(len(by), size=len(by))] for _ in range(1000)]
         low, high = np.nanpercentile([rank([p for task in draw for p in task]) for draw in draws], [2.5, 97.5])
         out.append([name, f"{rank([p for task in by.values() for p in task]):+.2f} [{low:+.2f}, {high:+.2f}]", str(len(mine))])
