@@ -140,8 +140,8 @@ class Trials:
 
     def settle(self, policy: DiffusionPolicy, began: Mapping[str, Any], others: Sequence[Mapping[str, Any]], m: int, most: int) -> bool:
         """Try the product of offline round m, then it with the noise networks of `others`, until one solves no fewer starts than what the
-        round began with; go back to that where none does. Whether it did. Of `others` nothing can be seen where that one solved every start,
-        nothing is tried or nobody ever succeeds: the gate's word stands."""
+        round began with; go back to that where none does. Whether it did. Of `others` nothing can be seen where that one solved every
+        start, nothing is tried or nobody ever succeeds: the gate's word stands."""
         stage, product = f"offline round {m + 1}", {key: value.clone() for key, value in policy.state_dict().items()}
         same = all(torch.equal(value, began[key]) for key, value in product.items() if not key.startswith("student."))
         others = [net for net in others if not all(torch.equal(value, began[f"net.{key}"]) for key, value in net.items())]
