@@ -11,6 +11,7 @@ from realrl.learn.trials import Duel, duel
 Row = dict[str, Any]
 STAGES = ("imitation", "offline-1", "offline-2", "online", "one-step")
 HEAD = ("task", "seed", "setting", "demonstrator", "imitation", "offline 1", "offline 2", "online", "one step", "lost", "steps", "minutes")
+TABLE = "docs/benchmarks.md#every-meta-world-task-one-set-of-defaults"
 FIRST = 1_000_000_000  # of the held-out starts
 
 
@@ -46,6 +47,28 @@ def solved(row: Row, n: int) -> list[bool]:
     """How the first n held-out starts ended."""
     failures = set(row["failures"])
     return [FIRST + i not in failures for i in range(n)]
+
+
+def newcomer(rows: Sequence[Row]) -> str:
+    """What README tells of all this: first training seed, defaults."""
+    runs = [r for r in rows if r["method"] == "run" and r["setting"] == "defaults" and r["seed"] == 0]
+    if not runs:
+        return "What to expect on a new task: not run."
+    stages = {run["task"]: {r["method"]: r for r in rows if all(r[k] == run[k] for k in ("task", "seed", "setting"))} for run in runs}
+    first = [of["imitation"]["success"]["rate"] for of in stages.values()]
+    ends = {task: of[[name for name in STAGES if name in of][-1]]["success"] for task, of in stages.items()}
+    rates = [end["rate"] for end in ends.values()]
+    short = [f"{task.removesuffix('-v3')} {100 * end['rate']:.1f}" for task, end in sorted(ends.items(), key=lambda e: e[1]["rate"])
+             if end["rate"] < 0.99]
+    least = f"; the others: {', '.join(short)} %" if short else ""
+    fell = sum(any(said.worse(0.01) for _, said in duels(of)) for of in stages.values())
+    numbers = " or ".join(str(n) for n in sorted({end["n"] for end in ends.values()}))
+    return "\n".join([
+        f"What to expect on a new task: on {len(runs)}, the first of [a table of all]({TABLE}), {100 * min(first):.3g} to "
+        f"{100 * max(first):.3g} % after imitation", f"became 99 % or more in the end on {sum(r >= 0.99 for r in rates)} and 95 % or more "
+        f"on {sum(r >= 0.95 for r in rates)}{least}. One set of defaults,",
+        f"training seed 0, n = {numbers} held-out starts each; a stage lost something significantly (p < 0.01) on {fell or 'none'}.",
+        "Three of the tasks were looked at while the defaults were made."])
 
 
 def verdict(rows: Sequence[Row]) -> str:

@@ -1,7 +1,7 @@
 """Rewrites the tables in docs/benchmarks.md from benchmarks/results/*.jsonl: `python -m benchmarks.lib.tables`.
 
-A table stands between `<!-- table NAME -->` and `<!-- end NAME -->`; everything else in the page is written by hand. What no JSON
-row holds is marked "not run". `--check` changes nothing and fails when the page is not up to date.
+A table stands between `<!-- table NAME -->` and `<!-- end NAME -->`; everything else in the page is written by hand. So does README's
+sentence for a newcomer. What no JSON row holds is marked "not run". `--check` changes nothing and fails when a page is not up to date.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks.lib import (
     dream_costs,
     dreaming,
     everywhere,
+    gates,
     helping,
     lateness,
     practising,
@@ -38,7 +39,7 @@ from realrl.cell.evaluate import wilson
 from realrl.files import write_text
 from realrl.types import RealrlError
 
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 NOT_RUN = "not run"
 Row = dict[str, Any]
 
@@ -427,6 +428,11 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "locomotion": lambda rows: return_table(rows, LOCOMOTION, "locomotion"),
     "samplers": samplers_table, "latency": latency_table, "collection": collection_table, "recording": recording_table,
     "loading": loading_table, "scale": scale_table, "ope": ope_table, "ope_stages": ope_stages_table,
+    "offline_products": lambda rows: "\n\n".join([
+        grid(gates.FORETOLD, gates.foretold_lines(rows) or [[NOT_RUN] * len(gates.FORETOLD)]),
+        grid(gates.PRODUCED, gates.produced_lines(rows) or [[NOT_RUN] * len(gates.PRODUCED)]), commands(rows)]),
+    "gate": lambda rows: "\n\n".join([grid(gates.RULED, gates.ruled_lines(rows) or [[NOT_RUN] * len(gates.RULED)]),
+                                      grid(gates.WALKED, gates.walked_lines(rows) or [[NOT_RUN] * len(gates.WALKED)]), commands(rows)]),
     "human": human_table,
     "rl100_all": lambda rows: "\n\n".join([everywhere.verdict(rows), grid(everywhere.HEAD, everywhere.lines(rows) or
                                                                            [[NOT_RUN] * len(everywhere.HEAD)]), commands(rows)]),
@@ -460,13 +466,17 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
 def fill(page: str, results: Path) -> str:
     """The page with every table rewritten. Raises RealrlError when a table's markers are missing."""
     for name, make in TABLES.items():
-        pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        if len(pattern.findall(page)) != 1:
-            raise RealrlError(f"docs/benchmarks.md: no place for the table {name!r}: it needs one line <!-- table {name} --> and after it "
-                              f"one line <!-- end {name} -->")
-        text = make(read_rows(results / f"{name}.jsonl"))
-        page = pattern.sub(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page)
+        page = put(page, PAGE, name, make(read_rows(results / f"{name}.jsonl")))
     return page
+
+
+def put(page: str, file: Path, name: str, text: str) -> str:
+    """The page of a file with a text between the markers of this name."""
+    pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    if len(pattern.findall(page)) != 1:
+        raise RealrlError(f"{file.relative_to(ROOT)}: no place for the table {name!r}: it needs one line <!-- table {name} --> and after "
+                          f"it one line <!-- end {name} -->")
+    return pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -474,12 +484,15 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
     args = parser.parse_args(words)
-    before = PAGE.read_text(encoding="utf-8")
-    after = fill(before, RESULTS)
+    before = {file: file.read_text(encoding="utf-8") for file in (PAGE, README)}
+    told = everywhere.newcomer(read_rows(RESULTS / "rl100_all.jsonl"))
+    after = {PAGE: fill(before[PAGE], RESULTS), README: put(before[README], README, "newcomer", told)}
     if args.check:
-        print("up to date" if after == before else f"{PAGE.name} is out of date: run python -m benchmarks.lib.tables")
-        return int(after != before)
-    write_text(PAGE, after)
+        stale = " and ".join(file.name for file in before if after[file] != before[file])
+        print(f"{stale} out of date: run python -m benchmarks.lib.tables" if stale else "up to date")
+        return int(bool(stale))
+    for file, text in after.items():
+        write_text(file, text)
     return 0
 
 

@@ -20,6 +20,7 @@ from realrl.data.views import ChunkView
 from realrl.data.windows import ImageWindows
 from realrl.learn.imitation import Imitation, ImitationConfig
 from realrl.learn.ppo import DenoisingPPO, PPOConfig
+from realrl.learn.trials import Trials
 from realrl.nets.encoder import EncoderConfig
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.policies.folder import check_fit, load_policy
@@ -184,6 +185,48 @@ def test_online_the_encoder_learns_unless_told_not_to(learns):
     before, net = snapshot(policy.encoder), snapshot(policy.net)
     stats = stage._learn(found)
     assert moved(policy.encoder, before) == learns and moved(policy.net, net) and ("regularisers" in stats) == learns
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_v_goes_back_with_the_encoder_that_it_knows(learns):
+    """Latents of another encoder mean nothing to V; one that stays as it is takes nothing of what V has learned."""
+    cfg = config(online=OnlineConfig(episodes=8, warmup=0, learn_encoder=learns))
+    policy = make_policy(view_of(episodes()))
+    stage = Online(policy, None, cfg, Practice(0.0, 0))
+    value, encoder = snapshot(stage.value), snapshot(policy.encoder)
+    with torch.no_grad():
+        for p in (*stage.value.parameters(), *policy.encoder.parameters()):
+            p += 0.1
+    stage.ppo.revert(stage.best)
+    assert moved(stage.value, value) == moved(policy.encoder, encoder) == (not learns)
+
+
+def test_a_round_whose_encoder_goes_back_leaves_no_v_of_the_other_latents(tmp_path, monkeypatch):
+    """And a solved task rests there, too, though its old policy can no longer be tried in the model."""
+    rounds, begin, settle, rollouts = [], OfflineRound.__init__, Trials.settle, Trials.rollouts
+
+    def back(self, policy, began, *others):
+        settle(self, policy, began, *others)
+        policy.load_state_dict(began)
+        return True
+
+    def solved(self, *asked):
+        found = rollouts(self, *asked)
+        self.won = [True] * 1000
+        return found
+
+    monkeypatch.setattr(OfflineRound, "__init__", lambda self, *args, **how: rounds.append(self) or begin(self, *args, **how))
+    monkeypatch.setattr(Trials, "settle", back)
+    monkeypatch.setattr(Trials, "rollouts", solved)
+    found = []
+    for folder in ("a", "b"):
+        cfg = config(stages=("imitation", "offline"))
+        with Run.start(tmp_path / folder, cfg) as run, WorkCell(run, cfg) as cell:
+            rl100.train(cfg, cell)
+            found.append(run.read("offline-1")[1]["value"])
+    assert rounds[0].left < 0.05 and rounds[0].gate.tried is None
+    assert any(not torch.equal(v, found[0][k]) for k, v in rounds[0].critics.value.state_dict().items())
+    assert all(torch.equal(v, found[1][k]) for k, v in found[0].items()), "the same one every time"
 
 
 def test_a_fit_through_the_encoder_begins_at_a_ratio_of_one():

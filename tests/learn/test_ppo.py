@@ -121,6 +121,15 @@ def moved(cfg):
     return stats, float(0.5 * ((ppo.means(cond, chain) - old) / sigma).square().sum((2, 3)).mean())
 
 
+def test_of_a_single_decision_nothing_is_learned():
+    """One advantage is no better than its mean; its spread used to be NaN, and the policy with it."""
+    policy = make_policy()
+    before = [p.detach().clone() for p in policy.net.parameters()]
+    stats = DenoisingPPO(policy, LOOSE).fit(*(x[:1] for x in decisions(policy)), generator())
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.net.parameters(), strict=True)) and stats["kl"] < 1e-9
+    assert all(math.isfinite(v) for v in stats.values())
+
+
 def test_statistics_of_every_stochastic_step():
     policy = make_policy()
     likely = policy.diffusion.likely

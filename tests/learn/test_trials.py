@@ -41,6 +41,15 @@ def test_lower_bound_of_a_rate():
     assert lower(659, 660) < TrialsConfig().enough <= lower(660, 660)
 
 
+def test_the_end_of_a_solved_task_is_told():
+    trials = Trials(Notebook(), TrialsConfig(), seed=0)
+    assert not trials.solved("online round 5", [True] * 600 + [False] * 30, 35) and not trials.lines
+    assert trials.solved("online round 40", [True] * 630, 0) and not trials.lines, "it ends anyway"
+    assert trials.solved("online round 5", [True] * 630, 35)
+    assert trials.lines == {"online round 5, solved": "online round 5 is the last one, 35 before its time: 630 of the 630 episodes since "
+                                                      "the trials before succeeded, at least 99.6 % of all"}
+
+
 def test_a_solved_task_rests():
     won = lambda good, n: [True] * good + [False] * (n - good)
     assert left_to_gain(won(50, 100), 0.05) == left_to_gain([], 0.05) == left_to_gain(won(100, 100), 0.0) == 1.0
@@ -124,6 +133,36 @@ def test_where_the_gate_refused_everything_re_imitation_is_tried():
     for nothing in ([], [{"weight": torch.zeros(1, 1)}]):  # without re-imitation the other network is what the round began with
         assert not trials.settle(policy, began, nothing, 1, 60) and len(cell.asked) == 1
         assert trials.lines["offline round 2"].startswith("offline round 2 changed nothing")
+
+
+def test_without_trials_the_gate_has_the_last_word():
+    """What it refused used to take the place of what the round began with, as if it had been tried."""
+    policy = torch.nn.ModuleDict({"net": torch.nn.Linear(1, 1, bias=False).requires_grad_(False)})
+    policy.with_head = lambda head: SimpleNamespace(head=head)
+    for made in (0.0, 2.0):  # nothing passed the gate, or what RL made did
+        policy["net"].weight.fill_(0.0)
+        began = {key: value.clone() for key, value in policy.state_dict().items()}
+        policy["net"].weight.fill_(made)
+        trials = Trials(Notebook(), TrialsConfig(episodes=0), seed=0)
+        assert not trials.settle(policy, began, [{"weight": torch.ones(1, 1)}], 0, 60) and float(policy["net"].weight) == made
+        assert not trials.cell.asked and ("offline round 1" in trials.lines) == (made == 0.0)
+
+
+def test_where_nobody_ever_succeeds_a_refused_clone_does_not_win_by_a_tie():
+    """Locomotion knows no success, and its clone of the better half by return took the place of what the gate had left."""
+    policy = torch.nn.ModuleDict({"net": torch.nn.Linear(1, 1, bias=False).requires_grad_(False)})
+    policy.with_head = lambda head: SimpleNamespace(head=head)
+    for outcome, goes_on in (([False, False], 0.0), ([False, True], 1.0)):
+        policy["net"].weight.fill_(0.0)
+        began = {key: value.clone() for key, value in policy.state_dict().items()}
+        trials = Trials(Notebook(outcome), TrialsConfig(episodes=2), seed=0)
+        trials.won = [False, False]
+        assert trials.settle(policy, began, [{"weight": torch.ones(1, 1)}], 0, 60) == (not goes_on)
+        assert float(policy["net"].weight) == goes_on and ("none of 2 trials" in str(trials.lines)) == (not goes_on)
+    policy["net"].weight.fill_(2.0)  # what the gate let pass stays
+    trials = Trials(Notebook([False, False]), TrialsConfig(episodes=2), seed=0)
+    trials.won = [False, False]
+    assert not trials.settle(policy, began, [{"weight": torch.ones(1, 1)}], 0, 60) and float(policy["net"].weight) == 2.0
 
 
 def test_who_solved_every_start_is_not_cloned_anew():

@@ -22,10 +22,10 @@ from realrl.data.views import ChunkView
 from realrl.files import derive
 from realrl.generative.diffusion import DiffusionConfig, DistillConfig, start_from_teacher
 from realrl.learn.imitation import Imitation, ImitationConfig, generator, imitate, prepare, reimitate, worthy
-from realrl.learn.iql import CriticConfig, Critics, calibration, fit_critics, fit_whitener, value_net, value_traces
+from realrl.learn.iql import CriticConfig, Critics, calibration, fit_critics, fit_whitener, value_net
 from realrl.learn.ope import Gate, OPEConfig, TransitionModel
 from realrl.learn.ppo import DenoisingPPO, PPOConfig, fit_value
-from realrl.learn.trials import Trials, TrialsConfig, left_to_gain, lower
+from realrl.learn.trials import Trials, TrialsConfig, left_to_gain
 from realrl.losses import explained_variance, gae, monte_carlo
 from realrl.policies.diffusion import DiffusionPolicy, Head, PolicyConfig
 from realrl.scene import Scene, device
@@ -182,8 +182,8 @@ class OfflineRound:
             advantage = self.critics.advantage(cond, chain[:, -1].clamp(-1.0, 1.0))
             stats = self.ppo.fit(cond, chain, advantage, random, left=self.left)
             drift = float((self._probe() - origin).square().mean().sqrt())
-            self.log(iteration, {"advantage_mean": float(advantage.mean()), "advantage_std": float(advantage.std()), "drift": drift,
-                                 "student_gap": self.student.follow(self.cond, random), **stats})
+            self.log(iteration, {"advantage_mean": float(advantage.mean()), "advantage_std": float(advantage.std(correction=0)),
+                                 "drift": drift, "student_gap": self.student.follow(self.cond, random), **stats})
             advance(1)
             if iteration % offline.gate_every == 0 or iteration == offline.iterations or drift > offline.max_drift:
                 candidate = self.gate.score()
@@ -210,8 +210,7 @@ class Online:
     """Rounds of whole episodes, GAE on a V warm-started from the offline critic, and the shared objective. trials: with those of what it
     starts from; the best weights by their own trials are kept, see `_judge`. None = no trials."""
 
-    PARTS = ("policy", "value", "value_optimiser", "ppo", "student")
-    PLAIN = ("iteration", "solved", "best", "fresh")
+    PARTS, PLAIN = ("policy", "value", "value_optimiser", "ppo", "student"), ("iteration", "solved", "best", "fresh")
 
     def __init__(self, policy: DiffusionPolicy, value: nn.Module | None, cfg: RL100Config, curriculum: Curriculum,
                  trials: Trials | None = None) -> None:
@@ -221,7 +220,7 @@ class Online:
         self.value = value or value_net(policy.cond_dim, cfg.critic, eyes=policy.encoder is not None).to(policy.device)
         self.value_optimiser = torch.optim.AdamW(self.value.parameters(), lr=cfg.online.value_lr, fused=True)
         self.eyes = policy.encoder is not None and cfg.online.learn_encoder
-        self.ppo, self.student = DenoisingPPO(policy, cfg.online.ppo, encoder=self.eyes), policy.distillation(cfg.distill)
+        self.ppo, self.student = DenoisingPPO(policy, cfg.online.ppo, encoder=self.eyes, value=self.value), policy.distillation(cfg.distill)
         self.best = self.ppo.keep()
         self.policy.diffusion.heat.fill_(1.0)
 
@@ -268,7 +267,7 @@ class Online:
         tried = trials.run(self.policy, label := f"online-{self.iteration - 1}-deployed", self.cfg.online.episodes)
         won = [e.succeeded for e in tried]
         trials.gap(fresh, won)
-        self.solved = lower(sum(fresh + won), len(fresh + won)) >= cfg.enough
+        self.solved = trials.solved(name, fresh + won, self.cfg.online.iterations - self.iteration)
         said = trials.challenge(name, tried, cfg.back)
         if not said.worse(cfg.back) or (self.over and trials.runoff(name, self.policy, self.best["actor"], label, won)):
             self.best = self.ppo.keep()
@@ -286,10 +285,10 @@ class Online:
         fit_whitener(self.value, cond := table.cond)
         with torch.no_grad():
             value, next_value = self.value(cond)[:, 0], self.value(table.next_cond)[:, 0]
-        advantage, _ = gae(view.reward, view.discount, value, next_value, view.last, cfg.online.lam)
-        _, target = gae(view.reward, view.discount, value, next_value, view.last, cfg.online.value_lam)
+        seen = view.reward, view.discount, value, next_value, view.last
+        (advantage, _), (_, target) = gae(*seen, cfg.online.lam), gae(*seen, cfg.online.value_lam)
         returns = monte_carlo(view.reward, view.discount, next_value, view.last)
-        stats = {"advantage_mean": float(advantage.mean()), "advantage_std": float(advantage.std()),
+        stats = {"advantage_mean": float(advantage.mean()), "advantage_std": float(advantage.std(correction=0)),
                  "value_explained": explained_variance(value, returns), "value_mean": float(value.mean())}
         warming = self.iteration < cfg.online.warmup
         if not warming:
@@ -334,6 +333,7 @@ def train(cfg: RL100Config, cell: Cell) -> dict[str, Any]:
     if "one-step" in cfg.stages or cell.run.read("one-step"):
         _one_step(cfg, cell, policy, demos, stage.iteration if stage else 0, trials)
     if stage and stage.over:  # after the last trials: a column belongs to the episodes that there are
+        from realrl.learn.traces import value_traces
         cell.annotate("value", f"online-{stage.iteration - 1}", lambda found: value_traces(found, stage.value, policy, cfg.gamma))
     cell.keep(policy)
     if "offline" in cfg.stages:
@@ -374,6 +374,7 @@ def _offline(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, demo
     Returns V. The paper re-imitates at a round's end; at its beginning the first round profits, too, and a round ends as it was judged.
     """
     name, offline = f"offline-{m + 1}", cfg.offline
+    torch.manual_seed(derive(cfg.seed, name))
     fitted = value_net(policy.cond_dim, cfg.critic, eyes=policy.encoder is not None).to(policy.device)
     if cell.run.load(name, policy=policy, value=fitted, trials=trials) is None:
         with cell.timed(name):
@@ -389,13 +390,12 @@ def _offline(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, demo
             horizon = cfg.ope.horizon or math.ceil((cfg.horizon or cell.spec.horizon) / policy.chunk)
             sized = replace(cfg, ope=replace(cfg.ope, horizon=horizon))
             with cell.run.bar(f"{name}: critics and model", cfg.critic.steps + cfg.ope.steps) as advance:
-                stage = OfflineRound(policy, decisions(data), sized, seed=derive(cfg.seed, "offline", m), log=cell.run.logger(name),
-                                     started=started, tried=decisions(tried) if tried and not moved else None,
-                                     won=[] if moved else trials.won, fitting=advance)
+                stage = OfflineRound(policy, decisions(data), sized, seed=derive(cfg.seed, "offline", m), fitting=advance, won=trials.won,
+                                     started=started, tried=decisions(tried) if tried and not moved else None, log=cell.run.logger(name))
             with cell.run.bar(f"{name}: improving", offline.iterations) as advance:
                 others = stage.improve(advance)
             back = trials.settle(policy, began, others, m, offline.rollouts)
-            fitted.load_state_dict((value if back and moved and value else stage.critics.value).state_dict())
+            fitted.load_state_dict(((value or fitted) if back and moved else stage.critics.value).state_dict())  # untaught, if need be
         cell.run.save(f"{name}-candidates", 1, judged=stage.gate.kept())
         cell.run.save(name, 1, policy=policy, value=fitted, trials=trials)
     trials.tell()

@@ -6,24 +6,19 @@ Decisions are chunks: Q(s, a_1..K). The update never asks what the policy would 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from realrl.config import check
-from realrl.data.views import ChunkView, Encoded, continue_chunks
+from realrl.data.views import Encoded, continue_chunks
 from realrl.files import derive
 from realrl.losses import expectile, explained_variance, td_target
 from realrl.nets.mlp import EnsembleMLP, mlp
 from realrl.nets.normalise import Whitener
-from realrl.types import Array, Episode
-
-if TYPE_CHECKING:
-    from realrl.policies.diffusion import DiffusionPolicy
 
 
 @dataclass(frozen=True)
@@ -130,12 +125,3 @@ def calibration(critics: Critics, cond: Tensor, returns: Tensor) -> dict[str, An
     with torch.no_grad():
         value = critics.v(cond)
     return {"value_explained": explained_variance(value, returns), "value_mean": float(value.mean()), "return_mean": float(returns.mean())}
-
-
-@torch.no_grad()
-def value_traces(episodes: Sequence[Episode], value: nn.Module, policy: DiffusionPolicy, gamma: float) -> list[Array]:
-    """What V [N, C] -> [N, 1] says along every episode, [T] each, held from plan to plan: eyes may be closed in between."""
-    view = ChunkView(episodes, chunk=policy.chunk, n_obs=policy.n_obs, gamma=gamma, every="plan", device=policy.device)
-    cond = view.encoded(policy.features).cond
-    traces = np.split(value(cond)[:, 0].cpu().numpy(), np.flatnonzero(view.first.cpu().numpy())[1:])
-    return [trace[np.cumsum(e.starts_plan) - 1] for trace, e in zip(traces, episodes, strict=True)]

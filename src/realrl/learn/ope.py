@@ -56,7 +56,7 @@ class OPEConfig:
     holdout: float = 0.15
     """Share of the episodes that is held out, to choose the elites and to learn how much they disagree on genuine data."""
     starts: int = 256
-    """N, start states of a comparison, dealt evenly from the first observations of the recorded episodes."""
+    """N, start states of a comparison, two at least, dealt evenly from the first observations of the recorded episodes."""
     horizon: int | None = None
     """Decisions of a rollout; None = the task's whole horizon, short of which a sparse reward is never seen."""
     doubt: float = 0.01
@@ -72,7 +72,7 @@ class OPEConfig:
 
     def __post_init__(self) -> None:
         check(self, members="[2, 1000]", elites="[2, 1000]", hidden="[1, 16384]", lr="(0, 1]", weight_decay="[0, 1]", batch="[1, 1e6]",
-              steps="[1, 1e9]", holdout="(0, 1)", starts="[1, 1e6]", horizon="[1, 1e6]", doubt="[0, 1]", limit="(0, 1]", slack="[0, 1e6]",
+              steps="[1, 1e9]", holdout="(0, 1)", starts="[2, 1e6]", horizon="[1, 1e6]", doubt="[0, 1]", limit="(0, 1]", slack="[0, 1e6]",
               margin="[-1e6, 1e6]", confidence="[0, 100]")
         if self.elites > self.members:
             raise OutOfBounds(OPEConfig, "elites", f"must lie in 2..{self.members} (members), got {self.elites}")

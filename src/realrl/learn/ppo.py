@@ -58,12 +58,14 @@ class DenoisingPPO:
     """Improves a diffusion policy by the clipped objective over its denoising steps.
 
     Every step k of every decision's chain is an action of a Gaussian sub-policy; all steps share the decision's advantage.
-    encoder: whether the policy's encoder learns too (section 3, online); then `fit` needs `embed`.
+    encoder: whether the policy's encoder learns too (section 3, online); then `fit` needs `embed`. value: V, which `revert` takes back with
+    an encoder that learns: it knows no other latents.
     """
 
-    def __init__(self, policy: DiffusionPolicy, cfg: PPOConfig, *, encoder: bool = False) -> None:
+    def __init__(self, policy: DiffusionPolicy, cfg: PPOConfig, *, encoder: bool = False, value: torch.nn.Module | None = None) -> None:
         self.policy, self.cfg, self.lr, self.left = policy, cfg, cfg.lr, 1.0
         self.actor = policy.actor if encoder else torch.nn.ModuleDict({"net": policy.net})
+        self.seeing = value if encoder and value else torch.nn.Identity()
         self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, weight_decay=0.0, fused=True)
         self.steps = policy.diffusion.likely[-(cfg.last or 0):]
         self.likely = torch.tensor(self.steps, device=policy.device)
@@ -86,7 +88,7 @@ class DenoisingPPO:
         fit is undone and begins again with half of it.
         """
         self.actor.requires_grad_(True).eval()  # no dropout: it would shake the ratio
-        spread = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        spread = (advantage - advantage.mean()) / (advantage.std(correction=int(len(advantage) > 1)) + 1e-8)  # of one: nothing to learn
         advantage = spread.clamp(-self.cfg.advantage_clip, self.cfg.advantage_clip)
         self.left = left
         data, retries = (cond, chain, self.means(cond, chain), advantage), 0
@@ -169,12 +171,13 @@ class DenoisingPPO:
 
     def keep(self) -> dict[str, Any]:
         """A copy of the weights that learn, with the optimiser and learning rate, for `revert`."""
-        return copy.deepcopy({"actor": self.actor.state_dict(), **self.state_dict()})
+        return copy.deepcopy({"actor": self.actor.state_dict(), "value": self.seeing.state_dict(), **self.state_dict()})
 
     def revert(self, kept: dict[str, Any]) -> None:
         """Back to what `keep` returned, with half the learning rate (half of that again the next time)."""
         kept["lr"] /= 2
         self.actor.load_state_dict(kept["actor"])
+        self.seeing.load_state_dict(kept.get("value", {}), strict=False)  # checkpoints did not always hold it
         self.load_state_dict(copy.deepcopy(kept))
 
     def state_dict(self) -> dict[str, Any]:

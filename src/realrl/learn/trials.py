@@ -140,12 +140,12 @@ class Trials:
 
     def settle(self, policy: DiffusionPolicy, began: Mapping[str, Any], others: Sequence[Mapping[str, Any]], m: int, most: int) -> bool:
         """Try the product of offline round m, then it with the noise networks of `others`, until one solves no fewer starts than what the
-        round began with; go back to that where none does. Whether it did. Nothing that re-imitation made of it would be seen to be better
-        than who solved every start, so `others` are not tried then."""
+        round began with; go back to that where none does. Whether it did. Of `others` nothing can be seen where that one solved every
+        start, nothing is tried or nobody ever succeeds: the gate's word stands."""
         stage, product = f"offline round {m + 1}", {key: value.clone() for key, value in policy.state_dict().items()}
         same = all(torch.equal(value, began[key]) for key, value in product.items() if not key.startswith("student."))
         others = [net for net in others if not all(torch.equal(value, began[f"net.{key}"]) for key, value in net.items())]
-        others = [] if self.won and all(self.won) else others
+        others = [] if all(self.won) else others
         if same and not others:
             self.lines[stage] = f"{stage} changed nothing: no candidate passed the gate"
             return False
@@ -153,7 +153,9 @@ class Trials:
             policy.load_state_dict({**product, **{f"net.{key}": value for key, value in net.items()}})
             label = f"rollout-{m + 2}-deployed{'-again' if net else ''}"
             tried = self.run(policy, label, 2 * most // 3, plans_only=False)
-            if not self.challenge(stage + ", without RL," * bool(net), tried, self.cfg.back, label).worse(self.cfg.back):
+            if net and not any(self.won + [e.succeeded for e in tried]):
+                self.lines[f"{stage}, without RL,"] = f"{stage}, without RL, was sent back: none of {len(tried)} trials succeeds"
+            elif not self.challenge(stage + ", without RL," * bool(net), tried, self.cfg.back, label).worse(self.cfg.back):
                 return False
         policy.load_state_dict(began)
         return True
@@ -167,6 +169,13 @@ class Trials:
         if not back:
             self.won, self.tried = won, label or self.tried
         return said
+
+    def solved(self, stage: str, ended: Sequence[bool], left: int) -> bool:
+        """Whether hardly anything fails any more, by how episodes ended since the trials before. left: rounds that this saves."""
+        if (enough := (bound := lower(sum(ended), len(ended))) >= self.cfg.enough) and left:
+            told = f"{sum(ended)} of the {len(ended)} episodes since the trials before succeeded, at least {100 * bound:.1f} % of all"
+            self.lines[f"{stage}, solved"] = f"{stage} is the last one, {left} before its time: {told}"
+        return enough
 
     def runoff(self, stage: str, newest: DiffusionPolicy, best: Mapping[str, Tensor], label: str, won: list[bool]) -> bool:
         """Whether the newest policy goes on, which solved fewer of the usual starts (`won`) than the weights that were best of several:
