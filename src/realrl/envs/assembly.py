@@ -235,7 +235,7 @@ def _level(task: str) -> Level:
 
 
 def symmetries(task: str) -> tuple[Array, Array]:
-    """How the work of a task looks the same: (what an element of the group makes of `state` [G, n, n], and of an action [G, a, a]). A square
+    """How the work of a task looks the same: (what an element makes of `state` [G, n, n], and of an action [G, a, a]). A square
     hole can be turned by right angles and mirrored; others and a block at its wall be mirrored. The first leaves all as it is."""
     level = _level(task)
     mirror = np.diag([-1.0, 1.0, 1.0] if level.shape == "connector" else [1.0, -1.0, 1.0])  # its latch is in y
