@@ -28,7 +28,6 @@ from realrl.envs.assembly import (
     TRUTH,
     names,
     reward_of,
-    symmetries,
 )
 from realrl.types import Array, RealrlError
 
@@ -248,7 +247,7 @@ def test_the_published_law_keeps_a_velocity_where_ours_arrives_at_a_set_point() 
 
 def test_symmetries_are_groups_of_turns_that_keep_lengths() -> None:
     for task, size in (("assembly/square", 8), ("assembly/square-forge", 8), ("assembly/pivot", 2), ("assembly/triangle-real", 2)):
-        for elements in symmetries(task):
+        for elements in envs.symmetries(task):
             assert len(elements) == size and np.array_equal(elements[0], np.eye(elements.shape[1]))
             known = {g.tobytes() for g in elements + 0.0}
             assert {(a @ b + 0.0).tobytes() for a in elements for b in elements} == known and len(known) == size
@@ -259,7 +258,7 @@ def test_symmetries_are_groups_of_turns_that_keep_lengths() -> None:
 @pytest.mark.parametrize("task", ["assembly/square-plain", "assembly/pivot"])
 def test_the_arm_itself_moves_and_feels_as_its_symmetries_say(task: str) -> None:
     """What a turned action does is the turned of what the action does, but for the joints' own ways and the noise of the start."""
-    env, (states, actions) = envs.make(task), symmetries(task)
+    env, (states, actions) = envs.make(task), envs.symmetries(task)
     asked = np.ones(actions.shape[1])
     asked[:2], asked[-3:-1] = (0.5, -0.3), (0.6, 0.2)
 

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from realrl import envs
 from realrl.config import OutOfBounds, check
-from realrl.envs.assembly import LEVELS, other, others, symmetries, told
+from realrl.envs.assembly import LEVELS, other, others, told
 from realrl.files import derive
 from realrl.learn.practice import Milestone, sound
 from realrl.learn.sac import RATES, SAC, SACConfig
@@ -123,7 +124,7 @@ def learn(cfg: AdmittanceConfig, cell: Cell, agent: SAC, record: Record) -> None
     with cell.stream("simulation", agent.policy, stage=1, warmup=cfg.random_steps, noise_seed=noise, cfg=cfg.stream) as stream:
         saved = cell.run.load("simulation", agent=agent, stream=stream, record=record) or 0
         replay, past = agent.replay(), stream.past()
-        draws = Turned(replay, *symmetries(cfg.task)) if cfg.symmetric else replay
+        draws = Turned(replay, *envs.symmetries(cfg.task, cfg.recall)) if cfg.symmetric else replay
         replay.extend(past)
         record.remember(past)
         cell.run.rewind("simulation", stream.steps)

@@ -234,10 +234,10 @@ def _level(task: str) -> Level:
     return LEVELS[name]
 
 
-def symmetries(task: str) -> tuple[Array, Array]:
-    """How the work of a task looks the same: (what an element makes of `state` [G, n, n], and of an action [G, a, a]). A square
+def symmetries(name: str) -> tuple[Array, Array]:
+    """How the work of task `name` looks the same: (what an element makes of `state` [G, n, n], and of an action [G, a, a]). A square
     hole can be turned by right angles and mirrored; others and a block at its wall be mirrored. The first leaves all as it is."""
-    level = _level(task)
+    level = LEVELS[name]
     mirror = np.diag([-1.0, 1.0, 1.0] if level.shape == "connector" else [1.0, -1.0, 1.0])  # its latch is in y
     quarter = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     turns = 4 if level.shape == "square" else 1
