@@ -24,6 +24,7 @@ from realrl.config import OutOfBounds, check
 from realrl.envs.assembly import LEVELS, other, others, told
 from realrl.files import derive
 from realrl.learn.practice import Milestone, sound
+from realrl.learn.replay import Draws
 from realrl.learn.sac import RATES, SAC, SACConfig
 from realrl.learn.symmetry import Turned
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
@@ -124,7 +125,8 @@ def learn(cfg: AdmittanceConfig, cell: Cell, agent: SAC, record: Record) -> None
     with cell.stream("simulation", agent.policy, stage=1, warmup=cfg.random_steps, noise_seed=noise, cfg=cfg.stream) as stream:
         saved = cell.run.load("simulation", agent=agent, stream=stream, record=record) or 0
         replay, past = agent.replay(), stream.past()
-        draws = Turned(replay, *envs.symmetries(cfg.task, cfg.recall)) if cfg.symmetric else replay
+        ways = envs.symmetries(cfg.task, cfg.recall) if cfg.symmetric else None
+        draws: Draws = Turned(replay, *ways) if ways else replay
         replay.extend(past)
         record.remember(past)
         cell.run.rewind("simulation", stream.steps)

@@ -28,6 +28,7 @@ from realrl.learn.corrections import Memory, Trial, moments, refuse_contradictio
 from realrl.learn.grasp import GraspCritic
 from realrl.learn.help import Help
 from realrl.learn.practice import Earlier, sound
+from realrl.learn.replay import Draws
 from realrl.learn.sac import RATES, SAC, SACConfig
 from realrl.learn.symmetry import Turned
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
@@ -82,8 +83,8 @@ class HILConfig(Scene):
     prior_share: float = 0.5
     """Share of every batch that is what a person did, demonstrations among it; 0 = demonstrations are not learned from, nor corrections but
     as steps like others (plain soft actor-critic)."""
-    symmetric: bool = False
-    """Whether every decision teaches in all the ways that the work can be mirrored; for rlpd, without init."""
+    symmetric: bool = True
+    """Whether every decision teaches in all the ways that the work can be mirrored, where the task says how; rlpd alone, without init."""
     takeover_cost: float = 0.0
     """Taken off the reward of the policy's step before a takeover (as in RLIF, arXiv 2311.12996), so that to be helped does not pay."""
     help_after: int = 0
@@ -124,9 +125,6 @@ class HILConfig(Scene):
             raise OutOfBounds(HILConfig, "sight", f"is {self.sight.kind!r}: actor and critics look at the state alone, leave it out")
         if self.after and self.init:
             raise OutOfBounds(HILConfig, "after", "goes on with a run's own actor, init begins one on a policy: give one of them")
-        if self.symmetric and (self.init or self.learner != "rlpd"):
-            raise OutOfBounds(HILConfig, "symmetric", "is for what rlpd learns, and without init: what a policy of before says is not "
-                              "mirrored: leave it out")
         if self.learner == "hg-dagger" and self.human == "none":
             raise OutOfBounds(HILConfig, "learner", "hg-dagger imitates a person's corrections, and human is 'none': name who corrects")
 
@@ -146,9 +144,7 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     refuse_contradictions(demos)
     noise = derive(cfg.seed, "hil-serl") % 2**31
     memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost, noise, cfg.prior_share), Average(agent, grasp, cfg.clone_steps)
-    if cfg.symmetric:
-        from realrl import envs
-        memory.both = Turned(memory.both, *envs.symmetries(spec.twin or spec.id, cfg.recall))
+    memory.both = mirrored(cfg, spec, memory.both)
     if cfg.human == "scripted" and memory.demo_steps > cfg.operator.cap * spec.horizon:
         console(stderr=True).print(f"note: demonstrations take {memory.demo_steps:.0f} steps, an episode has {spec.horizon}, and the "
                                    f"scripted person moves at {cfg.operator.cap:g} of full speed at most: what it begins it can hardly "
@@ -160,6 +156,13 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     cell.finish_stage("hil-serl", policy, cfg.eval_episodes)
     cell.summary["headline"] = headline(cfg, cell.summary, memory, agent.step - average.before)
     return cell.summary
+
+
+def mirrored(cfg: HILConfig, spec: TaskSpec, draws: Draws) -> Draws:
+    """The same, seen in the task's mirrors where it has some. What a policy of before says is not mirrored, so nothing is where it acts."""
+    from realrl import envs
+    ways = envs.symmetries(spec.twin or spec.id, cfg.recall) if cfg.symmetric and not cfg.init else None
+    return Turned(draws, *ways) if ways else draws
 
 
 def make_actor(cfg: HILConfig, spec: TaskSpec) -> GaussianPolicy:
