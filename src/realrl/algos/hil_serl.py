@@ -83,7 +83,7 @@ class HILConfig(Scene):
     prior_share: float = 0.5
     """Share of every batch that is what a person did, demonstrations among it; 0 = demonstrations are not learned from, nor corrections but
     as steps like others (plain soft actor-critic)."""
-    symmetric: bool = True
+    symmetric: bool = False
     """Whether every decision teaches in all the ways that the work can be mirrored, where the task says how; rlpd alone, without init."""
     takeover_cost: float = 0.0
     """Taken off the reward of the policy's step before a takeover (as in RLIF, arXiv 2311.12996), so that to be helped does not pay."""
