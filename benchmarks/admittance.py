@@ -5,6 +5,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts learned --seeds 0 --shapes square --trials 100
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts pace training learned --pivot --seeds 0 --controls direct adapted braced
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts training learned --forge --seeds 0 --controls direct adapted braced
+    OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts training learned --one-way --seeds 0 --shapes square --controls braced
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts served --seeds 0 --shapes square --controls braced --trials 20
     OMP_NUM_THREADS=1 python -m benchmarks.admittance --parts scripted --trials 100
 
@@ -12,8 +13,9 @@ loop: the smallest damping at which a linear contact stays stable, by delay and 
 time of a fit of the residual, six axes that all feel. pace: decisions of the simulation in a second of CPU time. training:
 `realrl train admittance`, in simulation. learned: the policy of that in simulation, and in the world that nobody looked at, with every
 control; also with the shapes that no training sees; with --pivot, of a policy that sets a block upright; with --forge, of one that is told
-a force to keep to. served: the same through the robot's server, in real time, an action a second. scripted: learned's trials of a
-trajectory that knows where the hole is, or how far the block is raised.
+a force to keep to; with --one-way, of one that learned without the turned and mirrored decisions. served: the same through the robot's
+server, in real time, an action a second. scripted: learned's trials of a trajectory that knows where the hole is, or how far the block is
+raised.
 
 Rows go to benchmarks/results/admittance.jsonl; the same command goes on where it was stopped, within a run too, and one that asks for more
 --trials than a row has runs them all.
@@ -47,6 +49,8 @@ from realrl.scene import CollectConfig
 from realrl.types import Episode, Source
 
 KEY = ("task", "method", "seed")
+ONE_WAY = ", one way"
+"""Of a policy that learned without the decisions turned and mirrored."""
 LOOPS = ((0.001, 0.0, 0.0), (0.001, 0.002, 0.005), (0.001, 0.008, 0.020), (0.008, 0.008, 0.020))
 """Step of the law, delay of the wrench, lag of the servo, s."""
 TOUCHED = (3e3, 1e4, 5e4)
@@ -103,7 +107,7 @@ def solve_ms(calls: int = 100) -> dict[str, float]:
 @dataclass(frozen=True)
 class Trials:
     """A policy, or the scripted trajectory, on one arm. policy: the folder of one; seed: of its training; log: where the robot's server
-    writes, in a process of its own and in real time; None: in lock-step."""
+    writes, in a process of its own and in real time; None: in lock-step; how: it learned, as the row says it."""
 
     table: Table
     task: str
@@ -111,11 +115,12 @@ class Trials:
     policy: Path | None = None
     seed: int = 0
     log: Path | None = None
+    how: str = ""
 
     @property
     def method(self) -> str:
         """As the row says it."""
-        return "served" if self.log else "learned" if self.policy else "scripted"
+        return "served" if self.log else f"learned{self.how}" if self.policy else "scripted"
 
     def done(self) -> bool:
         """Whether a row of as many lies there."""
@@ -156,7 +161,8 @@ def training(table: Table, cfg: AdmittanceConfig, folder: Path) -> None:
     with Run.start(folder, cfg, resume=True, ignore=("collect",)) as run, WorkCell(run, cfg) as cell:
         summary = train(cfg, cell)
     told = {key: summary["headline"][key] for key in ("steps_to_90", "minutes_to_90", "learning_min")}
-    table.put({"task": cfg.task.partition("/")[2], "method": "training", "seed": cfg.seed, "steps": summary["env_steps"], **told})
+    how = "training" if cfg.symmetric else f"training{ONE_WAY}"
+    table.put({"task": cfg.task.partition("/")[2], "method": how, "seed": cfg.seed, "steps": summary["env_steps"], **told})
 
 
 def loop(table: Table) -> None:
@@ -194,15 +200,17 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS)
     parser.add_argument("--pivot", action="store_true", help="a block that is set upright, in place of pegs")
     parser.add_argument("--forge", action="store_true", help="the policy is told a force to keep to, and pays for what is beyond; square")
+    parser.add_argument("--one-way", action="store_true", help="the policy learns without its decisions turned and mirrored")
     args, flags = parser.parse_known_args(words)
     out, results = (args.out / "smoke", args.out / "smoke") if args.smoke else (args.out, RESULTS)
     table, n = Table(results / "admittance.jsonl", KEY), 2 if args.smoke else args.trials
     if args.pivot and args.forge:
         parser.error("--pivot and --forge: nobody pivots by a force to keep to: leave one of them out")
+    how = ONE_WAY if args.one_way else ""
     told, skill = "-forge" if args.forge else "", "pivot" if args.pivot else "square"
     home, works = f"{skill}{told}", [skill] if args.pivot or args.forge else args.shapes
     # "real" is for the trials alone
-    cfg = replace(AdmittanceConfig(), task=f"assembly/{home}", real=f"assembly/{skill}-dev{told}", eval_episodes=1)
+    cfg = AdmittanceConfig(task=f"assembly/{home}", real=f"assembly/{skill}-dev{told}", symmetric=not args.one_way, eval_episodes=1)
     if args.smoke:
         cfg = replace(cfg, steps=40, random_steps=20, compiled=False, sac=replace(cfg.sac, batch=8, hidden=(16,)))
     cfg = replace(overridden(cfg, flags), collect=CollectConfig(workers=1))
@@ -217,14 +225,15 @@ def main(words: list[str] | None = None) -> int:
     arms = [f"{work}-real{told}" + ("" if how == "direct" else f"-{how}") for work in works for how in args.controls]
     arms = [arm for arm in arms if arm in LEVELS]  # nobody probes before a pivot
     for seed in args.seeds[:1] if args.smoke else args.seeds:
-        folder = out / "admittance" / f"s{seed}{'-pivot' if args.pivot else told}"
+        folder = out / "admittance" / f"s{seed}{'-pivot' if args.pivot else told}{'-one-way' if args.one_way else ''}"
         if "training" in args.parts:
-            parts.append(Part(f"training, seed {seed}", lambda seed=seed: table.find(home, "training", seed) is not None,
+            parts.append(Part(f"training, seed {seed}", lambda seed=seed: table.find(home, f"training{how}", seed) is not None,
                               partial(training, table, replace(cfg, seed=seed), folder)))
-        for trials_of in [Trials(table, task, n, folder / "policy", seed) for task in (home, *arms)] if "learned" in args.parts else ():
+        policy = folder / "policy"
+        for trials_of in [Trials(table, task, n, policy, seed, how=how) for task in (home, *arms)] if "learned" in args.parts else ():
             parts.append(Part(f"learned, seed {seed}, {trials_of.task}", trials_of.done, trials_of.run))
         for task in arms if "served" in args.parts else ():
-            on_robot = Trials(table, task, n, folder / "policy", seed, out / "admittance" / "served")
+            on_robot = Trials(table, task, n, policy, seed, out / "admittance" / "served")
             parts.append(Part(f"served, seed {seed}, {task}", on_robot.done, on_robot.run))
     for trials_of in [Trials(table, task, n) for task in arms] if "scripted" in args.parts else ():
         parts.append(Part(f"scripted, {trials_of.task}", trials_of.done, trials_of.run))

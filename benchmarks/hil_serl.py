@@ -35,6 +35,7 @@ METHODS = {"corrections": BASE, "gripper-as-motion": replace(BASE, grasp_critic=
            "nobody": replace(BASE, human="none", prior_share=0.0), "residual": BASE, "asks": replace(BASE, help_after=20),
            "chunks": replace(BASE, policy=replace(BASE.policy, chunk=4)),
            "tilting-person": replace(BASE, expert="tilting"),
+           "mirrored": replace(BASE, expert=None, symmetric=True),
            "ten-critics": replace(BASE, sac=replace(BASE.sac, critics=10)),
            "long-memory": replace(BASE, policy=replace(BASE.policy, n_obs=16)),
            "hg-dagger": replace(BASE, learner="hg-dagger", sac=replace(BASE.sac, utd=1), clone_steps=2000),
@@ -42,8 +43,8 @@ METHODS = {"corrections": BASE, "gripper-as-motion": replace(BASE, grasp_critic=
 """What is compared: HIL-SERL; on "pick-peg" the same without a grasp critic; the same (RLPD) with the demonstrations alone, and without
 these (plain soft actor-critic); a residual on what `realrl train bc` makes of the same demonstrations; a person who comes when asked; four
 motions a decision; ten critics, of which targets take the less of two, as in RLPD; sixteen observations instead of six; a person
-who tilts the peg, as `realrl train hil-serl` has it, where all others have one who holds it upright; imitation of the person, with
-corrections and without."""
+who tilts the peg, as `realrl train hil-serl` has it, where all others have one who holds it upright; the same (upright on "pick-peg")
+with decisions seen in mirrors; imitation of the person, with corrections and without."""
 HAS_GRIPPER = "pick-peg"
 EQUAL = ("hg-dagger", "cloning")  # have the same seconds of a person as corrections
 

@@ -16,7 +16,7 @@ LOOP = ("step, delay, lag [ms]", "3 kN/m", "10 kN/m", "50 kN/m")
 def lines(rows: Sequence[Row]) -> list[list[str]]:
     """A line an arm: first the learned policies', in both worlds, then those through the server, then the scripted trajectory's."""
     out = []
-    for method in ("learned", "learned anew", "served", "scripted"):
+    for method in ("learned", "learned, one way", "served", "scripted"):
         for r in (r for r in rows if r["method"] == method):
             out.append([r["task"], method if method == "scripted" else f"{method}, seed {r['seed']}", rate(r),
                         *(spread(r[key]) for key in ("peak_force_n", "seconds", "damping"))])
@@ -25,9 +25,10 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
 
 def training(rows: Sequence[Row]) -> list[list[str]]:
     """A line a seed: how soon the skill is learned in simulation."""
-    return [[f"{r['task']}, seed {r['seed']}", f"{r['steps']:,}", *("–" if r[key] is None else form.format(r[key]) for key, form in
-                                                       (("steps_to_90", "{:,}"), ("minutes_to_90", "{:.0f}"), ("learning_min", "{:.0f}")))]
-            for r in rows if r["method"] == "training"]
+    forms = (("steps_to_90", "{:,}"), ("minutes_to_90", "{:.0f}"), ("learning_min", "{:.0f}"))
+    return [[f"{r['task']}, seed {r['seed']}{r['method'].removeprefix('training')}", f"{r['steps']:,}",
+             *("–" if r[key] is None else form.format(r[key]) for key, form in forms)]
+            for r in rows if r["method"].startswith("training")]
 
 
 def spread(value: dict[str, float] | None) -> str:

@@ -219,6 +219,12 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: py
     assert kept(tmp_path / "straight") == kept(tmp_path / "killed")
 
 
+def test_what_is_mirrored_is_learned_from(tmp_path: Path) -> None:
+    both = [run_of(tmp_path / str(mirrored), tiny(symmetric=mirrored, recall=1, steps=60)) for mirrored in (False, True)]
+    assert both[0]["headline"]["transitions"] == both[1]["headline"]["transitions"]
+    assert any(not torch.equal(one, two) for one, two in zip(*(weights(tmp_path / str(m)).values() for m in (False, True)), strict=True))
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     with Run(folder, resume=True) as run:
         found = run.read("hil-serl")

@@ -243,3 +243,32 @@ def test_the_published_law_keeps_a_velocity_where_ours_arrives_at_a_set_point() 
             speeds[task, stiff] = float(env._law.twist[0])
     assert abs(speeds["square-plain", 1.0]) < 0.005
     assert all(speeds["square-published", stiff] == pytest.approx(0.02, abs=0.006) for stiff in (-1.0, 1.0))
+
+
+def test_symmetries_are_groups_of_turns_that_keep_lengths() -> None:
+    for task, size in (("assembly/square", 8), ("assembly/square-forge", 8), ("assembly/pivot", 2), ("assembly/triangle-real", 2)):
+        for elements in envs.symmetries(task):
+            assert len(elements) == size and np.array_equal(elements[0], np.eye(elements.shape[1]))
+            known = {g.tobytes() for g in elements + 0.0}
+            assert {(a @ b + 0.0).tobytes() for a in elements for b in elements} == known and len(known) == size
+            assert all(np.array_equal(g @ g.T, np.eye(len(g))) for g in elements)
+
+
+@needs_arm
+@pytest.mark.parametrize("task", ["assembly/square-plain", "assembly/pivot"])
+def test_the_arm_itself_moves_and_feels_as_its_symmetries_say(task: str) -> None:
+    """What a turned action does is the turned of what the action does, but for the joints' own ways and the noise of the start."""
+    env, (states, actions) = envs.make(task), envs.symmetries(task)
+    asked = np.ones(actions.shape[1])
+    asked[:2], asked[-3:-1] = (0.5, -0.3), (0.6, 0.2)
+
+    def done(action: Array) -> Array:
+        before, _ = env.reset(seed=3)
+        after = env.step(action.astype(np.float32))[0]
+        moved: Array = (after["state"] - before["state"])[:12].astype(np.float64)
+        return moved
+
+    plain = done(asked)
+    for seen, act in zip(states, actions, strict=True):
+        assert done(act @ asked) == pytest.approx(seen[:12, :12] @ plain, abs=0.06)
+    assert np.abs(plain[:2]).max() > 0.15  # it went aside, or nothing is shown

@@ -312,3 +312,35 @@ def test_a_peg_that_falls_ends_the_episode_in_failure() -> None:
     assert at[0] <= 0.07 + 1e-3 and at[1] <= peg.SIDE + 1e-3 and at[2] <= peg.HIGH + 1e-3 and at[3] <= peg.TURN + 1e-3, "its box is longer"
     with pytest.raises(RealrlError, match="an action must be 7 finite numbers"):
         env.step(np.zeros(6))
+
+
+@pytest.mark.parametrize("name", ["peg", "pick-peg"])
+def test_a_mirrored_action_does_what_the_mirror_shows(name: str) -> None:
+    """But for the sensor's noise and where the hand stands."""
+    states, actions = envs.symmetries(f"contact/{name}")
+    env = envs.make(f"contact/{name}")
+    asked = np.array([0.5, 0.3, -0.2, 0.4, -0.3, 0.2, 0.0][:actions.shape[1]])
+    known = [*range(3), *range(6, 15), *range(21, 27)]  # but what is near, and felt
+
+    def done(action: Array) -> Array:
+        before = env.reset(seed=5)[0]["state"][known]
+        for _ in range(2):
+            after = env.step(action.astype(np.float32))[0]["state"][known]
+        moved: Array = (after - before).astype(np.float64)
+        return moved
+
+    plain = done(asked)
+    for seen, act in zip(states, actions, strict=True):
+        assert done(act @ asked) == pytest.approx(np.diag(seen)[known] * plain, abs=0.12)
+        assert np.array_equal(seen @ seen, np.eye(len(seen)))
+    assert np.abs(plain).min() > 0.07  # or a wrong sign would pass
+
+
+def test_actions_that_end_a_state_are_mirrored_with_it() -> None:
+    states, actions = envs.symmetries("contact/peg", recall=2)
+    assert states.shape == (4, 27 + 12, 27 + 12) and np.array_equal(states[:, 27:33, 27:33], actions)
+    assert np.array_equal(states[:, 33:, 33:], actions) and not states[:, :27, 27:].any()
+
+
+def test_where_nobody_wrote_down_a_mirror_there_is_none() -> None:
+    assert envs.symmetries("metaworld/push-v3") is None and envs.symmetries("my-arm") is None

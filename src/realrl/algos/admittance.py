@@ -19,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from realrl import envs
 from realrl.config import OutOfBounds, check
 from realrl.envs.assembly import LEVELS, other, others, told
 from realrl.files import derive
 from realrl.learn.practice import Milestone, sound
+from realrl.learn.replay import Draws
 from realrl.learn.sac import RATES, SAC, SACConfig
+from realrl.learn.symmetry import Turned
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
@@ -54,6 +57,8 @@ class AdmittanceConfig(Scene):
     """The actor."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     """How robot and learner go beside each other."""
+    symmetric: bool = True
+    """Whether a square hole teaches in all the ways that it can be turned and mirrored, a block in both."""
     steps: int = 6000
     """Decisions to learn for; the episode that is under way then is finished."""
     random_steps: int = 500
@@ -120,6 +125,8 @@ def learn(cfg: AdmittanceConfig, cell: Cell, agent: SAC, record: Record) -> None
     with cell.stream("simulation", agent.policy, stage=1, warmup=cfg.random_steps, noise_seed=noise, cfg=cfg.stream) as stream:
         saved = cell.run.load("simulation", agent=agent, stream=stream, record=record) or 0
         replay, past = agent.replay(), stream.past()
+        ways = envs.symmetries(cfg.task, cfg.recall) if cfg.symmetric else None
+        draws: Draws = Turned(replay, *ways) if ways else replay
         replay.extend(past)
         record.remember(past)
         cell.run.rewind("simulation", stream.steps)
@@ -133,7 +140,7 @@ def learn(cfg: AdmittanceConfig, cell: Cell, agent: SAC, record: Record) -> None
                 if owed and len(replay):
                     owed -= 1
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
-                    pen.told.append(sound(agent.update(replay.sample(cfg.sac.batch, random, cfg.sac.utd)), stream.steps, *RATES))
+                    pen.told.append(sound(agent.update(draws.sample(cfg.sac.batch, random, cfg.sac.utd)), stream.steps, *RATES))
                     stream.publish(agent.policy)
                 advance(len(moments))
                 record.tick()

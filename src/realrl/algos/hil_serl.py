@@ -28,7 +28,9 @@ from realrl.learn.corrections import Memory, Trial, moments, refuse_contradictio
 from realrl.learn.grasp import GraspCritic
 from realrl.learn.help import Help
 from realrl.learn.practice import Earlier, sound
+from realrl.learn.replay import Draws
 from realrl.learn.sac import RATES, SAC, SACConfig
+from realrl.learn.symmetry import Turned
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.policies.residual import residual_on
 from realrl.robots.devices import DEVICES, Teleoperator
@@ -81,6 +83,8 @@ class HILConfig(Scene):
     prior_share: float = 0.5
     """Share of every batch that is what a person did, demonstrations among it; 0 = demonstrations are not learned from, nor corrections but
     as steps like others (plain soft actor-critic)."""
+    symmetric: bool = False
+    """Whether every decision teaches in all the ways that the work can be mirrored, where the task says how; rlpd alone, without init."""
     takeover_cost: float = 0.0
     """Taken off the reward of the policy's step before a takeover (as in RLIF, arXiv 2311.12996), so that to be helped does not pay."""
     help_after: int = 0
@@ -140,6 +144,7 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     refuse_contradictions(demos)
     noise = derive(cfg.seed, "hil-serl") % 2**31
     memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost, noise, cfg.prior_share), Average(agent, grasp, cfg.clone_steps)
+    memory.both = mirrored(cfg, spec, memory.both)
     if cfg.human == "scripted" and memory.demo_steps > cfg.operator.cap * spec.horizon:
         console(stderr=True).print(f"note: demonstrations take {memory.demo_steps:.0f} steps, an episode has {spec.horizon}, and the "
                                    f"scripted person moves at {cfg.operator.cap:g} of full speed at most: what it begins it can hardly "
@@ -151,6 +156,13 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     cell.finish_stage("hil-serl", policy, cfg.eval_episodes)
     cell.summary["headline"] = headline(cfg, cell.summary, memory, agent.step - average.before)
     return cell.summary
+
+
+def mirrored(cfg: HILConfig, spec: TaskSpec, draws: Draws) -> Draws:
+    """The same, seen in the task's mirrors where it has some. What a policy of before says is not mirrored, so nothing is where it acts."""
+    from realrl import envs
+    ways = envs.symmetries(spec.twin or spec.id, cfg.recall) if cfg.symmetric and not cfg.init else None
+    return Turned(draws, *ways) if ways else draws
 
 
 def make_actor(cfg: HILConfig, spec: TaskSpec) -> GaussianPolicy:

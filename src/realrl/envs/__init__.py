@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
 from realrl.envs.base import NoisyPolicy, RobotEnv
@@ -118,6 +119,20 @@ def progress(task: str) -> Callable[[Array], float]:
         from realrl.envs import arm
         return arm.picking if arm.JOBS[name].cube else arm.reaching
     return _unknown
+
+
+def symmetries(task: str, recall: int = 0) -> tuple[Array, Array] | None:
+    """How a task's work looks the same when it is turned or mirrored: (what an element of the group makes of `state` [G, n, n], and of an
+    action [G, a, a]), the first leaves all as it is; None where nobody wrote it down. recall: how many of the last actions `state` ends
+    with, see `RobotEnv.lag`."""
+    suite, _, name = task.partition("/")
+    if suite not in ("contact", "assembly"):
+        return None
+    from scipy.linalg import block_diag  # a quarter of a second to import
+
+    module: Any = _suite(suite)
+    states, actions = module.symmetries(name)
+    return np.stack([block_diag(seen, *([done] * recall)) for seen, done in zip(states, actions, strict=True)]), actions
 
 
 def told(task: str) -> Callable[[Array], dict[str, float]] | None:

@@ -234,6 +234,35 @@ def _level(task: str) -> Level:
     return LEVELS[name]
 
 
+def symmetries(name: str) -> tuple[Array, Array]:
+    """How the work of task `name` looks the same: (what an element makes of `state` [G, n, n], and of an action [G, a, a]). A square
+    hole can be turned by right angles and mirrored; others and a block at its wall be mirrored. The first leaves all as it is."""
+    level = LEVELS[name]
+    mirror = np.diag([-1.0, 1.0, 1.0] if level.shape == "connector" else [1.0, -1.0, 1.0])  # its latch is in y
+    quarter = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    turns = 4 if level.shape == "square" else 1
+    elements = [np.linalg.matrix_power(quarter, k) @ side for k in range(turns) for side in (np.eye(3), mirror)]
+    return (np.stack([_seen_as(g, len(level.seen)) for g in elements]), np.stack([_done_as(g, level.numbers) for g in elements]))
+
+
+def _seen_as(g: Array, numbers: int) -> Array:
+    """Of `state`: arrows turn, and what turns about an axis changes its sense where g mirrors."""
+    about = g * np.linalg.det(g)
+    out = np.eye(numbers)
+    for i, part in enumerate((g, about) * 3):
+        out[3 * i:3 * i + 3, 3 * i:3 * i + 3] = part
+    return out
+
+
+def _done_as(g: Array, numbers: int) -> Array:
+    """Of an action: so do velocities; stiffness goes with its axis, whatever the sign."""
+    parts = [g, g * np.linalg.det(g), np.abs(g), np.abs(g)] if numbers == 12 else [g, np.abs(g)]
+    out = np.zeros((numbers, numbers))
+    for i, part in enumerate(parts):
+        out[3 * i:3 * i + 3, 3 * i:3 * i + 3] = part
+    return out
+
+
 def expert(name: str, path: str | Path | None = None) -> Policy:
     """Who knows where the hole is: over it first, then down, stiff; or how far a block is raised: with its edge, round the corner."""
     return ScriptedPolicy(f"assembly/{name}", _raise if LEVELS[name].block else _insert)

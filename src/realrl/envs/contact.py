@@ -94,6 +94,19 @@ def make(name: str, *, reward: str | None = None, horizon: int | None = None, si
     return PegEnv(name, reward, horizon, sight, randomise)
 
 
+def symmetries(name: str) -> tuple[Array, Array]:
+    """A peg, its slot and a hand with two fingers look the same in a mirror, and in another, in the hand's own heading: (what an element
+    makes of `state` [4, n, n], and of an action [4, a, a]), the first leaves all as it is."""
+    seen, done = [], []
+    for x, y in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        way, about = (x, y, 1), (y, x, x * y)  # what turns about an axis changes its sense where the mirror holds the axis
+        state = (*way, *way, *about, *((*way, *about) * 3))
+        picks = LEVELS[name].picks
+        seen.append(np.diag([float(v) for v in (*state, *((1, *way, *way, about[2], 1) if picks else ()))]))
+        done.append(np.diag([float(v) for v in (*way, *about, *((1,) if picks else ()))]))
+    return np.stack(seen), np.stack(done)
+
+
 def expert(name: str, path: str | Path | None = None) -> Policy:
     """A careful demonstrator, who knows where the slot is and never moves at more than half the full speed. path: its manner, "upright"
     (`Careful`) or "tilting" (`Tilting`), by default the level's. Raises RealrlError for another, and for tilting what has to be picked."""
