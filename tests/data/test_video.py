@@ -106,10 +106,10 @@ def test_videos_of_others_with_frames_out_of_order_are_read(tmp_path: Path) -> N
     ("libx264", {"g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0"})])
 def test_pictures_of_open_groups_are_found_one_by_one(codec: str, options: dict[str, str], tmp_path: Path) -> None:
     """Some are decoded behind a key frame and shown before it; a strict decoder does not begin with one of H.264 at all."""
-    frames = [np.full((32, 48, 3), 20 + 5 * i, np.uint8) for i in range(40)]
+    frames = [np.full((128, 192, 3), 20 + 5 * i, np.uint8) for i in range(40)]
     with av.open(str(tmp_path / "open.mp4"), "w") as out:
         stream = out.add_stream(codec, rate=10, options=options)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 192, 128, "yuv420p"
         for frame in [*(av.VideoFrame.from_ndarray(x, format="rgb24") for x in frames), None]:
             out.mux(stream.encode(frame))
     for i in range(40):
