@@ -119,6 +119,23 @@ def test_pictures_of_open_groups_are_found_one_by_one(codec: str, options: dict[
     assert close(first, frames[11])
 
 
+@pytest.mark.parametrize(("codec", "pixels", "suffix"), [
+    ("libvpx-vp9", "yuv420p", "webm"), ("mjpeg", "yuvj420p", "avi"), ("ffv1", "gray16le", "mkv"), ("ffv1", "bgr0", "mkv")])
+@pytest.mark.parametrize("called", ["film", "film.mp4"])
+def test_films_in_other_containers_are_read_whatever_they_are_called(codec: str, pixels: str, suffix: str, called: str, tmp_path: Path) -> None:
+    deep = pixels == "gray16le"
+    frames = np.random.default_rng(0).integers(0, 65536, (9, 48, 64), np.uint16) if deep else movie(9, 48, 64)
+    with av.open(str(tmp_path / f"x.{suffix}"), "w") as out:
+        stream = out.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        for frame in frames:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format=pixels if deep else "rgb24")))
+        out.mux(stream.encode(None))
+    film = (tmp_path / f"x.{suffix}").rename(tmp_path / called)
+    seen = video.decode(film, np.array([8, 0, 3]) / 10, 0.01)
+    assert (seen == frames[[8, 0, 3]]).all() if deep else close(seen, frames[[8, 0, 3]])
+
+
 def test_real_recordings_of_others(shared_data: Path) -> None:
     found = sorted((shared_data / "lerobot_single_episodes").glob("*/videos/*.mp4"))
     assert found
