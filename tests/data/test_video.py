@@ -122,7 +122,8 @@ def test_pictures_of_open_groups_are_found_one_by_one(codec: str, options: dict[
 @pytest.mark.parametrize(("codec", "pixels", "suffix"), [
     ("libvpx-vp9", "yuv420p", "webm"), ("mjpeg", "yuvj420p", "avi"), ("ffv1", "gray16le", "mkv"), ("ffv1", "bgr0", "mkv")])
 @pytest.mark.parametrize("called", ["film", "film.mp4"])
-def test_films_in_other_containers_are_read_whatever_they_are_called(codec: str, pixels: str, suffix: str, called: str, tmp_path: Path) -> None:
+def test_films_in_other_containers_are_read_whatever_they_are_called(codec: str, pixels: str, suffix: str, called: str, tmp_path: Path
+                                                                      ) -> None:
     deep = pixels == "gray16le"
     frames = np.random.default_rng(0).integers(0, 65536, (9, 48, 64), np.uint16) if deep else movie(9, 48, 64)
     with av.open(str(tmp_path / f"x.{suffix}"), "w") as out:

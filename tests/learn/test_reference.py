@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from realrl.data.views import ChunkView
-from realrl.learn.reference import GAINS, PENALTIES, _simplest, _two_valued, fit_reference, resting, trust
+from realrl.learn.imitation import prepare
+from realrl.learn.reference import GAINS, PENALTIES, Witness, _simplest, _two_valued, fit_reference, kept_back, resting, trust
 from realrl.nets.reference import Reference
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.robots.embodiment import Embodiment
 from realrl.types import Episode, Source
 
@@ -194,3 +196,22 @@ def test_of_many_joints_one_that_seems_better_is_not_followed() -> None:
     reference = Reference(1, 1, 30)
     assert trust(reference, said, *about) == 1.0 and (reference.gain == 0).all()
     assert trust(reference, said.abs(), *about) < 1 and (reference.gain == 1).all()
+
+
+@pytest.mark.parametrize(("steps", "held"), [(400, 64), (1000, 100), (40, 10)])
+def test_of_a_single_episode_four_plans_are_kept_back_where_a_quarter_has_them(steps: int, held: int) -> None:
+    fitted, unseen = kept_back(torch.zeros(steps, dtype=torch.long), 0.1, 4 * 16)
+    assert len(unseen) == held and torch.equal(torch.cat([fitted, unseen]), torch.arange(steps))
+
+
+@pytest.mark.parametrize(("episodes", "steps", "able"), [(1, 60, False), (1, 80, True), (20, 5, True)])
+def test_stretches_shorter_than_a_plan_are_no_witness(episodes: int, steps: int, able: bool) -> None:
+    """A quarter of an episode has to hold four plans of four steps; whole episodes may be as short as they are."""
+    view = moving(episodes, steps, 0)
+    policy = DiffusionPolicy(PolicyConfig(chunk=4, n_obs=2, hidden=16, blocks=0, reference="linear"), 2, 3)
+    prepare(policy, view)
+    _, unseen = kept_back(view.episode, 0.1, 16)
+    witness = Witness(policy, view, unseen, 12, 0)
+    witness.finish(12)
+    assert witness.able is able and witness.looked == 12
+    assert able or (witness.left == 1 and policy.reference is not None and (policy.reference.gain == 0).all())

@@ -34,6 +34,7 @@ BEGINNINGS = ("hold", "hold and motion", "mean", "line", "line and motion")
 FOLDS, ROWS = 5, 20_000  # episodes are left out in so many groups; no more decisions than that are looked at
 SPREAD = 3.0  # what the network draws reaches this many standard deviations of what the reference leaves over
 GAINS, CHANCE = (0.0, 0.25, 0.5, 0.75, 1.0), 0.05
+GROUPS = 4  # episodes, or stretches of fewer, that have to agree
 LOOKS, PATIENCE = 12, 4  # at unseen episodes during a fit; so many without gain end it, once there was some
 UNSEEN = 256  # decisions of them that are looked at on the way
 NEVER = 0.9  # standard deviations: further from no motion than that, half of the time, is a command of two values
@@ -91,13 +92,13 @@ def trust(reference: Reference, drawn: Tensor, state: Tensor, action: Tensor, va
     drawn: [N, K, A], what the network said there; state: [N, H, D]; action: [N, K, A]; valid: [N, K] bool; episode: [N]; of fewer than
     four episodes, stretches stand for them, and fewer than four decisions say nothing.
     """
-    if len(episode) < 4:
+    if len(episode) < GROUPS:
         reference.gain.zero_()
         return 1.0
     base, mask = reference(state), valid[..., None].to(action.dtype)
     names, group = torch.unique(episode, return_inverse=True)
-    if len(names) < 4:
-        group = torch.arange(len(episode), device=episode.device) * 4 // len(episode)
+    if len(names) < GROUPS:
+        group = torch.arange(len(episode), device=episode.device) * GROUPS // len(episode)
     groups = torch.nn.functional.one_hot(group).to(action.dtype)  # [N, G]
     steps = groups.T @ mask.sum(1)  # [G, 1]
     error = torch.stack([groups.T @ ((base + gain * reference.scale * drawn - action).abs() * mask).sum(1) / steps for gain in GAINS])
@@ -117,7 +118,8 @@ def trust(reference: Reference, drawn: Tensor, state: Tensor, action: Tensor, va
 class Witness:
     """Episodes that an imitation does not see. They say what it has learned, and where the policy has a reference they choose the weights:
     those that leave the least of the reference's error, as far as they are followed. When nothing is gained any more the fit may end, for
-    few episodes are soon known by heart, with pictures above all.
+    few episodes are soon known by heart, with pictures above all. Fewer than `GROUPS` of them that are no longer than so many plans are no
+    witness: stretches of one episode that are shorter than a plan foresee the same actions.
 
     view: of all decisions; unseen: [N], which of them the fit does not see; steps: of the fit.
     """
@@ -125,6 +127,7 @@ class Witness:
     def __init__(self, policy: DiffusionPolicy, view: Decisions, unseen: Tensor, steps: int, seed: int) -> None:
         self.policy, self.view, self.unseen, self.seed = policy, view, unseen, seed
         self.every = max(steps // LOOKS, 1)
+        self.able = len(unseen) >= GROUPS * policy.chunk or len(torch.unique(view.episode[unseen])) >= GROUPS
         self.best: dict[str, Tensor] = {}
         self.left, self.looked, self.found = math.inf, 0, 0  # of the error; the steps of the newest look and of the best one
 
@@ -157,6 +160,9 @@ class Witness:
     def _follow(self, most: int) -> float:
         rows = self.unseen[::1 + (len(self.unseen) - 1) // most]
         self.policy.actor.eval()
+        if not self.able and self.policy.reference is not None:
+            self.policy.reference.gain.zero_()
+            return 1.0
         return follow(self.policy, self.view.batch(rows), self.view.episode[rows], derive(self.seed, "trust"))
 
     def validate(self) -> dict[str, float]:
@@ -176,19 +182,20 @@ class Witness:
         self.left, self.looked, self.found = state["looks"]
 
 
-def kept_back(episode: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def kept_back(episode: Tensor, share: float, wanted: int = 0) -> tuple[Tensor, Tensor]:
     """(decisions to fit, at most 1,024 to validate with): whole episodes, evenly spread, at least four or a fifth of them, for fewer decide
-    by chance; of a single one its last stretch.
+    by chance; of a single one its last stretch, longer than the share where so many decisions are wanted and a quarter of it has them.
 
     episode: [N], which one a decision is of.
     """
     count = int(episode.max()) + 1
     if count == 1:
         place = torch.arange(len(episode), device=episode.device)
-        back = place >= max(min(len(episode) * (1 - share), len(episode) - 1), 1)  # one at least on either side
+        start = min(len(episode) * (1 - share), max(len(episode) - wanted, 0.75 * len(episode)))
+        back = place >= max(min(start, len(episode) - 1), 1)  # one at least on either side
     else:
-        wanted = min(max(1, count // 5 if count < 20 else 4, round(share * count)), count - 1)
-        picked = ((torch.arange(wanted, device=episode.device) + 0.5) * count / wanted).long()
+        many = min(max(1, count // 5 if count < 20 else 4, round(share * count)), count - 1)
+        picked = ((torch.arange(many, device=episode.device) + 0.5) * count / many).long()
         back = torch.isin(episode, picked)
     rows = back.nonzero().squeeze(-1)
     return (~back).nonzero().squeeze(-1), rows[torch.linspace(0, len(rows) - 1, min(len(rows), 1024), device=rows.device).long()]
