@@ -5,16 +5,18 @@
 The demonstrations that `realrl train` fits are split once more, and the reference is fitted to one side and asked for the other: of one
 episode its beginning (two to four fifths of it, nine ways) and the quarter of that which follows, of several the episodes left out in
 turn, in at most five groups. The held-out episodes of benchmarks/real_data.py are never read. No network takes part. Rows go to
-benchmarks/results/reference.jsonl; at the end, the reference's error as a share of the best of three baselines', in the geometric mean.
+benchmarks/results/reference.jsonl; their last line is the reference's error as a share of the best of three baselines', in the geometric
+mean.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +33,7 @@ from realrl.types import Episode
 
 SHARES, FOLDS = np.arange(0.4, 0.81, 0.05), 5
 BASELINES = ("keep still", "mean action", "ridge")
+HEAD = ("training part of (% of the joints' ranges)", "splits", *BASELINES, "reference", "reference / best of the three")
 Split = tuple[list[Episode], list[Episode]]
 
 
@@ -68,6 +71,14 @@ def measure(setting: Setting, name: str) -> None:
     setting.table.put({"set": name, "splits": len(found), **{who: float(np.mean([f[who] for f in found])) for who in found[0]}})
 
 
+def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A line a set, and the geometric mean of their last column."""
+    share = [row["reference"] / min(row[who] for who in BASELINES) for row in rows]
+    out = [[row["set"], str(row["splits"]), *(f"{100 * row[who]:.2f}" for who in (*BASELINES, "reference")), f"{s:.2f}"]
+           for row, s in zip(rows, share, strict=True)]
+    return [*out, [f"geometric mean of {len(rows)}", *["-"] * 5, f"{np.exp(np.mean(np.log(share))):.3f}"]] if out else []
+
+
 def main(words: list[str] | None = None) -> int:
     """Run what is missing, and say what it comes to."""
     parser = arguments(__doc__ or "", seeds=(0,))
@@ -79,11 +90,8 @@ def main(words: list[str] | None = None) -> int:
     setting = Setting(args.data.resolve(), out, table, args.smoke, None, 0, 0)
     code = run_parts([Part(name, lambda name=name: table.find(name) is not None, partial(measure, setting, name)) for name in args.sets],
                      args.budget)
-    rows = [row for name in args.sets if (row := table.find(name)) is not None]
-    for row in rows:
-        print(f"{row['set']:28}" + "".join(f"{100 * row[who]:9.2f}" for who in (*BASELINES, "reference")))
-    share = [row["reference"] / min(row[who] for who in BASELINES) for row in rows]
-    print(f"reference / best of the three: {np.exp(np.mean(np.log(share))):.3f} of {len(rows)} sets, {sum(s < 1 for s in share)} below 1")
+    for line in lines([row for name in args.sets if (row := table.find(name)) is not None]):
+        print(f"{line[0]:28}", *(f"{cell:>8}" for cell in line[1:]))
     return min(code, 1)
 
 

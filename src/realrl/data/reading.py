@@ -23,9 +23,11 @@ from realrl.files import inside
 from realrl.types import Array, Episode, RealrlError
 
 # What others call the columns that everybody needs, in lower case and less what they stand in: openpi, RoboCasa, HDF5 converters.
-ACTIONS = ("actions", "action", "control", "controls", "command", "commands", "joint_action", "action_joint", "target", "targets")
+ACTIONS = ("actions", "action", "control", "controls", "command", "commands", "joint_action", "action_joint", "target", "targets", "ctrl",
+           "joint_target", "joint_targets", "target_joint_position", "target_joint_positions", "commanded_joint_position",
+           "commanded_joint_positions")
 STATES = ("state", "states", "observation.states", "qpos", "joint_positions", "joint_position", "joints", "proprio", "proprioception",
-          "robot_state", "agent_pos", "joint_state")
+          "robot_state", "agent_pos", "joint_state", "observation", "observations", "obs")
 JOINTS = ("qpos", "joint_positions", "joint_position", "joints", "joint_state")  # of these words, those that leave the gripper out
 GRIPPERS = ("gripper_position", "gripper", "gripper_state", "gripper_pos", "gripper_qpos")
 CLOUD = re.compile(r"cloud|(^|[_.])(pcd|pcl|pc|points)([_.]|$)", re.IGNORECASE)

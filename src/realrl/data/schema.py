@@ -29,8 +29,7 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 CAMERA_PREFIXES = ("images.", "depth.")  # observation keys that are recorded as video
 Info = dict[str, Any]
-# How an episode ended, in its row: our name and other people's, and the words they use (Evo-RL: "success" and "failure").
-# Each of these words behind each of these beginnings; the plain word counts before others.
+# How an episode ended, in its row: each of these words behind each of these beginnings, and the words that stand there.
 _WHOSE = ("", "episode_", "is_", "task_", "episode_is_", "is_episode_", "is_task_", "trajectory_", "demo_", "rollout_")
 _WON = ("success", "succeeded", "succeed", "successful", "outcome", "result", "success_label", "success_flag")
 SUCCESSES = (*(f"{whose}{word}" for word in _WON for whose in _WHOSE), "next.success")
@@ -96,7 +95,10 @@ def read_json(root: Path) -> Info:
     if not path.exists():
         if errors.holds_recordings(root):
             raise RealrlError(f"{root}: meta/info.json is missing; run 'realrl data repair {typed(root)}'")
-        raise RealrlError(f"{root} is not a LeRobot dataset: meta/info.json is missing; give the folder that holds meta/ and data/")
+        if not root.exists():
+            raise RealrlError(f"{root} is not a LeRobot dataset: it does not exist; give the folder that holds meta/ and data/")
+        raise RealrlError(f"{root} is not a LeRobot dataset: meta/info.json is missing; give the folder that holds meta/ and data/, and "
+                          f"import what is in another format once: realrl data import {typed(root)} --out NEW")
     within(root, path)
     info: Any = errors.read_json(path)
     if not isinstance(info, dict):

@@ -381,3 +381,9 @@ def test_a_run_that_shall_look_and_sees_nothing_is_told_why(tmp_path: Path) -> N
             material(root, kind)
     seen = material(cloud, "pointcloud", names=(f"observation.pointcloud={name}",)).demos[0]
     assert seen.obs["pointcloud"].shape == (7, 16, 3) and any("look at it" in note for note in material(cloud, "state").notes)
+
+
+def test_what_is_in_another_format_is_to_be_imported_and_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    (file := tmp_path / "lift.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    assert refused(file).endswith(f"realrl data import {file} --out NEW")
+    assert "does not exist" in refused(tmp_path / "typo")
