@@ -41,7 +41,7 @@ from realrl.envs.contact import OPENING, PICK_FULL
 from realrl.envs.quadruped import RISE_STAND
 from realrl.policies.diffusion import PolicyConfig
 from realrl.run import read_metrics
-from realrl.scene import CollectConfig
+from realrl.scene import CollectConfig, RecordedConfig
 from realrl.types import Episode, Policy, RealrlError
 
 TOY = comparison.toy_size(RL100Config(task="toy/line", demo_noise=0.1))
@@ -429,3 +429,16 @@ def test_recaps_rivals_have_as_many_episodes() -> None:
         offline = mine.offline.rounds * mine.offline.rollouts + share if "offline" in mine.stages else 0
         online = mine.online.iterations * mine.online.episodes if "online" in mine.stages else 0
         assert 0.8 * cfg.rounds * cfg.rollouts <= 2 * mine.demos + offline + online <= cfg.rounds * cfg.rollouts
+
+
+def test_what_a_reference_foresees_of_its_own_demonstrations(shared_data: Path, tmp_path: Path) -> None:
+    """It is asked for what follows of what it was fitted to, and never for what the policy is compared with."""
+    from benchmarks.studies import reference
+    name = "robosuite wipe (1)"
+    assert reference.main(["--smoke", "--data", str(shared_data), "--out", str(tmp_path), "--sets", name]) == 0
+    (row,) = common.read_rows(tmp_path / "smoke" / "reference.jsonl")
+    assert row["splits"] == 2 and {"keep still", "mean action", "ridge", "reference"} <= row.keys()
+    material = reference.read(str(tmp_path / "smoke/sets/robosuite-wipe-1"), RecordedConfig(), reference.SightConfig(), tmp_path)
+    ends = [(len(seen), len(seen) + len(asked)) for (seen,), (asked,) in reference.splits(material.demos)]
+    (demonstration,) = material.demos
+    assert len(ends) == 9 and max(end for _, end in ends) <= len(demonstration), ends

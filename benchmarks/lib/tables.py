@@ -34,7 +34,7 @@ from benchmarks.lib import (
     walking,
 )
 from benchmarks.lib.common import RESULTS, ROOT, read_rows
-from benchmarks.studies import waiting, wide_plans
+from benchmarks.studies import reference, waiting, wide_plans
 from realrl.cell.evaluate import wilson
 from realrl.files import write_text
 from realrl.types import RealrlError
@@ -449,7 +449,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "recap": one_grid(advantage),
     "daydreamer": one_grid(dreaming), "dream_speed": one_grid(dream_costs),
     "real_data": real_data_table,
-    "delays": one_grid(lateness),
+    "delays": one_grid(lateness), "reference": one_grid(reference),
     "waiting": one_grid(waiting), "wide_plans": one_grid(wide_plans), "faults": one_grid(faults), "robot_timing": one_grid(robot_timing),
     "through_server": lambda rows: "\n\n".join([grid(served.HEAD, served.lines(rows) or [[NOT_RUN] * len(served.HEAD)]),
                                                 served.typed(rows), commands(rows)]),

@@ -106,10 +106,10 @@ def test_videos_of_others_with_frames_out_of_order_are_read(tmp_path: Path) -> N
     ("libx264", {"g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0"})])
 def test_pictures_of_open_groups_are_found_one_by_one(codec: str, options: dict[str, str], tmp_path: Path) -> None:
     """Some are decoded behind a key frame and shown before it; a strict decoder does not begin with one of H.264 at all."""
-    frames = [np.full((32, 48, 3), 20 + 5 * i, np.uint8) for i in range(40)]
+    frames = [np.full((128, 192, 3), 20 + 5 * i, np.uint8) for i in range(40)]
     with av.open(str(tmp_path / "open.mp4"), "w") as out:
         stream = out.add_stream(codec, rate=10, options=options)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 192, 128, "yuv420p"
         for frame in [*(av.VideoFrame.from_ndarray(x, format="rgb24") for x in frames), None]:
             out.mux(stream.encode(frame))
     for i in range(40):
@@ -117,6 +117,24 @@ def test_pictures_of_open_groups_are_found_one_by_one(codec: str, options: dict[
     assert close(video.decode(tmp_path / "open.mp4", np.arange(40) / 10, 0.05), np.stack(frames))
     (_, first), *_ = video.frames(tmp_path / "open.mp4", 1.1)
     assert close(first, frames[11])
+
+
+@pytest.mark.parametrize(("codec", "pixels", "suffix"), [
+    ("libvpx-vp9", "yuv420p", "webm"), ("mjpeg", "yuvj420p", "avi"), ("ffv1", "gray16le", "mkv"), ("ffv1", "bgr0", "mkv")])
+@pytest.mark.parametrize("called", ["film", "film.mp4"])
+def test_films_in_other_containers_are_read_whatever_they_are_called(codec: str, pixels: str, suffix: str, called: str, tmp_path: Path
+                                                                      ) -> None:
+    deep = pixels == "gray16le"
+    frames = np.random.default_rng(0).integers(0, 65536, (9, 48, 64), np.uint16) if deep else movie(9, 48, 64)
+    with av.open(str(tmp_path / f"x.{suffix}"), "w") as out:
+        stream = out.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        for frame in frames:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format=pixels if deep else "rgb24")))
+        out.mux(stream.encode(None))
+    film = (tmp_path / f"x.{suffix}").rename(tmp_path / called)
+    seen = video.decode(film, np.array([8, 0, 3]) / 10, 0.01)
+    assert (seen == frames[[8, 0, 3]]).all() if deep else close(seen, frames[[8, 0, 3]])
 
 
 def test_real_recordings_of_others(shared_data: Path) -> None:

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from realrl.data.views import ChunkView
-from realrl.learn.reference import GAINS, PENALTIES, _simplest, fit_reference, trust
+from realrl.learn.imitation import prepare
+from realrl.learn.reference import GAINS, PENALTIES, Witness, _simplest, _two_valued, fit_reference, kept_back, resting, trust
 from realrl.nets.reference import Reference
+from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.robots.embodiment import Embodiment
 from realrl.types import Episode, Source
 
@@ -148,3 +150,68 @@ def test_a_joint_that_never_moves_does_not_explode() -> None:
     assert all(torch.isfinite(b).all() for b in reference.buffers()) and (reference.scale >= 1e-3).all()
     wild = reference.decode(torch.ones(1, 4, 2), torch.full((1, 2, 3), 50.0))
     assert wild.abs().max() <= 1 and abs(float(wild[0, 0, 1]) - 0.25) < 0.05
+
+
+def motions(steps: int = 300) -> tuple[ChunkView, Embodiment]:
+    """An arm that is told how to move: joint 0 seldom, and then as it moves already; joint 1 is a gripper, open or closed."""
+    random, made = np.random.default_rng(0), []
+    for _ in range(4):
+        state, action = [np.zeros(2)], []
+        for t in range(steps):
+            pushed = 0.5 if t % 60 < 10 else 0.0
+            action.append([pushed, 1.0 if t % 100 < 45 else -1.0])
+            state.append(state[-1] + [0.1 * pushed, 0.0] + random.normal(0, 1e-3, 2))
+        made.append(episode(np.array(state), np.array(action)))
+    robot = Embodiment("arm", ("x", "gripper"), ("", ""), (-1.0,) * 2, (1.0,) * 2, ("x", "y"), 10.0, "relative")
+    return ChunkView(made, chunk=1, n_obs=2, gamma=1.0), robot
+
+
+def test_of_a_robot_that_is_told_motions_keeping_still_is_none_and_a_gripper_has_none() -> None:
+    view, robot = motions()
+    reference = Reference(4, 1, 2)
+    fit_reference(reference, view, robot)
+    moved = torch.tensor([[[0.0, 0.0], [0.05, 0.0]]])
+    assert abs(float(reference(torch.zeros(1, 2, 2))[0, 0, 0])) < 0.05 and float(reference(moved)[0, 0, 0]) > 0.3
+    actions = view.actions.numpy()
+    assert resting(actions, robot).tolist() == [0, 0], "keep still, which policies are compared with, is no motion of either"
+    assert _two_valued(actions, robot).tolist() == [False, True]
+
+
+def test_the_best_and_the_simplest_meet_halfway(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = moving(6, 80, 0)
+    maps = {}
+    for name, choose in {"best": lambda error: error.mean(0).argmin(0), "mean": lambda error: np.full(3, len(PENALTIES) - 1)}.items():
+        monkeypatch.setattr("realrl.learn.reference._simplest", choose)
+        maps[name] = Reference(4, 4, 3)
+        fit_reference(maps[name], view)
+    assert (maps["mean"].weight - maps["best"].weight / 2).abs().max() < 1e-4 < maps["best"].weight.abs().max()
+
+
+def test_of_many_joints_one_that_seems_better_is_not_followed() -> None:
+    """Thirty joints; the network brings one nearer in every episode and the others further away, so nobody is followed."""
+    episodes = torch.arange(4).repeat_interleave(5)
+    said = torch.full((20, 1, 30), -0.1)
+    said[..., 7] = torch.tensor((0.5, 0.55, 0.45, 0.5))[episodes][:, None]
+    about = (torch.zeros(20, 1, 1), torch.ones(20, 1, 30), torch.ones(20, 1, dtype=torch.bool), episodes)
+    reference = Reference(1, 1, 30)
+    assert trust(reference, said, *about) == 1.0 and (reference.gain == 0).all()
+    assert trust(reference, said.abs(), *about) < 1 and (reference.gain == 1).all()
+
+
+@pytest.mark.parametrize(("steps", "held"), [(400, 64), (1000, 100), (40, 10)])
+def test_of_a_single_episode_four_plans_are_kept_back_where_a_quarter_has_them(steps: int, held: int) -> None:
+    fitted, unseen = kept_back(torch.zeros(steps, dtype=torch.long), 0.1, 4 * 16)
+    assert len(unseen) == held and torch.equal(torch.cat([fitted, unseen]), torch.arange(steps))
+
+
+@pytest.mark.parametrize(("episodes", "steps", "able"), [(1, 60, False), (1, 80, True), (20, 5, True)])
+def test_stretches_shorter_than_a_plan_are_no_witness(episodes: int, steps: int, able: bool) -> None:
+    """A quarter of an episode has to hold four plans of four steps; whole episodes may be as short as they are."""
+    view = moving(episodes, steps, 0)
+    policy = DiffusionPolicy(PolicyConfig(chunk=4, n_obs=2, hidden=16, blocks=0, reference="linear"), 2, 3)
+    prepare(policy, view)
+    _, unseen = kept_back(view.episode, 0.1, 16)
+    witness = Witness(policy, view, unseen, 12, 0)
+    witness.finish(12)
+    assert witness.able is able and witness.looked == 12
+    assert able or (witness.left == 1 and policy.reference is not None and (policy.reference.gain == 0).all())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from realrl.data.views import ChunkView
-from realrl.learn.reference import fit_reference, unseen_loss
+from realrl.learn.reference import fit_reference, resting, unseen_loss
 from realrl.nets.reference import Reference
 from realrl.policies.diffusion import DiffusionPolicy
 from realrl.robots.embodiment import Embodiment
@@ -89,11 +89,8 @@ class Examiner:
         return wrong
 
     def _keep_still(self) -> Array:
-        """The measured state as the target of every step. Where nothing measures a joint: no motion, if its actions are motions and lie
-        about zero, else their mean (a gripper among motions)."""
-        actions = self.robot.to_robot(self.seen.actions.cpu().numpy())
-        mean, motion = actions.mean(0), self.robot.control == "relative"
-        rest = np.where((np.abs(mean) < actions.std(0)) & motion, 0.0, mean)
+        """The measured state as the target of every step; where nothing measures a joint, what `resting` says."""
+        rest = self.robot.to_robot(resting(self.seen.actions.cpu().numpy(), self.robot))
         state, still = self.batch.obs["state"][:, -1].cpu().numpy(), self.robot.followers
         held = np.where(still >= 0, state[:, np.maximum(still, 0)], rest)
         return np.broadcast_to(held[:, None], self.truth.shape)

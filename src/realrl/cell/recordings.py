@@ -88,6 +88,7 @@ def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Mat
     """
     notes: list[str] = []
     store, films = _filmed(data, cfg, sight, notes)
+    _look(store, sight.kind, bool(films or notes), data, notes)
     notes += store.notes
     episodes = store.read(images=False)
     if not episodes:
@@ -174,6 +175,24 @@ def _filmed(data: str, cfg: RecordedConfig, sight: SightConfig, notes: list[str]
     if any(key in gone for key in films.values()) or cfg.missing == "episodes":
         store = opened(data, cfg, cameras=[key for key in films.values() if key in store.cameras], missing="episodes")
     return store, films
+
+
+def _look(store: Recordings, kind: SightKind, told: bool, data: str, notes: list[str]) -> None:
+    """Note a cloud of another name that nobody looks at. told: whether there is a camera, or something was said of those there are.
+
+    Raises RealrlError where a run shall look and the set shows nothing of that kind.
+    """
+    features, blind = store.info["features"], "--sight.kind state learns from the numbers alone"
+    cloud = proposal(features).get("observation.pointcloud")
+    named = f"{cloud} looks like a point cloud: {renamed({'observation.pointcloud': cloud})}" if cloud else ""
+    if kind == "pointcloud" and "observation.pointcloud" not in features:
+        raise RealrlError(f"{data}: no observation.pointcloud in it{f', but {named}' if named else ''}; {blind}")
+    if kind in ("rgb", "depth") and not told:
+        flat = [name for name, f in features.items() if len(sides := [n for n in f["shape"] if n > 1]) == 2 and min(sides) >= 8]
+        planes = f"; {', '.join(flat)}: written as plain numbers, write pictures of 16 bits, in millimetres" if flat else ""
+        raise RealrlError(f"{data}: no camera in it sees {'colours' if kind == 'rgb' else 'distances'}{planes}; {blind}")
+    if named and kind == "state":
+        notes.append(f"{named} and --sight.kind pointcloud look at it")
 
 
 def _sense(key: str, deep: bool) -> str:

@@ -23,11 +23,14 @@ from realrl.files import inside
 from realrl.types import Array, Episode, RealrlError
 
 # What others call the columns that everybody needs, in lower case and less what they stand in: openpi, RoboCasa, HDF5 converters.
-ACTIONS = ("actions", "action", "control", "controls", "command", "commands", "joint_action", "action_joint", "target", "targets")
+ACTIONS = ("actions", "action", "control", "controls", "command", "commands", "joint_action", "action_joint", "target", "targets", "ctrl",
+           "joint_target", "joint_targets", "target_joint_position", "target_joint_positions", "commanded_joint_position",
+           "commanded_joint_positions")
 STATES = ("state", "states", "observation.states", "qpos", "joint_positions", "joint_position", "joints", "proprio", "proprioception",
-          "robot_state", "agent_pos", "joint_state")
+          "robot_state", "agent_pos", "joint_state", "observation", "observations", "obs")
 JOINTS = ("qpos", "joint_positions", "joint_position", "joints", "joint_state")  # of these words, those that leave the gripper out
 GRIPPERS = ("gripper_position", "gripper", "gripper_state", "gripper_pos", "gripper_qpos")
+CLOUD = re.compile(r"cloud|(^|[_.])(pcd|pcl|pc|points)([_.]|$)", re.IGNORECASE)
 NUMBERED = re.compile(r"file-\d{3}|episode_\d{6}")  # what data files and videos are called in any of the layouts
 USUAL = {"data_path": schema.DATA_PATH, "video_path": schema.VIDEO_PATH}  # how files are called in version 3
 INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # what every LeRobot table has
@@ -42,7 +45,7 @@ def seen(root: Path, info: Info) -> Info:
         with contextlib.suppress(RealrlError, OSError, StopIteration):  # who reads its pictures says what is wrong
             template = str(info.get("video_path") or USUAL["video_path"])
             film = inside(root, template, video_key=name, chunk_index=0, file_index=0, episode_chunk=0, episode_index=0)
-            film = film if film.exists() else next(film.parent.glob("*.mp4"))
+            film = film if film.exists() else next(film.parent.glob(f"*{film.suffix}"))
             about = feature.get("info") if isinstance(feature.get("info"), dict) else {}
             found[name] = feature | {"info": about | {"video.pix_fmt": video.probe(film)["video.pix_fmt"]}}
     return info | {"features": info["features"] | found}
@@ -202,7 +205,8 @@ PLAIN = Reading()
 
 
 def proposal(features: Info) -> dict[str, str]:
-    """Our name -> theirs of what is there under another name, as far as names and shapes tell: the action, the state, the cameras."""
+    """Our name -> theirs of what is there under another name, as far as names and shapes tell: the action, the state, the cameras, a point
+    cloud."""
     vectors = {name: name.lower().removeprefix("observation.").removeprefix("observations.") for name, f in features.items()
                if f["dtype"].startswith(("float", "int")) and name not in INDICES and len(f["shape"]) == 1}
     found = {}
@@ -213,6 +217,9 @@ def proposal(features: Info) -> dict[str, str]:
             found[ours] = ",".join([ranked[0][1], *hand[:1]])
     if "action" not in {*features, *found} and (parts := spread.proposal(features)):
         found["action"] = ",".join(parts)
+    clouds = [name for name, f in features.items() if CLOUD.search(name) and len(f["shape"]) == 2 and f["shape"][1] in (3, 6)]
+    if "observation.pointcloud" not in features and clouds:
+        found["observation.pointcloud"] = clouds[0]
     for name, f in features.items():
         if (f["dtype"] in ("video", "image") or tables.pictured(f)) and not name.startswith("observation."):
             found[f"observation.images.{name.removeprefix('observations.').removeprefix('images.')}"] = name
@@ -263,7 +270,7 @@ def imported(*words: str) -> str:
 
 def absent(root: Path, path: Path, info: Info, usual: Mapping[str, str]) -> RealrlError:
     """A file of a set that is not where info.json says, and what there is to do. usual: the layout's "data_path" and "video_path"."""
-    name = "video_path" if path.suffix == ".mp4" else "data_path"
+    name = "data_path" if path.suffix == ".parquet" else "video_path"
     if advice := elsewhere(root, path, info, info.get(name) or usual[name], name):
         return RealrlError(f"{path} is missing, but such files lie elsewhere; {advice}")
     repair = f", or {advice}" if "repair" in (advice := mend(path)) else ""
@@ -288,7 +295,7 @@ def elsewhere(root: Path, path: Path, info: Info, told: str, option: str) -> str
         camera = next((part for part in parts if part in (mine or films)), None)
         if parts[0] == "meta":
             continue
-        if path.suffix == ".mp4" and camera is None:
+        if path.suffix != ".parquet" and camera is None:
             short = next((part for part in parts for name in mine if name.endswith(f".{part}")), None)
             if short is None or "{video_key}" not in told:
                 continue

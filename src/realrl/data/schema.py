@@ -29,18 +29,19 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 CAMERA_PREFIXES = ("images.", "depth.")  # observation keys that are recorded as video
 Info = dict[str, Any]
-# How an episode ended, in its row: our name and other people's, and the words they use (Evo-RL: "success" and "failure").
-SUCCESSES = ("success", "episode_success", "is_success", "episode_is_success", "succeeded", "succeed", "is_successful", "next.success",
-             "successful", "is_episode_successful", "episode_successful", "task_success", "success_label", "outcome", "episode_outcome")
-FAILURES = ("failure", "failed", "is_failure", "episode_failure")  # the other way round
+# How an episode ended, in its row: each of these words behind each of these beginnings, and the words that stand there.
+_WHOSE = ("", "episode_", "is_", "task_", "episode_is_", "is_episode_", "is_task_", "trajectory_", "demo_", "rollout_")
+_WON = ("success", "succeeded", "succeed", "successful", "outcome", "result", "success_label", "success_flag")
+SUCCESSES = (*(f"{whose}{word}" for word in _WON for whose in _WHOSE), "next.success")
+FAILURES = tuple(f"{whose}{word}" for word in ("failure", "failed", "fail") for whose in _WHOSE)  # the other way round
 OUTCOMES = (*SUCCESSES, *FAILURES)
 WORDS = {**dict.fromkeys(("success", "successful", "succeeded", "succeed", "passed", "true", "yes", "1"), True),
          **dict.fromkeys(("failure", "failed", "fail", "unsuccessful", "false", "no", "0"), False)}
 # Our name of a column, and what others call it: LeRobot, HIL-SERL and its forks, gymnasium's words. The first one present counts.
 ALIASES = {
     "next.reward": ("next.reward", "reward", "rewards", "next.rewards"),
-    "next.success": ("next.success", "success", "succeed", "is_success", "next.succeed", "complementary_info.success",
-                     "complementary_info.succeed", *SUCCESSES, "annotation.success", "info.success"),
+    "next.success": ("next.success", *(f"{place}{name}" for place in ("", "next.", "complementary_info.", "info.", "annotation.",
+                                                                     "annotation.human.") for name in SUCCESSES)),
     "next.done": ("next.done", "done", "dones", "is_last"),
     "next.terminated": ("next.terminated", "terminated", "is_terminal"),
     "next.truncated": ("next.truncated", "truncated", "truncateds", "truncate", "complementary_info.truncated"),
@@ -94,7 +95,10 @@ def read_json(root: Path) -> Info:
     if not path.exists():
         if errors.holds_recordings(root):
             raise RealrlError(f"{root}: meta/info.json is missing; run 'realrl data repair {typed(root)}'")
-        raise RealrlError(f"{root} is not a LeRobot dataset: meta/info.json is missing; give the folder that holds meta/ and data/")
+        if not root.exists():
+            raise RealrlError(f"{root} is not a LeRobot dataset: it does not exist; give the folder that holds meta/ and data/")
+        raise RealrlError(f"{root} is not a LeRobot dataset: meta/info.json is missing; give the folder that holds meta/ and data/, and "
+                          f"import what is in another format once: realrl data import {typed(root)} --out NEW")
     within(root, path)
     info: Any = errors.read_json(path)
     if not isinstance(info, dict):

@@ -34,6 +34,7 @@ OPTIONS = {
     "av1": {"preset": "12", "crf": "30", "svtav1-params": "pred-struct=1:lookahead=0:rtc=1:lp=1"},
     "h264": {"preset": "ultrafast", "tune": "zerolatency", "crf": "30", "bf": "0"},
     "ffv1": {"level": "3", "slices": "4", "slicecrc": "1"}}
+CONTAINERS = ((0, b"\x1aE\xdf\xa3", "matroska"), (8, b"AVI ", "avi"))  # what a film begins with that is none, at which byte: else mp4
 MAX_PIXELS = 2**26  # a damaged file must not ask for more memory than a frame of 8192 x 8192 needs
 VideoFile = str | Path | BinaryIO
 
@@ -375,12 +376,13 @@ def _pixels(path: str | Path, picture: Any, coding: Coding | None) -> Array:
 def _opened(file: VideoFile) -> Iterator[tuple[Any, Any]]:
     """Container and video stream; whatever goes wrong inside becomes one RealrlError that names the file.
 
-    The format is fixed, so that no file can pass for a play list that names other files.
+    The format is one of three that hold their pictures themselves, so that no file can pass for a play list that names other files.
     """
     with contextlib.ExitStack() as stack:
         with _named(file, inside=False):
-            target = file if hasattr(file, "read") else f"file:{plain(Path(str(file))).absolute()}"
-            container = stack.enter_context(av.open(target, format="mp4", metadata_errors="replace"))
+            stored = None if hasattr(file, "read") else plain(Path(str(file)))
+            target, kind = (file, "mp4") if stored is None else (f"file:{stored.absolute()}", _container(stored))
+            container = stack.enter_context(av.open(target, format=kind, metadata_errors="replace"))
             if not container.streams.video:
                 raise RealrlError(f"{_name(file)} holds no video; {mend(_name(file))}")
             stream = container.streams.video[0]
@@ -390,6 +392,13 @@ def _opened(file: VideoFile) -> Iterator[tuple[Any, Any]]:
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "crccheck+explode"}
         stream.thread_count = 1  # frames are small and loaders many
         yield container, stream
+
+
+def _container(path: Path) -> str:
+    """Which of the formats that are read a film is in, by its first bytes, whatever it is called."""
+    with path.open("rb") as file:
+        begin = file.read(16)
+    return next((kind for at, magic, kind in CONTAINERS if begin[at:].startswith(magic)), "mp4")
 
 
 @contextlib.contextmanager

@@ -55,8 +55,8 @@ class Imitation:
         self.fitted: Tensor | None = None
         self.witness: Witness | None = None
         if cfg.validation:
-            from realrl.learn.reference import Witness, kept_back
-            self.fitted, unseen = kept_back(view.episode, cfg.validation)
+            from realrl.learn.reference import GROUPS, Witness, kept_back
+            self.fitted, unseen = kept_back(view.episode, cfg.validation, GROUPS * policy.chunk)
             self.witness = Witness(policy, view, unseen, cfg.steps, seed)
 
     def update(self) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
 """Fits the linear reference of a policy (`nets.reference`), and says by unseen episodes how far the network that corrects it is followed.
 
-Each joint chooses, by leaving episodes out, the simplest that is as good as any among these beginnings: its mean; a line through the one
-measured number that it goes with most; that and its rate of change; and, where the robot says which number its action drives, that number
-itself, and going on as it moves. A ridge over all numbers adds what they tell beside it, no further than they were demonstrated, with a
-penalty that is chosen in the same way and may be so large that it adds nothing. So few episodes end near "go on as you move", many near
-ridge.
+Each joint chooses by leaving episodes out among these beginnings: keep still, which is the number that its action drives or, where actions
+are motions, none; that and going on as it moves; its mean; a line through the one measured number that it goes with most; that and its
+rate of change. A ridge over all numbers adds what they tell beside it, no further than they were demonstrated, with a penalty that is
+chosen in the same way and may be so large that it adds nothing. Two are chosen, the best and the simplest that is as good as any, and the
+reference says what lies halfway between them: by so few episodes one cannot tell which of the two is right, and the mean of two maps errs
+less than they do. So few episodes end near "go on as you move", many near ridge.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
     from realrl.learn.imitation import Decisions
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e3, 1e9)  # of the ridge, against features of unit variance; the last adds nothing
-BEGINNINGS = ("mean", "line", "line and motion", "hold", "hold and motion")
+BEGINNINGS = ("hold", "hold and motion", "mean", "line", "line and motion")
 FOLDS, ROWS = 5, 20_000  # episodes are left out in so many groups; no more decisions than that are looked at
 SPREAD = 3.0  # what the network draws reaches this many standard deviations of what the reference leaves over
 GAINS, CHANCE = (0.0, 0.25, 0.5, 0.75, 1.0), 0.05
+GROUPS = 4  # episodes, or stretches of fewer, that have to agree
 LOOKS, PATIENCE = 12, 4  # at unseen episodes during a fit; so many without gain end it, once there was some
 UNSEEN = 256  # decisions of them that are looked at on the way
+NEVER = 0.9  # standard deviations: further from no motion than that, half of the time, is a command of two values
 REACH = 0.1  # of the range in which a number was demonstrated: how far beyond it the ridge believes it
 Linear = tuple[Array, Array, Array]  # begin, weight [F, K, A], bias [K, A], see `Reference`
 
@@ -49,7 +52,7 @@ def fit_reference(reference: Reference, view: ChunkView, robot: Embodiment | Non
     batch = view.batch(rows.to(view.reward.device))
     state, action = batch.obs["state"].cpu().double().numpy(), batch.action.cpu().double().numpy()
     valid, episode = batch.valid.cpu().numpy(), view.episode[rows].cpu().numpy()
-    table = _Table(state, action, robot if robot is not None and robot.control == "absolute" else None, FAR if ridge else REACH)
+    table = _Table(state, action, robot, FAR if ridge else REACH)
     begin, weight, bias = _chosen(table, valid, _folds(episode), ridge)
     left = (action - table.chunks(begin, weight, bias)) * valid[..., None]
     spread = np.sqrt((left ** 2).sum(0) / np.maximum(valid.sum(0), 1)[:, None])
@@ -82,27 +85,31 @@ def _encoded(policy: DiffusionPolicy, obs: Mapping[str, Tensor], size: int = 128
 
 def trust(reference: Reference, drawn: Tensor, state: Tensor, action: Tensor, valid: Tensor, episode: Tensor) -> float:
     """Set the gain of each joint to what foresees episodes best that the network was not fitted to, if they agree on it: a gain above 0 has
-    to lower their mean absolute error by more than chance would one time in twenty (Student's t over the episodes). Gives what is left of
-    the reference's error, in the mean over the joints: 1 where the network is not followed at all.
+    to lower their mean absolute error by more than chance would one time in twenty (Student's t over the episodes). No joint is followed
+    unless one gain for all of them does so, too: of many joints some always seem better. Gives what is left of the reference's error, in
+    the mean over the joints: 1 where the network is not followed at all.
 
     drawn: [N, K, A], what the network said there; state: [N, H, D]; action: [N, K, A]; valid: [N, K] bool; episode: [N]; of fewer than
     four episodes, stretches stand for them, and fewer than four decisions say nothing.
     """
-    if len(episode) < 4:
+    if len(episode) < GROUPS:
         reference.gain.zero_()
         return 1.0
     base, mask = reference(state), valid[..., None].to(action.dtype)
     names, group = torch.unique(episode, return_inverse=True)
-    if len(names) < 4:
-        group = torch.arange(len(episode), device=episode.device) * 4 // len(episode)
+    if len(names) < GROUPS:
+        group = torch.arange(len(episode), device=episode.device) * GROUPS // len(episode)
     groups = torch.nn.functional.one_hot(group).to(action.dtype)  # [N, G]
     steps = groups.T @ mask.sum(1)  # [G, 1]
     error = torch.stack([groups.T @ ((base + gain * reference.scale * drawn - action).abs() * mask).sum(1) / steps for gain in GAINS])
     better = error[:1] - error  # [gains, G, A]
-    mean, doubt = better.mean(1), better.std(1) / better.shape[1] ** 0.5
     from scipy.special import stdtrit
-    sure = float(stdtrit(better.shape[1] - 1, 1 - CHANCE))
-    chosen = torch.where(mean > sure * doubt, mean, 0.0).argmax(0)  # the first where none is better: 0
+    sure = float(stdtrit(better.shape[1] - 1, 1 - CHANCE)) / better.shape[1] ** 0.5
+    mean, together = better.mean(1), better.mean(2)
+    if not bool((together.mean(1) > sure * together.std(1)).any()):
+        reference.gain.zero_()
+        return 1.0
+    chosen = torch.where(mean > sure * better.std(1), mean, 0.0).argmax(0)  # the first where none is better: 0
     reference.gain.copy_(torch.tensor(GAINS, device=error.device)[chosen])
     left = 1 - mean.gather(0, chosen[None])[0] / error[0].mean(0).clamp_min(1e-9)
     return float(left.mean())
@@ -111,7 +118,8 @@ def trust(reference: Reference, drawn: Tensor, state: Tensor, action: Tensor, va
 class Witness:
     """Episodes that an imitation does not see. They say what it has learned, and where the policy has a reference they choose the weights:
     those that leave the least of the reference's error, as far as they are followed. When nothing is gained any more the fit may end, for
-    few episodes are soon known by heart, with pictures above all.
+    few episodes are soon known by heart, with pictures above all. Fewer than `GROUPS` of them that are no longer than so many plans are no
+    witness: stretches of one episode that are shorter than a plan foresee the same actions.
 
     view: of all decisions; unseen: [N], which of them the fit does not see; steps: of the fit.
     """
@@ -119,6 +127,7 @@ class Witness:
     def __init__(self, policy: DiffusionPolicy, view: Decisions, unseen: Tensor, steps: int, seed: int) -> None:
         self.policy, self.view, self.unseen, self.seed = policy, view, unseen, seed
         self.every = max(steps // LOOKS, 1)
+        self.able = len(unseen) >= GROUPS * policy.chunk or len(torch.unique(view.episode[unseen])) >= GROUPS
         self.best: dict[str, Tensor] = {}
         self.left, self.looked, self.found = math.inf, 0, 0  # of the error; the steps of the newest look and of the best one
 
@@ -151,6 +160,9 @@ class Witness:
     def _follow(self, most: int) -> float:
         rows = self.unseen[::1 + (len(self.unseen) - 1) // most]
         self.policy.actor.eval()
+        if not self.able and self.policy.reference is not None:
+            self.policy.reference.gain.zero_()
+            return 1.0
         return follow(self.policy, self.view.batch(rows), self.view.episode[rows], derive(self.seed, "trust"))
 
     def validate(self) -> dict[str, float]:
@@ -170,19 +182,20 @@ class Witness:
         self.left, self.looked, self.found = state["looks"]
 
 
-def kept_back(episode: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def kept_back(episode: Tensor, share: float, wanted: int = 0) -> tuple[Tensor, Tensor]:
     """(decisions to fit, at most 1,024 to validate with): whole episodes, evenly spread, at least four or a fifth of them, for fewer decide
-    by chance; of a single one its last stretch.
+    by chance; of a single one its last stretch, longer than the share where so many decisions are wanted and a quarter of it has them.
 
     episode: [N], which one a decision is of.
     """
     count = int(episode.max()) + 1
     if count == 1:
         place = torch.arange(len(episode), device=episode.device)
-        back = place >= max(min(len(episode) * (1 - share), len(episode) - 1), 1)  # one at least on either side
+        start = min(len(episode) * (1 - share), max(len(episode) - wanted, 0.75 * len(episode)))
+        back = place >= max(min(start, len(episode) - 1), 1)  # one at least on either side
     else:
-        wanted = min(max(1, count // 5 if count < 20 else 4, round(share * count)), count - 1)
-        picked = ((torch.arange(wanted, device=episode.device) + 0.5) * count / wanted).long()
+        many = min(max(1, count // 5 if count < 20 else 4, round(share * count)), count - 1)
+        picked = ((torch.arange(many, device=episode.device) + 0.5) * count / many).long()
         back = torch.isin(episode, picked)
     rows = back.nonzero().squeeze(-1)
     return (~back).nonzero().squeeze(-1), rows[torch.linspace(0, len(rows) - 1, min(len(rows), 1024), device=rows.device).long()]
@@ -195,8 +208,9 @@ def _folds(episode: Array) -> Array:
 
 
 def _chosen(table: _Table, valid: Array, fold: Array, ridge: bool) -> Linear:
-    """Of each joint the simplest candidate that foresees what was left out as well as any (the best one, for a ridge), fitted to all."""
-    errors, beginnings = [], BEGINNINGS[:1] if ridge else BEGINNINGS
+    """Of each joint the mean of the candidate that foresees best what was left out and of the simplest one that does it as well as any (the
+    best alone, for a ridge), fitted to all."""
+    errors, beginnings = [], ("mean",) if ridge else BEGINNINGS
     for left_out in np.unique(fold):
         held = fold == left_out
         seen, mask = table[~held], valid[held][..., None]
@@ -204,10 +218,12 @@ def _chosen(table: _Table, valid: Array, fold: Array, ridge: bool) -> Linear:
         wrong = ((np.abs(unseen.chunks(*found) - unseen.action) * mask).sum((0, 1)) for found in seen.candidates(beginnings))
         errors.append(np.array(list(wrong)) / max(mask.sum(), 1))
     error = np.stack(errors)
-    best = error.mean(0).argmin(0) if ridge else _simplest(error)  # [A]
+    best = error.mean(0).argmin(0)  # [A]
+    simple = best if ridge else _simplest(error)
     found = list(table.candidates(beginnings))
     joints = range(table.action.shape[-1])
-    begin, weight, bias = (np.stack([found[best[j]][part][..., j] for j in joints], -1) for part in range(3))
+    begin, weight, bias = (np.stack([(found[best[j]][part][..., j] + found[simple[j]][part][..., j]) / 2 for j in joints], -1)
+                           for part in range(3))
     return begin, weight, bias
 
 
@@ -260,10 +276,11 @@ class _Table:
         scaled = scaled - centre
         values, vectors = np.linalg.eigh(scaled.T @ scaled / len(scaled))
         for beginning in beginnings:
-            if beginning.startswith("hold") and not (self.robot and self.robot.drives):
+            if beginning.startswith("hold") and self.robot is None:
                 continue
             line, bias = self._begin(beginning)
-            begin, line = (line, np.zeros_like(line)) if self.robot is not None else (np.zeros_like(line), line)
+            absolute = self.robot is not None and self.robot.control == "absolute"
+            begin, line = (line, np.zeros_like(line)) if absolute else (np.zeros_like(line), line)
             left = (self.action - self.chunks(begin, line, bias)).reshape(len(scaled), -1)
             shared = vectors.T @ (scaled.T @ left) / len(scaled)
             for penalty in PENALTIES:
@@ -271,40 +288,64 @@ class _Table:
                 yield begin, line + more / self.spread[:, None, None], bias - np.tensordot(centre, more, 1)
 
     def _begin(self, kind: str) -> tuple[Array, Array]:
-        """A beginning of every joint; a joint that nothing measures keeps its mean."""
+        """(weight [F, K, A], bias [K, A]) of a beginning of every joint."""
         bias, weight = self.action.mean(0), np.zeros((self.features.shape[1], *self.action.shape[1:]))
         if kind == "mean":
             return weight, bias
-        held, last = kind.startswith("hold"), self.features.shape[1] - self.width  # where the newest state begins
-        for joint, number in enumerate(self._partners(held)):
-            if number < 0:
-                continue
-            now, target = self.features[:, last + number], self.action[:, :, joint]
-            if held:
-                assert self.robot is not None
-                unit = 1 / self.robot.half[joint]
-                weight[last + number, :, joint] = unit
-                bias[:, joint] = (self.mean[last + number] - self.robot.middle[joint]) * unit
-                target = target - bias[:, joint] - now[:, None] * unit
-            inputs = [] if held else [now]
+        if kind.startswith("hold"):
+            return self._held(weight, kind.endswith("motion"))
+        last = self.features.shape[1] - self.width  # where the newest state begins
+        for joint, number in enumerate(_followed(self.features[:, last:], self.action[:, 0])):
+            now = self.features[:, last + number]
+            inputs = [now]
             if kind.endswith("motion") and last:
                 inputs.append(now - self.features[:, last - self.width + number])
-            if not inputs:
-                continue
-            slope, middle = _line(np.stack(inputs, -1), target)  # [f, K], [K]
+            slope, bias[:, joint] = _line(np.stack(inputs, -1), self.action[:, :, joint])  # [f, K], [K]
             weight[last + number, :, joint] += slope.sum(0)
             if kind.endswith("motion") and last:
                 weight[last - self.width + number, :, joint] -= slope[-1]
-            if not held:
-                bias[:, joint] = middle
         return weight, bias
 
-    def _partners(self, held: bool) -> list[int]:
-        """For each action the number of the state that follows it, as the robot says, or that it goes with most."""
-        if held:
-            assert self.robot is not None
-            return list(self.robot.drives)
-        return _followed(self.features[:, -self.width:], self.action[:, 0])
+    def _held(self, weight: Array, motion: bool) -> tuple[Array, Array]:
+        """To keep still: at the number that the robot says an action drives, with no motion, or at the mean where neither is known. motion:
+        and what the motion so far adds, of the number that is driven or whose motion the action goes with most. weight: zeros."""
+        assert self.robot is not None
+        last, absolute = self.features.shape[1] - self.width, self.robot.control == "absolute"
+        rate = self.features[:, last:] - self.features[:, last - self.width:last] if motion and last else None
+        held = self.robot.followers if absolute else np.full(self.action.shape[-1], -1)
+        moved = held if absolute or rate is None else _followed(rate, self.action[:, 0])
+        first = self.action[:, 0]
+        rest = np.where(_two_valued(first, self.robot), first.mean(0), resting(first, self.robot))
+        bias = np.broadcast_to(rest, weight.shape[1:]).copy()
+        for joint, unit in enumerate(1 / self.robot.half):
+            left = self.action[:, :, joint] - bias[:, joint]
+            if (number := held[joint]) >= 0:
+                weight[last + number, :, joint] = unit
+                bias[:, joint] = (self.mean[last + number] - self.robot.middle[joint]) * unit
+                left = self.action[:, :, joint] - bias[:, joint] - self.features[:, last + number, None] * unit
+            if rate is not None and (number := moved[joint]) >= 0:
+                mean = self.mean[last + number] - self.mean[last - self.width + number]
+                went = rate[:, number] + mean
+                slope = went @ left / max(went @ went, 1e-15)  # [K], of a line through 0: what stands still stays
+                weight[last + number, :, joint] += slope
+                weight[last - self.width + number, :, joint] -= slope
+                bias[:, joint] += slope * mean
+        return weight, bias
+
+
+def resting(action: Array, robot: Embodiment) -> Array:
+    """What each joint is told that nothing measures when it is to keep still, [A]: no motion, if its actions [N, A], in [-1, 1], are
+    motions and lie about zero, else their mean (a gripper among motions)."""
+    mean, none = action.mean(0), -robot.middle / robot.half
+    found: Array = np.where((np.abs(mean - none) < action.std(0)) & (robot.control == "relative"), none, mean)
+    return found
+
+
+def _two_valued(action: Array, robot: Embodiment) -> Array:
+    """Which joints [A] are told one of two things, open or close, and hardly ever the middle: that is no motion. action: [N, A]."""
+    away = np.abs(action + robot.middle / robot.half)
+    found: Array = np.median(away, 0) > NEVER * action.std(0)
+    return found
 
 
 def _followed(state: Array, action: Array) -> list[int]:

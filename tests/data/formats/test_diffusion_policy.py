@@ -393,6 +393,14 @@ def test_other_things_are_told_from_it(tmp_path: Path) -> None:
             formats.read(tmp_path / name)
 
 
+def test_a_zarr_of_another_layout_is_told_what_is_read(tmp_path: Path) -> None:
+    group = zarr.open_group(str(tmp_path / "x.zarr"), mode="w")
+    for number in range(2):
+        group.create_group(f"episode_{number}")
+    with pytest.raises(RealrlError, match=r"meta/episode_ends says .this one holds episode_0, episode_1.: write it so"):
+        formats.read(tmp_path / "x.zarr")
+
+
 # ---- RL-100's own buffers
 
 

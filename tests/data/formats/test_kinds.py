@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +25,7 @@ from realrl.data.errors import POINTER
 from realrl.data.formats import open_dataset
 from realrl.data.schema import DATA_PATH, VIDEO_PATH
 from realrl.data.tools.check import check
-from realrl.scene import RecordedConfig, SightConfig
+from realrl.scene import RecordedConfig, SightConfig, SightKind
 from realrl.types import Array, Episode, RealrlError
 
 LENGTHS, FPS = (6, 4, 5), 10
@@ -73,8 +74,10 @@ def refused(root: Path, **options: Any) -> str:
     return str(caught.value)
 
 
-def material(root: Path, **recorded: Any) -> recordings.Material:
-    return recordings.read(str(root), RecordedConfig(**recorded), SightConfig(kind="rgb", height=8, width=8), root.parent / "spare")
+def material(root: Path, kind: SightKind | None = None, **recorded: Any) -> recordings.Material:
+    told = json.loads((root / "meta/info.json").read_text())["features"]
+    kind = kind or ("rgb" if any(f["dtype"] in ("video", "image") for f in told.values()) else "state")
+    return recordings.read(str(root), RecordedConfig(**recorded), SightConfig(kind=kind, height=8, width=8), root.parent / "spare")
 
 
 def wrong(root: Path) -> list[str]:
@@ -361,3 +364,26 @@ def test_grey_of_16_bits_in_other_steps_asks_for_the_step() -> None:
     found = depth.coding(CAMERA, {"info": about | {"depth_scale": 0.0025}})
     assert found is not None and depth._table(found)[[0, 2, 400]].tolist() == [0, 5, 1000]
     assert depth.coding(CAMERA, {"info": about | {"depth_scale": 0.001}}) is None
+
+
+def test_a_run_that_shall_look_and_sees_nothing_is_told_why(tmp_path: Path) -> None:
+    plain, about = theirs(tmp_path / "plain"), {"dtype": "float32", "shape": [16, 3]}
+    name = "observation.point_cloud"
+    cloud = theirs(tmp_path / "cloud", put(name, lambda _, n: [np.ones((16, 3), np.float32).tolist()] * n), **{name: about})
+    depth = theirs(tmp_path / "depth", put("observation.depth", lambda _, n: [np.ones((8, 12), np.float32).tolist()] * n),
+                   **{"observation.depth": about | {"shape": [8, 12]}})
+    wanted: list[tuple[Path, SightKind, str]] = [
+        (plain, "rgb", "no camera in it sees colours; --sight.kind state"), (plain, "pointcloud", "no observation.pointcloud in it"),
+        (cloud, "pointcloud", f"{name} looks like a point cloud: --rename observation.pointcloud={name}"),
+        (depth, "depth", "no camera in it sees distances; observation.depth: written as plain numbers")]
+    for root, kind, words in wanted:
+        with pytest.raises(RealrlError, match=re.escape(words)):
+            material(root, kind)
+    seen = material(cloud, "pointcloud", names=(f"observation.pointcloud={name}",)).demos[0]
+    assert seen.obs["pointcloud"].shape == (7, 16, 3) and any("look at it" in note for note in material(cloud, "state").notes)
+
+
+def test_what_is_in_another_format_is_to_be_imported_and_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    (file := tmp_path / "lift.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    assert refused(file).endswith(f"realrl data import {file} --out NEW")
+    assert "does not exist" in refused(tmp_path / "typo")

@@ -347,6 +347,20 @@ def test_groups_of_groups_are_read(tmp_path: Path, without: dict[str, bool]) -> 
     assert sorted(named.obs) == ["eef_pos", "images.wrist.rgb", "state"]
 
 
+def test_an_object_alone_is_no_state_and_pictures_of_one_channel_are_none(tmp_path: Path) -> None:
+    """Joints under a name that nobody foresaw count with the object; the last action among the observations and pictures do not."""
+    path = isaaclab(tmp_path / "x.hdf5")
+    with h5py.File(path, "a") as file:
+        for demo in file["data"].values():
+            for name in ("eef_quat", "eef_pos", "gripper_pos"):
+                del demo[f"obs/{name}"]
+            steps = len(demo["actions"])
+            demo["obs/joints"] = np.ones((steps, 9), np.float32)
+            demo["obs/wrist_gray"], demo["obs/wrist_seg"] = np.ones((steps, 16, 16), np.uint8), np.ones((steps, 16, 16), np.int32)
+    obs = next(formats.read(path).episodes).obs
+    assert obs["state"].shape == (7, 14) and obs["images.wrist_gray"].shape == (7, 16, 16, 3) and obs["masks.wrist_seg"].dtype == np.int32
+
+
 @pytest.mark.parametrize(("told", "succeeded"), [(True, [True, True]), (False, [True, False]), (None, [False, False])])
 def test_success_is_what_the_demonstration_says(tmp_path: Path, told: Any, succeeded: list[bool]) -> None:
     imported = formats.read(isaaclab(tmp_path / "x.hdf5", success=told))

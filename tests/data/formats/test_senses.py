@@ -21,6 +21,8 @@ F, U, S = np.dtype(np.float32), np.dtype(np.uint8), np.dtype(np.uint16)
     ("indepth", (5, 48, 64), F, ""), ("map", (5, 48, 64), F, ""), ("depth", (5, 1), F, ""),
     ("xyz", (5, 16, 16, 3), F, ""), ("cam", (5, 16, 16, 3), F, "images"),
     ("scan", (5, 64, 3), F, "pointcloud"), ("point_cloud", (5, 4, 6), F, "pointcloud"), ("pcd", (5, 3, 512), F, "pointcloud"),
+    ("gray", (5, 48, 64), U, "images"), ("cam_left", (5, 1, 48, 64), U, "images"), ("ir", (5, 48, 64, 1), U, "images"),
+    ("touch", (5, 16, 16), U, ""), ("cam_seg", (5, 48, 64), np.dtype(np.int32), "masks"), ("mask", (5, 48, 64, 1), U, "masks"),
     ("keypoints", (5, 9, 3), F, ""), ("scan", (5, 64, 4), F, ""), ("scan", (5, 64, 3), U, ""),
     ("state", (5, 64), F, ""), ("x", (5,), F, "")])
 def test_kinds(name: str, shape: tuple[int, ...], dtype: np.dtype[np.float32], kind: str) -> None:
@@ -33,6 +35,7 @@ def test_names() -> None:
     assert senses.names(found, Path("x"), "_image") == {
         "scan": "pointcloud", "top_image": "images.top", "images.left": "images.left", "top_depth": "depth.top", "depth.left": "depth.left",
         "state": "state"}
+    assert senses.names({"seg": ((5, 16, 16), S), "masks.a": ((5, 16, 16), U)}, Path("x")) == {"seg": "masks.seg", "masks.a": "masks.a"}
     two = {"point_cloud": cloud, "wrist_cloud": cloud}
     assert list(senses.names(two, Path("x")).values()) == ["pointcloud", "pointcloud.wrist_cloud"]
     with pytest.raises(RealrlError, match=r"top_image and images.top would both be called images.top; write the set without"):
@@ -56,3 +59,6 @@ def test_rows() -> None:
     for rows in (points, far, np.swapaxes(far, 1, 2)):
         np.testing.assert_allclose(senses.converted(rows, "pointcloud", "x"), points, atol=1e-6)
     assert senses.converted(np.arange(3), "x", "x").shape == (3, 1)
+    grey = rgba[:, :1]
+    np.testing.assert_array_equal(senses.converted(grey, "images.x", "x"), np.moveaxis(grey, 1, 3).repeat(3, 3))
+    np.testing.assert_array_equal(senses.converted(grey.astype(np.int32), "masks.x", "x"), grey[:, 0])

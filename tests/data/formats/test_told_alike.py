@@ -48,7 +48,7 @@ def material(root: Path) -> recordings.Material:
 
 @BOTH
 @pytest.mark.parametrize(("name", "cells"), [("is_success", (True, False, None)), ("success", ("success", "failed", "no idea")),
-                                             ("failed", (0, 1, None))])
+                                             ("failed", (0, 1, None)), ("task_result", ("Success", "FAIL", "-"))])
 def test_what_rows_say_of_how_episodes_ended_is_counted(version: str, name: str, cells: tuple[Any, ...], tmp_path: Path) -> None:
     rows(root := made(tmp_path / "d", version), lambda i: {name: cells[i], "label": "success"})
     assert describe(root)["outcomes"] == {"success": 1, "failure": 1, "unknown": 1} and describe(root)["success_rate"] == 0.5

@@ -52,6 +52,10 @@ def _hint(path: Path) -> str:
         return "objects in .npy are pickled and not opened: write an npz an episode, action [T, A] and what was observed [T, ...]"
     if any(name.endswith((".bag", ".mcap", ".db3")) for name in names):
         return "convert recordings of ROS to LeRobot's layout first"
+    if {".zgroup", ".zattrs", "zarr.json"} & set(names):
+        told = [name for name in names if not name.startswith((".z", "zarr."))]
+        return ("a zarr is read whose arrays lie side by side in data/ and whose episodes end where meta/episode_ends says (this one "
+                f"holds {', '.join(ascii(name)[1:-1] for name in told[:6]) or 'nothing'}): write it so")
     return "say which one with format="
 
 

@@ -24,6 +24,7 @@ AGAIN = "download or copy it again, a whole one is needed"  # what alone mends a
 NOTHING_AFTER = ("no observation after an episode's last action: the one before it is repeated (last='repeat'), "
                  "last='drop' leaves that action out")
 ACTION = re.compile(r"(^|[._])actions?$")  # the last one among the observations: it is most of what a clone would learn
+OBJECT = re.compile(r"(^|[._])object$")
 _KEY = re.compile(r"[A-Za-z0-9_][\w .+\-]{0,119}")
 
 
@@ -133,8 +134,8 @@ def range_note(low: float, high: float, action_range: tuple[float, float] | None
         return []
     if action_range:
         return [f"actions reach from {low:.4g} to {high:.4g}, outside the range {a:g} to {b:g} that was given, so some leave [-1, 1]"]
-    return [f"actions reach from {low:.4g} to {high:.4g}, outside the [-1, 1] that policies here want; "
-            "action_range=(low, high) maps them linearly"]
+    return [f"actions reach from {low:.4g} to {high:.4g}, outside the [-1, 1] of simulators; action_range=(low, high) maps them "
+            "linearly, 'realrl train' without a task takes them as they are"]
 
 
 # ---- arrays
@@ -190,13 +191,16 @@ def _not_pixels(x: Array, low: float, high: float, what: str, mend: str) -> Real
 
 
 def state_keys(state: Sequence[str] | None, usual: Sequence[str], low_dim: Sequence[str], where: Path) -> list[str]:
-    """Which observations make up obs["state"]: those asked for, else `state` itself, else the usual ones, else all numbers."""
+    """Which observations make up obs["state"]: those asked for, else `state` itself, else the usual ones where they tell of the robot and
+    not of an object alone, else all numbers."""
     if state is not None:
         return only(state, low_dim, "observation of numbers", where)
     if "state" in low_dim:
         return ["state"]
     found = [k for name in usual for k in low_dim if k == name or k.endswith(f".{name}")]
-    return found or [k for k in low_dim if not ACTION.search(k)] or list(low_dim)
+    if any(OBJECT.search(k) is None for k in found):
+        return found
+    return [k for k in low_dim if not ACTION.search(k)] or list(low_dim)
 
 
 def with_state(obs: Obs, keys: Sequence[str]) -> Obs:

@@ -1,7 +1,8 @@
 """What a robot sees, found among a foreign set's arrays by shape and name, and brought into the house's form.
 
 - Colour pictures [T, H, W, 3] or [T, 3, H, W], with or without alpha, are `images.<name>`, uint8 [T, H, W, 3]; other numbers than
-  bytes only where the name says so.
+  bytes only where the name says so. Grey ones in bytes, [T, H, W] or a channel of one before or behind, are, too, in three alike.
+- Whole numbers of a pixel that are neither, what a pixel belongs to, are `masks.<name>`, as they are.
 - Distances [T, H, W], a channel of one before or behind, whose name has the word depth, are `depth.<name>`, uint16 millimetres.
 - Clouds of floats [T, P, 3 or 6] are `pointcloud`, float32 in metres, colours in [0, 1]; several are `pointcloud.<name>`.
 
@@ -21,11 +22,13 @@ import numpy as np
 from realrl.data.formats import common
 from realrl.types import Array, RealrlError
 
-SENSES = ("images.", "depth.", "pointcloud")  # what observations that are no numbers begin with
+SENSES = ("images.", "depth.", "pointcloud", "masks.")  # what observations that are no numbers begin with
 LEAST_SIDE = 8  # pixels
 LEAST_POINTS = 32  # of an array that is a cloud by its shape alone; fewer are key points
 DEPTH = re.compile(r"(^|[_.])depth([_.]|$)", re.IGNORECASE)
 PICTURE = re.compile(r"rgb|ima?ge?|colou?r|cam|pic|view|frame|video|pixel", re.IGNORECASE)
+GREY = re.compile(r"gr[ae]y|mono|infra|(^|[_.])ir([_.]|$)", re.IGNORECASE)
+MASK = re.compile(r"(^|[_.])(seg|mask)|segment|instance", re.IGNORECASE)
 CLOUD = re.compile(r"cloud|(^|[_.])(pcd|pcl|pc)([_.]|$)", re.IGNORECASE)
 MEND = "write the set without it"
 KEYS = "name the others with keys=NAME,NAME"  # where the format has this option
@@ -44,6 +47,8 @@ def names(found: Mapping[str, tuple[Sequence[int], Any]], where: Path, suffix: s
             ours[name] = "images." + (name.removeprefix("images.").removesuffix(suffix) or name)
         elif sense == "depth":
             ours[name] = "depth." + (name.removeprefix("depth.").removesuffix("_depth") or name)
+        elif sense == "masks":
+            ours[name] = "masks." + name.removeprefix("masks.")
         elif sense == "pointcloud" and not name.startswith("pointcloud."):
             ours[name] = sense if len(clouds) == 1 or name in ("point_cloud", sense) else f"{sense}.{name}"
         else:
@@ -56,12 +61,17 @@ def names(found: Mapping[str, tuple[Sequence[int], Any]], where: Path, suffix: s
 
 
 def kind(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> str:
-    """What an array of rows [T, ...] is: "images", "depth", "pointcloud", or "" for numbers."""
-    size = tuple(shape[1:])
+    """What an array of rows [T, ...] is: "images", "depth", "pointcloud", "masks", or "" for numbers."""
+    size, plane = tuple(shape[1:]), _plane(tuple(shape[1:]))
     if _channels(size, dtype) is not None and (dtype == np.uint8 or PICTURE.search(name)):
         return "images"
-    if DEPTH.search(name) and dtype.kind in "uif" and len(plane := _plane(size)) == 2 and min(plane) >= LEAST_SIDE:
-        return "depth"
+    if len(plane) == 2 and min(plane) >= LEAST_SIDE:
+        if DEPTH.search(name) and dtype.kind in "uif":
+            return "depth"
+        if MASK.search(name) and dtype.kind in "uib":
+            return "masks"
+        if dtype == np.uint8 and (PICTURE.search(name) or GREY.search(name)):
+            return "images"
     if dtype.kind == "f" and len(size) == 2:
         named = CLOUD.search(name) is not None
         if (size[1] in (3, 6) and size[0] >= (1 if named else LEAST_POINTS)) or (named and size[0] in (3, 6) and size[1] > 6):
@@ -77,12 +87,16 @@ def converted(rows: Array, ours: str, where: str, scale: float | None = None, me
     """
     if ours.startswith("images."):
         axis = _channels(rows.shape[1:], rows.dtype)
+        if axis is None and len(plane := _plane(rows.shape[1:])) == 2 and rows.dtype == np.uint8:
+            return np.repeat(rows.reshape(len(rows), *plane, 1), 3, axis=3)
         if axis is None:
             raise RealrlError(f"{where}: rows of {list(rows.shape[1:])} are no pictures, others of it are; {mend}")
         rows = np.ascontiguousarray((rows if axis == 2 else np.moveaxis(rows, 1, 3))[..., :3])
         if scale is None and rows.dtype.kind == "f" and rows.min(initial=0) >= 0 and rows.max(initial=0) <= 1:
             return np.rint(rows * np.float32(255)).astype(np.uint8)
         return common.to_images(rows, scale, where, mend)
+    if ours.startswith("masks."):
+        return rows.reshape(len(rows), *_plane(rows.shape[1:]))
     if ours.startswith("depth."):
         return _millimetres(rows, where, mend)
     if ours.startswith("pointcloud"):
