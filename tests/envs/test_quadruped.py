@@ -60,9 +60,19 @@ def test_our_reward() -> None:
     want = 1.0 - 0.1 * 0.5 - quadruped.ATTITUDE * tilt - quadruped.TORQUE * torque - quadruped.CHANGE * change
     assert quadruped.walk_reward(0.6, -0.5, tilt, torque, change) == pytest.approx(10 * want)
     assert quadruped.walk_reward(-0.4, 3.0, 0.0, 0.0, 0.0) == 0.0  # never below
-    assert quadruped.command_reward(0.0, 0.0, 0.0, 0.0, 0.0) == 10.0
-    assert quadruped.command_reward(0.4, -0.5, 0.0, 0.0, 0.0) == pytest.approx(10 * (0.75 * 0.6 + 0.25 * 0.5))
-    assert quadruped.command_reward(1.2, 0.0, 0.0, 0.0, 0.0) == pytest.approx(2.5) and quadruped.command_reward(1.0, 3.0, 0, 0, 0) == 0.0
+
+
+def test_following_a_command_is_worth_leaving_rest_for() -> None:
+    pays = quadruped.command_reward
+    little, much = np.array((0.2, 0.0, 0.0)), np.array((0.8, 0.0, 0.8))
+    assert pays(0.1, 0.1, little, 0.0, 0.0, 0.0) == pays(0.16, -0.16, much, 0.0, 0.0, 0.0) == pytest.approx(10.0), "as near as is allowed"
+    assert pays(0.0, 0.0, much, tilt := 0.01, torque := 100.0, change := 0.2) == pytest.approx(
+        10 * (1 - quadruped.ATTITUDE * tilt - quadruped.TORQUE * torque - quadruped.CHANGE * change))
+    assert pays(0.2, 0.0, little, 0.0, 0.0, 0.0) == pytest.approx(10 * (0.25 + 0.75 * (1 - 0.1 / 0.5))), "at rest, little is asked for"
+    assert pays(0.8, 0.8, much, 0.0, 0.0, 0.0) == pytest.approx(10 / 3), "at rest, much is"
+    assert pays(1.12, -3.0, much, 0.0, 0.0, 0.0) == 0.0 < pays(1.11, -3.0, much, 0.0, 0.0, 0.0), "never below nothing"
+    numbers, rows = (0.4, -0.5, 0.5, 0.3), [np.array([0.4, 0.1]), np.array([-0.5, 2.0]), np.array([0.5, 0.0]), np.array([0.3, -0.8])]
+    assert quadruped.followed(*rows)[0] == pytest.approx(quadruped.followed(*numbers)), "numbers or arrays"
 
 
 def moving(env: walking.QuadrupedEnv, speed: float, *, roll: float = 0.0) -> tuple[float, bool, bool]:

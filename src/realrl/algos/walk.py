@@ -230,7 +230,7 @@ def _paid(now: Tensor, command: Tensor) -> Tensor:
     sin_roll, cos_roll = -gy / cos_pitch, -gz / cos_pitch
     forward, left = cos_pitch * vx + gx * (sin_roll * vy + cos_roll * vz), cos_roll * vy - sin_roll * vz
     error = torch.hypot(forward - command[:, 0], left - command[:, 1])
-    paid: Tensor = quadruped.followed(error, 10.0 * now[:, 26] - command[:, 2])
+    paid: Tensor = quadruped.followed(error, 10.0 * now[:, 26] - command[:, 2], torch.hypot(command[:, 0], command[:, 1]), command[:, 2])
     return paid
 
 
