@@ -93,6 +93,10 @@ class WalkConfig(Scene):
                               f"{self.sac.n_step} and {self.policy.chunk}")
         if self.data is not None:
             raise OutOfBounds(WalkConfig, "data", "has no use here: walking is learned from nothing")
+        if self.sight.kind != "state":
+            raise OutOfBounds(WalkConfig, "sight", f"is {self.sight.kind!r}: actor and critics look at the state alone, leave it out")
+        if self.recall:
+            raise OutOfBounds(WalkConfig, "recall", f"is {self.recall}: a walker's state ends with its last action already, leave it out")
 
     @property
     def warmup(self) -> int:

@@ -123,8 +123,8 @@ def motion(state: Array, dt: float) -> tuple[Array, Array]:
     there its gyroscope is added up. dt: seconds of a control step. Raises RealrlError for observations of another size.
     """
     if (size := state.shape[1]) not in (46, 47, 48):
-        raise RealrlError(f"an observation of {size} numbers tells no speed: take a task of quadruped/..., or observe what those do (46, "
-                          "47 or 48 numbers, see docs/methods/walk.md)")
+        raise RealrlError(f"an observation of {size} numbers tells no speed: take a task of quadruped/..., but none from-back (those are "
+                          "for `realrl train daydreamer`), or observe what the others do (46, 47 or 48 numbers, see docs/methods/walk.md)")
     if size == 46:
         w, x, y, z = state[:, 30:34].T.astype(np.float64)
         forward, left = _level(state, np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]))
@@ -188,10 +188,11 @@ def walk_reward(forward: float, turning: float, tilt: float, torque: float, chan
     return FULL * max(0.0, tolerance(forward) - YAW * abs(turning) - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
 
 
-def command_reward(error: float, turn_error: float, command: Array, tilt: float, torque: float, change: float) -> float:
-    """Following a command [3]. error: m/s off, forward and sideways together; turn_error: rad/s off; the rest as `walk_reward`."""
-    forward, left, turning = command.tolist()
-    paid = followed(error, turn_error, math.hypot(forward, left), turning)
+def command_reward(error: Array, command: Array, tilt: float, torque: float, change: float) -> float:
+    """Following a command. error, command: how far off, and what is asked for, each [3]: m/s forward and to the left, rad/s to the left.
+    The rest as `walk_reward`."""
+    (ahead, aside, turned), (forward, left, turning) = error.tolist(), command.tolist()
+    paid = followed(math.hypot(ahead, aside), turned, math.hypot(forward, left), turning)
     return FULL * max(0.0, float(paid) - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
 
 
