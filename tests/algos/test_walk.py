@@ -126,7 +126,7 @@ def test_it_goes_on_from_an_earlier_run(tmp_path: Path, monkeypatch: pytest.Monk
     run_of(tmp_path / "killed", more)
     one, two = (weights(tmp_path / name) for name in ("straight", "killed"))
     assert all(torch.equal(one[k], two[k]) for k in one)
-    with pytest.raises(RealrlError, match="part 'agent' does not fit"):
+    with pytest.raises(RealrlError, match=r"--after .*first: what it learned .*--config .*first/config\.yaml.* part 'agent' does not fit"):
         run_of(tmp_path / "other", replace(more, policy=replace(more.policy, hidden=(8,))))
     with pytest.raises(RealrlError, match=r"--after .*nowhere: there is no checkpoint 'walk' in it"):
         run_of(tmp_path / "none", replace(more, after=str(tmp_path / "nowhere")))
