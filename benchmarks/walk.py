@@ -5,7 +5,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq --tasks go1-rough go1-wide a1
     OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq-20k --tasks go1-rough --seeds 0 1 2
     OMP_NUM_THREADS=1 python -m benchmarks.walk --methods realtime killed --seeds 0
-    OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq --tasks go1-command --steps 30000 --seeds 0
+    OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq --tasks go1-command --steps 40000 --seeds 0
 
 realtime is crossq with the robot in a process of its own, at 20 Hz by the clock; of killed the learner is killed (-9) halfway and begins
 again ten seconds later, while the robot's process waits.
