@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq
     OMP_NUM_THREADS=1 python -m benchmarks.walk --methods droq sac --seeds 0 1 2
     OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq --tasks go1-rough go1-wide a1
+    OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq-20k --tasks go1-rough --seeds 0 1 2
     OMP_NUM_THREADS=1 python -m benchmarks.walk --methods realtime killed --seeds 0
-    OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq --tasks go1-command --steps 30000 --seeds 0
+    OMP_NUM_THREADS=1 python -m benchmarks.walk --methods crossq --tasks go1-command --steps 40000 --seeds 0
 
 realtime is crossq with the robot in a process of its own, at 20 Hz by the clock; of killed the learner is killed (-9) halfway and begins
 again ten seconds later, while the robot's process waits.
@@ -35,11 +36,11 @@ from realrl.streaming import StreamConfig
 HALF = 10
 METHODS = {"crossq": replace(preset("crossq"), steps=6000), "droq": preset("droq"), "sac": preset("sac"),
            "droq-10": replace(preset("droq"), sac=replace(preset("droq").sac, utd=HALF, policy_delay=HALF))}
-METHODS["crossq-10k"] = replace(METHODS["crossq"], steps=10_000)
+METHODS |= {f"crossq-{steps // 1000}k": replace(METHODS["crossq"], steps=steps) for steps in (10_000, 20_000)}
 METHODS["gentle"] = replace(METHODS["crossq-10k"], price=1.0)
 METHODS |= {name: replace(METHODS["crossq"], stream=StreamConfig(realtime=True)) for name in ("realtime", "killed")}
 """What is compared; droq-10 makes half the paper's updates, gentle charges changes of the action once the robot walks, crossq-10k is the
-same run without."""
+same run without, crossq-20k one of the paper's length."""
 AWAY = 10.0  # seconds without a learner
 
 

@@ -13,6 +13,9 @@ import pytest
 import torch
 
 from realrl import config, envs
+from realrl.algos.admittance import AdmittanceConfig
+from realrl.algos.hil_serl import HILConfig
+from realrl.algos.recap import RecapConfig
 from realrl.algos.walk import Gait, Price, WalkConfig, charged, followed, headline, measured, preset, recommanded, rhythm, train
 from realrl.cell.cell import WorkCell
 from realrl.checkpoint import encode
@@ -25,7 +28,7 @@ from realrl.learn.replay import Replay
 from realrl.learn.sac import DROQ, PRESETS, SAC
 from realrl.policies.folder import load_policy
 from realrl.run import Run
-from realrl.scene import CollectConfig, RandomiseConfig
+from realrl.scene import CollectConfig, RandomiseConfig, SightConfig
 from realrl.types import Batch, Episode, Moment, RealrlError, Source, Step
 from toy_runs import killed_at_saves, metrics
 
@@ -123,7 +126,7 @@ def test_it_goes_on_from_an_earlier_run(tmp_path: Path, monkeypatch: pytest.Monk
     run_of(tmp_path / "killed", more)
     one, two = (weights(tmp_path / name) for name in ("straight", "killed"))
     assert all(torch.equal(one[k], two[k]) for k in one)
-    with pytest.raises(RealrlError, match="part 'agent' does not fit"):
+    with pytest.raises(RealrlError, match=r"--after .*first: what it learned .*--config .*first/config\.yaml.* part 'agent' does not fit"):
         run_of(tmp_path / "other", replace(more, policy=replace(more.policy, hidden=(8,))))
     with pytest.raises(RealrlError, match=r"--after .*nowhere: there is no checkpoint 'walk' in it"):
         run_of(tmp_path / "none", replace(more, after=str(tmp_path / "nowhere")))
@@ -340,11 +343,19 @@ def test_algorithms_are_one_flag_apart() -> None:
         WalkConfig(price=1.0, policy=replace(preset("crossq").policy, chunk=2))
     with pytest.raises(OutOfBounds, match="learned from nothing"):
         WalkConfig(data="somewhere")
+    with pytest.raises(OutOfBounds, match="recall is 2: a walker's state ends with its last action already"):
+        WalkConfig(recall=2)
     from realrl.cli.train import _method
     cls, _, default = _method("walk", ["--algorithm", "droq", "--sac.utd", "10"])
     cfg = config.parse(cls, ["--algorithm", "droq", "--sac.utd", "10"], prog="", description="", default=default)
     assert cfg == replace(preset("droq"), sac=replace(DROQ, utd=10))
     assert _method("walk", ["--algorithm=sac"])[2] == preset("sac") and _method("walk", ["--algorithm", "magic"])[2] is None
+
+
+@pytest.mark.parametrize("kind", [WalkConfig, AdmittanceConfig, HILConfig, RecapConfig])
+def test_who_looks_at_the_state_alone_is_given_no_eyes(kind: Any) -> None:
+    with pytest.raises(OutOfBounds, match=r"sight is 'depth': .* looks? at the state alone, leave it out"):
+        kind(sight=SightConfig(kind="depth"))
 
 
 def test_from_the_command_line_to_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,8 +379,9 @@ def test_commands_are_learned_step_by_step(tmp_path: Path) -> None:
 
 
 def test_who_does_not_tell_its_speed_gets_a_line(tmp_path: Path) -> None:
-    with pytest.raises(RealrlError, match="an observation of 2 numbers tells no speed: take a task of quadruped"):
-        run_of(tmp_path, tiny(task="toy/obstacle"))
+    for task, size in (("toy/obstacle", 2), ("quadruped/go1-from-back", 42)):
+        with pytest.raises(RealrlError, match=rf"an observation of {size} numbers tells no speed: take a .* from-back .*train daydreamer"):
+            run_of(tmp_path / str(size), tiny(task=task))
 
 
 def test_it_walks(tmp_path: Path, long: bool) -> None:

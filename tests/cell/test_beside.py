@@ -37,6 +37,13 @@ CODE = """import sys, test_beside; from pathlib import Path
 test_beside.learner(Path(sys.argv[1]))"""
 
 
+UNREAD = """import os
+reader, writer = os.pipe()
+os.dup2(writer, 2)
+os.close(reader)
+""" + CODE
+
+
 class Cart(Rail):
     """Fifty times a second, never at its end."""
 
@@ -275,6 +282,19 @@ def test_a_killed_learner_finds_the_robot_held_and_goes_on(tmp_path: Path) -> No
         assert stream.take()[0].seed == past[-1].seed + 1
     assert wait_for(lambda: not actors(tmp_path))
     assert sum(len(e) for e in recording(tmp_path)) >= done + 2
+
+
+def test_a_robot_is_held_also_where_nobody_reads_why_and_let_go_with_its_terminal(tmp_path: Path) -> None:
+    killed = Child("-c", UNREAD, tmp_path)
+    mine = wait_for(lambda: [b for b in actors(tmp_path) if b.head["written"] > 30])[0]
+    killed.signal(signal.SIGKILL)
+    killed.wait()
+    wait_for(lambda: mine.head["hold"] == 2)
+    time.sleep(0.3)
+    os.kill(int(mine.head["pid"]), signal.SIGHUP)  # it is there
+    wait_for(lambda: not mine.alive)
+    assert not bytes(mine.head["error"]).strip(b"\0")
+    assert sum(len(e) for e in recording(tmp_path)) == mine.head["ticks"], "whole"
 
 
 def test_a_killed_actor_is_replaced_and_loses_nothing(tmp_path: Path) -> None:

@@ -60,9 +60,21 @@ def test_our_reward() -> None:
     want = 1.0 - 0.1 * 0.5 - quadruped.ATTITUDE * tilt - quadruped.TORQUE * torque - quadruped.CHANGE * change
     assert quadruped.walk_reward(0.6, -0.5, tilt, torque, change) == pytest.approx(10 * want)
     assert quadruped.walk_reward(-0.4, 3.0, 0.0, 0.0, 0.0) == 0.0  # never below
-    assert quadruped.command_reward(0.0, 0.0, 0.0, 0.0, 0.0) == 10.0
-    assert quadruped.command_reward(0.4, -0.5, 0.0, 0.0, 0.0) == pytest.approx(10 * (0.75 * 0.6 + 0.25 * 0.5))
-    assert quadruped.command_reward(1.2, 0.0, 0.0, 0.0, 0.0) == pytest.approx(2.5) and quadruped.command_reward(1.0, 3.0, 0, 0, 0) == 0.0
+
+
+def test_following_a_command_is_worth_leaving_rest_for() -> None:
+    def pays(ahead: float, turned: float, command: Any, tilt: float = 0.0, torque: float = 0.0, change: float = 0.0) -> float:
+        return quadruped.command_reward(np.array((0.6 * ahead, 0.8 * ahead, turned)), command, tilt, torque, change)
+
+    little, much = np.array((0.2, 0.0, 0.0)), np.array((0.8, 0.0, 0.8))
+    assert pays(0.1, 0.1, little) == pays(0.16, -0.16, much) == pytest.approx(10.0), "as near as is allowed"
+    assert pays(0.0, 0.0, much, 0.01, 100.0, 0.2) == pytest.approx(
+        10 * (1 - quadruped.ATTITUDE * 0.01 - quadruped.TORQUE * 100 - quadruped.CHANGE * 0.2))
+    assert pays(0.2, 0.0, little) == pytest.approx(10 * (0.25 + 0.75 * (1 - 0.1 / 0.5))), "at rest, little is asked for"
+    assert pays(0.8, 0.8, much) == pytest.approx(10 / 3), "at rest, much is"
+    assert pays(1.12, -3.0, much) == pytest.approx(0.0) and pays(1.1, -3.0, much) > 0.1, "never below nothing"
+    numbers, rows = (0.4, -0.5, 0.5, 0.3), [np.array([0.4, 0.1]), np.array([-0.5, 2.0]), np.array([0.5, 0.0]), np.array([0.3, -0.8])]
+    assert quadruped.followed(*rows)[0] == pytest.approx(quadruped.followed(*numbers)), "numbers or arrays"
 
 
 def moving(env: walking.QuadrupedEnv, speed: float, *, roll: float = 0.0) -> tuple[float, bool, bool]:

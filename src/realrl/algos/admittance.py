@@ -80,6 +80,8 @@ class AdmittanceConfig(Scene):
               eval_episodes="[1, 1e6]")
         if self.data is not None:
             raise OutOfBounds(AdmittanceConfig, "data", "has no use here: assembly is learned from nothing")
+        if self.sight.kind != "state":
+            raise OutOfBounds(AdmittanceConfig, "sight", f"is {self.sight.kind!r}: actor and critics look at the state alone, leave it out")
         if self.real and self.real not in (fitting := others(self.task)):
             raise OutOfBounds(AdmittanceConfig, "real", f"must be for a policy of {self.task}, of {', '.join(fitting)}, got {self.real}")
         known = [name for name in OTHERS if self.arm(name).partition("/")[2] in LEVELS]

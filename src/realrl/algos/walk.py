@@ -93,6 +93,10 @@ class WalkConfig(Scene):
                               f"{self.sac.n_step} and {self.policy.chunk}")
         if self.data is not None:
             raise OutOfBounds(WalkConfig, "data", "has no use here: walking is learned from nothing")
+        if self.sight.kind != "state":
+            raise OutOfBounds(WalkConfig, "sight", f"is {self.sight.kind!r}: actor and critics look at the state alone, leave it out")
+        if self.recall:
+            raise OutOfBounds(WalkConfig, "recall", f"is {self.recall}: a walker's state ends with its last action already, leave it out")
 
     @property
     def warmup(self) -> int:
@@ -230,7 +234,7 @@ def _paid(now: Tensor, command: Tensor) -> Tensor:
     sin_roll, cos_roll = -gy / cos_pitch, -gz / cos_pitch
     forward, left = cos_pitch * vx + gx * (sin_roll * vy + cos_roll * vz), cos_roll * vy - sin_roll * vz
     error = torch.hypot(forward - command[:, 0], left - command[:, 1])
-    paid: Tensor = quadruped.followed(error, 10.0 * now[:, 26] - command[:, 2])
+    paid: Tensor = quadruped.followed(error, 10.0 * now[:, 26] - command[:, 2], torch.hypot(command[:, 0], command[:, 1]), command[:, 2])
     return paid
 
 

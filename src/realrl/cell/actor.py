@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -35,7 +36,7 @@ from realrl.types import Array, Episode, Intervention, Moment, Obs, Plan, Policy
 BEAT = 0.1
 """Seconds between two signs of life."""
 GO, NEW, SILENT, OLD, FULL, STOP = range(6)
-HOLDS = {NEW: "a learner begins", SILENT: "the learner is silent", OLD: "its weights are old",
+HOLDS = {NEW: "a learner begins", SILENT: "the learner is silent (--stream.patience)", OLD: "its weights are old (--stream.weights-age)",
          FULL: "the learner does not take what is done", STOP: "the learner said so"}
 """Why a robot is held."""
 LATE = 0.1
@@ -156,6 +157,8 @@ class Actor:
         self._steps = self._episodes = 0
         self._stopped = False
         signal.signal(signal.SIGTERM, self._stop)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # the terminal was closed, and there is no nohup
+            signal.signal(signal.SIGHUP, self._stop)
 
     def _stop(self, *_: object) -> None:
         self._stopped = True
@@ -176,11 +179,11 @@ class Actor:
                 self._give_over()
             if why != told and why != NEW:
                 self._box.head["holds"] += 1
-                console(stderr=True).print(f"the robot is held: {HOLDS[why]}")
+                say(f"the robot is held: {HOLDS[why]}")
             told = why
             self._box.head["hold"] = why
             if self._box.silence > self._cfg.alone:
-                console(stderr=True).print(f"nobody has asked for the robot for {self._cfg.alone:g} s: it is let go")
+                say(f"nobody has asked for the robot for {self._cfg.alone:g} s: it is let go")
                 return False
             time.sleep(0.01)
         self._box.head["hold"] = GO
@@ -244,6 +247,12 @@ class Actor:
 # ---- the process
 
 
+def say(line: str) -> None:
+    """Tell whoever is there. The learner, and the terminal or pipe that both write to, may be gone: the robot is held all the same."""
+    with suppress(OSError, SystemExit):  # what rich makes of a pipe that nobody reads
+        console(stderr=True).print(line)
+
+
 def launch(order: Order) -> Any:
     """A process that acts as ordered, and goes on when this one is killed."""
     process = processes().Process(target=_main, args=(pickle.dumps(order),), name="actor")
@@ -279,7 +288,7 @@ def _run(order: Order, box: Mailbox) -> None:
         if isinstance(order.human, Experienced):  # another actor's died, or all of the run did
             order.human.recall(book.labelled(order.label, anew=True))
         for line in realtime(CLIENT):  # between episodes garbage may take its time
-            console(stderr=True).print(f"note: {line}")
+            say(f"note: {line}")
         actor.run()
     finally:
         order.bench.close()

@@ -41,6 +41,8 @@ FULL = 10.0
 YAW, ATTITUDE, TORQUE, CHANGE = 0.1, 10.0, 3e-4, 0.1
 TURN = 0.25
 """What share of following a command is turning as commanded."""
+REACH = 0.5, 0.8
+"""Over how much, beyond what is allowed, the pay for following falls to nothing: m/s, rad/s."""
 SMOOTH = 4.0
 """How much more `-smooth` asks for a change of the action."""
 COMMANDS = ((-0.4, -0.3, -0.8), (0.8, 0.3, 0.8))
@@ -121,8 +123,8 @@ def motion(state: Array, dt: float) -> tuple[Array, Array]:
     there its gyroscope is added up. dt: seconds of a control step. Raises RealrlError for observations of another size.
     """
     if (size := state.shape[1]) not in (46, 47, 48):
-        raise RealrlError(f"an observation of {size} numbers tells no speed: take a task of quadruped/..., or observe what those do (46, "
-                          "47 or 48 numbers, see docs/methods/walk.md)")
+        raise RealrlError(f"an observation of {size} numbers tells no speed: take a task of quadruped/..., but none from-back (those are "
+                          "for `realrl train daydreamer`), or observe what the others do (46, 47 or 48 numbers, see docs/methods/walk.md)")
     if size == 46:
         w, x, y, z = state[:, 30:34].T.astype(np.float64)
         forward, left = _level(state, np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]))
@@ -186,17 +188,30 @@ def walk_reward(forward: float, turning: float, tilt: float, torque: float, chan
     return FULL * max(0.0, tolerance(forward) - YAW * abs(turning) - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
 
 
-def command_reward(error: float, turn_error: float, tilt: float, torque: float, change: float) -> float:
-    """Following a command. error: m/s off, forward and sideways together; turn_error: rad/s off; the rest as `walk_reward`."""
-    paid = float(followed(error, turn_error))
-    return FULL * max(0.0, paid - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
+def command_reward(error: Array, command: Array, tilt: float, torque: float, change: float) -> float:
+    """Following a command. error, command: how far off, and what is asked for, each [3]: m/s forward and to the left, rad/s to the left.
+    The rest as `walk_reward`."""
+    (ahead, aside, turned), (forward, left, turning) = error.tolist(), command.tolist()
+    paid = followed(math.hypot(ahead, aside), turned, math.hypot(forward, left), turning)
+    return FULL * max(0.0, float(paid) - ATTITUDE * tilt - TORQUE * torque - CHANGE * change)
 
 
-def followed(error: Any, turn_error: Any) -> Any:
-    """What `command_reward` pays for following alone, of 1, falling evenly to nothing 1 m/s and 1 rad/s off, as `tolerance` does: whoever
-    is far off is told which way to go, too. Numbers, arrays or tensors."""
-    left, turned = 1.0 - error, 1.0 - abs(turn_error)
-    return (1.0 - TURN) * (left + abs(left)) / 2.0 + TURN * (turned + abs(turned)) / 2.0
+def followed(error: Any, turn_error: Any, speed: Any, turning: Any) -> Any:
+    """What `command_reward` pays for following alone, of 1: all of it to who is as near as is allowed. error, turn_error: how far off, m/s
+    and rad/s; speed, turning: what is commanded. Numbers, arrays or tensors."""
+    return (1.0 - TURN) * _near(error, speed, REACH[0]) + TURN * _near(abs(turn_error), abs(turning), REACH[1])
+
+
+def _near(off: Any, wanted: Any, reach: float) -> Any:
+    """1 within what is `allowed` of so much, for every gait sways; from there it falls evenly to nothing, over `reach` or more: to a third
+    for who stands while much is wanted, so that whoever is far off is told which way to go, and standing is worth leaving."""
+    free = _larger(0.2 * wanted, 0.1)
+    return _larger(1.0 - _larger(off - free, 0.0) / _larger(1.5 * (wanted - free), reach), 0.0)
+
+
+def _larger(one: Any, two: Any) -> Any:
+    """Of two numbers, arrays or tensors."""
+    return (one + two + abs(one - two)) / 2.0
 
 
 # ---- from its back

@@ -118,4 +118,8 @@ class Earlier:
             from realrl.checkpoint import restore
             own = agent.state_dict()
             states = {**self._states, "agent": {**self._states["agent"], **{name: own[name] for name in anew}}}
-            restore(states, {"agent": agent, **more}, self._from)
+            try:
+                restore(states, {"agent": agent, **more}, self._from)
+            except RealrlError as error:
+                mend = f"take its values (--config {self._folder}/config.yaml), and a task with as many numbers to observe and to act with"
+                raise RealrlError(f"--after {self._folder}: what it learned cannot go on here; {mend}: {error}") from error

@@ -197,7 +197,7 @@ class QuadrupedEnv(RobotEnv):
         did = np.array([forward, left, now.gyro[2]])
         error = did - self._command
         self._facts["error"] = error
-        return command_reward(math.hypot(error[0], error[1]), error[2], tilt, torque, change), self._followed(did, fell)
+        return command_reward(error, self._command, tilt, torque, change), self._followed(did, fell)
 
     # ---- parts of an episode
 
