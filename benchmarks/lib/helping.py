@@ -35,7 +35,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "takeovers": lambda r: f"{r['takeovers']:.0f}", "transitions": lambda r: f"{r['transitions']:,}{' so far' if r.get('cut') else ''}",
     "minutes": lambda r: f"{r['wall_s'] / 60:.0f}"}
 HEAD = ("", "", *COLUMNS)
-ORDER = ("corrections", "tilting-person", "residual", "ten-critics", "long-memory", "chunks", "asks", "gripper-as-motion",
+ORDER = ("corrections", "tilting-person", "mirrored", "residual", "ten-critics", "long-memory", "chunks", "asks", "gripper-as-motion",
          "demonstrations", "nobody", "hg-dagger", "cloning")
 
 
