@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.lib.common import RESULTS, Part, Table, arguments, overridden, run_parts, slim
-from benchmarks.through_server import Way, served
+from benchmarks.through_server import served
 from realrl import envs
 from realrl.algos.admittance import AdmittanceConfig, measured, train
 from realrl.cell.cell import WorkCell
@@ -138,7 +138,7 @@ class Trials:
         task = f"assembly/{self.task}"
         policy, source = (load_policy(self.policy)[0], Source.POLICY) if self.policy else (envs.expert(task), Source.SCRIPT)
         with ExitStack() as stack:
-            url = stack.enter_context(served(Way(task, 0, "", "", ""), self.log)) if self.log else None
+            url = stack.enter_context(served(task, 0, self.log)) if self.log else None
             collector = stack.enter_context(Collector(task, CollectConfig(workers=1, envs_per_worker=1), make=remote(url) if url else None))
             found = trials(collector, policy, self.n, source=source, keep=keep)
             result = slim(summarise(found, 1.0).to_dict())

@@ -128,11 +128,11 @@ class Person:
 
 
 @contextmanager
-def served(way: Way, folder: Path) -> Iterator[str]:
-    """The robot of a way in a process of its own, somebody beside it; its address."""
+def served(task: str, latency: int, folder: Path) -> Iterator[str]:
+    """The simulated robot of a task in a process of its own, readings `latency` ms old, somebody beside it; its address."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "robot.yaml", ROBOT)
-    words = ["robot", "serve", str(folder / "robot.yaml"), "--sim", way.task, "--latency-ms", str(way.latency), "--port", "0",
+    words = ["robot", "serve", str(folder / "robot.yaml"), "--sim", task, "--latency-ms", str(latency), "--port", "0",
              "--log", str(folder / "log")]
     server = subprocess.Popen([sys.executable, "-m", "realrl", *words], stdout=subprocess.PIPE, text=True)
     try:
@@ -195,7 +195,7 @@ class Through:
 
     def before(self) -> None:
         """The same policy through the server."""
-        with served(self.way, self.folder / "served-before") as url:
+        with served(self.way.task, self.way.latency, self.folder / "served-before") as url:
             began = time.monotonic()
             words = shlex.split(f"evaluate --policy {self.folder / 'sim' / 'policy'} --robot {url} --episodes {self.episodes} --json")
             found = json.loads(_realrl(words))
@@ -205,7 +205,7 @@ class Through:
     def after(self) -> None:
         """Learn through the server; the run judges what it learned through the server, too."""
         run = self.folder / "online"
-        with served(self.way, self.folder / "served-after") as url:
+        with served(self.way.task, self.way.latency, self.folder / "served-after") as url:
             words = self._train(self.way.learner, f"--robot {url} {self.way.online.format(sim=self.folder / 'sim')} --run {run}")
             kept = self._killed(words, run) if self.way.kill_after and not run.exists() else {}
             _realrl([*words, *(["--resume"] if run.exists() else [])])
@@ -221,7 +221,7 @@ class Through:
     def further(self) -> None:
         """RL-100's online stage goes on through the server; the run judges what came of it through the server, too."""
         run = self.folder / "further"
-        with served(self.way, self.folder / "served-further") as url:
+        with served(self.way.task, self.way.latency, self.folder / "served-further") as url:
             words = self._train("rl100", f"--robot {url} {self.way.further.format(online=self.folder / 'online')} --run {run}")
             _realrl([*words, *(["--resume"] if run.exists() else [])])
         summary = _summary(run)
