@@ -145,12 +145,13 @@ def test_the_check_can_fail(text: str, words: list[str]) -> None:
     assert refused(text, list(commands())) == words
 
 
+GROUPS = functools.cache(doctor.declared)  # asked of every sentence, by parsing what is installed
 INSTALL = re.compile(r"pip install((?: +[\w.\-\[\],=<>~\"']+)+)")
 
 
 def installs(text: str) -> list[tuple[bool, set[str]]]:
     """(whether without dependencies, what) of every `pip install` of a text; a group counts as what is in it."""
-    groups, found = doctor.declared(), []
+    groups, found = GROUPS(), []
     for line in INSTALL.findall(text):
         words = [word.strip("\"'") for word in line.replace('"', " ").replace("'", " ").split()]
         names = {re.split(r"[=<>~\[]", word)[0].lower().replace("_", "-") for word in words if not word.startswith("-")} - {"realrl", ""}
