@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from realrl.learn.symmetry import Turned
@@ -41,3 +42,10 @@ def test_the_same_seed_turns_the_same_rows() -> None:
     draws = Turned(rows, group, np.stack([np.eye(3)] * 2))
     one, two = (draws.sample(32, torch.Generator().manual_seed(7)) for _ in range(2))
     assert torch.equal(one.obs["state"], two.obs["state"])
+
+
+def test_an_element_that_mixes_numbers_is_refused() -> None:
+    mixed = np.eye(5)
+    mixed[0, 1] = 1.0
+    with pytest.raises(ValueError, match="move numbers to other places"):
+        Turned(Rows(32), np.stack([np.eye(5), mixed]), np.stack([np.eye(3)] * 2))

@@ -19,12 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from realrl import envs
 from realrl.config import OutOfBounds, check
 from realrl.envs import quadruped
 from realrl.envs.quadruped import FULL, SPEED, allowed, commanded, following, motion
 from realrl.files import derive
 from realrl.learn.practice import CLOCK, Earlier, Milestone, sound
+from realrl.learn.replay import Draws
 from realrl.learn.sac import CROSSQ, PRESETS, RATES, SAC, SACConfig
+from realrl.learn.symmetry import Turned
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
@@ -70,6 +73,9 @@ class WalkConfig(Scene):
     """Most that a change of the action is charged once the robot walks, see `Price`; 0 = no more than the task does."""
     recommand: float = 0.8
     """With commands (`-command`): share of each batch that learns what its step would have been worth under others, see `recommanded`."""
+    symmetric: bool = True
+    """Whether every step is also learned from as it would be in a mirror, left for right, where the robot is as good as symmetric
+    (`envs.symmetries`)."""
     compiled: bool = False
     """Whether updates are compiled: about a minute at first, then nearly twice as fast; needs a C++ compiler."""
     save_every: int = 1000
@@ -146,6 +152,8 @@ def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait, earlier: Earlier)
             earlier.hand_over(agent)
             saved, gait.before = 0, agent.step
         replay, past = agent.replay(), stream.past()
+        ways = envs.symmetries(cell.spec.twin or cell.spec.id) if cfg.symmetric else None
+        draws: Draws = Turned(replay, *ways) if ways else replay
         replay.extend([*earlier.episodes, *past])
         gait.remember(past)
         cell.run.rewind("walk", stream.steps)
@@ -160,7 +168,7 @@ def learn(cfg: WalkConfig, cell: Cell, agent: SAC, gait: Gait, earlier: Earlier)
                 if owed and len(replay):
                     owed = min(owed - 1, BEHIND)
                     random = torch.Generator(place).manual_seed(derive(cfg.seed, "replay", agent.step))
-                    batch = replay.sample(cfg.sac.batch, random, cfg.sac.utd)
+                    batch = draws.sample(cfg.sac.batch, random, cfg.sac.utd)
                     batch = recommanded(batch, cfg.recommand, random, asked) if asked is not None else batch
                     told = agent.update(charged(batch, cell.spec.action_dim, gait.price.now))
                     pen.told.append(sound(told, stream.steps, *RATES))

@@ -126,12 +126,14 @@ def symmetries(task: str, recall: int = 0) -> tuple[Array, Array] | None:
     action [G, a, a]), the first leaves all as it is; None where nobody wrote it down. recall: how many of the last actions `state` ends
     with, see `RobotEnv.lag`."""
     suite, _, name = task.partition("/")
-    if suite not in ("contact", "assembly"):
+    if suite not in ("contact", "assembly", "quadruped"):
         return None
     from scipy.linalg import block_diag  # a quarter of a second to import
 
     module: Any = _suite(suite)
-    states, actions = module.symmetries(name)
+    if (ways := module.symmetries(name)) is None:
+        return None
+    states, actions = ways
     return np.stack([block_diag(seen, *([done] * recall)) for seen, done in zip(states, actions, strict=True)]), actions
 
 

@@ -116,6 +116,23 @@ def expert(name: str, path: str | Path | None = None) -> Policy:
     raise RealrlError(f"quadruped/{name} has no scripted expert: it learns to walk from nothing")
 
 
+def symmetries(name: str) -> tuple[Array, Array] | None:
+    """How walking looks the same: (what an element makes of `state` [2, n, n], and of an action [2, 12, 12]): as it is, and in a mirror
+    that has left for right. None of "-paper", whose stand pose leans to one side, and "-from-back", where nobody wrote it down."""
+    goal = VARIANTS[name.partition("-")[2]].goal
+    if goal in ("paper", "rise"):
+        return None
+    joint = np.kron(np.kron(np.eye(2), 1.0 - np.eye(2)), np.diag([-1.0, 1.0, 1.0]))  # the other leg of a pair; hips open the other way
+    about, along = [-1.0, 1.0, -1.0], [1.0, -1.0, 1.0]
+    end = [1.0, -1.0, -1.0] if goal == "command" else [1.0, -1.0]
+    n = len(state_names(goal))
+    mirror = np.zeros((n, n))
+    for first in (0, 12, n - 12):
+        mirror[first:first + 12, first:first + 12] = joint
+    mirror[24:n - 12, 24:n - 12] = np.diag([*about, *along, *along, *end])
+    return np.stack([np.eye(n), mirror]), np.stack([np.eye(12), joint])
+
+
 def motion(state: Array, dt: float) -> tuple[Array, Array]:
     """(speed [T] as `info` has it, velocity over the ground [T, 2] in a frame that stands still), m/s, of observations [T, D] in a row.
 
