@@ -303,7 +303,7 @@ SOLVED = 20.0
 time; that sooner is better, the discount says."""
 
 
-FINE, FINED = 0.05, 40.0
+FINE, FINED = 0.01, 40.0
 """What a newton beyond the force to keep to costs a decision, and how many of them count."""
 
 
