@@ -55,7 +55,7 @@ def test_a_task_has_its_other_world() -> None:
 @needs_arm
 def test_an_episode_is_drawn_by_its_seed() -> None:
     env: Any = envs.make("assembly/pivot")
-    assert replace(LEVELS["pivot"].world, hold=SIMULATION.hold) == SIMULATION and env.task.action_dim == 6 and env.task.obs_dim == SEEN
+    assert replace(LEVELS["pivot"].world, hold=SIMULATION.hold, uneven=1.0, firm=(1.0, 1.0)) == SIMULATION and env.task.action_dim == 6 and env.task.obs_dim == SEEN
     drawn = []
     for seed in (0, 1, 0):
         obs, _ = env.reset(seed=seed)
@@ -76,6 +76,24 @@ def test_an_episode_is_drawn_by_its_seed() -> None:
         drawn.append(np.append(obs["privileged"], [length, thick, mass]))
     np.testing.assert_array_equal(drawn[0], drawn[2])
     assert (drawn[0][-3:] != drawn[1][-3:]).all()
+
+
+@needs_arm
+def test_gains_of_the_simulated_arm_are_uneven_as_a_residual_makes_them() -> None:
+    env, other_arm, plain = (envs.make(f"assembly/{name}") for name in ("pivot", "pivot-real", "square"))
+    drawn = []
+    for seed in range(20):
+        env.reset(seed=seed)
+        gains = env._gains(np.zeros(3))
+        damped = gains.damping / (2 * np.sqrt(gains.mass * gains.stiffness / env._firm) * env._slow)
+        drawn.append([damped[:3], env._firm[:3]])
+        assert np.array_equal(env._firm[3:], np.ones(3)) and damped[3:] == pytest.approx(1.0)
+    damped, firm = np.array(drawn).transpose(1, 0, 2)
+    assert damped.min() > 3**-0.5 - 1e-9 and damped.max() < 3**0.5 + 1e-9 and (damped.max(1) / damped.min(1)).max() > 2
+    assert firm.min() >= 1.0 and 2.0 < firm.max() <= 2.5
+    for alike in (other_arm, plain):
+        alike.reset(seed=0)
+        assert np.array_equal(alike._firm, np.ones(6)) and np.array_equal(alike._damped, np.ones(6))
 
 
 @needs_arm

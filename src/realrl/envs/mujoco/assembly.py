@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import mujoco
@@ -143,6 +144,10 @@ class AssemblyEnv(RobotEnv):
         self._wrist = Wrist(TOOL[0] * (1 + float(rng.uniform(-world.mass, world.mass))))
         self._limit = float(rng.uniform(*self._level.limit)) if self._level.limit else 0.0
         self._slow = float(np.exp(rng.uniform(*np.log(world.slow))))
+        self._damped, self._firm = np.ones(6), np.ones(6)
+        if world.uneven > 1.0:
+            self._damped[:3] = world.uneven ** rng.uniform(-0.5, 0.5, 3)
+            self._firm[:3] = np.exp(rng.uniform(*np.log(world.firm), 3))
         self._decision = round(float(rng.uniform(*world.hold)) / world.dt)
         self._drift = rng.normal(0, world.drift, 6) * TORQUE_SHARE
         self._q[:] = self._home + rng.normal(0, 0.002, 7)
@@ -211,7 +216,8 @@ class AssemblyEnv(RobotEnv):
         if self._level.control == "manual":
             return self._manual
         share = (np.pad(asked, (0, 6 - len(asked)), constant_values=1.0) + 1) / 2
-        return critical(self._soft * (self._stiff / self._soft) ** share, ratio=self._slow)
+        gains = critical(self._soft * (self._stiff / self._soft) ** share, ratio=self._slow)
+        return replace(gains, damping=gains.damping * self._damped, stiffness=gains.stiffness * self._firm)
 
     def _run(self, move: Array, base: Gains) -> None:
         """Go where `move` [6] says for as long as a decision lasts."""
