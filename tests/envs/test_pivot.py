@@ -55,7 +55,8 @@ def test_a_task_has_its_other_world() -> None:
 @needs_arm
 def test_an_episode_is_drawn_by_its_seed() -> None:
     env: Any = envs.make("assembly/pivot")
-    assert replace(LEVELS["pivot"].world, hold=SIMULATION.hold, uneven=1.0, firm=(1.0, 1.0)) == SIMULATION and env.task.action_dim == 6 and env.task.obs_dim == SEEN
+    assert replace(LEVELS["pivot"].world, hold=SIMULATION.hold, uneven=1.0, firm=(1.0, 1.0)) == SIMULATION
+    assert env.task.action_dim == 6 and env.task.obs_dim == SEEN
     drawn = []
     for seed in (0, 1, 0):
         obs, _ = env.reset(seed=seed)
