@@ -7,6 +7,7 @@ Pictures go through a frozen network with ImageNet weights, once a frame; what i
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,11 +103,13 @@ class Unsure(nn.Dropout):
 
 
 class Classifier(nn.Module):
-    """Observations -> probability of success. shapes: of every observation that it looks at, in this order."""
+    """Observations -> probability of success. shapes: of every observation that it looks at, in this order. fitted: the identities of
+    episodes that had a part in its fit, its threshold included."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], cfg: ClassifierConfig) -> None:
         super().__init__()
         self.shapes, self.cfg, self.threshold = {key: tuple(shape) for key, shape in shapes.items()}, cfg, 0.5
+        self.fitted: frozenset[str] = frozenset()
         trunks = {key: Pictures(*shape[:2]) for key, shape in self.shapes.items() if key.startswith("images.")}
         self._trunks = [trunks]  # in a list they are no part of the weights: they come with their package
         sizes = [GRID * GRID * 112 if key in trunks else math.prod(shape) for key, shape in self.shapes.items()]
@@ -136,6 +139,13 @@ class Classifier(nn.Module):
             trunk = self._trunks[0].get(key)
             parts.append(torch.cat([trunk(part) for part in torch.split(rows, chunk)]) if trunk else rows.flatten(1).float())
         return torch.cat(parts, 1).clone()
+
+    def identity(self, episode: Episode) -> str:
+        """Tells an episode from others by its start and what it shows, wherever it lies."""
+        told = hashlib.sha256(f"{episode.seed} ".encode() + np.ascontiguousarray(episode.action).tobytes())
+        for key in self.shapes:
+            told.update(np.ascontiguousarray(episode.obs[key]).tobytes() if key in episode.obs else b"")
+        return told.hexdigest()[:16]
 
     def logits(self, features: Tensor) -> Tensor:
         """Log-odds of success [N] of features [N, F]."""
@@ -206,7 +216,9 @@ def fit(episodes: Sequence[Episode], labels: Sequence[Array], cfg: ClassifierCon
     """A classifier, and what it is worth on episodes that had no part in it."""
     model = blank(episodes, cfg)
     data = labelled(model, episodes, labels)
-    fitted, chosen, kept = (data.of(part) for part in split(data.label, data.episode, cfg.seed))
+    parts = split(data.label, data.episode, cfg.seed)
+    fitted, chosen, kept = (data.of(part) for part in parts)
+    model.fitted = frozenset(model.identity(episodes[int(i)]) for part in parts[:2] for i in part)
     learn(model, fitted)
     model.threshold = threshold(model.probability(chosen.features), chosen.label, cfg.false)
     return model, audit(model, kept)
@@ -311,10 +323,12 @@ def run_of(hits: Array, frames: int) -> Array:
 
 class Referee:
     """A classifier as a `types.RewardModel`: 1 and done once success was seen in so many frames in a row. Call `begin` at every reset.
-    seen: how surely, in the newest frame."""
+    seen: how surely, in the newest frame; mark: of what it learned, another where it learned otherwise."""
 
     def __init__(self, model: Classifier, source: str) -> None:
         self.model, self._source = model, source
+        about = repr((model.threshold, model.cfg.frames, list(model.shapes.items()))).encode()
+        self.mark = hashlib.sha256(safetensors.torch.save(dict(model.state_dict())) + about).hexdigest()[:16]
         self.begin(0)
 
     def begin(self, seed: int) -> None:
@@ -342,7 +356,7 @@ def save(model: Classifier, found: Audit, folder: Path) -> None:
     """Into a folder: classifier.json, weights.safetensors."""
     write_bytes(folder / "weights.safetensors", safetensors.torch.save(dict(model.state_dict())))
     write_json(folder / "classifier.json", {"shapes": {k: list(v) for k, v in model.shapes.items()}, "config": config.to_dict(model.cfg),
-                                            "threshold": model.threshold, "audit": told(found)})
+                                            "threshold": model.threshold, "audit": told(found), "fitted": sorted(model.fitted)})
 
 
 def told(found: Audit) -> dict[str, Any]:
@@ -359,7 +373,7 @@ def load(folder: str | Path) -> Classifier:
         about = read_json(file)
         model = Classifier(about["shapes"], config.from_dict(ClassifierConfig, about["config"], source=str(file)))
         model.load_state_dict(safetensors.torch.load(read_plain(Path(folder, "weights.safetensors"))))
-        model.threshold = float(about["threshold"])
+        model.threshold, model.fitted = float(about["threshold"]), frozenset(map(str, about.get("fitted", ())))  # those of old had none
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, safetensors.SafetensorError) as error:
         raise RealrlError(f"{folder}: no success classifier that can be read ({' '.join(str(error).split())[:200]}): fit one with "
                           "`realrl reward fit`") from error
