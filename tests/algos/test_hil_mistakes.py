@@ -37,10 +37,15 @@ def deep(folder: Path, depth: float, **changes: Any) -> str:
 
 @pytest.mark.parametrize("flags, said", [
     (["--reward", "nowhere"], "no success classifier that can be read"), (["--after", "nowhere"], "there is no checkpoint 'hil-serl'"),
-    (["--human", "keyboard"], "needs a terminal to type in"), (["--init", "nowhere"], "no policy here")])
+    (["--reward", "camera"], "'images.wrist' of shape [8, 8, 3], which is not among"), (["--init", "nowhere"], "no policy here"),
+    (["--human", "keyboard"], "needs a terminal to type in")])
 def test_what_is_not_there_is_told_before_anybody_demonstrates(flags: list[str], said: str, tmp_path: Path,
                                                                capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing has come of such a run, so that the same command, mended, begins in its folder."""
+    if "camera" in flags:
+        model = Classifier({"images.wrist": (8, 8, 3)}, ClassifierConfig(hidden=()))
+        save(model, audit(model, Labelled(torch.zeros(2, 16 * 112), np.array([0, 1]), np.array([0, 1]))), tmp_path / "camera")
+        flags = ["--reward", str(tmp_path / "camera")]
     command = ["train", "hil-serl", "--run", str(tmp_path / "run"), *FLAGS.split()]
     assert cli.main([*command, *flags]) == 2
     out, err = capsys.readouterr()

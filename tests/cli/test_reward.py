@@ -56,6 +56,18 @@ def test_labels_begin_as_recorded_and_are_changed_by_a_command(recording: Path, 
     assert labels(recording)[1] == "n" * 7 + "y" * 5
 
 
+def test_a_run_that_practised_more_is_labelled_again_and_keeps_what_was_said(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    word = str(recording)
+    cli.main(["reward", "label", word, "--near", "2", "--solved", "0:10:12"])
+    Store.open(recording).append([approach(i, succeeds=i % 2 > 0) for i in range(24, 28)])
+    assert cli.main(["reward", "fit", word, "--out", str(recording.parent / "seated")]) == 2
+    assert f"4 of its 28 episodes came after its frames were labelled: realrl reward label {word}, which" in capsys.readouterr().err
+    assert cli.main(["reward", "label", word, "--wrong", "25"]) == 0
+    found = labels(recording)
+    assert found[0] == "n" * 10 + "yy" and found[1] == "nnnnn..yyyyy", "as it was said before"
+    assert found[24:] == ["n" * 12, "n" * 12, "n" * 12, "n" * 7 + "y" * 5]
+
+
 def test_fitted_audited_and_mended(recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, flags = tmp_path / "seated", ["--hidden", "16", "--steps", "300", "--batch", "32", "--dropout", "0"]
     assert cli.main(["reward", "fit", str(recording), "--out", str(out), *flags]) == 2

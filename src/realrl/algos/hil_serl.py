@@ -142,6 +142,8 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     agent = SAC(actor, cfg.sac, seed=derive(cfg.seed, "learner"), compiled=cfg.compiled)
     grasp = GraspCritic(actor, cfg.sac, cfg.grasp_cost) if actor.gripper else None
     earlier, referee = Earlier(cfg.after, "hil-serl"), Referee(load(cfg.reward), cfg.reward) if cfg.reward else None
+    if referee:
+        referee.model.suit({"state": (spec.obs_dim,), **spec.senses})
     with operator(cfg, spec) as human:  # what is not there is told before anybody demonstrates
         demos = cell.demonstrations()
         refuse_contradictions(demos)

@@ -32,8 +32,8 @@ def add(commands: Any) -> None:
                    "realrl reward fit demos --out runs/seated")
     actions = reward.add_subparsers(metavar="ACTION", parser_class=Parser)
     label = command(actions, "label", "Say which frames of a dataset show success. The first time all frames are labelled as next.success "
-                    "has them, or people said of the episode; later calls change what is said. Labels lie beside the recording "
-                    "(DIR/derived/solved), a version a call.",
+                    "has them, or people said of the episode; later calls change what is said, and label episodes that came since. "
+                    "Labels lie beside the recording (DIR/derived/solved), a version a call.",
                     "realrl reward label demos --near 3\n  realrl reward label runs/hil/dataset --wrong 12,40", _label)
     label.add_argument("dir", type=Path, metavar="DIR", help="folder of the dataset")
     label.add_argument("--again", action="store_true", help="begin anew from next.success, and what people said of whole episodes")
@@ -70,7 +70,7 @@ def _label(args: argparse.Namespace) -> int:
     if not len(store):
         raise mistake()(f"{args.dir} holds no episodes yet, there is nothing to label")
     fresh = args.again or args.last or args.near or not side.versions(args.dir, NAME)
-    labels = [_as_recorded(e, args.last, args.near) for e in store.read(images=False)] if fresh else read(store)
+    labels = [_as_recorded(e, args.last, args.near) for e in store.read(images=False)] if fresh else read(store, new=True)
     wrong = episode_numbers(args.wrong, len(store), args.dir) if args.wrong else []
     for number in wrong:
         labels[number][:] = NO
@@ -116,15 +116,25 @@ def _spans(text: str, labels: Sequence[Array]) -> list[tuple[int, int, int]]:
     return found
 
 
-def read(store: Store) -> list[Array]:
-    """The labels of a dataset, [T] an episode. Raises RealrlError where there are none, or none of its newest episodes."""
+def read(store: Store, *, new: bool = False) -> list[Array]:
+    """The labels of a dataset, [T] an episode. new: episodes that came since are labelled as recorded. Raises RealrlError where there are
+    no labels, or, else, none of the newest episodes."""
     import numpy as np
 
     from realrl.data import side
+    from realrl.data.errors import typed
+    from realrl.learn.classifier import UNLABELLED
     if not side.versions(store.dir, NAME):
-        raise mistake()(f"{store.dir}: its frames have no labels yet: realrl reward label {store.dir}")
-    column = side.read(store.dir, NAME).columns[NAME]
-    return [part.copy() for part in np.split(np.asarray(column), np.cumsum(store.lengths)[:-1])]
+        raise mistake()(f"{store.dir}: its frames have no labels yet: realrl reward label {typed(store.dir)}")
+    found = side.read(store.dir, NAME, missing="nan")
+    if found.missing and not new:
+        raise mistake()(f"{store.dir}: {found.missing} of its {len(store)} episodes came after its frames were labelled: realrl reward "
+                        f"label {typed(store.dir)}, which keeps what was said of the others")
+    column = np.array([UNLABELLED if x is None else x for x in found.columns[NAME].tolist()], np.int8)
+    parts: list[Array] = np.split(column, np.cumsum(store.lengths)[:-1])
+    for i in range(len(store) - found.missing, len(store)):
+        parts[i] = _as_recorded(store.read([i], images=False)[0], 0, 0)
+    return [part.copy() for part in parts]
 
 
 # ---- fit and audit

@@ -128,17 +128,21 @@ class Classifier(nn.Module):
 
         Raises RealrlError where one is missing or has another shape.
         """
-        for key, shape in self.shapes.items():
-            if key not in obs or obs[key].shape[1:] != shape:
-                told = f"has shape {list(obs[key].shape[1:])}" if key in obs else f"is not among {', '.join(sorted(obs))}"
-                raise RealrlError(f"the success classifier looks at {key!r} of shape {list(shape)}, which {told}: fit one to what this "
-                                  "robot observes (realrl reward fit --keys ...)")
+        self.suit({key: values.shape[1:] for key, values in obs.items()})
         parts = []
         for key in self.shapes:
             rows = torch.from_numpy(np.ascontiguousarray(obs[key]))
             trunk = self._trunks[0].get(key)
             parts.append(torch.cat([trunk(part) for part in torch.split(rows, chunk)]) if trunk else rows.flatten(1).float())
         return torch.cat(parts, 1).clone()
+
+    def suit(self, seen: Mapping[str, Sequence[int]]) -> None:
+        """Raises RealrlError where a robot does not observe what it looks at. seen: key -> shape."""
+        for key, shape in self.shapes.items():
+            if tuple(seen.get(key, (-1,))) != shape:
+                told = f"has shape {list(seen[key])}" if key in seen else f"is not among {', '.join(sorted(seen))}"
+                raise RealrlError(f"the success classifier looks at {key!r} of shape {list(shape)}, which {told}: fit one to what this "
+                                  "robot observes (realrl reward fit --keys ...)")
 
     def identity(self, episode: Episode) -> str:
         """Tells an episode from others by its start and what it shows, wherever it lies."""
@@ -345,7 +349,8 @@ class Referee:
         done = self._row >= model.cfg.frames
         if done and self._steps == model.cfg.frames:
             raise RealrlError(f"{self._source}: the classifier saw success from the first step on ({p:.3f}): the robot stops. Reset the "
-                              "scene if it is solved; else record some that begin so, label them unsolved (realrl reward label), fit again")
+                              "scene if it is solved; else record some that begin so, label them unsolved (realrl reward label), fit again "
+                              "and go on with --resume --reward NEW")
         return float(done), float(done)
 
 
