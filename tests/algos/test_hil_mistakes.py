@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_hil_serl import run_of, tiny
+from test_hil_serl import episode, run_of, tiny
 
-from realrl import config
+from realrl import config, envs
 from realrl.algos import hil_serl
 from realrl.algos.hil_serl import HILConfig, train
 from realrl.cell.cell import WorkCell
 from realrl.cli import main as cli
 from realrl.data.store import Store
 from realrl.learn.classifier import Classifier, ClassifierConfig, Labelled, audit, save
+from realrl.learn.corrections import refuse_contradictions
 from realrl.robots.human import OperatorConfig
 from realrl.run import Run
+from realrl.types import RealrlError, TaskSpec
 
 FLAGS = "--steps 40 --start 9 --horizon 20 --demos 2 --sac.batch 8 --sac.hidden 16 --policy.hidden 16 --eval-episodes 2 --collect.workers 1"
 
@@ -51,6 +53,27 @@ def test_what_is_not_there_is_told_before_anybody_demonstrates(flags: list[str],
     out, err = capsys.readouterr()
     assert said in err and "demonstration" not in out
     assert cli.main([*command, "--human", "none"]) == 0
+
+
+def test_nobody_is_scripted_for_a_task_of_ones_own() -> None:
+    """`--env` without `--human`: that the toolkit knows no such task is no help."""
+    own = TaskSpec("lab", "plug", obs_dim=4, action_dim=2, horizon=40, dt=0.1, text="plug it in")
+    for spec in (own, replace(own, live=True)):
+        with pytest.raises(RealrlError, match="lab/plug: nobody wrote a script for a task of your own: .* --human"):
+            envs.scripted(spec)
+    assert envs.scripted(replace(own, twin="contact/peg")) == "contact/peg"
+
+
+def test_demonstrations_that_stay_where_they_ended_are_cut_by_the_command_that_is_named(tmp_path: Path) -> None:
+    """As they are recorded for a classifier: solved from the second step on, until a clock ends it."""
+    stays = replace(episode("hhhh"), success=np.array([False, True, True, True]), reward=np.array([0.5, 1, 1, 1], np.float32))
+    with pytest.raises(RealrlError, match=r"a clock ended it: .*; cut what follows success \(`realrl data trim --after-success`\)"):
+        refuse_contradictions([stays])
+    Store.create(tmp_path / "long", task="lab", fps=10).append([stays])
+    assert cli.main(["data", "trim", str(tmp_path / "long"), "--after-success", "--out", str(tmp_path / "short")]) == 0
+    cut = Store.open(tmp_path / "short").read()
+    refuse_contradictions(cut)
+    assert len(cut[0]) == 2 and cut[0].terminated and cut[0].succeeded
 
 
 def test_a_run_goes_on_with_another_classifier_and_keeps_what_was_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

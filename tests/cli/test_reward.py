@@ -103,6 +103,9 @@ def test_an_audit_is_on_episodes_that_had_no_part_in_the_fit(recording: Path, tm
     assert cli.main(["reward", "audit", str(out), "--data", str(copy)]) == 0
     said = capsys.readouterr().out
     assert f"18 of the 24 episodes of {copy} had a part in the fit and are left out" in said and "of 6" in said
+    cli.main(["reward", "label", str(copy), "--wrong", "0:24"])
+    assert cli.main(["reward", "audit", str(out), "--data", str(copy)]) == 0
+    assert "ROC nothing to judge, all frames are of one kind" in capsys.readouterr().out
     model = classifier.load(out)
     Store.create(few, task="lab/near", fps=10).append([e for e in Store.open(recording).read() if model.identity(e) in model.fitted])
     cli.main(["reward", "label", str(few)])

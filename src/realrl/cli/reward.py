@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,7 +199,8 @@ def _show(found: Audit, title: str) -> None:
         rate = f"{100 * share.count / share.of:.2f} %" if share.of else "nothing to judge"
         table.add_row(name, rate, f"{100 * low:.2f} - {100 * high:.2f} %", f"{share.count:,} of {share.of:,}")
     screen().print(table)
-    say(f"threshold {found.threshold:.4f}; area under the ROC {found.auc:.4f}")
+    say(f"threshold {found.threshold:.4f}; area under the ROC "
+        f"{'nothing to judge, all frames are of one kind' if math.isnan(found.auc) else f'{found.auc:.4f}'}")
     if found.alarms.count:
         say("it would end episodes too soon: label what it takes for success as unsolved (realrl reward label --unsolved), or ask for more "
             "frames in a row, before you touch the threshold")
