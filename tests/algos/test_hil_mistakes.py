@@ -59,7 +59,7 @@ def test_nobody_is_scripted_for_a_task_of_ones_own() -> None:
     """`--env` without `--human`: that the toolkit knows no such task is no help."""
     own = TaskSpec("lab", "plug", obs_dim=4, action_dim=2, horizon=40, dt=0.1, text="plug it in")
     for spec in (own, replace(own, live=True)):
-        with pytest.raises(RealrlError, match="lab/plug: nobody wrote a script for a task of your own: .* --human"):
+        with pytest.raises(RealrlError, match=r"lab/plug: nobody wrote a script for a task of your own: .* --human"):
             envs.scripted(spec)
     assert envs.scripted(replace(own, twin="contact/peg")) == "contact/peg"
 
