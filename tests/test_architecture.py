@@ -175,6 +175,14 @@ def marked_up(path: Path) -> list[int]:
             and not any(ast.unparse(keyword).startswith(said) for keyword in node.keywords)]
 
 
+def test_warnings_are_told_to_people() -> None:
+    """The command line shows ours in a line; numpy's, which are for whoever mends the code, with theirs (`terminal.warn_in_a_line`)."""
+    calls = [(path, call) for path in modules() for call in ast.walk(ast.parse(path.read_text()))
+             if isinstance(call, ast.Call) and ast.unparse(call.func) == "warnings.warn"]
+    named = {str(path): [ast.unparse(word) for word in call.args[1:2]] for path, call in calls}
+    assert len(calls) > 3 and all(kind in ([], ["UserWarning"]) for kind in named.values()), named
+
+
 def test_brackets_are_shown_as_they_are() -> None:
     """Paths, tasks and packages have brackets, which rich would take for styles."""
     found = {str(path.relative_to(SRC)): lines for path in modules() if (lines := marked_up(path))}

@@ -215,7 +215,7 @@ def test_metrics_survive_half_lines_and_rewind(tmp_path: Path) -> None:
     for stage in ("imitation", "offline"):
         for step in range(4):
             run.log(step, {"loss": torch.tensor(0.1), "rate": np.float32(0.5), "gap": None}, stage)
-    with pytest.warns(RuntimeWarning, match="'loss' is nan at step 4"):
+    with pytest.warns(UserWarning, match="'loss' is nan at step 4"):
         run.log(4, {"loss": float("nan")}, "offline")
     run.log(5, {"loss": float("inf")}, "offline")  # warned once
     with pytest.raises(ValueError, match="step"):

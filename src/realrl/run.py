@@ -73,11 +73,12 @@ class Run:
             self._held = held.pop_all()
 
     @classmethod
-    def start(cls, dir: str | os.PathLike[str], cfg: Any, resume: bool = False, *, ignore: Sequence[str] = (), keep: int = 1) -> Run:
+    def start(cls, dir: str | os.PathLike[str], cfg: Any, resume: bool = False, *, ignore: Sequence[str] = (),
+              renewed: Sequence[str] = (), keep: int = 1) -> Run:
         """Open a run for the configuration `cfg`. With `resume`, continues what is there and starts afresh where nothing is.
 
-        `ignore` names fields (dotted; a group names all in it) that a resumed run may change. Fields that came with a later version have
-        their defaults in an older run.
+        `ignore` names fields (dotted; a group names all in it) that a resumed run may change, `renewed` those that it may change for good:
+        they are saved. Fields that came with a later version have their defaults in an older run.
 
         Raises:
             RealrlError: the directory holds something and `resume` is false; or the saved configuration differs.
@@ -90,9 +91,13 @@ class Run:
         try:
             if not again:
                 config.save(cfg, saved)
-            elif changed := config.differences(_known(saved, type(cfg)), config.to_dict(cfg), ignore=ignore):
-                raise RealrlError(f"cannot resume {folder}: its config.yaml differs in {'; '.join(changed)}."
-                                  " Repeat the original options, or name another directory")
+            else:
+                before, now = _known(saved, type(cfg)), config.to_dict(cfg)
+                if changed := config.differences(before, now, ignore=(*ignore, *renewed)):
+                    raise RealrlError(f"cannot resume {folder}: its config.yaml differs in {'; '.join(changed)}."
+                                      " Repeat the original options, or name another directory")
+                if any(before[name] != now[name] for name in renewed):
+                    config.save(config.from_dict(type(cfg), {**before, **{name: now[name] for name in renewed}}), saved)
             run._record_start()
         except BaseException:
             run.close()
@@ -122,7 +127,7 @@ class Run:
             return number
         if name not in self._warned:
             self._warned.add(name)
-            warnings.warn(f"metric '{name}' is {number} at step {step} of stage '{stage}'; logged as null", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"metric '{name}' is {number} at step {step} of stage '{stage}'; logged as null", stacklevel=3)
         return None
 
     def _board(self, stage: str, purge: int | None = None) -> Board:
@@ -197,7 +202,7 @@ class Run:
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
     """A bar on a terminal; in a file or a pipe a line every half minute and at the end. Yields a function that is told how many more things
-    are done, and what to say beside it if anything. done: what another process did before.
+    are done, and what to say of it if anything: below the bar, in as many lines as that takes. done: what another process did before.
 
     Beyond the total, of which an episode that is under way takes no notice, the bar is full and says what it waits for."""
     if not sys.stdout.isatty():
@@ -205,16 +210,28 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
             yield advance
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.text import Text
     columns = (TextColumn("{task.description:<28}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False))
-    with Progress(*columns, console=console(), transient=True) as progress:
-        task = progress.add_task(title, total=total, completed=min(done, total), note="")
+               TimeRemainingColumn())
+    said = Text()
+
+    class Noted(Progress):
+        """A terminal may be too narrow for a note beside the bar, and who steers has to read it whole."""
+
+        def get_renderables(self) -> Iterator[Any]:
+            yield from super().get_renderables()
+            if said.plain:
+                yield said
+
+    with Noted(*columns, console=console(), transient=True) as progress:
+        task = progress.add_task(title, total=total, completed=min(done, total))
         so_far = done
 
         def more(n: int, note: str = "") -> None:
             nonlocal so_far
             so_far += n
-            progress.update(task, completed=min(so_far, total), note="; ".join(filter(None, (_beyond(so_far, total), note))))
+            said.plain = "; ".join(filter(None, (_beyond(so_far, total), note)))
+            progress.update(task, completed=min(so_far, total))
 
         yield more
 

@@ -29,7 +29,7 @@ from realrl.robots.clock import Ticker
 from realrl.run import Run
 from realrl.scene import Scene
 from realrl.streaming import StreamConfig
-from realrl.types import Array, Moment, RealrlError, Source, Step, TaskSpec
+from realrl.types import Array, Moment, Obs, RealrlError, Source, Step, TaskSpec
 
 SCENE = Scene(task="lab/rail", collect=ONE)
 FAST = StreamConfig(realtime=True, patience=1.0, weights_age=30.0, alone=300.0, queue=64)
@@ -111,11 +111,22 @@ def learner(folder: Path) -> None:
 
 @contextmanager
 def beside(folder: Path, *, make: Callable[[], Cart] = Cart, cfg: StreamConfig = FAST,
-           starts_with: GaussianPolicy | None = None) -> Iterator[Any]:
+           starts_with: GaussianPolicy | None = None, referee: Judge | None = None) -> Iterator[Any]:
     """A learner beside a robot."""
-    with Run(folder, resume=True) as run, WorkCell(run, SCENE, make=make) as cell, cell.stream("walk", starts_with or policy(), stage=1,
-                                                                                               cfg=cfg) as stream:
+    with (Run(folder, resume=True) as run, WorkCell(run, SCENE, make=make) as cell,
+          cell.stream("walk", starts_with or policy(), stage=1, cfg=cfg, referee=referee) as stream):
         yield stream
+
+
+class Judge:
+    """Is surer with every step that it sees, and never sure."""
+
+    def __init__(self, mark: str = "one") -> None:
+        self.seen, self.mark = 0.0, mark
+
+    def __call__(self, obs: Obs, action: Array, next_obs: Obs) -> tuple[float, float]:
+        self.seen += 0.001
+        return 0.0, 0.0
 
 
 def actors(folder: Path) -> list[Mailbox]:
@@ -253,8 +264,20 @@ def test_it_holds_until_the_learner_has_its_weights_and_knows_what_was_done(tmp_
         head = wait_for(lambda: actors(tmp_path))[0].head
         wait_for(lambda: head["pid"])
         time.sleep(1.5)  # a checkpoint is read, demonstrations are made
-        assert head["ticks"] == 0 and stream.past() == []
+        assert head["ticks"] == 0
+        stream.publish(policy(2.0))  # weights of the first learner
+        assert stream.past() == [] and stream.health()["oldest_weights_s"] == 0, "nobody acted by older ones"
         assert stream.take()[0].first and stream.health()["holds"] == 0
+
+
+def test_who_watches_hears_how_sure_the_actors_referee_is(tmp_path: Path) -> None:
+    """It is asked in the actor's process; the learner's is a copy of it."""
+    mine = Judge()
+    with beside(tmp_path, referee=mine) as stream:
+        stream.past()
+        while stream.steps < 25:
+            stream.take()
+        assert 0.025 <= mine.seen < 1.0
 
 
 def test_a_killed_learner_finds_the_robot_held_and_goes_on(tmp_path: Path) -> None:
@@ -270,8 +293,9 @@ def test_a_killed_learner_finds_the_robot_held_and_goes_on(tmp_path: Path) -> No
     with Run(tmp_path, resume=True) as run, WorkCell(run, SCENE, make=Cart) as cell:
         assert cell.practise("demonstration", policy(), []) == [], "the recording is the actor's, and may be looked at"
     other = GaussianPolicy(GaussianConfig(hidden=(5,)), 2, 1)
-    with pytest.raises(RealrlError, match="another configuration still holds the robot"), beside(tmp_path, starts_with=other):
-        pass
+    for change in ({"starts_with": other}, {"referee": Judge()}):
+        with pytest.raises(RealrlError, match="another configuration still holds the robot"), beside(tmp_path, **change):
+            pass
     with beside(tmp_path) as stream:
         assert len(stream.past()) > 1 and int(stream._box.head["pid"]) == pid, "the same process"
     assert sum(len(e) for e in recording(tmp_path)) == done, "who takes no step moves no robot"

@@ -96,3 +96,18 @@ def test_a_bar_of_more_than_was_asked_for_is_full() -> None:
     said = os.read(hand, 10**5).decode()
     os.close(hand)
     assert child.returncode == 0 and "600/600" in said and "226 beyond, until the episode under way ends" in said and "826" not in said
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_note_is_read_whole_on_a_narrow_terminal(width: int) -> None:
+    """Who steers by it needs its last word, and the count beside the bar."""
+    note = "policy acts; solved alone 12 %, helped 34 %; human 56 %; updates a step 4.0 of 4; 10000 + 2345 steps; let it try"
+    hand, end = os.openpty()
+    child = subprocess.run([sys.executable, "-c", "from realrl.run import progress_bar\nwith progress_bar('hil-serl: steps', 15000) "
+                            f"as advance:\n    advance(12345, {note!r})\n    import time; time.sleep(0.3)"],
+                           stdout=end, stderr=end, env={**os.environ, "TERM": "xterm", "COLUMNS": str(width), "PYTHONPATH": str(SOURCE)})
+    os.close(end)
+    said = os.read(hand, 10**5).decode()
+    os.close(hand)
+    assert child.returncode == 0 and "12345/15000" in said and "\u2026" not in said
+    assert note in " ".join(said.split()), "broken between words at most"

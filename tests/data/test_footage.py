@@ -151,10 +151,10 @@ def test_an_encoder_that_stands_still_is_left_alone_and_another_encodes_the_film
             return super().encode(frame)
 
     monkeypatch.setattr(video, "PacketEncoder", Standing)
-    with pytest.warns(RuntimeWarning, match="the film is encoded anew"):
+    with pytest.warns(UserWarning, match="the film is encoded anew"):
         assert footage.encode([(film, "h264")], 10.0) == plain and len(made) == 2
     Standing.still = 99
-    with pytest.warns(RuntimeWarning), pytest.raises(RealrlError, match="3 video encoders one after another"):
+    with pytest.warns(UserWarning), pytest.raises(RealrlError, match="3 video encoders one after another"):
         footage.encode([(film, "h264")], 10.0)
     with pytest.raises(RealrlError, match="cannot be encoded"):  # the work's own faults come through at once
         footage.encode([(np.zeros((2, 0, 4, 3), np.uint8), "h264")], 10.0)

@@ -97,11 +97,27 @@ def test_keys_move_turn_hold_and_judge(terminal: tuple[int, int]) -> None:
         assert arrived(device).here
         os.write(ours, b"g")
         assert arrived(device).grip == 1.0
+        device._last.clear()  # as if it had been let go of
         os.write(ours, b"g")
         assert arrived(device).grip == -1.0
         for key, verdict in ((b"1", "success"), (b"0", "failure"), (b"x", "abort")):
             os.write(ours, key)
             assert arrived(device).verdict == verdict
+
+
+def test_a_key_that_is_held_judges_one_episode(terminal: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal sends it again after half a second, and then thirty times a second; the next episode has begun by then."""
+    ours, theirs = terminal
+    now = [100.0]
+    with keyboard(theirs) as device:
+        monkeypatch.setattr("realrl.robots.devices.time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
+        said = []
+        for wait in (0.0, 0.5, 0.1, 0.1, 1.0):
+            now[0] += wait
+            os.write(ours, b"1g ")
+            said.append(arrived(device))
+        assert [r.verdict for r in said] == ["success", None, None, None, "success"]
+        assert [r.grip for r in said] == [1.0, None, None, None, -1.0] and all(r.here for r in said)
 
 
 def test_a_terminal_that_goes_away_amid_a_correction_stops_the_robot(terminal: tuple[int, int]) -> None:
@@ -144,14 +160,29 @@ def pad(**parts: Any) -> Any:
                            get_button=lambda i: i in pressed)
 
 
-def library(*kinds: int) -> Any:
-    return SimpleNamespace(event=SimpleNamespace(get=lambda: [SimpleNamespace(type=k) for k in kinds]), JOYDEVICEREMOVED=7)
+def library(*kinds: int, button: int = -1) -> Any:
+    """What has happened since it was last asked."""
+    events = [SimpleNamespace(type=k, button=button) for k in kinds]
+    taken = lambda: [events.pop() for _ in range(len(events))][::-1]
+    return SimpleNamespace(event=SimpleNamespace(get=taken), JOYDEVICEREMOVED=7, JOYBUTTONDOWN=8)
 
 
 def test_a_gamepads_sticks_and_buttons() -> None:
     found = Gamepad(library(), pad(axes=[0.2, -0.5, 0, 0.1, -1.0, 0], pressed=(5, 1))).read()
     assert found.motion == pytest.approx([0.5, -0.2, 1.0, 0, 0, -0.1]) and (found.grip, found.verdict) == (1.0, "abort")
     assert Gamepad(library(), pad(axes=[0.0, 0.5])).read().motion == pytest.approx([-0.5, 0, 0, 0, 0, 0]), "fewer axes will do"
+
+
+def test_a_button_judges_once_however_long_or_short_it_is_held() -> None:
+    down = [0]
+    device = Gamepad(library(), pad(pressed=down))
+    assert [device.read().verdict for _ in range(3)] == ["success", None, None], "the next episode has begun by then"
+    down.clear()
+    assert device.read().verdict is None
+    assert Gamepad(library(8, button=2), pad()).read().verdict == "failure", "up again before anybody looked"
+    assert Gamepad(library(8, button=4), pad()).read().grip == -1.0
+    shut = Gamepad(library(), pad(pressed=(5,)))
+    assert [shut.read().grip for _ in range(2)] == [1.0, 1.0]
 
 
 def test_a_trigger_is_at_rest_before_it_is_touched_and_after() -> None:

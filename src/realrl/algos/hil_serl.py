@@ -12,9 +12,10 @@ What of it is where: the learner in `learn/sac.py`, a gripper's in `learn/grasp.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ from realrl.learn.sac import RATES, SAC, SACConfig
 from realrl.learn.symmetry import Turned
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.policies.residual import residual_on
-from realrl.robots.devices import DEVICES, Teleoperator
+from realrl.robots.devices import DEVICES, HELP, Teleoperator
 from realrl.robots.human import OperatorConfig, ScriptedOperator
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
@@ -140,22 +141,32 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     actor = make_actor(cfg, spec).to(device(cfg.device))
     agent = SAC(actor, cfg.sac, seed=derive(cfg.seed, "learner"), compiled=cfg.compiled)
     grasp = GraspCritic(actor, cfg.sac, cfg.grasp_cost) if actor.gripper else None
-    demos = cell.demonstrations()
-    refuse_contradictions(demos)
-    noise = derive(cfg.seed, "hil-serl") % 2**31
-    memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost, noise, cfg.prior_share), Average(agent, grasp, cfg.clone_steps)
-    memory.both = mirrored(cfg, spec, memory.both)
-    if cfg.human == "scripted" and memory.demo_steps > cfg.operator.cap * spec.horizon:
-        console(stderr=True).print(f"note: demonstrations take {memory.demo_steps:.0f} steps, an episode has {spec.horizon}, and the "
-                                   f"scripted person moves at {cfg.operator.cap:g} of full speed at most: what it begins it can hardly "
-                                   "finish; give it more time with --horizon, or speed with --operator.cap")
-    with cell.timed("hil-serl"):
-        learn(cfg, cell, agent, grasp, memory, average, demos, noise)
+    earlier, referee = Earlier(cfg.after, "hil-serl"), Referee(load(cfg.reward), cfg.reward) if cfg.reward else None
+    if referee:
+        referee.model.suit({"state": (spec.obs_dim,), **spec.senses})
+    with operator(cfg, spec) as human:  # what is not there is told before anybody demonstrates
+        demos = cell.demonstrations()
+        refuse_contradictions(demos)
+        noise = derive(cfg.seed, "hil-serl") % 2**31
+        memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost, noise, cfg.prior_share), Average(agent, grasp, cfg.clone_steps)
+        memory.both = mirrored(cfg, spec, memory.both)
+        tell_the_slow(cfg, spec, memory)
+        first = partial(begin, cfg, agent, grasp, memory, average, demos, earlier)
+        with cell.timed("hil-serl"):
+            learn(cfg, cell, agent, grasp, memory, average, human, referee, noise, first)
     policy = average.policy()
     cell.keep(policy)
     cell.finish_stage("hil-serl", policy, cfg.eval_episodes)
     cell.summary["headline"] = headline(cfg, cell.summary, memory, agent.step - average.before)
     return cell.summary
+
+
+def tell_the_slow(cfg: HILConfig, spec: TaskSpec, memory: Memory) -> None:
+    """A note where the scripted person moves too slowly for the clock."""
+    if cfg.human == "scripted" and memory.demo_steps > cfg.operator.cap * spec.horizon:
+        console(stderr=True).print(f"note: demonstrations take {memory.demo_steps:.0f} steps, an episode has {spec.horizon}, and the "
+                                   f"scripted person moves at {cfg.operator.cap:g} of full speed at most: what it begins it can hardly "
+                                   "finish; give it more time with --horizon, or speed with --operator.cap")
 
 
 def mirrored(cfg: HILConfig, spec: TaskSpec, draws: Draws) -> Draws:
@@ -176,17 +187,17 @@ def make_actor(cfg: HILConfig, spec: TaskSpec) -> GaussianPolicy:
     return GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, gripper=gripper, name="hil-serl")
 
 
-def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average, demos: Sequence[Episode],
-          noise: int) -> None:
-    """Act once, update `utd` times, until the robot has made its steps; checkpoints between episodes only."""
-    referee = None if cfg.reward is None else Referee(load(cfg.reward), cfg.reward)
-    with (operator(cfg, cell.spec) as human,
-          cell.stream("hil-serl", agent.policy, stage=1, noise_seed=noise, cfg=cfg.stream, human=human, referee=referee) as stream):
+def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average, human: Intervention | None,
+          referee: Referee | None, noise: int, first: Callable[[], int]) -> None:
+    """Act once, update `utd` times, until the robot has made its steps; checkpoints between episodes only. first: what precedes practice,
+    where no checkpoint does."""
+    with cell.stream("hil-serl", agent.policy, stage=1, noise_seed=noise, cfg=cfg.stream, human=human, referee=referee) as stream:
         help = Help(cfg.help_after, cfg.sac.gamma, lambda count: agent.worth(memory.newest(count)))
         parts = {"agent": agent, "average": average, "stream": stream, "help": help} | ({"grasp": grasp} if grasp else {})
         saved = cell.run.load("hil-serl", **parts)
         if saved is None:
-            saved = begin(cfg, agent, grasp, memory, average, demos)
+            saved = first()
+            cell.run.save("hil-serl", saved, **parts)  # it says who judges from here on
             stream.publish(agent.policy)  # an actor's process began with untaught weights
         memory.see(moments(stream.past()))
         if isinstance(human, ScriptedOperator) and cfg.help_after:
@@ -228,6 +239,7 @@ def operator(cfg: HILConfig, spec: TaskSpec) -> Iterator[Intervention | None]:
         yield None
     elif cfg.human != "scripted":
         with DEVICES[cfg.human]() as device:
+            console(stderr=True).print(f"{cfg.human}: {HELP[cfg.human]}")
             yield Teleoperator(device, spec.action_dim, spec.dt, commands=spec.gripper)
     else:
         from realrl import envs
@@ -235,13 +247,14 @@ def operator(cfg: HILConfig, spec: TaskSpec) -> Iterator[Intervention | None]:
         yield ScriptedOperator(cfg.operator, envs.expert(task, cfg.expert), envs.progress(task), seed=seed, gripper=spec.gripper)
 
 
-def begin(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average, demos: Sequence[Episode]) -> int:
+def begin(cfg: HILConfig, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average, demos: Sequence[Episode],
+          earlier: Earlier) -> int:
     """See the demonstrations' size, or go on where an earlier run ended; let the actor imitate the demonstrations first, if it shall; its
     average begins there. Returns 0, the control steps that it took. Raises RealrlError where that run's learner was of another size."""
     if agent.policy.scaler is not None:
         agent.policy.scaler.fit(torch.as_tensor(np.concatenate([demo.obs["state"] for demo in demos]), device=agent.policy.device))
     more: dict[str, Any] = {"average": average} | ({"grasp": grasp} if grasp else {})
-    Earlier(cfg.after, "hil-serl").hand_over(agent, **more)
+    earlier.hand_over(agent, **more)
     for _ in range(cfg.clone_steps):
         imitate(agent, grasp, memory.prior.sample(cfg.sac.batch, memory.random(cfg.seed, agent.step)))
     if cfg.clone_steps:
@@ -330,8 +343,7 @@ class Pen:
         if self._stream.between:
             self._text = self._books()
         acts = f"{found[-1].step.source.name.lower()} acts; " if found else ""
-        judge, beside = self._referee, self._cfg.stream.realtime  # there it is asked in another process
-        seen = f"success seen by {judge.seen:.2f} of {judge.model.threshold:.2f}; " if judge and not beside else ""
+        seen = f"success seen by {judge.seen:.2f} of {judge.model.threshold:.2f}; " if (judge := self._referee) else ""
         return f"{'PLEASE HELP; ' if self._help.asks else ''}{acts}{seen}{self._text}"
 
     def _books(self) -> str:

@@ -30,7 +30,7 @@ from realrl.cell.mailbox import Mailbox
 from realrl.cell.rollout import Foresighted, Mindful
 from realrl.robots.clock import CLIENT, Ticker, realtime
 from realrl.streaming import StreamConfig
-from realrl.terminal import console
+from realrl.terminal import console, warn_in_a_line
 from realrl.types import Array, Episode, Intervention, Moment, Obs, Plan, Policy, RealrlError, RewardModel, State, TaskSpec
 
 BEAT = 0.1
@@ -91,6 +91,14 @@ class Experienced(Protocol):
     """A person who behaves by what happened before, and learns it from the recording."""
 
     def recall(self, episodes: Iterable[Episode]) -> None: ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """Who says when the task is done, and how sure it is now. mark: what tells it from others."""
+
+    seen: float
+    mark: str
 
 
 @runtime_checkable
@@ -231,6 +239,8 @@ class Actor:
                 self._steps += 1
                 if isinstance(robot := order.bench.envs[0], _Punctual):
                     self._clock.note(float(robot.timing.late))
+                if isinstance(order.referee, Watching):
+                    head["seen"] = order.referee.seen
                 self._box.put(found)
                 if found.step.terminated or found.step.truncated:
                     continue  # its episode comes next
@@ -262,6 +272,7 @@ def launch(order: Order) -> Any:
 
 def _main(packed: bytes) -> None:
     order: Order = pickle.loads(packed)
+    warn_in_a_line()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the learner's, who says stop
     torch.set_num_threads(1)
     box = Mailbox.attach(order.mailbox)

@@ -25,7 +25,7 @@ from realrl.data.record.journal import memory_file, memory_folders
 from realrl.envs.base import spaces
 from realrl.types import Moment, Obs, RealrlError, Source, Step, TaskSpec
 
-MAGIC = b"realrl actor 2\n"
+MAGIC = b"realrl actor 3\n"
 TOP = 16384  # bytes before the head: magic and layout
 DEAD = 3.0
 """Seconds without a sign of life after which an actor's process is taken for dead; it gives one ten times a second."""
@@ -35,7 +35,7 @@ _HEAD = np.dtype([
     ("published", "f8"), ("read", "i8"),
     # and the actor
     ("actor_beat", "f8"), ("pid", "i8"), ("ready", "i8"), ("written", "i8"), ("acting", "i8"), ("hold", "i8"), ("ticks", "i8"),
-    ("missed", "i8"), ("worst", "f8"), ("holds", "i8"), ("error", "S2000")])
+    ("missed", "i8"), ("worst", "f8"), ("holds", "i8"), ("seen", "f8"), ("error", "S2000")])
 
 
 def places(spec: TaskSpec) -> np.dtype[Any]:

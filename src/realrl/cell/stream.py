@@ -2,7 +2,8 @@
 
 `Interleaved`: one process that takes turns: a control step, then as many updates as the method wants. Nothing depends on the clock, so a
 run repeats to the bit. What a simulator did after the checkpoint that a resumed run begins from is done again, identically; a robot's
-steps, and those beside which a person stood, cannot be: they are read back, and it goes on with a new episode.
+steps, those beside which a person stood, and those that another referee judged cannot be: they are read back, and it goes on with a new
+episode.
 
 `Beside`: the robot acts in a process of its own (`cell.actor`), at its rate by the clock. All that it did is read back.
 """
@@ -21,7 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from realrl.cell.actor import Acting, Order, launch
+from realrl.cell.actor import Acting, Order, Watching, launch
 from realrl.cell.book import Book
 from realrl.cell.collect import Bench, available_cores
 from realrl.cell.mailbox import Mailbox, name, places
@@ -118,12 +119,13 @@ class Interleaved:
         self._writing.close()
         self._open()
         robot = {key: torch.as_tensor(value) for key, value in self._bench.snapshot().items()} if self._again else {}
-        return {"episodes": self.episodes, "steps": self.steps, "robot": robot,
+        return {"episodes": self.episodes, "steps": self.steps, "robot": robot, "referee": _mark(self._referee),
                 **({"human": dict(self._human.state_dict())} if isinstance(self._human, Remembering) else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there; where another referee judges, all that was recorded is read back."""
         self.episodes, self.steps = int(state["episodes"]), int(state["steps"])
+        self._again &= state.get("referee", _mark(self._referee)) == _mark(self._referee)
         self._bench.restore({key: value.numpy() for key, value in state.get("robot", {}).items()})
         if isinstance(self._human, Remembering) and "human" in state:
             self._human.load_state_dict(state["human"])
@@ -163,7 +165,7 @@ class Beside:
         """What an actor that is still there must be of."""
         order, policy = self._order, self._policy
         return {"task": order.task, "label": order.label, "noise": order.noise_seed, "warmup": order.warmup, "chunk": policy.chunk,
-                "n_obs": policy.n_obs, "dataset": str(order.dataset.resolve())}
+                "n_obs": policy.n_obs, "dataset": str(order.dataset.resolve()), "referee": _mark(order.referee)}
 
     def _found(self) -> Mailbox | None:
         """The mailbox of an actor that outlived its learner. Raises RealrlError where it is of another run or another policy."""
@@ -247,9 +249,7 @@ class Beside:
         """The robot goes on from here."""
         head = self._box.head
         head["episodes"], head["steps"] = self.episodes, self.steps
-        oldest = self._oldest
         self.publish(self._policy)
-        self._age, self._oldest = 0.0, oldest  # nobody acted meanwhile
         head["go"] = head["wanted"]
 
     # -- the stream -------------------------------------------------------------------------------------------------------------------
@@ -274,6 +274,8 @@ class Beside:
             time.sleep(0.001)
         self._beat()
         self._deaths = 0
+        if isinstance(referee := self._order.referee, Watching):
+            referee.seen = float(self._box.head["seen"])  # the actor asks a copy of it
         for moment in moments:
             self.episodes += moment.first and not self.between  # one that was cut short
             self.steps += 1
@@ -283,8 +285,10 @@ class Beside:
 
     def publish(self, policy: Policy) -> None:
         """See `types.Stream`."""
-        self._age = max(self._age, time.monotonic() - float(self._box.head["published"]))
-        self._oldest = max(self._oldest, self._age)
+        head = self._box.head
+        if head["go"] == head["wanted"]:  # else nobody acts by the old ones
+            self._age = max(self._age, time.monotonic() - float(head["published"]))
+            self._oldest = max(self._oldest, self._age)
         self._policy = policy
         self._box.publish(_weights(policy))
         self._beat()
@@ -314,6 +318,11 @@ class Beside:
         """Go on from there; an actor that is still there has gone on counting."""
         self._before = dict(state.get("counts" if self._process else "before", {}))
         self._oldest = float(state.get("counts", {}).get("oldest_weights_s", 0.0))
+
+
+def _mark(referee: RewardModel | None) -> str:
+    """Tells it from others; "" where the task says itself when it is done."""
+    return referee.mark if isinstance(referee, Watching) else ""
 
 
 def _weights(policy: Any) -> dict[str, Tensor]:

@@ -15,23 +15,20 @@ import os
 import select
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TextIO
 
 from realrl import __version__
 from realrl.cli import data, deploy, doctor, evaluate, export, preflight, report, reward, robot, serve, tasks, train, view
 from realrl.cli.parser import Command, Parser, exhausted, group, interrupted, mistake, told
-
-FORMAT = warnings.formatwarning
+from realrl.terminal import warn_in_a_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command (by default that of sys.argv) and return its exit code. --help and --version leave by SystemExit."""
     with contextlib.suppress(AttributeError):  # a test's standard output cannot be set
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a name that the terminal cannot show is spelt out
-    warnings.formatwarning = _in_a_line
+    warn_in_a_line()
     code = 141
     try:
         _check_names(sys.argv[1:] if argv is None else argv)
@@ -71,13 +68,6 @@ def _complain(error: Exception) -> int:
     except OSError:  # it is full, or nobody reads it
         _silence(sys.stderr)
     return 2
-
-
-def _in_a_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-    """Our warnings are for people, who care for no line of code; those of others are as Python shows them."""
-    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
-        return f"warning: {message}\n"
-    return FORMAT(message, category, filename, lineno, line)
 
 
 def _check_names(words: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,13 +33,15 @@ def add(commands: Any) -> None:
                    "realrl reward fit demos --out runs/seated")
     actions = reward.add_subparsers(metavar="ACTION", parser_class=Parser)
     label = command(actions, "label", "Say which frames of a dataset show success. The first time all frames are labelled as next.success "
-                    "has them; later calls change what is said. Labels lie beside the recording (DIR/derived/solved), a version a call.",
+                    "has them, or people said of the episode; later calls change what is said, and label episodes that came since. "
+                    "Labels lie beside the recording (DIR/derived/solved), a version a call.",
                     "realrl reward label demos --near 3\n  realrl reward label runs/hil/dataset --wrong 12,40", _label)
     label.add_argument("dir", type=Path, metavar="DIR", help="folder of the dataset")
-    label.add_argument("--again", action="store_true", help="begin anew from next.success")
+    label.add_argument("--again", action="store_true", help="begin anew from next.success, and what people said of whole episodes")
     label.add_argument("--last", type=whole(0), default=0, metavar="N", help="beginning anew: the last N frames of a success show it, too")
     label.add_argument("--near", type=whole(0), default=0, metavar="N", help="beginning anew: so many frames before success are left out")
-    label.add_argument("--wrong", metavar="LIST", help=f"a classifier was wrong there: none of their frames show success; {EPISODES}")
+    label.add_argument("--wrong", metavar="LIST", help="a classifier was wrong there: these episodes failed, none of their frames shows "
+                       f"success; {EPISODES}")
     label.add_argument("--solved", metavar="SPANS", help=f"frames that show success: {SPANS}")
     label.add_argument("--unsolved", metavar="SPANS", help="frames that do not")
     fit = actions.add_parser("fit", help=FIT.partition("\n")[0], add_help=False, allow_abbrev=False)  # its help is the configuration's
@@ -58,7 +61,9 @@ def add(commands: Any) -> None:
 def _label(args: argparse.Namespace) -> int:
     import numpy as np
 
+    from realrl.data import labels as outcomes
     from realrl.data import side
+    from realrl.data.errors import typed
     from realrl.data.store import Store
     from realrl.data.tools.edit import episode_numbers
     from realrl.learn.classifier import NO, UNLABELLED, YES
@@ -66,14 +71,19 @@ def _label(args: argparse.Namespace) -> int:
     if not len(store):
         raise mistake()(f"{args.dir} holds no episodes yet, there is nothing to label")
     fresh = args.again or args.last or args.near or not side.versions(args.dir, NAME)
-    labels = [_as_recorded(e, args.last, args.near) for e in store.read(images=False)] if fresh else read(store)
-    for number in episode_numbers(args.wrong, len(store), args.dir) if args.wrong else ():
+    labels = [_as_recorded(e, args.last, args.near) for e in store.read(images=False)] if fresh else read(store, new=True)
+    wrong = episode_numbers(args.wrong, len(store), args.dir) if args.wrong else []
+    for number in wrong:
         labels[number][:] = NO
     for word, value in ((args.solved, YES), (args.unsolved, NO)):
         for number, first, end in _spans(word, labels) if word else ():
             labels[number][first:end] = value
     column = np.concatenate(labels)
     version = side.write(args.dir, NAME, {NAME: column})
+    if wrong:  # a run that goes on learns from them as from failures
+        outcomes.give(args.dir, store.rows, dict.fromkeys(wrong, "failure"), f"reward label --wrong {args.wrong}")
+        say(f"episodes {args.wrong} count as failures from now on, for a run that goes on, too (to take it back: realrl data label "
+            f"{typed(args.dir)} --success ...)")
     counts = {name: int((column == value).sum()) for name, value in (("solved", YES), ("unsolved", NO), ("neither", UNLABELLED))}
     say(f"{args.dir}: {', '.join(f'{n:,} frames {name}' for name, n in counts.items())} (derived/{NAME}, version {version})")
     return 0
@@ -107,15 +117,25 @@ def _spans(text: str, labels: Sequence[Array]) -> list[tuple[int, int, int]]:
     return found
 
 
-def read(store: Store) -> list[Array]:
-    """The labels of a dataset, [T] an episode. Raises RealrlError where there are none, or none of its newest episodes."""
+def read(store: Store, *, new: bool = False) -> list[Array]:
+    """The labels of a dataset, [T] an episode. new: episodes that came since are labelled as recorded. Raises RealrlError where there are
+    no labels, or, else, none of the newest episodes."""
     import numpy as np
 
     from realrl.data import side
+    from realrl.data.errors import typed
+    from realrl.learn.classifier import UNLABELLED
     if not side.versions(store.dir, NAME):
-        raise mistake()(f"{store.dir}: its frames have no labels yet: realrl reward label {store.dir}")
-    column = side.read(store.dir, NAME).columns[NAME]
-    return [part.copy() for part in np.split(np.asarray(column), np.cumsum(store.lengths)[:-1])]
+        raise mistake()(f"{store.dir}: its frames have no labels yet: realrl reward label {typed(store.dir)}")
+    found = side.read(store.dir, NAME, missing="nan")
+    if found.missing and not new:
+        raise mistake()(f"{store.dir}: {found.missing} of its {len(store)} episodes came after its frames were labelled: realrl reward "
+                        f"label {typed(store.dir)}, which keeps what was said of the others")
+    column = np.array([UNLABELLED if x is None else x for x in found.columns[NAME].tolist()], np.int8)
+    parts: list[Array] = np.split(column, np.cumsum(store.lengths)[:-1])
+    for i in range(len(store) - found.missing, len(store)):
+        parts[i] = _as_recorded(store.read([i], images=False)[0], 0, 0)
+    return [part.copy() for part in parts]
 
 
 # ---- fit and audit
@@ -123,13 +143,15 @@ def read(store: Store) -> list[Array]:
 
 def _fit(args: argparse.Namespace) -> int:
     from realrl import config
+    from realrl.data.tools.edit import staged
     from realrl.learn.classifier import ClassifierConfig, fit, save
     cfg = config.parse(ClassifierConfig, args.flags, prog="realrl reward fit", description=FIT)
     if not args.dirs or args.out is None:
         raise mistake()("realrl reward fit DIR ... --out DIR: name labelled datasets and a folder for the classifier (see --help)")
-    episodes, labels = _read(args.dirs)
-    model, found = fit(episodes, labels, cfg)
-    save(model, found, args.out)
+    with staged(args.out) as folder:  # another classifier may be what a run relies on
+        episodes, labels = _read(args.dirs)
+        model, found = fit(episodes, labels, cfg)
+        save(model, found, folder)
     _show(found, f"{args.out}: looks at {', '.join(model.shapes)}")
     return 0
 
@@ -142,7 +164,14 @@ def _audit(args: argparse.Namespace) -> int:
     if args.frames:
         model.cfg = replace(model.cfg, frames=args.frames)
     episodes, labels = _read([args.data])
-    _show(audit(model, labelled(model, episodes, labels)), f"{args.dir} on {args.data}")
+    other = [i for i, episode in enumerate(episodes) if model.identity(episode) not in model.fitted]
+    if not other:
+        raise mistake()(f"{args.data}: all of its {len(episodes)} episodes had a part in the fit of {args.dir}, which told then what it is "
+                        "worth on others: audit it on another recording")
+    if len(other) < len(episodes):
+        say(f"note: {len(episodes) - len(other)} of the {len(episodes)} episodes of {args.data} had a part in the fit and are left out")
+    judged = labelled(model, [episodes[i] for i in other], [labels[i] for i in other])
+    _show(audit(model, judged), f"{args.dir} on {args.data}")
     return 0
 
 
@@ -170,7 +199,8 @@ def _show(found: Audit, title: str) -> None:
         rate = f"{100 * share.count / share.of:.2f} %" if share.of else "nothing to judge"
         table.add_row(name, rate, f"{100 * low:.2f} - {100 * high:.2f} %", f"{share.count:,} of {share.of:,}")
     screen().print(table)
-    say(f"threshold {found.threshold:.4f}; area under the ROC {found.auc:.4f}")
+    say(f"threshold {found.threshold:.4f}; area under the ROC "
+        f"{'nothing to judge, all frames are of one kind' if math.isnan(found.auc) else f'{found.auc:.4f}'}")
     if found.alarms.count:
         say("it would end episodes too soon: label what it takes for success as unsolved (realrl reward label --unsolved), or ask for more "
             "frames in a row, before you touch the threshold")

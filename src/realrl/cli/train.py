@@ -144,7 +144,7 @@ def _train(args: argparse.Namespace) -> int:
     begun = False
     again = shlex.join(["realrl", "train", args.method, "--run", str(folder), "--resume", *own, *flags])
     try:
-        with (Run.start(folder, cfg, args.resume, ignore=("stages", "collect", "device")) as run,
+        with (Run.start(folder, cfg, args.resume, ignore=("stages", "collect", "device"), renewed=_renewed(cfg, base)) as run,
               _cell(run, cfg, make if real else None, material) as cell):
             begun = True
             summary = train(cfg, cell)
@@ -161,6 +161,17 @@ def _train(args: argparse.Namespace) -> int:
         raise
     _report(summary, folder, page, recorded, own)
     return 0
+
+
+def _renewed(cfg: Any, base: list[str]) -> tuple[str, ...]:
+    """The fields that a run that goes on from where it was may have otherwise from now on: who says what is solved, and the device that a
+    person is at. base: flag that names its saved configuration."""
+    from realrl import config
+    names: tuple[str, ...] = ("reward",) if hasattr(cfg, "reward") else ()
+    if base and hasattr(cfg, "human"):
+        from realrl.robots.devices import DEVICES
+        names += ("human",) if {config.read(base[0].partition("=")[2]).get("human"), cfg.human} <= DEVICES.keys() else ()
+    return names
 
 
 def _report(summary: dict[str, Any], folder: Path, page: Path, recorded: bool, own: list[str]) -> None:

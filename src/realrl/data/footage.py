@@ -132,7 +132,7 @@ def _patiently(work: Callable[[Callable[[], None]], Encoded]) -> Encoded:
             except Unfinished:
                 if done.done():  # the work's own
                     raise
-        warnings.warn(f"a video encoder made nothing of a frame for {STUCK:g} s; the film is encoded anew", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"a video encoder made nothing of a frame for {STUCK:g} s; the film is encoded anew", stacklevel=2)
     raise RealrlError(f"{TRIES} video encoders one after another stood still for {STUCK:g} s each: free the machine, or use another codec, "
                       "h264")
 

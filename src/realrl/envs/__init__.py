@@ -96,9 +96,10 @@ def expert(task: str, path: str | Path | None = None, noise: float = 0.0) -> Pol
 
 
 def scripted(spec: TaskSpec) -> str:
-    """The task whose scripts know what to do in `spec`: of a simulated robot its twin. Raises RealrlError for any other robot."""
-    if spec.live and not spec.twin:
-        raise RealrlError(f"{spec.id}: nobody wrote a script for a robot's own task: say who corrects it with --human keyboard, gamepad or "
+    """The task whose scripts know what to do in `spec`: of a simulated robot its twin. Raises RealrlError for any other robot
+    and for an environment of one's own."""
+    if not spec.twin and (spec.live or not known(spec.id)):
+        raise RealrlError(f"{spec.id}: nobody wrote a script for a task of your own: say who corrects it with --human keyboard, gamepad or "
                           "none")
     return spec.twin or spec.id
 

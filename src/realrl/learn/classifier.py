@@ -7,6 +7,7 @@ Pictures go through a frozen network with ImageNet weights, once a frame; what i
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,11 +103,13 @@ class Unsure(nn.Dropout):
 
 
 class Classifier(nn.Module):
-    """Observations -> probability of success. shapes: of every observation that it looks at, in this order."""
+    """Observations -> probability of success. shapes: of every observation that it looks at, in this order. fitted: the identities of
+    episodes that had a part in its fit, its threshold included."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], cfg: ClassifierConfig) -> None:
         super().__init__()
         self.shapes, self.cfg, self.threshold = {key: tuple(shape) for key, shape in shapes.items()}, cfg, 0.5
+        self.fitted: frozenset[str] = frozenset()
         trunks = {key: Pictures(*shape[:2]) for key, shape in self.shapes.items() if key.startswith("images.")}
         self._trunks = [trunks]  # in a list they are no part of the weights: they come with their package
         sizes = [GRID * GRID * 112 if key in trunks else math.prod(shape) for key, shape in self.shapes.items()]
@@ -125,17 +128,28 @@ class Classifier(nn.Module):
 
         Raises RealrlError where one is missing or has another shape.
         """
-        for key, shape in self.shapes.items():
-            if key not in obs or obs[key].shape[1:] != shape:
-                told = f"has shape {list(obs[key].shape[1:])}" if key in obs else f"is not among {', '.join(sorted(obs))}"
-                raise RealrlError(f"the success classifier looks at {key!r} of shape {list(shape)}, which {told}: fit one to what this "
-                                  "robot observes (realrl reward fit --keys ...)")
+        self.suit({key: values.shape[1:] for key, values in obs.items()})
         parts = []
         for key in self.shapes:
             rows = torch.from_numpy(np.ascontiguousarray(obs[key]))
             trunk = self._trunks[0].get(key)
             parts.append(torch.cat([trunk(part) for part in torch.split(rows, chunk)]) if trunk else rows.flatten(1).float())
         return torch.cat(parts, 1).clone()
+
+    def suit(self, seen: Mapping[str, Sequence[int]]) -> None:
+        """Raises RealrlError where a robot does not observe what it looks at. seen: key -> shape."""
+        for key, shape in self.shapes.items():
+            if tuple(seen.get(key, (-1,))) != shape:
+                told = f"has shape {list(seen[key])}" if key in seen else f"is not among {', '.join(sorted(seen))}"
+                raise RealrlError(f"the success classifier looks at {key!r} of shape {list(shape)}, which {told}: fit one to what this "
+                                  "robot observes (realrl reward fit --keys ...)")
+
+    def identity(self, episode: Episode) -> str:
+        """Tells an episode from others by its start and what it shows, wherever it lies."""
+        told = hashlib.sha256(f"{episode.seed} ".encode() + np.ascontiguousarray(episode.action).tobytes())
+        for key in self.shapes:
+            told.update(np.ascontiguousarray(episode.obs[key]).tobytes() if key in episode.obs else b"")
+        return told.hexdigest()[:16]
 
     def logits(self, features: Tensor) -> Tensor:
         """Log-odds of success [N] of features [N, F]."""
@@ -206,7 +220,9 @@ def fit(episodes: Sequence[Episode], labels: Sequence[Array], cfg: ClassifierCon
     """A classifier, and what it is worth on episodes that had no part in it."""
     model = blank(episodes, cfg)
     data = labelled(model, episodes, labels)
-    fitted, chosen, kept = (data.of(part) for part in split(data.label, data.episode, cfg.seed))
+    parts = split(data.label, data.episode, cfg.seed)
+    fitted, chosen, kept = (data.of(part) for part in parts)
+    model.fitted = frozenset(model.identity(episodes[int(i)]) for part in parts[:2] for i in part)
     learn(model, fitted)
     model.threshold = threshold(model.probability(chosen.features), chosen.label, cfg.false)
     return model, audit(model, kept)
@@ -311,10 +327,12 @@ def run_of(hits: Array, frames: int) -> Array:
 
 class Referee:
     """A classifier as a `types.RewardModel`: 1 and done once success was seen in so many frames in a row. Call `begin` at every reset.
-    seen: how surely, in the newest frame."""
+    seen: how surely, in the newest frame; mark: of what it learned, another where it learned otherwise."""
 
     def __init__(self, model: Classifier, source: str) -> None:
         self.model, self._source = model, source
+        about = repr((model.threshold, model.cfg.frames, list(model.shapes.items()))).encode()
+        self.mark = hashlib.sha256(safetensors.torch.save(dict(model.state_dict())) + about).hexdigest()[:16]
         self.begin(0)
 
     def begin(self, seed: int) -> None:
@@ -331,7 +349,8 @@ class Referee:
         done = self._row >= model.cfg.frames
         if done and self._steps == model.cfg.frames:
             raise RealrlError(f"{self._source}: the classifier saw success from the first step on ({p:.3f}): the robot stops. Reset the "
-                              "scene if it is solved; else record some that begin so, label them unsolved (realrl reward label), fit again")
+                              "scene if it is solved; else record some that begin so, label them unsolved (realrl reward label), fit again "
+                              "and go on with --resume --reward NEW")
         return float(done), float(done)
 
 
@@ -342,7 +361,7 @@ def save(model: Classifier, found: Audit, folder: Path) -> None:
     """Into a folder: classifier.json, weights.safetensors."""
     write_bytes(folder / "weights.safetensors", safetensors.torch.save(dict(model.state_dict())))
     write_json(folder / "classifier.json", {"shapes": {k: list(v) for k, v in model.shapes.items()}, "config": config.to_dict(model.cfg),
-                                            "threshold": model.threshold, "audit": told(found)})
+                                            "threshold": model.threshold, "audit": told(found), "fitted": sorted(model.fitted)})
 
 
 def told(found: Audit) -> dict[str, Any]:
@@ -359,7 +378,7 @@ def load(folder: str | Path) -> Classifier:
         about = read_json(file)
         model = Classifier(about["shapes"], config.from_dict(ClassifierConfig, about["config"], source=str(file)))
         model.load_state_dict(safetensors.torch.load(read_plain(Path(folder, "weights.safetensors"))))
-        model.threshold = float(about["threshold"])
+        model.threshold, model.fitted = float(about["threshold"]), frozenset(map(str, about.get("fitted", ())))  # those of old had none
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, safetensors.SafetensorError) as error:
         raise RealrlError(f"{folder}: no success classifier that can be read ({' '.join(str(error).split())[:200]}): fit one with "
                           "`realrl reward fit`") from error

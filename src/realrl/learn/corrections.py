@@ -122,5 +122,6 @@ def refuse_contradictions(demos: Sequence[Episode]) -> None:
             wrong = f"ended with reward {float(demo.reward[-1]):g} and {'success' if demo.succeeded else 'failure'}"
         else:
             continue
+        cut = "cut what follows success (`realrl data trim --after-success`), " if demo.truncated and demo.succeeded else ""
         raise RealrlError(f"demonstration {i} (seed {demo.seed}) {wrong}: all must end in one way, a success with a positive reward and "
-                          "terminated; leave it out with `realrl data delete-episodes`, or record it again")
+                          f"terminated; {cut}leave it out with `realrl data delete-episodes`, or record it again")

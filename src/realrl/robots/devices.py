@@ -6,6 +6,7 @@ or that it shall end here and the next begin. A simulator runs at the person's s
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -97,17 +98,26 @@ KEYS = {"w": (0, 1), "s": (0, -1), "a": (1, 1), "d": (1, -1), "r": (2, 1), "f": 
         "i": (4, 1), "l": (5, -1), "j": (5, 1)}
 """Key -> the number of an action that it moves, and which way."""
 VERDICTS: dict[str, Verdict] = {"1": "success", "0": "failure", "x": "abort"}
-HELP = "w s a d r f move, u o i k j l turn, g opens and shuts, space holds still, 1 success, 0 failure, x next episode"
+HELP = {"keyboard": "w s a d r f move, u o i k j l turn, g opens and shuts, space holds still, 1 success, 0 failure, x next episode",
+        "gamepad": "left stick and right stick's up and down move, triggers, cross and right stick's sides turn, button 4 opens, 5 shuts, "
+                   "0 success, 2 failure, 1 next episode"}
+"""Device -> what its keys do, for who is at it."""
+
+
+REPEATS = 0.7
+"""Seconds after which a terminal has begun to repeat a key that is held."""
 
 
 @dataclass
 class Keyboard:
-    """Keys as a terminal sends them: presses and repeats, no releases. Each acts for `lasts` control steps, so that the gap before a key
-    begins to repeat is all that is felt of it."""
+    """Keys as a terminal sends them: presses and repeats, no releases. Each that moves acts for `lasts` control steps, so that the gap
+    before it begins to repeat is all that is felt of it; the others count once, however long they are held: what judges an episode shall
+    not judge the next one, too."""
 
     descriptor: int
     lasts: int = 2
     _until: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _last: dict[str, float] = field(default_factory=dict)
     _shut: bool = False
 
     def read(self) -> Reading:
@@ -117,8 +127,10 @@ class Keyboard:
             if key in KEYS:
                 axis, sign = KEYS[key]
                 self._until[axis] = (self.lasts, sign)
-            verdict, here = VERDICTS.get(key, verdict), here or key == " "
-            if key == "g":
+            here = here or key == " "
+            if key in VERDICTS and self._pressed(key):
+                verdict = VERDICTS[key]
+            if key == "g" and self._pressed(key):
                 self._shut = not self._shut
                 grip = 1.0 if self._shut else -1.0
         motion = np.zeros(AXES)
@@ -128,6 +140,12 @@ class Keyboard:
             if left <= 1:
                 del self._until[axis]
         return Reading(motion, grip, verdict, here)
+
+    def _pressed(self, key: str) -> bool:
+        """Whether a key that came was let go of before."""
+        now, before = time.monotonic(), self._last.get(key, -math.inf)
+        self._last[key] = now
+        return now - before > REPEATS
 
     def _typed(self) -> str:
         text = b""
@@ -195,27 +213,33 @@ TRIGGERS = (2, 5)
 
 class Gamepad:
     """Left stick: forward and left; right stick: turn and up; shoulder triggers: roll; the cross: pitch. Buttons: 0 success, 1 next
-    episode, 2 failure, 4 opens the gripper, 5 shuts it."""
+    episode, 2 failure, 4 opens the gripper, 5 shuts it. One that judges counts once, however
+    long it is held."""
 
     def __init__(self, library: Any, stick: Any) -> None:
         self._library, self._stick = library, stick
         self._moved: set[int] = set()
+        self._held: set[int] = set()
 
     def read(self) -> Reading:
-        """Where sticks and buttons are. Raises RealrlError where it was unplugged."""
+        """Where sticks and buttons are, and what was pressed since. Raises RealrlError where it was unplugged."""
+        pressed: set[int] = set()
         for event in self._library.event.get():
             if event.type == self._library.JOYDEVICEREMOVED:
                 raise RealrlError("the gamepad was unplugged and nobody steers: plug it in again and go on with --resume")
+            if event.type == self._library.JOYBUTTONDOWN:  # it may be up again
+                pressed.add(event.button)
         stick = self._stick
         axes = [stick.get_axis(i) for i in range(stick.get_numaxes())]
         self._moved |= {i for i in TRIGGERS if i < len(axes) and axes[i]}
         left, right = (axes[i] if i in self._moved else -1.0 for i in TRIGGERS) if len(axes) > max(TRIGGERS) else (0.0, 0.0)
         axes += [0.0] * 6
         _, pitch = stick.get_hat(0) if stick.get_numhats() else (0, 0)
-        pressed = {i for i in range(stick.get_numbuttons()) if stick.get_button(i)}
+        held = {i for i in range(stick.get_numbuttons()) if stick.get_button(i)}
+        pressed, down, self._held = pressed | held - self._held, pressed | held, held
         motion = np.array([-axes[1], -axes[0], -axes[4], (right - left) / 2, pitch, -axes[3]])
         verdict = next((BUTTONS[i] for i in sorted(pressed & BUTTONS.keys())), None)
-        return Reading(motion, -1.0 if 4 in pressed else 1.0 if 5 in pressed else None, verdict)
+        return Reading(motion, -1.0 if 4 in down else 1.0 if 5 in down else None, verdict)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from realrl.data.tools.check import check
 from realrl.types import Array, Episode, Obs, RealrlError, Source, Step
 
 SIZE = (24, 32)
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def observation(t: int, size: tuple[int, int] = SIZE) -> Obs:
@@ -117,7 +117,7 @@ def test_a_recorder_without_cameras(tmp_path: Path) -> None:
 
 
 def test_frames_that_find_the_ring_full_go_to_disk_and_keep_their_order(tmp_path: Path) -> None:
-    with pytest.warns(RuntimeWarning, match="none is lost"), opened(tmp_path, ring_mb=0) as r:
+    with pytest.warns(UserWarning, match="none is lost"), opened(tmp_path, ring_mb=0) as r:
         os.kill(r._process.pid, signal.SIGSTOP)
         assert record(r, 150) == 0
         assert r.stats.spilled > 100

@@ -340,7 +340,7 @@ class Recorder:
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        warnings.warn(text, stacklevel=2)
 
     # ---- the encoder process
 

@@ -268,7 +268,7 @@ def _finish_recordings(root: Path) -> list[str]:
     store = Store.open(root)
     known = len(store)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the recorder's notes, which are told below
+        warnings.simplefilter("ignore", UserWarning)  # the recorder's notes, which are told below
         with Recorder(root, task=(store.tasks or [""])[0], fps=store.fps, min_frames=1) as recorder:
             recorder.flush()
             notes = list(recorder.notes)
