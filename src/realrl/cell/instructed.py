@@ -22,20 +22,17 @@ from realrl.types import Episode
 
 def sized(cfg: Any) -> Any:
     """The configuration of a flow policy (fields data, also, policy, imitation, distill, sight) with defaults that suit its sets: two
-    fifths of a second a plan, two states for the speed, a linear reference, the cameras that all have; of one text nobody needs a reader.
-    """
+    fifths of a second a plan, two states for the speed, a linear reference, cameras where all have some."""
     stores = [opened(data, cfg.recorded) for data in (cfg.data, *cfg.also)]
     chunk = min(max(round(SECONDS * max(store.fps for store in stores)), 4), 16)
     seen = [{name for name, f in store.info["features"].items() if f.get("dtype") in ("video", "image") and not depth.is_depth(f)
              and name.startswith("observation.")} for store in stores]
     kind: SightKind = "rgb" if set.intersection(*seen) else "state"
     steps = int(np.clip(PASSES * sum(store.frames for store in stores) / 128, 1500, 6000))
-    texts = {text or str(store.dir) for store in stores for text in store.tasks}
-    reader = cfg.policy.reader if len(texts) > 1 else "words"
-    policy = replace(cfg.policy, plan=chunk, chunk=chunk, n_obs=2, reference="linear", reader=reader)
+    policy = replace(cfg.policy, plan=chunk, chunk=chunk, n_obs=2, reference="linear")
     return replace(cfg, policy=policy, sight=replace(cfg.sight, kind=kind, height=128, width=128), one_step=True,
                    imitation=replace(cfg.imitation, steps=steps, batch=128, validation=0.1),
-                   distill=replace(cfg.distill, steps=min(cfg.distill.steps, 600), batch=256))
+                   distill=replace(cfg.distill, steps=min(cfg.distill.steps, 500), batch=256, chains=500))
 
 
 def read_all(cfg: Any, spare: Path) -> dict[str, Material]:
@@ -59,6 +56,13 @@ def read_all(cfg: Any, spare: Path) -> dict[str, Material]:
         first.notes.append(f"one task text, {texts[0]!r}: language cannot matter here, the policy does this whatever it is told" if
                            len(texts) == 1 else "one task text a robot: language cannot matter here, each does its own task")
     return found
+
+
+def settled(cfg: Any, found: Mapping[str, Material]) -> Any:
+    """The configuration with the robots that recorded as its tasks; of one text nobody needs a reader."""
+    one = len({e.task for material in found.values() for e in material.demos}) == 1
+    policy = replace(cfg.policy, reader="words") if one else cfg.policy
+    return replace(cfg, task=next(iter(found)), tasks=tuple(found), policy=policy)
 
 
 def _alike(found: Mapping[str, Material]) -> list[str]:

@@ -140,7 +140,8 @@ class RecordedCell:
         decisions = partial(ChunkView, chunk=policy.chunk, n_obs=policy.n_obs, gamma=1.0)
         seen = [replace(e, obs={"state": e.obs["state"]}) for e in self.material.demos]  # nobody but the policy looks at pictures
         examiner = Examiner(self.material.robot, decisions(seen), decisions(self.material.held_out))
-        one_step, reading = getattr(policy, "head", "") == "one-step", {}
+        one_step = getattr(policy, "head", "") == "one-step"
+        reading: dict[str, Any] = {}
         if isinstance(policy, FlowPolicy):
             said, reading = heard(examiner, [e.task for e in self.material.held_out], policy)
         elif one_step:

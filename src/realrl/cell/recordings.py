@@ -164,6 +164,9 @@ def _filmed(data: str, cfg: RecordedConfig, sight: SightConfig, notes: list[str]
     store = opened(data, cfg)
     stills = [name.removeprefix("observation.") for name, f in store.info["features"].items() if f.get("dtype") == "image"]
     films, gone = {}, unfilmed(store)
+    if unknown := [key for key in sight.cameras or () if key not in (*store.cameras, *stills)]:
+        raise RealrlError(f"{data}: no camera {unknown[0]} in it; there are {', '.join((*store.cameras, *stills)) or 'none'} "
+                          "(--sight.cameras)")
     for key in sight.cameras or [*store.cameras, *stills]:
         lost = gone.get(key, [])
         if lost and cfg.missing == "refuse":

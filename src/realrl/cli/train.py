@@ -142,7 +142,8 @@ def _train(args: argparse.Namespace) -> int:
     material = _material(args.method, cfg, folder) if recorded else None
     if material and args.method == "flow":
         from realrl.algos.flow import train_on_recordings as train
-        cfg = replace(cfg, task=next(iter(material)), tasks=tuple(material))
+        from realrl.cell.instructed import settled
+        cfg = settled(cfg, material)
     begun = False
     again = shlex.join(["realrl", "train", args.method, "--run", str(folder), "--resume", *own, *flags])
     try:
@@ -254,7 +255,7 @@ def _material(method: str, cfg: Any, folder: Path) -> dict[str, Material]:
     if method == "flow":
         found = instructed.read_all(cfg, spare)
         from realrl.learn.flow import together
-        together({task: material.spec for task, material in found.items()}, cfg.policy.reader)
+        together({task: material.spec for task, material in found.items()}, instructed.settled(cfg, found).policy.reader)
     else:
         found = {cfg.task: recordings.read(cfg.data, cfg.recorded, cfg.sight, spare)}
     for note in dict.fromkeys(note for material in found.values() for note in material.notes):

@@ -108,7 +108,7 @@ class Lessons:
     def recorded(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(states [B, H, D], actions [B, K, A], which of them ran [B, K]) as recorded, of one robot's decisions in their order."""
         parts = []
-        for t in self.task[index].unique_consecutive().tolist():
+        for t in dict.fromkeys(self.task[index].tolist()):
             view, rows = self.views[t], self.row[index[self.task[index] == t]].to(self.policy.device)
             parts.append((view.frames["state"][view.rows(rows)[0]], *view.chunks(rows)))
         state, action, valid = (torch.cat(column) for column in zip(*parts, strict=True))

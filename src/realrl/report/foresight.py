@@ -113,7 +113,8 @@ def _read(found: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     if low is None or high is None:
         return f"{said}; one episode cannot say whether that is chance."
     span = f"{100 * low:+.2f} to {100 * high:+.2f}, 95 % over {number['episodes']:.0f} episodes"
-    return f"{said} ({span}): " + ("it does what it is told." if low > 0 else "what it is told makes no difference that these episodes show.")
+    reads = "it does what it is told" if low > 0 else "what it is told makes no difference that these episodes show"
+    return f"{said} ({span}): {reads}."
 
 
 def _followed(told: Mapping[str, Any]) -> str:
