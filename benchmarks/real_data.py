@@ -6,9 +6,9 @@
 
 Every set below --data is imported with the flags that its page of docs/howto/your-data.md names, then `realrl train bc --data SET` runs as
 it is, for each seed, or `realrl train flow` with --who flow. Held-out episodes are the same for all seeds; nothing is chosen on them. With
---lerobot the diffusion policy of that environment (pip install lerobot) is fitted to the same decisions with the same gradient steps and batches, its own network (narrower, see
---width), horizon and normalisation, and asked for the same held-out plans; ours runs once more with that budget. Rows go to
-benchmarks/results/real_data.jsonl.
+--lerobot the diffusion policy of that environment (pip install lerobot) is fitted to the same decisions with the same gradient steps and
+batches, its own network (narrower, see --width), horizon and normalisation, and asked for the same held-out plans; ours runs once more with
+that budget. Rows go to benchmarks/results/real_data.jsonl.
 """
 
 from __future__ import annotations

@@ -86,7 +86,9 @@ def train_on_recordings(cfg: FlowTrainConfig, cell: Cell) -> dict[str, Any]:
     lessons = _learn(cfg, cell, policy, {task: of for task, (_, of) in shown.items()}, {task: at for task, (at, _) in shown.items()})
     _finish(robots, "imitation", policy)
     if cfg.one_step:
-        distil(cell, policy, lessons, cfg.distill, derive(cfg.seed, "one-step"))
+        if policy.followed:
+            distil(cell, policy, lessons, cfg.distill, derive(cfg.seed, "one-step"))
+        policy.distilled = True  # where the references act alone, one step says what ten say
         _finish(robots, "one-step", policy)
     return cell.summary
 

@@ -114,8 +114,8 @@ class RecapConfig(Scene):
         if self.sight.kind != "state":
             raise OutOfBounds(RecapConfig, "sight", f"is {self.sight.kind!r}: the value looks at the state alone, leave it out")
         if (self.policy.n_obs, self.policy.reference) != (1, "none"):
-            raise OutOfBounds(RecapConfig, "policy", "has several states or a reference, which the value does not see: leave --policy.n-obs "
-                                                     "and --policy.reference out")
+            raise OutOfBounds(RecapConfig, "policy", "has several states or a reference, which the value does not see: leave "
+                                                     "--policy.n-obs and --policy.reference out")
 
 
 # -- the method --------------------------------------------------------------------------------------------------------

@@ -196,6 +196,11 @@ class FlowPolicy(nn.Module):
         """That of any of its robots."""
         return None if self.references is None else self.references[body]  # type: ignore[return-value]
 
+    @property
+    def followed(self) -> bool:
+        """Whether its network has any say, or its references act alone."""
+        return self.references is None or any(bool(self.references[i].gain.any()) for i in range(len(self.bodies)))  # type: ignore[operator]
+
     # -- what it is told ------------------------------------------------------------------------------------------------------
 
     def told(self, task: str, text: str | None = None, *, goals_of: str | None = None, means: Means = "both") -> FlowPolicy:
