@@ -21,8 +21,10 @@ from realrl.cell.instructed import read_all, sized
 from realrl.cell.kept_back import of_each_text
 from realrl.cli.main import main
 from realrl.data.store import Store
+from realrl.generative.flow import FlowConfig
 from realrl.learn.flow import FlowFit, Lessons, by_text
 from realrl.learn.flow_reference import fit_references
+from realrl.policies.flow import FlowPolicy
 from realrl.policies.folder import load_policy, read_robot
 from realrl.serve.session import Served, Session
 from realrl.types import Episode, RealrlError
@@ -135,6 +137,30 @@ def test_the_network_draws_what_the_reference_leaves_over(two: Path, tmp_path: P
     assert torch.allclose(batch.state[:, 1::2], fit.policy.normaliser[0](state[:, -1]), atol=1e-6), "each number beside what it was"
     kept, fitted = (set(lessons.episode[x].tolist()) for x in (fit.kept_back, fit.among))
     assert not kept & fitted and {int(t) for t in lessons.task[fit.among]} == {int(t) for t in lessons.task[fit.kept_back]} == {0, 1}
+
+
+def test_a_plan_goes_on_from_what_is_decided_beyond_a_reference(two: Path, tmp_path: Path) -> None:
+    fit = fit_of(two, tmp_path, 1)
+    cfg = replace(fit.policy.cfg, chunk=2, flow=FlowConfig(steps=2, delay=2))
+    policy = FlowPolicy(cfg, fit.policy.bodies, fit.policy.tasks)
+    policy.load_state_dict(fit.policy.state_dict())
+    policy = policy.told(CUP)
+    view = fit.lessons.views[0]
+    state = view.batch(torch.tensor([3])).obs["state"].numpy()
+    first, memory = policy.act({"state": state}, policy.start(1), greedy=True, rng=[np.random.default_rng(0)])
+    assert first.action.shape == (1, 4, 3) and torch.equal(memory["ahead"], torch.from_numpy(first.action[:, 2:4]))
+    reference = policy.reference
+    assert reference is not None
+    near = reference(torch.from_numpy(state))[:, :2] + 0.3 * reference.scale[:2]
+    memory = memory | {"ahead": near}
+    second, _ = policy.act({"state": state}, memory, greedy=True, rng=[np.random.default_rng(1)])
+    assert np.allclose(second.action[:, :2], near.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("flags", [("--policy.n-obs", "2"), ("--policy.reference", "linear")])
+def test_recap_takes_no_reference(flags: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "recap", "--tasks", "toy/red", "--run", str(tmp_path / "run"), *flags]) == 2
+    assert "leave --policy.n-obs and --policy.reference out" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_one_text_needs_no_reader_and_says_that_language_cannot_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
