@@ -70,20 +70,18 @@ def one_text_each(store: Recordings, episodes: Mapping[int, Episode], changing: 
 
     Raises RealrlError where some have a text and others none.
     """
-    cut = [part for i, e in episodes.items() for part in (_cut(store, i, e) if changing else [e])]
+    parts = [(i, part) for i, e in episodes.items() for part in (_cut(store, i, e) if changing else [e])]
     if changing:
-        notes.append(f"the task's text changes inside episodes: they are cut there, {len(episodes)} become {len(cut)}")
-    mute = [i for i, e in episodes.items() if not words(e.task)] if not changing else [-1] if any(not words(e.task) for e in cut) else []
+        notes.append(f"the task's text changes inside episodes: they are cut there, {len(episodes)} become {len(parts)}")
+    mute = [i for i, e in parts if not words(e.task)]
     if not mute:
-        return cut
-    if any(words(e.task) for e in cut):
-        which, n = (f"episode {mute[0]}", mute[0]) if mute[0] >= 0 else ("a part of an episode", None)
-        out = "" if n is None else f", or leave it out with 'realrl data import {typed(data)} --out NEW --leave-out {n}'"
-        raise RealrlError(f"{data}: {which} has no task text, others have, so nobody could tell the policy to do it: write one into "
-                          f"meta/tasks{out}")
+        return [e for _, e in parts]
+    if len(mute) < len(parts):
+        raise RealrlError(f"{data}: episode {mute[0]} has no task text, others have, so nobody could tell the policy to do it: write one "
+                          f"into meta/tasks, or leave it out with 'realrl data import {typed(data)} --out NEW --leave-out {mute[0]}'")
     name = " ".join(words(Path(data).resolve().name.replace("_", " ").replace("-", " "))) or "do the task"
     notes.append(f"no task text in {data}: the policy is told {name!r}")
-    return [replace(e, task=name) for e in cut]
+    return [replace(e, task=name) for _, e in parts]
 
 
 def _cut(store: Recordings, number: int, episode: Episode) -> list[Episode]:

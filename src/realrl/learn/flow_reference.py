@@ -64,6 +64,7 @@ class FlowWitness(Witness):
     """Decisions that the fit of a flow policy does not see, see `Witness`; each robot follows the network as far as its own say."""
 
     def __init__(self, fit: FlowFit, unseen: Tensor) -> None:
+        """unseen: [N], the decisions; not `Witness`'s own beginning, which looks at one table of one robot."""
         policy, lessons = fit.policy, fit.lessons
         self.flow, self.lessons, self.unseen, self.seed = policy, lessons, unseen, fit.seed
         self.net: nn.Module = fit.net
