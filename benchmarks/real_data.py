@@ -2,12 +2,13 @@
 
     python -m benchmarks.real_data --data ../shared/data
     python -m benchmarks.real_data --data ../shared/data --lerobot LEROBOT_ENVIRONMENT/bin/python
+    python -m benchmarks.real_data --data ../shared/data --who flow
 
 Every set below --data is imported with the flags that its page of docs/howto/your-data.md names, then `realrl train bc --data SET` runs as
-it is, for each seed. Held-out episodes are the same for all seeds; nothing is chosen on them. With --lerobot the diffusion policy of that
-environment (pip install lerobot) is fitted to the same decisions with the same gradient steps and batches, its own network (narrower, see
---width), horizon and normalisation, and asked for the same held-out plans; ours runs once more with that budget. Rows go to
-benchmarks/results/real_data.jsonl.
+it is, for each seed, or `realrl train flow` with --who flow. Held-out episodes are the same for all seeds; nothing is chosen on them. With
+--lerobot the diffusion policy of that environment (pip install lerobot) is fitted to the same decisions with the same gradient steps and
+batches, its own network (narrower, see --width), horizon and normalisation, and asked for the same held-out plans; ours runs once more with
+that budget. Rows go to benchmarks/results/real_data.jsonl.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import torch
 from benchmarks.lib.common import RESULTS, ROOT, Part, Table, arguments, published_tables, run_parts
 from realrl import config
 from realrl.algos.bc import BCConfig
+from realrl.algos.flow import FlowTrainConfig
 from realrl.cell.foresight import Examiner
 from realrl.cell.recordings import Material, read
 from realrl.data.views import ChunkView
@@ -52,6 +54,7 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> (below --data, flags
        for task in ("door", "lift", "nut-assembly", "pick-place", "stack", "wipe")}}
 LABELLED = ("pusht, lerobot's (1)",)  # recorded as no success, which nobody's PushT is: labelled as worth imitating
 PLAIN, WITHOUT = "no reference", ("reachy2 (3 episodes)", "pusht, people (206)")
+FLOW = "flow"
 AGAINST = ("reachy2 (3 episodes)", "adroit door, people (25)", "pusht, people (206)")
 
 
@@ -92,20 +95,23 @@ def _realrl(*words: str) -> None:
 
 
 def ours(setting: Setting, name: str, seed: int, who: str = "default") -> None:
-    """`realrl train bc --data SET`, nothing else; or the plain policy, which draws whole actions, to see what the reference is for."""
+    """`realrl train bc --data SET`, nothing else; or `train flow`; or the plain policy, which draws whole actions, to see what the
+    reference is for."""
     run, began = setting.out / "runs" / f"{setting.folder(name).name}-{seed}-{who.replace(' ', '-')}", time.monotonic()
     plain = ("--policy.reference", "none") if who == PLAIN else ()
     quick = ("--imitation.steps", "20", "--distill.steps", "5") if setting.smoke else ()
     shutil.rmtree(run, ignore_errors=True)
-    _realrl("train", "bc", "--data", str(setting.folder(name)), "--run", str(run), "--seed", str(seed), *plain, *quick)
+    method = "flow" if who == FLOW else "bc"
+    _realrl("train", method, "--data", str(setting.folder(name)), "--run", str(run), "--seed", str(seed), *plain, *quick)
     summary = json.loads((run / "summary.json").read_text())
     last, student = (next(s["foresight"] for s in summary["stages"] if s["name"] == stage) for stage in ("imitation", "one-step"))
-    cfg = config.load(BCConfig, run / "config.yaml")
+    cfg = config.load(FlowTrainConfig if who == FLOW else BCConfig, run / "config.yaml")
     setting.table.put({"set": name, "seed": seed, "who": who, "steps": cfg.imitation.steps, "chunk": cfg.policy.chunk,
                        "error": last["mean_error"] | {"one-step": student["mean_error"]["one-step"]},
                        "of_range": last["error_of_range"] | {"one-step": student["error_of_range"]["one-step"]},
                        "joints": len(last["joints"]), "decisions": last["decisions"], "episodes": last["episodes"],
-                       "followed": float(np.mean(last["followed"] or 1.0)), "wall_s": round(time.monotonic() - began, 1)})
+                       "followed": float(np.mean(last["followed"] or 1.0)), "wall_s": round(time.monotonic() - began, 1),
+                       **({"reading": last["reading"]} if "reading" in last else {})})
 
 
 # ---- LeRobot's diffusion policy on the same decisions
@@ -169,6 +175,7 @@ def main(words: list[str] | None = None) -> int:
     parser = arguments(__doc__ or "", seeds=(0, 1, 2))
     parser.add_argument("--data", type=Path, required=True, help="folder of the recordings")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--who", nargs="+", default=["bc"], choices=["bc", FLOW], help="what is trained (default: bc)")
     parser.add_argument("--lerobot", metavar="PYTHON", help="python of an environment with lerobot")
     parser.add_argument("--steps", type=int, default=1000, help="gradient steps of the comparison with lerobot")
     parser.add_argument("--width", type=int, default=128, help="of the first of the three levels of lerobot's U-Net; its default, 512, has "
@@ -177,16 +184,17 @@ def main(words: list[str] | None = None) -> int:
     out = args.out / ("smoke" if args.smoke else "real_data")
     table = Table((out if args.smoke else RESULTS) / "real_data.jsonl", ("set", "seed", "who"))
     setting = Setting(args.data.resolve(), out, table, args.smoke, args.lerobot, 5 if args.smoke else args.steps, args.width)
-    return min(run_parts(_parts(setting, args.sets, args.seeds), args.budget), 1)
+    return min(run_parts(_parts(setting, args.sets, args.seeds, args.who), args.budget), 1)
 
 
-def _parts(setting: Setting, sets: Sequence[str], seeds: Sequence[int]) -> list[Part]:
+def _parts(setting: Setting, sets: Sequence[str], seeds: Sequence[int], who: Sequence[str]) -> list[Part]:
     def part(name: str, seed: int, who: str, work: Any) -> Part:
         done = lambda: setting.table.find(name, seed, who) is not None
         return Part(f"{name}, seed {seed}, {who}", done, partial(work, setting, name, seed))
 
-    mine = [part(name, seed, "default", ours) for seed in seeds for name in sets]
-    mine += [part(name, seed, PLAIN, partial(ours, who=PLAIN)) for seed in seeds for name in sets if name in WITHOUT]
+    mine = [part(name, seed, "default", ours) for seed in seeds for name in sets if "bc" in who]
+    mine += [part(name, seed, FLOW, partial(ours, who=FLOW)) for seed in seeds for name in sets if FLOW in who]
+    mine += [part(name, seed, PLAIN, partial(ours, who=PLAIN)) for seed in seeds for name in sets if name in WITHOUT and "bc" in who]
     peers = [part(name, seed, "equal steps", against) for seed in seeds for name in sets if name in AGAINST and setting.lerobot]
     return mine + peers
 

@@ -23,7 +23,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 OPTION = re.compile(r"(?<![\w.\-{}\[(/=%])([a-z]\w*)=(?![=\"{])")
 # whose messages speak of these commands alone; all other modules speak of any
 SPEAKERS = {"algos/rl100": ["train rl100"], "algos/bc": ["train bc"], "cli/evaluate": ["evaluate"], "cli/view": ["view"],
-            "cli/train": ["train rl100", "train bc"], "cell/cell": ["train rl100", "train bc", "train flow"],
+            "cli/train": ["train rl100", "train bc", "train flow"], "cell/cell": ["train rl100", "train bc", "train flow"],
             "cell/collect": ["train rl100", "train bc"],
             "run": ["train rl100", "train bc"], "report/view": ["view", "evaluate"], "report/failures": ["evaluate"],
             "cli/data/demos": ["data demos"]}

@@ -270,13 +270,15 @@ def real_data_table(rows: Sequence[Row]) -> str:
     who = ("greedy", "exploring", "one-step", "keep still", "mean action", "ridge")
     lines, against = [], []
     for name in dict.fromkeys(r["set"] for r in rows):
-        for kind in ("default", "no reference"):
+        for kind in ("default", "no reference", "flow"):
             if not (mine := [r for r in rows if r["set"] == name and r["who"] == kind]):
                 continue
-            middle = {w: statistics.median(100 * r["of_range"][w] for r in mine) for w in who}
-            own = statistics.median(r["error"]["greedy"] for r in mine)
+            acting = "flow" if kind == "flow" else "greedy"  # a flow draws its noise whether it explores or not
+            middle = {w: statistics.median(100 * r["of_range"][w] for r in mine) for w in mine[0]["of_range"]}
+            own = statistics.median(r["error"][acting] for r in mine)
             best = min(("keep still", "mean action", "ridge"), key=lambda w: middle[w])
-            errors = [*(f"{middle[w]:.2f}" for w in who), f"{middle['greedy'] / middle[best]:.2f}", f"{own:.3g}"]
+            shown = (acting, *who[1:])
+            errors = [*(f"{middle[w]:.2f}" if w in middle else "-" for w in shown), f"{middle[acting] / middle[best]:.2f}", f"{own:.3g}"]
             scope = [str(mine[0]["joints"]), str(len(mine)), f"{mine[0]['decisions']:,} in {mine[0]['episodes']}", f"{mine[0]['steps']:,}"]
             minutes = statistics.median(r["wall_s"] for r in mine) / 60
             lines.append([name if kind == "default" else f"{name}, {kind}", *errors, *scope, f"{minutes:.1f}"])
@@ -289,7 +291,18 @@ def real_data_table(rows: Sequence[Row]) -> str:
     other = ["the first eight actions, % of the range", "seed", "realrl", "LeRobot diffusion", "keep still", "ridge", "steps of 64",
              "its parameters", "minutes, ours / its"]
     second = grid(other, against) if against else f"Beside LeRobot's diffusion policy: {NOT_RUN}."
-    return "\n\n".join([grid(head, lines), second, commands(rows)]) if lines else NOT_RUN
+    told = [_told_row(r) for r in rows if "reading" in r]
+    third = [grid(["told what to do, % of the range", "seed", "texts", "told its text", "told another", "more, 95 %", "held-out episodes"],
+                  told)] if told else []
+    return "\n\n".join([grid(head, lines), *third, second, commands(rows)]) if lines else NOT_RUN
+
+
+def _told_row(row: Row) -> list[str]:
+    """A set of several texts: errors under the right one and another."""
+    told = row["reading"]
+    span = "-" if told["low"] is None else f"{100 * told['low']:+.2f} to {100 * told['high']:+.2f}"
+    return [row["set"], str(row["seed"]), str(len(told["texts"])), f"{100 * told['told']:.2f}", f"{100 * told['told_another']:.2f}", span,
+            str(told["episodes"])]
 
 
 def rendering_table(rows: Sequence[Row]) -> str:

@@ -24,7 +24,8 @@ from benchmarks.lib.common import RESULTS, Part, Table, arguments, run_parts
 from benchmarks.real_data import SETS, Setting
 from realrl.algos.bc import BCConfig
 from realrl.cell.foresight import Examiner
-from realrl.cell.recordings import Material, _piece, read, sized
+from realrl.cell.kept_back import piece
+from realrl.cell.recordings import Material, read, sized
 from realrl.data.views import ChunkView
 from realrl.learn.reference import fit_reference
 from realrl.nets.reference import Reference
@@ -47,7 +48,7 @@ def splits(demos: list[Episode]) -> Iterator[Split]:
     (only,) = demos
     for share in SHARES:
         end = int(len(only) * share)
-        yield [_piece(only, 0, end)], [_piece(only, end, min(len(only), int(len(only) * share * 1.25)))]
+        yield [piece(only, 0, end)], [piece(only, end, min(len(only), int(len(only) * share * 1.25)))]
 
 
 def errors(material: Material, split: Split, chunk: int, n_obs: int) -> dict[str, float]:

@@ -85,6 +85,20 @@ def test_actions_are_sent_as_they_were_recorded_and_pictures_shown_in_their_size
     assert episode.obs["images.top"].shape[1:] == (16, 20, 3)
 
 
+def test_a_policy_that_is_told_is_deployed_under_a_text_and_recorded_so(serve: Callable[..., RobotServer], tmp_path: Path) -> None:
+    data, run, server = recorded(tmp_path / "demos"), tmp_path / "run", serve()
+    small = ["--imitation.steps", "10", "--imitation.batch", "16", "--distill.steps", "2", "--distill.chains", "2", "--policy.width", "16",
+             "--policy.heads", "2", "--policy.expert", "1", "--sight.kind", "state", "--recorded.units", "m"]
+    assert cli.main(["train", "flow", "--data", str(data), "--run", str(run), *small]) == 0
+    out = tmp_path / "deployed"
+    with pytest.warns(UserWarning, match="never seen in training"):
+        assert cli.main(["deploy", "--robot", server.url, "--policy", str(run / "policy"), "--episodes", "1", "--horizon", "12",
+                         "--out", str(out), "--text", "sweep twice"]) == 0
+    (episode,) = Store.open(out).read()
+    place = episode.obs["state"][:, :2]
+    assert place.min() > 0.05 and place.max() < 0.25 and episode.task in ("sweep twice", "sweep"), "the robot judges, or nobody does"
+
+
 @pytest.mark.parametrize(("change", "words"), [
     ({"actions": ("y", "x")}, "in the order y, x"), ({"units": ("mm", "mm")}, "trained on mm"), ({"fps": 30.0}, "30 actions a second"),
     ({"control": "relative"}, "says how to move"), ({"state": ("hand y", "hand x", "lamp")}, "the robot shows hand x, hand y, lamp")])

@@ -113,6 +113,9 @@ class RecapConfig(Scene):
               positive="(0, 1)", dropout="[0, 1]", temperature="(0, 1e3]", guidances="[0, 20]")
         if self.sight.kind != "state":
             raise OutOfBounds(RecapConfig, "sight", f"is {self.sight.kind!r}: the value looks at the state alone, leave it out")
+        if (self.policy.n_obs, self.policy.reference) != (1, "none"):
+            raise OutOfBounds(RecapConfig, "policy", "has several states or a reference, which the value does not see: leave "
+                                                     "--policy.n-obs and --policy.reference out")
 
 
 # -- the method --------------------------------------------------------------------------------------------------------

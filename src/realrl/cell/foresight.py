@@ -60,18 +60,17 @@ class Examiner:
         self.valid = self.batch.valid.cpu().numpy()
         self.baselines = {"keep still": self._keep_still(), "mean action": self._mean_action(), "ridge": self._ridge()}
 
-    def judge(self, policies: Mapping[str, tuple[Policy, bool]]) -> tuple[Foresight, dict[str, Array]]:
-        """(errors of everybody, the policies' chunks [N, K, A] in the robot's units). policies: name -> (policy, greedy)."""
-        said = {name: self.ask(policy, greedy) for name, (policy, greedy) in policies.items()}
-        errors = {name: self.error(chunks) for name, chunks in (said | self.baselines).items()}
-        return Foresight(self.robot, errors, len(self.rows), int(self.unseen.episode.max()) + 1), said
+    def judge(self, said: Mapping[str, Array]) -> Foresight:
+        """Errors of everybody. said: name -> chunks [N, K, A] in the robot's units, see `ask`."""
+        errors = {name: self.error(chunks) for name, chunks in ({**said} | self.baselines).items()}
+        return Foresight(self.robot, errors, len(self.rows), int(self.unseen.episode.max()) + 1)
 
-    def ask(self, policy: Policy, greedy: bool) -> Array:
-        """A policy's chunks for the held-out decisions, [N, K, A] in the robot's units."""
-        found = []
-        for start in range(0, len(self.rows), 256):
-            part = {key: values[start:start + 256].cpu().numpy() for key, values in self.batch.obs.items()}
-            noise = [np.random.default_rng(start + i) for i in range(len(part["state"]))]
+    def ask(self, policy: Policy, greedy: bool, among: Array | None = None) -> Array:
+        """A policy's chunks for the held-out decisions, [N, K, A] in the robot's units. among: [n] the places of some, by default all."""
+        among, found = np.arange(len(self.rows)) if among is None else among, []
+        for places in np.split(among, range(256, len(among), 256)):
+            part = {key: values[torch.from_numpy(places)].cpu().numpy() for key, values in self.batch.obs.items()}
+            noise = [np.random.default_rng(place) for place in places]
             plan, _ = policy.act(part, policy.start(len(noise)), greedy=greedy, rng=noise)
             found.append(plan.action)
         return self.robot.to_robot(np.concatenate(found))

@@ -7,9 +7,11 @@ episodes that were kept back (`foresight`), and what that cannot say is said.
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,12 +22,14 @@ from realrl.cell.curriculum import Practice
 from realrl.cell.foresight import Examiner
 from realrl.cell.hindsight import hindsight
 from realrl.cell.judge import latency
+from realrl.cell.listening import heard
 from realrl.cell.products import large_products
 from realrl.cell.recordings import Material
 from realrl.data.views import ChunkView
 from realrl.files import write_bytes
 from realrl.memory import keep_freed_memory
 from realrl.policies.diffusion import DiffusionPolicy
+from realrl.policies.flow import FlowPolicy
 from realrl.policies.folder import Storable, save_policy
 from realrl.robots.embodiment import Embodiment
 from realrl.run import Run
@@ -33,6 +37,8 @@ from realrl.scene import Scene, device
 from realrl.types import Array, Episode, Policy, RealrlError, Stream
 
 FILMED = 3  # held-out episodes whose predictions are kept for the report
+BASELINES = ("keep still", "mean action", "ridge")
+READS = "more_error_told_another_pct_of_range"
 
 
 class RecordedCell:
@@ -40,7 +46,8 @@ class RecordedCell:
 
     simulated = False
 
-    def __init__(self, run: Run, scene: Scene, material: Material) -> None:
+    def __init__(self, run: Run, scene: Scene, material: Material, others: Mapping[str, Material] | None = None) -> None:
+        """material: of the scene's task; others: task -> what other robots recorded, see `at`."""
         if "online" in getattr(scene, "stages", ()):  # before anything long
             raise _no_robot(scene)
         if scene.recall or scene.late:
@@ -48,12 +55,13 @@ class RecordedCell:
                               "--env or a --robot that they are demonstrations for")
         self.run, self.scene, self.material, self.spec = run, scene, material, material.spec
         self._inside = ExitStack()
-        steps = sum(len(e) for e in (*material.demos, *material.held_out, *material.rest))
+        every = {self.spec.id: material, **(others or {})}
+        steps = sum(_steps(m) for m in every.values())
         self.account = Account(run, self.spec.id, scene.seed, lambda: steps)
-        self.account.summary |= {"recorded": {
-            "demonstrations": len(material.demos), "held_out": len(material.held_out), "others": len(material.rest), "steps": steps,
-            "fps": material.robot.fps, "cameras": sorted(material.robot.cameras), "control": material.robot.control,
-            "notes": material.notes}}
+        self.account.summary |= {"recorded": _about(material)}
+        self._at = {task: self._of(task, m) for task, m in (others or {}).items()}
+        if self._at:
+            self.account.summary["recorded"]["beside"] = {task: _about(cell.material) for task, cell in self._at.items()}
 
     def __enter__(self) -> RecordedCell:
         keep_freed_memory()
@@ -74,8 +82,16 @@ class RecordedCell:
         """What will stand in summary.json."""
         return self.account.summary
 
+    def _of(self, task: str, material: Material) -> RecordedCell:
+        """Another robot's cell, of the same run and account."""
+        other = copy.copy(self)
+        other.scene, other.material, other.spec, other._at = replace(self.scene, task=task), material, material.spec, {}
+        return other
+
     def at(self, task: str) -> RecordedCell:
-        """Recordings are one task. Raises RealrlError for another."""
+        """Recordings are one task, and one of every other robot that recorded. Raises RealrlError for another."""
+        if task in self._at:
+            return self._at[task]
         if task != self.scene.task:
             raise RealrlError(f"{self.scene.data}: recordings are one task here, {task} is none of them: name simulated tasks with --tasks")
         return self
@@ -122,26 +138,37 @@ class RecordedCell:
         if self.account.finished(name, version):
             return
         decisions = partial(ChunkView, chunk=policy.chunk, n_obs=policy.n_obs, gamma=1.0)
-        examiner = Examiner(self.material.robot, decisions(self.material.demos), decisions(self.material.held_out))
-        if getattr(policy, "head", "") == "one-step":
-            asked = {"one-step": (policy, True)}
+        seen = [replace(e, obs={"state": e.obs["state"]}) for e in self.material.demos]  # nobody but the policy looks at pictures
+        examiner = Examiner(self.material.robot, decisions(seen), decisions(self.material.held_out))
+        one_step = getattr(policy, "head", "") == "one-step"
+        reading: dict[str, Any] = {}
+        if isinstance(policy, FlowPolicy):
+            said, reading = heard(examiner, [e.task for e in self.material.held_out], policy)
+        elif one_step:
+            said = {"one-step": examiner.ask(policy, True)}
         else:
-            asked = {"greedy": (policy, True), "exploring": (policy, False)}
-        found, said = examiner.judge(asked)
+            said = {"greedy": examiner.ask(policy, True), "exploring": examiner.ask(policy, False)}
+        found = examiner.judge(said)
         self._keep(name, examiner, said)
-        told = found.to_dict()
+        told = found.to_dict() | reading
         if isinstance(policy, DiffusionPolicy):
             told["denoising_loss"] = examiner.denoising_loss(policy)
+        if isinstance(policy, DiffusionPolicy | FlowPolicy):
             told["followed"] = [] if policy.reference is None else [float(gain) for gain in policy.reference.gain]
+        best = next(iter(said))
+        told["loses_to"] = [who for who in BASELINES if found.share(best) > found.share(who)]
         looked_back = hindsight(self.run, name, [*self.material.demos, *self.material.rest], getattr(self.scene, "gamma", 1.0))
         self.account.enter(name, version, {"name": name, "foresight": told, "latency_ms": latency(policy, self.spec),
                                            **({} if looked_back is None else {"hindsight": looked_back})})
-        best = next(iter(asked))
-        base = min(("keep still", "mean action", "ridge"), key=found.share)
+        if self.spec.id != self.summary["task"]:
+            return  # the headline is of the first robot
+        base = min(BASELINES, key=found.share)
+        heading = self.summary.get("headline", {}) if one_step else {}
         self.summary["headline"] = {
             "held_out_error_pct_of_range": 100 * found.share(best), "best_baseline_error_pct_of_range": 100 * found.share(base),
-            "held_out_decisions": found.decisions}
-        self.summary["loses_to"] = [who for who in ("keep still", "mean action", "ridge") if found.share(best) > found.share(who)]
+            "held_out_decisions": found.decisions, **{key: x for key, x in heading.items() if key == READS},
+            **({READS: 100 * reading["reading"]["more"]} if reading else {})}
+        self.summary["loses_to"] = told["loses_to"]
 
     def _keep(self, name: str, examiner: Examiner, said: dict[str, Array]) -> None:
         """What the report draws: predicted and true chunks of the first held-out episodes, and where they begin."""
@@ -173,6 +200,18 @@ class RecordedCell:
 
     def annotate(self, name: str, label: str | Sequence[str], values: Callable[[list[Episode]], list[Array]]) -> None:
         """The recordings are somebody else's and stay as they are."""
+
+
+def _steps(material: Material) -> int:
+    return sum(len(e) for e in (*material.demos, *material.held_out, *material.rest))
+
+
+def _about(material: Material) -> dict[str, Any]:
+    """What the summary says of recordings."""
+    robot = material.robot
+    return {"demonstrations": len(material.demos), "held_out": len(material.held_out), "others": len(material.rest),
+            "steps": _steps(material), "fps": robot.fps, "cameras": sorted(robot.cameras), "control": robot.control,
+            "notes": material.notes}
 
 
 def _no_robot(scene: Scene) -> RealrlError:

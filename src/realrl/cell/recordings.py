@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from realrl.cell.kept_back import kept_back, of_each_text, one_text_each
 from realrl.data import depth
 from realrl.data.cache import FrameCache, Size, resize
 from realrl.data.errors import BLIND, typed
@@ -81,8 +82,9 @@ def opened(data: str, cfg: RecordedConfig, **options: Any) -> Recordings:
     return open_dataset(data, names=names, tolerance=cfg.tolerance, data_path=cfg.data_path, video_path=cfg.video_path, **options)
 
 
-def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Material:
-    """Read a set. spare: where decoded pictures are kept if the set's own folder cannot be written.
+def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path, told: bool = False) -> Material:
+    """Read a set. spare: where decoded pictures are kept if the set's own folder cannot be written; told: whether who learns from it is
+    told what to do, so that every demonstration has one text, the set's name where it has none.
 
     Raises RealrlError for one that nothing can be imitated from, naming what is wrong and the flag that mends it.
     """
@@ -96,12 +98,19 @@ def read(data: str, cfg: RecordedConfig, sight: SightConfig, spare: Path) -> Mat
     keys = state_keys(episodes[0], cfg, data, proposal(store.info["features"]))
     episodes = [_plain(e, keys, sight.kind == "pointcloud", data, i) for i, e in enumerate(episodes)]
     numbers = _imitated(episodes, data, notes)
-    if several := changing(store):
+    texts = sorted({episodes[i].task for i in numbers})
+    if len(texts) > 1 and not told:
+        notes.append(f"{len(texts)} task texts among the demonstrations, which the policy is not told: it does what all have in common "
+                     "('realrl train flow' learns a policy that is told)")
+    if (several := changing(store)) and not told:
         notes.append(f"the task's text changes inside {grouped(several)}, each is imitated whole and under its first text: 'realrl data "
                      "trim' cuts episodes")
     pictures = _pictures(store, films, (sight.height, sight.width), spare)
     seen = [replace(e, obs=e.obs | {sense: pictures[sense][i] for sense in films}) for i, e in enumerate(episodes)]
-    demos, held_out = _kept_back([seen[i] for i in numbers], cfg.held_out, data, notes)
+    shown = [seen[i] for i in numbers]
+    if told:
+        shown = one_text_each(store, dict(zip(numbers, shown, strict=True)), bool(several), data, notes)
+    demos, held_out = (kept_back if len({e.task for e in shown}) == 1 or not told else of_each_text)(shown, cfg.held_out, data, notes)
     if (steps := sum(len(e) for e in demos)) < 2:
         raise RealrlError(f"{data}: {steps} step to imitate beside what is kept to compare with, there is nothing to learn from it: record "
                           "more")
@@ -125,8 +134,6 @@ def _imitated(episodes: Sequence[Episode], data: str, notes: list[str]) -> list[
         notes.append(f"{'no episode ended in success' if any(e.judged for e in episodes) else 'nothing says how episodes ended'}: "
                      f"{'all' if len(good) == len(episodes) else 'those of higher return,'} {len(good)} are imitated "
                      f"('realrl data label {typed(data)}' says which succeeded)")
-    if len(texts := {e.task for e in good}) > 1:
-        notes.append(f"{len(texts)} task texts among the demonstrations, which the policy is not told: it does what all have in common")
     return [i for i, e in enumerate(episodes) if any(e is g for g in good)]
 
 
@@ -157,6 +164,9 @@ def _filmed(data: str, cfg: RecordedConfig, sight: SightConfig, notes: list[str]
     store = opened(data, cfg)
     stills = [name.removeprefix("observation.") for name, f in store.info["features"].items() if f.get("dtype") == "image"]
     films, gone = {}, unfilmed(store)
+    if unknown := [key for key in sight.cameras or () if key not in (*store.cameras, *stills)]:
+        raise RealrlError(f"{data}: no camera {unknown[0]} in it; there are {', '.join((*store.cameras, *stills)) or 'none'} "
+                          "(--sight.cameras)")
     for key in sight.cameras or [*store.cameras, *stills]:
         lost = gone.get(key, [])
         if lost and cfg.missing == "refuse":
@@ -313,29 +323,3 @@ def follower(actions: Array, states: Array, joints: Sequence[str], senses: Seque
     nearest = distance.argmin(1)
     moves = np.abs(actions - np.median(actions, 0)).mean(0)
     return np.where(distance[np.arange(len(joints)), nearest] < NEAR * moves, nearest, -1)
-
-
-# ---- what is kept back
-
-
-def _kept_back(demos: Sequence[Episode], share: float, data: str, notes: list[str]) -> tuple[list[Episode], list[Episode]]:
-    """(to fit, to compare with): the same episodes in every run, evenly spread, because recordings drift from the first to the last; of an
-    only episode its end. Raises RealrlError where that leaves nothing."""
-    if len(demos) == 1:
-        (only,) = demos
-        at = min(int(len(only) * (1 - max(share, 0.2))), len(only) - 1)
-        if at < 1:
-            raise RealrlError(f"{data}: one episode of {len(only)} step, there is nothing to learn from it: record more")
-        notes.append(f"one episode alone: its last {len(only) - at} steps are kept to compare with")
-        return [_piece(only, 0, at)], [_piece(only, at, len(only))]
-    wanted = min(max(1, round(share * len(demos))), len(demos) - 1)
-    back = {int((i + 0.5) * len(demos) / wanted) for i in range(wanted)}
-    return [e for i, e in enumerate(demos) if i not in back], [e for i, e in enumerate(demos) if i in back]
-
-
-def _piece(episode: Episode, start: int, stop: int) -> Episode:
-    columns = {name: getattr(episode, name)[start:stop] for name in ("action", "proposed", "source", "reward", "success", "time",
-                                                                     "starts_plan")}
-    last = stop == len(episode)
-    return replace(episode, obs={k: x[start:stop + 1] for k, x in episode.obs.items()}, **columns,
-                   terminated=episode.terminated and last, truncated=episode.truncated or not last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -34,8 +35,8 @@ METHODS = {"rl100": "RL-100: imitation, gated offline RL, online RL, one-step di
 TASKS = {"flow": "metaworld/push-v3", "recap": "metaworld/coffee-push-v3",
          "robocat": "metaworld/coffee-push-v3", "dida": "arm/panda-reach", "walk": "quadruped/go1", "hil-serl": "contact/peg",
          "daydreamer": "quadruped/go1-from-back", "admittance": "assembly/square"}
-READERS = ("flow", "recap", "robocat")  # methods of several tasks, of which a data set may hold some
-IMITATORS = ("rl100", "bc")  # methods that need no more than a data set
+READERS = ("recap", "robocat")  # methods of several tasks, of which a data set may hold some
+IMITATORS = ("rl100", "bc", "flow")  # methods that need no more than a data set
 RECORDED = "recorded/"  # begins the name of a task that is a set of recordings
 RUN_HELP = """{text}
 
@@ -113,17 +114,15 @@ def _train(args: argparse.Namespace) -> int:
     base = [f"--config={file}" for file in saved if args.resume and file.is_file() and not _mentions(flags, "--config")]
     cls, train, default = _method(args.method, flags)
     text = RUN_HELP.format(text=METHODS[args.method], method=args.method, task=TASKS.get(args.method, "toy/obstacle"))
+    flags = _several(flags) if args.method == "flow" else flags
     parse = partial(config.parse, cls, [*base, *flags], prog=f"realrl train {args.method}", description=text, default=default)
     cfg = parse()
-    chosen = base or args.method in READERS or any(_mentions(flags, flag) for flag in ("--task", "--config"))
+    chosen = base or args.method in READERS or any(_mentions(flags, flag) for flag in ("--task", "--tasks", "--config"))
     real = bool(args.env or args.robot)
     recorded = cfg.data is not None and not real and (cfg.task.startswith(RECORDED) or not chosen)
-    if recorded and args.method not in IMITATORS:
-        raise mistake()(f"--data {cfg.data}: {args.method} practises too, in a simulator or on a robot: say where with --task, --env or "
-                        f"--robot ({' and '.join(IMITATORS)} learn from a data set alone)")
+    _fit_for(args.method, cfg, recorded)
     if recorded:
-        from realrl.cell.recordings import sized
-        cfg = cfg if chosen else parse(default=sized(cfg))
+        cfg = cfg if chosen else parse(default=_sized(args.method, cfg))
         cfg = replace(cfg, task=RECORDED + Path(cfg.data).resolve().name)
     make = _maker(args, cfg.horizon) if real else partial(envs.make, cfg.task, sight=cfg.sight, randomise=cfg.randomise)
     if not recorded:  # a misspelt task leaves no folder behind
@@ -140,7 +139,11 @@ def _train(args: argparse.Namespace) -> int:
         cfg = replace(cfg, collect=replace(cfg.collect, workers=1, envs_per_worker=1))
     folder = args.run or Path("runs", f"{args.method}-{cfg.task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
     own = ["--env", args.env] if args.env else ["--robot", args.robot] if args.robot else []
-    material = _material(cfg, folder) if recorded else None
+    material = _material(args.method, cfg, folder) if recorded else None
+    if material and args.method == "flow":
+        from realrl.algos.flow import train_on_recordings as train
+        from realrl.cell.instructed import settled
+        cfg = settled(cfg, material)
     begun = False
     again = shlex.join(["realrl", "train", args.method, "--run", str(folder), "--resume", *own, *flags])
     try:
@@ -230,22 +233,55 @@ def _together(cfg: Any) -> None:
         together(specs, cfg.policy.reader)
 
 
-def _material(cfg: Any, folder: Path) -> Material:
-    """The recordings of a run that has nothing else, read before it has a folder."""
-    from realrl.cell.recordings import read
-    material = read(cfg.data, cfg.recorded, cfg.sight, folder.with_name(f"{folder.name}-cache"))
-    for note in material.notes:
+def _fit_for(method: str, cfg: Any, recorded: bool) -> None:
+    """Raises RealrlError for a method that recordings are not enough for, and for several sets beside a task."""
+    if recorded and method not in IMITATORS:
+        raise mistake()(f"--data {cfg.data}: {method} practises too, in a simulator or on a robot: say where with --task, --env or --robot "
+                        f"({', '.join(IMITATORS)} learn from a data set alone)")
+    if not recorded and (more := getattr(cfg, "also", ())):
+        raise mistake()(f"{more[0]}: several sets are learned from where they themselves are the tasks: leave --tasks out, or make them "
+                        "one with 'realrl data merge'")
+
+
+def _several(flags: Sequence[str]) -> list[str]:
+    """`--data A B C` as `--data A --also B C`."""
+    at = next((i for i, word in enumerate(flags) if word.partition("=")[0] == "--data"), None)
+    if at is None:
+        return list(flags)
+    first = at + 1 if "=" in flags[at] else at + 2
+    more = list(itertools.takewhile(lambda word: not word.startswith("--"), flags[first:]))
+    return [*flags[:first], *(["--also"] if more else []), *flags[first:]]
+
+
+def _sized(method: str, cfg: Any) -> Any:
+    """The configuration with defaults that suit its recordings."""
+    from realrl.cell import instructed, recordings
+    return instructed.sized(cfg) if method == "flow" else recordings.sized(cfg)
+
+
+def _material(method: str, cfg: Any, folder: Path) -> dict[str, Material]:
+    """The recordings of a run that has nothing else, task -> its own, read before it has a folder."""
+    from realrl.cell import instructed, recordings
+    spare = folder.with_name(f"{folder.name}-cache")
+    if method == "flow":
+        found = instructed.read_all(cfg, spare)
+        from realrl.learn.flow import together
+        together({task: material.spec for task, material in found.items()}, instructed.settled(cfg, found).policy.reader)
+    else:
+        found = {cfg.task: recordings.read(cfg.data, cfg.recorded, cfg.sight, spare)}
+    for note in dict.fromkeys(note for material in found.values() for note in material.notes):
         say(f"note: {note}")
-    return material
+    return found
 
 
-def _cell(run: Run, cfg: Any, make: Callable[[], RobotEnv] | None, material: Material | None) -> WorkCell | RecordedCell:
+def _cell(run: Run, cfg: Any, make: Callable[[], RobotEnv] | None, material: dict[str, Material] | None) -> WorkCell | RecordedCell:
     """Where the method works: on a robot, or on recordings."""
     if material is None:
         from realrl.cell.cell import WorkCell
         return WorkCell(run, cfg, make=make)
     from realrl.cell.recorded import RecordedCell
-    return RecordedCell(run, cfg, material)
+    first, *others = material
+    return RecordedCell(run, cfg, material[first], {task: material[task] for task in others})
 
 
 def _asked(make: Callable[[], RobotEnv]) -> TaskSpec:

@@ -15,19 +15,20 @@ from realrl.generative.flow import draw_fixed, draw_time, flow_loss
 from realrl.learn.fit import ImitationConfig, averaged, cosine, generator, reseed
 from realrl.nets.text import Reader, minilm
 from realrl.nets.transformer import NONE
-from realrl.policies.flow import FlowPolicy, FlowPolicyConfig, Told, body_of
+from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told, body_of, recent
 from realrl.policies.student import owned
 from realrl.types import Cell, Episode, RealrlError, TaskSpec
 
 if TYPE_CHECKING:
     from realrl.generative.diffusion import DistillConfig
+    from realrl.learn.flow_reference import FlowWitness
     from realrl.learn.goals import Goals
 
 
 @dataclass
 class Lesson:
     """Decisions for learning. state: [B, D] as the network sees it; pictures: each [B, 16, 112]; text: [B, E]; robot: [B];
-    action: [B, K, A] filled up with zeros; real: [B, A] bool, numbers that the robot has; valid: [B, K] bool."""
+    action: [B, K, A] as the network draws it, filled up with zeros; real: [B, A] bool, numbers that the robot has; valid: [B, K] bool."""
 
     state: Tensor
     pictures: dict[str, Tensor]
@@ -42,7 +43,7 @@ class Lessons:
     """All decisions of several tasks' episodes, task by task. Frames are encoded once, what a frozen network says of them is kept.
 
     episodes: task -> its episodes; their order is kept. `views`, `task`, `row`: decision i belongs to the task of number task[i] and is
-    decision row[i] of its view, one a task.
+    decision row[i] of its view, one a task, of episode[i], counted through all tasks.
     """
 
     def __init__(self, policy: FlowPolicy, episodes: Mapping[str, Sequence[Episode]]) -> None:
@@ -56,7 +57,7 @@ class Lessons:
                 if (e.obs["state"].shape[-1], e.action.shape[-1]) != (body.obs_dim, body.action_dim):
                     raise RealrlError(f"{task}: an episode of {e.obs['state'].shape[-1]} observation and {e.action.shape[-1]} action "
                                       f"numbers, its robot has {body.obs_dim} and {body.action_dim}: name the task it was recorded on")
-            view = ChunkView(of, chunk=policy.cfg.plan, n_obs=1, gamma=1.0, device=policy.device)
+            view = ChunkView(of, chunk=policy.cfg.plan, n_obs=policy.n_obs, gamma=1.0, device=policy.device)
             self.views.append(view)
         if not self.views:
             raise RealrlError("no task to learn: name some with --tasks")
@@ -64,6 +65,8 @@ class Lessons:
         self.first = self.sizes.cumsum(0) - self.sizes
         self.task = torch.repeat_interleave(torch.arange(len(self.views)), self.sizes)
         self.row = torch.arange(len(self.task)) - self.first[self.task]
+        many = torch.tensor([int(view.episode[-1]) + 1 for view in self.views])
+        self.episode = torch.cat([view.episode.cpu() for view in self.views]) + (many.cumsum(0) - many)[self.task]
 
     def __len__(self) -> int:
         return len(self.task)
@@ -102,16 +105,28 @@ class Lessons:
         """The numbers [B] as `batch` lays them out."""
         return index[torch.argsort(self.task[index], stable=True)]
 
+    def recorded(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(states [B, H, D], actions [B, K, A], which of them ran [B, K]) as recorded, of one robot's decisions in their order."""
+        parts = []
+        for t in dict.fromkeys(self.task[index].tolist()):
+            view, rows = self.views[t], self.row[index[self.task[index] == t]].to(self.policy.device)
+            parts.append((view.frames["state"][view.rows(rows)[0]], *view.chunks(rows)))
+        state, action, valid = (torch.cat(column) for column in zip(*parts, strict=True))
+        return state, action, valid
+
     def _part(self, t: int, rows: Tensor, random: torch.Generator | None) -> Lesson:
         policy, view, seen, said = self.policy, self.views[t], self.seen[t], self.text_rows[t]
         body, device = policy.tasks[self.tasks[t]].body, policy.device
         rows = rows.to(device)
-        now = view.rows(rows)[0][:, 0]
+        past = view.rows(rows)[0]
+        now = past[:, -1]
         action, valid = view.chunks(rows)
+        if (reference := policy.reference_of(body)) is not None:
+            action = reference.encode(action, view.frames["state"][past])
         size = policy.actor.action_in.shape[1]
         which = torch.zeros(len(rows), dtype=torch.int64) if random is None else torch.randint(len(said), (len(rows),), generator=random)
         real = (torch.arange(size, device=device) < action.shape[-1]).expand(len(rows), -1)
-        return Lesson(seen["state"][now], {key: seen[key][now] for key in policy.senses}, self.texts[said[which.to(device)]],
+        return Lesson(recent(seen["state"][past]), {key: seen[key][now] for key in policy.senses}, self.texts[said[which.to(device)]],
                       torch.full((len(rows),), body, device=device), nn.functional.pad(action, (0, size - action.shape[-1])), real, valid)
 
     @torch.no_grad()
@@ -155,10 +170,12 @@ class FlowFit:
                                            weight_decay=cfg.weight_decay, fused=True)
         self.step, self.steps = 0, cfg.steps
         self.kept_back: Tensor | None = None
+        self.witness: FlowWitness | None = None
         if cfg.validation:
-            from realrl.learn.reference import kept_back
-            fitted, self.kept_back = kept_back(_episodes(lessons), cfg.validation)
+            from realrl.learn.flow_reference import FlowWitness, unseen_of
+            fitted, self.kept_back = unseen_of(lessons, cfg.validation)
             self.among = fitted if among is None else among[torch.isin(among, fitted)]
+            self.witness = FlowWitness(self, self.kept_back)
 
     def update(self) -> dict[str, Tensor]:
         """One gradient step; returns the loss."""
@@ -175,6 +192,8 @@ class FlowFit:
         self.optimiser.step()
         self.average.update_parameters(self.net)
         self.step += 1
+        if self.witness is not None and not self.witness.content(self.step, self.average.module):
+            self.steps = self.step
         return {"loss": loss.detach()}
 
     def loss(self, index: Tensor, random: torch.Generator) -> Tensor:
@@ -202,26 +221,30 @@ class FlowFit:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The loss on episodes that the fit does not see, with the weights as they are."""
-        if self.kept_back is None:
+        if self.kept_back is None or self.witness is None:
             return {}
-        return {"validation": float(self.loss(self.kept_back[::4], generator(self.seed, "validation")))}
+        return {"validation": float(self.loss(self.kept_back[::4], generator(self.seed, "validation"))), **self.witness.validate()}
 
     def finish(self) -> None:
-        """Give the policy the averaged weights."""
+        """Give the policy the averaged weights; with references, the best of them, see `FlowWitness`."""
         self.net.load_state_dict(self.average.module.state_dict())
         self.net.eval()
+        if self.witness is not None:
+            self.witness.finish(self.step)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, average, optimiser and step."""
         return {"net": self.net.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
-                "step": self.step}
+                "step": self.step, "steps": self.steps, "witness": self.witness.state_dict() if self.witness else {}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.net.load_state_dict(state["net"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step = state["step"]
+        self.step, self.steps = state["step"], state.get("steps", self.steps)
+        if self.witness is not None and state.get("witness"):
+            self.witness.load_state_dict(state["witness"])
 
 
 def listed(task: str, tasks: Sequence[str], usual: Sequence[str]) -> tuple[str, ...]:
@@ -269,6 +292,25 @@ def make_policy(cfg: FlowPolicyConfig, cells: Mapping[str, Cell], *, name: str) 
     return FlowPolicy(cfg, bodies, tasks, senses=next(iter(cells.values())).spec.senses, name=name)
 
 
+def by_text(cfg: FlowPolicyConfig, robots: Mapping[str, Cell], *, name: str) -> tuple[FlowPolicy, dict[str, tuple[Cell, list[Episode]]]]:
+    """(a policy for recordings, every text of each robot a task, task -> (the robot's cell, its demonstrations)). A task is called by its
+    text, and by its robot, too, where several have it. robots: in the order of the policy's bodies. Raises RealrlError for robots that are
+    seen by other cameras."""
+    together({task: at.spec for task, at in robots.items()}, cfg.reader)
+    tasks: dict[str, Told] = {}
+    shown: dict[str, tuple[Cell, list[Episode]]] = {}
+    for body, at in enumerate(robots.values()):
+        for episode in at.demonstrations():
+            text = episode.task
+            task = next((task for task, told in tasks.items() if told == Told((text,), body)), "")
+            if not task:
+                task = f"{text} ({at.spec.name})" if text in tasks else text
+                tasks[task], shown[task] = Told((text,), body), (at, [])
+            shown[task][1].append(episode)
+    bodies = [Body(at.spec.name, at.spec.obs_dim, at.spec.action_dim) for at in robots.values()]
+    return FlowPolicy(cfg, bodies, tasks, senses=next(iter(robots.values())).spec.senses, name=name), shown
+
+
 def judge(cells: Mapping[str, Cell], stage: str, policy: FlowPolicy, n: int) -> None:
     """Evaluate a stage's product on every task with its own text; entered as "stage task"."""
     for task, at in cells.items():
@@ -281,12 +323,3 @@ def distil(cell: Cell, policy: FlowPolicy, lessons: Lessons, cfg: DistillConfig,
     with cell.run.bar(f"{stage}: distilling", cfg.steps) as advance, cell.timed(stage):
         policy.distillation(cfg).finish(lessons.conditions(), seed, cell.run.logger(stage), advance)
     policy.distilled = True
-
-
-def _episodes(lessons: Lessons) -> Tensor:
-    """[N] which episode a decision is of, counted through all tasks."""
-    first, found = 0, []
-    for view in lessons.views:
-        found.append(view.episode.cpu() + first)
-        first += int(view.episode[-1]) + 1
-    return torch.cat(found)

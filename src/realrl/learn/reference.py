@@ -126,40 +126,42 @@ class Witness:
 
     def __init__(self, policy: DiffusionPolicy, view: Decisions, unseen: Tensor, steps: int, seed: int) -> None:
         self.policy, self.view, self.unseen, self.seed = policy, view, unseen, seed
+        self.net: torch.nn.Module = policy.actor  # what is fitted
+        self.chooses = policy.reference is not None
         self.every = max(steps // LOOKS, 1)
-        self.able = len(unseen) >= GROUPS * policy.chunk or len(torch.unique(view.episode[unseen])) >= GROUPS
+        self.able = able(unseen, view.episode[unseen], policy.chunk)
         self.best: dict[str, Tensor] = {}
         self.left, self.looked, self.found = math.inf, 0, 0  # of the error; the steps of the newest look and of the best one
 
     def content(self, step: int, averaged: torch.nn.Module) -> bool:
         """Judge the averaged weights where it is time; whether the fit should go on."""
-        if self.policy.reference is None or step % self.every:
+        if not self.chooses or step % self.every:
             return True
-        actor = self.policy.actor
-        now = {name: x.clone() for name, x in actor.state_dict().items()}
-        actor.load_state_dict(averaged.state_dict())
+        now = {name: x.clone() for name, x in self.net.state_dict().items()}
+        self.net.load_state_dict(averaged.state_dict())
         self._look(step)
-        actor.load_state_dict(now)
-        actor.train()
+        self.net.load_state_dict(now)
+        self.net.train()
         return self.left >= 1 or step - self.found < PATIENCE * self.every
 
     def finish(self, step: int) -> None:
         """Judge the policy's weights at the fit's end, too; then it has the best of all, followed as far as they foresee what is unseen."""
-        if self.policy.reference is not None:
+        if self.chooses:
             if self.looked < step:
                 self._look(step)
-            self.policy.actor.load_state_dict(self.best)
+            self.net.load_state_dict(self.best)
             self._follow(len(self.unseen))
 
     def _look(self, step: int) -> None:
         left, self.looked = self._follow(UNSEEN), step
         if left < self.left:
             self.left, self.found = left, step
-            self.best = {name: x.clone() for name, x in self.policy.actor.state_dict().items()}
+            self.best = {name: x.clone() for name, x in self.net.state_dict().items()}
 
     def _follow(self, most: int) -> float:
+        """Let the weights be followed as far as some unseen decisions say; what that leaves of the reference's error."""
         rows = self.unseen[::1 + (len(self.unseen) - 1) // most]
-        self.policy.actor.eval()
+        self.net.eval()
         if not self.able and self.policy.reference is not None:
             self.policy.reference.gain.zero_()
             return 1.0
@@ -167,9 +169,9 @@ class Witness:
 
     def validate(self) -> dict[str, float]:
         """The denoising loss there with the weights as they are, and what the best ones left of the reference's error."""
-        self.policy.actor.eval()
+        self.net.eval()
         loss = unseen_loss(self.policy, self.view.batch(self.unseen[::4]), derive(self.seed, "validation"))
-        self.policy.actor.train()
+        self.net.train()
         return {"validation": loss, **({"reference_error_left": self.left} if self.best else {})}
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,6 +182,11 @@ class Witness:
         """Continue where `state_dict` was taken."""
         self.best = dict(state["best"])
         self.left, self.looked, self.found = state["looks"]
+
+
+def able(unseen: Tensor, episode: Tensor, chunk: int) -> bool:
+    """Whether decisions that a fit does not see can be its witness; episode: [N] that they are of."""
+    return len(unseen) >= GROUPS * chunk or len(torch.unique(episode)) >= GROUPS
 
 
 def kept_back(episode: Tensor, share: float, wanted: int = 0) -> tuple[Tensor, Tensor]:

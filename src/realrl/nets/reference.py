@@ -56,11 +56,13 @@ class Reference(nn.Module):
         return chunk
 
     def encode(self, action: Tensor, state: Tensor) -> Tensor:
-        """What the network should have drawn for a chunk [B, K, A] in [-1, 1]; [B, K, A] in [-1, 1]."""
-        x: Tensor = (action - self(state)) / self.scale
+        """What the network should have drawn for a chunk [B, K, A] in [-1, 1], or for its first actions; as many, in [-1, 1]."""
+        first = action.shape[1]
+        x: Tensor = (action - self(state)[:, :first]) / self.scale[:first]
         return x.clamp(-1.0, 1.0)
 
     def decode(self, x: Tensor, state: Tensor) -> Tensor:
-        """The chunk [B, K, A] in [-1, 1] that a drawn x [B, K, A] means."""
-        chunk: Tensor = self(state) + self.gain * self.scale * x
+        """The chunk [B, K, A] in [-1, 1] that a drawn x [B, K, A] means, or the first actions of one."""
+        first = x.shape[1]
+        chunk: Tensor = self(state)[:, :first] + self.gain * self.scale[:first] * x
         return chunk.clamp(-1.0, 1.0)

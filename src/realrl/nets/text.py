@@ -130,10 +130,11 @@ class Instructions(nn.Module):
     """The texts of a policy's tasks, as vectors, and what its network sees of a vector: [..., 384] -> [..., out], of about unit variance
     over the tasks. All of it is in the checkpoint, so that known texts need no text model.
 
-    texts: task -> what may be said of it; the first is what is said where nobody says anything else.
+    texts: task -> what may be said of it; the first is what is said where nobody says anything else; robots: task -> who does it, where
+    there are several: what tells their tasks apart is the robot.
     """
 
-    def __init__(self, texts: Mapping[str, Sequence[str]], reader: Reader, out: int = 32) -> None:
+    def __init__(self, texts: Mapping[str, Sequence[str]], reader: Reader, robots: Mapping[str, int] | None = None, out: int = 32) -> None:
         super().__init__()
         self.texts = {task: tuple(said) for task, said in texts.items()}
         self.reader: Reader = reader
@@ -145,7 +146,8 @@ class Instructions(nn.Module):
         self.register_buffer("vectors", torch.zeros(len(self.said), SIZE))
         self.register_buffer("centre", torch.zeros(SIZE))
         self.register_buffer("axes", torch.zeros(SIZE, out))
-        twice = [text for text in self.said if sum(words(text) == words(other) for other in self.said) > 1]
+        said = [((robots or {}).get(task), words(text)) for task, text in zip(self.task_of, self.said, strict=True)]
+        twice = [text for text, one in zip(self.said, said, strict=True) if said.count(one) > 1]
         if twice:
             raise RealrlError(f"the instruction {twice[0]!r} stands for two tasks or twice for one ({', '.join(self.texts)}): nothing but "
                               "the text tells tasks apart, give each its own")

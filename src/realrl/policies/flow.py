@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from realrl import config
 from realrl.generative.flow import FlowConfig, Velocity, euler
 from realrl.nets.normalise import Normaliser
+from realrl.nets.reference import Reference
 from realrl.nets.text import Instructions, Reader
 from realrl.nets.transformer import NONE, Actor, Goal, Prefix
 from realrl.policies.goals import GoalBank, Means
+from realrl.policies.looking import eyes_of, thumb, warn_of_turned
 from realrl.policies.student import Chain, Student, owned
 from realrl.types import Obs, Plan, RealrlError, State, TaskSpec
 
@@ -53,6 +55,10 @@ class FlowPolicyConfig:
     """Layers of the action expert."""
     prompts: int = 2
     """Learned tokens that stand for the robot."""
+    n_obs: int = 1
+    """H, how many of the last states it sees: two show how fast the robot moves. Of pictures it sees the newest."""
+    reference: Literal["none", "linear"] = "none"
+    """linear: the flow draws what a linear map of the states leaves over, one map a robot; what recordings of few episodes ask for."""
     state_dropout: float = 0.0
     """How often training hides the state of a policy that has pictures, so that it looks at them; see evaluate --blind."""
     reader: Reader = "minilm"
@@ -64,12 +70,15 @@ class FlowPolicyConfig:
 
     def __post_init__(self) -> None:
         config.check(self, plan="[1, 1000]", chunk="[1, 1000]", width="[8, 4096]", heads="[1, 64]", trunk="[0, 48]", expert="[1, 48]",
-                     prompts="[0, 64]", state_dropout="[0, 1]")
+                     prompts="[0, 64]", state_dropout="[0, 1]", n_obs="[1, 16]")
         if self.width % (2 * self.heads):
             raise config.OutOfBounds(FlowPolicyConfig, "width", f"must be a multiple of {2 * self.heads} (2 heads), got {self.width}")
         if self.chunk > self.plan - self.flow.delay:
             raise config.OutOfBounds(FlowPolicyConfig, "chunk", f"must be at most {self.plan - self.flow.delay} (plan - flow.delay), got "
                                      f"{self.chunk}")
+        if self.goals and (self.n_obs, self.reference) != (1, "none"):
+            raise config.OutOfBounds(FlowPolicyConfig, "goals", "are shown to a policy of one state and no reference: leave policy.n_obs "
+                                     "and policy.reference out")
 
 
 @dataclass(frozen=True)
@@ -126,34 +135,35 @@ class _About:
 
 
 class FlowPolicy(nn.Module):
-    """Chunks [B, K, A] in [-1, 1] from `observation.state` [B, 1, D], pictures and an instruction; see `types.Policy`.
+    """Chunks [B, K, A] in [-1, 1] from `observation.state` [B, H, D], pictures and an instruction; see `types.Policy`.
 
     tasks: what it knows to do; bodies: the robots; senses: "images.<camera>" -> [H, W, 3]. mark: the indicator that it acts with
     (`nets.transformer.POSITIVE` after Recap). Whether it explores or not, it draws its noise: that is what a flow is.
     """
 
     KIND: Literal["flow"] = "flow"
-    reference: None = None
-    n_obs = 1
 
     def __init__(self, cfg: FlowPolicyConfig, bodies: Sequence[Body], tasks: Mapping[str, Told], *,
                  senses: Mapping[str, tuple[int, ...]] | None = None, name: str = "flow", fetch: bool = True) -> None:
-        """Raises RealrlError where two tasks have one text, and for senses that are no pictures."""
+        """Raises RealrlError where two tasks of one robot have one text, and for senses that are no pictures."""
         super().__init__()
         self.cfg, self.bodies, self.tasks, self.name = cfg, tuple(bodies), dict(tasks), name
         self.senses = {key: tuple(shape) for key, shape in (senses or {}).items()}
-        self.chunk, self.body, self.mark, self.text = cfg.chunk, 0, NONE, ""
+        self.chunk, self.n_obs, self.body, self.mark, self.text = cfg.chunk, cfg.n_obs, 0, NONE, ""
         self.head: Head = "flow"
         self.means: Means = "both"
         self.aim = -1  # whose goals it is shown: the number of a task, -1 for none
         self.distilled = self.repeats = False
         self.normaliser = nn.ModuleList(Normaliser(b.obs_dim) for b in bodies)
-        self.instructions = Instructions({task: told.texts for task, told in tasks.items()}, cfg.reader)
-        self.eyes = _eyes(self.senses, fetch)
-        self.prefix = Prefix([b.obs_dim for b in self.bodies], self.instructions.axes.shape[1], list(self.senses), width=cfg.width,
-                             heads=cfg.heads, layers=cfg.trunk, prompts=cfg.prompts, goals=cfg.goals)
+        self.instructions = Instructions({task: told.texts for task, told in tasks.items()}, cfg.reader,
+                                         {task: told.body for task, told in tasks.items()})
+        self.eyes = eyes_of(self.senses, fetch)
+        self.prefix = Prefix([cfg.n_obs * b.obs_dim for b in bodies], self.instructions.axes.shape[1], list(self.senses),
+                             width=cfg.width, heads=cfg.heads, layers=cfg.trunk, prompts=cfg.prompts, goals=cfg.goals)
         self.actor, self.student = (Actor([b.action_dim for b in self.bodies], cfg.plan, width=cfg.width, heads=cfg.heads,
                                           layers=cfg.expert) for _ in range(2))
+        self.references = nn.ModuleList(Reference(cfg.n_obs * b.obs_dim, cfg.plan, b.action_dim) for b in bodies) if (
+            cfg.reference == "linear") else None
         self.told_vector: Tensor
         self.register_buffer("told_vector", torch.zeros(self.instructions.axes.shape[1]))
         self.thumbs: Tensor
@@ -176,6 +186,20 @@ class FlowPolicy(nn.Module):
     def action_dim(self) -> int:
         """Numbers of its action."""
         return self.bodies[self.body].action_dim
+
+    @property
+    def reference(self) -> Reference | None:
+        """The linear map that the robot's flow corrects, where there is one."""
+        return self.reference_of(self.body)
+
+    def reference_of(self, body: int) -> Reference | None:
+        """That of any of its robots."""
+        return None if self.references is None else self.references[body]  # type: ignore[return-value]
+
+    @property
+    def followed(self) -> bool:
+        """Whether its network has any say, or its references act alone."""
+        return self.references is None or any(bool(self.references[i].gain.any()) for i in range(len(self.bodies)))  # type: ignore[operator]
 
     # -- what it is told ------------------------------------------------------------------------------------------------------
 
@@ -243,7 +267,7 @@ class FlowPolicy(nn.Module):
                 odd.append(f"{self.bodies[i].name}: the numbers {wide} of the state go beyond {scale.limit:g} standard deviations and are "
                            "clipped")
         for i, key in enumerate(self.senses):
-            self.thumbs[i] = torch.stack([_thumb(seen[key][:: max(1, len(seen[key]) // 256)]).mean(0) for seen in frames.values()]).mean(0)
+            self.thumbs[i] = torch.stack([thumb(seen[key][:: max(1, len(seen[key]) // 256)]).mean(0) for seen in frames.values()]).mean(0)
         return odd
 
     @torch.no_grad()
@@ -251,14 +275,14 @@ class FlowPolicy(nn.Module):
         """What the network sees of frames [F, ...]: "state" [F, D] normalised and filled up with zeros, a camera's tokens [F, 16, 112] in
         half precision. It never changes, so that a fit asks once."""
         state = self.normaliser[body](frames["state"])
-        out = {"state": nn.functional.pad(state, (0, self.prefix.state_in.shape[1] - state.shape[-1]))}
+        out = {"state": nn.functional.pad(state, (0, self.prefix.state_in.shape[1] // self.n_obs - state.shape[-1]))}
         for key in self.senses:
             eye = self.eyes[key.replace(".", "-")]
             out[key] = torch.cat([eye(frames[key][i:i + 256]).half() for i in range(0, len(frames[key]), 256)])
         return out
 
     def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """The condition [B, P W] of observations under what it was told. obs["state"]: [B, 1, D], pictures uint8 [B, 1, H, W, 3].
+        """The condition [B, P W] of observations under what it was told. obs["state"]: [B, H, D], pictures uint8 [B, H, rows, columns, 3].
         Raises RealrlError on other shapes, cameras and types."""
         return self._prefix(self._see(obs), None)
 
@@ -271,20 +295,21 @@ class FlowPolicy(nn.Module):
     def _see(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the network sees of observations; see `encode`."""
         state = obs["state"]
-        if state.shape[1:] != (1, self.obs_dim):
-            raise RealrlError(f"observation 'state' has shape {list(state.shape[1:])} but the policy was trained on [1, {self.obs_dim}] "
-                              f"(history, features) of {self.bodies[self.body].name}: use the task it was trained with")
-        seen = {"state": state[:, 0]}
+        if state.shape[1:] != (self.n_obs, self.obs_dim):
+            raise RealrlError(f"observation 'state' has shape {list(state.shape[1:])} but the policy was trained on [{self.n_obs}, "
+                              f"{self.obs_dim}] (history, features) of {self.bodies[self.body].name}: use the task it was trained with")
+        seen = {"state": state.flatten(0, 1)}
         for key, shape in self.senses.items():
             if key not in obs:
                 there = ", ".join(k for k in obs if k != "state") or "the state alone"
                 raise RealrlError(f"observation {key!r} is missing, the policy looks at {', '.join(self.senses)} and is shown {there}: "
                                   "give it the --sight it was trained with")
-            if obs[key].shape[1:] != (1, *shape):
-                raise RealrlError(f"observation {key!r} has shape {list(obs[key].shape[1:])} but the policy was trained on {[1, *shape]} "
-                                  "(history, ...): use the sight it was trained with")
-            seen[key] = obs[key][:, 0]
-        return self.look(seen, self.body)
+            if obs[key].shape[1:] != (self.n_obs, *shape):
+                raise RealrlError(f"observation {key!r} has shape {list(obs[key].shape[1:])} but the policy was trained on "
+                                  f"{[self.n_obs, *shape]} (history, ...): use the sight it was trained with")
+            seen[key] = obs[key][:, -1]
+        found = self.look(seen, self.body)
+        return found | {"state": recent(found["state"].view(len(state), self.n_obs, -1))}
 
     # -- how it acts ----------------------------------------------------------------------------------------------------------
 
@@ -328,25 +353,26 @@ class FlowPolicy(nn.Module):
 
     @torch.inference_mode()
     def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
-        """Plans [B, K, A] from observations, state [B, 1, D]; the one-step head gives what is carried out alone, as its graph does. With a
+        """Plans [B, K, A] from observations, state [B, H, D]; the one-step head gives what is carried out alone, as its graph does. With a
         delay a plan begins with what the last one decided: counted in actions that were carried out, never in seconds."""
         self._check_upright(obs)
         seen = {k: torch.as_tensor(x, device=self.device) for k, x in obs.items() if k not in ("state", "privileged")}
-        found = self._see({"state": torch.as_tensor(obs["state"], dtype=torch.float32, device=self.device), **seen})
+        states = torch.as_tensor(obs["state"], dtype=torch.float32, device=self.device)
+        found = self._see({"state": states, **seen})
         if self.goals is not None and self.aim >= 0:
             state = self.goals.draw(self.aim, state, rng)
         cond, without = self._conditions(found, state)
         shape, size = (self.cfg.plan, self.action_dim), self.actor.action_in.shape[1]
         noise = torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in rng])).to(self.device)
         if self.head == "one-step":
-            return Plan(self.one_step(noise, cond).cpu().numpy()), state
+            return Plan(self._meant(self.one_step(noise, cond), states).cpu().numpy()), state
         noise = nn.functional.pad(noise, (0, size - self.action_dim))
-        known, fixed = self._decided(state, noise)
+        known, fixed = self._decided(state, noise, states)
         rows = torch.arange(len(noise) + (-len(noise) % WHOLE if self.repeats or not greedy else 0), device=self.device) % len(noise)
         cond, noise, without = cond[rows], noise[rows], None if without is None else without[rows]
         chain = euler(self.velocity(cond, without), noise, self.cfg.flow.steps, None if known is None else known[rows],
                       None if fixed is None else fixed[rows])
-        x = chain[: len(rng), -1, :, :self.action_dim].clamp(-1.0, 1.0)
+        x = self._meant(chain[: len(rng), -1, :, :self.action_dim].clamp(-1.0, 1.0), states)
         if fixed is not None:
             after = x[:, self.chunk:self.chunk + self.cfg.flow.delay].cpu()
             state = state | {"ahead": after, "decided": torch.full((len(x),), float(self.cfg.flow.delay))}
@@ -366,28 +392,25 @@ class FlowPolicy(nn.Module):
             return self._prefix(found, goal), None
         return self._prefix(found, goal), self._prefix(found, replace(goal, given=torch.zeros_like(goal.given)))
 
-    def _decided(self, state: State, noise: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """(actions [B, K, A] that are decided, where [B, K])."""
+    def _meant(self, x: Tensor, states: Tensor) -> Tensor:
+        """The actions [B, K, A] that drawn ones mean at states [B, H, D]."""
+        return x if self.reference is None else self.reference.decode(x, states)
+
+    def _decided(self, state: State, noise: Tensor, states: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """(actions [B, K, A] that are decided, as they are drawn at states [B, H, D]; where [B, K])."""
         if not (delay := self.cfg.flow.delay):
             return None, None
         known = torch.zeros_like(noise)
-        known[:, :delay, :self.action_dim] = state["ahead"].to(noise)
+        ahead = state["ahead"].to(noise)
+        known[:, :delay, :self.action_dim] = ahead if self.reference is None else self.reference.encode(ahead, states)
         fixed = torch.arange(self.cfg.plan, device=noise.device) < state["decided"].to(noise.device)[:, None]
         return known, fixed
 
     def _check_upright(self, obs: Obs) -> None:
-        """Warn, once, of a camera that shows the training's mean picture upside down."""
-        if self._looked or not self.senses:
-            return
-        self._looked = True
-        for key, mean in zip(self.senses, self.thumbs, strict=True):
-            if key in obs and obs[key].ndim == 5 and float(mean.std()) > 0:
-                live = _thumb(torch.as_tensor(obs[key][:, 0], device=self.device)).mean(0)
-                right, turned = (float(torch.corrcoef(torch.stack([x.flatten(), mean.flatten()]))[0, 1])
-                                 for x in (live, live.flip(0, 1)))
-                if turned > right + 0.2:
-                    warnings.warn(f"{key}: the picture is upside down against training (it resembles the mean picture {turned:.2f} when "
-                                  f"turned, {right:.2f} as it is): turn the camera's picture by 180 degrees", stacklevel=3)
+        """Warn, once, of a camera that hangs upside down."""
+        if self.senses and not self._looked:
+            self._looked = True
+            warn_of_turned(obs, list(self.senses), self.thumbs)
 
     # -- its folder -----------------------------------------------------------------------------------------------------------
 
@@ -408,20 +431,10 @@ class FlowPolicy(nn.Module):
         return policy
 
 
-def _eyes(senses: Mapping[str, tuple[int, ...]], fetch: bool) -> nn.ModuleDict:
-    """A frozen network a camera."""
-    if not senses:
-        return nn.ModuleDict()
-    from realrl.nets.image import ImageTokens  # who has no cameras need not read it
-    if wrong := [key for key in senses if not key.startswith("images.")]:
-        raise RealrlError(f"observation {wrong[0]!r}: a flow policy looks at pictures: train it with --sight.kind rgb or state")
-    return nn.ModuleDict({key.replace(".", "-"): ImageTokens(shape[0], shape[1], fetch) for key, shape in senses.items()})
-
-
-def _thumb(pictures: Tensor) -> Tensor:
-    """Grey pictures of 8 x 8 in [0, 1]: uint8 [B, H, W, 3] -> [B, 8, 8]."""
-    from realrl.nets.image import pixels
-    return nn.functional.adaptive_avg_pool2d(pixels(pictures).mean(1), 8)
+def recent(states: Tensor) -> Tensor:
+    """The last states [B, H, D] in a row as the network takes them, [B, D H], each number beside what it was: what a robot has not stands
+    at the end, whoever else it shares the network with."""
+    return states.transpose(1, 2).flatten(1)
 
 
 def body_of(spec: TaskSpec) -> Body:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from realrl.report.figures import BLUE, GREY, ORANGE, Panel, small_multiples
@@ -38,8 +39,8 @@ def foresight_of(summary: Mapping[str, Any], where: str = "summary.json") -> lis
 
 
 def foresight_grid(found: Sequence[tuple[str, Mapping[str, Any]]], where: str = "summary.json") -> Grid:
-    """A row a joint, a column a predictor: those of the last stage, the one-step head of its own, then the baselines."""
-    told = [t for name, t in found if name != "one-step"][-1:] + [t for name, t in found if name == "one-step"]
+    """A row a joint, a column a predictor: those of one robot's last stage, the one-step head of its own, then the baselines."""
+    told = [t for name, t in found if not _student(name)][-1:] + [t for name, t in found if _student(name)]
     last = told[0]
     columns = {who: (t["errors"][who], t["mean_error"].get(who), t["error_of_range"].get(who))
                for t in told for who in t["errors"] if who not in BASELINES}
@@ -56,6 +57,18 @@ def foresight_grid(found: Sequence[tuple[str, Mapping[str, Any]]], where: str = 
     return Grid(["Held-out error", *columns], rows, len(rows) - 1)
 
 
+def _student(stage: str) -> bool:
+    return stage.partition(" ")[0] == "one-step"
+
+
+def by_robot(found: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
+    """The stages of each robot: "" the first one, whose stages are called "imitation", then "imitation NAME" and so on."""
+    robots: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for name, told in found:
+        robots.setdefault(name.partition(" ")[2], []).append((name, told))
+    return robots
+
+
 def _small(value: Any) -> str:
     number = number_of({"error": value}, "error", "summary.json")
     return MISSING if number is None else "0" if number == 0 else f"{number:.2g}" if abs(number) < 1e-3 else figure3(number)
@@ -66,18 +79,42 @@ def verdict(summary: Mapping[str, Any]) -> str:
     found = foresight_of(summary)
     if not found:
         return "Nothing was compared with recordings yet."
+    robots = by_robot(found)
+    return " ".join(f"{f'{name}: ' if len(robots) > 1 else ''}{_verdict(of, summary)}" for name, of in
+                    ((name or str(summary.get("task", "")).partition("/")[2], of) for name, of in robots.items()))
+
+
+def _verdict(found: Sequence[tuple[str, Mapping[str, Any]]], summary: Mapping[str, Any]) -> str:
+    """The same of one robot's stages."""
     told = found[-1][1]
     loss = number_of(told, "denoising_loss", "summary.json")
     spread = "" if loss is None else f" Its denoising loss there is {figure3(loss)}."
-    losing = [who for who in BASELINES if who in (summary.get("loses_to") or [])]
+    losing = [who for who in BASELINES if who in (told.get("loses_to", summary.get("loses_to")) or [])]
     plans, episodes = (f"{n:,} {what}{'' if n == 1 else 's'}" for n, what in ((told.get("decisions", 0), "plan"),
                                                                                (told.get("episodes", 0), "held-out episode")))
     scope = f"{plans} in {episodes}"
     if losing:
         return (f"On {scope} the policy is worse than {' and than '.join(losing)}: do not run it. More and more varied demonstrations help "
-                "first; then look at what 'realrl data check' warns of.")
+                f"first; then look at what 'realrl data check' warns of.{_read(found)}")
     return (f"On {scope} the policy is better than keeping still, the mean action and ridge regression. That is not yet a success rate: "
-            f"only trials tell one.{spread}{_followed(told)}")
+            f"only trials tell one.{spread}{_followed(told)}{_read(found)}")
+
+
+def _read(found: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Whether what it was told mattered, where it could."""
+    told = next((t["reading"] for _, t in reversed(found) if isinstance(t.get("reading"), Mapping)), None)
+    if told is None or not isinstance(told.get("texts"), Mapping):
+        return ""
+    number = {key: number_of(told, key, "summary.json, 'reading'") for key in ("told", "told_another", "low", "high", "episodes")}
+    right, other, low, high = (number[key] for key in ("told", "told_another", "low", "high"))
+    if right is None or other is None:
+        return ""
+    said = f" Told another of its {len(told['texts'])} texts, it errs by {100 * other:.2f} % of the range in place of {100 * right:.2f}"
+    if low is None or high is None:
+        return f"{said}; one episode cannot say whether that is chance."
+    span = f"{100 * low:+.2f} to {100 * high:+.2f}, 95 % over {number['episodes']:.0f} episodes"
+    reads = "it does what it is told" if low > 0 else "what it is told makes no difference that these episodes show"
+    return f"{said} ({span}): {reads}."
 
 
 def _followed(told: Mapping[str, Any]) -> str:
@@ -122,11 +159,18 @@ def _share(value: float | None) -> str:
     return MISSING if value is None else percent(value)
 
 
-def foresight_table(summary: Mapping[str, Any]) -> Table:
-    """The same for the terminal, with the verdict below."""
-    found = foresight_of(summary)
-    table = Table(title=printable(str(summary.get("task") or "")), title_justify="left", header_style="bold",
-                  caption=verdict(summary), caption_justify="left")
+def foresight_table(summary: Mapping[str, Any]) -> RenderableType:
+    """The same for the terminal, with the verdict below; a table a robot."""
+    robots = by_robot(foresight_of(summary))
+    if not robots:
+        return _table(summary, "", [])
+    return Group(*(_table(summary, name, of) for name, of in robots.items()))
+
+
+def _table(summary: Mapping[str, Any], name: str, found: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """One robot's."""
+    table = Table(title=printable(name or str(summary.get("task") or "")), title_justify="left", header_style="bold",
+                  caption=_verdict(found, summary) if found else verdict(summary), caption_justify="left")
     if not found:
         return table
     grid = foresight_grid(found)
@@ -145,7 +189,8 @@ def foresight_parts(run_dir: Path, summary: Mapping[str, Any], where: str) -> di
         return None
     drawn = _kept(run_dir)
     parts = [_stage(name, told, drawn[name]) for name, told in found if name in drawn]
-    return {"verdict": verdict(summary), "grid": foresight_grid(found, where), "parts": parts,
+    grids = [(name, foresight_grid(of, where)) for name, of in by_robot(found).items()]
+    return {"verdict": verdict(summary), "grids": grids, "parts": parts,
             "notes": [*hindsight_lines(summary), *(str(n) for n in (summary.get("recorded") or {}).get("notes") or [])]}
 
 
