@@ -1,13 +1,16 @@
 """Lessons of several tasks and robots as one table, and a fit that padding cannot change."""
 
 import re
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from realrl.generative.diffusion import DistillConfig
 from realrl.learn.fit import ImitationConfig
-from realrl.learn.flow import FlowFit, Lessons, listed, together
+from realrl.learn.flow import FlowFit, Lessons, distil, listed, together
 from realrl.nets.transformer import NEGATIVE, NONE, POSITIVE
 from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
 from realrl.types import Episode, RealrlError, TaskSpec
@@ -59,6 +62,28 @@ def test_what_is_kept_of_a_frame_is_what_acting_makes_of_it():
         seen = {"state": view.frames["state"][view.rows(row)[0]]}
         assert torch.allclose(policy.told(task).encode(seen), cond[index:index + 1, :-1], atol=1e-5)
         assert int(cond[index, -1]) == policy.tasks[task].body
+
+
+def test_the_one_step_head_is_taught_under_every_text(monkeypatch):
+    """Under the first alone it met the others only where it was deployed."""
+    policy, shown = make(), []
+    table = lessons(policy)
+
+    class Taught:
+        def finish(self, cond, *_):
+            shown.append(cond)
+
+    class Cell:
+        run = SimpleNamespace(rewind=lambda *_: None, bar=lambda *_: nullcontext(), logger=lambda _: None)
+        timed = staticmethod(lambda _: nullcontext())
+
+    monkeypatch.setattr(policy, "distillation", lambda cfg: Taught())
+    distil(Cell(), policy, table, DistillConfig(), 0)
+    first, other = (policy.prefix(table.seen[0]["state"], table.texts[row].expand(10, -1), {}, torch.zeros(10, dtype=torch.int64))
+                    for row in (0, 1))
+    said = [next(i for i, of in enumerate((first, other)) if any(torch.allclose(cond[:-1], x, atol=1e-6) for x in of))
+            for cond in shown[0][:8]]
+    assert set(said) == {0, 1} and policy.distilled
 
 
 def test_every_task_is_drawn_as_often_and_every_text():
