@@ -135,6 +135,8 @@ def _train(args: argparse.Namespace) -> int:
             raise
         if not real:
             _together(cfg)
+        if args.robot and cfg.data:
+            _in_order(cfg.data, args.robot)
         cfg = replace(cfg, task=spec.id) if real else cfg
     if args.robot:  # there is one
         cfg = replace(cfg, collect=replace(cfg.collect, workers=1, envs_per_worker=1))
@@ -188,6 +190,18 @@ def _maker(args: argparse.Namespace, horizon: int | None) -> Callable[[], RobotE
         return remote(args.robot, horizon)
     from realrl.envs import own
     return own(args.env)
+
+
+def _in_order(data: str, url: str) -> None:
+    """Raises RealrlError where a set has the numbers of the robot at an address in another order: motions would be of another joint."""
+    from realrl.data.formats import open_dataset
+    from realrl.data.spread import flat_names
+    from realrl.robots.client import Link
+    from realrl.robots.embodiment import ordered
+    features = open_dataset(data).info["features"]
+    actions, state = (flat_names(features.get(name, {}).get("names")) for name in ("action", "observation.state"))
+    with Link(url, "watcher") as link:
+        ordered(data, actions, state, link.welcome["robot"])
 
 
 def _film(method: str, cfg: Any, folder: Path, real: bool) -> None:
