@@ -288,6 +288,12 @@ def test_demonstrations_that_all_fail_are_a_line(tmp_path: Path, monkeypatch: py
         run_of(tmp_path, tiny(tasks=("toy/red",)))
 
 
+def test_tasks_of_one_text_are_refused_before_anything_is_recorded(tmp_path: Path) -> None:
+    with pytest.raises(RealrlError, match="the instruction 'touch the red disc' stands for two tasks"):
+        run_of(tmp_path, tiny(tasks=("toy/red", "toy/reach")))
+    assert not list((tmp_path / "dataset").glob("data/**/*.parquet"))
+
+
 def test_ratios_to_nothing_are_none() -> None:
     class Cell:
         spec = envs.make("toy/red").task

@@ -132,12 +132,12 @@ def train(cfg: RecapConfig, cell: Cell) -> dict[str, Any]:
     with at_device(cfg, cell.spec):  # is it there? It is wanted after the fits
         pass
     cells = cells_of(cell, cfg.task, cfg.tasks)
+    policy = make_policy(cfg.policy, cells, name="recap").to(device(cfg.device))  # first, for it refuses tasks of one text
     demos = {task: demonstrations(cfg, at) for task, at in cells.items()}
     for task, found in demos.items():
         if not any(e.succeeded for e in every(found)):
             raise RealrlError(f"{task}: none of its {len(every(found))} demonstrations ended in success, there is nothing to fine-tune on: "
                               + ("mark the successes (realrl data label)" if cfg.data else "ask for more with --demos"))
-    policy = make_policy(cfg.policy, cells, name="recap").to(device(cfg.device))
     lessons = Lessons(policy, {task: every(found) for task, found in demos.items()})
     for odd in policy.fit_senses(lessons.frames()):
         cell.tell("pre-training", odd)

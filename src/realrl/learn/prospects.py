@@ -32,7 +32,8 @@ class Critic:
         torch.manual_seed(derive(seed, "value weights"))
         seen = PICTURE[0] * PICTURE[1] * len(policy.senses)
         self.scale = Normaliser(seen).to(policy.device) if seen else None  # tokens of pictures are of any size
-        self.value = Value(cfg, policy.prefix.state_in.shape[1] + seen + policy.instructions.axes.shape[1]).to(policy.device)
+        states = max(body.obs_dim for body in policy.bodies)
+        self.value = Value(cfg, states + seen + policy.instructions.axes.shape[1]).to(policy.device)
         self._kept: dict[int, tuple[Episode, dict[str, Tensor]]] = {}
 
     def look(self, task: str, obs: Mapping[str, Array]) -> dict[str, Tensor]:
