@@ -80,3 +80,29 @@ def test_in_the_dark_it_sees_black_and_feels_its_joints(tmp_path: Path, capsys: 
     assert cli.main(["evaluate", "--policy", str(tmp_path), "--episodes", "2", "--workers", "1", "--blind", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found["understanding"]) == ["blind"] and found["understanding"]["blind"]["success"]["n"] == 2
+
+
+def test_on_a_robot_the_policy_s_own_task_is_not_another_one() -> None:
+    """A robot calls its task otherwise: the policy was told its own text once more, succeeded, and seemed not to read."""
+    spec = replace(envs.make("toy/red").task, suite="robot")
+    policy = make(envs.make("toy/red").task, TOLD)
+    for task, other in (("toy/red", "touch the blue disc"), ("toy/blue", "touch the red disc")):
+        (name, swapped), = variants(policy.told(task), spec, **(ASKED | {"swap": True}))
+        assert isinstance(swapped, FlowPolicy) and name == f"told: {other}" and swapped.text == other
+
+
+def test_in_an_environment_of_one_s_own_task_says_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
+    """It was ignored: the policy did what its folder said."""
+    module = "from dataclasses import replace\nfrom realrl import envs\n\n\ndef Bench():\n    env = envs.make('toy/red')\n"
+    (tmp_path / "bench_of_mine.py").write_text(f"{module}    env.task = replace(env.task, suite='mine')\n    return env\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    save_policy(make(envs.make("toy/red").task, TOLD), tmp_path / "policy", task="toy/red")
+    asked = ["evaluate", "--policy", str(tmp_path / "policy"), "--env", "bench_of_mine:Bench", "--episodes", "1", "--json", "--swap-text"]
+    heard = []
+    for task, other in ((["--task", "toy/blue"], "red"), ([], "blue")):
+        assert cli.main([*asked, *task]) == 0
+        heard += json.loads(capsys.readouterr().out)["understanding"]
+        assert heard[-1] == f"told: touch the {other} disc"
+    assert cli.main([*asked, "--task", "lab/far"]) == 2 and "9 observation and 4 action numbers" in capsys.readouterr().err
+    assert cli.main([*asked, "--task", "toy/gren"]) == 2 and "was never told to do 'toy/gren'" in capsys.readouterr().err
