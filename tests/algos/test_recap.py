@@ -288,6 +288,14 @@ def test_demonstrations_that_all_fail_are_a_line(tmp_path: Path, monkeypatch: py
         run_of(tmp_path, tiny(tasks=("toy/red",)))
 
 
+def test_scripts_that_remember_demonstrate_and_correct(tmp_path: Path) -> None:
+    """Of which side they go round an obstacle: nobody told them what they had decided. And a robot of another size has its own data set."""
+    run_of(tmp_path, tiny(tasks=("toy/red", "toy/obstacle"), horizon=60))
+    found = Store.open(tmp_path / "dataset-1").read()
+    assert {e.task for e in found} == {"toy/obstacle"} and any((e.source == Source.HUMAN).any() for e in found)
+    assert {"value-obstacle", "advantage-obstacle", "indicator-obstacle"} <= set(side.names(tmp_path / "dataset-1"))
+
+
 def test_tasks_of_one_text_are_refused_before_anything_is_recorded(tmp_path: Path) -> None:
     with pytest.raises(RealrlError, match="the instruction 'touch the red disc' stands for two tasks"):
         run_of(tmp_path, tiny(tasks=("toy/red", "toy/reach")))

@@ -107,6 +107,8 @@ class RecapConfig(Scene):
     """That distillation."""
     eval_episodes: int = 100
     """Held-out episodes of every task after a stage."""
+    film: bool = True
+    """Whether the run ends with pages of the newest practice, values over its film."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", listed(self.task, self.tasks, COFFEE))
@@ -298,13 +300,13 @@ class Demonstrator:
         self.name, self._expert, self._manner = name, expert, manner
 
     def start(self, batch: int) -> State:
-        """rest: steps of a pause that are left; off: how far off the hand is, NaN before the first step."""
-        return {"rest": torch.zeros(batch), "off": torch.full((batch, 3), float("nan"))}
+        """What the script remembers, and rest: steps of a pause that are left; off: how far off the hand is, NaN before the first step."""
+        return {**self._expert.start(batch), "rest": torch.zeros(batch), "off": torch.full((batch, 3), float("nan"))}
 
     def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
         """The script's action, in this manner."""
         m = self._manner
-        plan, _ = self._expert.act(obs, {}, greedy=greedy, rng=rng)
+        plan, knows = self._expert.act(obs, {k: x for k, x in state.items() if k not in ("rest", "off")}, greedy=greedy, rng=rng)
         action, rest, off = plan.action[:, 0].copy(), state["rest"].clone(), state["off"].clone()
         moves = min(3, action.shape[-1])
         for i, g in enumerate(rng):
@@ -315,7 +317,7 @@ class Demonstrator:
             action[i, :moves] = 0.0 if rest[i] > 0 else action[i, :moves].clip(-m.speed, m.speed) + off[i, :moves].numpy()
             rest[i] -= 1
             action[i] += g.normal(0.0, m.noise, action.shape[-1])
-        return Plan(np.clip(action, -1.0, 1.0).astype(np.float32)[:, None]), {"rest": rest, "off": off}
+        return Plan(np.clip(action, -1.0, 1.0).astype(np.float32)[:, None]), {**knows, "rest": rest, "off": off}
 
 
 def demonstrations(cfg: RecapConfig, cell: Cell) -> dict[str, list[Episode]]:

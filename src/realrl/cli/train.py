@@ -206,7 +206,8 @@ def _in_order(data: str, url: str) -> None:
 
 def _film(method: str, cfg: Any, folder: Path, real: bool) -> None:
     """A held-out episode of the run's policy as a page and a film in `film`, or trials on the other arm in `insertion`; of a dreamer's
-    practice films in `practice`; for the report, once. real: what was not recorded on a robot cannot be filmed."""
+    practice films in `practice`; of Recap's newest practice pages in `values`; for the report, once. real: what was not recorded on a robot
+    cannot be filmed."""
     from realrl.cell.evaluate import HELD_OUT
     from realrl.report import insertion
     from realrl.report.view import view
@@ -214,6 +215,11 @@ def _film(method: str, cfg: Any, folder: Path, real: bool) -> None:
     if method == "daydreamer":
         from realrl.report import films
         films.keep(folder, cfg, method, simulated=not real, tell=tell)
+    if method == "recap":
+        from realrl.report import experience
+        say("making films of the newest practice")
+        experience.keep(folder, {task.rpartition("/")[2]: task for task in cfg.tasks}, simulated=not real, tell=tell)
+        return
     if real:
         return
     if method == "admittance":

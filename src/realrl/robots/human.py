@@ -99,6 +99,7 @@ class ScriptedOperator:
         self._rng = np.random.default_rng([self._seed, seed])
         self._seen: deque[Array] = deque(maxlen=self.cfg.late + 1)
         self._shown: deque[Obs] = deque(maxlen=self.cfg.late + 1)
+        self._knows = self._expert.start(1)
         self._best, self._stalled = -np.inf, 0
         self._wait, self._left, self._rest = -1, 0, 0  # until the hand is there (-1: nothing is amiss); steps of a correction; of watching
         self._helped = False
@@ -156,7 +157,7 @@ class ScriptedOperator:
     def _steer(self) -> Array:
         cfg, old, new = self.cfg, self._seen[0], self._seen[-1]
         seen = (old + cfg.foresight * (new - old)).astype(np.float32)[None, None]
-        plan, _ = self._expert.act({"state": seen}, {}, greedy=True, rng=[self._rng])
+        plan, self._knows = self._expert.act({"state": seen}, self._knows, greedy=True, rng=[self._rng])
         asked = plan.action[0, 0] + self._rng.normal(0.0, cfg.noise, plan.action.shape[-1])
         asked = np.clip(asked, -cfg.cap, cfg.cap)
         action: Array = (np.round(asked / cfg.grain) * cfg.grain if cfg.grain else asked).astype(np.float32)
