@@ -23,6 +23,7 @@ from realrl.data import side
 from realrl.data.store import Store
 from realrl.generative.diffusion import DistillConfig
 from realrl.generative.flow import FlowConfig
+from realrl.learn import prospects
 from realrl.learn.fit import ImitationConfig
 from realrl.learn.prospects import Critic
 from realrl.learn.value import ValueConfig
@@ -188,6 +189,43 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pyt
     assert all(torch.equal(value, b[key]) for key, value in a.items())
     one, two = (sorted((e.policy, e.task, e.seed or 0, len(e)) for e in Store.open(tmp_path / run / "dataset").read()) for run in "ab")
     assert one == two and {f"rollout-{k}" for k in (1, 2)} <= {policy for policy, *_ in one}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of a run that nobody cut off."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_of(folder, short())
+    return load_policy(folder / "policy")[0].state_dict()  # type: ignore[union-attr]
+
+
+def short() -> RecapConfig:
+    return tiny(tasks=("toy/red",), eval_episodes=1, one_step=True, distill=DistillConfig(steps=3, batch=8, chains=4))
+
+
+@pytest.mark.parametrize("phase", ["demonstration slow", "pre-training value", "pre-training", "fine-tuned red", "rollout-1", "corrected-1",
+                                   "recap-1 red value", "recap-1 red", "one-step red"])
+def test_cut_off_in_any_phase_it_goes_on_to_the_same_policy(phase: str, tmp_path: Path, whole: dict[str, torch.Tensor],
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(true: Any, place: int) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            found = None if args[place] == phase and place > 1 else true(*args, **kwargs)  # what is recorded is, a fit is not over
+            if args[place] == phase:
+                raise KeyboardInterrupt
+            return found
+        return call
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        for module in (recap, prospects):
+            patch.setattr(module, "imitate", cut(module.imitate, 2))
+        patch.setattr(recap, "distil", cut(recap.distil, 5))
+        patch.setattr(WorkCell, "practise", cut(WorkCell.practise, 1))
+        run_of(tmp_path, short())
+    run_of(tmp_path, short())
+    again = load_policy(tmp_path / "policy")[0].state_dict()  # type: ignore[union-attr]
+    assert again.keys() == whole.keys() and all(torch.equal(value, again[key]) for key, value in whole.items())
+    labels = [(e.policy, e.seed) for e in Store.open(tmp_path / "dataset").read()]
+    assert len(labels) == len(set(labels)) == 13, "nothing twice"
 
 
 def test_a_person_s_corrections_are_good_from_the_first_fit_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

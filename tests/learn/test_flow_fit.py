@@ -130,6 +130,30 @@ def test_the_indicator_is_dropped_as_often_as_said(monkeypatch):
     assert torch.equal(told[0][heard], mark[table.order(index)][heard]), "each decision its own"
 
 
+def test_the_state_is_hidden_as_often_as_said_from_who_has_pictures(monkeypatch):
+    """A policy that has its joints' numbers may never look."""
+    policy = make(state_dropout=0.4)
+    table, seen = lessons(policy), []
+    true = policy.prefix.forward
+    monkeypatch.setattr(policy.prefix, "forward", lambda state, *rest: seen.append(state) or true(state, *rest))
+    index = torch.arange(len(table)).repeat(100)
+    fit = FlowFit(policy, table, ImitationConfig(batch=8), seed=0)
+    fit.loss(index, torch.Generator().manual_seed(0))
+    batch, policy.senses = table.batch, {"images.top": (8, 8, 3)}  # as if it had some: the prefix is not asked for them
+    monkeypatch.setattr(table, "batch", lambda *a: batch_without(policy, batch, *a))
+    fit.loss(index, torch.Generator().manual_seed(0))
+    hidden = [float((state == 0).all(1).float().mean()) for state in seen]
+    assert hidden[0] == 0 and hidden[1] == pytest.approx(0.4, abs=0.03)
+
+
+def batch_without(policy, batch, *args):
+    """Decisions of a policy whose pictures nobody recorded."""
+    kept, policy.senses = policy.senses, {}
+    found = batch(*args)
+    policy.senses = kept
+    return found
+
+
 def test_weights_and_a_choice_of_decisions():
     policy = make()
     table = lessons(policy)
