@@ -334,9 +334,14 @@ def test_scripts_that_remember_demonstrate_and_correct(tmp_path: Path) -> None:
     assert {"value-obstacle", "advantage-obstacle", "indicator-obstacle"} <= set(side.names(tmp_path / "dataset-1"))
 
 
-def test_tasks_of_one_text_are_refused_before_anything_is_recorded(tmp_path: Path) -> None:
-    with pytest.raises(RealrlError, match="the instruction 'touch the red disc' stands for two tasks"):
-        run_of(tmp_path, tiny(tasks=("toy/red", "toy/reach")))
+def test_tasks_that_no_policy_can_tell_apart_are_refused_before_anything_is_recorded(tmp_path: Path,
+                                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RealrlError("the instruction 'touch it' stands for two tasks")
+
+    monkeypatch.setattr(recap, "make_policy", refuse)
+    with pytest.raises(RealrlError, match="stands for two tasks"):
+        run_of(tmp_path, tiny())
     assert not list((tmp_path / "dataset").glob("data/**/*.parquet"))
 
 
