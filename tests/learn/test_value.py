@@ -89,6 +89,13 @@ def test_who_knows_how_far_it_is_and_who_will_fail_is_told():
         assert found["spearman_within"] * sign > within * sign and found["success_above_failure"] == above
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_of_few_episodes_one_is_learned_from_however_much_is_held_out(count):
+    x, target, which = data(count, 5)
+    fit = ValueFit(Value(ValueConfig(hidden=(8,)), 2), ValueConfig(hidden=(8,), held_out=0.9), x, target, which, seed=0)
+    assert len(fit.fitted) == 5 and len(fit.held) == 5 * (count - 1) and fit.update()["value_loss"].isfinite()
+
+
 def test_a_fit_goes_on_where_it_was():
     x, target, which = data(6, 5)
     cfg = ValueConfig(hidden=(8,), every=2)

@@ -254,7 +254,11 @@ def test_the_tokens_are_the_network_s_own_map():
 def test_pictures_of_another_range_size_or_name_are_refused(seeing):
     """One function leads from bytes to the network: what is scaled already is scaled by nobody again."""
     assert pixels(picture(1, (8, 8, 3))).min() >= 0 and pixels(picture(1, (8, 8, 3))).max() <= 1
-    with pytest.raises(RealrlError, match=r"takes torch\.uint8"):
+    with pytest.raises(RealrlError, match=r"takes torch\.uint8 \[B, H, W, 3\]; its channels come first, they must come last"):
+        pixels(picture(1, (8, 9, 3)).permute(0, 3, 1, 2))
+    with pytest.raises(RealrlError, match=r"'images\.top' has shape \[1, 3, 64, 64\]"):
+        act(seeing, 2, obs=look(top=np.zeros((2, 1, 3, 64, 64), np.uint8)))
+    with pytest.raises(RealrlError, match=r"takes torch\.uint8 \[B, H, W, 3\]; numbers are as the camera gives them, no fractions of 1"):
         act(seeing, 2, obs=look(top=np.random.rand(2, 1, 64, 64, 3).astype(np.float32)))
     with pytest.raises(RealrlError, match=r"'images\.top' has shape \[1, 32, 64, 3\]"):
         act(seeing, 2, obs=look(top=np.zeros((2, 1, 32, 64, 3), np.uint8)))

@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from realrl import envs
+from realrl.cell.collect import Collector
 from realrl.data import side
 from realrl.data.store import Store
 from realrl.report import write_report
+from realrl.report.experience import keep
+from realrl.scene import CollectConfig
 from realrl.types import Episode, RealrlError
 
 
@@ -48,6 +52,33 @@ def test_a_report_shows_values_advantages_and_what_was_taken_for_good(run: Path)
     assert "demonstration fast 1 100.0 % 4 100.0 %" in shown and "demonstration slow 1 100.0 % 8 0.0 %" in shown
     assert "rollout-1 2 50.0 % 8 0.0 %" in shown, "both episodes of the round in one row"
     assert "recap-1 75.0 % 321 –" in shown and "evaluation 1" not in shown
+
+
+def test_values_are_shown_over_the_film_of_the_newest_practice(run: Path) -> None:
+    """Of state-only runs, too, whose recordings hold no pictures: the actions are played again."""
+    said: list[str] = []
+    env = envs.make("toy/reach")
+    store = Store.create(run / "dataset-1", task="toy/reach", fps=10)
+    with Collector("toy/reach", CollectConfig(workers=1)) as collector:
+        shown = list(collector.collect(envs.expert("toy/reach"), range(7), greedy=True))
+    for i, e in enumerate(shown):
+        e.policy = ("demonstration fast", "rollout-1", "rollout-2", "rollout-2", "rollout-2", "corrected-2", "evaluation")[i]
+    store.append(shown)
+    frames = sum(map(len, shown))
+    for name in ("value", "advantage", "indicator"):
+        column = np.linspace(-1, 0, frames)
+        column[-len(shown[-1]):] = np.nan
+        side.write(store.dir, f"{name}-reach", {f"{name}-reach": column})
+    keep(run, {"red": "toy/red", "reach": env.task.id}, simulated=True, tell=said.append)
+    page = (run / "values" / "reach.html").read_text()
+    assert all(f"{name}-reach" in page for name in ("value", "advantage", "indicator")) and "images.top" in page
+    assert re.findall(r"episode (\d)", text(page).lower())[:2] == ["4", "5"], "two of the newest round, those beside a person last"
+    assert any("toy/red: no 'rgb' observations" in line for line in said) and (run / "values" / "red.html").exists()
+    report = write_report(run).read_text()
+    assert 'href="values/reach.html"' in report and 'href="values/red.html"' in report, "also of another robot's data set"
+    (run / "values" / "reach.html").write_text("kept")
+    keep(run, {"reach": "toy/reach"}, simulated=True, tell=said.append)
+    assert (run / "values" / "reach.html").read_text() == "kept"
 
 
 def test_a_run_without_labels_has_no_such_part(run: Path) -> None:

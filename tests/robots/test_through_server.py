@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from realrl import envs
 from realrl.algos.hil_serl import HILConfig, operator
 from realrl.cell.cell import WorkCell
+from realrl.cell.collect import Collector
 from realrl.cell.rollout import rollout
 from realrl.cli import main as cli
+from realrl.cli.train import _in_order
 from realrl.data.store import Store
 from realrl.data.tools.check import check
 from realrl.envs.base import ScriptedPolicy
@@ -26,7 +29,7 @@ from realrl.robots.server import RobotServer
 from realrl.robots.settings import ServerConfig
 from realrl.robots.sim import simulated
 from realrl.run import Run
-from realrl.scene import Scene
+from realrl.scene import CollectConfig, Scene
 from realrl.types import RealrlError, Source, TaskSpec
 
 pytest.importorskip("websockets")
@@ -196,3 +199,25 @@ def test_a_policy_that_sees_late_is_taught_through_the_server(serve: Callable[..
     assert all(np.allclose(e.obs["state"][3:, -4:], e.action[2:]) for e in done), "what was sent"
     assert cli.main(shlex.split(f"deploy --policy {run}/policy --robot {server.url} --episodes 1 --horizon 8 --out {tmp_path}/out")) == 0
     assert Store.open(tmp_path / "out").read()[0].obs["state"].shape[1] == 26
+
+
+@pytest.mark.parametrize("what", ["action", "observation.state"])
+def test_recordings_in_another_order_of_joints_are_refused_before_anything(what: str, serve: Callable[..., RobotServer], tmp_path: Path,
+                                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    """Every method would have taken the second joint for the first."""
+    server = serve("arm/panda-reach")
+    with Link(server.url, "watcher") as link:
+        robot = link.welcome["robot"]
+    names = {"action": [c["name"] for c in robot["channels"]], "observation.state": list(robot["state"])}
+    with Collector("arm/panda-reach", CollectConfig(workers=1), horizon=3) as collector:
+        shown = list(collector.collect(envs.expert("arm/panda-reach"), range(2), greedy=True))
+    for e in shown:
+        e.success[-1], e.terminated, e.truncated = True, True, False
+    Store.create(tmp_path / "right", task="reach", fps=robot["fps"]).append(shown, names=names)
+    _in_order(str(tmp_path / "right"), server.url)
+    other = names | {what: [names[what][1], names[what][0], *names[what][2:]]}
+    Store.create(tmp_path / "demos", task="reach", fps=robot["fps"]).append(shown, names=other)
+    assert cli.main(["train", "flow", "--policy.reader", "words", "--robot", server.url, "--data", str(tmp_path / "demos"), "--run",
+                     str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert f"in the order {other[what][0]}, {other[what][1]}" in said and not (tmp_path / "run").exists()

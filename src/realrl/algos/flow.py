@@ -58,6 +58,8 @@ class FlowTrainConfig(Scene):
         object.__setattr__(self, "tasks", listed(self.task, self.tasks, COFFEE))
         object.__setattr__(self, "task", self.task or self.tasks[0])
         super().__post_init__()
+        if self.policy.goals:
+            raise OutOfBounds(FlowTrainConfig, "policy.goals", "are taught by robocat alone: leave it out")
 
 
 def train(cfg: FlowTrainConfig, cell: Cell) -> dict[str, Any]:

@@ -10,14 +10,14 @@ good. What the paper leaves open, and what was chosen: docs/methods/recap.md.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive
@@ -25,12 +25,13 @@ from realrl.generative.diffusion import DistillConfig
 from realrl.generative.flow import FlowConfig
 from realrl.learn.fit import ImitationConfig, imitate
 from realrl.learn.flow import FlowFit, Lessons, cells_of, distil, listed, make_policy
-from realrl.learn.value import Value, ValueConfig, ValueFit, advantages, column, returns, threshold
+from realrl.learn.prospects import Critic
+from realrl.learn.value import ValueConfig, column, threshold
 from realrl.nets.transformer import NEGATIVE, NONE, POSITIVE
 from realrl.policies.flow import FlowPolicy, FlowPolicyConfig
 from realrl.robots.human import OperatorConfig, ScriptedOperator
 from realrl.scene import Scene, device
-from realrl.types import Array, Cell, Episode, Obs, Plan, Policy, RealrlError, Source, State
+from realrl.types import Array, Cell, Episode, Intervention, Obs, Plan, Policy, RealrlError, Source, State, TaskSpec
 
 Learner = Literal["recap", "shuffled", "filtered", "positive", "awr"]
 COFFEE = ("metaworld/coffee-push-v3", "metaworld/coffee-pull-v3")
@@ -79,9 +80,11 @@ class RecapConfig(Scene):
     rollouts: int = 100
     """Episodes of practice of every task in a round."""
     corrected: float = 0.2
-    """Share of them beside which a (scripted) person stands and corrects."""
+    """Share of them beside which a person stands and corrects."""
+    human: Literal["scripted", "keyboard", "gamepad", "none"] = "scripted"
+    """Who that is: a script that takes over as a person would, or you at a device; see docs/howto/human-in-the-loop.md."""
     operator: OperatorConfig = PERSON
-    """How that person behaves; progress is 100 times the value."""
+    """How the scripted one behaves; progress is 100 times the value."""
     ahead: int = 20
     """N, steps that an action's advantage looks ahead in a round; pre-training looks at the end of the episode."""
     positive_demos: float = 0.3
@@ -104,15 +107,21 @@ class RecapConfig(Scene):
     """That distillation."""
     eval_episodes: int = 100
     """Held-out episodes of every task after a stage."""
+    film: bool = True
+    """Whether the run ends with pages of the newest practice, values over its film."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", listed(self.task, self.tasks, COFFEE))
         object.__setattr__(self, "task", self.task or self.tasks[0])
         super().__post_init__()
-        check(self, rounds="[1, 100]", rollouts="[1, 1e6]", corrected="[0, 1]", ahead="[1, 1e6]", positive_demos="(0, 1)",
-              positive="(0, 1)", dropout="[0, 1]", temperature="(0, 1e3]", guidances="[0, 20]")
-        if self.sight.kind != "state":
-            raise OutOfBounds(RecapConfig, "sight", f"is {self.sight.kind!r}: the value looks at the state alone, leave it out")
+        check(self, rounds="[1, 9]", rollouts="[1, 50000]", demos="[1, 12500]", corrected="[0, 1]", ahead="[1, 1e6]",  # starts of its own
+              positive_demos="(0, 1)", positive="(0, 1)", dropout="[0, 1)", temperature="(0, 1e3]", guidances="[0, 20]")
+        if self.demo_noise != Scene.demo_noise:
+            raise OutOfBounds(RecapConfig, "demo_noise", "is of no use here, its demonstrators have noise of their own: leave it out")
+        if self.policy.goals:
+            raise OutOfBounds(RecapConfig, "policy.goals", "are taught by robocat alone: leave it out")
+        if self.sight.kind not in ("state", "rgb"):
+            raise OutOfBounds(RecapConfig, "sight", f"is {self.sight.kind!r}: a flow policy looks at pictures (rgb) or the state")
         if (self.policy.n_obs, self.policy.reference) != (1, "none"):
             raise OutOfBounds(RecapConfig, "policy", "has several states or a reference, which the value does not see: leave "
                                                      "--policy.n-obs and --policy.reference out")
@@ -125,13 +134,15 @@ def train(cfg: RecapConfig, cell: Cell) -> dict[str, Any]:
     """Algorithm 1: pre-training on all tasks; then every task's fine-tuning, rounds and product, in the run's folder `policy` and, of the
     tasks after the first, `policy-NAME`. Returns the summary with its `headline`. Continues an interrupted run."""
     torch.manual_seed(derive(cfg.seed, "weights"))
+    with at_device(cfg, cell.spec):  # is it there? It is wanted after the fits
+        pass
     cells = cells_of(cell, cfg.task, cfg.tasks)
+    policy = make_policy(cfg.policy, cells, name="recap").to(device(cfg.device))  # first, for it refuses tasks of one text
     demos = {task: demonstrations(cfg, at) for task, at in cells.items()}
     for task, found in demos.items():
         if not any(e.succeeded for e in every(found)):
             raise RealrlError(f"{task}: none of its {len(every(found))} demonstrations ended in success, there is nothing to fine-tune on: "
                               + ("mark the successes (realrl data label)" if cfg.data else "ask for more with --demos"))
-    policy = make_policy(cfg.policy, cells, name="recap").to(device(cfg.device))
     lessons = Lessons(policy, {task: every(found) for task, found in demos.items()})
     for odd in policy.fit_senses(lessons.frames()):
         cell.tell("pre-training", odd)
@@ -148,7 +159,7 @@ def pretrain(cfg: RecapConfig, cells: Mapping[str, Cell], policy: FlowPolicy, le
     """V_pre and pi_pre on all tasks: A looks at the end of the episode, the best 30 % of a task's demonstrated actions are good.
     demos: task -> manner -> episodes, in the order of the lessons."""
     cell = next(iter(cells.values()))
-    critic = Critic(cfg, policy, {task: at.spec.horizon for task, at in cells.items()})
+    critic = Critic(cfg.value, policy, {task: at.spec.horizon for task, at in cells.items()}, seed=cfg.seed)
     with cell.timed("pre-training"):
         critic.fit(cell, "pre-training value", {task: every(found) for task, found in demos.items()})
         marks = []
@@ -210,59 +221,6 @@ def tune(cfg: RecapConfig, cell: Cell, task: str, base: FlowPolicy, stage: str, 
                                   among=None if among is None else torch.from_numpy(among)), name)
     policy = policy.told(task).acting(POSITIVE)
     return policy.guided(1.0) if (mark == POSITIVE).all() else policy  # nothing bad to be guided from
-
-
-class Critic:
-    """V of states under a task's text, and the advantage of what was done there."""
-
-    def __init__(self, cfg: RecapConfig, policy: FlowPolicy, limits: Mapping[str, int]) -> None:
-        self.cfg, self.policy, self.limits = cfg, policy, limits
-        torch.manual_seed(derive(cfg.seed, "value weights"))
-        size = policy.prefix.state_in.shape[1] + policy.instructions.axes.shape[1]
-        self.value = Value(cfg.value, size).to(policy.device)
-
-    @torch.no_grad()
-    def see(self, task: str, states: Array) -> Tensor:
-        """What the value looks at: states [N, D] as the policy sees them, and the task's text -> [N, I]."""
-        x = self.policy.look({"state": torch.as_tensor(states, device=self.policy.device)}, self.policy.tasks[task].body)["state"]
-        said = self.policy.instructions
-        return torch.cat([x, said(said.vectors[said.rows(task)[0]]).expand(len(x), -1)], 1)
-
-    def fit(self, cell: Cell, stage: str, episodes: Mapping[str, Sequence[Episode]]) -> None:
-        """Fit the value to what became of these episodes, task -> its own; what it knows of held-out ones is told."""
-        flat = [(task, e) for task, of in episodes.items() for e in of]
-        x = torch.cat([self.see(task, e.obs["state"][:-1]) for task, e in flat])
-        target = torch.from_numpy(column([returns(e, self.limits[task]) for task, e in flat])).to(x.device)
-        which = torch.repeat_interleave(torch.arange(len(flat)), torch.tensor([len(e) for _, e in flat]))
-        fit = ValueFit(self.value, self.cfg.value, x, target, which, seed=derive(self.cfg.seed, stage))
-        imitate(cell.run, fit, stage, "reading what became of it")
-        found = fit.quality()
-        said = {task: self.see(task, e.obs["state"][:1]) for task, e in flat}
-        if len(said) > 1:  # does it read? states of one task under the next one's text
-            rows = fit.held
-            other = torch.cat([said[task] for task in (*list(said)[1:], next(iter(said)))])[:, -self.policy.instructions.axes.shape[1]:]
-            number = torch.tensor([list(said).index(task) for task, _ in flat])[which[rows]]
-            swapped = torch.cat([x[rows][:, :-other.shape[1]], other[number]], 1)
-            with torch.no_grad():
-                found["entropy_swapped_text"] = float(fit.entropy(rows, swapped).mean())
-        cell.run.log(self.cfg.value.steps, {f"value_{k}": v for k, v in found.items()}, stage)
-        cell.summary.setdefault("values", {})[stage] = found
-
-    def for_task(self, cell: Cell, stage: str, task: str, episodes: Sequence[Episode]) -> Critic:
-        """Another one, from this one's weights, fitted to all data of a task."""
-        other = copy.copy(self)
-        other.value = copy.deepcopy(self.value).requires_grad_(True)
-        other.fit(cell, stage, {task: episodes})
-        return other
-
-    def judge(self, task: str, episode: Episode, ahead: int | None) -> tuple[Array, Array]:
-        """(V, A), each [T]. ahead: see `advantages`."""
-        v = self.value.value(self.see(task, episode.obs["state"][:-1])).cpu().numpy()
-        return v, advantages(v, returns(episode, self.limits[task]), self.limits[task], ahead)
-
-    def progress(self, task: str, state: Array) -> float:
-        """100 V of one state [D]: what a person watches."""
-        return 100 * float(self.value.value(self.see(task, state[None].astype(np.float32))))
 
 
 # -- what was good -----------------------------------------------------------------------------------------------------
@@ -345,13 +303,13 @@ class Demonstrator:
         self.name, self._expert, self._manner = name, expert, manner
 
     def start(self, batch: int) -> State:
-        """rest: steps of a pause that are left; off: how far off the hand is, NaN before the first step."""
-        return {"rest": torch.zeros(batch), "off": torch.full((batch, 3), float("nan"))}
+        """What the script remembers, and rest: steps of a pause that are left; off: how far off the hand is, NaN before the first step."""
+        return {**self._expert.start(batch), "rest": torch.zeros(batch), "off": torch.full((batch, 3), float("nan"))}
 
     def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
         """The script's action, in this manner."""
         m = self._manner
-        plan, _ = self._expert.act(obs, {}, greedy=greedy, rng=rng)
+        plan, knows = self._expert.act(obs, {k: x for k, x in state.items() if k not in ("rest", "off")}, greedy=greedy, rng=rng)
         action, rest, off = plan.action[:, 0].copy(), state["rest"].clone(), state["off"].clone()
         moves = min(3, action.shape[-1])
         for i, g in enumerate(rng):
@@ -362,7 +320,7 @@ class Demonstrator:
             action[i, :moves] = 0.0 if rest[i] > 0 else action[i, :moves].clip(-m.speed, m.speed) + off[i, :moves].numpy()
             rest[i] -= 1
             action[i] += g.normal(0.0, m.noise, action.shape[-1])
-        return Plan(np.clip(action, -1.0, 1.0).astype(np.float32)[:, None]), {"rest": rest, "off": off}
+        return Plan(np.clip(action, -1.0, 1.0).astype(np.float32)[:, None]), {**knows, "rest": rest, "off": off}
 
 
 def demonstrations(cfg: RecapConfig, cell: Cell) -> dict[str, list[Episode]]:
@@ -382,15 +340,40 @@ def every(demos: Mapping[str, Sequence[Episode]]) -> list[Episode]:
 
 def practise(cfg: RecapConfig, cell: Cell, task: str, policy: FlowPolicy, critic: Critic, k: int) -> list[Episode]:
     """A round's episodes: alone, and some beside a person who takes over where the value falls or stands still."""
-    from realrl import envs
-    helped = round(cfg.corrected * cfg.rollouts) if cell.simulated else 0
     noise, seeds = derive(cfg.seed, "practice", k) % 2**31, cell.seeds(k, cfg.rollouts)
-    alone = cell.practise(f"rollout-{k}", policy, seeds[helped:], noise_seed=noise)
-    if not helped:
-        return alone
-    person = ScriptedOperator(cfg.operator, envs.expert(task, cfg.expert), partial(critic.progress, task),
-                              seed=derive(cfg.seed, "operator"))
-    return [*alone, *cell.practise(f"corrected-{k}", policy, seeds[:helped], noise_seed=noise, human=person)]
+    with person(cfg, cell, task, critic) as beside:
+        helped = round(cfg.corrected * cfg.rollouts) if beside else 0
+        alone = cell.practise(f"rollout-{k}", policy, seeds[helped:], noise_seed=noise)
+        if not helped:
+            return alone
+        return [*alone, *cell.practise(f"corrected-{k}", policy, seeds[:helped], noise_seed=noise, human=beside)]
+
+
+@contextmanager
+def person(cfg: RecapConfig, cell: Cell, task: str, critic: Critic) -> Iterator[Intervention | None]:
+    """Who may take over, while the body lasts; nobody where a script is wished for and nobody wrote one. Raises RealrlError where there is
+    no such device."""
+    if cfg.human == "scripted" and (cell.simulated or cell.spec.twin):
+        from realrl import envs
+        script = envs.scripted(cell.spec) if cell.spec.twin else task
+        yield ScriptedOperator(cfg.operator, envs.expert(script, cfg.expert), envs.progress(script), seed=derive(cfg.seed, "operator"),
+                               gripper=cell.spec.gripper, watch=partial(critic.progress, task))
+        return
+    if cfg.corrected and cfg.human == "scripted":
+        cell.tell("practice", f"nobody corrects {cell.spec.id}: it has no script, name who does with --human")
+    with at_device(cfg, cell.spec) as device:
+        yield device
+
+
+@contextmanager
+def at_device(cfg: RecapConfig, spec: TaskSpec) -> Iterator[Intervention | None]:
+    """Whoever is at the device that --human names, nobody without one. Raises RealrlError where it is not there."""
+    if cfg.human in ("scripted", "none") or not cfg.corrected:
+        yield None
+        return
+    from realrl.robots.devices import DEVICES, Teleoperator
+    with DEVICES[cfg.human]() as device:
+        yield Teleoperator(device, spec.action_dim, spec.dt, commands=spec.gripper)
 
 
 # -- what it came to ---------------------------------------------------------------------------------------------------

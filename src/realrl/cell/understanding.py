@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from realrl.cell.latency import Around
+from realrl.nets.text import words
 from realrl.types import Obs, Plan, Policy, RealrlError, State, TaskSpec
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def variants(policy: Saved, spec: TaskSpec, *, blind: bool, swap: bool, paraphra
     if policy.KIND != "flow":
         raise RealrlError(f"--swap-text and --paraphrase: a {policy.KIND} policy is told nothing: leave them out")
     if swap:
-        others = [task for task, told in policy.tasks.items() if task != spec.id and told.body == policy.body]
+        own = words(policy.text)  # a robot's task has another name than the policy's
+        others = [task for task, told in policy.tasks.items() if task != spec.id and told.body == policy.body
+                  and own not in map(words, told.texts)]
         if not others:
             raise RealrlError(f"--swap-text: {policy.name} knows no other task than {spec.id} for this robot: leave it out")
         yield f"told: {policy.tasks[others[0]].texts[0]}", policy.told(spec.id, policy.tasks[others[0]].texts[0])

@@ -30,7 +30,8 @@ def add(commands: Any) -> None:
                      "realrl evaluate --policy runs/main/policy --episodes 500 --json > result.json", _evaluate)
     parser.add_argument("--policy", type=_place, required=True, metavar="DIR", help="folder of a saved policy, e.g. runs/main/policy; or "
                         "ws://HOST:PORT, where `realrl serve` serves one (its token in REALRL_TOKEN)")
-    parser.add_argument("--task", metavar="TASK", help="task to run it on (default: the one it was trained on)")
+    parser.add_argument("--task", metavar="TASK", help="task to run it on (default: the one it was trained on); beside --env and --robot, "
+                        "which of a flow policy's tasks that is")
     parser.add_argument("--env", metavar="M:F", help="an environment of your own: F, a class or function in the module M, builds it")
     parser.add_argument("--robot", metavar="URL", help="a robot that `realrl robot serve` serves at this address")
     parser.add_argument("--max-delta", type=float, metavar="D", help="largest change of an action a step that the guard lets through "
@@ -86,7 +87,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from realrl.cell.judge import latency
     from realrl.cell.robustness import robustness, scene_changes
     from realrl.cell.understanding import variants
-    from realrl.policies.folder import check_fit, for_task, read_recall
+    from realrl.policies.folder import check_fit, read_recall
     from realrl.report import failures, write_report
     from realrl.scene import CollectConfig, GuardConfig
     from realrl.serve.client import RemotePolicy
@@ -102,8 +103,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     env.close()
     spec = env.task
     task = spec.id if make else task
-    policy = for_task(policy, task, args.text)
-    check_fit(policy, spec, args.policy, trained_on)
+    policy = _told(policy, task, args)
+    check_fit(policy, spec, args.policy, args.task or trained_on)
     policy = _in_box(product(policy, args.policy, args.head, args.sampler), args, spec)
     others = dict(variants(policy, spec, blind=args.blind, swap=args.swap_text, paraphrase=args.paraphrase))
     out = args.out or (Path() if isinstance(args.policy, str) else args.policy.resolve().parent) / f"failures-{policy.head}"
@@ -133,6 +134,18 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     told = ("success", "cycle_steps", "cycle_s", "successes_per_hour", "episode_return", "failures")
     return {**{name: result[name] for name in told}, **other, "latency_ms": latency(policy, spec), "task": task,
             "policy": str(args.policy), "head": policy.head, "seed": args.seed, "episodes": args.episodes}
+
+
+def _told(policy: Saved, task: str, args: argparse.Namespace) -> Saved:
+    """The policy as it does what it is tried at, or what --text says; where that is an environment of one's own or a robot, --task says
+    which of a flow policy's tasks that is. Raises RealrlError."""
+    from realrl.policies.folder import for_task
+    if not (args.task and (args.env or args.robot)):
+        return for_task(policy, task, args.text)
+    if policy.KIND != "flow":
+        raise mistake()(f"--task {args.task}: beside --env and --robot it says which of a flow policy's tasks is done, a {policy.KIND} "
+                        "policy does one: leave it out")
+    return policy.told(args.task).told(args.task, args.text)  # raises for a task that it does not know
 
 
 class Said:

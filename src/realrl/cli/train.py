@@ -134,6 +134,8 @@ def _train(args: argparse.Namespace) -> int:
             raise
         if not real:
             _together(cfg)
+        if args.robot and cfg.data:
+            _in_order(cfg.data, args.robot)
         cfg = replace(cfg, task=spec.id) if real else cfg
     if args.robot:  # there is one
         cfg = replace(cfg, collect=replace(cfg.collect, workers=1, envs_per_worker=1))
@@ -204,9 +206,22 @@ def _maker(args: argparse.Namespace, horizon: int | None) -> Callable[[], RobotE
     return own(args.env)
 
 
+def _in_order(data: str, url: str) -> None:
+    """Raises RealrlError where a set has the numbers of the robot at an address in another order: motions would be of another joint."""
+    from realrl.data.formats import open_dataset
+    from realrl.data.spread import flat_names
+    from realrl.robots.client import Link
+    from realrl.robots.embodiment import ordered
+    features = open_dataset(data).info["features"]
+    actions, state = (flat_names(features.get(name, {}).get("names")) for name in ("action", "observation.state"))
+    with Link(url, "watcher") as link:
+        ordered(data, actions, state, link.welcome["robot"])
+
+
 def _film(method: str, cfg: Any, folder: Path, real: bool) -> None:
     """A held-out episode of the run's policy as a page and a film in `film`, or trials on the other arm in `insertion`; of a dreamer's
-    practice films in `practice`; for the report, once. real: what was not recorded on a robot cannot be filmed."""
+    practice films in `practice`; of Recap's newest practice pages in `values`; for the report, once. real: what was not recorded on a robot
+    cannot be filmed."""
     from realrl.cell.evaluate import HELD_OUT
     from realrl.report import insertion
     from realrl.report.view import view
@@ -214,6 +229,11 @@ def _film(method: str, cfg: Any, folder: Path, real: bool) -> None:
     if method == "daydreamer":
         from realrl.report import films
         films.keep(folder, cfg, method, simulated=not real, tell=tell)
+    if method == "recap":
+        from realrl.report import experience
+        say("making films of the newest practice")
+        experience.keep(folder, {task.rpartition("/")[2]: task for task in cfg.tasks}, simulated=not real, tell=tell)
+        return
     if real:
         return
     if method == "admittance":

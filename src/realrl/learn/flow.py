@@ -130,9 +130,9 @@ class Lessons:
                       torch.full((len(rows),), body, device=device), nn.functional.pad(action, (0, size - action.shape[-1])), real, valid)
 
     @torch.no_grad()
-    def conditions(self, size: int = 512) -> Tensor:
-        """The prefix [N, P W + 1] of every decision under its task's first text, and whose it is, for distillation."""
-        told = (self.batch(index) for index in torch.split(torch.arange(len(self)), size))
+    def conditions(self, size: int = 512, random: torch.Generator | None = None) -> Tensor:
+        """The prefix [N, P W + 1] of every decision, and whose it is, for distillation. random: as for `batch`."""
+        told = (self.batch(index, random) for index in torch.split(torch.arange(len(self)), size))
         return torch.cat([owned(self.policy.prefix(b.state, b.text, b.pictures, b.robot), b.robot) for b in told])
 
 
@@ -321,5 +321,5 @@ def distil(cell: Cell, policy: FlowPolicy, lessons: Lessons, cfg: DistillConfig,
     """Teach the policy's student its own chain, as it acts, at the decisions of the lessons."""
     cell.run.rewind(stage, 0)
     with cell.run.bar(f"{stage}: distilling", cfg.steps) as advance, cell.timed(stage):
-        policy.distillation(cfg).finish(lessons.conditions(), seed, cell.run.logger(stage), advance)
+        policy.distillation(cfg).finish(lessons.conditions(random=generator(seed, "texts")), seed, cell.run.logger(stage), advance)
     policy.distilled = True

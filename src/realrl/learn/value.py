@@ -129,7 +129,8 @@ class ValueFit:
     def __init__(self, value: Value, cfg: ValueConfig, x: Tensor, target: Tensor, episode: Tensor, *, seed: int) -> None:
         self.value, self.cfg, self.x, self.target, self.episode, self.seed = value, cfg, x, target, episode, seed
         count = int(episode.max()) + 1
-        chosen = np.random.default_rng(seed).permutation(count)[: max(1, round(cfg.held_out * count))] if count > 1 else np.arange(0)
+        kept = min(max(1, round(cfg.held_out * count)), count - 1)  # one at least is learned from
+        chosen = np.random.default_rng(seed).permutation(count)[:kept]
         back = torch.isin(episode.cpu(), torch.from_numpy(chosen.astype(np.int64)))
         self.fitted, self.held = (~back).nonzero().flatten(), back.nonzero().flatten()
         self.optimiser = torch.optim.AdamW(value.parameters(), lr=cfg.lr, weight_decay=cfg.decay, fused=True)

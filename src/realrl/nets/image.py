@@ -71,8 +71,12 @@ def pixels(images: Tensor, depth: Range | None = None) -> Tensor:
     wanted, shape = (torch.uint8, "[B, H, W, 3]") if depth is None else (torch.uint16, "[B, H, W]")
     right = images.ndim == 4 and images.shape[-1] == 3 if depth is None else images.ndim == 3
     if images.dtype != wanted or not right:
-        raise RealrlError(f"picture of {images.dtype} {list(images.shape)}: the network takes {wanted} {shape}; "
-                          "is it a colour picture where depth was asked for, or the other way round?")
+        why = "is it a colour picture where depth was asked for, or the other way round?"
+        if images.dtype not in (torch.uint8, torch.uint16):
+            why = "numbers are as the camera gives them, no fractions of 1"
+        if depth is None and images.ndim == 4 and images.shape[1] == 3 != images.shape[-1]:
+            why = "its channels come first, they must come last"
+        raise RealrlError(f"picture of {images.dtype} {list(images.shape)}: the network takes {wanted} {shape}; {why}")
     if depth is None:
         return images.permute(0, 3, 1, 2).to(torch.get_default_dtype()).div_(255)
     metres = images[:, None].to(torch.get_default_dtype()) / 1000

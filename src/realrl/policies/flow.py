@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from realrl import config
 from realrl.generative.flow import FlowConfig, Velocity, euler
 from realrl.nets.normalise import Normaliser
-from realrl.nets.reference import Reference
 from realrl.nets.text import Instructions, Reader
 from realrl.nets.transformer import NONE, Actor, Goal, Prefix
 from realrl.policies.goals import GoalBank, Means
@@ -31,6 +30,7 @@ from realrl.types import Obs, Plan, RealrlError, State, TaskSpec
 
 if TYPE_CHECKING:
     from realrl.generative.diffusion import Distillation, DistillConfig
+    from realrl.nets.reference import Reference
 
 Head = Literal["flow", "one-step"]
 WHOLE = 4
@@ -70,7 +70,7 @@ class FlowPolicyConfig:
 
     def __post_init__(self) -> None:
         config.check(self, plan="[1, 1000]", chunk="[1, 1000]", width="[8, 4096]", heads="[1, 64]", trunk="[0, 48]", expert="[1, 48]",
-                     prompts="[0, 64]", state_dropout="[0, 1]", n_obs="[1, 16]")
+                     prompts="[0, 64]", state_dropout="[0, 1)", n_obs="[1, 16]")
         if self.width % (2 * self.heads):
             raise config.OutOfBounds(FlowPolicyConfig, "width", f"must be a multiple of {2 * self.heads} (2 heads), got {self.width}")
         if self.chunk > self.plan - self.flow.delay:
@@ -162,8 +162,10 @@ class FlowPolicy(nn.Module):
                              width=cfg.width, heads=cfg.heads, layers=cfg.trunk, prompts=cfg.prompts, goals=cfg.goals)
         self.actor, self.student = (Actor([b.action_dim for b in self.bodies], cfg.plan, width=cfg.width, heads=cfg.heads,
                                           layers=cfg.expert) for _ in range(2))
-        self.references = nn.ModuleList(Reference(cfg.n_obs * b.obs_dim, cfg.plan, b.action_dim) for b in bodies) if (
-            cfg.reference == "linear") else None
+        self.references = None
+        if cfg.reference == "linear":
+            from realrl.nets.reference import Reference
+            self.references = nn.ModuleList(Reference(cfg.n_obs * b.obs_dim, cfg.plan, b.action_dim) for b in bodies)
         self.told_vector: Tensor
         self.register_buffer("told_vector", torch.zeros(self.instructions.axes.shape[1]))
         self.thumbs: Tensor

@@ -203,7 +203,8 @@ def for_task(policy: Saved, task: str, text: str | None = None) -> Saved:
     if policy.KIND == "flow":
         return policy.told(task, text) if text is not None or task in policy.tasks else policy
     if text is not None:
-        raise RealrlError(f"--text: a {policy.KIND} policy is told nothing: leave it out")
+        where = "say it to `realrl serve`: what is served does as it was told there" if str(policy.KIND) == "remote" else "leave it out"
+        raise RealrlError(f"--text: a {policy.KIND} policy is told nothing: {where}")
     return policy
 
 

@@ -5,8 +5,9 @@ From the derived columns `value-TASK`, `advantage-TASK` and `indicator-TASK` bes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,15 @@ from realrl.data.store import Store
 from realrl.report.figures import BLUE, GREY, ORANGE, PALETTE, Panel, small_multiples
 from realrl.report.reading import number_of
 from realrl.report.tables import MISSING, Grid, figure3, percent
+from realrl.report.view.clips import Clip, recorded
+from realrl.report.view.page import write_set
+from realrl.report.view.scenes import pictured
 from realrl.types import Array, RealrlError
 
+ROOM = "values"
+"""The folder of a run that holds pages of what was practised last."""
+FILMED = 2
+"""Episodes of each outcome on such a page; the last of them, which are those that a person stood beside."""
 CURVES = 8
 """Episodes of each outcome whose values are drawn."""
 
@@ -37,13 +45,45 @@ class _Judged:
 def experience_parts(run_dir: Path, summary: Mapping[str, Any], where: str) -> dict[str, Any] | None:
     """What the page shows: per task value curves, advantages and positive shares; the throughput of every stage. None where the run has no
     such columns. Raises RealrlError where they do not fit the recordings."""
-    at = run_dir / "dataset"
-    tasks = [name.removeprefix("value-") for name in side.names(at) if name.startswith("value-")]
-    found = {task: judged for task in tasks if (judged := _judged(at, task))}
+    found = {task: judged for at, task in _labelled(run_dir) if (judged := _judged(at, task))}
     if not found:
         return None
-    return {"parts": [{"title": task, "drawing": _drawing(judged), "grid": _shares(judged)} for task, judged in found.items()],
-            "throughput": _throughput(summary, where)}
+    pages = {task: page.as_posix() for task in found if (run_dir / (page := Path(ROOM, f"{task}.html"))).is_file()}
+    return {"parts": [{"title": task, "drawing": _drawing(judged), "grid": _shares(judged), "page": pages.get(task)}
+                      for task, judged in found.items()], "throughput": _throughput(summary, where)}
+
+
+def keep(run_dir: Path, tasks: Mapping[str, str], *, simulated: bool, tell: Callable[[str], None]) -> None:
+    """A page a task of the newest practice, values, advantages and indicators over its film, in the run's folder `ROOM`; those that are
+    there stay. tasks: name -> id; simulated: whether what no camera recorded is played again in the task's simulator. tell: gets what
+    cannot be filmed."""
+    for at, task in _labelled(run_dir):
+        if task in tasks and not (run_dir / ROOM / f"{task}.html").exists() and (chosen := _newest(Store.open(at), at, task)):
+            found = recorded(at, name=task, numbers=chosen, also=partial(_seen, tasks[task]) if simulated else lambda clip: clip)
+            write_set(replace(found, title=f"{task}: values of the newest practice"), run_dir / ROOM, tell=tell)
+
+
+def _labelled(run_dir: Path) -> list[tuple[Path, str]]:
+    """(data set, task) of a run's value columns; a task of another robot has a data set of its own."""
+    return [(at, name.removeprefix("value-")) for at in (run_dir / "dataset", *sorted(run_dir.glob("dataset-[0-9]*")))
+            for name in side.names(at) if name.startswith("value-")]
+
+
+def _newest(store: Store, at: Path, task: str) -> list[int]:
+    """Numbers of the newest practised episodes of a task that have values, at most `FILMED` of each outcome, in their order."""
+    value = np.split(side.read(at, f"value-{task}", missing="nan").columns[f"value-{task}"],
+                     np.cumsum(store.rows["length"].to_numpy())[:-1])
+    who, good = store.rows["policy"].to_pylist(), store.rows["success"].to_pylist()
+    rounds = {i: int(found[1]) for i, x in enumerate(value) if len(x) and np.isfinite(x).all()
+              if (found := re.match(r"(?:rollout|corrected)-(\d+)", str(who[i])))}
+    last = [i for i, k in rounds.items() if k == max(rounds.values())]
+    return sorted(i for outcome in (True, False) for i in [i for i in last if bool(good[i]) == outcome][-FILMED:])
+
+
+def _seen(task: str, clip: Clip) -> Clip:
+    """The clip with pictures, where its scene can be played again."""
+    (episode,), _, notes = pictured([clip.episode], task)
+    return replace(clip, episode=episode, notes=[*clip.notes, *notes])
 
 
 def _judged(at: Path, task: str) -> _Judged | None:

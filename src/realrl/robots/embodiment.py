@@ -117,6 +117,16 @@ def fits(policy: Embodiment, robot: Mapping[str, Any], name: object) -> str:
                                   f"taken for the robot's ({', '.join(dict.fromkeys(c['unit'] for c in channels))}); {mend}")
 
 
+def ordered(data: object, actions: Sequence[str], state: Sequence[str], robot: Mapping[str, Any]) -> None:
+    """Raise RealrlError where recordings have a robot's actions or its state in another order. actions, state: what the recordings call
+    their numbers, nothing where they do not say; robot: what its server says of it."""
+    for what, mine, theirs in (("actions", list(actions), [str(c["name"]) for c in robot["channels"]]),
+                               ("state", list(state), [str(name) for name in robot["state"]])):
+        if sorted(mine) == sorted(theirs) and mine != theirs:
+            raise RealrlError(f"{data} has its {what} in the order {', '.join(mine)}, the robot {', '.join(theirs)}: serve the robot in "
+                              "that order, or record the data in the robot's")
+
+
 class InBox:
     """A policy of recordings, in an environment that takes the recorded numbers as they are, in [-1, 1]: what is sent is what was recorded,
     not a share of the policy's own limits. Otherwise it is that policy."""

@@ -79,12 +79,14 @@ class ScriptedOperator:
     """A person of `OperatorConfig` who knows how an expert would go on, see `Attendant`.
 
     expert: looks at the simulator's full state, "privileged" or else "state"; progress: how far such a state [D] is, higher is nearer;
-    gripper: the last number of an action is a button, neither capped nor unsteady.
+    gripper: the last number of an action is a button, neither capped nor unsteady; watch: says instead of `progress` how far it is, from
+    what the robot's policy sees.
     """
 
     def __init__(self, cfg: OperatorConfig, expert: Policy, progress: Callable[[Array], float], *, seed: int,
-                 gripper: bool = False) -> None:
+                 gripper: bool = False, watch: Callable[[Obs], float] | None = None) -> None:
         self.cfg, self._expert, self._progress, self._seed, self._gripper = cfg, expert, progress, seed, gripper
+        self._watch = watch
         self.rewarded: deque[bool] = deque(maxlen=20)
         self.alone: deque[bool] = deque(maxlen=20)
         self.verdict: Verdict | None = None  # the task itself says how it ended
@@ -96,6 +98,8 @@ class ScriptedOperator:
         """An episode begins: the hand is off the device."""
         self._rng = np.random.default_rng([self._seed, seed])
         self._seen: deque[Array] = deque(maxlen=self.cfg.late + 1)
+        self._shown: deque[Obs] = deque(maxlen=self.cfg.late + 1)
+        self._knows = self._expert.start(1)
         self._best, self._stalled = -np.inf, 0
         self._wait, self._left, self._rest = -1, 0, 0  # until the hand is there (-1: nothing is amiss); steps of a correction; of watching
         self._helped = False
@@ -108,6 +112,7 @@ class ScriptedOperator:
     def poll(self, obs: Obs, proposed: Array) -> Array | None:
         """The correction [A], or None to let the policy act."""
         self._seen.append(obs.get("privileged", obs["state"]).astype(np.float64))
+        self._shown.append(obs)
         due = self._due()
         if self.cfg.shift and self.worked >= self.cfg.shift:
             return None
@@ -131,7 +136,7 @@ class ScriptedOperator:
 
     def _due(self) -> bool:
         """Whether there was no progress for too long, or much of it was lost, in what is seen."""
-        self._value = self._progress(self._seen[0])
+        self._value = self._watch(self._shown[0]) if self._watch else self._progress(self._seen[0])
         slipped = self._value < self._best - self.cfg.slip
         self._stalled = 0 if self._value > self._best + 0.5 else self._stalled + 1
         self._best = max(self._best, self._value)
@@ -152,7 +157,7 @@ class ScriptedOperator:
     def _steer(self) -> Array:
         cfg, old, new = self.cfg, self._seen[0], self._seen[-1]
         seen = (old + cfg.foresight * (new - old)).astype(np.float32)[None, None]
-        plan, _ = self._expert.act({"state": seen}, {}, greedy=True, rng=[self._rng])
+        plan, self._knows = self._expert.act({"state": seen}, self._knows, greedy=True, rng=[self._rng])
         asked = plan.action[0, 0] + self._rng.normal(0.0, cfg.noise, plan.action.shape[-1])
         asked = np.clip(asked, -cfg.cap, cfg.cap)
         action: Array = (np.round(asked / cfg.grain) * cfg.grain if cfg.grain else asked).astype(np.float32)

@@ -147,7 +147,8 @@ class AssemblyEnv(RobotEnv):
         self._damped, self._firm = np.ones(6), np.ones(6)
         if world.uneven > 1.0:
             self._damped[:3] = world.uneven ** rng.uniform(-0.5, 0.5, 3)
-            self._firm[:3] = np.exp(rng.uniform(*np.log(world.firm), 3))
+            least, most = world.firm
+            self._firm[:3] = least * (most / least) ** rng.uniform(0.0, 1.0, 3)
         self._decision = round(float(rng.uniform(*world.hold)) / world.dt)
         self._drift = rng.normal(0, world.drift, 6) * TORQUE_SHARE
         self._q[:] = self._home + rng.normal(0, 0.002, 7)
