@@ -104,7 +104,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     spec = env.task
     task = spec.id if make else task
     policy = _told(policy, task, args)
-    check_fit(policy, spec, args.policy, args.task or trained_on)
+    check_fit(policy, spec, args.policy, trained_on)
     policy = _in_box(product(policy, args.policy, args.head, args.sampler), args, spec)
     others = dict(variants(policy, spec, blind=args.blind, swap=args.swap_text, paraphrase=args.paraphrase))
     out = args.out or (Path() if isinstance(args.policy, str) else args.policy.resolve().parent) / f"failures-{policy.head}"
