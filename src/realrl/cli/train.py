@@ -125,18 +125,7 @@ def _train(args: argparse.Namespace) -> int:
         cfg = cfg if chosen else parse(default=_sized(args.method, cfg))
         cfg = replace(cfg, task=RECORDED + Path(cfg.data).resolve().name)
     make = _maker(args, cfg.horizon) if real else partial(envs.make, cfg.task, sight=cfg.sight, randomise=cfg.randomise)
-    if not recorded:  # a misspelt task leaves no folder behind
-        try:
-            spec = _asked(make)
-        except mistake() as error:
-            if base and not real and not envs.known(cfg.task):
-                raise mistake()(f"{args.run} was started with --env or --robot: name it again, beside --resume ({error})") from error
-            raise
-        if not real:
-            _together(cfg)
-        if args.robot and cfg.data:
-            _in_order(cfg.data, args.robot)
-        cfg = replace(cfg, task=spec.id) if real else cfg
+    cfg = cfg if recorded else _found(args, cfg, make, resumed=bool(base))
     if args.robot:  # there is one
         cfg = replace(cfg, collect=replace(cfg.collect, workers=1, envs_per_worker=1))
     folder = args.run or Path("runs", f"{args.method}-{cfg.task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -166,6 +155,24 @@ def _train(args: argparse.Namespace) -> int:
         raise
     _report(summary, folder, page, recorded, own)
     return 0
+
+
+def _found(args: argparse.Namespace, cfg: Any, make: Callable[[], Any], resumed: bool) -> Any:
+    """The configuration once its task, environment or robot is known to be there: what is misspelt leaves no folder behind. Raises
+    RealrlError."""
+    from realrl import envs
+    real = bool(args.env or args.robot)
+    try:
+        spec = _asked(make)
+    except mistake() as error:
+        if resumed and not real and not envs.known(cfg.task):
+            raise mistake()(f"{args.run} was started with --env or --robot: name it again, beside --resume ({error})") from error
+        raise
+    if not real:
+        _together(cfg)
+    if args.robot and cfg.data:
+        _in_order(cfg.data, args.robot)
+    return replace(cfg, task=spec.id) if real else cfg
 
 
 def _renewed(cfg: Any, base: list[str]) -> tuple[str, ...]:

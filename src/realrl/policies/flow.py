@@ -12,7 +12,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -162,7 +162,7 @@ class FlowPolicy(nn.Module):
                              width=cfg.width, heads=cfg.heads, layers=cfg.trunk, prompts=cfg.prompts, goals=cfg.goals)
         self.actor, self.student = (Actor([b.action_dim for b in self.bodies], cfg.plan, width=cfg.width, heads=cfg.heads,
                                           layers=cfg.expert) for _ in range(2))
-        self.references = None
+        self.references: nn.ModuleList | None = None
         if cfg.reference == "linear":
             from realrl.nets.reference import Reference
             self.references = nn.ModuleList(Reference(cfg.n_obs * b.obs_dim, cfg.plan, b.action_dim) for b in bodies)
@@ -196,12 +196,13 @@ class FlowPolicy(nn.Module):
 
     def reference_of(self, body: int) -> Reference | None:
         """That of any of its robots."""
-        return None if self.references is None else self.references[body]  # type: ignore[return-value]
+        return None if self.references is None else cast("Reference", self.references[body])
 
     @property
     def followed(self) -> bool:
         """Whether its network has any say, or its references act alone."""
-        return self.references is None or any(bool(self.references[i].gain.any()) for i in range(len(self.bodies)))  # type: ignore[operator]
+        references = [self.reference_of(i) for i in range(len(self.bodies))]
+        return any(r is None or bool(r.gain.any()) for r in references)
 
     # -- what it is told ------------------------------------------------------------------------------------------------------
 
