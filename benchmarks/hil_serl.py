@@ -5,12 +5,15 @@
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections --tasks peg-hard --steps 30000
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections gripper-as-motion --tasks pick-peg
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections --tasks pick-cube-anywhere
+    OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods pictures pictures-judged
     OMP_NUM_THREADS=1 python -m benchmarks.hil_serl --methods corrections residual asks chunks --seeds 31 --steps 2500 --eval-episodes 100
 
 A run is `realrl train hil-serl` in one process, physics included. The person is the scripted one of `robots/human.py`, in training alone.
 Every 2,500 steps and at the end the policy is judged without noise and without a person from 300 held-out starts; nothing is chosen by it.
 hg-dagger and cloning are given as many of the person's seconds as the row of `corrections` with their task and seed says it took, beside
 the 20 demonstrations that all have: to correct, and for more demonstrations.
+pictures-judged is told in practice when it is done by a classifier of what its camera sees, fitted to 40 other demonstrations that stay
+where they ended; it is judged by the task.
 Rows go to benchmarks/results/hil_serl.jsonl, after every evaluation: a run that was stopped has a row up to there, marked as cut. The same
 command goes on where it was stopped, within a run too.
 """
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.common import slim
@@ -27,7 +31,9 @@ from realrl import envs
 from realrl.algos import bc
 from realrl.algos.bc import BCConfig
 from realrl.algos.hil_serl import HILConfig, train
+from realrl.cli.main import main as realrl
 from realrl.envs import contact, gymhil
+from realrl.scene import SightConfig
 from realrl.types import RealrlError
 
 BASE = HILConfig(judge_every=2500, expert="upright")
@@ -38,14 +44,17 @@ METHODS = {"corrections": BASE, "gripper-as-motion": replace(BASE, grasp_critic=
            "mirrored": replace(BASE, expert=None, symmetric=True),
            "ten-critics": replace(BASE, sac=replace(BASE.sac, critics=10)),
            "long-memory": replace(BASE, policy=replace(BASE.policy, n_obs=16)),
+           "pictures": replace(BASE, sight=SightConfig("rgb")), "pictures-judged": replace(BASE, sight=SightConfig("rgb")),
            "hg-dagger": replace(BASE, learner="hg-dagger", sac=replace(BASE.sac, utd=1), clone_steps=2000),
            "cloning": replace(BASE, human="none", clone_steps=4000, steps=1, start=10**6)}
 """What is compared: HIL-SERL; on "pick-peg" the same without a grasp critic; the same (RLPD) with the demonstrations alone, and without
 these (plain soft actor-critic); a residual on what `realrl train bc` makes of the same demonstrations; a person who comes when asked; four
 motions a decision; ten critics, of which targets take the less of two, as in RLPD; sixteen observations instead of six; a person
 who tilts the peg, as `realrl train hil-serl` has it, where all others have one who holds it upright; the same (upright on "pick-peg")
-with decisions seen in mirrors; imitation of the person, with corrections and without."""
+with decisions seen in mirrors; from the pictures of a camera at the wrist, which see where the slot is, with the task's reward and with one
+learned from pictures; imitation of the person, with corrections and without."""
 HAS_GRIPPER = "pick-peg"
+JUDGED = "pictures-judged"
 EQUAL = ("hg-dagger", "cloning")  # have the same seconds of a person as corrections
 
 
@@ -69,6 +78,8 @@ class Practice(Job):
             return self.on_clone().run()
         if self.method in EQUAL and not (self.extra or self.cfg.operator.shift):
             return self.with_equal_seconds().run()
+        if self.method == JUDGED and not self.cfg.reward:
+            return self.with_referee().run()
         summary = self.learn(train, self.note)
         head: dict[str, Any] = dict(summary["headline"])
         head["human_s"] = round(head["human_s"] + self.extra, 3)
@@ -99,6 +110,18 @@ class Practice(Job):
         demo = dt * (row["demo_steps"] if "demo_steps" in row else row["cycle_steps"] / row["cycle_ratio"])  # older rows have none
         more = max(round(row["human_s"] / demo), 1)
         return replace(self, cfg=replace(self.cfg, demos=self.cfg.demos + more), extra=more * demo)
+
+    def with_referee(self) -> Practice:
+        """The same with a classifier of success, by the commands of docs/howto/human-in-the-loop.md, on starts of their own."""
+        folder, cfg = self.folder.with_name(f"{self.folder.name}-referee"), self.cfg
+        shown, fitted = str(folder / "linger"), str(folder / "fitted")
+        record = ["--task", cfg.task, "--episodes", "40", "--noise", str(cfg.demo_noise), "--sight", "rgb", "--linger", "--out", shown]
+        steps = (["data", "demos", *record, "--seed", str(1000 + cfg.seed), "--workers", "1"], ["reward", "label", shown, "--near", "1"],
+                 ["reward", "fit", shown, "--out", fitted])
+        for words in () if Path(fitted, "classifier.json").is_file() else steps:
+            if code := realrl(words):
+                raise RealrlError(f"realrl {' '.join(words[:2])} ended with {code}")
+        return replace(self, cfg=replace(cfg, reward=fitted))
 
     def on_clone(self) -> Practice:
         """The same on a frozen clone, which is trained if there is none."""

@@ -26,7 +26,7 @@ from realrl.learn.sac import SAC, SACConfig
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.policies.folder import load_policy, save_policy
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
-from realrl.policies.residual import ResidualPolicy
+from realrl.policies.residual import Observer, ResidualPolicy
 from realrl.robots.human import OperatorConfig
 from realrl.run import Run, read_metrics
 from realrl.scene import CollectConfig, SightConfig
@@ -225,6 +225,25 @@ def test_what_is_mirrored_is_learned_from(tmp_path: Path) -> None:
     assert any(not torch.equal(one, two) for one, two in zip(*(weights(tmp_path / str(m)).values() for m in (False, True)), strict=True))
 
 
+def test_from_pictures_a_killed_run_ends_with_the_same_weights_and_its_policy_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny(sight=SightConfig("rgb", height=32, width=32), policy=GaussianConfig(hidden=(16,), n_obs=2, glance=6, scaled=True), steps=60)
+    whole = run_of(tmp_path / "straight", cfg)
+    killed_at_saves(monkeypatch, (1,), lambda: run_of(tmp_path / "killed", cfg))
+    again = run_of(tmp_path / "killed", cfg)
+    one, two = (weights(tmp_path / name) for name in ("straight", "killed"))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one) and again["headline"] == whole["headline"]
+    policy, _ = load_policy(tmp_path / "straight/policy")
+    assert isinstance(policy, GaussianPolicy) and policy.senses == {"images.wrist": (32, 32, 3)} and policy.cond_dim == 2 * 24 + 6
+    found = next(e for e in Store.open(tmp_path / "straight/dataset").read() if e.policy == "hil-serl")
+    shown = {key: found.obs[key][None, :2] for key in ("state", "images.wrist")}
+    kept = {key: rows[None, :2] for key, rows in Observer(policy, 0).whole(found).items()}
+    conds = [policy.encode({key: torch.from_numpy(rows) for key, rows in obs.items()}) for obs in (shown, kept)]
+    assert torch.allclose(*conds, atol=1e-4) and float(conds[0][0, -6:].abs().max()) > 0.1, "what is kept of a picture is what acting sees"
+    after = run_of(tmp_path / "after", replace(cfg, after=str(tmp_path / "straight"), seed=1, steps=30))
+    assert after["headline"]["transitions"] >= 30 and torch.equal(weights(tmp_path / "after")["agent/policy/glance.basis"],
+                                                                  one["agent/policy/glance.basis"]), "with the eyes of before"
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     with Run(folder, resume=True) as run:
         found = run.read("hil-serl")
@@ -337,8 +356,10 @@ def test_imitation_of_the_person_alone(tmp_path: Path) -> None:
     summary = run_of(tmp_path, tiny(learner="hg-dagger", clone_steps=20))
     lines = [line for line in read_metrics(tmp_path) if line["stage"] == "hil-serl"]
     assert "imitation_loss" in lines[-1] and "q" not in lines[-1] and summary["headline"]["utd"] == pytest.approx(2.0)
-    with pytest.raises(OutOfBounds, match="sight is 'rgb': actor and critics look at the state alone"):
-        tiny(sight=SightConfig("rgb"))
+    with pytest.raises(OutOfBounds, match="sight is 'pointcloud': actor and critics look at the state or at pictures"):
+        tiny(sight=SightConfig("pointcloud"))
+    with pytest.raises(OutOfBounds, match="symmetric knows the state alone, and sight is rgb"):
+        tiny(sight=SightConfig("rgb"), symmetric=True)
     with pytest.raises(OutOfBounds, match="hg-dagger imitates a person's corrections, and human is 'none'"):
         tiny(learner="hg-dagger", human="none")
 

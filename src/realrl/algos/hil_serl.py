@@ -34,7 +34,6 @@ from realrl.learn.sac import RATES, SAC, SACConfig
 from realrl.learn.symmetry import Turned
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.policies.residual import residual_on
-from realrl.robots.devices import DEVICES, HELP, Teleoperator
 from realrl.robots.human import OperatorConfig, ScriptedOperator
 from realrl.scene import Scene, device
 from realrl.streaming import StreamConfig
@@ -122,8 +121,10 @@ class HILConfig(Scene):
         if self.stream.realtime and self.help_after:
             raise OutOfBounds(HILConfig, "help_after", "is above 0, and with stream.realtime nobody beside the robot hears the critics: "
                               "leave one of them out")
-        if self.sight.kind != "state":
-            raise OutOfBounds(HILConfig, "sight", f"is {self.sight.kind!r}: actor and critics look at the state alone, leave it out")
+        if self.sight.kind not in ("state", "rgb"):
+            raise OutOfBounds(HILConfig, "sight", f"is {self.sight.kind!r}: actor and critics look at the state or at pictures (rgb)")
+        if blind := next((name for name in ("init", "symmetric") if getattr(self, name)), None) if self.sight.kind == "rgb" else None:
+            raise OutOfBounds(HILConfig, blind, "knows the state alone, and sight is rgb: leave one of them out")
         if self.after and self.init:
             raise OutOfBounds(HILConfig, "after", "goes on with a run's own actor, init begins one on a policy: give one of them")
         if self.learner == "hg-dagger" and self.human == "none":
@@ -147,6 +148,7 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     with operator(cfg, spec) as human:  # what is not there is told before anybody demonstrates
         demos = cell.demonstrations()
         refuse_contradictions(demos)
+        open_eyes(actor, demos, earlier)
         noise = derive(cfg.seed, "hil-serl") % 2**31
         memory, average = Memory(agent, demos, spec.dt, cfg.takeover_cost, noise, cfg.prior_share), Average(agent, grasp, cfg.clone_steps)
         memory.both = mirrored(cfg, spec, memory.both)
@@ -159,6 +161,17 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
     cell.finish_stage("hil-serl", policy, cfg.eval_episodes)
     cell.summary["headline"] = headline(cfg, cell.summary, memory, agent.step - average.before)
     return cell.summary
+
+
+def open_eyes(actor: GaussianPolicy, demos: Sequence[Episode], earlier: Earlier) -> None:
+    """What is kept of pictures, by the demonstrations', the same at every start; or by what the actor of an earlier run saw."""
+    if actor.glance is None:
+        return
+    before = {name: values for name in actor.glance.state_dict() if (values := earlier.actor.get(f"glance.{name}")) is not None}
+    if before and all(values.shape == actor.glance.get_buffer(name).shape for name, values in before.items()):
+        actor.glance.load_state_dict(before)
+    else:
+        actor.glance.fit({key: torch.from_numpy(np.concatenate([demo.obs[key] for demo in demos])) for key in actor.senses})
 
 
 def tell_the_slow(cfg: HILConfig, spec: TaskSpec, memory: Memory) -> None:
@@ -184,7 +197,7 @@ def make_actor(cfg: HILConfig, spec: TaskSpec) -> GaussianPolicy:
     if gripper and cfg.policy.chunk > 1:
         raise RealrlError(f"policy.chunk is {cfg.policy.chunk}, and {spec.id} has a gripper, which is commanded step by step: leave it "
                           "out, or give --no-grasp-critic")
-    return GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, gripper=gripper, name="hil-serl")
+    return GaussianPolicy(cfg.policy, spec.obs_dim, spec.action_dim, gripper=gripper, senses=spec.senses, name="hil-serl")
 
 
 def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average, human: Intervention | None,
@@ -238,6 +251,7 @@ def operator(cfg: HILConfig, spec: TaskSpec) -> Iterator[Intervention | None]:
     if cfg.human == "none":
         yield None
     elif cfg.human != "scripted":
+        from realrl.robots.devices import DEVICES, HELP, Teleoperator  # a scripted person holds none
         with DEVICES[cfg.human]() as device:
             console(stderr=True).print(f"{cfg.human}: {HELP[cfg.human]}")
             yield Teleoperator(device, spec.action_dim, spec.dt, commands=spec.gripper)

@@ -101,6 +101,12 @@ class Earlier:
             raise RealrlError(f"--after {folder}: there is no checkpoint {name!r} in it: name the folder of a finished run of this method")
         self._from, (_, self._states) = str(place), read_parts(place)
 
+    @property
+    def actor(self) -> Mapping[str, Any]:
+        """Its weights, by their names in the policy; none without a folder."""
+        found: Mapping[str, Any] = self._states.get("agent", {}).get("policy", {})
+        return found
+
     @cached_property
     def episodes(self) -> list[Episode]:
         """Of that practice, in order; none without a folder."""

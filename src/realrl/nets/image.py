@@ -240,19 +240,21 @@ class EfficientNetLite0(nn.Module):
 
 
 class ImageTokens(nn.Module):
-    """Frozen EfficientNet-Lite0 to its map at stride 16, pooled: uint8 [B, H, W, 3] -> [B, 16, 112], what is where on a grid of 4 x 4.
+    """Frozen EfficientNet-Lite0 up to a map, pooled: uint8 [B, H, W, 3] -> [B, cells, channels], what is where on a grid; by default the
+    map at stride 16 on 4 x 4, [B, 16, 112].
 
     The map before the last stages says better where things are than the whole network does, and under other light, too. A frame's tokens
-    never change, so that they may be kept (half precision: 3.6 kB).
+    never change, so that they may be kept (half precision: 3.6 kB). blocks: of the network's, 11: to the end of stage 5; 5: of stage 3,
+    40 channels at stride 8.
     """
 
     SHAPE = (16, 112)
-    BLOCKS = 11  # to the end of stage 5
 
-    def __init__(self, height: int, width: int, fetch: bool = True) -> None:
+    def __init__(self, height: int, width: int, fetch: bool = True, *, blocks: int = 11, grid: int = 4) -> None:
         super().__init__()
+        self.grid = grid
         net = EfficientNetLite0(height, width, fetch).net
-        self.stem, self.active, self.blocks = net._conv_stem, net._swish, nn.ModuleList(net._blocks[:self.BLOCKS])
+        self.stem, self.active, self.blocks = net._conv_stem, net._swish, nn.ModuleList(net._blocks[:blocks])
         self.requires_grad_(False).eval()
         mean, std = (torch.tensor(c)[:, None, None] for c in COLOURS)
         self.gain: Tensor
@@ -269,7 +271,7 @@ class ImageTokens(nn.Module):
         x = self.active(self.stem(pixels(images) * self.gain + self.offset))
         for block in self.blocks:
             x = block(x)
-        return nn.functional.adaptive_avg_pool2d(x, 4).flatten(2).transpose(1, 2)
+        return nn.functional.adaptive_avg_pool2d(x, self.grid).flatten(2).transpose(1, 2)
 
 
 def torchvision(name: str, pretrained: bool = True, fetch: bool = True) -> nn.Module:

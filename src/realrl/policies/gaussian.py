@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from realrl import config
 from realrl.nets.normalise import Scaler
 from realrl.nets.stack import Norm, Stack
 from realrl.types import Obs, Plan, RealrlError, State
+
+if TYPE_CHECKING:
+    from realrl.policies.glance import Glance
 
 LOG_STD = (-20.0, 2.0)  # bounds of the log-deviation before the squashing
 
@@ -39,11 +42,13 @@ class GaussianConfig:
     """none; layer: LayerNorm before each ReLU; renorm: BatchRenorm of the input and after each ReLU, as in CrossQ."""
     warmup: int = 1000
     """Updates before BatchRenorm leans on what it has seen."""
+    glance: int = 64
+    """Numbers that are kept of a camera's picture, where it has cameras."""
     scaled: bool = False
     """Whether numbers of the state that are far too small or large to be learned from are brought to size, by the demonstrations."""
 
     def __post_init__(self) -> None:
-        config.check(self, chunk="[1, 1000]", n_obs="[1, 1000]", hidden="[1, 16384]", warmup="[0, 1e9]")
+        config.check(self, chunk="[1, 1000]", n_obs="[1, 1000]", hidden="[1, 16384]", warmup="[0, 1e9]", glance="[1, 1024]")
         if not 1 <= len(self.hidden) <= 20:
             raise config.OutOfBounds(GaussianConfig, "hidden", f"must have at least one layer and at most 20, got {len(self.hidden)}")
 
@@ -57,6 +62,7 @@ class _About:
     action_dim: int
     config: GaussianConfig = field(default_factory=GaussianConfig)
     gripper: bool = False
+    senses: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config.check(self, obs_dim="[1, 1e6]", action_dim="[1, 1e4]")
@@ -74,7 +80,8 @@ def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor
 
 
 class GaussianPolicy(nn.Module):
-    """A squashed Gaussian over chunks [B, K, A] in [-1, 1] from `observation.state` [B, H, D]; see `types.Policy`. Greedy: its middle.
+    """A squashed Gaussian over chunks [B, K, A] in [-1, 1] from `observation.state` [B, H, D], and from the newest pictures of its cameras,
+    if it has any, by a frozen network (`Glance`); see `types.Policy`. Greedy: its middle.
 
     gripper: whether `grasp`, values of the commands -1, 0 and 1, chooses an action's last number, greedy or not.
     """
@@ -82,13 +89,19 @@ class GaussianPolicy(nn.Module):
     KIND: Literal["gaussian", "residual"] = "gaussian"
     head = "mean"  # what it deploys; it has no other product
 
-    def __init__(self, cfg: GaussianConfig, obs_dim: int, action_dim: int, *, gripper: bool = False, name: str = "gaussian") -> None:
+    def __init__(self, cfg: GaussianConfig, obs_dim: int, action_dim: int, *, gripper: bool = False,
+                 senses: Mapping[str, tuple[int, ...]] | None = None, name: str = "gaussian") -> None:
         super().__init__()
-        _About(name, obs_dim, action_dim, cfg, gripper)  # its bounds
+        self.senses = {key: tuple(shape) for key, shape in (senses or {}).items()}
+        _About(name, obs_dim, action_dim, cfg, gripper, self.senses)  # its bounds
         self.cfg, self.obs_dim, self.action_dim, self.name = cfg, obs_dim, action_dim, name
-        self.chunk, self.n_obs, self.senses = cfg.chunk, cfg.n_obs, dict[str, tuple[int, ...]]()
+        self.chunk, self.n_obs = cfg.chunk, cfg.n_obs
         self.gripper, self.moves = gripper, action_dim - gripper
         self.scaler = Scaler(obs_dim) if cfg.scaled else None
+        self.glance: Glance | None = None
+        if self.senses:
+            from realrl.policies.glance import Glance  # who has no cameras need not read it
+            self.glance = Glance(self.senses, cfg.glance)
         self.net = Stack(1, self.cond_dim, 2 * cfg.chunk * self.moves, cfg.hidden, norm=cfg.norm, warmup=cfg.warmup)
         if gripper:
             self.grasp = Stack(1, self.cond_dim, 3, cfg.hidden, norm="layer")
@@ -101,11 +114,16 @@ class GaussianPolicy(nn.Module):
     @property
     def cond_dim(self) -> int:
         """C, size of the condition."""
-        return self.n_obs * self.obs_dim
+        return self.n_obs * self.obs_dim + (self.glance.size if self.glance else 0)
 
     def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """The condition [B, C]: the observations one after the other. obs["state"]: [B, H, D]. Raises RealrlError on another shape."""
-        return self.scaled(obs["state"]).flatten(1)
+        """The condition [B, C]: the states one after the other, obs["state"] [B, H, D], and what is kept of the newest pictures, given as
+        obs["seen"] [B, H, S] or else as themselves [B, H, ...]. Raises RealrlError on another shape."""
+        state = self.scaled(obs["state"]).flatten(1)
+        if self.glance is None:
+            return state
+        seen = obs["seen"][:, -1] if "seen" in obs else self.glance({key: obs[key][:, -1] for key in self.senses})
+        return torch.cat([state, seen], -1)
 
     def scaled(self, state: Tensor) -> Tensor:
         """States [B, H, D] as the networks see them. Raises RealrlError on another shape."""
@@ -147,8 +165,9 @@ class GaussianPolicy(nn.Module):
 
     @torch.inference_mode()
     def act(self, obs: Obs, state: State, *, greedy: bool, rng: Sequence[np.random.Generator]) -> tuple[Plan, State]:
-        """Plans from observations (state: [B, H, D])."""
-        cond = self.encode({"state": torch.as_tensor(obs["state"], dtype=torch.float32, device=self.device)})
+        """Plans from observations (state: [B, H, D]; pictures: uint8 [B, H, ...])."""
+        cond = self.encode({"state": torch.as_tensor(obs["state"], dtype=torch.float32, device=self.device),
+                            **{key: torch.as_tensor(obs[key], device=self.device) for key in self.senses}})
         mean, log_std, _ = self.distribution(cond)
         if not greedy:
             noise = np.stack([g.standard_normal(mean.shape[1], dtype=np.float32) for g in rng])
@@ -158,10 +177,10 @@ class GaussianPolicy(nn.Module):
     def describe(self) -> dict[str, Any]:
         """What `rebuild` needs, as plain JSON values."""
         return {"head": self.head, "name": self.name, "obs_dim": self.obs_dim, "action_dim": self.action_dim, "gripper": self.gripper,
-                "config": config.to_dict(self.cfg)}
+                "senses": {key: list(shape) for key, shape in self.senses.items()}, "config": config.to_dict(self.cfg)}
 
     @classmethod
     def rebuild(cls, about: Mapping[str, Any], source: str) -> GaussianPolicy:
         """A policy as described, without its weights. source: the file's name, for errors. Raises RealrlError."""
         told = config.from_dict(_About, {k: v for k, v in about.items() if k in _About.__dataclass_fields__}, source=source)
-        return cls(told.config, told.obs_dim, told.action_dim, gripper=told.gripper, name=told.name)
+        return cls(told.config, told.obs_dim, told.action_dim, gripper=told.gripper, senses=told.senses, name=told.name)

@@ -150,12 +150,14 @@ def residual_on(folder: str | Path, spec: TaskSpec, cfg: GaussianConfig, scale: 
 
 
 class Observer:
-    """What a learner keeps of the observations of episodes: the state, and what a residual's base says, as the acting policy hears it, by
-    the noise of the control loop's generators, and with a new plan after every step that somebody else did."""
+    """What a learner keeps of the observations of episodes: the state; what its policy makes of pictures; and what a residual's base says,
+    as the acting policy hears it, by the noise of the control loop's generators, and with a new plan after every step that somebody
+    else did."""
 
     def __init__(self, policy: GaussianPolicy, noise_seed: int) -> None:
         """noise_seed: the stream's."""
         self._policy, self._noise = policy if isinstance(policy, ResidualPolicy) else None, noise_seed
+        self._glance, self._cameras = policy.glance, list(policy.senses)
 
     def begin(self, obs: Obs, seed: int) -> Obs:
         """Of an episode's first observation."""
@@ -175,7 +177,7 @@ class Observer:
     def whole(self, episode: Episode) -> Obs:
         """Of a whole episode, each [T + 1, ...]."""
         if self._policy is None:
-            return {"state": episode.obs["state"]}
+            return {"state": episode.obs["state"], **self._seen(episode.obs)}
         states = episode.obs["state"]
         kept = [self.begin({"state": states[0]}, episode.seed or 0),
                 *(self.after({"state": state}, who) for state, who in zip(states[1:], episode.source, strict=True))]
@@ -183,7 +185,14 @@ class Observer:
 
     def _keep(self, obs: Obs) -> Obs:
         if self._policy is None:
-            return {"state": obs["state"]}
+            return {"state": obs["state"], **{key: rows[0] for key, rows in self._seen({k: obs[k][None] for k in self._cameras}).items()}}
         said, self._state = self._policy.follow({"state": np.stack(self._frames)[None]}, self._state, [self._rng])
         self._rng.standard_normal(self._policy.action_dim, dtype=np.float32)  # the correction's, which is drawn after it
         return {"state": obs["state"], "base": said[0].numpy()}
+
+    def _seen(self, obs: Obs) -> Obs:
+        """What is kept of pictures [N, H, W, 3] a camera: "seen" [N, S]."""
+        if self._glance is None:
+            return {}
+        parts = zip(*(torch.split(torch.from_numpy(np.ascontiguousarray(obs[key])), 64) for key in self._cameras), strict=True)
+        return {"seen": torch.cat([self._glance(dict(zip(self._cameras, part, strict=True))) for part in parts]).cpu().numpy()}
