@@ -12,7 +12,7 @@ from realrl.checkpoint import encode, read_parts, restore, save_parts
 from realrl.files import derive
 from realrl.learn.sac import CROSSQ, DROQ, PRESETS, SAC, SAC_LAYERNORM, SACConfig
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy, squash
-from realrl.types import Batch, RealrlError
+from realrl.types import Batch, RealrlError, Source
 
 SMALL = {"hidden": (48, 48), "batch": 64}
 VARIANTS = {
@@ -329,6 +329,22 @@ def test_imitation_fits_what_was_done_and_how_steadily():
     mean, log_std, _ = learner.policy.distribution(state)
     assert (mean.tanh() - 0.5 * state).abs().mean() < 0.05 and 0.07 < float(log_std.exp().mean()) < 0.16
     assert told[-1] < told[0] - 1 and torch.equal(learner.weights.value, critics) and learner.step == 400
+
+
+def test_people_are_imitated_where_the_critics_do_not_know_better():
+    cfg = SACConfig(hidden=(16, 16), batch=64)
+    plain, imitating = agent(cfg), agent(replace(cfg, imitation=0.3))
+    human = torch.arange(64) % 2
+    data = replace(noise(64, seed=2), source=human * int(Source.HUMAN))
+    state, action, now = data.obs["state"][:, 0], data.action[:, 0], drawn(plain)[1]
+    mean, log_std, _ = plain.policy.distribution(state)
+    told = [learner.update(data) for learner in (plain, imitating)]
+    own, theirs = (plain_q(plain, plain.weights.views(), torch.cat([state, a], -1)) for a in (squash(mean, log_std, now)[0], action))
+    trusted = human * ((theirs - own).mean(0) + (theirs - own).std(0, unbiased=False) >= 0)
+    assert 0 < int(trusted.sum()) < 32 and torch.equal(plain.weights.value, imitating.weights.value), "critics imitate nobody"
+    density = -torch.distributions.Normal(mean, log_std.exp()).log_prob(action.clamp(-0.999, 0.999).atanh()).mean(-1)
+    wanted = 0.3 * (trusted * (density - 0.5 * np.log(2 * np.pi))).mean()
+    assert torch.allclose(told[1]["actor_loss"] - told[0]["actor_loss"], wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_the_actor_may_wait_until_the_critics_know_something():

@@ -28,7 +28,7 @@ from realrl.losses import td_target
 from realrl.memory import keep_freed_memory
 from realrl.nets.stack import Flat, Norm, Stack
 from realrl.policies.gaussian import GaussianPolicy, squash
-from realrl.types import Batch
+from realrl.types import Batch, Source
 
 BETA2, EPS = 0.999, 1e-8  # Adam's
 
@@ -82,12 +82,14 @@ class SACConfig:
     """Entropy that the temperature steers to, per action number (-0.5: half a nat below an even one)."""
     entropy_backup: bool = True
     """Whether targets value entropy to come."""
+    imitation: float = 0.0
+    """Weight of imitating what people did, where the critics do not hold the actor's own action for better (as in SiLRI); 0 = none."""
 
     def __post_init__(self) -> None:
         check(self, utd="[1, 1000]", policy_delay="[1, 1000]", actor_start="[0, 1e9]", batch="[2, 1e6]", gamma="(0, 1]",
               n_step="[1, 1000]", hidden="[1, 16384]", critics="[1, 100]", subset="[1, 100]", dropout="[0, 0.9]", warmup="[0, 1e9]",
               target_rate="[0, 1]", critic_lr="(0, 1]", actor_lr="(0, 1]", alpha_lr="[0, 1]", beta1="[0, 1)", alpha="[0, 1e6]",
-              entropy="[-1000, 1000]")
+              entropy="[-1000, 1000]", imitation="[0, 1e3]")
         if not 1 <= len(self.hidden) <= 20:
             raise OutOfBounds(SACConfig, "hidden", f"must have at least one layer and at most 20, got {len(self.hidden)}")
         if self.subset > self.critics:
@@ -111,15 +113,17 @@ PRESETS = {"crossq": CROSSQ, "droq": DROQ, "sac": SAC_LAYERNORM}
 
 @dataclass
 class _Rows:
-    """What u updates learn from and their noise: cond, next_cond [u, B, C]; action [u, B, D]; reward, discount [u, B]; noise, of the next
-    actions [u, B, D], of the actor [B, D]; subset [u, m]; drop, target_drop: a hidden layer each, the places [u, k] that dropout empties;
-    actor_drop: the same [k] in the actor's loss; scales [u, 2], actor_scale, alpha_scale [2]: what `adam` needs."""
+    """What u updates learn from and their noise: cond, next_cond [u, B, C]; action [u, B, D]; reward, discount [u, B]; human [u, B], 1 for
+    what a person did; noise, of the next actions [u, B, D], of the actor [B, D]; subset [u, m]; drop, target_drop: a hidden layer each, the
+    places [u, k] that dropout empties; actor_drop: the same [k] in the actor's loss; scales [u, 2], actor_scale, alpha_scale [2]: what
+    `adam` needs."""
 
     cond: Tensor
     action: Tensor
     reward: Tensor
     discount: Tensor
     next_cond: Tensor
+    human: Tensor
     noise: Tensor
     actor_noise: Tensor
     subset: Tensor
@@ -186,7 +190,8 @@ class SAC:
             raise ValueError(f"a batch of {len(batch)} rows, not of a multiple of {self.cfg.batch}")
         cond, next_cond = self.policy.encode(batch.obs), self.policy.encode(batch.next_obs)
         columns = [x.view(updates, self.cfg.batch, *x.shape[1:])
-                   for x in (cond, self.policy.motion(batch.action), batch.reward, batch.discount, next_cond)]
+                   for x in (cond, self.policy.motion(batch.action), batch.reward, batch.discount, next_cond,
+                             (batch.source == Source.HUMAN).to(cond.dtype))]
         told: list[dict[str, Tensor]] = []
         done = 0
         while done < updates:
@@ -207,7 +212,8 @@ class SAC:
         found: dict[str, Tensor] = {name: torch.stack([t[name] for t in told]).mean() for name in told[0]}
         act = (self.step + count) % self.cfg.policy_delay == 0 and self.step >= self.cfg.actor_start
         if act:
-            found |= actor_update(rows.cond[-1], rows.actor_noise, rows.actor_drop, alpha, rows.actor_scale, rows.alpha_scale)
+            found |= actor_update(rows.cond[-1], rows.action[-1], rows.human[-1], rows.actor_noise, rows.actor_drop, alpha,
+                                  rows.actor_scale, rows.alpha_scale)
         if (count, act) not in self._known:
             self._known.add((count, act))
             self.compile_s += time.monotonic() - began
@@ -236,8 +242,8 @@ class SAC:
         scales += [adam_scale(self.actor_weights.steps + 1, cfg.actor_lr, cfg.beta1),
                    adam_scale(self.log_alpha.steps + 1, cfg.alpha_lr or 1.0, 0.9)]
         table = torch.tensor(scales, device=place)
-        cond, action, reward, discount, next_cond = columns
-        return _Rows(cond, action, reward, discount, next_cond, noise[:count], noise[count], subset, drop, target_drop, actor_drop,
+        cond, action, reward, discount, next_cond, human = columns
+        return _Rows(cond, action, reward, discount, next_cond, human, noise[:count], noise[count], subset, drop, target_drop, actor_drop,
                      table[:-2], table[-2], table[-1])
 
     def _ahead(self, next_cond: Tensor, noise: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,16 +285,21 @@ class SAC:
             self.target.lerp_(self.weights.value, cfg.target_rate)
         return {"critic_loss": value, "q": q}
 
-    def _actor_update(self, cond: Tensor, noise: Tensor, drop: list[Tensor], alpha: Tensor, scale: Tensor,
+    def _actor_update(self, cond: Tensor, action: Tensor, human: Tensor, noise: Tensor, drop: list[Tensor], alpha: Tensor, scale: Tensor,
                       alpha_scale: Tensor) -> dict[str, Tensor]:
-        """L_pi = E (alpha log pi(a|s) - Q(s, a)) at states [B, C], the critics at rest; then the temperature's step."""
+        """L_pi = E (alpha log pi(a|s) - Q(s, a)) at states [B, C], the critics at rest; then the temperature's step. action [B, D], human
+        [B]: what was done there, and 1 where a person did it, for `cfg.imitation`."""
         cfg, q_weights = self.cfg, self.weights.views()
 
         def loss(weights: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
             mean, log_std, found = self.policy.distribution(cond, self.actor_weights.views(weights), train=True)
             squashed, logp = squash(mean, log_std, noise)
             q = self.critic(torch.cat([cond, self.policy.sent(cond, squashed)], -1), q_weights, drop=drop)[..., 0]
-            return (alpha * logp - (q.mean(0) if cfg.actor_q == "mean" else q.amin(0))).mean(), (-logp.detach().mean(), found)
+            value = (alpha * logp - (q.mean(0) if cfg.actor_q == "mean" else q.amin(0))).mean()
+            if cfg.imitation:
+                trusted = self._trusted(cond, action, human, q.detach())
+                value = value + cfg.imitation * (trusted * self._unlike(cond, action, mean, log_std)).mean()
+            return value, (-logp.detach().mean(), found)
 
         gradient, value, (entropy, found) = gradient_of(loss, self.actor_weights.value)
         self.policy.net.learn(found)
@@ -297,6 +308,20 @@ class SAC:
             # by the loss log(alpha) (H - wanted), as most do: with alpha (H - wanted), of 1812.05905, small temperatures hardly move
             adam(self.log_alpha, (entropy - cfg.entropy * self.size).view(1), alpha_scale, 0.9)
         return {"actor_loss": value, "entropy": entropy, "alpha": alpha}
+
+    def _trusted(self, cond: Tensor, action: Tensor, human: Tensor, own: Tensor) -> Tensor:
+        """1 where a person acted and, for all that the critics agree on, no worse than the actor would have [B] (the per-state weight of
+        SiLRI, arXiv 2512.24288, as a threshold): mean of Q(s, a_human) - Q(s, a) above less than one deviation between critics. own: the
+        critics' Q(s, a) [N, B]."""
+        ahead: Tensor = self.critic(torch.cat([cond, action], -1), self.weights.views())[..., 0].detach() - own
+        trusted: Tensor = ahead.mean(0) + ahead.std(0, unbiased=False) >= 0
+        return human * trusted
+
+    def _unlike(self, cond: Tensor, action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+        """How unlikely the actor makes actions [B, D], by their log-density before the squashing, a number's mean [B]."""
+        wanted = self.policy.meant(cond, action).clamp(-0.999, 0.999).atanh()
+        log_std = log_std.clamp(min=-3.0)  # what is repeated exactly, such as zeros, has a density without bound
+        return (log_std + 0.5 * ((wanted - mean) * (-log_std).exp()).square()).mean(-1)
 
     @torch.no_grad()
     def worth(self, batch: Batch) -> Tensor:
@@ -308,13 +333,11 @@ class SAC:
     @torch.no_grad()
     def imitate(self, batch: Batch) -> dict[str, Tensor]:
         """A step of the actor towards a batch's actions, by their log-density before the squashing; it counts as an update."""
-        cond = self.policy.encode(batch.obs)
-        wanted = self.policy.meant(cond, self.policy.motion(batch.action)).clamp(-0.999, 0.999).atanh()
+        cond, action = self.policy.encode(batch.obs), self.policy.motion(batch.action)
 
         def loss(weights: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
             mean, log_std, found = self.policy.distribution(cond, self.actor_weights.views(weights), train=True)
-            log_std = log_std.clamp(min=-3.0)  # what is repeated exactly, such as zeros, has a density without bound
-            fit = (log_std + 0.5 * ((wanted - mean) * (-log_std).exp()).square()).mean()
+            fit = self._unlike(cond, action, mean, log_std).mean()
             return fit, (fit.detach(), found)
 
         gradient, value, (_, found) = gradient_of(loss, self.actor_weights.value)
