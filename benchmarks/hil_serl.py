@@ -50,10 +50,11 @@ METHODS = {"corrections": BASE, "gripper-as-motion": replace(BASE, grasp_critic=
            "cloning": replace(BASE, human="none", clone_steps=4000, steps=1, start=10**6)}
 """What is compared: HIL-SERL; on "pick-peg" the same without a grasp critic; the same (RLPD) with the demonstrations alone, and without
 these (plain soft actor-critic); a residual on what `realrl train bc` makes of the same demonstrations; a person who comes when asked; four
-motions a decision; a cloned start, critics that learn alone for 500 control steps, and from then on people imitated where the critics do not
-know better; ten critics, of which targets take the less of two, as in RLPD; sixteen observations instead of six; a person who tilts the
-peg, as `realrl train hil-serl` has it, where all others have one who holds it upright; the same (upright on "pick-peg") with decisions seen in mirrors; from the pictures of a camera at the wrist, which see where the slot is, with the task's reward and with one
-learned from pictures; imitation of the person, with corrections and without."""
+motions a decision; a cloned start, critics that learn alone for 500 control steps, and from then on people imitated where the critics do
+not know better; ten critics, of which targets take the less of two, as in RLPD; sixteen observations instead of six; a person who tilts the
+peg, as `realrl train hil-serl` has it, where all others have one who holds it upright; the same (upright on "pick-peg") with decisions seen
+in mirrors; from the pictures of a camera at the wrist, which see where the slot is, with the task's reward and with one learned from
+pictures; imitation of the person, with corrections and without."""
 HAS_GRIPPER = "pick-peg"
 JUDGED = "pictures-judged"
 EQUAL = ("hg-dagger", "cloning")  # have the same seconds of a person as corrections
