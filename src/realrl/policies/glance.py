@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +59,21 @@ class Glance(nn.Module):
 
     def _read(self, key: str, pictures: Tensor) -> Tensor:
         """[B, F] of pictures [B, H, W, 3]."""
-        if key not in self._eyes:  # at the first look: a policy is built without weights before it is loaded
-            from realrl.nets.image import ImageTokens
-            height, width, _ = self._senses[key]
-            self._eyes[key] = ImageTokens(height, width, blocks=self.BLOCKS, grid=self.GRID)
+        self._open()
         found: Tensor = self._eyes[key].to(self.mean.device)(pictures.to(self.mean.device)).flatten(1)
         return found
+
+    def _open(self) -> None:
+        """Read the networks from their package, once. Raises RealrlError where it is missing."""
+        from realrl.nets.image import ImageTokens
+        for key, (height, width, _) in self._senses.items():
+            if key not in self._eyes:
+                self._eyes[key] = ImageTokens(height, width, blocks=self.BLOCKS, grid=self.GRID)
+
+    def _load_from_state_dict(self, *state: Any) -> None:
+        super()._load_from_state_dict(*state)
+        if not self.mean.is_meta:  # nor is it a sketch, which never looks
+            self._open()
 
 
 def directions(x: Tensor, size: int, floor: float = 0.01) -> Tensor:
