@@ -13,7 +13,8 @@ Every 2,500 steps and at the end the policy is judged without noise and without 
 hg-dagger and cloning are given as many of the person's seconds as the row of `corrections` with their task and seed says it took, beside
 the 20 demonstrations that all have: to correct, and for more demonstrations.
 pictures-judged is told in practice when it is done by a classifier of what its camera sees, fitted to 40 other demonstrations that stay
-where they ended; it is judged by the task.
+where they ended; it is judged by the task. killed is the same with the robot in a process of its own, at 10 Hz by the clock; its learner is
+killed (-9) halfway and begins again ten seconds later, while the robot's process waits.
 Rows go to benchmarks/results/hil_serl.jsonl, after every evaluation: a run that was stopped has a row up to there, marked as cut. The same
 command goes on where it was stopped, within a run too.
 """
@@ -34,6 +35,7 @@ from realrl.algos.hil_serl import HILConfig, train
 from realrl.cli.main import main as realrl
 from realrl.envs import contact, gymhil
 from realrl.scene import SightConfig
+from realrl.streaming import StreamConfig
 from realrl.types import RealrlError
 
 BASE = HILConfig(judge_every=2500, expert="upright")
@@ -46,6 +48,7 @@ METHODS = {"corrections": BASE, "gripper-as-motion": replace(BASE, grasp_critic=
            "ten-critics": replace(BASE, sac=replace(BASE.sac, critics=10)),
            "long-memory": replace(BASE, policy=replace(BASE.policy, n_obs=16)),
            "pictures": replace(BASE, sight=SightConfig("rgb")), "pictures-judged": replace(BASE, sight=SightConfig("rgb")),
+           "killed": replace(BASE, judge_every=0, sight=SightConfig("rgb"), stream=StreamConfig(realtime=True)),
            "hg-dagger": replace(BASE, learner="hg-dagger", sac=replace(BASE.sac, utd=1), clone_steps=2000),
            "cloning": replace(BASE, human="none", clone_steps=4000, steps=1, start=10**6)}
 """What is compared: HIL-SERL; on "pick-peg" the same without a grasp critic; the same (RLPD) with the demonstrations alone, and without
@@ -54,9 +57,9 @@ motions a decision; a cloned start, critics that learn alone for 500 control ste
 not know better; ten critics, of which targets take the less of two, as in RLPD; sixteen observations instead of six; a person who tilts the
 peg, as `realrl train hil-serl` has it, where all others have one who holds it upright; the same (upright on "pick-peg") with decisions seen
 in mirrors; from the pictures of a camera at the wrist, which see where the slot is, with the task's reward and with one learned from
-pictures; imitation of the person, with corrections and without."""
+pictures, which is also done in real time; imitation of the person, with corrections and without."""
 HAS_GRIPPER = "pick-peg"
-JUDGED = "pictures-judged"
+JUDGED = ("pictures-judged", "killed")
 EQUAL = ("hg-dagger", "cloning")  # have the same seconds of a person as corrections
 
 
@@ -80,8 +83,10 @@ class Practice(Job):
             return self.on_clone().run()
         if self.method in EQUAL and not (self.extra or self.cfg.operator.shift):
             return self.with_equal_seconds().run()
-        if self.method == JUDGED and not self.cfg.reward:
+        if self.method in JUDGED and not self.cfg.reward:
             return self.with_referee().run()
+        if self.method == "killed" and not self.folder.exists():
+            self.die(train)
         summary = self.learn(train, self.note)
         head: dict[str, Any] = dict(summary["headline"])
         head["human_s"] = round(head["human_s"] + self.extra, 3)

@@ -18,9 +18,7 @@ Rows go to benchmarks/results/walk.jsonl; the same command goes on where it was 
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import sys
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +26,6 @@ from benchmarks.lib.commanding import judged
 from benchmarks.lib.common import slim
 from benchmarks.lib.jobs import Job, run_jobs
 from realrl.algos.walk import WalkConfig, preset, train
-from realrl.cell.mailbox import Mailbox, name
 from realrl.envs.quadruped import VARIANTS, names
 from realrl.policies.folder import load_policy
 from realrl.streaming import StreamConfig
@@ -41,7 +38,6 @@ METHODS["gentle"] = replace(METHODS["crossq-10k"], price=1.0)
 METHODS |= {name: replace(METHODS["crossq"], stream=StreamConfig(realtime=True)) for name in ("realtime", "killed")}
 """What is compared; droq-10 makes half the paper's updates, gentle charges changes of the action once the robot walks, crossq-10k is the
 same run without, crossq-20k one of the paper's length."""
-AWAY = 10.0  # seconds without a learner
 
 
 def toy_size(cfg: WalkConfig) -> WalkConfig:
@@ -53,21 +49,10 @@ def toy_size(cfg: WalkConfig) -> WalkConfig:
 class Walk(Job):
     """One task, method and seed."""
 
-    def die(self) -> None:
-        """Half of the run, in a process that is killed then."""
-        process = mp.get_context("spawn").Process(target=self.learn, args=(train,))
-        process.start()
-        mine = name(self.folder / "dataset")
-        while process.is_alive() and not any(box.head["ticks"] > self.cfg.steps / 2 for box in Mailbox.find(mine)):
-            time.sleep(0.1)
-        process.kill()
-        process.join()
-        time.sleep(AWAY)
-
     def run(self) -> None:
         """Learn, and write the row."""
         if self.method == "killed" and not self.folder.exists():
-            self.die()
+            self.die(train)
         summary = self.learn(train)
         told: dict[str, Any] = {}
         if VARIANTS[self.task.partition("-")[2]].goal == "command":

@@ -33,10 +33,11 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "of the demonstrations'": lambda r: "–" if r["cycle_ratio"] is None else f"{r['cycle_ratio']:.2f}",
     "human share, last 50": lambda r: f"{100 * r['human_share']:.1f} %", "human seconds": lambda r: f"{r['human_s']:.0f}",
     "takeovers": lambda r: f"{r['takeovers']:.0f}", "transitions": lambda r: f"{r['transitions']:,}{' so far' if r.get('cut') else ''}",
-    "minutes": lambda r: f"{r['wall_s'] / 60:.0f}"}
+    "minutes": lambda r: f"{r['wall_s'] / 60:.0f}",
+    "late ticks": lambda r: f"{r['deadline_misses']:.0f} of {r['ticks']:,.0f}" if r.get("ticks") else "–"}
 HEAD = ("", "", *COLUMNS)
-ORDER = ("corrections", "tilting-person", "mirrored", "residual", "ten-critics", "long-memory", "chunks", "asks", "gripper-as-motion",
-         "demonstrations", "nobody", "hg-dagger", "cloning")
+ORDER = ("corrections", "tilting-person", "mirrored", "pictures", "pictures-judged", "killed", "imitating", "residual", "ten-critics",
+         "long-memory", "chunks", "asks", "gripper-as-motion", "demonstrations", "nobody", "hg-dagger", "cloning")
 
 
 def lines(rows: Sequence[Row]) -> list[list[str]]:

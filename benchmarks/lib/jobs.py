@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing as mp
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +12,12 @@ from typing import Any
 
 from benchmarks.lib.common import RESULTS, Part, Table, arguments, overridden, run_parts
 from realrl.cell.cell import WorkCell
+from realrl.cell.mailbox import Mailbox, name
 from realrl.run import Run
 from realrl.scene import CollectConfig
 
 KEY = ("task", "method", "seed")
+AWAY = 10.0  # seconds without a learner
 Told = Callable[[dict[str, Any]], None]
 
 
@@ -52,6 +56,17 @@ class Job(ABC):
         """The run, or what is left of it, on whatever device; its summary. judged: is given the summary after every evaluation."""
         with Run.start(self.folder, self.cfg, resume=True, ignore=("collect", "device")) as run, _Cell(run, self.cfg, judged) as cell:
             return train(self.cfg, cell)
+
+    def die(self, train: Callable[[Any, WorkCell], dict[str, Any]]) -> None:
+        """Half of a run in real time, in a process that is killed (-9) then; its robot's waits for another learner."""
+        process = mp.get_context("spawn").Process(target=self.learn, args=(train,))
+        process.start()
+        mine = name(self.folder / "dataset")
+        while process.is_alive() and not any(box.head["ticks"] > self.cfg.steps / 2 for box in Mailbox.find(mine)):
+            time.sleep(0.1)
+        process.kill()
+        process.join()
+        time.sleep(AWAY)
 
     def put(self, **row: Any) -> None:
         """Write the row."""

@@ -28,7 +28,7 @@ from realrl.learn.classifier import Referee, load
 from realrl.learn.corrections import Memory, Trial, moments, refuse_contradictions
 from realrl.learn.grasp import GraspCritic
 from realrl.learn.help import Help
-from realrl.learn.practice import Earlier, sound
+from realrl.learn.practice import CLOCK, Earlier, sound
 from realrl.learn.replay import Draws
 from realrl.learn.sac import RATES, SAC, SACConfig
 from realrl.learn.symmetry import Turned
@@ -155,11 +155,12 @@ def train(cfg: HILConfig, cell: Cell) -> dict[str, Any]:
         tell_the_slow(cfg, spec, memory)
         first = partial(begin, cfg, agent, grasp, memory, average, demos, earlier)
         with cell.timed("hil-serl"):
-            learn(cfg, cell, agent, grasp, memory, average, human, referee, noise, first)
+            health = learn(cfg, cell, agent, grasp, memory, average, human, referee, noise, first)
     policy = average.policy()
     cell.keep(policy)
     cell.finish_stage("hil-serl", policy, cfg.eval_episodes)
-    cell.summary["headline"] = headline(cfg, cell.summary, memory, agent.step - average.before)
+    told = headline(cfg, cell.summary, memory, agent.step - average.before)
+    cell.summary["headline"] = told | {name: health[name] for name in CLOCK if name in health}
     return cell.summary
 
 
@@ -201,9 +202,9 @@ def make_actor(cfg: HILConfig, spec: TaskSpec) -> GaussianPolicy:
 
 
 def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, memory: Memory, average: Average, human: Intervention | None,
-          referee: Referee | None, noise: int, first: Callable[[], int]) -> None:
+          referee: Referee | None, noise: int, first: Callable[[], int]) -> dict[str, float]:
     """Act once, update `utd` times, until the robot has made its steps; checkpoints between episodes only. first: what precedes practice,
-    where no checkpoint does."""
+    where no checkpoint does. Returns how robot and learner got along, see `types.Stream.health`."""
     with cell.stream("hil-serl", agent.policy, stage=1, noise_seed=noise, cfg=cfg.stream, human=human, referee=referee) as stream:
         help = Help(cfg.help_after, cfg.sac.gamma, lambda count: agent.worth(memory.newest(count)))
         parts = {"agent": agent, "average": average, "stream": stream, "help": help} | ({"grasp": grasp} if grasp else {})
@@ -242,6 +243,7 @@ def learn(cfg: HILConfig, cell: Cell, agent: SAC, grasp: GraspCritic | None, mem
                     saved = last
                     cell.run.save("hil-serl", saved, **parts)
         cell.run.save("hil-serl", stream.steps, **parts)
+        return stream.health()
 
 
 @contextmanager
