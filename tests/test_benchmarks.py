@@ -367,7 +367,7 @@ def test_a_run_that_was_stopped_has_a_row_up_to_there_and_goes_on(tmp_path: Path
             hil_serl.main(words)
     (cut,) = common.read_rows(tmp_path / "smoke" / "hil_serl.jsonl")
     assert cut["cut"] and cut["transitions"] == 50 and [p["steps"] for p in cut["curve"]] == [50] and cut["success"]["n"] == 4
-    assert helping.lines([cut])[1][-2] == "50 so far"
+    assert "50 so far" in helping.lines([cut])[1]
     assert hil_serl.main([*words, "--device", "cpu"]) == 0, "on another kind of device, too"
     (whole,) = common.read_rows(tmp_path / "smoke" / "hil_serl.jsonl")
     assert "cut" not in whole and whole["curve"][0] == cut["curve"][0] and [p["steps"] for p in whole["curve"]] == [50, 100]
