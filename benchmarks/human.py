@@ -76,7 +76,7 @@ class Setting:
 
     def fit(self, cfg: ImitationConfig) -> ImitationConfig:
         """The budget of a fit."""
-        return replace(cfg, steps=20, warmup=5, batch=32) if self.smoke else cfg
+        return replace(cfg, steps=20, warmup=5, batch=8) if self.smoke else cfg
 
     @property
     def episodes(self) -> int:

@@ -94,6 +94,14 @@ def _manners() -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def brief(request: pytest.FixtureRequest) -> None:
+    """See `children.hasty`."""
+    if not request.config.getoption("--quick"):
+        from children import hasty
+        hasty()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def forkserver(request: pytest.FixtureRequest) -> None:
     """It starts beside the first tests, with the environment that all have in common."""
     if not request.config.getoption("--quick"):

@@ -33,8 +33,13 @@ HELPERS = {"hdf5": ("robomimic", "minari"), "minari_files": ("minari",), "zarr_f
            "common": tuple(FORMATS)}  # files of `formats` that are no format: whose they are
 
 
-def sentences(path: Path) -> Iterator[tuple[int, str]]:
-    """Every text of a file that is no docstring, what is filled in as {}."""
+@functools.cache
+def sentences(path: Path) -> tuple[tuple[int, str], ...]:
+    """Every text of a file that is no docstring, with its line; what is filled in as {}."""
+    return tuple(texts(path))
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -40,16 +41,19 @@ def unit(path: Path) -> str:
     return room(parts) or ".".join(parts[:1])
 
 
-def imports(path: Path) -> Iterator[tuple[str, int]]:
+@functools.cache
+def imports(path: Path) -> list[tuple[str, int]]:
     """(absolute dotted name, line) of every import in a file, those inside functions and type-checking blocks included."""
+    found: list[tuple[str, int]] = []
     package = ("realrl", *path.relative_to(SRC).parent.parts)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            found += ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[:len(package) - node.level + 1]) if node.level else ""
             name = ".".join(part for part in (base, node.module) if part)
-            yield from ((f"{name}.{alias.name}", node.lineno) for alias in node.names)
+            found += ((f"{name}.{alias.name}", node.lineno) for alias in node.names)
+    return found
 
 
 def test_every_module_has_a_floor() -> None:
@@ -72,6 +76,7 @@ def test_imports_go_down(path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@functools.cache
 def at_module_level(path: Path) -> set[Path]:
     """The files of the house that importing this one reads at once: not what functions and type-checking blocks import later."""
     later = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -170,6 +175,8 @@ def marked_up(path: Path) -> list[int]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     rich = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and str(node.module).startswith("rich")
             for alias in node.names}
+    if not rich:
+        return []
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in rich]
     return [node.lineno for node in calls if (said := wanted.get(ast.unparse(node.func)))
             and not any(ast.unparse(keyword).startswith(said) for keyword in node.keywords)]
@@ -177,7 +184,8 @@ def marked_up(path: Path) -> list[int]:
 
 def test_warnings_are_told_to_people() -> None:
     """The command line shows ours in a line; numpy's, which are for whoever mends the code, with theirs (`terminal.warn_in_a_line`)."""
-    calls = [(path, call) for path in modules() for call in ast.walk(ast.parse(path.read_text()))
+    warning = [path for path in modules() if "warnings.warn" in path.read_text(encoding="utf-8")]
+    calls = [(path, call) for path in warning for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
              if isinstance(call, ast.Call) and ast.unparse(call.func) == "warnings.warn"]
     named = {str(path): [ast.unparse(word) for word in call.args[1:2]] for path, call in calls}
     assert len(calls) > 3 and all(kind in ([], ["UserWarning"]) for kind in named.values()), named

@@ -61,7 +61,7 @@ def wait_for(condition, seconds=300.0):
     while not condition():
         if time.monotonic() > end:
             return False
-        time.sleep(0.002)
+        time.sleep(0.005)  # a look costs as much as a millisecond of what is waited for
     return True
 
 

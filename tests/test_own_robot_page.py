@@ -16,8 +16,8 @@ from realrl.data.tools.check import check
 from toy_runs import tried_labels
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/howto/own-robot.md"
-SMALL = ("--imitation.steps 150 --imitation.batch 32 --offline.rounds 1 --offline.rollouts 4 --offline.iterations 1 "
-         "--offline.reimitation 10 "
+SMALL = ("--policy.hidden 32 --policy.blocks 1 --imitation.steps 150 --imitation.batch 32 "
+         "--offline.rounds 1 --offline.rollouts 4 --offline.iterations 1 --offline.reimitation 10 "
          "--critic.steps 20 --ope.steps 20 --ope.members 2 --ope.elites 2 --online.iterations 1 --online.episodes 3 "
          "--distill.steps 20 --distill.chains 64 --distill.batch 64 --eval-episodes 3 --final-episodes 3")
 

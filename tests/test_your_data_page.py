@@ -14,6 +14,7 @@ from teleoperation import teleoperated, written
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/howto/your-data.md"
 SMALL = "--imitation.steps 20 --imitation.batch 16 --distill.steps 5 --policy.hidden 32 --policy.blocks 1"
+SMALL_PICTURES = "--sight.height 24 --sight.width 32"  # as the set here has them
 OFFLINE = "--critic.steps 20 --ope.steps 20 --ope.members 2 --ope.elites 2 --offline.iterations 1 --offline.reimitation 10"
 LABELS = " --success all --failure 1"  # nobody sits at this terminal
 
@@ -31,7 +32,7 @@ def commands() -> list[str]:
     text = PAGE.read_text().split("## Training in a simulator")[0]
     blocks = [block for kind, block in re.findall(r"```(\w*)\n(.*?)```", text, re.S) if not kind]
     found = [line for block in blocks for line in block.splitlines() if line.startswith("realrl ")]
-    budget = lambda line: (f" {SMALL}" + (f" {OFFLINE}" if "rl100" in line else "")) if "train" in line else ""
+    budget = lambda line: (f" {SMALL} {SMALL_PICTURES}" + (f" {OFFLINE}" if "rl100" in line else "")) if "train" in line else ""
     return [line.partition("#")[0] + budget(line) + (LABELS if "label" in line else "") for line in found]
 
 

@@ -77,9 +77,9 @@ def killed_at_saves(monkeypatch: pytest.MonkeyPatch, saves: Sequence[int], run: 
                 run()
 
 
-def through(folder: Path, cfg: RL100Config) -> dict[str, Any]:
-    """Run or resume RL-100 in `folder` to its end; the summary."""
-    with Run.start(folder, cfg, resume=True) as run, WorkCell(run, cfg) as cell:
+def through(folder: Path, cfg: RL100Config, ignore: Sequence[str] = ()) -> dict[str, Any]:
+    """Run or resume RL-100 in `folder` to its end, see `Run.start`; the summary."""
+    with Run.start(folder, cfg, resume=True, ignore=ignore) as run, WorkCell(run, cfg) as cell:
         return train(cfg, cell)
 
 

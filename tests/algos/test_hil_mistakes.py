@@ -24,7 +24,7 @@ from realrl.robots.human import OperatorConfig
 from realrl.run import Run
 from realrl.types import RealrlError, TaskSpec
 
-FLAGS = "--steps 40 --start 9 --horizon 20 --demos 2 --sac.batch 8 --sac.hidden 16 --policy.hidden 16 --eval-episodes 2 --collect.workers 1"
+FLAGS = "--steps 20 --start 9 --horizon 20 --demos 2 --sac.batch 8 --sac.hidden 16 --policy.hidden 16 --eval-episodes 2 --collect.workers 1"
 
 
 def deep(folder: Path, depth: float, **changes: Any) -> str:

@@ -297,7 +297,7 @@ def test_nothing_is_charged_before_it_walks_and_the_recording_says_what_then() -
 
 
 def test_a_priced_run_is_the_same_until_it_walks_and_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free, never = tiny(), tiny(price=1.0)
+    free, never = (replace(tiny(), steps=100, random_steps=40, save_every=20, price=price) for price in (0.0, 1.0))
     run_of(tmp_path / "free", free)
     run_of(tmp_path / "never", never)
     one, two = (weights(tmp_path / name) for name in ("free", "never"))

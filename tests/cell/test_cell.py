@@ -326,7 +326,7 @@ def test_latency_is_of_one_robot_on_one_thread():
             return None, {"calls": state["calls"] + 1}
 
     before = torch.get_num_threads()
-    found = latency(Slow(), TaskSpec("lab", "slow", 3, 1, 10, 0.1, "wait"), calls=50)
+    found = latency(Slow(), TaskSpec("lab", "slow", 3, 1, 10, 0.1, "wait"), calls=50, seconds=60.0)
     assert set(threads) == {1} and len(threads) == 60 and torch.get_num_threads() == before
     assert 0 < found["p50"] <= found["p99"] < 50
     threads.clear()

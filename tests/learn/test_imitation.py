@@ -10,7 +10,7 @@ from realrl import envs
 from realrl.cell.collect import Collector
 from realrl.checkpoint import read_parts, save_parts
 from realrl.data.views import ChunkView
-from realrl.learn.imitation import Imitation, ImitationConfig, averaged, cosine, generator, prepare
+from realrl.learn.imitation import Averaged, Imitation, ImitationConfig, cosine, generator, prepare
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.scene import CollectConfig
 
@@ -163,7 +163,7 @@ def test_learning_rate_by_hand():
 
 def test_weight_average_by_hand():
     net = torch.nn.Linear(1, 1, bias=False)
-    average, expected = averaged(net, 0.75), None
+    average, expected = Averaged(net, 0.75), None
     for step, value in enumerate((1.0, 3.0, -2.0, 5.0)):
         net.weight.data.fill_(value)
         average.update_parameters(net)

@@ -1,5 +1,6 @@
 """Real trials: the tests by hand, what goes on and what goes back, and that nothing gets worse where critics and gate are fooled."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -186,31 +187,37 @@ def test_bounds(field):
         TrialsConfig(**field)
 
 
-def fooled(monkeypatch, folder, trials):
-    """A run whose critics, gate and V all say the opposite of the truth: {stage: success}, and the run's decisions."""
-    cfg = small(demos=25, demo_noise=0.2, imitation=replace(small().imitation, steps=400), trials=trials, audit_episodes=0,
-                critic=replace(small().critic, steps=100), ope=replace(small().ope, steps=50), stages=("imitation", "offline", "online"),
-                eval_episodes=100, final_episodes=100,
-                offline=OfflineConfig(rounds=1, rollouts=60, iterations=6, states=512, gate_every=2, reimitation=0, max_drift=1e3,
-                                      ppo=PPOConfig(lr=1e-3, target_kl=0.1, max_kl=1.0)),
-                online=OnlineConfig(iterations=6, episodes=40, warmup=1, practice=0.0, ppo=PPOConfig(lr=1e-3, target_kl=0.1, max_kl=1.0)))
+def fooled(monkeypatch, cloned, folder, *asked):
+    """A run that goes on from an imitation, whose critics, gate and V all say the opposite of the truth: {stage: success}, decisions."""
+    shutil.copytree(cloned, folder)
     true = Critics.advantage
     with monkeypatch.context() as patch:
         patch.setattr(Critics, "advantage", lambda self, cond, action: -true(self, cond, action))
         patch.setattr(ope, "gate", lambda c, i, **_: ope.Verdict(True, float(c.mean()), float(i.mean()), 1.0, 1.0, 0.0))
         patch.setattr(rl100, "gae", lambda *args: (-gae(*args)[0], gae(*args)[1]))
-        summary = through(folder, cfg)
+        summary = through(folder, foolish(*asked), ignore=("stages", "trials"))
     return {s["name"]: s["success"]["rate"] for s in summary["stages"]}, summary.get("decisions", {})
+
+
+def foolish(trials, stages=("imitation", "offline", "online")):
+    """What little it takes to become worse."""
+    return small(demos=25, demo_noise=0.2, imitation=replace(small().imitation, steps=400), trials=trials, audit_episodes=0,
+                 critic=replace(small().critic, steps=100), ope=replace(small().ope, steps=50), stages=stages,
+                 eval_episodes=100, final_episodes=100,
+                 offline=OfflineConfig(rounds=1, rollouts=60, iterations=6, states=512, gate_every=2, reimitation=0, max_drift=1e3,
+                                       ppo=PPOConfig(lr=1e-3, target_kl=0.1, max_kl=1.0)),
+                 online=OnlineConfig(iterations=6, episodes=40, warmup=1, practice=0.0, ppo=PPOConfig(lr=1e-3, target_kl=0.1, max_kl=1.0)))
 
 
 @pytest.mark.slow
 def test_never_worse_where_critics_and_gate_are_fooled(monkeypatch, tmp_path):
     """Every update makes the policy worse and the gate lets all of them pass; only real trials can tell."""
-    rates, said = fooled(monkeypatch, tmp_path / "tried", TrialsConfig(episodes=40, every=3))
+    through(tmp_path / "cloned", foolish(TrialsConfig(), ("imitation",)))
+    rates, said = fooled(monkeypatch, tmp_path / "cloned", tmp_path / "tried", TrialsConfig(episodes=40, every=3))
     assert rates["imitation"] > 0.6
     assert rates["imitation"] == rates["offline-1"] == rates["online"], "every product went back to what it began with"
     assert "offline round 1 was sent back" in said["offline round 1"] and "online round 6 was sent back" in said["online round 6"]
     assert next(line["deployed"] for line in metrics(tmp_path / "tried") if line["stage"] == "trials") > 0.6
-    untried, nothing = fooled(monkeypatch, tmp_path / "untried", TrialsConfig(episodes=0))
-    assert untried["online"] < rates["imitation"] - 0.3 and not [line for line in nothing.values() if "trials" in line]
+    untried, nothing = fooled(monkeypatch, tmp_path / "cloned", tmp_path / "untried", TrialsConfig(episodes=0), ("imitation", "offline"))
+    assert untried["offline-1"] < rates["imitation"] - 0.3 and not [line for line in nothing.values() if "trials" in line]
     assert np.isfinite(list(untried.values())).all()

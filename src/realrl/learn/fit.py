@@ -6,7 +6,6 @@ Every batch is a function of (seed, stage, step), so a run that is resumed from 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,8 +20,7 @@ from realrl.types import Logbook, Stateful
 
 class Fit(Stateful, Protocol):
     """What `imitate` runs: updates until `step` is `steps`, which may sink on the way, then `finish`. update: a gradient step's losses, not
-    waited for; validate: that on what the fit does not see, nothing where it sees everything; finish: what was fitted gets its final
-    weights."""
+    waited for; validate: that on what the fit does not see, if it does not see all; finish: what was fitted gets its final weights."""
 
     step: int
     steps: int
@@ -65,14 +63,17 @@ def cosine(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
-def averaged(module: torch.nn.Module, power: float) -> AveragedModel:
-    """torch's weight average with Diffusion Policy's warming decay."""
-    @torch.no_grad()
-    def update(average: Sequence[Tensor], value: Sequence[Tensor], count: Tensor | int) -> None:
-        decay = min(1 - (1 + int(count)) ** -power, 0.9999)
-        torch._foreach_lerp_(list(average), list(value), 1 - decay)  # one call for all: a GPU waits for the launches, not for the sums
+class Averaged(AveragedModel):
+    """The weight average of the module it is made of, Diffusion Policy's decay; torch's own looks for all parameters at every step."""
 
-    return AveragedModel(module, multi_avg_fn=update)
+    def __init__(self, module: torch.nn.Module, power: float) -> None:
+        super().__init__(module)
+        self.power, self.pairs = power, (list[Tensor](self.module.parameters()), list[Tensor](module.parameters()))
+
+    @torch.no_grad()
+    def update_parameters(self, model: torch.nn.Module) -> None:
+        torch._foreach_lerp_(*self.pairs, 1 - min(1 - (1 + int(self.n_averaged)) ** -self.power, 0.9999))  # one call: a GPU waits for calls
+        self.n_averaged += 1
 
 
 def generator(seed: int, *tags: int | str, device: str | torch.device = "cpu") -> torch.Generator:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from realrl.data.views import ChunkView
 from realrl.files import derive
 from realrl.generative.flow import draw_fixed, draw_time, flow_loss
-from realrl.learn.fit import ImitationConfig, averaged, cosine, generator, reseed
+from realrl.learn.fit import Averaged, ImitationConfig, cosine, generator, reseed
 from realrl.nets.text import Reader, minilm
 from realrl.nets.transformer import NONE
 from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told, body_of, recent
@@ -160,7 +160,7 @@ class FlowFit:
         self.policy, self.lessons, self.cfg, self.seed, self.goals = policy, lessons, cfg, seed, goals
         self.mark, self.dropout, self.weight, self.among = mark, dropout, weight, among
         self.net = nn.ModuleDict({"prefix": policy.prefix, "actor": policy.actor}).requires_grad_(True).train()
-        self.average = averaged(self.net, cfg.ema)
+        self.average = Averaged(self.net, cfg.ema)
         groups, self.rates = [list(self.net.parameters())], [1.0]
         if own != 1:
             robots = [*policy.prefix.own(), *policy.actor.own()]

@@ -12,8 +12,8 @@ from torch import Tensor
 from realrl.data.views import ChunkView
 from realrl.files import derive
 from realrl.generative.diffusion import imitation_loss
+from realrl.learn.fit import Averaged, cosine, reseed
 from realrl.learn.fit import ImitationConfig as ImitationConfig
-from realrl.learn.fit import averaged, cosine, reseed
 from realrl.learn.fit import generator as generator
 from realrl.learn.fit import imitate as imitate
 from realrl.policies.diffusion import DiffusionPolicy
@@ -48,7 +48,7 @@ class Imitation:
         self.policy, self.view, self.cfg, self.seed = policy, view, cfg, seed
         self.weight, self.cond = weight, cond
         self.actor = policy.actor.requires_grad_(True).train()
-        self.average = averaged(self.actor, cfg.ema)
+        self.average = Averaged(self.actor, cfg.ema)
         self.optimiser = torch.optim.AdamW(self.actor.parameters(), lr=cfg.lr, betas=(0.95, 0.999), weight_decay=cfg.weight_decay,
                                            fused=True)
         self.step, self.steps = 0, cfg.steps

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -12,7 +13,15 @@ from markupsafe import Markup
 
 def render(template: str, values: Mapping[str, Any]) -> str:
     """A page of this folder's template and style sheet; every text in `values` is escaped."""
-    read: Callable[[str], str] = lambda name: resources.files("realrl.report").joinpath(name).read_text(encoding="utf-8")
-    environment = jinja2.Environment(loader=jinja2.FunctionLoader(read), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined)
-    return environment.get_template(template).render(values, style=Markup(read("style.css")))
+    return _environment().get_template(template).render(values, style=Markup(_read("style.css")))
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """One a process: it keeps the templates that it has compiled."""
+    return jinja2.Environment(loader=jinja2.FunctionLoader(_read), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                              undefined=jinja2.StrictUndefined)
+
+
+def _read(name: str) -> str:
+    return resources.files("realrl.report").joinpath(name).read_text(encoding="utf-8")
