@@ -62,7 +62,7 @@ def test_it_learns_while_it_acts(tmp_path: Path) -> None:
     policy, task = load_policy(tmp_path / "policy")
     assert task == cfg.task and policy.KIND == "recurrent" and policy.cfg == cfg.policy and not policy.wander
     lines = metrics(tmp_path)
-    assert [line["step"] for line in lines] == [25, 50, 75, 100] and "kl" not in lines[0] and {"kl", "entropy"} <= {*lines[-1]}
+    assert [line["step"] for line in lines] == [25, 50, 75, 100] and "surprise" not in lines[0] and {"surprise", "entropy"} <= {*lines[-1]}
     actions = np.concatenate([e.action for e in Store.open(tmp_path / "dataset").read() if e.policy == "daydreamer"])
     changed = (np.abs(np.diff(actions[:40], axis=0)).max(1) > 0).mean()
     assert 0.2 < changed < 0.7, "at first an action is held"

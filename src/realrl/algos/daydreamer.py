@@ -256,7 +256,7 @@ class Dreamer:
         goes_on = nn.functional.binary_cross_entropy_with_logits(
             self.heads["goes_on"](steps)[..., 0].float(), (~s.terminated).float(), reduction="none")
         out["goes_on"] = (goes_on * valid).sum()
-        return out, states, {"kl": (kl.detach() * seen).sum() / seen.sum()}
+        return out, states, {"surprise": (kl.detach() * seen).sum() / seen.sum()}
 
     def _ends(self, s: Segment) -> tuple[Tensor, Tensor]:
         """Which observations are the last of each stretch [K, B], and which of them count [K, B]: they are there, and the task goes on."""
