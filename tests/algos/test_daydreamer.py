@@ -70,8 +70,9 @@ def test_it_learns_while_it_acts(tmp_path: Path) -> None:
 
 def test_who_has_learned_nothing_says_so(tmp_path: Path) -> None:
     for name, changes in (("short", {"steps": 20}), ("alone", {"dream": DreamConfig(batch=4, length=6, last=3, imagine=3, alone=500)})):
-        told = run_of(tmp_path / name, tiny(eval_episodes=1, **changes))["decisions"]["daydreamer"]
-        assert told.startswith("The actor has learned nothing: ") and "--prefill" in told
+        told = run_of(tmp_path / name, tiny(eval_episodes=1, **changes))["decisions"]
+        assert told["daydreamer"].startswith("The actor has learned nothing: ") and "--prefill" in told["daydreamer"]
+        assert ("daydreamer: prefill" in told) == (name == "short"), "what is known beforehand is said beforehand"
     assert "decisions" not in run_of(tmp_path / "usual", tiny(eval_episodes=1))
 
 

@@ -113,8 +113,7 @@ PRESETS = {
         preset="choices", task="bins/panda",
         policy=RecurrentConfig(RSSMConfig(deter=128, stoch=32, classes=8, hidden=256, units=256, sharp=6.0)),
         dream=DreamConfig(batch=16, length=16, last=4, imagine=12, gamma=0.97, centre=True, rep=0.03, slow=0.1, entropy=1e-3, lr=1e-3,
-                          warmup=50, alone=300),
-        steps=6000, prefill=400, ratio=128.0, demo_share=0.5),
+                          warmup=50, alone=300), steps=6000, prefill=400, demo_share=0.5),
     "control": DaydreamerConfig(
         preset="control", task="dmc/walker-walk",
         dream=replace(CPU, gamma=1 - 1 / 333, centre=False, through=False, spread=0.0), steps=50_000),
@@ -392,11 +391,12 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
     policy = RecurrentPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, discrete=spec.discrete, name="daydreamer")
     agent = Dreamer(policy.to(place), cfg.dream, seed=derive(cfg.seed, "learner"), bf16=cfg.bf16 and bool(policy.senses) and halves(place),
                     cuda_graph=cfg.cuda_graph)
+    if books.prefill >= cfg.steps:
+        cell.tell("daydreamer: prefill", f"All {cfg.steps:,} steps are random, nothing is learned: give more --steps or less --prefill.")
     with cell.timed("daydreamer"):
         health = learn(cfg, cell, agent, books, earlier)
-    if not agent.acted:
-        cell.tell("daydreamer", f"The actor has learned nothing: {agent.step} updates were made, {cfg.dream.alone} are the model's alone. "
-                                "Give more --steps or --ratio, or less --prefill or --dream.alone.")
+    for name, line in books.remarks(agent.step, agent.acted, cfg.dream.alone).items():
+        cell.tell(name, line)
     policy.requires_grad_(False).wander.zero_()
     cell.keep(policy)
     for name, quiet in (("daydreamer", True), ("daydreamer-noisy", False)):

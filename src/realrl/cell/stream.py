@@ -40,6 +40,10 @@ MERCY = 5.0
 UPDATES = 5
 """Of so many the middle one tells how long an update takes: a machine that slept through one makes nobody patient."""
 
+WAITS = ("Between two actions the robot waits while this process learns, and one that is guarded by the clock stops: --stream.realtime "
+         "gives it a process of its own.")
+"""What is said where they take turns."""
+
 MOST_DEATHS = 3
 """How often an actor is started anew before it did anything."""
 
