@@ -364,10 +364,10 @@ class Dreamer:
     # -- on disk
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that goes on."""
-        return {"parts": self._parts.state_dict(), "slow": self.slow.state_dict(), "optimiser": self.optimiser.state_dict(),
-                "practice": self.practice.state_dict(), "memory": self.memory.state_dict(), "step": self.step, "acted": self.acted,
-                "range": self.range.clone(), "level": self.level.clone(), "worth": self.worth.clone()}
+        """Everything that goes on, and what of (`RecurrentPolicy.rebuild`)."""
+        return {"about": self.policy.describe(), "step": self.step, "acted": self.acted, "parts": self._parts.state_dict(),
+                "slow": self.slow.state_dict(), "optimiser": self.optimiser.state_dict(), "practice": self.practice.state_dict(),
+                "memory": self.memory.state_dict(), "range": self.range.clone(), "level": self.level.clone(), "worth": self.worth.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
