@@ -118,7 +118,7 @@ PRESETS = {
         preset="control", task="dmc/walker-walk",
         dream=replace(CPU, gamma=1 - 1 / 333, centre=False, through=False, spread=0.0), steps=50_000),
     "daydreamer": DaydreamerConfig(
-        preset="daydreamer", policy=RecurrentConfig(RSSMConfig(deter=512, hidden=512, stoch=32, classes=32, prior_layers=3, units=512,
+        preset="daydreamer", policy=RecurrentConfig(RSSMConfig(deter=256, hidden=256, stoch=32, classes=32, prior_layers=3, units=512,
                                                                layers=4, depth=48)),
         dream=DreamConfig(batch=32, length=32, last=32, remember=False, pixels=True, gamma=0.995, lr=1e-4, through=True,
                           spread=0.32), steps=72_000, prefill=5000, ratio=512.0),
@@ -128,7 +128,7 @@ PRESETS = {
         dream=DreamConfig(batch=16, length=64, last=64, pixels=True), steps=72_000, prefill=1000, ratio=512.0),
 }
 """cpu: what a core does eight updates a second of; choices: the same for a robot that chooses among few moves and is shown how; control:
-it for tasks that last, with DreamerV3's actor and discount; daydreamer: the paper's sizes, batch, discount and rate; v3: its size1m."""
+it for tasks that last, with DreamerV3's actor and discount; daydreamer: what the paper has for its quadruped; v3: its size1m."""
 
 
 def preset(name: str | None, task: str | None) -> DaydreamerConfig | None:
