@@ -62,7 +62,7 @@ def test_it_learns_while_it_acts(tmp_path: Path) -> None:
     policy, task = load_policy(tmp_path / "policy")
     assert task == cfg.task and policy.KIND == "recurrent" and policy.cfg == cfg.policy and not policy.wander
     lines = metrics(tmp_path)
-    assert [line["step"] for line in lines] == [25, 50, 75, 100] and "kl" not in lines[0] and {"kl", "entropy"} <= {*lines[-1]}
+    assert [line["step"] for line in lines] == [25, 50, 75, 100] and "surprise" not in lines[0] and {"surprise", "entropy"} <= {*lines[-1]}
     actions = np.concatenate([e.action for e in Store.open(tmp_path / "dataset").read() if e.policy == "daydreamer"])
     changed = (np.abs(np.diff(actions[:40], axis=0)).max(1) > 0).mean()
     assert 0.2 < changed < 0.7, "at first an action is held"
@@ -70,8 +70,9 @@ def test_it_learns_while_it_acts(tmp_path: Path) -> None:
 
 def test_who_has_learned_nothing_says_so(tmp_path: Path) -> None:
     for name, changes in (("short", {"steps": 20}), ("alone", {"dream": DreamConfig(batch=4, length=6, last=3, imagine=3, alone=500)})):
-        told = run_of(tmp_path / name, tiny(eval_episodes=1, **changes))["decisions"]["daydreamer"]
-        assert told.startswith("The actor has learned nothing: ") and "--prefill" in told
+        told = run_of(tmp_path / name, tiny(eval_episodes=1, **changes))["decisions"]
+        assert told["daydreamer"].startswith("The actor has learned nothing: ") and "--prefill" in told["daydreamer"]
+        assert ("daydreamer: prefill" in told) == (name == "short"), "what is known beforehand is said beforehand"
     assert "decisions" not in run_of(tmp_path / "usual", tiny(eval_episodes=1))
 
 

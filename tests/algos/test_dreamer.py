@@ -219,7 +219,7 @@ def test_a_short_world_is_learned_to_end() -> None:
     agent, replay = dreamer(lr=1e-2), line(4, terminated=True)
     told = [agent.update(drawn(replay, i)) for i in range(5)]
     assert all(bool(torch.isfinite(v).all()) for t in told for v in t.values())
-    assert {"state", "dyn", "rep", "reward", "goes_on", "actor", "critic", "replayed", "kl", "entropy"} <= {*told[0]}
+    assert {"state", "dyn", "rep", "reward", "goes_on", "actor", "critic", "replayed", "surprise", "entropy"} <= {*told[0]}
 
 
 def test_an_update_depends_on_nothing_but_its_number_and_goes_on_from_a_checkpoint() -> None:

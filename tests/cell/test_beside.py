@@ -374,6 +374,20 @@ def test_old_weights_hold_the_robot_until_there_are_new_ones(tmp_path: Path, lon
         assert found.first and found.step.action > 0.5 and stream.health()["holds"] >= 1
 
 
+def test_a_learner_at_work_is_not_silent_however_long_its_updates_take(tmp_path: Path) -> None:
+    """Its signs of life come with its updates: by how long these take it is measured, unless somebody said how long to wait."""
+    auto, strict = StreamConfig(), StreamConfig(patience=2.0, weights_age=3.0)
+    assert (auto.silent_after(0.1), auto.old_after(0.1)) == (5, 10) and (auto.silent_after(20.0), auto.old_after(20.0)) == (60, 60)
+    assert (strict.silent_after(20.0), strict.old_after(20.0)) == (2, 3)
+    with beside(tmp_path) as stream:
+        stream.past()
+        for seconds in (0.2, 0.2, 0.6):
+            stream.take()
+            time.sleep(seconds)
+            stream.publish(policy())
+        assert 0.2 <= stream._box.head["update_s"] < 0.5, "the middle one"
+
+
 def test_nobody_for_long_and_the_actor_leaves(tmp_path: Path, long: bool) -> None:
     if not long:
         pytest.skip("half a minute of starting processes: see `make test-long`")

@@ -21,6 +21,7 @@ from realrl.learn.sac import SAC, SACConfig
 from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
 from realrl.run import Run
 from realrl.scene import CollectConfig, Scene
+from realrl.streaming import StreamConfig
 from realrl.types import Source
 
 TOY = Scene(task="toy/obstacle", collect=ONE, horizon=9)
@@ -94,6 +95,14 @@ def test_it_begins_with_even_noise_and_then_the_policy_acts(tmp_path):
         with cell.stream("walk", expert, stage=1, warmup=400) as stream:
             actions = np.stack([stream.take()[0].step.action for _ in range(500)])
     assert abs(np.abs(actions[:400]).mean() - 0.5) < 0.05 and np.allclose(np.linalg.norm(actions[400:], axis=1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_robot_that_is_guarded_by_the_clock_should_not_wait_for_updates(live, tmp_path):
+    with Run(tmp_path) as run, WorkCell(run, Scene(task="lab/rail", collect=ONE), make=lambda: Rail(live=live)) as cell:
+        with cell.stream("walk", ScriptedPolicy("hand", home), stage=1, cfg=StreamConfig()):
+            pass
+        assert ("--stream.realtime" in str(cell.summary.get("decisions"))) == live
 
 
 def test_a_checkpoint_within_an_episode_is_a_bug(tmp_path):

@@ -84,6 +84,14 @@ def test_things_are_seen_from_the_hand_the_nearest_first() -> None:
         assert np.allclose(sorted((hand + things).tolist()), sorted(there.tolist()), atol=1e-5)
 
 
+def test_its_readings_have_names() -> None:
+    for task in ("bins/panda", "bins/panda-one"):
+        env = envs.make(task)
+        assert len(envs.state_names(task)) == env.task.obs_dim
+        env.close()
+    assert envs.state_names("bins/panda")[OWN - 1:OWN + 1] == ("up", "thing 1 x") and envs.state_names("toy/reach") == ()
+
+
 def test_the_script_carries_and_the_same_seed_is_the_same_episode() -> None:
     env = envs.make("bins/panda", horizon=40)
     one, two = (next(rollout([env], envs.expert("bins/panda"), [box_guard(env)], [7], greedy=True)) for _ in range(2))

@@ -42,6 +42,8 @@ def test_the_filter_is_a_butterworth() -> None:
 def test_targets_are_smoothed_and_kept_near() -> None:
     env = RisingEnv("go1-from-back")
     first, _ = env.reset(seed=3)
+    named = dict(zip(envs.state_names("quadruped/go1-from-back"), first["state"], strict=True))
+    assert [named[name] for name in ("gravity z", "FR thigh", "target RL knee")] == [first["state"][i] for i in (2, 7, 41)]
     assert first["state"].shape == (42,) and first["state"][2] == pytest.approx(1.0, abs=1e-6), "gravity points out of its belly"
     sent = [first["state"][30:]]
     for _ in range(6):

@@ -71,3 +71,8 @@ def test_who_is_slower_lets_updates_go() -> None:
     again.load_state_dict(books.state_dict())
     again.see([0.0] * 241)
     assert again.owed(10) == books.owed(10)
+    assert "made 10 of the 201 updates that --ratio asks for" in books.remarks(10, acted=1, alone=0)["daydreamer: pace"]
+    prompt = Books(24.0, 24, 40)
+    prompt.see([0.0] * 45)
+    prompt.tick(0)
+    assert not prompt.remarks(5, acted=1, alone=0) and [*prompt.remarks(5, acted=0, alone=9)] == ["daydreamer"]

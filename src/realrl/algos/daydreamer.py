@@ -113,13 +113,12 @@ PRESETS = {
         preset="choices", task="bins/panda",
         policy=RecurrentConfig(RSSMConfig(deter=128, stoch=32, classes=8, hidden=256, units=256, sharp=6.0)),
         dream=DreamConfig(batch=16, length=16, last=4, imagine=12, gamma=0.97, centre=True, rep=0.03, slow=0.1, entropy=1e-3, lr=1e-3,
-                          warmup=50, alone=300),
-        steps=6000, prefill=400, ratio=128.0, demo_share=0.5),
+                          warmup=50, alone=300), steps=6000, prefill=400, demo_share=0.5),
     "control": DaydreamerConfig(
         preset="control", task="dmc/walker-walk",
         dream=replace(CPU, gamma=1 - 1 / 333, centre=False, through=False, spread=0.0), steps=50_000),
     "daydreamer": DaydreamerConfig(
-        preset="daydreamer", policy=RecurrentConfig(RSSMConfig(deter=512, hidden=512, stoch=32, classes=32, prior_layers=3, units=512,
+        preset="daydreamer", policy=RecurrentConfig(RSSMConfig(deter=256, hidden=256, stoch=32, classes=32, prior_layers=3, units=512,
                                                                layers=4, depth=48)),
         dream=DreamConfig(batch=32, length=32, last=32, remember=False, pixels=True, gamma=0.995, lr=1e-4, through=True,
                           spread=0.32), steps=72_000, prefill=5000, ratio=512.0),
@@ -129,7 +128,7 @@ PRESETS = {
         dream=DreamConfig(batch=16, length=64, last=64, pixels=True), steps=72_000, prefill=1000, ratio=512.0),
 }
 """cpu: what a core does eight updates a second of; choices: the same for a robot that chooses among few moves and is shown how; control:
-it for tasks that last, with DreamerV3's actor and discount; daydreamer: the paper's sizes, batch, discount and rate; v3: its size1m."""
+it for tasks that last, with DreamerV3's actor and discount; daydreamer: what the paper has for its quadruped; v3: its size1m."""
 
 
 def preset(name: str | None, task: str | None) -> DaydreamerConfig | None:
@@ -256,7 +255,7 @@ class Dreamer:
         goes_on = nn.functional.binary_cross_entropy_with_logits(
             self.heads["goes_on"](steps)[..., 0].float(), (~s.terminated).float(), reduction="none")
         out["goes_on"] = (goes_on * valid).sum()
-        return out, states, {"kl": (kl.detach() * seen).sum() / seen.sum()}
+        return out, states, {"surprise": (kl.detach() * seen).sum() / seen.sum()}
 
     def _ends(self, s: Segment) -> tuple[Tensor, Tensor]:
         """Which observations are the last of each stretch [K, B], and which of them count [K, B]: they are there, and the task goes on."""
@@ -365,10 +364,10 @@ class Dreamer:
     # -- on disk
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that goes on."""
-        return {"parts": self._parts.state_dict(), "slow": self.slow.state_dict(), "optimiser": self.optimiser.state_dict(),
-                "practice": self.practice.state_dict(), "memory": self.memory.state_dict(), "step": self.step, "acted": self.acted,
-                "range": self.range.clone(), "level": self.level.clone(), "worth": self.worth.clone()}
+        """Everything that goes on, and what of (`RecurrentPolicy.rebuild`)."""
+        return {"about": self.policy.describe(), "step": self.step, "acted": self.acted, "parts": self._parts.state_dict(),
+                "slow": self.slow.state_dict(), "optimiser": self.optimiser.state_dict(), "practice": self.practice.state_dict(),
+                "memory": self.memory.state_dict(), "range": self.range.clone(), "level": self.level.clone(), "worth": self.worth.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
@@ -392,11 +391,12 @@ def train(cfg: DaydreamerConfig, cell: Cell) -> dict[str, Any]:
     policy = RecurrentPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, discrete=spec.discrete, name="daydreamer")
     agent = Dreamer(policy.to(place), cfg.dream, seed=derive(cfg.seed, "learner"), bf16=cfg.bf16 and bool(policy.senses) and halves(place),
                     cuda_graph=cfg.cuda_graph)
+    if books.prefill >= cfg.steps:
+        cell.tell("daydreamer: prefill", f"All {cfg.steps:,} steps are random, nothing is learned: give more --steps or less --prefill.")
     with cell.timed("daydreamer"):
         health = learn(cfg, cell, agent, books, earlier)
-    if not agent.acted:
-        cell.tell("daydreamer", f"The actor has learned nothing: {agent.step} updates were made, {cfg.dream.alone} are the model's alone. "
-                                "Give more --steps or --ratio, or less --prefill or --dream.alone.")
+    for name, line in books.remarks(agent.step, agent.acted, cfg.dream.alone).items():
+        cell.tell(name, line)
     policy.requires_grad_(False).wander.zero_()
     cell.keep(policy)
     for name, quiet in (("daydreamer", True), ("daydreamer-noisy", False)):

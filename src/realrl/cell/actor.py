@@ -212,9 +212,9 @@ class Actor:
             return STOP
         if head["go"] != head["wanted"]:
             return NEW
-        if self._box.silence > self._cfg.patience:
+        if self._box.silence > self._cfg.silent_after(update := float(head["update_s"])):
             return SILENT
-        if self._steps > self._order.warmup and now - float(head["published"]) > self._cfg.weights_age:
+        if self._steps > self._order.warmup and now - float(head["published"]) > self._cfg.old_after(update):
             return OLD
         return FULL if self._box.room < 4 else GO
 
@@ -288,7 +288,7 @@ def _main(packed: bytes) -> None:
         box.head["error"] = traceback.format_exc().encode()[-2000:]
         raise
     finally:
-        if box.silence > order.cfg.patience:
+        if box.silence > order.cfg.silent_after(float(box.head["update_s"])):
             box.remove()  # nobody is there who would
 
 

@@ -24,7 +24,7 @@ from realrl.cell.demonstrator import of_scene, saved, source
 from realrl.cell.judge import Judge, Measure, judged
 from realrl.cell.pool import in_turn
 from realrl.cell.products import large_products
-from realrl.cell.stream import Beside, Interleaved, Remembering
+from realrl.cell.stream import WAITS, Beside, Interleaved, Remembering
 from realrl.data.errors import typed
 from realrl.data.schema import CAMERA_PREFIXES
 from realrl.learn.imitation import worthy
@@ -163,6 +163,8 @@ class WorkCell:
             return Beside(self.book, policy, Order(
                 Path(), self.book.dir, self.scene.task, self.spec, label, self.collector.bench(**going_on), pack(policy),
                 self.seeds(stage, 1)[0], warmup, noise_seed, cfg, human, referee))
+        if cfg and self.spec.live:
+            self.tell(f"{label}: the robot", WAITS)
         starts = lambda n: self.seeds(stage, 1, n)[0]
         own = not self.book.is_live
         bench = self.collector.bench(**going_on) if own else self.collector.local()

@@ -25,14 +25,14 @@ from realrl.data.record.journal import memory_file, memory_folders
 from realrl.envs.base import spaces
 from realrl.types import Moment, Obs, RealrlError, Source, Step, TaskSpec
 
-MAGIC = b"realrl actor 3\n"
+MAGIC = b"realrl actor 4\n"
 TOP = 16384  # bytes before the head: magic and layout
 DEAD = 3.0
 """Seconds without a sign of life after which an actor's process is taken for dead; it gives one ten times a second."""
 _HEAD = np.dtype([
     # what the learner says
     ("learner_beat", "f8"), ("wanted", "i8"), ("go", "i8"), ("stop", "i8"), ("episodes", "i8"), ("steps", "i8"), ("version", "i8"),
-    ("published", "f8"), ("read", "i8"),
+    ("published", "f8"), ("update_s", "f8"), ("read", "i8"),
     # and the actor
     ("actor_beat", "f8"), ("pid", "i8"), ("ready", "i8"), ("written", "i8"), ("acting", "i8"), ("hold", "i8"), ("ticks", "i8"),
     ("missed", "i8"), ("worst", "f8"), ("holds", "i8"), ("seen", "f8"), ("error", "S2000")])

@@ -14,9 +14,11 @@ import itertools
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from statistics import median
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -34,6 +36,13 @@ GOODBYE = 30.0
 
 MERCY = 5.0
 """Seconds more, once it was told by a signal."""
+
+UPDATES = 5
+"""Of so many the middle one tells how long an update takes: a machine that slept through one makes nobody patient."""
+
+WAITS = ("Between two actions the robot waits while this process learns, and one that is guarded by the clock stops: --stream.realtime "
+         "gives it a process of its own.")
+"""What is said where they take turns."""
 
 MOST_DEATHS = 3
 """How often an actor is started anew before it did anything."""
@@ -145,6 +154,7 @@ class Beside:
         self._inside = ExitStack()
         self._process: Any = None
         self._age, self._oldest, self._deaths = 0.0, 0.0, 0
+        self._lately: deque[float] = deque(maxlen=UPDATES)  # seconds of updates
         self._before: dict[str, float] = {}  # counts of mailboxes that are gone
 
     def __enter__(self) -> Beside:
@@ -289,6 +299,8 @@ class Beside:
         if head["go"] == head["wanted"]:  # else nobody acts by the old ones
             self._age = max(self._age, time.monotonic() - float(head["published"]))
             self._oldest = max(self._oldest, self._age)
+            self._lately.append(self._box.silence)
+            head["update_s"] = median(self._lately)
         self._policy = policy
         self._box.publish(_weights(policy))
         self._beat()

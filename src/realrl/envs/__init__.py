@@ -231,6 +231,15 @@ def _suite(name: str) -> Suite:
     return adroit
 
 
+def state_names(task: str) -> tuple[str, ...]:
+    """What the numbers that a task observes are called, without eyes; none where nobody wrote it down."""
+    suite, _, name = task.partition("/")
+    if not known(task) or suite not in ("quadruped", "bins"):
+        return ()
+    from realrl.envs import bins, quadruped
+    return bins.state_names(name) if suite == "bins" else quadruped.state_names(quadruped.VARIANTS[name.partition("-")[2]].goal)
+
+
 def known(task: str) -> bool:
     """Whether a task of this name comes with the toolkit."""
     suite, _, name = task.partition("/")

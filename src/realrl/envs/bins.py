@@ -39,6 +39,12 @@ class Load:
 LOADS = {"panda": Load("carry things from bin to bin", 3), "panda-one": Load("carry one thing from bin to bin", 1)}
 
 
+def state_names(name: str) -> tuple[str, ...]:
+    """Names of the numbers that are observed; with eyes the first `OWN` of them."""
+    own = ("hand x", "hand y", "hand z", "opening", "over right bin", "over left bin", "empty", "holds", "up")
+    return (*own, *(f"thing {i + 1} {axis}" for i in range(LOADS[name].things) for axis in "xyz"))
+
+
 def names() -> tuple[str, ...]:
     """All task names of this suite."""
     return tuple(LOADS)

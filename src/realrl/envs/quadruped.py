@@ -88,8 +88,11 @@ JOINTS = tuple((leg, part) for leg in ("FR", "FL", "RR", "RL") for part in ("hip
 
 
 def state_names(goal: Goal) -> tuple[str, ...]:
-    """Names of the numbers that are observed, see docs/methods/walk.md."""
+    """Names of the numbers that are observed, see docs/methods/walk.md and, of a robot on its back, docs/methods/daydreamer.md."""
     joints = [" ".join(joint) for joint in JOINTS]
+    if goal == "rise":
+        return (*(f"{what} {axis}" for what in ("gravity", "gyro") for axis in "xyz"), *joints, *(f"speed {joint}" for joint in joints),
+                *(f"target {joint}" for joint in joints))
     turned = ("quat w", "quat x", "quat y", "quat z") if goal == "paper" else ("gravity x", "gravity y", "gravity z")
     end = {"walk": ("cos off", "sin off"), "command": ("wanted forward", "wanted left", "wanted turning"), "paper": ()}[goal]
     return (*joints, *(f"speed {joint}" for joint in joints), *(f"gyro {axis}" for axis in "xyz"), *(f"velocity {axis}" for axis in "xyz"),

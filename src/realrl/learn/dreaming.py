@@ -22,6 +22,8 @@ from realrl.types import Episode, Moment, Segment
 T = TypeVar("T")
 BEHIND = 40
 """Control steps for which updates are made up later, where a learner is slower than its robot."""
+SLOW = 0.1
+"""Share of all updates that may have been let go before somebody is told."""
 LATELY = 2500
 """Control steps that the headline's reward is a mean of."""
 
@@ -320,6 +322,19 @@ class Books:
         self.told.clear()
         self._rewards.clear()
         self.line, self._mark = self.steps, (done, self.seconds)
+
+    def remarks(self, done: int, acted: int, alone: int) -> dict[str, str]:
+        """What somebody should be told at the end. acted: updates of the actor; alone: those at first that it had no part in."""
+        out, asked = {}, max(self.steps - self.prefill, 0) * self._per_step
+        if not acted:
+            out["daydreamer"] = (f"The actor has learned nothing: {done} updates were made, {alone} are the model's alone. Give more "
+                                 "--steps or --ratio, or less --prefill or --dream.alone.")
+        if self.let_go > SLOW * asked:
+            out["daydreamer: pace"] = (
+                f"The learner is slower than the robot: it made {done - self.before:,} of the {asked:,.0f} updates that --ratio asks for, "
+                f"so each step was learned from {self.ratio(done):.3g} times. A smaller model or batch (--policy.rssm.deter, "
+                "--policy.rssm.units, --dream.batch, --dream.length) or a faster device makes more.")
+        return out
 
     def headline(self, done: int) -> dict[str, Any]:
         """The run in a few numbers; the reward is that of the last `LATELY` steps of practice, noise and all."""

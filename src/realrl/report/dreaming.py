@@ -16,6 +16,7 @@ from realrl.report.figures import BLUE, GREY, ORANGE, PALETTE, Panel, small_mult
 from realrl.report.pictures import jpeg
 from realrl.report.reading import number_of
 from realrl.report.tables import figure3
+from realrl.report.view.clips import readings
 from realrl.types import Array, Episode, RealrlError
 
 POINTS = 40
@@ -96,8 +97,9 @@ def _dreams(found: Sequence[tuple[Episode, Any]]) -> Any:
     episode, dreamt = found[-1]
     state = episode.obs["state"]
     moved = sorted(np.argsort(-np.ptp(state.astype(np.float64), axis=0), kind="stable")[:SHOWN].tolist())
-    panels = [Panel(f"State {i}", "reading", "control step", partial(_pair, happened=state[:, i], dreamt=dreamt.readings[:, i]))
-              for i in moved]
+    names = readings(episode)
+    panels = [Panel(names[i] if names else f"State {i}", "reading", "control step",
+                    partial(_pair, happened=state[:, i], dreamt=dreamt.readings[:, i])) for i in moved]
     panels += [Panel("How wrong dreams are", "error (1: that all stays)", "steps ahead", partial(_error, found=[d for _, d in found])),
                Panel("Value, and what came of it", "reward", "control step", partial(_pair, happened=dreamt.came, dreamt=dreamt.value,
                                                                                     names=("came", "value"))),

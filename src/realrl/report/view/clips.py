@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from realrl import envs
 from realrl.data import side
 from realrl.data.formats import open_dataset
 from realrl.data.store import Recordings, Store
@@ -92,8 +93,16 @@ def _clips(store: Recordings, numbers: Sequence[int]) -> Iterator[Clip]:
     for i in numbers:
         (episode,) = store.read([i])
         own = {name: _rows_of(store, i, x) for name, x in curves.items()}
-        yield Clip(i, episode, 1 / store.fps, {name: x for name, x in own.items() if np.isfinite(x).any()}, names=names,
-                   notes=notes)
+        state = names.get("state") or readings(episode)
+        yield Clip(i, episode, 1 / store.fps, {name: x for name, x in own.items() if np.isfinite(x).any()},
+                   names={**names, **({"state": state} if state else {})}, notes=notes)
+
+
+def readings(episode: Episode) -> list[str]:
+    """What its state's numbers are called by its task, [] where that is not known of all of them."""
+    size = episode.obs["state"].shape[-1] if "state" in episode.obs else 0
+    found = list(envs.state_names(episode.task))[:size]
+    return found if len(found) == size else []
 
 
 def _rows_of(store: Recordings, episode: int, x: Array) -> Array:

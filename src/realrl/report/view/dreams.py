@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from realrl import config, envs
+from realrl import config
 from realrl.algos.daydreamer import DaydreamerConfig, Dreamer
 from realrl.checkpoint import read_parts, restore
 from realrl.envs.quadruped import PHASES, risen, rises
@@ -68,8 +69,9 @@ class Dreams:
         if not place.is_dir():
             return None
         cfg = config.load(DaydreamerConfig, run / "config.yaml")
-        agent = Dreamer(_policy(run, cfg), cfg.dream, seed=0, cuda_graph=False)
-        restore(read_parts(place)[1], {"agent": agent}, str(place))
+        _, parts = read_parts(place)
+        agent = Dreamer(_policy(run, parts["agent"].get("about"), str(place)), cfg.dream, seed=0, cuda_graph=False)
+        restore(parts, {"agent": agent}, str(place))
         return cls(agent, cfg.task)
 
     @property
@@ -164,18 +166,15 @@ class Dreams:
         return out
 
 
-def _policy(run: Path, cfg: DaydreamerConfig) -> RecurrentPolicy:
-    """Of the size that the run's has; a run that is under way has left none yet."""
-    if (run / "policy" / "policy.json").is_file():
-        found = load_policy(run / "policy")[0]
-        if isinstance(found, RecurrentPolicy):
-            return found.requires_grad_(False)
-        raise RealrlError(f"{run / 'policy'}: a {found.KIND} policy in the run of a world model")
-    env = envs.make(cfg.task, sight=cfg.sight)
-    env.lag(cfg.recall, cfg.late)
-    env.close()
-    spec = env.task
-    return RecurrentPolicy(cfg.policy, spec.obs_dim, spec.action_dim, senses=spec.senses, discrete=spec.discrete).requires_grad_(False)
+def _policy(run: Path, about: Mapping[str, Any] | None, source: str) -> RecurrentPolicy:
+    """Of the size that the run's has. about: what its checkpoint says of it; older ones say nothing, and only the policy that a finished
+    run leaves tells."""
+    if about is not None:
+        return RecurrentPolicy.rebuild(about, source).requires_grad_(False)
+    found = load_policy(run / "policy")[0]
+    if isinstance(found, RecurrentPolicy):
+        return found.requires_grad_(False)
+    raise RealrlError(f"{run / 'policy'}: a {found.KIND} policy in the run of a world model")
 
 
 def _phases(task: str, episode: Episode) -> Array | None:
