@@ -24,7 +24,7 @@ from realrl.learn.fit import ImitationConfig
 from realrl.learn.flow import Lessons
 from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
 from realrl.policies.folder import load_policy
-from realrl.report import write_report
+from realrl.report import cycled, write_report
 from realrl.run import Run
 from realrl.scene import CollectConfig
 from realrl.serve.export import deployed
@@ -105,6 +105,7 @@ def test_two_rounds_over_two_robots_and_what_they_leave(tmp_path: Path) -> None:
             deployed(policy, tmp_path / name)
         again = policy.told("toy/line")
         assert (again.obs_dim, again.action_dim, policy.obs_dim, policy.action_dim) == (1, 1, 6, 2), "two robots, one policy"
+    assert cycled(summary).startswith("On the held-out tasks together the fine-tuned policies succeed in")
     page = write_report(tmp_path).read_text()
     assert all(part in page for part in ("Practice by itself", "practice-2 blue", "What practice looked like, in round 2", "lineage.jsonl"))
 
