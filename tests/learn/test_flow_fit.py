@@ -1,6 +1,5 @@
 """Lessons of several tasks and robots as one table, and a fit that padding cannot change."""
 
-import re
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -9,10 +8,11 @@ import pytest
 import torch
 
 from realrl.generative.diffusion import DistillConfig
-from realrl.learn.fit import ImitationConfig
+from realrl.learn.fit import ImitationConfig, imitate
 from realrl.learn.flow import FlowFit, Lessons, distil, listed, together
 from realrl.nets.transformer import NEGATIVE, NONE, POSITIVE
 from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
+from realrl.run import Run
 from realrl.types import Episode, RealrlError, TaskSpec
 
 
@@ -139,19 +139,19 @@ def test_the_state_is_hidden_as_often_as_said_from_who_has_pictures(monkeypatch)
     index = torch.arange(len(table)).repeat(100)
     fit = FlowFit(policy, table, ImitationConfig(batch=8), seed=0)
     fit.loss(index, torch.Generator().manual_seed(0))
-    batch, policy.senses = table.batch, {"images.top": (8, 8, 3)}  # as if it had some: the prefix is not asked for them
-    monkeypatch.setattr(table, "batch", lambda *a: batch_without(policy, batch, *a))
+    batch = table.batch
+
+    def without(*args):  # decisions of a policy whose pictures nobody recorded
+        policy.eyes.slots = []
+        found = batch(*args)
+        policy.eyes.slots = ["images.top"]
+        return found
+
+    policy.eyes.slots = ["images.top"]  # as if it had some: the prefix is not asked for them
+    monkeypatch.setattr(table, "batch", without)
     fit.loss(index, torch.Generator().manual_seed(0))
     hidden = [float((state == 0).all(1).float().mean()) for state in seen]
     assert hidden[0] == 0 and hidden[1] == pytest.approx(0.4, abs=0.03)
-
-
-def batch_without(policy, batch, *args):
-    """Decisions of a policy whose pictures nobody recorded."""
-    kept, policy.senses = policy.senses, {}
-    found = batch(*args)
-    policy.senses = kept
-    return found
 
 
 def test_weights_and_a_choice_of_decisions():
@@ -176,19 +176,19 @@ def test_what_tasks_are_named():
         listed("", ("",), ("x", "y"))
 
 
-def test_tasks_that_one_run_would_mix_up_and_other_cameras_are_refused():
+def test_tasks_that_one_run_would_mix_up_and_what_is_no_picture_are_refused():
     """A run calls its stages by a task's name without its suite: the second of one name would take the first one's result for its own."""
     def spec(suite: str, name: str, **senses: tuple[int, ...]) -> TaskSpec:
-        return TaskSpec(suite, name, 2, 1, 5, 0.1, "do it", senses={f"images.{key}": shape for key, shape in senses.items()})
+        return TaskSpec(suite, name, 2, 1, 5, 0.1, "do it", senses={key.replace("_", "."): shape for key, shape in senses.items()})
 
-    one = spec("a", "reach", top=(8, 8, 3))
-    together({"a/reach": one, "b/push": spec("b", "push", top=(8, 8, 3))})
+    one = spec("a", "reach", images_top=(8, 8, 3))
+    for other in ({"images_top": (8, 8, 3)}, {"images_side": (8, 9, 3)}, {}):
+        together({"a/reach": one, "b/push": spec("b", "push", **other)})
     with pytest.raises(RealrlError, match="a/reach and b/reach are both called reach"):
-        together({"a/reach": one, "b/reach": spec("b", "reach", top=(8, 8, 3))})
-    others = [({"side": (8, 8, 3)}, "images.side [8, 8, 3]"), ({"top": (9, 8, 3)}, "images.top [9, 8, 3]"), ({}, "no camera")]
-    for other, said in others:
-        with pytest.raises(RealrlError, match=re.escape(f"a/reach is seen by images.top [8, 8, 3], b/push by {said}: one policy looks")):
-            together({"a/reach": one, "b/push": spec("b", "push", **other)})
+        together({"a/reach": one, "b/reach": spec("b", "reach", images_top=(8, 8, 3))})
+    for senses in ({"pointcloud": (512, 3)}, {"depth_top": (8, 8)}):
+        with pytest.raises(RealrlError, match="a flow policy looks at pictures: train it with"):
+            together({"b/push": spec("b", "push", **senses)})
 
 
 def test_layers_of_robots_learn_faster_where_it_is_asked_for_and_nothing_else_does():
@@ -223,3 +223,18 @@ def test_a_fit_goes_on_where_it_was():
         fit.finish()
         weights.append(policy.state_dict())
     assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+
+
+def test_a_fit_that_is_done_is_not_repeated(tmp_path, monkeypatch):
+    """Saved every 500 steps alone, one of 700 was resumed for its last 200, however often a run was cut off behind it."""
+    cfg, asked = ImitationConfig(batch=4, steps=100, warmup=0), []
+    run = Run.start(tmp_path, cfg)
+    with run:
+        for _ in range(2):
+            policy = make()
+            fit = FlowFit(policy, lessons(policy), cfg, seed=3)
+            true = fit.update
+            monkeypatch.setattr(fit, "update", lambda true=true: asked.append(1) or true())
+            imitate(run, fit, "generalist-1")
+            assert fit.step == 100
+    assert len(asked) == 100

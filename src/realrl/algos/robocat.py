@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive, write_text
@@ -121,7 +122,8 @@ class RoboCatConfig(Scene):
 
 @dataclass
 class Record:
-    """An episode and its lineage. made_by: the policy that acted; worthy: whether it counts as a success, as `said_by` says."""
+    """An episode and its lineage. made_by: the policy that acted; worthy: whether it counts as a success, as `said_by` says; looked: what
+    `FlowPolicy.look` says of its frames, once somebody asked."""
 
     episode: Episode
     task: str
@@ -130,6 +132,7 @@ class Record:
     made_by: str
     worthy: bool
     said_by: Judge
+    looked: dict[str, Tensor] = field(default_factory=dict)
 
 
 Data = dict[str, list[Record]]
@@ -212,10 +215,23 @@ def fitted(cfg: RoboCatConfig, cell: Cell, stage: str, start: FlowPolicy, data: 
     policy.name = stage.partition(" ")[0]
     used = {task: chosen(cfg, of) for task, of in data.items()}
     with cell.timed(stage):
-        lessons = Lessons(policy, {task: [r.episode for r in of] for task, of in used.items()}).encode()
+        lessons = encoded(policy, used)
         goals = Goals(lessons, {task: np.array([r.worthy for r in of]) for task, of in used.items()}, cfg.goals)
         imitate(cell.run, FlowFit(policy, lessons, fit, seed=derive(cfg.seed, stage), goals=goals, own=own), stage)
     return policy.eval().requires_grad_(False)
+
+
+def encoded(policy: FlowPolicy, data: Data) -> Lessons:
+    """Lessons for a fit. What the frozen networks say of an episode never changes, so that each is looked at once, by its first fit."""
+    bare = {task: [replace(r.episode, obs={"state": r.episode.obs["state"]}) for r in of] for task, of in data.items()}
+    lessons, seen = Lessons(policy, bare), []
+    for task, of in data.items():
+        body = policy.tasks[task].body
+        for r in (r for r in of if not r.looked):
+            keys = ("state", *policy.bodies[body].senses)
+            r.looked.update(policy.look({key: torch.as_tensor(r.episode.obs[key], device=policy.device) for key in keys}, body))
+        seen.append({key: torch.cat([r.looked[key] for r in of]) for key in of[0].looked})
+    return lessons.encode(seen)
 
 
 def generalise(cfg: RoboCatConfig, cells: Mapping[str, Cell], stage: str, start: FlowPolicy, data: Data) -> FlowPolicy:

@@ -120,7 +120,7 @@ class WorkCell:
         old = self.book.read(label, [s for s in seeds if s in known], chains)
         todo = [s for s in seeds if s not in known]
         fresh: dict[int, Episode] = {}
-        with self.book.writing(label, chains) as put, self.run.bar(f"{label}: episodes", len(todo)) as advance:
+        with self.book.writing(label, chains) as put, self.run.bar(f"{self._called(label)}: episodes", len(todo)) as advance:
             for episode in self.collector.collect(policy, todo, greedy=greedy, noise_seed=noise_seed, source=source, glance=plans_only,
                                                   recording=self.book.live(label, chains), human=human):
                 assert episode.seed is not None
@@ -130,6 +130,11 @@ class WorkCell:
         if seeds:
             self.summary["env_steps"] = self.book.steps_until(label, seeds)
         return [fresh[s] if s in fresh else old[s] for s in seeds]
+
+    def _called(self, label: str) -> str:
+        """A label with the task's name, where a run has several and the label does not say it."""
+        several = self._place or self._others
+        return f"{label} {self.spec.name}" if several and not label.endswith(self.spec.name) else label
 
     def take_turns(self, label: str, policies: Mapping[str, Policy], seeds: Sequence[int], *,
                    noise_seed: int = 0) -> dict[str, list[Episode]]:

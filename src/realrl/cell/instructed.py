@@ -38,7 +38,7 @@ def sized(cfg: Any) -> Any:
 def read_all(cfg: Any, spare: Path) -> dict[str, Material]:
     """The sets cfg.data and cfg.also, a material a robot: "recorded/NAME" -> what it recorded. spare: see `read`.
 
-    Raises RealrlError as `read` does, and for robots that are seen by other cameras.
+    Raises RealrlError as `read` does. One robot that other cameras saw counts as another.
     """
     found: dict[str, Material] = {}
     for number, data in enumerate(dict.fromkeys((cfg.data, *cfg.also))):

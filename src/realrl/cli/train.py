@@ -33,7 +33,7 @@ METHODS = {"rl100": "RL-100: imitation, gated offline RL, online RL, one-step di
            "daydreamer": "DayDreamer: a robot learns a model of its world while it moves, and what to do in dreams of it.",
            "admittance": "Assembly learned in simulation, adapted on the robot by an online admittance residual."}
 TASKS = {"flow": "metaworld/push-v3", "recap": "metaworld/coffee-push-v3",
-         "robocat": "metaworld/coffee-push-v3", "dida": "arm/panda-reach", "walk": "quadruped/go1", "hil-serl": "contact/peg",
+         "dida": "arm/panda-reach", "walk": "quadruped/go1", "hil-serl": "contact/peg",
          "daydreamer": "quadruped/go1-from-back", "admittance": "assembly/square"}
 READERS = ("recap", "robocat")  # methods of several tasks, of which a data set may hold some
 IMITATORS = ("rl100", "bc", "flow")  # methods that need no more than a data set
@@ -46,7 +46,7 @@ Every flag below is a field of the configuration. Beside them:
   --env M:F   an environment of your own: F, a class or function in the module M, builds it; --data then holds its demonstrations
   --robot URL a robot that `realrl robot serve` serves at this address; --data then holds its demonstrations
 
-example: realrl train {method} --task {task} --seed 1 --run runs/first"""
+example: realrl train {method} {task} --seed 1 --run runs/first"""
 
 
 def add(commands: Any) -> None:
@@ -113,7 +113,7 @@ def _train(args: argparse.Namespace) -> int:
     saved = [] if args.run is None else [args.run / "config.yaml"]
     base = [f"--config={file}" for file in saved if args.resume and file.is_file() and not _mentions(flags, "--config")]
     cls, train, default = _method(args.method, flags)
-    text = RUN_HELP.format(text=METHODS[args.method], method=args.method, task=TASKS.get(args.method, "toy/obstacle"))
+    text = RUN_HELP.format(text=METHODS[args.method], method=args.method, task=_example(args.method))
     flags = _several(flags) if args.method == "flow" else flags
     parse = partial(config.parse, cls, [*base, *flags], prog=f"realrl train {args.method}", description=text, default=default)
     cfg = parse()
@@ -175,6 +175,13 @@ def _found(args: argparse.Namespace, cfg: Any, make: Callable[[], Any], resumed:
     return replace(cfg, task=spec.id) if real else cfg
 
 
+def _example(method: str) -> str:
+    """The flags of a method's first command."""
+    if method == "robocat":  # to which one task is none
+        return "--tasks metaworld/coffee-push-v3 metaworld/push-v3"
+    return f"--task {TASKS.get(method, 'toy/obstacle')}"
+
+
 def _renewed(cfg: Any, base: list[str]) -> tuple[str, ...]:
     """The fields that a run that goes on from where it was may have otherwise from now on: who says what is solved, and the device that a
     person is at. base: flag that names its saved configuration."""
@@ -188,15 +195,17 @@ def _renewed(cfg: Any, base: list[str]) -> tuple[str, ...]:
 
 def _report(summary: dict[str, Any], folder: Path, page: Path, recorded: bool, own: list[str]) -> None:
     """The table of a run that has ended, and where its page and its policy lie. own: flags that name an environment of one's own."""
-    from realrl.report import earned, foresight_table, hindsight_lines, stage_table
+    from realrl.report import cycled, earned, foresight_table, hindsight_lines, pressed, stage_table
     screen().print(foresight_table(summary) if recorded else stage_table(summary))
-    for line in filter(None, (*hindsight_lines(summary), earned(summary))):
+    for line in filter(None, (*hindsight_lines(summary), earned(summary), cycled(summary), pressed(summary))):
         say(line)
     print(f"report: {page}")
     if recorded:
         print(f"policy: {folder / 'policy'}")
     elif (folder / "policy" / "policy.json").is_file():
         print(f"policy: {folder / 'policy'}  (try it: {shlex.join(['realrl', 'evaluate', '--policy', str(folder / 'policy'), *own])})")
+        if others := sorted(path.name for path in folder.glob("policy-*") if (path / "policy.json").is_file()):
+            print(f"other tasks, in the same folder: {', '.join(others)}")
 
 
 def _maker(args: argparse.Namespace, horizon: int | None) -> Callable[[], RobotEnv]:
@@ -206,6 +215,9 @@ def _maker(args: argparse.Namespace, horizon: int | None) -> Callable[[], RobotE
     if args.method == "admittance":
         raise mistake()("admittance learns in simulation, and judges on simulated arms: leave --env and --robot out; on a robot: "
                         "realrl evaluate --robot URL --policy RUN/policy")
+    if args.method == "robocat":
+        raise mistake()("robocat learns several tasks and practises others, one environment or robot has one: leave --env and --robot out, "
+                        "and name simulated ones with --tasks")
     if args.robot:
         from realrl.robots.client import remote
         return remote(args.robot, horizon)
@@ -261,10 +273,14 @@ def _together(cfg: Any) -> None:
 
 
 def _fit_for(method: str, cfg: Any, recorded: bool) -> None:
-    """Raises RealrlError for a method that recordings are not enough for, and for several sets beside a task."""
+    """Raises RealrlError for a method that recordings are not enough for, for several sets beside a task, and for assembly learned on an
+    arm that it is judged on."""
     if recorded and method not in IMITATORS:
         raise mistake()(f"--data {cfg.data}: {method} practises too, in a simulator or on a robot: say where with --task, --env or --robot "
                         f"({', '.join(IMITATORS)} learn from a data set alone)")
+    if method == "admittance":
+        from realrl.envs.assembly import simulated
+        simulated(cfg.task)
     if not recorded and (more := getattr(cfg, "also", ())):
         raise mistake()(f"{more[0]}: several sets are learned from where they themselves are the tasks: leave --tasks out, or make them "
                         "one with 'realrl data merge'")

@@ -224,6 +224,13 @@ def other(task: str) -> str:
     return f"assembly/{skill}-real" + ("-forge" if level.limit else "")
 
 
+def simulated(task: str) -> None:
+    """Raises RealrlError for a task that nothing is learned in: another arm, on which policies are judged."""
+    known = [f"assembly/{name}" for name, level in LEVELS.items() if level.control == "direct" and f"{name}-braced" not in LEVELS]
+    if task not in known:
+        raise RealrlError(f"task must be of {', '.join(known)}, got {task}, another arm, where nothing is learned: judge there with --real")
+
+
 def others(task: str) -> list[str]:
     """The tasks of other arms, gains as they are, that a policy of `task` can do: they show and take the same numbers."""
     level = _level(task)

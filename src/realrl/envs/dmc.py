@@ -7,13 +7,13 @@ is 1000 frames and nothing ends it before, so a return is of 1000 at most. What 
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
 
 from realrl.envs.base import RobotEnv, pick_reward
 from realrl.envs.mujoco import randomise as whims
+from realrl.envs.mujoco.gl import windowless
 from realrl.envs.mujoco.sight import Scenery, View, eyes
 from realrl.scene import RandomiseConfig, SightConfig, SightKind
 from realrl.types import Array, Policy, RealrlError, TaskSpec
@@ -47,8 +47,7 @@ class ControlEnv(RobotEnv):
     """One of the suite's tasks under this project's episode rules."""
 
     def __init__(self, name: str, reward: str | None, horizon: int, sight: SightConfig | None = None) -> None:
-        with warnings.catch_warnings():  # it looks for a display to open windows on, which nobody here does
-            warnings.filterwarnings("ignore", module="glfw")
+        with windowless():
             from dm_control import suite
         pick_reward(f"dmc/{name}", reward, ("dense",))
         domain, _, job = name.partition("-")

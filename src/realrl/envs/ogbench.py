@@ -18,6 +18,7 @@ import numpy as np
 
 from realrl.envs.base import RobotEnv, ScriptedPolicy
 from realrl.envs.mujoco import randomise as whims
+from realrl.envs.mujoco.gl import windowless
 from realrl.envs.mujoco.sight import Scenery, View, eyes
 from realrl.scene import RandomiseConfig, SightConfig
 from realrl.types import Array, Policy, RealrlError, TaskSpec
@@ -70,7 +71,8 @@ def expert(name: str, path: str | None = None) -> Policy:
     """The package's oracle. Raises RealrlError when given a path: a script needs no file."""
     if path is not None:
         raise RealrlError(f"ogbench/{name}: its expert is a script and takes no file, leave out the path {path!r}")
-    from ogbench.manipspace.oracles.markov import button_markov, cube_markov, drawer_markov, window_markov
+    with windowless():
+        from ogbench.manipspace.oracles.markov import button_markov, cube_markov, drawer_markov, window_markov
     kind = {"cube": cube_markov.CubeMarkovOracle, "button": button_markov.ButtonMarkovOracle, "drawer": drawer_markov.DrawerMarkovOracle,
             "window": window_markov.WindowMarkovOracle}[JOBS[name].about]
     oracle = kind(env=None)
@@ -106,7 +108,8 @@ def _told(job: Job, s: Array) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)
 def _built() -> Any:
     """The package's scene, compiled: seconds, so once a process."""
-    from ogbench.manipspace.envs.scene_env import SceneEnv as Theirs
+    with windowless():
+        from ogbench.manipspace.envs.scene_env import SceneEnv as Theirs
     sim = Theirs("scene", mode="data_collection", visualize_info=False)
     sim.reset(seed=0)
     return sim

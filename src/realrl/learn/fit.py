@@ -90,7 +90,7 @@ def reseed(seed: int, device: torch.device) -> None:
 
 
 def imitate(run: Logbook, trainer: Fit, stage: str, what: str = "cloning") -> None:
-    """Run a fit to its end, logging its loss under `stage` and saving it every 500 steps; continues an interrupted one."""
+    """Run a fit to its end, logging its loss under `stage` and saving it every 500 steps and there; continues an interrupted one."""
     name = f"{stage}-fit"
     run.load(name, trainer=trainer)
     run.rewind(stage, trainer.step)
@@ -100,6 +100,6 @@ def imitate(run: Logbook, trainer: Fit, stage: str, what: str = "cloning") -> No
             advance(1)
             if trainer.step % 50 == 0:
                 run.log(trainer.step, {**losses, **(trainer.validate() if trainer.step % 250 == 0 else {})}, stage)
-            if trainer.step % 500 == 0:
+            if trainer.step % 500 == 0 or trainer.step >= trainer.steps >= 100:  # a shorter one is as soon repeated
                 run.save(name, trainer.step, trainer=trainer)
     trainer.finish()

@@ -15,7 +15,8 @@ from realrl.generative.flow import draw_fixed, draw_time, flow_loss
 from realrl.learn.fit import Averaged, ImitationConfig, cosine, generator, reseed
 from realrl.nets.text import Reader, minilm
 from realrl.nets.transformer import NONE
-from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told, body_of, recent
+from realrl.policies.flow import FlowPolicy, FlowPolicyConfig, Told, body_of, recent
+from realrl.policies.looking import pictured
 from realrl.policies.student import owned
 from realrl.types import Cell, Episode, RealrlError, TaskSpec
 
@@ -78,9 +79,11 @@ class Lessons:
             of.setdefault(self.policy.tasks[task].body, []).append(view)
         return {body: {key: torch.cat([v.frames[key] for v in views]) for key in views[0].frames} for body, views in of.items()}
 
-    def encode(self) -> Lessons:
-        """Look at every frame once, after the policy's normalisers are fitted; pictures are let go."""
-        self.seen = [self.policy.look(view.frames, self.policy.tasks[task].body) for task, view in zip(self.tasks, self.views, strict=True)]
+    def encode(self, seen: list[dict[str, Tensor]] | None = None) -> Lessons:
+        """Look at every frame once, after the policy's normalisers are fitted; pictures are let go. seen: what `FlowPolicy.look` says of
+        every task's frames, where that is known already."""
+        bodies = [self.policy.tasks[task].body for task in self.tasks]
+        self.seen = seen or [self.policy.look(view.frames, body) for view, body in zip(self.views, bodies, strict=True)]
         for view in self.views:
             view.frames = {key: x for key, x in view.frames.items() if key == "state"}
         said = self.policy.instructions
@@ -126,7 +129,7 @@ class Lessons:
         size = policy.actor.action_in.shape[1]
         which = torch.zeros(len(rows), dtype=torch.int64) if random is None else torch.randint(len(said), (len(rows),), generator=random)
         real = (torch.arange(size, device=device) < action.shape[-1]).expand(len(rows), -1)
-        return Lesson(recent(seen["state"][past]), {key: seen[key][now] for key in policy.senses}, self.texts[said[which.to(device)]],
+        return Lesson(recent(seen["state"][past]), {key: seen[key][now] for key in policy.eyes.slots}, self.texts[said[which.to(device)]],
                       torch.full((len(rows),), body, device=device), nn.functional.pad(action, (0, size - action.shape[-1])), real, valid)
 
     @torch.no_grad()
@@ -208,7 +211,7 @@ class FlowFit:
         mark = torch.full((len(index),), NONE) if self.mark is None else self.mark[index]
         mark = mark.masked_fill(torch.rand(len(index), generator=random) < self.dropout, NONE).to(device)
         state = batch.state
-        if policy.senses and policy.cfg.state_dropout:
+        if policy.eyes.slots and policy.cfg.state_dropout:
             state = state * (torch.rand(len(state), 1, generator=random) >= policy.cfg.state_dropout).to(device)
         goal = None if self.goals is None else self.goals.draw(index, random)
         cond = policy.prefix(state, batch.text, batch.pictures, batch.robot, goal)
@@ -269,19 +272,16 @@ def cells_of(cell: Cell, task: str, tasks: Sequence[str]) -> dict[str, Cell]:
 
 
 def together(specs: Mapping[str, TaskSpec], reader: Reader = "words") -> None:
-    """Raises RealrlError where two tasks have one name but for their suite, by which a run calls its stages and products, where they are
-    seen by other cameras: one policy looks through the same; and where who shall read their texts is not installed."""
+    """Raises RealrlError where two tasks have one name but for their suite, by which a run calls its stages and products; for what is seen
+    and is no picture; and where who shall read their texts is not installed."""
     if reader == "minilm":
         minilm()
     named: dict[str, str] = {}
-    first, one = next(iter(specs.items()))
     for task, spec in specs.items():
         if (other := named.setdefault(spec.name, task)) != task:
             raise RealrlError(f"{other} and {task} are both called {spec.name} in a run's stages and folders: leave one of them out")
-        if spec.senses != one.senses:
-            here, there = (", ".join(f"{key} {list(shape)}" for key, shape in s.senses.items()) or "no camera" for s in (one, spec))
-            raise RealrlError(f"{first} is seen by {here}, {task} by {there}: one policy looks through the same cameras in all its tasks: "
-                              "leave one of the two out, or learn from the state (--sight.kind state)")
+        for key in spec.senses:
+            pictured(key)
 
 
 def make_policy(cfg: FlowPolicyConfig, cells: Mapping[str, Cell], *, name: str) -> FlowPolicy:
@@ -289,32 +289,7 @@ def make_policy(cfg: FlowPolicyConfig, cells: Mapping[str, Cell], *, name: str) 
     bodies = list(dict.fromkeys(body_of(at.spec) for at in cells.values()))
     tasks = {task: Told((at.spec.text or at.spec.id, *at.spec.paraphrases[:-1]), bodies.index(body_of(at.spec)))
              for task, at in cells.items()}
-    return FlowPolicy(cfg, bodies, tasks, senses=next(iter(cells.values())).spec.senses, name=name)
-
-
-def by_text(cfg: FlowPolicyConfig, robots: Mapping[str, Cell], *, name: str) -> tuple[FlowPolicy, dict[str, tuple[Cell, list[Episode]]]]:
-    """(a policy for recordings, every text of each robot a task, task -> (the robot's cell, its demonstrations)). A task is called by its
-    text, and by its robot, too, where several have it. robots: in the order of the policy's bodies. Raises RealrlError for robots that are
-    seen by other cameras."""
-    together({task: at.spec for task, at in robots.items()}, cfg.reader)
-    tasks: dict[str, Told] = {}
-    shown: dict[str, tuple[Cell, list[Episode]]] = {}
-    for body, at in enumerate(robots.values()):
-        for episode in at.demonstrations():
-            text = episode.task
-            task = next((task for task, told in tasks.items() if told == Told((text,), body)), "")
-            if not task:
-                task = f"{text} ({at.spec.name})" if text in tasks else text
-                tasks[task], shown[task] = Told((text,), body), (at, [])
-            shown[task][1].append(episode)
-    bodies = [Body(at.spec.name, at.spec.obs_dim, at.spec.action_dim) for at in robots.values()]
-    return FlowPolicy(cfg, bodies, tasks, senses=next(iter(robots.values())).spec.senses, name=name), shown
-
-
-def judge(cells: Mapping[str, Cell], stage: str, policy: FlowPolicy, n: int) -> None:
-    """Evaluate a stage's product on every task with its own text; entered as "stage task"."""
-    for task, at in cells.items():
-        at.finish_stage(f"{stage} {at.spec.name}", policy.told(task), n)
+    return FlowPolicy(cfg, bodies, tasks, name=name)
 
 
 def distil(cell: Cell, policy: FlowPolicy, lessons: Lessons, cfg: DistillConfig, seed: int, stage: str = "one-step") -> None:

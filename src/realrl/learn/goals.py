@@ -69,7 +69,7 @@ class Goals:
         assert bank is not None, "a policy that is shown goals"
         for task, pool in zip(self.lessons.tasks, self.pools, strict=True):
             if len(pool):
-                bank.keep(tasks.index(task), self.seen["state"][pool], {key: self.seen[key][pool] for key in self.policy.senses})
+                bank.keep(tasks.index(task), self.seen["state"][pool], {key: self.seen[key][pool] for key in self.policy.eyes.slots})
 
     def draw(self, index: Tensor, random: torch.Generator) -> Goal:
         """Goals of decisions [B]."""
@@ -79,7 +79,7 @@ class Goals:
         another = self.pool[self.first[task] + (u[0] * self.size[task]).long()]
         good = self.good[index]
         rows = torch.where(good & (u[1] < cfg.other), another, self.last[index])
-        return Goal(self.seen["state"][rows], {key: self.seen[key][rows] for key in self.policy.senses},
+        return Goal(self.seen["state"][rows], {key: self.seen[key][rows] for key in self.policy.eyes.slots},
                     given=u[2] >= cfg.hide_goal, told=good & (u[3] >= cfg.hide_text))
 
     def foresight(self, cond: Tensor, robot: Tensor, index: Tensor) -> Tensor:
@@ -92,6 +92,6 @@ class Goals:
         real = self.real[robot]
         loss = ((state - self.seen["state"][rows]).square() * real).sum() / real.sum()
         if look is not None:
-            mean = torch.stack([self.seen[key][rows].float().mean(1) for key in self.policy.senses]).mean(0)
+            mean = torch.stack([self.seen[key][rows].float().mean(1) for key in self.policy.eyes.slots]).mean(0)
             loss = loss + (look - mean).square().mean() / torch.stack(list(self.spread.values())).mean().clamp(min=1e-6)
         return self.cfg.foresight * loss

@@ -30,7 +30,7 @@ class Critic:
         """policy: whose eyes and texts, fitted; limits: task -> the steps that it may take."""
         self.cfg, self.policy, self.limits, self.seed = cfg, policy, limits, seed
         torch.manual_seed(derive(seed, "value weights"))
-        seen = PICTURE[0] * PICTURE[1] * len(policy.senses)
+        seen = PICTURE[0] * PICTURE[1] * len(policy.eyes.slots)
         self.scale = Normaliser(seen).to(policy.device) if seen else None  # tokens of pictures are of any size
         states = max(body.obs_dim for body in policy.bodies)
         self.value = Value(cfg, states + seen + policy.instructions.axes.shape[1]).to(policy.device)
@@ -39,9 +39,10 @@ class Critic:
     def look(self, task: str, obs: Mapping[str, Array]) -> dict[str, Tensor]:
         """What the policy's frozen networks make of its observations, each [N, ...]: see `FlowPolicy.look`."""
         device = self.policy.device
-        frames = {key: torch.as_tensor(obs[key], device=device) for key in self.policy.senses}
+        body = self.policy.tasks[task].body
+        frames = {key: torch.as_tensor(obs[key], device=device) for key in self.policy.bodies[body].senses}
         frames["state"] = torch.as_tensor(obs["state"].astype(np.float32), device=device)
-        return self.policy.look(frames, self.policy.tasks[task].body)
+        return self.policy.look(frames, body)
 
     @torch.no_grad()
     def see(self, task: str, found: Mapping[str, Tensor]) -> Tensor:
@@ -53,7 +54,7 @@ class Critic:
 
     def _tokens(self, found: Mapping[str, Tensor]) -> Tensor:
         """[N, 1792 C], of all cameras."""
-        return torch.cat([found[key].float().flatten(1) for key in self.policy.senses], 1)
+        return torch.cat([found[key].float().flatten(1) for key in self.policy.eyes.slots], 1)
 
     def _looked(self, task: str, episode: Episode) -> dict[str, Tensor]:
         """What `look` makes of an episode's steps; of its pictures once, however many fits they are for."""
@@ -101,5 +102,5 @@ class Critic:
 
     def progress(self, task: str, obs: Obs) -> float:
         """100 V of one observation of the policy's, each [...]: what a person watches."""
-        shown = {key: obs[key][None] for key in ("state", *self.policy.senses)}
+        shown = {key: obs[key][None] for key in ("state", *self.policy.bodies[self.policy.tasks[task].body].senses)}
         return 100 * float(self.value.value(self.see(task, self.look(task, shown))))

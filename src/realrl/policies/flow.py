@@ -24,7 +24,7 @@ from realrl.nets.normalise import Normaliser
 from realrl.nets.text import Instructions, Reader
 from realrl.nets.transformer import NONE, Actor, Goal, Prefix
 from realrl.policies.goals import GoalBank, Means
-from realrl.policies.looking import eyes_of, thumb, warn_of_turned
+from realrl.policies.looking import Eyes, Senses
 from realrl.policies.student import Chain, Student, owned
 from realrl.types import Obs, Plan, RealrlError, State, TaskSpec
 
@@ -83,11 +83,12 @@ class FlowPolicyConfig:
 
 @dataclass(frozen=True)
 class Body:
-    """A robot's numbers: of its state and of its actions."""
+    """A robot's numbers, of its state and of its actions, and its cameras: senses, "images.<camera>" -> [H, W, 3]."""
 
     name: str
     obs_dim: int
     action_dim: int
+    senses: dict[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         config.check(self, obs_dim="[1, 1e6]", action_dim="[1, 1e4]")
@@ -122,7 +123,7 @@ class _About:
 
     def __post_init__(self) -> None:
         config.check(self, mark="[0, 2]", body="[0, 1000]", aim=f"[-1, {len(self.tasks) - 1}]")
-        for key, shape in self.senses.items():
+        for key, shape in (pair for senses in (self.senses, *(b.senses for b in self.bodies)) for pair in senses.items()):
             if not key.startswith("images.") or len(shape) != 3 or not all(0 < side <= 2048 for side in shape):
                 raise config.OutOfBounds(_About, "senses", f"has {config.shown(key)} of shape {config.shown(shape)}: a flow policy sees "
                                          "images.<camera> [height, width, 3]")
@@ -132,33 +133,35 @@ class _About:
         mine = self.bodies[self.body]
         if (mine.obs_dim, mine.action_dim) != (self.obs_dim, self.action_dim):
             raise config.OutOfBounds(_About, "obs_dim", f"and action_dim must be those of its body, {mine.obs_dim} and {mine.action_dim}")
+        if any(b.senses for b in self.bodies) and mine.senses != self.senses:
+            raise config.OutOfBounds(_About, "senses", f"must be those of its body, {config.shown(mine.senses)}")
 
 
 class FlowPolicy(nn.Module):
     """Chunks [B, K, A] in [-1, 1] from `observation.state` [B, H, D], pictures and an instruction; see `types.Policy`.
 
-    tasks: what it knows to do; bodies: the robots; senses: "images.<camera>" -> [H, W, 3]. mark: the indicator that it acts with
+    tasks: what it knows to do; bodies: the robots; senses: what all see, where bodies do not say. mark: the indicator that it acts with
     (`nets.transformer.POSITIVE` after Recap). Whether it explores or not, it draws its noise: that is what a flow is.
     """
 
     KIND: Literal["flow"] = "flow"
 
     def __init__(self, cfg: FlowPolicyConfig, bodies: Sequence[Body], tasks: Mapping[str, Told], *,
-                 senses: Mapping[str, tuple[int, ...]] | None = None, name: str = "flow", fetch: bool = True) -> None:
+                 senses: Senses | None = None, name: str = "flow", fetch: bool = True) -> None:
         """Raises RealrlError where two tasks of one robot have one text, and for senses that are no pictures."""
         super().__init__()
-        self.cfg, self.bodies, self.tasks, self.name = cfg, tuple(bodies), dict(tasks), name
-        self.senses = {key: tuple(shape) for key, shape in (senses or {}).items()}
+        self.cfg, self.tasks, self.name = cfg, dict(tasks), name
+        self.bodies = tuple(replace(b, senses=dict(senses)) if senses else b for b in bodies)
         self.chunk, self.n_obs, self.body, self.mark, self.text = cfg.chunk, cfg.n_obs, 0, NONE, ""
         self.head: Head = "flow"
         self.means: Means = "both"
         self.aim = -1  # whose goals it is shown: the number of a task, -1 for none
-        self.distilled = self.repeats = False
+        self.distilled = self.repeats = self._looked = False
         self.normaliser = nn.ModuleList(Normaliser(b.obs_dim) for b in bodies)
         self.instructions = Instructions({task: told.texts for task, told in tasks.items()}, cfg.reader,
                                          {task: told.body for task, told in tasks.items()})
-        self.eyes = eyes_of(self.senses, fetch)
-        self.prefix = Prefix([cfg.n_obs * b.obs_dim for b in bodies], self.instructions.axes.shape[1], list(self.senses),
+        self.eyes = Eyes([b.senses for b in self.bodies], fetch)
+        self.prefix = Prefix([cfg.n_obs * b.obs_dim for b in bodies], self.instructions.axes.shape[1], self.eyes.slots,
                              width=cfg.width, heads=cfg.heads, layers=cfg.trunk, prompts=cfg.prompts, goals=cfg.goals)
         self.actor, self.student = (Actor([b.action_dim for b in self.bodies], cfg.plan, width=cfg.width, heads=cfg.heads,
                                           layers=cfg.expert) for _ in range(2))
@@ -169,9 +172,8 @@ class FlowPolicy(nn.Module):
         self.told_vector: Tensor
         self.register_buffer("told_vector", torch.zeros(self.instructions.axes.shape[1]))
         self.thumbs: Tensor
-        self.register_buffer("thumbs", torch.zeros(len(self.senses), 8, 8))  # the mean picture, to know one that is upside down
-        self.goals = GoalBank(len(tasks), max(b.obs_dim for b in bodies), list(self.senses)) if cfg.goals else None
-        self._looked = False
+        self.register_buffer("thumbs", torch.zeros(len(self.eyes.cameras), 8, 8))  # the mean picture, to know one that is upside down
+        self.goals = GoalBank(len(tasks), max(b.obs_dim for b in bodies), self.eyes.slots) if cfg.goals else None
         self.body = next(iter(self.tasks.values())).body
 
     @property
@@ -188,6 +190,11 @@ class FlowPolicy(nn.Module):
     def action_dim(self) -> int:
         """Numbers of its action."""
         return self.bodies[self.body].action_dim
+
+    @property
+    def senses(self) -> dict[str, tuple[int, ...]]:
+        """The cameras of the robot that it drives now: "images.<camera>" -> [H, W, 3]."""
+        return self.bodies[self.body].senses
 
     @property
     def reference(self) -> Reference | None:
@@ -269,20 +276,16 @@ class FlowPolicy(nn.Module):
             if wide := (far > scale.limit).nonzero().flatten().tolist():
                 odd.append(f"{self.bodies[i].name}: the numbers {wide} of the state go beyond {scale.limit:g} standard deviations and are "
                            "clipped")
-        for i, key in enumerate(self.senses):
-            self.thumbs[i] = torch.stack([thumb(seen[key][:: max(1, len(seen[key]) // 256)]).mean(0) for seen in frames.values()]).mean(0)
+        from realrl.policies.upright import mean_pictures
+        self.thumbs.copy_(mean_pictures(self.eyes.cameras, frames.values()))
         return odd
 
     @torch.no_grad()
     def look(self, frames: Mapping[str, Tensor], body: int) -> dict[str, Tensor]:
-        """What the network sees of frames [F, ...]: "state" [F, D] normalised and filled up with zeros, a camera's tokens [F, 16, 112] in
-        half precision. It never changes, so that a fit asks once."""
-        state = self.normaliser[body](frames["state"])
-        out = {"state": nn.functional.pad(state, (0, self.prefix.state_in.shape[1] // self.n_obs - state.shape[-1]))}
-        for key in self.senses:
-            eye = self.eyes[key.replace(".", "-")]
-            out[key] = torch.cat([eye(frames[key][i:i + 256]).half() for i in range(0, len(frames[key]), 256)])
-        return out
+        """What the network sees of frames [F, ...]: "state" [F, D] normalised and filled up with zeros, in every slot for a camera tokens
+        [F, 16, 112] in half precision. They never change, so that a fit asks once."""
+        state, room = self.normaliser[body](frames["state"]), self.prefix.state_in.shape[1] // self.n_obs
+        return {"state": nn.functional.pad(state, (0, room - state.shape[-1])), **self.eyes.look(frames, body)}
 
     def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
         """The condition [B, P W] of observations under what it was told. obs["state"]: [B, H, D], pictures uint8 [B, H, rows, columns, 3].
@@ -311,7 +314,7 @@ class FlowPolicy(nn.Module):
                 raise RealrlError(f"observation {key!r} has shape {list(obs[key].shape[1:])} but the policy was trained on "
                                   f"{[self.n_obs, *shape]} (history, ...): use the sight it was trained with")
             seen[key] = obs[key][:, -1]
-        found = self.look(seen, self.body)
+        found = {key: x if key == "state" else x[:len(state)] for key, x in self.look(seen, self.body).items()}  # states: H a row
         return found | {"state": recent(found["state"].view(len(state), self.n_obs, -1))}
 
     # -- how it acts ----------------------------------------------------------------------------------------------------------
@@ -412,8 +415,9 @@ class FlowPolicy(nn.Module):
     def _check_upright(self, obs: Obs) -> None:
         """Warn, once, of a camera that hangs upside down."""
         if self.senses and not self._looked:
+            from realrl.policies.upright import warn_of_turned
             self._looked = True
-            warn_of_turned(obs, list(self.senses), self.thumbs)
+            warn_of_turned(obs, self.eyes.cameras, self.thumbs)
 
     # -- its folder -----------------------------------------------------------------------------------------------------------
 
@@ -428,7 +432,8 @@ class FlowPolicy(nn.Module):
     def rebuild(cls, about: Mapping[str, Any], source: str) -> FlowPolicy:
         """A policy as described, without its weights. source: the file's name, for errors. Raises RealrlError."""
         told = config.from_dict(_About, {k: v for k, v in about.items() if k in _About.__dataclass_fields__}, source=source)
-        policy = cls(told.config, told.bodies, told.tasks, senses=told.senses, name=told.name, fetch=False)
+        alike = None if any(body.senses for body in told.bodies) else told.senses  # of all robots, as it was written at first
+        policy = cls(told.config, told.bodies, told.tasks, senses=alike, name=told.name, fetch=False)
         policy.head, policy.distilled, policy.text, policy.body, policy.mark = told.head, told.distilled, told.text, told.body, told.mark
         policy.aim, policy.means = told.aim, told.means
         return policy
@@ -441,5 +446,5 @@ def recent(states: Tensor) -> Tensor:
 
 
 def body_of(spec: TaskSpec) -> Body:
-    """The robot of a task: those of one suite with as many numbers are one."""
-    return Body(spec.suite, spec.obs_dim, spec.action_dim)
+    """The robot of a task: those of one suite, with as many numbers and the same cameras, are one."""
+    return Body(spec.suite, spec.obs_dim, spec.action_dim, dict(spec.senses))

@@ -1,39 +1,59 @@
-"""What a flow policy looks with: a frozen network a camera, and whether a camera hangs upside down against training."""
+"""What a flow policy looks with: a frozen network a camera, each robot its own cameras."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from realrl.types import Obs, RealrlError
+from realrl.nets.transformer import PICTURE
+from realrl.types import RealrlError
+
+Senses = Mapping[str, tuple[int, ...]]
 
 
-def eyes_of(senses: Mapping[str, tuple[int, ...]], fetch: bool) -> nn.ModuleDict:
-    """A frozen network a camera. fetch: whether its weights are read from their package. Raises RealrlError for what is no picture."""
-    if not senses:
-        return nn.ModuleDict()
-    from realrl.nets.image import ImageTokens  # who has no cameras need not read it
-    if wrong := [key for key in senses if not key.startswith("images.")]:
-        raise RealrlError(f"observation {wrong[0]!r}: a flow policy looks at pictures: train it with --sight.kind rgb or state")
-    return nn.ModuleDict({key.replace(".", "-"): ImageTokens(shape[0], shape[1], fetch) for key, shape in senses.items()})
+class Eyes(nn.ModuleDict):
+    """A frozen network a camera of every robot; `slots` are the places for pictures that robots share, as many as one of them has cameras:
+    a robot's camera takes the slot of its own name, or the next free one."""
+
+    def __init__(self, robots: Sequence[Senses], fetch: bool) -> None:
+        """robots: key -> [H, W, 3] of each. fetch: whether weights are read from their package. Raises RealrlError for no picture."""
+        super().__init__()
+        self.slots = max((list(senses) for senses in robots), key=len)
+        self.cameras = list(dict.fromkeys(key for senses in robots for key in senses))
+        self._sizes: dict[str, tuple[int, ...]] = {}
+        self._placed = [_placed(list(senses), self.slots) for senses in robots]
+        self._names = [{key: self._add(key, tuple(shape), fetch) for key, shape in senses.items()} for senses in robots]
+
+    def _add(self, key: str, shape: tuple[int, ...], fetch: bool) -> str:
+        """The name of the network for a camera's pictures: weights are the same, how borders are filled up depends on the size."""
+        pictured(key)
+        from realrl.nets.image import ImageTokens  # who has no cameras need not read it
+        name = key.replace(".", "-")
+        if self._sizes.get(name, shape) != shape:
+            name = f"{name}-{shape[0]}x{shape[1]}"
+        if name not in self._sizes:
+            self[name], self._sizes[name] = ImageTokens(shape[0], shape[1], fetch), shape
+        return name
+
+    def look(self, frames: Mapping[str, Tensor], robot: int) -> dict[str, Tensor]:
+        """Slot -> tokens [F, 16, 112] of a robot's pictures [F, H, W, 3], in half precision; zeros where it has no such camera."""
+        count, device, names = len(frames["state"]), frames["state"].device, self._names[robot]
+        out = {}
+        for slot, key in zip(self.slots, self._placed[robot], strict=True):
+            out[slot] = torch.zeros(count, *PICTURE, dtype=torch.float16, device=device) if key is None else torch.cat(
+                [self[names[key]](frames[key][i:i + 256]).half() for i in range(0, len(frames[key]), 256)])
+        return out
 
 
-def thumb(pictures: Tensor) -> Tensor:
-    """Grey pictures of 8 x 8 in [0, 1]: uint8 [B, H, W, 3] -> [B, 8, 8]."""
-    from realrl.nets.image import pixels
-    return nn.functional.adaptive_avg_pool2d(pixels(pictures).mean(1), 8)
+def _placed(cameras: Sequence[str], slots: Sequence[str]) -> list[str | None]:
+    """The camera in every slot, None where a robot has too few."""
+    others = iter([key for key in cameras if key not in slots])
+    return [slot if slot in cameras else next(others, None) for slot in slots]
 
 
-def warn_of_turned(obs: Obs, cameras: Sequence[str], thumbs: Tensor) -> None:
-    """Warn of a camera that shows the training's mean picture upside down. obs: pictures [B, 1 or more, H, W, 3]; thumbs: [cameras, 8, 8]
-    of training."""
-    for key, mean in zip(cameras, thumbs, strict=True):
-        if key in obs and obs[key].ndim == 5 and float(mean.std()) > 0:
-            live = thumb(torch.as_tensor(obs[key][:, 0], device=thumbs.device)).mean(0)
-            right, turned = (float(torch.corrcoef(torch.stack([x.flatten(), mean.flatten()]))[0, 1]) for x in (live, live.flip(0, 1)))
-            if turned > right + 0.2:
-                warnings.warn(f"{key}: the picture is upside down against training (it resembles the mean picture {turned:.2f} when "
-                              f"turned, {right:.2f} as it is): turn the camera's picture by 180 degrees", stacklevel=4)
+def pictured(key: str) -> None:
+    """Raises RealrlError for an observation that is no picture."""
+    if not key.startswith("images."):
+        raise RealrlError(f"observation {key!r}: a flow policy looks at pictures: train it with --sight.kind rgb or state")

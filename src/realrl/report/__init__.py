@@ -5,9 +5,10 @@ Everything comes from files of the run directory (`summary.json`, `metrics.jsonl
 Success rates are fractions in the files and per cent on the page.
 """
 
+from realrl.report.cycle import cycled
 from realrl.report.dreaming import earned
 from realrl.report.foresight import foresight_table, hindsight_lines
 from realrl.report.page import write_report
-from realrl.report.tables import markdown_table, stage_table
+from realrl.report.tables import markdown_table, pressed, stage_table
 
-__all__ = ["earned", "foresight_table", "hindsight_lines", "markdown_table", "stage_table", "write_report"]
+__all__ = ["cycled", "earned", "foresight_table", "hindsight_lines", "markdown_table", "pressed", "stage_table", "write_report"]

@@ -17,14 +17,21 @@ def cycle_parts(summary: Mapping[str, Any], stages: Sequence[StageRow], where: s
         return None
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise RealrlError(f"{where}: field 'lineage' should be a list of objects")
-    head = _object(summary, "headline", where)
-    before, after = number_of(head, "before", where), number_of(head, "after", where)
-    text = "The cycle is not at its end: what is there so far."
-    if before is not None and after is not None:
-        text = (f"On the held-out tasks together the fine-tuned policies succeed in {percent(before / 100)} before practice, the next "
-                f"generalist in {percent(after / 100)} after it.").replace(" %", "\xa0%")
+    text = (cycled(summary, where) or "The cycle is not at its end: what is there so far.").replace(" %", "\xa0%")
     return {"text": text, "tasks": tasks_grid(stages), "data": data_grid(rows, where),
             "audit": audit_grid(_object(summary, "classifier", where), where), "pool": pool_grid(_object(summary, "pool", where), where)}
+
+
+def cycled(summary: Mapping[str, Any], where: str = "summary") -> str:
+    """What a cycle's practice came to, in a sentence or two; nothing before its end, and for other runs."""
+    head = _object(summary, "headline", where)
+    before, after = number_of(head, "before", where), number_of(head, "after", where)
+    if not summary.get("lineage") or before is None or after is None:
+        return ""
+    helped = number_of(head, "interventions_per_hour", where)
+    return (f"On the held-out tasks together the fine-tuned policies succeed in {percent(before / 100)} before practice, the next "
+            f"generalist in {percent(after / 100)} after it."
+            + ("" if helped is None else f" Somebody had to put the scene in order {helped:.1f} times an hour."))
 
 
 def tasks_grid(stages: Sequence[StageRow]) -> Grid:

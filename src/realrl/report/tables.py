@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from realrl.report.reading import StageRow, stages_of
+from realrl.report.reading import StageRow, number_of, stages_of
 from realrl.types import printable
 
 MISSING = "–"
@@ -129,3 +129,14 @@ def faster(final: StageRow, base: StageRow) -> str:
 def short_count(value: float) -> str:
     """A count for a headline: 612 k, 1.20 M."""
     return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.0f} k" if value >= 1e4 else f"{value:,.0f}"
+
+
+def pressed(summary: Mapping[str, Any]) -> str:
+    """How hard the arms of an assembly pressed, in a sentence; nothing for other runs."""
+    head, end = summary.get("headline"), "peak_force_n"
+    if not isinstance(head, Mapping) or end not in head:
+        return ""
+    forces = {key.removesuffix(end).strip("_") or "braced": number_of(head, key, "headline") for key in head if key.endswith(end)}
+    learned = number_of(head, "steps_to_90", "headline")
+    return ("Largest force in a trial, on the average: " + ", ".join(f"{arm} {figure3(force)} N" for arm, force in forces.items()) + "."
+            + ("" if learned is None else f" In simulation nine of ten episodes succeeded after {count(learned)} decisions."))

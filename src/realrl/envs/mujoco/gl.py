@@ -6,7 +6,9 @@ import ctypes
 import ctypes.util
 import functools
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from realrl.types import RealrlError
@@ -73,3 +75,11 @@ def backend() -> str:
     if chosen is None:
         raise RealrlError(f"no OpenGL to take pictures with: apt-get install {PACKAGES}; a cloud by rays (sight.source) needs none")
     return chosen
+
+
+@contextmanager
+def windowless() -> Iterator[None]:
+    """Import dm_control in here: it looks for a display to open windows on, which nobody here does, and complains of none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="glfw")
+        yield
