@@ -43,9 +43,8 @@ PRETRAINING, FINE_TUNING = ImitationConfig(steps=2500, batch=64), ImitationConfi
 
 @dataclass(frozen=True)
 class Manner:
-    """How a demonstrator does what its script says. speed: the fastest that the hand moves, of 1 (who scales all motions misses the grasps
-    instead of being slow); pause: chance a step to rest for 5 to 15 steps; noise: standard deviation a step; drift: of what the hand is off
-    in a whole episode."""
+    """How a demonstrator does what its script says. speed: the fastest that the hand moves, of 1 (scaling all motions misses grasps);
+    pause: chance a step to rest for 5 to 15 steps; noise: deviation a step; drift: of what the hand is off in a whole episode."""
 
     speed: float = 1.0
     pause: float = 0.0
@@ -351,8 +350,7 @@ def practise(cfg: RecapConfig, cell: Cell, task: str, policy: FlowPolicy, critic
 
 @contextmanager
 def person(cfg: RecapConfig, cell: Cell, task: str, critic: Critic) -> Iterator[Intervention | None]:
-    """Who may take over, while the body lasts; nobody where a script is wished for and nobody wrote one. Raises RealrlError where there is
-    no such device."""
+    """Who may take over, while the body lasts; nobody where a script is wished for and none is. Raises RealrlError for no such device."""
     if cfg.human == "scripted" and (cell.simulated or cell.spec.twin):
         from realrl import envs
         script = envs.scripted(cell.spec) if cell.spec.twin else task

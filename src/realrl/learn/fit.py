@@ -69,11 +69,14 @@ class Averaged(AveragedModel):
     def __init__(self, module: torch.nn.Module, power: float) -> None:
         super().__init__(module)
         self.power, self.pairs = power, (list[Tensor](self.module.parameters()), list[Tensor](module.parameters()))
+        self.still = list(zip(self.module.buffers(), module.buffers(), strict=True))
 
     @torch.no_grad()
     def update_parameters(self, model: torch.nn.Module) -> None:
         torch._foreach_lerp_(*self.pairs, 1 - min(1 - (1 + int(self.n_averaged)) ** -self.power, 0.9999))  # one call: a GPU waits for calls
         self.n_averaged += 1
+        for mine, its in self.still:  # what is counted or fitted beside the weights is not averaged
+            mine.copy_(its)
 
 
 def generator(seed: int, *tags: int | str, device: str | torch.device = "cpu") -> torch.Generator:
@@ -82,8 +85,7 @@ def generator(seed: int, *tags: int | str, device: str | torch.device = "cpu") -
 
 
 def reseed(seed: int, device: torch.device) -> None:
-    """torch.manual_seed for one device. The original asks every backend, and for those that are not there keeps a traceback a call: a
-    millisecond and some memory at each gradient step."""
+    """torch.manual_seed for one device: the original asks every backend, a millisecond and some memory for those that are not there."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

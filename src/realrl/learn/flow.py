@@ -262,8 +262,7 @@ def listed(task: str, tasks: Sequence[str], usual: Sequence[str]) -> tuple[str, 
 
 
 def cells_of(cell: Cell, task: str, tasks: Sequence[str]) -> dict[str, Cell]:
-    """Task -> its cell. task: the one of `cell`. Raises RealrlError where that is none of the tasks, and for tasks that cannot be learned
-    `together`."""
+    """Task -> its cell. task: that of `cell`. Raises RealrlError where it is none of the tasks, and for what is not learned `together`."""
     if task not in tasks:
         raise RealrlError(f"--task {task} is none of the tasks {', '.join(tasks)}: leave it out, or name it among --tasks")
     cells = {name: cell.at(name) for name in tasks}

@@ -171,8 +171,7 @@ class Prefix(nn.Module):
             self.ahead_look = nn.Linear(w, PICTURE[1]) if cameras else None
 
     def forward(self, state: Tensor, text: Tensor, pictures: Mapping[str, Tensor], robot: Tensor, goal: Goal | None = None) -> Tensor:
-        """state: [B, D] normalised, 0 where a robot has no such number; text: [B, E]; pictures: each [B, 16, 112]; robot: [B] ->
-        [B, P W]."""
+        """state: [B, D] normalised, 0 where a robot has no such number; text: [B, E]; pictures: [B, 16, 112]; robot: [B] -> [B, P W]."""
         said = self.text(text)[:, None]
         if goal is not None:
             said = torch.where(goal.told[:, None, None], said, self.absent[1])

@@ -351,8 +351,7 @@ class FlowPolicy(nn.Module):
         return Distillation(Student(self), self.actor, Chain(self), (self.cfg.plan, self.actor.action_in.shape[1]), cfg)
 
     def start(self, batch: int) -> State:
-        """Which of the task's goals it is shown [B], -1 before it is drawn; where plans overlap, what is decided already [B, delay, A] and
-        how much of it is [B]."""
+        """Which goal it is shown [B], -1 before it is drawn; where plans overlap, what is decided [B, delay, A], and how much [B]."""
         delay = 0 if self.head == "one-step" else self.cfg.flow.delay  # one step is told nothing of what is decided
         state: State = {"goal": torch.full((batch,), -1)} if self.aim >= 0 else {}
         return state | ({"ahead": torch.zeros(batch, delay, self.action_dim), "decided": torch.zeros(batch)} if delay else {})

@@ -27,8 +27,7 @@ def mean_pictures(cameras: Sequence[str], frames: Collection[Mapping[str, Tensor
 
 
 def warn_of_turned(obs: Obs, cameras: Sequence[str], thumbs: Tensor) -> None:
-    """Warn of a camera that shows the training's mean picture upside down. obs: pictures [B, 1 or more, H, W, 3]; thumbs: [cameras, 8, 8]
-    of training."""
+    """Warn of a camera that shows training's mean picture upside down. obs: pictures [B, 1 or more, H, W, 3]; thumbs: [cameras, 8, 8]."""
     for key, mean in zip(cameras, thumbs, strict=True):
         if key in obs and obs[key].ndim == 5 and float(mean.std()) > 0:
             live = thumb(torch.as_tensor(obs[key][:, 0], device=thumbs.device)).mean(0)
