@@ -11,7 +11,9 @@ GOAL = 0.99
 
 
 def best(row: Row) -> str:
-    """The first judged step at which the policy succeeded in `GOAL` of the held-out starts or more."""
+    """The first judged step at which the policy succeeded in `GOAL` of the held-out starts or more; – where none was judged."""
+    if not row["curve"]:
+        return "–"
     found = next((point["steps"] for point in row["curve"] if point["success"] >= GOAL), None)
     return "never" if found is None else f"{found:,}"
 
