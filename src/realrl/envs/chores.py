@@ -55,10 +55,11 @@ def _vector(turn: Array) -> Array:
     return found
 
 
-def posed(way: Array, across: Array, now: Array) -> Array:
-    """The hand's turn [3, 3] that points along `way` and opens its fingers along `across`, of both the nearer to `now`."""
-    x = across - way * float(across @ way)
-    x = x / np.linalg.norm(x) * (1.0 if float(x @ now[:, 0]) >= 0 else -1.0)
+def posed(way: Array, across: tuple[float, float, float]) -> Array:
+    """The hand's turn [3, 3] that points along `way` and opens its fingers along `across`, of both the nearer to how an episode begins,
+    from where the wrist has room on either side."""
+    x = np.array(across) - way * float(np.array(across) @ way)
+    x = x / np.linalg.norm(x) * (1.0 if x[1] >= 0 else -1.0)
     return np.stack([x, np.cross(way, x), way], -1)
 
 
@@ -78,13 +79,13 @@ class Hold:
     width: float
 
 
-def fetch(s: Seen, grasp: Array, across: Array, clear: float) -> Array:
+def fetch(s: Seen, grasp: Array, across: tuple[float, float, float], clear: float) -> Array:
     """Open, to above the grasp [3], then down to it."""
-    turn = posed(_DOWN, across, s.turn)
+    turn = posed(_DOWN, across)
     askew = float(np.linalg.norm(_vector(turn @ s.turn.T)))
     aside = float(np.linalg.norm((grasp - s.hand)[:2]))
     if aside < 0.012 and askew < 0.12 and s.gap > 0.07:
-        return to(s, grasp, turn, OPEN, 0.6)
+        return to(s, grasp, turn, OPEN, 0.6 if s.hand[2] < grasp[2] + 0.06 else 1.0)
     if aside > 0.03 and s.hand[2] < grasp[2] + clear - 0.03:
         return to(s, np.array([*s.hand[:2], grasp[2] + clear + 0.03]), s.turn, OPEN)
     return to(s, np.array([*grasp[:2], max(grasp[2] + 0.05, s.hand[2] if aside < 0.02 else grasp[2] + clear)]), turn, OPEN)
@@ -95,13 +96,13 @@ def carry(s: Seen, thing: str, hold: Hold, put: Array, travel: float, clear: flo
     place = s.places[thing]
     way, grasp = put - place, place + np.array(hold.point)
     aside, near = float(np.linalg.norm(way[:2])), float(np.linalg.norm(grasp - s.hand))
-    turn = posed(_DOWN, np.array(hold.across), s.turn)
+    turn = posed(_DOWN, hold.across)
     if aside < 0.015 and -way[2] < 0.012:  # it is there
         return to(s, s.hand if s.gap < 0.06 else s.hand + np.array([0.0, 0.0, 0.1]), turn, OPEN)
     if near > 0.03:
-        return fetch(s, grasp, np.array(hold.across), clear)
+        return fetch(s, grasp, hold.across, clear)
     if s.gap > hold.width + 0.006:
-        return fetch(s, grasp, np.array(hold.across), clear) if near > 0.014 and s.gap > 0.07 else to(s, grasp, turn, SHUT)
+        return fetch(s, grasp, hold.across, clear) if near > 0.014 and s.gap > 0.07 else to(s, grasp, turn, SHUT)
     if aside < 0.015:
         return to(s, s.hand + way, turn, SHUT, 0.4)
     if place[2] < travel - 0.02 and (aside > 0.06 or place[2] < put[2] + 0.03):
@@ -113,12 +114,14 @@ def tow(s: Seen, thing: str, put: Array) -> Array:
     """Draw a dish over the table by its rim from inside, which is as stable as a trailer: first past what lies in the way, then to `put`
     [2]."""
     place = s.places[thing]
-    turn = posed(_DOWN, np.array(_ACROSS), s.turn)
-    aside = s.hand[:2] - place[:2]
-    if float(np.linalg.norm(aside)) > 0.06 or s.hand[2] > place[2] + 0.035:
-        over = float(np.linalg.norm(aside)) > 0.015
+    first = place[1] < put[1] - 0.01
+    turn = posed(_DOWN, _ACROSS if first else _ALONG)  # closed fingers slip over the rim where they are narrow
+    aside = float(np.linalg.norm(s.hand[:2] - place[:2]))
+    askew = float(np.linalg.norm(_vector(turn @ s.turn.T)))
+    if aside > 0.06 or s.hand[2] > place[2] + 0.035 or askew > 0.5:
+        over = aside > 0.015 or askew > 0.3
         return to(s, place + np.array([0.0, 0.0, 0.08 if over else 0.012]), turn, SHUT, 0.8)
-    stop = np.array([max(float(put[0]), 0.06), put[1]]) if place[1] < put[1] - 0.012 else put[:2]
+    stop = put + np.array([0.1, 0.01]) if first else put
     go = stop - place[:2]
     ahead = s.hand[:2] + 0.05 * go / max(float(np.linalg.norm(go)), 0.02)
     return to(s, np.array([*ahead, place[2] + 0.012]), turn, SHUT, 0.6)
@@ -126,7 +129,7 @@ def tow(s: Seen, thing: str, put: Array) -> Array:
 
 def twist(s: Seen, knob: Array) -> Array:
     """Beside the knob's bar, then against its far end."""
-    turn = posed(_DOWN, np.array(_ACROSS), s.turn)
+    turn = posed(_DOWN, _ACROSS)
     off = s.hand - knob
     if off[2] < 0.055 and abs(off[0] - 0.03) < 0.02 and off[1] > -0.08:
         return to(s, np.array([knob[0] + 0.03, s.hand[1] + 0.04, knob[2] + 0.035]), turn, SHUT)
@@ -136,7 +139,7 @@ def twist(s: Seen, knob: Array) -> Array:
 
 def draw(s: Seen, handle: Array) -> Array:
     """From the front, a finger above the handle's bar and one below it, shut, back."""
-    turn = posed(np.array([0.0, -1.0, 0.0]), np.array([0.0, 0.0, 1.0]), s.turn)
+    turn = posed(np.array([0.0, -1.0, 0.0]), (0.0, 0.0, -1.0))
     off = handle - s.hand
     if abs(off[0]) < 0.03 and float(np.hypot(off[1], off[2])) < 0.02:
         held = s.gap <= 0.024
@@ -155,8 +158,13 @@ def stow(s: Seen) -> Array:
         return draw(s, handle)
     if s.turn[2, 2] > -0.95:
         away = s.hand[1] > handle[1] + 0.08 or s.hand[2] > handle[2] + 0.06
-        turn = posed(_DOWN, np.array(_ACROSS), s.turn) if s.hand[2] > handle[2] + 0.1 else s.turn
-        return to(s, s.hand + np.array([0.0, 0.0 if away or s.gap < 0.05 else 0.1, 0.1 if away else 0.0]), turn, OPEN)
+        turn = posed(_DOWN, _ACROSS) if s.hand[2] > handle[2] + 0.1 else s.turn
+        rise = 0.1 if away and s.hand[2] < handle[2] + 0.2 else 0.0
+        return to(s, s.hand + np.array([0.0, 0.0 if away or s.gap < 0.05 else 0.1, rise]), turn, OPEN)
+    bowl = s.places["akita_black_bowl"]
+    under = bowl[2] < handle[2] - 0.04 and bowl[0] > s.places["wooden_cabinet"][0] - 0.19 and bowl[1] < handle[1] + 0.06
+    if under and bowl[2] > 0.915 and s.gap < 0.012 and float(np.linalg.norm(bowl + ASIDE.point - s.hand)) < 0.03:
+        return to(s, s.hand + np.array([-0.05, 0.0, 0.01]), posed(_DOWN, _ALONG), SHUT)  # from below the drawer, before it rises
     return carry(s, "akita_black_bowl", ASIDE, _at(s, "wooden_cabinet", 0, 0.014 + out, 0.168), 1.18)
 
 
@@ -195,7 +203,7 @@ SCRIPTS: dict[str, Script] = {
     "goal-cheese-bowl": lambda s: carry(s, "cream_cheese", CHEESE, _at(s, "akita_black_bowl", 0, 0, 0.06), 1.0),
     "goal-bottle-cabinet": lambda s: carry(s, "wine_bottle", BOTTLE, _at(s, "wooden_cabinet", 0, 0.03, 0.226), 1.17),
     "goal-bottle-rack": lambda s: carry(s, "wine_bottle", BOTTLE, _at(s, "wine_rack", 0, 0.075, 0.22), 1.2),
-    "goal-plate-stove": lambda s: tow(s, "plate", np.array([-0.035, 0.238])),
+    "goal-plate-stove": lambda s: tow(s, "plate", np.array([-0.025, 0.238])),
     "goal-stove-on": lambda s: twist(s, s.places["flat_stove"]),
     **{f"object-{name}": functools.partial(_basket, name=name) for name in GOODS},
 }
