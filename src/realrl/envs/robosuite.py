@@ -140,6 +140,9 @@ def _build(name: str) -> Any:
         raise RealrlError(f"robosuite/{name}: robosuite is not installed ({error}); pip install --no-deps robosuite==1.5.2 numba llvmlite "
                           "termcolor") from error
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    if robosuite.__version__.startswith("1.4."):
+        raise RealrlError(f"robosuite/{name}: robosuite is {robosuite.__version__} here, LIBERO's (best in an environment of its own); "
+                          "recordings are played in a newer one: pip install --no-deps robosuite==1.5.2")
     if name not in robosuite.ALL_ENVIRONMENTS:
         raise RealrlError(f"no task 'robosuite/{name}': robosuite has {', '.join(sorted(robosuite.ALL_ENVIRONMENTS))}")
     return robosuite.make(name, robots="Panda", has_renderer=False, has_offscreen_renderer=False, use_camera_obs=False,
