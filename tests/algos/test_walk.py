@@ -14,7 +14,6 @@ import torch
 
 from realrl import config, envs
 from realrl.algos.admittance import AdmittanceConfig
-from realrl.algos.hil_serl import HILConfig
 from realrl.algos.walk import Gait, Price, WalkConfig, charged, followed, headline, measured, preset, recommanded, rhythm, train
 from realrl.cell.cell import WorkCell
 from realrl.checkpoint import encode
@@ -351,7 +350,7 @@ def test_algorithms_are_one_flag_apart() -> None:
     assert _method("walk", ["--algorithm=sac"])[2] == preset("sac") and _method("walk", ["--algorithm", "magic"])[2] is None
 
 
-@pytest.mark.parametrize("kind", [WalkConfig, AdmittanceConfig, HILConfig])
+@pytest.mark.parametrize("kind", [WalkConfig, AdmittanceConfig])
 def test_who_looks_at_the_state_alone_is_given_no_eyes(kind: Any) -> None:
     with pytest.raises(OutOfBounds, match=r"sight is 'depth': .* looks? at the state alone, leave it out"):
         kind(sight=SightConfig(kind="depth"))
