@@ -198,10 +198,10 @@ def test_a_driver_that_cannot_be_built_is_told_in_a_line(cell, tmp_path, change,
 
 def test_what_breaks_a_simulated_robot_is_ordered_by_hand_and_no_other_robot_has_it(cell, tmp_path, capsys):
     url = served(cell(script=("--sim", "arm/panda-reach", "--port", "0", "--log", "log")))
-    assert cli.main(["robot", "fault", "estop", "--robot", url]) == 0
+    assert cli.main(["robot", "fault", "estop", url]) == 0
     with Link(url, "person") as person:
         assert until(lambda: "estop" in person.ask({"type": "status"})["faults"])
-        assert cli.main(["robot", "fault", "none", "--robot", url]) == 0
+        assert cli.main(["robot", "fault", "none", url]) == 0
 
         def arms() -> bool:
             try:
@@ -210,8 +210,8 @@ def test_what_breaks_a_simulated_robot_is_ordered_by_hand_and_no_other_robot_has
                 return False
 
         assert until(arms)
-    assert cli.main(["robot", "fault", "hiccups", "--robot", url]) == 2 and "known are none, latency" in capsys.readouterr().err
-    assert cli.main(["robot", "fault", "nan", "--robot", served(cell("--arm"))]) == 2 and "only a simulated" in capsys.readouterr().err
+    assert cli.main(["robot", "fault", "hiccups", url]) == 2 and "known are none, latency" in capsys.readouterr().err
+    assert cli.main(["robot", "fault", "nan", served(cell("--arm"))]) == 2 and "only a simulated" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from realrl.robots.settings import ServerConfig
 
 HERE = "ws://127.0.0.1:8770"
+URL = f"address that `realrl robot serve` printed (default: {HERE})"
 SAID = {"arm": "All is well: let the robot follow again. Faults that are still there are named, and keep it held.",
         "ready": "The scene is set up by hand: the episode may begin.",
         "stop": "Brake and hold now, until a person arms it. No emergency stop: that is a button that cuts the drives.",
@@ -54,13 +55,13 @@ def add(commands: Any) -> None:
                     "estop, hot, stall, push, lost, drift, latency, jitter, units, order, sign; none ends them all.",
                     "realrl robot fault estop; realrl robot fault none", _break)
     fault.add_argument("name", metavar="NAME", help="what breaks")
+    fault.add_argument("url", nargs="?", default=HERE, metavar="URL", help=URL)
     fault.add_argument("--value", type=number(0, 1e6), default=1.0, metavar="X", help="how much, in the fault's unit: N of push, s of "
                        "latency and jitter, m/s of drift, share of loss, the number of a channel (from 1) of units, order and sign; 0 "
                        "ends it (default: 1)")
-    fault.add_argument("--robot", default=HERE, metavar="URL", help=f"address that `realrl robot serve` printed (default: {HERE})")
     for name, text in SAID.items():
         said = command(inner, name, text, f"realrl robot {name} ws://127.0.0.1:8770", _say)
-        said.add_argument("url", nargs="?", default=HERE, metavar="URL", help="address that `realrl robot serve` printed")
+        said.add_argument("url", nargs="?", default=HERE, metavar="URL", help=URL)
         said.set_defaults(said=name)
 
 
@@ -177,7 +178,7 @@ def _say(args: argparse.Namespace) -> int:
 
 def _break(args: argparse.Namespace) -> int:
     from realrl.robots.client import Link
-    with Link(args.robot, "person") as link:
+    with Link(args.url, "person") as link:
         for line in told(link.ask({"type": "fault", "name": args.name, "value": args.value})):
             say(line)
     return 0
