@@ -123,7 +123,8 @@ class HILConfig(Scene):
                               "leave one of them out")
         if self.sight.kind not in ("state", "rgb"):
             raise OutOfBounds(HILConfig, "sight", f"is {self.sight.kind!r}: actor and critics look at the state or at pictures (rgb)")
-        if blind := next((name for name in ("init", "symmetric") if getattr(self, name)), None) if self.sight.kind == "rgb" else None:
+        if self.sight.kind == "rgb" and (self.init or self.symmetric):
+            blind = "init" if self.init else "symmetric"
             raise OutOfBounds(HILConfig, blind, "knows the state alone, and sight is rgb: leave one of them out")
         if self.after and self.init:
             raise OutOfBounds(HILConfig, "after", "goes on with a run's own actor, init begins one on a policy: give one of them")
