@@ -120,6 +120,7 @@ class Episode:
     terminated: the task itself ended (never bootstrap); truncated: a clock or a person ended it (bootstrap).
     judged: whether anything says how it ended; where nothing does, `success` is all False and nobody may read it as a failure.
     extra: one row a decision, e.g. `chain` [N, S+1, K, A]; kept in a side file where learning asks for it.
+    cut: whether it is a stretch of a recording that others beside it are stretches of.
     """
 
     obs: Obs
@@ -137,6 +138,7 @@ class Episode:
     seed: int | None = None
     extra: dict[str, Array] = field(default_factory=dict)
     judged: bool = True
+    cut: bool = False
 
     def __len__(self) -> int:
         return len(self.action)
@@ -244,7 +246,15 @@ class Policy(Protocol):
         ...
 
 
-class Agent(Protocol):
+class Stateful(Protocol):
+    """Anything a checkpoint can hold."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> Any: ...
+
+
+class Agent(Stateful, Protocol):
     """Nets, targets and optimisers of one method. "Not updated" means "not stepped"."""
 
     policy: Policy
@@ -252,10 +262,6 @@ class Agent(Protocol):
     def update(self, batch: Any) -> Mapping[str, SupportsFloat]:
         """One learning step on a `Batch` or `Segment`; what one needs to see of it, also as tensors that nobody has waited for."""
         ...
-
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any], /) -> Any: ...
 
 
 class Intervention(Protocol):
@@ -280,14 +286,6 @@ class RewardModel(Protocol):
     def __call__(self, obs: Obs, action: Array, next_obs: Obs) -> tuple[float, float]:
         """(reward, probability that the task is done)."""
         ...
-
-
-class Stateful(Protocol):
-    """Anything a checkpoint can hold."""
-
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any], /) -> Any: ...
 
 
 class Logbook(Protocol):

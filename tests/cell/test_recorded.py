@@ -13,6 +13,7 @@ import torch
 
 from realrl.algos.bc import BCConfig
 from realrl.cell.foresight import Examiner
+from realrl.cell.kept_back import stretches
 from realrl.cell.recordings import follower, read, say_where, sized
 from realrl.cli.main import main
 from realrl.data.store import Store
@@ -175,6 +176,20 @@ def test_an_only_episode_is_cut_in_two(tmp_path: Path) -> None:
     assert "one episode alone" in found.notes[-1]
     again = Store.open(data).read()[0]
     assert len(found.demos[0]) + len(found.held_out[0]) == len(again)
+
+
+def test_a_long_one_is_cut_into_stretches_so_that_its_end_is_learned(tmp_path: Path) -> None:
+    """The end of an only episode was kept back: the lift of the cube was never learned, and asked of who had never seen it."""
+    made = teleoperated(1)
+    long = replace(made[0], **{name: np.concatenate([getattr(made[0], name)] * 8) for name in
+                               ("action", "proposed", "source", "reward", "success", "time", "starts_plan")},
+                   obs={k: np.concatenate([*[x[:-1]] * 8, x[-1:]]) for k, x in made[0].obs.items()})
+    fitted, held = stretches(long, 0.1)
+    assert len(fitted) == 5 and len(held) == 4 and all(e.cut for e in (*fitted, *held))
+    assert np.array_equal(np.concatenate([fitted[0].action, held[0].action, fitted[1].action]), long.action[:len(held[0]) + len(
+        fitted[0]) + len(fitted[1])]) and np.array_equal(fitted[-1].action[-1], long.action[-1])
+    assert sum(map(len, held)) == pytest.approx(0.2 * len(long), abs=4) and sum(map(len, fitted + held)) == len(long)
+    assert fitted[-1].truncated == long.truncated and all(e.truncated and not e.terminated for e in fitted[:-1])
 
 
 @pytest.mark.parametrize("steps", [3, 9])

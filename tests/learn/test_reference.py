@@ -8,7 +8,7 @@ import torch
 
 from realrl.data.views import ChunkView
 from realrl.learn.imitation import prepare
-from realrl.learn.reference import GAINS, PENALTIES, Witness, _simplest, _two_valued, fit_reference, kept_back, resting, trust
+from realrl.learn.reference import GAINS, PENALTIES, Witness, _folds, _simplest, _two_valued, fit_reference, kept_back, resting, trust
 from realrl.nets.reference import Reference
 from realrl.policies.diffusion import DiffusionPolicy, PolicyConfig
 from realrl.robots.embodiment import Embodiment
@@ -72,6 +72,13 @@ def test_of_what_foresees_equally_well_the_simplest_is_taken() -> None:
     error[:, light, 2] = (0.85, 0.95, 0.8, 0.95)
     assert _simplest(error).tolist() == [light, heavy, heavy + len(PENALTIES)]
     assert _simplest(error[:1]).tolist() == [light, light, light], "of one group the best"
+
+
+def test_of_stretches_of_one_recording_a_plan_is_left_out_at_a_time() -> None:
+    """Held out are stretches between them, so no whole one is: the ends of one are not foreseen from the others."""
+    pieces = np.repeat(np.arange(5), 40)
+    assert (_folds(pieces) == pieces).all()
+    assert (_folds(pieces, 16)[:80] == np.repeat(np.arange(5), 16)).all() and (_folds(pieces, 1)[:40] == np.repeat(np.arange(5), 8)).all()
 
 
 def test_two_episodes_are_enough_for_holding_what_is_measured() -> None:

@@ -15,18 +15,19 @@ from realrl.nets.text import words
 from realrl.types import Episode, RealrlError
 
 ENOUGH = 3  # episodes of a text, of which one may be kept back
+STRETCHES, STEPS = 4, 8  # of an only episode, that are kept back: so many, none shorter
 
 
 def kept_back(demos: Sequence[Episode], share: float, data: str, notes: list[str]) -> tuple[list[Episode], list[Episode]]:
     """(to fit, to compare with): the same episodes in every run, evenly spread, because recordings drift from the first to the last; of an
-    only episode its end. Raises RealrlError where that leaves nothing."""
+    only episode `stretches`. Raises RealrlError where that leaves nothing."""
     if len(demos) == 1:
-        (only,) = demos
-        at = min(int(len(only) * (1 - max(share, 0.2))), len(only) - 1)
-        if at < 1:
-            raise RealrlError(f"{data}: one episode of {len(only)} step, there is nothing to learn from it: record more")
-        notes.append(f"one episode alone: its last {len(only) - at} steps are kept to compare with")
-        return [piece(only, 0, at)], [piece(only, at, len(only))]
+        if len(demos[0]) < 2:
+            raise RealrlError(f"{data}: one episode of {len(demos[0])} step, there is nothing to learn from it: record more")
+        fitted, held = stretches(demos[0], share)
+        notes.append(f"one episode alone: {sum(len(e) for e in held)} of its {len(demos[0])} steps are kept to compare with, "
+                     + (f"in {len(held)} stretches" if len(held) > 1 else "its last ones"))
+        return fitted, held
     wanted = min(max(1, round(share * len(demos))), len(demos) - 1)
     back = {int((i + 0.5) * len(demos) / wanted) for i in range(wanted)}
     return [e for i, e in enumerate(demos) if i not in back], [e for i, e in enumerate(demos) if i in back]
@@ -45,12 +46,26 @@ def of_each_text(demos: Sequence[Episode], share: float, data: str, notes: list[
             back |= {mine[int((i + 0.5) * len(mine) / wanted)] for i in range(wanted)}
     if back:
         return [e for i, e in enumerate(demos) if i not in back], [e for i, e in enumerate(demos) if i in back]
-    ends = [min(int(len(e) * (1 - max(share, 0.2))), len(e) - 1) for e in demos]
-    if not any(at >= 1 for at in ends):
+    parts = [stretches(e, share) for e in demos]
+    if not any(fitted for fitted, _ in parts):
         raise RealrlError(f"{data}: episodes of one step, there is nothing to learn from them: record more")
-    notes.append(f"{len(rows)} tasks of one or two episodes each: the last part of every episode is kept to compare with")
-    return ([piece(e, 0, at) for e, at in zip(demos, ends, strict=True) if at >= 1],
-            [piece(e, at, len(e)) for e, at in zip(demos, ends, strict=True) if at >= 1])
+    notes.append(f"{len(rows)} tasks of one or two episodes each: a part of every episode is kept to compare with")
+    return [e for fitted, _ in parts for e in fitted], [e for fitted, back in parts if fitted for e in back]
+
+
+def stretches(episode: Episode, share: float) -> tuple[list[Episode], list[Episode]]:
+    """(to fit, to compare with) of one episode that has to serve for both: stretches over all of it, a fifth at least, are kept back, so
+    that its end is learned, too, and nobody is asked what they were never shown; where these were too short, its end. One step has nothing
+    to fit."""
+    kept = max(share, 0.2) * len(episode)
+    if kept < STRETCHES * STEPS:
+        at = min(int(len(episode) - kept), len(episode) - 1)
+        return [piece(episode, 0, at)] if at else [], [piece(episode, at, len(episode))]
+    middles = (np.arange(STRETCHES) + 0.5) * len(episode) / STRETCHES
+    edges = np.stack([middles, middles], -1) + np.array([-0.5, 0.5]) * kept / STRETCHES
+    cuts = [0, *edges.round().astype(int).reshape(-1).tolist(), len(episode)]
+    pieces = [replace(piece(episode, a, b), cut=True) for a, b in pairwise(cuts)]
+    return pieces[::2], pieces[1::2]
 
 
 def piece(episode: Episode, start: int, stop: int) -> Episode:

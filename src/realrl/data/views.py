@@ -53,7 +53,7 @@ class ChunkView:
             raise RealrlError("no episodes to learn from: record or import some first (realrl data demos)")
         for number, episode in enumerate(episodes):
             _check_finite(episode, number)
-        self.chunk, self.gamma = chunk, gamma
+        self.chunk, self.gamma, self.cut = chunk, gamma, all(e.cut for e in episodes)
         lengths = np.array([len(e) for e in episodes])
         first_frame = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
         first_step = np.concatenate([[0], np.cumsum(lengths)[:-1]])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e3, 1e9)  # of the ridge, against features of unit variance; the last adds nothing
 BEGINNINGS = ("hold", "hold and motion", "mean", "line", "line and motion")
+SHORTEST = 8  # decisions of one recording that are left out together
 FOLDS, ROWS = 5, 20_000  # episodes are left out in so many groups; no more decisions than that are looked at
 SPREAD = 3.0  # what the network draws reaches this many standard deviations of what the reference leaves over
 GAINS, CHANCE = (0.0, 0.25, 0.5, 0.75, 1.0), 0.05
@@ -53,7 +54,7 @@ def fit_reference(reference: Reference, view: ChunkView, robot: Embodiment | Non
     state, action = batch.obs["state"].cpu().double().numpy(), batch.action.cpu().double().numpy()
     valid, episode = batch.valid.cpu().numpy(), view.episode[rows].cpu().numpy()
     table = _Table(state, action, robot, FAR if ridge else REACH)
-    begin, weight, bias = _chosen(table, valid, _folds(episode), ridge)
+    begin, weight, bias = _chosen(table, valid, _folds(episode, view.chunk if view.cut else 0), ridge)
     left = (action - table.chunks(begin, weight, bias)) * valid[..., None]
     spread = np.sqrt((left ** 2).sum(0) / np.maximum(valid.sum(0), 1)[:, None])
     scale = np.maximum(SPREAD * spread, 1e-3)  # of the half range: a joint that hardly moves does not explode
@@ -208,8 +209,11 @@ def kept_back(episode: Tensor, share: float, wanted: int = 0) -> tuple[Tensor, T
     return (~back).nonzero().squeeze(-1), rows[torch.linspace(0, len(rows) - 1, min(len(rows), 1024), device=rows.device).long()]
 
 
-def _folds(episode: Array) -> Array:
-    """Which group [N] a decision is left out with: its episode's, or its stretch of the only one."""
+def _folds(episode: Array, stretch: int = 0) -> Array:
+    """Which group [N] a decision is left out with: its episode's, or its stretch of the only one. stretch: decisions, where episodes are
+    stretches of one recording: what lies between them is asked for, so no whole one is left out, but what a plan or eight steps see."""
+    if stretch:
+        return np.arange(len(episode)) // max(stretch, SHORTEST) % FOLDS
     names, number = np.unique(episode, return_inverse=True)
     return number % FOLDS if len(names) > 1 else np.arange(len(episode)) * FOLDS // len(episode)
 
