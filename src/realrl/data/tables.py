@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from realrl.data import cells
+from realrl.data import cells, depth
 from realrl.data.errors import BLIND, DAMAGED, legible, line, mend, plain
 from realrl.files import within
 from realrl.types import Array, RealrlError
@@ -274,7 +274,7 @@ def read_frames(path: Path, features: Features, start: int = 0, stop: int | None
             skipped = int(file.ends[groups[0] - 1]) if groups and groups[0] else 0
             table = file.read(groups, wanted).slice(start - skipped, stop - start)
         return {name: to_numpy(table[name], name, features[name]) if name in numbers else
-                cells.decoded(table[name], f"{path}: {name}", path, start) for name in wanted}
+                depth.cells(cells.decoded(table[name], where := f"{path}: {name}", path, start), where, features[name]) for name in wanted}
     except FileNotFoundError:
         raise
     except Unlike as error:
@@ -310,7 +310,8 @@ def glance(path: Path, features: Features) -> None:
                     empty = column.is_null() if plain else column.field("bytes").is_null()
                     wanted = sorted({0, len(column) - 1, *np.flatnonzero(empty.to_numpy(zero_copy_only=False)).tolist()[:9]})
                     for i in wanted:
-                        cells.picture(column[i].as_py(), f"{path}: {name}, row {end - len(column) + i}", path)
+                        where = f"{path}: {name}, row {end - len(column) + i}"
+                        depth.cells(cells.picture(column[i].as_py(), where, path)[None], where, features[name])
     except (FileNotFoundError, *DAMAGED):  # who reads its numbers says so
         return
 

@@ -330,6 +330,22 @@ def test_text_in_place_of_a_picture_and_distances_among_colours_are_said(tmp_pat
     assert (found.demos[0].obs["depth.top"] == 700).all()
 
 
+@pytest.mark.parametrize(("about", "wanted"), [
+    ({"depth_scale": 0.00025}, 175), ({"is_depth_map": True, "depth_unit": "m"}, "how many metres a step is"),
+    ({"pix_fmt": "gray12le", "depth_min": 0.0, "depth_max": 4.095, "shift": 0.0, "use_log": False}, 700)])
+def test_depth_in_cells_is_read_in_its_unit(about: dict[str, Any], wanted: int | str, tmp_path: Path) -> None:
+    kept = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 700, np.uint16)).save(kept, "PNG")
+    told = {"dtype": "image", "shape": [8, 8, 1], "info": about}
+    root = theirs(tmp_path / "d", put(CAMERA, lambda i, n: [kept.getvalue()] * n), **{CAMERA: told})
+    if isinstance(wanted, str):
+        assert wanted in refused(root) and any(wanted in line for line in wrong(root))
+    else:
+        assert (open_dataset(root).read()[1].obs["images.top"] == wanted).all() and not wrong(root)
+    eight = theirs(tmp_path / "e", put(CAMERA, lambda i, n: [shade(3)] * n), **{CAMERA: told | {"info": {"is_depth_map": True}}})
+    assert "in pictures of 8 bits, whose unit nobody tells; do without the camera" in refused(eight) and wrong(eight)
+
+
 def test_cells_without_a_picture_and_pictures_of_several_sizes_are_refused(tmp_path: Path) -> None:
     told = refused(celled(tmp_path / "a", lambda i, t: None if (i, t) == (1, 1) else {"bytes": shade(t), "path": None}))
     assert f"{CAMERA}, row 7 is empty; do without the camera" in told and "row 7 is empty" in wrong(tmp_path / "a")[0]
