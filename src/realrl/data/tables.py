@@ -240,7 +240,8 @@ def newest(tables: Sequence[pa.Table], root: Path) -> pa.Table:
     index = rows["episode_index"].to_numpy()
     if (np.diff(index) > 0).all():
         return rows
-    _, last = np.unique(index[::-1], return_index=True)
+    begins = np.stack([index, rows["dataset_from_index"].to_numpy()])
+    _, last = np.unique(begins[:, ::-1], axis=1, return_index=True)
     return rows.take(pa.array(len(index) - 1 - last))
 
 

@@ -131,6 +131,13 @@ def test_a_repair_gives_episodes_of_one_number_their_own(tmp_path: Path) -> None
         assert (a.action == b.action).all()
 
 
+def test_episodes_that_share_a_number_are_all_read(tmp_path: Path) -> None:
+    straight, root = theirs(tmp_path / "straight"), theirs(tmp_path / "d", numbers=(0, 1, 1))
+    assert not wrong(root) and any("[1] are several each, by one number" in line for line in warned(root))
+    for a, b in zip(open_dataset(root).read(), open_dataset(straight).read(), strict=True):
+        assert (a.action == b.action).all()
+
+
 def test_a_table_that_is_longer_than_its_row_says_is_refused(tmp_path: Path) -> None:
     lines = (root := made(tmp_path / "d")) / "meta/episodes.jsonl"
     lines.write_text(lines.read_text().replace('"length": 4', '"length": 3'))
