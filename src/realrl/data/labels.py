@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from realrl.data import schema, side, tables
 from realrl.data.schema import LABEL as LABEL
-from realrl.data.schema import OUTCOMES, Info
+from realrl.data.schema import Info
+from realrl.data.words import OUTCOMES
 from realrl.files import lock, unwritable
 from realrl.types import Array, RealrlError
 

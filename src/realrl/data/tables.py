@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from realrl.data import cells, depth
+from realrl.data import cells, depth, words
 from realrl.data.errors import BLIND, DAMAGED, legible, line, mend, plain
+from realrl.data.words import FRAMES
 from realrl.files import within
 from realrl.types import Array, RealrlError
 
@@ -39,8 +40,8 @@ class Unlike(ValueError):
 
 
 def stored(features: Features) -> Features:
-    """The features that are columns of numbers in the data files (videos, pictures and texts are not)."""
-    return {name: f for name, f in features.items() if _numeric(f["dtype"])}
+    """The features that are columns of numbers in the data files (videos, pictures and texts are not), and words of success."""
+    return {name: f for name, f in features.items() if _numeric(f["dtype"]) or (f["dtype"] == "string" and name in FRAMES)}
 
 
 def cameras(features: Features) -> Features:
@@ -228,7 +229,8 @@ def episodes(root: Path, stats: bool = False) -> pa.Table:
 
 
 def newest(tables: Sequence[pa.Table], root: Path) -> pa.Table:
-    """One table, one row an episode, by episode_index; where two tables (oldest first) hold the same episode the later one counts.
+    """One table, one row an episode, by episode_index; where two tables (oldest first) hold the same episode the later one counts. Rows of
+    one number whose frames begin apart are of two episodes.
 
     root: the dataset. Raises RealrlError when they do not fit together.
     """
@@ -332,6 +334,8 @@ def to_arrow(x: Array) -> pa.Array:
 def to_numpy(column: pa.ChunkedArray, name: str, feature: Features) -> Array:
     """A column as [T, ...], an empty cell of floats as NaN. Others write a wider float or integer than info.json says, or whole numbers or
     flags in another type, whose values the type said can hold; anything else raises `Unlike`."""
+    if name in FRAMES and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return words.numbers(column.to_pylist(), name)
     values, dtype, shape = column.combine_chunks(), np.dtype(feature["dtype"]), list(feature["shape"])
     rows, size, there = len(values), math.prod(shape), None
     if pa.types.is_nested(values.type) and values.null_count:

@@ -24,7 +24,8 @@ from realrl.data.cache import cameras
 from realrl.data.errors import POINTER
 from realrl.data.formats import open_dataset
 from realrl.data.schema import DATA_PATH, VIDEO_PATH
-from realrl.data.tools.check import check
+from realrl.data.tools.check import check, describe
+from realrl.data.tools.repair import repair
 from realrl.scene import RecordedConfig, SightConfig, SightKind
 from realrl.types import Array, Episode, RealrlError
 
@@ -149,7 +150,8 @@ def test_holes_and_empty_episodes_are_read_but_ours_lost_something(tmp_path: Pat
 
 @pytest.mark.parametrize(("name", "cells"), [
     ("outcome", ("success", "failure")), ("is_episode_successful", (True, False)), ("episode_outcome", (1, 0)), ("failed", (False, True)),
-    ("task_success", ("passed", "failed"))])
+    ("task_success", ("passed", "failed")), ("failed", ("false", "yes")), ("failure", ("success", "failure")), ("result", ("good", "bad")),
+    ("is_success", ("y", "n"))])
 def test_outcomes_under_other_names(tmp_path: Path, name: str, cells: tuple[Any, Any]) -> None:
     root = theirs(tmp_path / "row", row=lambda i: {name: cells[i == 1]})
     assert [e.succeeded for e in open_dataset(root).read()] == [True, False, True]
@@ -159,6 +161,21 @@ def test_outcomes_under_other_names(tmp_path: Path, name: str, cells: tuple[Any,
 def test_outcomes_in_every_frame_under_other_names(tmp_path: Path, name: str) -> None:
     root = theirs(tmp_path / "d", put(name, lambda i, n: np.full(n, i != 1)), **{name: {"dtype": "bool", "shape": [1]}})
     assert [e.succeeded for e in open_dataset(root).read()] == [True, False, True]
+
+
+@pytest.mark.parametrize(("dtype", "cells", "wanted"), [
+    ("string", lambda i, n: ["failure" if i == 1 else "success"] * n, [True, False, True]),
+    ("string", lambda i, n: [""] * (n - 1) + [("Success", "", "failed")[i]], [True, None, False]),
+    ("float32", lambda i, n: np.full(n, (1.0, np.nan, 0.0)[i], np.float32), [True, None, False]),
+    ("float32", lambda i, n: np.full(n, (0.2, 0.9, 1.0)[i], np.float32), [None, None, True])])
+def test_outcomes_in_every_frame_as_words_gaps_and_guesses(dtype: str, cells: Any, wanted: list[bool | None], tmp_path: Path) -> None:
+    root = theirs(tmp_path / "d", put("next.success", cells), **{"next.success": {"dtype": dtype, "shape": [1]}})
+    for _ in range(2):  # as it lies, and repaired
+        assert [e.succeeded if e.judged else None for e in open_dataset(root).read()] == wanted
+        assert [good for good, n in describe(root)["outcomes"].items() if n] == sorted(
+            {"success" if w else "unknown" if w is None else "failure" for w in wanted}, key=["success", "failure", "unknown"].index)
+        assert not wrong(root)
+        assert repair(root).kept == 3
 
 
 @pytest.mark.parametrize("stamps", [lambda n: np.full(n, 1.7e9) + np.arange(n) / FPS, lambda n: np.full(n, np.nan), np.zeros])

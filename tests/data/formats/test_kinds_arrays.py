@@ -64,8 +64,9 @@ def test_flags_of_the_next_step_and_words_of_each_episode_say_who_succeeded(tmp_
 def test_outcomes_as_words_and_two_robots(tmp_path: Path) -> None:
     words = buffer(tmp_path / "words.zarr", STEPS, meta={"episode_success": np.array(["success", "Failure", "success"])})
     assert [e.succeeded for e in diffusion_policy.read(words).episodes] == [True, False, True]
-    other = buffer(tmp_path / "other.zarr", STEPS, meta={"outcome": np.array(["red", "blue", "success"])})
-    assert not any(e.judged for e in diffusion_policy.read(other).episodes)
+    for name, told in {"outcome": np.array(["red", "blue", "success"]), "success": np.array([0.2, 0.9, 1.0])}.items():
+        other = buffer(tmp_path / f"{name}.zarr", STEPS, meta={name: told})
+        assert not any(e.judged for e in diffusion_policy.read(other).episodes)
     arms = {f"robot{i}_{name}": np.full((15, n), i + 1.0) for i in range(2) for name, n in (("eef_pos", 3), ("gripper_width", 1))}
     assert next(diffusion_policy.read(buffer(tmp_path / "umi.zarr", arms)).episodes).action[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
 

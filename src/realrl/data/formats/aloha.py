@@ -27,10 +27,12 @@ from typing import Any
 
 import numpy as np
 
+from realrl.data import words
 from realrl.data.formats import actions, common, episode_files, hdf5, pictures, senses
 from realrl.data.formats.common import Imported
 from realrl.data.formats.hdf5 import library as library
-from realrl.data.schema import OUTCOMES, WORDS, outcome
+from realrl.data.schema import outcome
+from realrl.data.words import OUTCOMES, VERDICTS
 from realrl.files import within
 from realrl.types import Array, Episode, RealrlError, Source
 
@@ -172,10 +174,11 @@ def _scan(files: Sequence[Path], missing: str) -> tuple[dict[Path, _Take], list[
 def _take(file: Any, path: Path) -> _Take:
     arrays = {name: held for name, found in hdf5.leaves(file, order=hdf5.in_order).items() if (held := _held(found)) is not None}
     told = {name: hdf5.attribute(file, name) for name in (*OUTCOMES, *TEXTS, *RATES, "robot_type", "robot")}
-    told |= {n: bool((x > 0).any()) for n in OUTCOMES if told[n] is None and n in arrays and (x := hdf5.array(file, n)) is not None}
+    told |= {n: bool(won.any()) for n in OUTCOMES if told[n] is None and n in arrays and (x := hdf5.array(file, n)) is not None
+             and (won := words.frames(x)) is not None}
     for folder in (part.lower() for part in reversed(path.parts[-4:-1])):
-        if folder in WORDS and folder.startswith(("succ", "fail")) and outcome(told) is None:  # a folder "1" is a number, not a verdict
-            told["success"] = WORDS[folder]
+        if folder in VERDICTS and folder.startswith(("succ", "fail")) and outcome(told) is None:
+            told["success"] = VERDICTS[folder]
     robot = next((t for n in ("robot_type", "robot") if isinstance(t := told[n], str) and t), "unknown")
     return _Take(arrays, next((told[n] for n in RATES if told[n] is not None), None),
                  next((t for n in TEXTS if isinstance(t := told[n], str) and t), None), robot, outcome(told))

@@ -31,11 +31,12 @@ from typing import Any
 
 import numpy as np
 
+from realrl.data import words
 from realrl.data.formats import actions, common, senses, zarr_files
 from realrl.data.formats.common import Imported
 from realrl.data.formats.zarr_files import Buffer, Rows, Unread
 from realrl.data.formats.zarr_files import library as library
-from realrl.data.schema import FAILURES, OUTCOMES, SUCCESSES, WORDS
+from realrl.data.words import FAILURES, OUTCOMES, SUCCESSES
 from realrl.types import Array, Episode, RealrlError, Source
 
 NAME = "diffusion_policy"
@@ -174,14 +175,15 @@ def _told(files: Buffer, episodes: int) -> _Judged | None:
     for name in OUTCOMES:
         if name not in files.arrays("meta"):
             continue
-        if (words := files.texts(f"meta/{name}")) is not None:
-            if len(words) == episodes and {word.strip().lower() for word in words} <= WORDS.keys():
-                won = np.array([WORDS[word.strip().lower()] for word in words]) != (name in FAILURES)
-                return _Judged(won, won, f"meta/{name} says so")
+        if (texts := files.texts(f"meta/{name}")) is not None:
+            if len(texts) == episodes and not np.isnan(told := words.numbers(texts, name)).any():
+                return _Judged(told > 0, told > 0, f"meta/{name} says so")
             continue
         found = files.array(f"meta/{name}")
-        if found is not None and found.shape[0] == episodes and np.prod(found.shape[1:]) == 1:
-            won = (found.read(0, episodes).reshape(-1) > 0) != (name in FAILURES)
+        fits = found is not None and found.shape[0] == episodes and np.prod(found.shape[1:]) == 1
+        flags = words.frames(found.read(0, episodes).reshape(-1)) if found is not None and fits else None
+        if flags is not None:
+            won = flags != (name in FAILURES)
             return _Judged(won, won, f"meta/{name} says so")
     return None
 
@@ -229,8 +231,8 @@ def _judged(flags: dict[str, Array], names: dict[str, str], ends: Array) -> _Jud
     paid = nobody.astype(np.float64) if reward is None else reward[last]
     sparse = reward is not None and bool(paid.any()) and not np.delete(reward, last).any()
     ended, timed = (nobody if x is None else x[last] > 0 for x in (done, late))
-    if "success" in flags:
-        won = np.logical_or.reduceat(flags["success"] > 0, np.append(0, ends[:-1]))
+    if "success" in flags and (solved := words.frames(flags["success"])) is not None:
+        won = np.logical_or.reduceat(solved, np.append(0, ends[:-1]))
         return _Judged(won, won | (ended & ~timed), f"{names['success']} is set in them")
     if (sparse or (paid > 0).any()) and (sparse or ended.any()):  # some ends are paid: RL-100 gives 2 for success and -1 for failure
         won = (paid > 0) & (ended if done is not None else ~nobody)

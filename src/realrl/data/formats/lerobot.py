@@ -264,7 +264,7 @@ class _Plan:
         known = {*INDICES, "action", "time", "source", "starts_plan", *(alias for names in ALIASES.values() for alias in names)}
         features = self.data.info["features"]
         numbers = tables.stored(features)
-        other = [name for name in features if (name not in known or features[name]["dtype"] == "string")
+        other = [name for name in features if (name not in known or name not in numbers)
                  and not name.startswith("observation.")]
         common.only(self.keep, [name for name in other if name in numbers], "column of numbers", self.data.dir)
         if not (lost := [name for name in other if name not in self.keep]):

@@ -34,10 +34,12 @@ from typing import Any
 
 import numpy as np
 
+from realrl.data import words
 from realrl.data.formats import actions, common, episode_files, hdf5, pictures, senses
 from realrl.data.formats.common import Imported
 from realrl.data.formats.hdf5 import library as library
-from realrl.data.schema import OUTCOMES, outcome
+from realrl.data.schema import outcome
+from realrl.data.words import OUTCOMES
 from realrl.types import Array, Episode, Obs, RealrlError, Source
 
 NAME = "robomimic"
@@ -258,7 +260,8 @@ def _told(demo: Any) -> bool | None:
     """Whether a demonstration succeeded, by its attribute, or by an array of that name; None where it has none."""
     found: dict[str, Any] = {name: hdf5.attribute(demo, name) for name in OUTCOMES}
     there = hdf5.names(demo)
-    found |= {n: bool((x > 0).any()) for n in OUTCOMES if found[n] is None and n in there and (x := hdf5.array(demo, n)) is not None}
+    found |= {n: bool(won.any()) for n in OUTCOMES if found[n] is None and n in there and (x := hdf5.array(demo, n)) is not None
+              and (won := words.frames(x)) is not None}
     return outcome(found)
 
 

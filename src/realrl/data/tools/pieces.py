@@ -30,7 +30,6 @@ from realrl.data.schema import (
     ALIASES,
     DATA_PATH,
     EPISODES_PATH,
-    OUTCOMES,
     VIDEO_PATH,
     Info,
     data_file,
@@ -43,6 +42,7 @@ from realrl.data.schema import (
 from realrl.data.stats import column_stats, stored_stats
 from realrl.data.tables import VIDEO_FIELDS, FileKey, cameras, stored
 from realrl.data.tools import cuts
+from realrl.data.words import OUTCOMES
 from realrl.types import Array, RealrlError
 
 

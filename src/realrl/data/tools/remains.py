@@ -23,6 +23,7 @@ from realrl.data.schema import Info
 from realrl.data.tables import Parquet, cameras, stored
 from realrl.data.tools.pieces import SourceSet
 from realrl.data.tools.salvage import guessed_info, refuse_old
+from realrl.data.words import OUTCOMES
 from realrl.types import Array, RealrlError
 
 Part = tuple[int, int, int]  # (row group, first row, row after the last)
@@ -287,7 +288,7 @@ class Remains(SourceSet):
         if take.row is not None and n != (told := int(self.cell(take, "length"))):
             return f"{n} of its {told} frames are left"
         for name, x in columns.items():
-            if x.dtype.kind == "f" and not (ok := np.isfinite(x).reshape(n, -1).all(1)).all():
+            if x.dtype.kind == "f" and not (ok := np.isfinite(x).reshape(n, -1).all(1)).all() and not schema.says_nothing(name, x):
                 return f"{name} is NaN or infinite at frame {int(np.argmin(ok))}"
         given = columns.get("frame_index", frame).reshape(n)
         if take.row is None and (given != frame).any():
@@ -362,7 +363,7 @@ class Remains(SourceSet):
 
     def _judged(self) -> bool:
         """Whether episodes of this dataset are judged: not where every row that is left has an empty cell for it."""
-        told = [self._all_rows[name] for name in schema.OUTCOMES if name in self._all_rows.column_names]
+        told = [self._all_rows[name] for name in OUTCOMES if name in self._all_rows.column_names]
         return not told or not len(self._all_rows) or any(cells.null_count < len(cells) for cells in told)
 
     def _kept_rows(self) -> pa.Table:
