@@ -201,20 +201,39 @@ def test_a_film_that_a_link_leads_to_is_not_taken_for_missing(tmp_path: Path) ->
         material(root)
 
 
+@BOTH
+def test_a_film_of_another_rate_whose_pictures_are_there_is_no_error(version: str, tmp_path: Path) -> None:
+    root = made(tmp_path / "d", version, shown=lambda t: np.round(t + 0.01 * np.sin(9 * t), 3))
+    assert not wrong(root) and any("each frame has its picture, read all the same" in line for line in warned(root))
+    assert seen(open_dataset(root).read()[0])[:3] == [0, 1, 2]
+
+
 def test_two_steps_are_too_few(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="1 step to imitate beside what is kept"):
         material(made(tmp_path / "d", lengths=(2,)))
 
 
 def test_codecs_that_cannot_be_copied_are_encoded_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """MPEG-4's and VP9's packets are not written into a file of their own by whoever did not encode them."""
+    """MPEG-4's and VP9's packets are not written into a file of their own by whoever did not encode them, VP8's into no mp4 at all."""
     import av
-    root = made(tmp_path / "d", lengths=(4, 4))
-    for i, codec in enumerate(("mpeg4", "libvpx-vp9")):
-        with av.open(str(root / f"videos/chunk-000/observation.images.top/episode_00000{i}.mp4"), "w") as out:
+    root = made(tmp_path / "d", lengths=(4, 4, 4))
+    for i, codec in enumerate(("mpeg4", "libvpx-vp9", "libvpx")):
+        with av.open(str(root / f"videos/chunk-000/observation.images.top/episode_00000{i}.mp4"), "w", "webm" if i == 2 else None) as out:
             stream: Any = out.add_stream(codec, rate=20)
             stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
             for k in (*range(4), None):
                 out.mux(stream.encode(None if k is None else av.VideoFrame.from_ndarray(np.full((32, 48, 3), 10 * k, np.uint8))))
-    assert "2 of 2 episodes are encoded again" in run(capsys, "import", root, "--out", tmp_path / "out")
-    assert [seen(e) for e in Store.open(tmp_path / "out").read()] == [[0, 1, 2, 3, 3]] * 2
+    assert "3 of 3 episodes are encoded again" in run(capsys, "import", root, "--out", tmp_path / "out")
+    assert [seen(e) for e in Store.open(tmp_path / "out").read()] == [[0, 1, 2, 3, 3]] * 3
+
+
+def test_what_mends_a_film_is_typed_to_who_takes_it(tmp_path: Path) -> None:
+    root = made(tmp_path / "d", lengths=(4, 4))
+    path = root / "videos/chunk-000/observation.images.top/episode_000001.mp4"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"avc1", b"zzz1"))
+    told = refused(root)
+    assert "encode it again (ffmpeg -i FILE -c:v libx264 NEW.mp4), else do without the camera: --sight.cameras" in told
+    at = whole.index(b"moov") - 8
+    path.write_bytes(whole[:at - 60] + bytes(60) + whole[at:])
+    assert "--option missing=episodes of 'realrl data import'" in (told := refused(root)) and "--images" not in told

@@ -359,8 +359,10 @@ class _Plan:
             packets = self._with_last(path, seconds, packets)
         if packets is None or (self.last == "drop" and packets[-1].pts != len(packets) - 1):
             return None
-        header = replace(video.header(path), fps=Fraction(self.data.fps).limit_denominator(1001))
-        return (header, packets) if header.codec in video.CODECS or video.playable(header, packets) else None
+        with contextlib.suppress(RealrlError):  # of a codec that mp4 does not hold (VP8); damage shows when the pictures are decoded
+            header = replace(video.header(path), fps=Fraction(self.data.fps).limit_denominator(1001))
+            return (header, packets) if header.codec in video.CODECS or video.playable(header, packets) else None
+        return None
 
     def _with_last(self, path: Path, seconds: Array, own: list[Packet]) -> list[Packet] | None:
         """The packets and that of the picture after the last action, which lies behind the episode, after copies of the packets that it
