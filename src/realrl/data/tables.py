@@ -35,6 +35,10 @@ MOST_TASKS = 10**6  # in a set; a larger task_index is damage
 SIDE = 8  # pixels: fewer are no picture
 
 
+TAKE_OUT = "take it out of meta/info.json if nobody needs it"
+EVEN = f"write vectors of one length there, or {TAKE_OUT}"
+
+
 class Unlike(ValueError):
     """A column is whole, but not what info.json says; the text ends with what mends that."""
 
@@ -47,6 +51,14 @@ def stored(features: Features) -> Features:
 def cameras(features: Features) -> Features:
     """The features that are videos, depth included."""
     return {name: f for name, f in features.items() if f["dtype"] == "video"}
+
+
+def numeric(kind: pa.DataType) -> str:
+    """The dtype of the numbers in cells of this type, "" where they hold none."""
+    while pa.types.is_nested(kind) and not pa.types.is_struct(kind):
+        kind = kind.value_type
+    plain = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return str(np.dtype(kind.to_pandas_dtype())) if plain else ""
 
 
 def _numeric(dtype: str) -> bool:
@@ -344,17 +356,20 @@ def to_numpy(column: pa.ChunkedArray, name: str, feature: Features) -> Array:
     try:
         values = _flat(values, feature.get("names"))
     except ValueError as error:
-        raise Unlike(f"{name} has cells of several lengths; write vectors of one length there") from error
+        raise Unlike(f"{name} has cells of several lengths; {EVEN}") from error
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        raise Unlike(f"{name} is text, info.json says {dtype}; write numbers there, or {TAKE_OUT}")
     if dtype.kind != "f" and (values.null_count or there is not None):
         raise Unlike(f"{name} has empty cells; leave it out of meta/info.json if nobody needs it, else fill them")
     full = rows if there is None else int(there.sum())
     if len(values) != full * size:
-        each = f"{len(values) // full} numbers a frame" if full and len(values) % full == 0 else "frames of several lengths"
-        raise Unlike(f"{name} has {each}, info.json says {shape}; correct its shape in meta/info.json, or keep such episodes apart")
+        if not full or len(values) % full:
+            raise Unlike(f"{name} has frames of several lengths, info.json says {shape}; {EVEN}")
+        raise Unlike(f"{name} has {len(values) // full} numbers a frame, info.json says {shape}; correct its shape in meta/info.json, or "
+                     "keep such episodes apart")
     flat: Array = values.to_numpy(zero_copy_only=False)
     if flat.dtype.kind != dtype.kind and not _fits(flat, dtype):
-        mend = "write numbers there" if flat.dtype.kind in "OUS" else "correct its dtype in meta/info.json"
-        raise Unlike(f"{name} is {flat.dtype}, info.json says {dtype}; {mend}")
+        raise Unlike(f"{name} is {flat.dtype}, info.json says {dtype}; correct its dtype in meta/info.json")
     flat = flat.astype(dtype, copy=False)
     if there is not None:
         held, flat = flat.reshape(full, size), np.full((rows, size), np.nan, dtype)

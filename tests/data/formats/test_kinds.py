@@ -99,12 +99,27 @@ def test_numbers_in_another_type_are_read_where_the_type_said_can_hold_them(tmp_
     assert "next.done is int64, info.json says bool; correct its dtype in meta/info.json" in told
 
 
+@pytest.mark.parametrize("word", ["list", "torch.float32", "bfloat16"])
+def test_a_type_that_is_none_is_that_of_the_column(word: str, tmp_path: Path) -> None:
+    told = {"dtype": word, "shape": [2]}
+    straight, root = theirs(tmp_path / "straight"), theirs(tmp_path / "d", **{"action": told, "observation.state": told})
+    for a, b in zip(open_dataset(root).read(), open_dataset(straight).read(), strict=True):
+        assert (a.action == b.action).all() and (a.obs["state"] == b.obs["state"]).all()
+    assert not wrong(root)
+    words = theirs(tmp_path / "words", put("action", lambda i, n: ["left"] * n), action={"dtype": "string", "shape": [1]})
+    assert "action is of dtype string in meta/info.json, and only numbers can be imitated; name the column" in refused(words)
+    assert len(wrong(words)) == 1
+
+
 def test_a_shape_that_info_json_has_wrong_is_named_and_no_repair_drops_what_is_whole(tmp_path: Path) -> None:
     told = refused(theirs(tmp_path / "a", action={"dtype": "float32", "shape": [7]}))
     assert "action has 2 numbers a frame, info.json says [7]; correct its shape in meta/info.json" in told and "repair" not in told
     assert any("correct its shape" in line and "repair" not in line for line in wrong(tmp_path / "a"))
     ragged = put("observation.state", lambda i, n: [[0.5] * (1 + (t == 2)) for t in range(n)])
-    assert "frames of several lengths" in refused(theirs(tmp_path / "b", ragged))
+    told = refused(theirs(tmp_path / "b", ragged))
+    assert "frames of several lengths" in told and "write vectors of one length there, or take it out of meta/info.json" in told
+    told = refused(theirs(tmp_path / "d", put("action", lambda i, n: ["0.1 0.2"] * n)))
+    assert "action is text, info.json says float32; write numbers there" in told
     told = refused(theirs(tmp_path / "c", extra={"dtype": "float32", "shape": [1]}))
     assert "has no column extra, which info.json lists; take it out of meta/info.json" in told and "repair" not in told
 

@@ -264,9 +264,10 @@ class _Plan:
         known = {*INDICES, "action", "time", "source", "starts_plan", *(alias for names in ALIASES.values() for alias in names)}
         features = self.data.info["features"]
         numbers = tables.stored(features)
-        other = [name for name in features if (name not in known or name not in numbers)
-                 and not name.startswith("observation.")]
+        other = [name for name in features if (name not in known or name not in numbers) and not name.startswith("observation.")]
         common.only(self.keep, [name for name in other if name in numbers], "column of numbers", self.data.dir)
+        texts = [name for name, f in features.items() if name not in numbers and f["dtype"] not in ("video", "image")]
+        other += [name for name in texts if name.startswith("observation.")]
         if not (lost := [name for name in other if name not in self.keep]):
             return []
         able = [name for name in lost if name in numbers]

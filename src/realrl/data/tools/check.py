@@ -86,8 +86,6 @@ def _legacy(root: Path) -> Legacy | None:
 def _check_use(root: Path, info: Info, rows: pa.Table) -> Iterator[Problem]:
     """What no training takes."""
     where, features = f"{root}/meta/info.json", PLAIN.checked(root, info).features(info)
-    if "action" in features and "action" not in tables.stored(features):
-        yield Problem("error", where, f"action is of dtype {features['action']['dtype']}, no numbers", "only numbers can be imitated")
     try:
         require_action(root, features)
     except RealrlError as error:
