@@ -25,6 +25,9 @@ NOTHING_AFTER = ("no observation after an episode's last action: the one before 
                  "last='drop' leaves that action out")
 ACTION = re.compile(r"(^|[._])actions?$")  # the last one among the observations: it is most of what a clone would learn
 OBJECT = re.compile(r"(^|[._])object$")
+CLOCKS = ("timestamp", "timestamps", "time", "times")
+TEXTS = ("task", "language_instruction", "instruction", "task_description", "task_name", "current_task", "language", "lang", "prompt",
+         "text")  # what is to be done, in words
 _KEY = re.compile(r"[A-Za-z0-9_][\w .+\-]{0,119}")
 
 
@@ -99,6 +102,15 @@ def rate_from(period: float) -> int | float:
     if whole and abs(rate / (whole * 1000 / 1001) - 1) < 2e-4:
         return round(whole * 1000 / 1001, 3)
     return whole if whole and abs(rate / whole - 1) < 5e-3 else round(rate, 2)
+
+
+def rate_by(ticks: Array) -> int | float | None:
+    """Steps a second by what a clock counted between them, in seconds, or in milli-, micro- or nanoseconds where seconds would be
+    absurd; None where it says nothing, or counts steps."""
+    tick = float(np.median(ticks)) if ticks.size and (ticks != 1).any() else 0.0
+    spans = ((1.0, 1e-3, 5.0), (1e3, 5.0, 2e3), (1e6, 2e3, 2e6), (1e9, 2e6, 2e9))
+    unit = next((unit for unit, low, high in spans if low < tick < high), None)
+    return None if unit is None else rate_from(tick / unit)
 
 
 def source_of(name: str | Source) -> Source:

@@ -49,6 +49,7 @@ USUAL_STATE = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robo
 BOOKKEEPING = "datagen_info"
 BESIDE = {"obs": "next_obs", "observations": "next_observations", "states": "initial_state"}  # what is observed, and what lies beside it
 CODED, CODED_DEPTH = ((1, 64, 64, 3), np.uint8), ((1, 64, 64), np.uint16)  # what compressed pictures are, whatever their size
+DEMO = re.compile(r"(?:(?:demo|episode|traj|ep|trajectory|rollout)_?)?(\d{1,9})")
 GYM = 2  # robomimic's number for an environment that gymnasium makes
 
 
@@ -152,7 +153,8 @@ class _Plan:
 
 
 def _demos(data: Any) -> list[str]:
-    found = [(int(m[1]), n) for n in hdf5.names(data) if (m := re.fullmatch(r"(?:demo|episode|traj)_?(\d{1,9})", n))]
+    """The demonstrations in a group, in the order of their numbers."""
+    found = [(int(m[1]), n) for n in hdf5.names(data) if (m := DEMO.fullmatch(n))]
     return [name for _, name in sorted(found)]
 
 
@@ -265,6 +267,12 @@ def _told(demo: Any) -> bool | None:
     return outcome(found)
 
 
+def _spoken(demo: Any) -> str | None:
+    """What a demonstration is told to do, in its own words or robosuite's (`ep_meta`); None where it has none."""
+    own = next((text for name in common.TEXTS if (text := hdf5.text(demo, name))), None)
+    return own or _text(hdf5.json_attribute(demo, "ep_meta").get("lang"))
+
+
 def _parts(data: Any, demos: Sequence[str], asked: str | Sequence[str] | None, where: Path) -> tuple[list[str], dict[str, int]]:
     """(the arrays that are the action, numbers in a row of each), as the first demonstration with any has them."""
     there = [demo for name in demos if (demo := hdf5.subgroup(data, name)) is not None]
@@ -310,9 +318,9 @@ def _episode(plan: _Plan, demo: Any, where: str) -> Episode:
     over = bool(done[-1]) if done is not None and done.ndim == 1 and len(done) else False
     terminated = over and (won is None or bool(won[-1])) and reward is not None
     made = common.episode(
-        _obs(plan.layout, demo, states, where), common.scale_actions(action, plan.action_range), fps=plan.fps, task=plan.task,
-        policy=plan.source.name.lower(), source=plan.source, reward=reward, success=won, terminated=terminated,
-        truncated=not terminated, extra=extra, last=plan.last, where=where)
+        _obs(plan.layout, demo, states, where), common.scale_actions(action, plan.action_range), fps=plan.fps,
+        task=plan.renamed or _spoken(demo) or plan.task, policy=plan.source.name.lower(), source=plan.source, reward=reward, success=won,
+        terminated=terminated, truncated=not terminated, extra=extra, last=plan.last, where=where)
     if (plan.success and reward is None) or (told and not made.success.any()):
         made = common.with_success(made)
     return _restored(plan, made, demo, where)
