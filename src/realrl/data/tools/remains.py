@@ -288,7 +288,8 @@ class Remains(SourceSet):
         if take.row is not None and n != (told := int(self.cell(take, "length"))):
             return f"{n} of its {told} frames are left"
         for name, x in columns.items():
-            if x.dtype.kind == "f" and not (ok := np.isfinite(x).reshape(n, -1).all(1)).all() and not schema.says_nothing(name, x):
+            if x.dtype.kind == "f" and not (ok := np.isfinite(x).reshape(n, -1).all(1)).all() and not (
+                    schema.says_nothing(name, x) and not schema.ours(self.info)):
                 return f"{name} is NaN or infinite at frame {int(np.argmin(ok))}"
         given = columns.get("frame_index", frame).reshape(n)
         if take.row is None and (given != frame).any():
