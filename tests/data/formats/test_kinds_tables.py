@@ -19,6 +19,7 @@ from test_told_alike import described, warned
 from realrl.data import clocks
 from realrl.data.formats import open_dataset
 from realrl.data.store import Store
+from realrl.data.tools import edit
 from realrl.data.tools.repair import repair
 
 VECTORS = np.arange(12, dtype=np.float64).reshape(6, 2) / 8
@@ -106,6 +107,10 @@ def test_a_rate_as_video_tools_write_it(told: str, tmp_path: Path) -> None:
 def test_frames_in_another_order_are_put_right(tmp_path: Path) -> None:
     straight, root = theirs(tmp_path / "straight"), theirs(tmp_path / "d", mixed)
     assert not wrong(root) and any("another order" in line for line in warned(root))
+    for name, where in (("cut", root), ("straight cut", straight)):
+        edit.trim(where, tmp_path / name, start=1)
+    cut, wanted = (Store.open(tmp_path / name).read() for name in ("cut", "straight cut"))
+    assert all((a.action == b.action).all() for a, b in zip(cut, wanted, strict=True))
     for _ in range(2):  # as it lies, and repaired
         for a, b in zip(open_dataset(root).read(), open_dataset(straight).read(), strict=True):
             assert (a.obs["state"] == b.obs["state"]).all() and (a.action == b.action).all()
@@ -134,8 +139,26 @@ def test_a_repair_gives_episodes_of_one_number_their_own(tmp_path: Path) -> None
 def test_episodes_that_share_a_number_are_all_read(tmp_path: Path) -> None:
     straight, root = theirs(tmp_path / "straight"), theirs(tmp_path / "d", numbers=(0, 1, 1))
     assert not wrong(root) and any("[1] are several each, by one number" in line for line in warned(root))
-    for a, b in zip(open_dataset(root).read(), open_dataset(straight).read(), strict=True):
-        assert (a.action == b.action).all()
+    for _ in range(2):  # as it lies, and repaired
+        for a, b in zip(open_dataset(root).read(), open_dataset(straight).read(), strict=True):
+            assert (a.action == b.action).all()
+        assert repair(root).kept == 3
+    assert not any("several each" in line for line in warned(root))
+
+
+@pytest.mark.parametrize("moments", [False, True])
+def test_a_set_with_a_clock_of_its_own_is_cut_and_keeps_it_when_it_is_repaired(moments: bool, tmp_path: Path) -> None:
+    def stamped(i: int, n: int) -> Any:
+        ticks = 1_700_000_000_000_000_000 + 101_000_000 * np.arange(n)
+        return ticks.astype("datetime64[ns]") if moments else ticks
+
+    root = theirs(tmp_path / "d", put("timestamp", stamped), timestamp={"dtype": "float32" if moments else "int64", "shape": [1]})
+    edit.trim(root, tmp_path / "cut", start=1)
+    assert all(np.allclose(e.time - e.time[0], np.arange(len(e)) / 10) for e in Store.open(tmp_path / "cut").read())
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps(info | {"chunks_size": None}))  # something to repair
+    repair(root)
+    assert np.allclose(np.diff(open_dataset(root).read()[0].time), 0.101)
 
 
 def test_a_table_that_is_longer_than_its_row_says_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from realrl.data import clocks
 from realrl.files import sync
 from realrl.types import Array, Episode, Obs, RealrlError, Source
 
@@ -105,12 +106,9 @@ def rate_from(period: float) -> int | float:
 
 
 def rate_by(ticks: Array) -> int | float | None:
-    """Steps a second by what a clock counted between them, in seconds, or in milli-, micro- or nanoseconds where seconds would be
-    absurd; None where it says nothing, or counts steps."""
-    tick = float(np.median(ticks)) if ticks.size and (ticks != 1).any() else 0.0
-    spans = ((1.0, 1e-3, 5.0), (1e3, 5.0, 2e3), (1e6, 2e3, 2e6), (1e9, 2e6, 2e9))
-    unit = next((unit for unit, low, high in spans if low < tick < high), None)
-    return None if unit is None else rate_from(tick / unit)
+    """Steps a second by what a clock counted between them, see `clocks.tick`; None where it says nothing, or counts steps."""
+    tick = clocks.tick(ticks) if (ticks != 1).any() else 0.0
+    return rate_from(tick) if tick else None
 
 
 def source_of(name: str | Source) -> Source:
