@@ -228,7 +228,7 @@ def packets(path: str | Path) -> Iterator[Packet]:
                 pts = p.pts * p.time_base * rate
                 if abs(pts - round(pts)) > Fraction(1, 10):
                     raise RealrlError(f"{path}: a frame at {float(pts / rate):.4f} s is not on the clock of {_plain(rate)} fps; "
-                                      "encode the video again at a constant rate")
+                                      "'realrl data import' makes a set whose pictures come at a constant rate")
                 yield Packet(bytes(p), round(pts), round(p.dts * p.time_base * rate), bool(p.is_keyframe))
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_kinds import LENGTHS, Columns, material, put, refused, theirs, wrong
-from test_lerobot import BOTH, OLD, made, run, seen
+from test_lerobot import BOTH, NEW, OLD, late, made, run, seen
 from test_told_alike import described, warned
 
 from realrl.data import clocks
@@ -229,6 +229,14 @@ def test_a_film_of_another_rate_whose_pictures_are_there_is_no_error(version: st
     root = made(tmp_path / "d", version, shown=lambda t: np.round(t + 0.01 * np.sin(9 * t), 3))
     assert not wrong(root) and any("each frame has its picture, read all the same" in line for line in warned(root))
     assert seen(open_dataset(root).read()[0])[:3] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("options", [{"drift": .004}, {"stamps": late, "shown": late}])
+def test_a_repair_keeps_pictures_that_are_read(options: dict[str, Any], tmp_path: Path) -> None:
+    root = made(tmp_path / "d", NEW, lengths=(6,) if "shown" in options else LENGTHS, **options)
+    wanted = [seen(e) for e in open_dataset(root).read()]
+    described(root, chunks_size=None)
+    assert repair(root).kept == len(wanted) and [seen(e) for e in open_dataset(root).read()] == wanted
 
 
 def test_two_steps_are_too_few(tmp_path: Path) -> None:
