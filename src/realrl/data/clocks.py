@@ -37,7 +37,8 @@ def like(there: Array, frames: Array, fps: float) -> Array:
     since = frames / fps
     if there.dtype.kind == "M":
         tick = np.datetime_data(there.dtype)[0]
-        found: Array = there[:1] + np.rint(since * (np.timedelta64(1, "s") / np.timedelta64(1, tick))).astype(f"timedelta64[{tick}]")
+        ticks = since * {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[tick]
+        found: Array = there[:1] + np.rint(ticks).astype(f"timedelta64[{tick}]")
         return found
     since = since * UNITS.get(unit(there, fps), 1.0)
     return np.rint(since).astype(there.dtype) if there.dtype.kind in "iu" else since.astype(np.float32)
