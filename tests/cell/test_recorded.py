@@ -116,6 +116,7 @@ def test_what_an_action_drives_is_found_by_name_by_place_or_by_nearness() -> Non
     assert follower(near, states, ["a", "b"], ["b", "x", "a", "y"]).tolist() == [2, 0]
     assert follower(near, states, ["p", "q"], ["b", "x", "a", "y"]).tolist() == [2, 0]
     assert follower(states, states, list("pqrs"), list("abcd")).tolist() == [0, 1, 2, 3]
+    assert follower(states, states, list("ppqq"), list("ppqq")).tolist() == [0, 1, 2, 3], "a name of two joints says of neither which"
     assert follower(random.normal(size=(200, 1)), states, ["p"], list("abcd")).tolist() == [-1]
     rare = np.where(random.uniform(size=(200, 1)) < 0.05, 1.0, 0.0)  # a motion now and then; a number that stays 0 is not what it drives
     assert follower(rare, np.zeros((200, 2)), ["p"], ["a", "b"]).tolist() == [-1]

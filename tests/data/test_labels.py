@@ -180,6 +180,15 @@ def test_success_in_every_frame_or_in_none(tmp_path: Path) -> None:
     assert describe(tmp_path / "b")["success_rate"] is None
     frames = [False] * 4 + [True] * 2 + [False] * 4
     assert ended(foreign(tmp_path / "c", {"success": [None, False]}, {"next.success": frames})) == [True, False]
+    order = {"frame_index": [4, 0, 1, 2, 3] * 2, "next.success": [True, False, False, False, False] * 2}
+    folder = foreign(tmp_path / "f", {})
+    path = next((folder / "data").rglob("*.parquet"))
+    table, info = pq.read_table(path), json.loads((folder / "meta/info.json").read_text())
+    pq.write_table(table.drop_columns(["frame_index"]).append_column("frame_index", pa.array(order["frame_index"])).append_column(
+        "next.success", pa.array(order["next.success"])), path)
+    info["features"]["next.success"] = {"dtype": "bool", "shape": [1], "names": None}
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    assert ended(folder) == outcomes(folder) == [True, True], "the last frame need not lie last"
     frames = [np.nan] * 5 + [0.0] * 4 + [1.0]
     assert ended(foreign(tmp_path / "e", {}, {"is_success": frames})) == outcomes(tmp_path / "e") == [None, True]
     assert [e.success.sum() for e in Store.open(tmp_path / "a").read()] == [1, 0], "said of the episode, true of its end"

@@ -314,7 +314,7 @@ def follower(actions: Array, states: Array, joints: Sequence[str], senses: Seque
     """For each joint the number of the state that its action drives [A]: of its name, of its place where both have the same size, or the
     one that it stays nearest to; -1 where none is near."""
     places = {name: i for i, name in enumerate(senses)}
-    if all(name in places for name in joints):
+    if all(name in places for name in joints) and len(set(joints)) == len(joints) and len(places) == len(senses):
         return np.array([places[name] for name in joints])
     if len(joints) == len(senses):
         return np.arange(len(joints))

@@ -18,10 +18,30 @@ def unit(stamps: Array, fps: float) -> str:
     return next((name for name, size in UNITS.items() if size / ALIKE < step < size * ALIKE), "")
 
 
+def tick(ticks: Array) -> float:
+    """The median step of a clock [T] whose unit nobody tells, in seconds: nanoseconds, say, where these would be absurd; 0 where it says
+    nothing."""
+    step = float(np.median(ticks)) if ticks.size else 0.0
+    spans = ((1.0, 1e-3, 5.0), (1e3, 5.0, 2e3), (1e6, 2e3, 2e6), (1e9, 2e6, 2e9))
+    return next((step / size for size, low, high in spans if low < step < high), 0.0)
+
+
 def in_seconds(stamps: Array, fps: float) -> Array:
     """Stamps [T] in seconds, float64."""
     found: Array = np.asarray(stamps, np.float64) / UNITS.get(unit(stamps, fps), 1.0)
     return found
+
+
+def like(there: Array, frames: Array, fps: float) -> Array:
+    """Stamps of frames that follow each other at the rate, in the unit and type of those there [T]."""
+    since = frames / fps
+    if there.dtype.kind == "M":
+        tick = np.datetime_data(there.dtype)[0]
+        ticks = since * {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[tick]
+        found: Array = there[:1] + np.rint(ticks).astype(f"timedelta64[{tick}]")
+        return found
+    since = since * UNITS.get(unit(there, fps), 1.0)
+    return np.rint(since).astype(there.dtype) if there.dtype.kind in "iu" else since.astype(np.float32)
 
 
 def order(frame_index: Array) -> Array | None:

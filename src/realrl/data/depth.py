@@ -36,7 +36,10 @@ class Coding:
         if self.pixels not in picture.format.name:
             raise ValueError(f"its pictures are {picture.format.name}, info.json says that they are depth in {self.pixels}")
         plane = picture.planes[0]
-        codes = np.frombuffer(plane, np.uint16).reshape(plane.height, -1)[:, :plane.width]
+        return self.meant(np.frombuffer(plane, np.uint16).reshape(plane.height, -1)[:, :plane.width])
+
+    def meant(self, codes: Array) -> Array:
+        """uint16, to the millimetre, of codes of any shape."""
         return _table(self)[np.minimum(codes, CODES[self.pixels] - 1)]
 
 
@@ -86,3 +89,14 @@ def coding(name: str, feature: Mapping[str, Any]) -> Coding | None:
     if "12le" in str(pixels) and known and (low + shift > 0 or not log):
         return Coding(float(low), float(high), float(shift), log)
     raise RealrlError(f"{name} is depth in {pixels}, coded in a way that info.json does not tell; {UNTOLD}")
+
+
+def cells(pictures: Array, where: str, feature: Mapping[str, Any]) -> Array:
+    """Pictures of a feature that a table keeps in its cells, uint8 [T, H, W, 3] as they are, distances as uint16 [T, H, W] millimetres.
+
+    Raises RealrlError as `coding`, and for distances that are told and lie in 8 bits.
+    """
+    if pictures.ndim == 4 and is_depth(feature):
+        raise RealrlError(f"{where} is depth, as info.json has it, in pictures of 8 bits, whose unit nobody tells; {UNTOLD}")
+    how = coding(where, {"info": told(feature) | {"is_depth_map": True}}) if pictures.ndim == 3 else None  # 16 bits are nothing else
+    return pictures if how is None else how.meant(pictures)

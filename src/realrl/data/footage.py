@@ -30,6 +30,7 @@ import numpy as np
 
 from realrl.data import clocks, video
 from realrl.data.depth import Coding
+from realrl.data.errors import BLIND
 from realrl.data.stats import image_stats, sampled_frames
 from realrl.data.video import Codec, Header, Packet
 from realrl.types import Array, RealrlError
@@ -48,11 +49,13 @@ class Place:
     last: float | None
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], camera: str) -> Place:
-        """As an episodes row has it. Raises RealrlError when it says nothing of this camera."""
+    def of(cls, row: Mapping[str, Any], camera: str, root: str = "") -> Place:
+        """As an episodes row has it. root: of the dataset and a slash, for an error. Raises RealrlError when it says nothing of this
+        camera."""
         start, stop, last = (row.get(f"videos/{camera}/{name}_timestamp") for name in ("from", "to", "last"))
         if start is None or stop is None:
-            raise RealrlError(f"episode {row.get('episode_index')} has no video of {camera} in meta/episodes; read it with images=False")
+            raise RealrlError(f"{root}meta/episodes does not tell where episode {row.get('episode_index')} lies in its video of {camera}; "
+                              f"{BLIND}")
         return cls(float(start), float(stop), None if last is None else float(last))
 
     def times(self, length: int, fps: float, stamps: Array | None = None) -> Array:

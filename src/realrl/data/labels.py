@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from realrl.data import schema, side, tables
+from realrl.data import clocks, schema, side, tables
 from realrl.data.schema import LABEL as LABEL
-from realrl.data.schema import OUTCOMES, Info
+from realrl.data.schema import Info
+from realrl.data.words import OUTCOMES
 from realrl.files import lock, unwritable
 from realrl.types import Array, RealrlError
 
@@ -138,8 +139,9 @@ def _flags(root: Path, info: Info, rows: pa.Table, wanted: Sequence[int]) -> dic
     for key in {(int(chunk[i]), int(file[i])) for i in wanted}:
         here = (chunk == key[0]) & (file == key[1])
         with contextlib.suppress(RealrlError, FileNotFoundError):
-            flags = tables.read_frames(schema.data_file(root, info, key), {name: info["features"][name]})[name]
-            base = int(start[here].min())
-            spans = {i: flags[start[i] - base:stop[i] - base] for i in wanted if here[i]}
-            found |= {i: told for i, x in spans.items() if x.size and (told := schema.won({name: x}, len(x))) is not None}
+            told = {n: info["features"][n] for n in (name, "frame_index") if n in info["features"]}
+            columns, base = tables.read_frames(schema.data_file(root, info, key), told), int(start[here].min())
+            spans = {i: clocks.in_order({n: x[start[i] - base:stop[i] - base] for n, x in columns.items()})[name]
+                     for i in wanted if here[i]}
+            found |= {i: flags for i, x in spans.items() if x.size and (flags := schema.won({name: x}, len(x))) is not None}
     return found

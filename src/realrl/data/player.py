@@ -96,4 +96,4 @@ class Player:
 def inside_mend(path: str | Path) -> str:
     """What to do about damage that only shows when pictures are decoded."""
     advice = mend(path)
-    return f"{advice[:-1]} --images'" if advice.endswith("'") else advice
+    return f"{advice[:-1]} --images'" if advice.startswith("run 'realrl data repair") else advice

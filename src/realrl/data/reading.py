@@ -16,10 +16,10 @@ from typing import Protocol
 import numpy as np
 
 from realrl.data import clocks, depth, footage, schema, spread, tables, video
-from realrl.data.errors import mend
+from realrl.data.errors import DAMAGED, mend
 from realrl.data.labels import Labels
 from realrl.data.schema import Info
-from realrl.files import inside
+from realrl.files import inside, within
 from realrl.types import Array, Episode, RealrlError
 
 # What others call the columns that everybody needs, in lower case and less what they stand in: openpi, RoboCasa, HDF5 converters.
@@ -38,9 +38,12 @@ INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")  
 
 def seen(root: Path, info: Info) -> Info:
     """info.json with the pixels of cameras of which it does not tell them, as the first of their videos shows them: grey of 16 bits is
-    depth, whoever says so. What was recorded here says it itself."""
-    films = {} if schema.ours(info) else tables.cameras(info["features"])
-    untold, found = {name: f for name, f in films.items() if "pix_fmt" not in depth.told(f)}, {}
+    depth, whoever says so; and with the type of columns for which it has a word that is none, as the first table has them. What was
+    recorded here says it itself."""
+    if schema.ours(info):
+        return info
+    untold = {name: f for name, f in tables.cameras(info["features"]).items() if "pix_fmt" not in depth.told(f)}
+    found = _typed(root, info)
     for name, feature in untold.items():
         with contextlib.suppress(RealrlError, OSError, StopIteration):  # who reads its pictures says what is wrong
             template = str(info.get("video_path") or USUAL["video_path"])
@@ -49,6 +52,20 @@ def seen(root: Path, info: Info) -> Info:
             about = feature.get("info") if isinstance(feature.get("info"), dict) else {}
             found[name] = feature | {"info": about | {"video.pix_fmt": video.probe(film)["video.pix_fmt"]}}
     return info | {"features": info["features"] | found}
+
+
+def _typed(root: Path, info: Info) -> Info:
+    """The features whose dtype is none ("list", "torch.float32") and whose column holds numbers, with the type of these."""
+    numbers, found = tables.stored(info["features"]), {}
+    odd = {name: f for name, f in info["features"].items() if name not in numbers and f["dtype"] not in ("video", "image", "string")}
+    with contextlib.suppress(RealrlError, OSError, StopIteration, *DAMAGED):  # who reads its numbers says what is wrong
+        if odd:
+            path = next(path for path in sorted(root.glob("data/**/*.parquet")) if path.is_file())
+            within(root, path)
+            with tables.Parquet(path) as file:
+                kinds = {name: tables.numeric(file.schema.field(name).type) for name in odd if name in file.names}
+            found = {name: odd[name] | {"dtype": kind} for name, kind in kinds.items() if kind}
+    return found
 
 
 class Recordings(Protocol):
@@ -231,6 +248,9 @@ def require_action(root: Path, features: Info) -> None:
     if "action" in features and sum(n > 1 for n in features["action"]["shape"]) > 1:
         raise RealrlError(f"{root}: an action is {features['action']['shape']} numbers, plans perhaps; write the one vector that was sent "
                           f"in each frame as a column and name it: {imported('--rename', 'action=COLUMN')}")
+    if "action" in features and "action" not in tables.stored(features):
+        raise RealrlError(f"{root}: action is of dtype {features['action']['dtype']} in meta/info.json, and only numbers can be imitated; "
+                          f"name the column of numbers that was sent: {renamed({'action': 'COLUMN'})}")
     if "action" in features or not features:  # a set that nothing was recorded into says no more than that
         return
     found = proposal(features)

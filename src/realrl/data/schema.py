@@ -21,6 +21,7 @@ from realrl.data.depth import is_depth
 from realrl.data.errors import line, mend, typed
 from realrl.data.stats import STATS, Stats
 from realrl.data.tables import ROW_INDICES, FileKey
+from realrl.data.words import FRAMES, OUTCOMES, VERDICTS, frames, said
 from realrl.files import alive, inside, within, writer
 from realrl.types import HIDDEN, Array, Episode, RealrlError, Source, printable
 
@@ -29,19 +30,10 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 CAMERA_PREFIXES = ("images.", "depth.")  # observation keys that are recorded as video
 Info = dict[str, Any]
-# How an episode ended, in its row: each of these words behind each of these beginnings, and the words that stand there.
-_WHOSE = ("", "episode_", "is_", "task_", "episode_is_", "is_episode_", "is_task_", "trajectory_", "demo_", "rollout_")
-_WON = ("success", "succeeded", "succeed", "successful", "outcome", "result", "success_label", "success_flag")
-SUCCESSES = (*(f"{whose}{word}" for word in _WON for whose in _WHOSE), "next.success")
-FAILURES = tuple(f"{whose}{word}" for word in ("failure", "failed", "fail") for whose in _WHOSE)  # the other way round
-OUTCOMES = (*SUCCESSES, *FAILURES)
-WORDS = {**dict.fromkeys(("success", "successful", "succeeded", "succeed", "passed", "true", "yes", "1"), True),
-         **dict.fromkeys(("failure", "failed", "fail", "unsuccessful", "false", "no", "0"), False)}
 # Our name of a column, and what others call it: LeRobot, HIL-SERL and its forks, gymnasium's words. The first one present counts.
 ALIASES = {
     "next.reward": ("next.reward", "reward", "rewards", "next.rewards"),
-    "next.success": ("next.success", *(f"{place}{name}" for place in ("", "next.", "complementary_info.", "info.", "annotation.",
-                                                                     "annotation.human.") for name in SUCCESSES)),
+    "next.success": FRAMES,
     "next.done": ("next.done", "done", "dones", "is_last"),
     "next.terminated": ("next.terminated", "terminated", "is_terminal"),
     "next.truncated": ("next.truncated", "truncated", "truncateds", "truncate", "complementary_info.truncated"),
@@ -297,6 +289,11 @@ def aliased(columns: Mapping[str, Array], name: str) -> Array | None:
     return next((columns[alias] for alias in ALIASES[name] if alias in columns), None)
 
 
+def says_nothing(name: str, column: Array) -> bool:
+    """Whether an episode's column of a name that tells how it went was never filled in, or is words that do not say it."""
+    return name in FRAMES or (any(name in names for names in ALIASES.values()) and _blank(column))
+
+
 def _blank(column: Array) -> bool:
     """Whether a column is there and nothing was recorded in it."""
     return column.dtype.kind == "f" and bool(np.isnan(column).all())
@@ -328,22 +325,16 @@ def _who(columns: Mapping[str, Array], vectors: Mapping[str, Array], interventio
 def outcome(row: Mapping[str, Any]) -> bool | None:
     """Whether an episode ended in success, as a person's label or else its row says it; None where neither does."""
     if row.get(LABEL):
-        return WORDS.get(row[LABEL])
-    for name, value in ((name, row.get(name)) for name in OUTCOMES):
-        value = value[0] if isinstance(value, list) and len(value) == 1 else value
-        known = WORDS.get(value.strip().lower()) if isinstance(value, str) else None
-        known = bool(value) != (name in FAILURES) if not isinstance(value, str) and value in (0, 1) else known
-        if known is not None:
-            return known
-    return None
+        return VERDICTS.get(row[LABEL])
+    return next((told for name in OUTCOMES if (told := said(name, row.get(name))) is not None), None)
 
 
 def won(columns: Mapping[str, Array], n: int) -> Array | None:
     """The frames' success [n] bool, None where they say nothing. What others say of an episode in all of its frames is true of its end."""
     flags = aliased(columns, "next.success")
-    if flags is None or flags.size != n or _blank(flags):
+    found = None if flags is None or flags.size != n else frames(flags.reshape(n))
+    if found is None:
         return None
-    found: Array = flags.reshape(n) > 0
     return found & (np.arange(n) == n - 1) if found.all() and "next.success" not in columns else found
 
 

@@ -25,8 +25,9 @@ LARGEST_SIDE = 150  # pixels that are looked at along the longer side of an imag
 def column_stats(columns: dict[str, Array], *, quantiles: bool = True) -> Stats:
     """Per feature min, max, mean, std, quantiles and count, each [D] over all axes but the last; true counts as one."""
     flat = {name: column.reshape(-1, column.shape[-1] if column.ndim > 1 else 1).astype(np.float64) for name, column in columns.items()}
-    stats: Stats = {name: {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0), "count": np.array([len(columns[name])])}
-                    for name, x in flat.items()}
+    with np.errstate(invalid="ignore"):  # where a number is infinite, which whoever examines it says
+        stats: Stats = {name: {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0),
+                               "count": np.array([len(columns[name])])} for name, x in flat.items()}
     for rows in {len(x) for x in flat.values()} if quantiles else ():  # a call costs more than its sorting: one for all of a length
         names = [name for name, x in flat.items() if len(x) == rows]
         found = np.quantile(np.hstack([flat[n] for n in names]), list(QUANTILES.values()), axis=0)

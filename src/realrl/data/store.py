@@ -235,7 +235,7 @@ class Store:
         length = int(self._to[episode] - self._from[episode])
         if length > (path.stat().st_size if path.exists() else 2**24):  # a picture takes a byte at least
             raise RealrlError(f"{path} cannot hold {length} pictures, as meta/episodes has it; run 'realrl data repair {typed(self.dir)}'")
-        place = Place.of(row, self._reading.theirs(f"observation.{camera}"))
+        place = Place.of(row, self._reading.theirs(f"observation.{camera}"), f"{self.dir}/")
         stamps = self._stamps(episode) if stamps is None else stamps
         return path, footage.seconds(path, place, length, float(self.fps), stamps, self.tolerance)
 

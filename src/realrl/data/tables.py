@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from realrl.data import cells
+from realrl.data import cells, depth, words
 from realrl.data.errors import BLIND, DAMAGED, legible, line, mend, plain
+from realrl.data.words import FRAMES
 from realrl.files import within
 from realrl.types import Array, RealrlError
 
@@ -34,18 +35,30 @@ MOST_TASKS = 10**6  # in a set; a larger task_index is damage
 SIDE = 8  # pixels: fewer are no picture
 
 
+TAKE_OUT = "take it out of meta/info.json if nobody needs it"
+EVEN = f"write vectors of one length there, or {TAKE_OUT}"
+
+
 class Unlike(ValueError):
     """A column is whole, but not what info.json says; the text ends with what mends that."""
 
 
 def stored(features: Features) -> Features:
-    """The features that are columns of numbers in the data files (videos, pictures and texts are not)."""
-    return {name: f for name, f in features.items() if _numeric(f["dtype"])}
+    """The features that are columns of numbers in the data files (videos, pictures and texts are not), and words of success."""
+    return {name: f for name, f in features.items() if _numeric(f["dtype"]) or (f["dtype"] == "string" and name in FRAMES)}
 
 
 def cameras(features: Features) -> Features:
     """The features that are videos, depth included."""
     return {name: f for name, f in features.items() if f["dtype"] == "video"}
+
+
+def numeric(kind: pa.DataType) -> str:
+    """The dtype of the numbers in cells of this type, "" where they hold none."""
+    while pa.types.is_nested(kind) and not pa.types.is_struct(kind):
+        kind = kind.value_type
+    plain = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return str(np.dtype(kind.to_pandas_dtype())) if plain else ""
 
 
 def _numeric(dtype: str) -> bool:
@@ -228,7 +241,8 @@ def episodes(root: Path, stats: bool = False) -> pa.Table:
 
 
 def newest(tables: Sequence[pa.Table], root: Path) -> pa.Table:
-    """One table, one row an episode, by episode_index; where two tables (oldest first) hold the same episode the later one counts.
+    """One table, one row an episode, by episode_index; where two tables (oldest first) hold the same episode the later one counts. Rows of
+    one number whose frames begin apart are of two episodes.
 
     root: the dataset. Raises RealrlError when they do not fit together.
     """
@@ -240,7 +254,8 @@ def newest(tables: Sequence[pa.Table], root: Path) -> pa.Table:
     index = rows["episode_index"].to_numpy()
     if (np.diff(index) > 0).all():
         return rows
-    _, last = np.unique(index[::-1], return_index=True)
+    begins = np.stack([index, rows["dataset_from_index"].to_numpy()])
+    _, last = np.unique(begins[:, ::-1], axis=1, return_index=True)
     return rows.take(pa.array(len(index) - 1 - last))
 
 
@@ -274,7 +289,7 @@ def read_frames(path: Path, features: Features, start: int = 0, stop: int | None
             skipped = int(file.ends[groups[0] - 1]) if groups and groups[0] else 0
             table = file.read(groups, wanted).slice(start - skipped, stop - start)
         return {name: to_numpy(table[name], name, features[name]) if name in numbers else
-                cells.decoded(table[name], f"{path}: {name}", path, start) for name in wanted}
+                depth.cells(cells.decoded(table[name], where := f"{path}: {name}", path, start), where, features[name]) for name in wanted}
     except FileNotFoundError:
         raise
     except Unlike as error:
@@ -310,7 +325,8 @@ def glance(path: Path, features: Features) -> None:
                     empty = column.is_null() if plain else column.field("bytes").is_null()
                     wanted = sorted({0, len(column) - 1, *np.flatnonzero(empty.to_numpy(zero_copy_only=False)).tolist()[:9]})
                     for i in wanted:
-                        cells.picture(column[i].as_py(), f"{path}: {name}, row {end - len(column) + i}", path)
+                        where = f"{path}: {name}, row {end - len(column) + i}"
+                        depth.cells(cells.picture(column[i].as_py(), where, path)[None], where, features[name])
     except (FileNotFoundError, *DAMAGED):  # who reads its numbers says so
         return
 
@@ -330,6 +346,8 @@ def to_arrow(x: Array) -> pa.Array:
 def to_numpy(column: pa.ChunkedArray, name: str, feature: Features) -> Array:
     """A column as [T, ...], an empty cell of floats as NaN. Others write a wider float or integer than info.json says, or whole numbers or
     flags in another type, whose values the type said can hold; anything else raises `Unlike`."""
+    if name in FRAMES and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return words.numbers(column.to_pylist(), name)
     values, dtype, shape = column.combine_chunks(), np.dtype(feature["dtype"]), list(feature["shape"])
     rows, size, there = len(values), math.prod(shape), None
     if pa.types.is_nested(values.type) and values.null_count:
@@ -338,17 +356,20 @@ def to_numpy(column: pa.ChunkedArray, name: str, feature: Features) -> Array:
     try:
         values = _flat(values, feature.get("names"))
     except ValueError as error:
-        raise Unlike(f"{name} has cells of several lengths; write vectors of one length there") from error
+        raise Unlike(f"{name} has cells of several lengths; {EVEN}") from error
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        raise Unlike(f"{name} is text, info.json says {dtype}; write numbers there, or {TAKE_OUT}")
     if dtype.kind != "f" and (values.null_count or there is not None):
         raise Unlike(f"{name} has empty cells; leave it out of meta/info.json if nobody needs it, else fill them")
     full = rows if there is None else int(there.sum())
     if len(values) != full * size:
-        each = f"{len(values) // full} numbers a frame" if full and len(values) % full == 0 else "frames of several lengths"
-        raise Unlike(f"{name} has {each}, info.json says {shape}; correct its shape in meta/info.json, or keep such episodes apart")
+        if not full or len(values) % full:
+            raise Unlike(f"{name} has frames of several lengths, info.json says {shape}; {EVEN}")
+        raise Unlike(f"{name} has {len(values) // full} numbers a frame, info.json says {shape}; correct its shape in meta/info.json, or "
+                     "keep such episodes apart")
     flat: Array = values.to_numpy(zero_copy_only=False)
     if flat.dtype.kind != dtype.kind and not _fits(flat, dtype):
-        mend = "write numbers there" if flat.dtype.kind in "OUS" else "correct its dtype in meta/info.json"
-        raise Unlike(f"{name} is {flat.dtype}, info.json says {dtype}; {mend}")
+        raise Unlike(f"{name} is {flat.dtype}, info.json says {dtype}; correct its dtype in meta/info.json")
     flat = flat.astype(dtype, copy=False)
     if there is not None:
         held, flat = flat.reshape(full, size), np.full((rows, size), np.nan, dtype)

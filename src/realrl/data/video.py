@@ -23,7 +23,7 @@ import numpy as np
 
 from realrl.data.calm import calm
 from realrl.data.depth import UNTOLD, Coding
-from realrl.data.errors import DAMAGED, line, mend, plain
+from realrl.data.errors import BLIND, DAMAGED, line, mend, plain
 from realrl.data.player import SLACK, Player, inside_mend
 from realrl.types import Array, RealrlError
 
@@ -228,7 +228,7 @@ def packets(path: str | Path) -> Iterator[Packet]:
                 pts = p.pts * p.time_base * rate
                 if abs(pts - round(pts)) > Fraction(1, 10):
                     raise RealrlError(f"{path}: a frame at {float(pts / rate):.4f} s is not on the clock of {_plain(rate)} fps; "
-                                      "encode the video again at a constant rate")
+                                      "'realrl data import' makes a set whose pictures come at a constant rate")
                 yield Packet(bytes(p), round(pts), round(p.dts * p.time_base * rate), bool(p.is_keyframe))
 
 
@@ -387,7 +387,8 @@ def _opened(file: VideoFile) -> Iterator[tuple[Any, Any]]:
                 raise RealrlError(f"{_name(file)} holds no video; {mend(_name(file))}")
             stream = container.streams.video[0]
             if stream.codec_context is None or not stream.time_base:
-                raise RealrlError(f"{_name(file)} is damaged, or of a codec that PyAV cannot decode; {mend(_name(file))}")
+                raise RealrlError(f"{_name(file)} is damaged, or of a codec that PyAV cannot decode; if others play it, encode it again "
+                                  f"(ffmpeg -i FILE -c:v libx264 NEW.mp4), else {BLIND}")
         stack.enter_context(_named(file))
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "crccheck+explode"}
         stream.thread_count = 1  # frames are small and loaders many

@@ -88,6 +88,15 @@ def test_a_folder_of_episodes(tmp_path: Path, compress: bool) -> None:
     assert any("colours=bgr" in note for note in found.notes) == compress
 
 
+def test_the_rate_and_the_task_are_what_arrays_say(tmp_path: Path) -> None:
+    def told(i: int, file: h5py.File) -> None:
+        file["observations/timestamp"], file["language"] = np.arange(T + i) * 40_000_000, f"open drawer {i}"
+
+    found = aloha.read(folder(tmp_path / "d", change=told))
+    assert found.fps == 25 and not any("do not say how many steps" in note for note in found.notes)
+    assert [e.task for e in found.episodes] == [f"open drawer {i}" for i in range(3)]
+
+
 def test_red_and_blue_change_places_where_that_is_asked(tmp_path: Path) -> None:
     episodes, _ = read(folder(tmp_path / "d", compress=True), colours="bgr")
     assert np.abs(episodes[1].obs["images.top"][2, 5, 5] - [20, 20, 200.0]).max() < 6

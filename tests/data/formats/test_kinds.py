@@ -24,7 +24,8 @@ from realrl.data.cache import cameras
 from realrl.data.errors import POINTER
 from realrl.data.formats import open_dataset
 from realrl.data.schema import DATA_PATH, VIDEO_PATH
-from realrl.data.tools.check import check
+from realrl.data.tools.check import check, describe
+from realrl.data.tools.repair import repair
 from realrl.scene import RecordedConfig, SightConfig, SightKind
 from realrl.types import Array, Episode, RealrlError
 
@@ -98,12 +99,27 @@ def test_numbers_in_another_type_are_read_where_the_type_said_can_hold_them(tmp_
     assert "next.done is int64, info.json says bool; correct its dtype in meta/info.json" in told
 
 
+@pytest.mark.parametrize("word", ["list", "torch.float32", "bfloat16"])
+def test_a_type_that_is_none_is_that_of_the_column(word: str, tmp_path: Path) -> None:
+    told = {"dtype": word, "shape": [2]}
+    straight, root = theirs(tmp_path / "straight"), theirs(tmp_path / "d", **{"action": told, "observation.state": told})
+    for a, b in zip(open_dataset(root).read(), open_dataset(straight).read(), strict=True):
+        assert (a.action == b.action).all() and (a.obs["state"] == b.obs["state"]).all()
+    assert not wrong(root)
+    words = theirs(tmp_path / "words", put("action", lambda i, n: ["left"] * n), action={"dtype": "string", "shape": [1]})
+    assert "action is of dtype string in meta/info.json, and only numbers can be imitated; name the column" in refused(words)
+    assert len(wrong(words)) == 1
+
+
 def test_a_shape_that_info_json_has_wrong_is_named_and_no_repair_drops_what_is_whole(tmp_path: Path) -> None:
     told = refused(theirs(tmp_path / "a", action={"dtype": "float32", "shape": [7]}))
     assert "action has 2 numbers a frame, info.json says [7]; correct its shape in meta/info.json" in told and "repair" not in told
     assert any("correct its shape" in line and "repair" not in line for line in wrong(tmp_path / "a"))
     ragged = put("observation.state", lambda i, n: [[0.5] * (1 + (t == 2)) for t in range(n)])
-    assert "frames of several lengths" in refused(theirs(tmp_path / "b", ragged))
+    told = refused(theirs(tmp_path / "b", ragged))
+    assert "frames of several lengths" in told and "write vectors of one length there, or take it out of meta/info.json" in told
+    told = refused(theirs(tmp_path / "d", put("action", lambda i, n: ["0.1 0.2"] * n)))
+    assert "action is text, info.json says float32; write numbers there" in told
     told = refused(theirs(tmp_path / "c", extra={"dtype": "float32", "shape": [1]}))
     assert "has no column extra, which info.json lists; take it out of meta/info.json" in told and "repair" not in told
 
@@ -149,7 +165,8 @@ def test_holes_and_empty_episodes_are_read_but_ours_lost_something(tmp_path: Pat
 
 @pytest.mark.parametrize(("name", "cells"), [
     ("outcome", ("success", "failure")), ("is_episode_successful", (True, False)), ("episode_outcome", (1, 0)), ("failed", (False, True)),
-    ("task_success", ("passed", "failed"))])
+    ("task_success", ("passed", "failed")), ("failed", ("false", "yes")), ("failure", ("success", "failure")), ("result", ("good", "bad")),
+    ("is_success", ("y", "n"))])
 def test_outcomes_under_other_names(tmp_path: Path, name: str, cells: tuple[Any, Any]) -> None:
     root = theirs(tmp_path / "row", row=lambda i: {name: cells[i == 1]})
     assert [e.succeeded for e in open_dataset(root).read()] == [True, False, True]
@@ -159,6 +176,21 @@ def test_outcomes_under_other_names(tmp_path: Path, name: str, cells: tuple[Any,
 def test_outcomes_in_every_frame_under_other_names(tmp_path: Path, name: str) -> None:
     root = theirs(tmp_path / "d", put(name, lambda i, n: np.full(n, i != 1)), **{name: {"dtype": "bool", "shape": [1]}})
     assert [e.succeeded for e in open_dataset(root).read()] == [True, False, True]
+
+
+@pytest.mark.parametrize(("dtype", "cells", "wanted"), [
+    ("string", lambda i, n: ["failure" if i == 1 else "success"] * n, [True, False, True]),
+    ("string", lambda i, n: [""] * (n - 1) + [("Success", "", "failed")[i]], [True, None, False]),
+    ("float32", lambda i, n: np.full(n, (1.0, np.nan, 0.0)[i], np.float32), [True, None, False]),
+    ("float32", lambda i, n: np.full(n, (0.2, 0.9, 1.0)[i], np.float32), [None, None, True])])
+def test_outcomes_in_every_frame_as_words_gaps_and_guesses(dtype: str, cells: Any, wanted: list[bool | None], tmp_path: Path) -> None:
+    root = theirs(tmp_path / "d", put("next.success", cells), **{"next.success": {"dtype": dtype, "shape": [1]}})
+    for _ in range(2):  # as it lies, and repaired
+        assert [e.succeeded if e.judged else None for e in open_dataset(root).read()] == wanted
+        assert [good for good, n in describe(root)["outcomes"].items() if n] == sorted(
+            {"success" if w else "unknown" if w is None else "failure" for w in wanted}, key=["success", "failure", "unknown"].index)
+        assert not wrong(root)
+        assert repair(root).kept == 3
 
 
 @pytest.mark.parametrize("stamps", [lambda n: np.full(n, 1.7e9) + np.arange(n) / FPS, lambda n: np.full(n, np.nan), np.zeros])
@@ -328,6 +360,22 @@ def test_text_in_place_of_a_picture_and_distances_among_colours_are_said(tmp_pat
     root = theirs(tmp_path / "f", put(CAMERA, lambda i, n: [kept.getvalue()] * n), **{CAMERA: told | {"info": {"is_depth_map": True}}})
     found = recordings.read(str(root), RecordedConfig(), SightConfig(kind="depth", height=8, width=8), tmp_path / "spare")
     assert (found.demos[0].obs["depth.top"] == 700).all()
+
+
+@pytest.mark.parametrize(("about", "wanted"), [
+    ({"depth_scale": 0.00025}, 175), ({"is_depth_map": True, "depth_unit": "m"}, "how many metres a step is"),
+    ({"pix_fmt": "gray12le", "depth_min": 0.0, "depth_max": 4.095, "shift": 0.0, "use_log": False}, 700)])
+def test_depth_in_cells_is_read_in_its_unit(about: dict[str, Any], wanted: int | str, tmp_path: Path) -> None:
+    kept = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 700, np.uint16)).save(kept, "PNG")
+    told = {"dtype": "image", "shape": [8, 8, 1], "info": about}
+    root = theirs(tmp_path / "d", put(CAMERA, lambda i, n: [kept.getvalue()] * n), **{CAMERA: told})
+    if isinstance(wanted, str):
+        assert wanted in refused(root) and any(wanted in line for line in wrong(root))
+    else:
+        assert (open_dataset(root).read()[1].obs["images.top"] == wanted).all() and not wrong(root)
+    eight = theirs(tmp_path / "e", put(CAMERA, lambda i, n: [shade(3)] * n), **{CAMERA: told | {"info": {"is_depth_map": True}}})
+    assert "in pictures of 8 bits, whose unit nobody tells; do without the camera" in refused(eight) and wrong(eight)
 
 
 def test_cells_without_a_picture_and_pictures_of_several_sizes_are_refused(tmp_path: Path) -> None:

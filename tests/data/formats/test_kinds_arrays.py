@@ -41,7 +41,7 @@ def test_ends_of_episodes_in_other_shapes(tmp_path: Path, ends: Any) -> None:
 
 
 def test_ends_that_are_none_are_refused(tmp_path: Path) -> None:
-    for number, ends in enumerate(([6.5, 15.0], [np.nan, 15.0])):
+    for number, ends in enumerate(([6.5, 15.0], [np.nan, 15.0], np.array([6, 2**63 + 9], np.uint64))):
         with pytest.raises(RealrlError, match="not a row of whole numbers"):
             diffusion_policy.read(buffer(tmp_path / f"{number}.zarr", STEPS, ends))
 
@@ -64,8 +64,9 @@ def test_flags_of_the_next_step_and_words_of_each_episode_say_who_succeeded(tmp_
 def test_outcomes_as_words_and_two_robots(tmp_path: Path) -> None:
     words = buffer(tmp_path / "words.zarr", STEPS, meta={"episode_success": np.array(["success", "Failure", "success"])})
     assert [e.succeeded for e in diffusion_policy.read(words).episodes] == [True, False, True]
-    other = buffer(tmp_path / "other.zarr", STEPS, meta={"outcome": np.array(["red", "blue", "success"])})
-    assert not any(e.judged for e in diffusion_policy.read(other).episodes)
+    for name, told in {"outcome": np.array(["red", "blue", "success"]), "success": np.array([0.2, 0.9, 1.0])}.items():
+        other = buffer(tmp_path / f"{name}.zarr", STEPS, meta={name: told})
+        assert not any(e.judged for e in diffusion_policy.read(other).episodes)
     arms = {f"robot{i}_{name}": np.full((15, n), i + 1.0) for i in range(2) for name, n in (("eef_pos", 3), ("gripper_width", 1))}
     assert next(diffusion_policy.read(buffer(tmp_path / "umi.zarr", arms)).episodes).action[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
 
@@ -96,6 +97,32 @@ def test_a_buffers_clock(tmp_path: Path) -> None:
     assert found.fps == 29.97 and any("29.97 steps a second, by timestamp" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("unit", [1, 1e3, 1e6, 1e9])
+def test_a_clock_in_other_units_and_one_that_counts_steps(unit: float) -> None:
+    assert common.rate_by(np.full(9, unit / 30)) == 30
+    assert common.rate_by(np.ones(9)) is None and common.rate_by(np.zeros(0)) is None
+
+
+def test_a_chunk_that_is_not_there_is_told(tmp_path: Path) -> None:
+    root = buffer(tmp_path / "b.zarr", STEPS)
+    assert not any("chunks" in note for note in diffusion_policy.read(root).notes)
+    next(p for p in (root / "data/action").iterdir() if not p.name.startswith(".")).unlink()
+    notes = diffusion_policy.read(root).notes
+    assert any("action: 1 of its chunks are not stored, all of their values count as 0" in note for note in notes)
+
+
+@pytest.mark.parametrize("place", ["meta", "data"])
+def test_what_is_to_be_done_is_told_beside_the_steps(place: str, tmp_path: Path) -> None:
+    texts, at = np.array(["pick", "place", "pick"]), np.repeat(np.arange(3), np.diff(ENDS, prepend=0))
+    root = buffer(tmp_path / "b.zarr", STEPS | ({"language": texts[at]} if place == "data" else {}),
+                  meta={"task": texts} if place == "meta" else None)
+    found = diffusion_policy.read(root)
+    assert any(note.startswith(f"tasks are what {place}/") for note in found.notes)
+    assert not any("holds text" in note for note in found.notes)
+    assert [e.task for e in found.episodes] == ["pick", "place", "pick"]
+    assert [e.task for e in diffusion_policy.read(root, task="tidy").episodes] == ["tidy"] * 3
+
+
 # ---- HDF5
 
 
@@ -115,10 +142,22 @@ def demos(path: Path, *, name: str = "demo_{}", action: str = "actions", attribu
     return path
 
 
-@pytest.mark.parametrize(("name", "action"), [("demo{}", "actions"), ("episode_{}", "action"), ("traj_{}", "actions")])
+@pytest.mark.parametrize(("name", "action"), [("demo{}", "actions"), ("episode_{}", "action"), ("traj_{}", "actions"), ("{}", "actions")])
 def test_demonstrations_and_actions_under_other_names(tmp_path: Path, name: str, action: str) -> None:
     found = robomimic.read(demos(tmp_path / "d.hdf5", name=name, action=action))
     assert [len(e) for e in found.episodes] == [5, 5] and found.fps == 29.97
+
+
+@pytest.mark.parametrize("told", ["attribute", "array", "ep_meta"])
+def test_every_demonstration_has_its_own_text(told: str, tmp_path: Path) -> None:
+    own = {"attribute": {"language_instruction": ("pick", "place")}, "ep_meta": {"ep_meta": ('{"lang": "pick"}', '{"lang": "place"}')}}
+    path = demos(tmp_path / "a.hdf5", attributes=own.get(told))
+    if told == "array":
+        with h5py.File(path, "a") as file:
+            for i, text in enumerate(("pick", "place")):
+                file[f"data/demo_{i}/task_description"] = text
+    assert [e.task for e in robomimic.read(path).episodes] == ["pick", "place"]
+    assert [e.task for e in robomimic.read(path, task="tidy").episodes] == ["tidy"] * 2
 
 
 @pytest.mark.parametrize("attributes", [{"success": ("True", "False")}, {"success": (np.array([True]), np.array([False]))},
@@ -181,6 +220,23 @@ def test_observations_may_be_called_so_and_other_groups_of_demonstrations_are_to
         file.copy("data", "failed")
     found = robomimic.read(path)
     assert list(next(found.episodes).obs) == ["eef_pos", "state"] and any("left out: failed (other groups" in note for note in found.notes)
+
+
+def test_a_folder_that_is_no_set_is_told_what_it_is(tmp_path: Path) -> None:
+    from realrl.data import formats
+    for name in ("many/one set", "many/other"):
+        (tmp_path / name / "meta").mkdir(parents=True)
+        (tmp_path / name / "meta/info.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/episode_0.npz").symlink_to(tmp_path / "x.npz")
+    for name, words in {"many": f'give them one by one: "{tmp_path}/many/one set", {tmp_path}/many/other',
+                        "empty": "there is nothing in it",
+                        "many/other/meta": f"a part of a LeRobot dataset, give the whole folder: {tmp_path}/many/other",
+                        "linked": "episode_0.npz in it is a link that leads out of it"}.items():
+        with pytest.raises(RealrlError) as caught:
+            formats.detect(tmp_path / name)
+        assert words in str(caught.value)
 
 
 def test_a_format_is_named_as_one_types_it() -> None:

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_kinds import LENGTHS, Columns, material, put, refused, theirs, wrong
-from test_lerobot import BOTH, OLD, made, run, seen
+from test_lerobot import BOTH, NEW, OLD, late, made, run, seen
 from test_told_alike import described, warned
 
 from realrl.data import clocks
 from realrl.data.formats import open_dataset
 from realrl.data.store import Store
+from realrl.data.tools import edit
 from realrl.data.tools.repair import repair
 
 VECTORS = np.arange(12, dtype=np.float64).reshape(6, 2) / 8
@@ -106,6 +107,10 @@ def test_a_rate_as_video_tools_write_it(told: str, tmp_path: Path) -> None:
 def test_frames_in_another_order_are_put_right(tmp_path: Path) -> None:
     straight, root = theirs(tmp_path / "straight"), theirs(tmp_path / "d", mixed)
     assert not wrong(root) and any("another order" in line for line in warned(root))
+    for name, where in (("cut", root), ("straight cut", straight)):
+        edit.trim(where, tmp_path / name, start=1)
+    cut, wanted = (Store.open(tmp_path / name).read() for name in ("cut", "straight cut"))
+    assert all((a.action == b.action).all() for a, b in zip(cut, wanted, strict=True))
     for _ in range(2):  # as it lies, and repaired
         for a, b in zip(open_dataset(root).read(), open_dataset(straight).read(), strict=True):
             assert (a.obs["state"] == b.obs["state"]).all() and (a.action == b.action).all()
@@ -129,6 +134,31 @@ def test_a_repair_gives_episodes_of_one_number_their_own(tmp_path: Path) -> None
     assert repair(root).kept == 3 and not wrong(root)
     for a, b in zip(open_dataset(root).read(), open_dataset(straight).read(), strict=True):
         assert (a.action == b.action).all()
+
+
+def test_episodes_that_share_a_number_are_all_read(tmp_path: Path) -> None:
+    straight, root = theirs(tmp_path / "straight"), theirs(tmp_path / "d", numbers=(0, 1, 1))
+    assert not wrong(root) and any("[1] are several each, by one number" in line for line in warned(root))
+    for _ in range(2):  # as it lies, and repaired
+        for a, b in zip(open_dataset(root).read(), open_dataset(straight).read(), strict=True):
+            assert (a.action == b.action).all()
+        assert repair(root).kept == 3
+    assert not any("several each" in line for line in warned(root))
+
+
+@pytest.mark.parametrize("moments", [False, True])
+def test_a_set_with_a_clock_of_its_own_is_cut_and_keeps_it_when_it_is_repaired(moments: bool, tmp_path: Path) -> None:
+    def stamped(i: int, n: int) -> Any:
+        ticks = 1_700_000_000_000_000_000 + 101_000_000 * np.arange(n)
+        return ticks.astype("datetime64[ns]") if moments else ticks
+
+    root = theirs(tmp_path / "d", put("timestamp", stamped), timestamp={"dtype": "float32" if moments else "int64", "shape": [1]})
+    edit.trim(root, tmp_path / "cut", start=1)
+    assert all(np.allclose(e.time - e.time[0], np.arange(len(e)) / 10) for e in Store.open(tmp_path / "cut").read())
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps(info | {"chunks_size": None}))  # something to repair
+    repair(root)
+    assert np.allclose(np.diff(open_dataset(root).read()[0].time), 0.101)
 
 
 def test_a_table_that_is_longer_than_its_row_says_is_refused(tmp_path: Path) -> None:
@@ -194,20 +224,47 @@ def test_a_film_that_a_link_leads_to_is_not_taken_for_missing(tmp_path: Path) ->
         material(root)
 
 
+@BOTH
+def test_a_film_of_another_rate_whose_pictures_are_there_is_no_error(version: str, tmp_path: Path) -> None:
+    root = made(tmp_path / "d", version, shown=lambda t: np.round(t + 0.01 * np.sin(9 * t), 3))
+    assert not wrong(root) and any("each frame has its picture, read all the same" in line for line in warned(root))
+    assert seen(open_dataset(root).read()[0])[:3] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("options", [{"drift": .004}, {"stamps": late, "shown": late}])
+def test_a_repair_keeps_pictures_that_are_read(options: dict[str, Any], tmp_path: Path) -> None:
+    root = made(tmp_path / "d", NEW, lengths=(6,) if "shown" in options else LENGTHS, **options)
+    wanted = [seen(e) for e in open_dataset(root).read()]
+    described(root, chunks_size=None)
+    assert repair(root).kept == len(wanted) and [seen(e) for e in open_dataset(root).read()] == wanted
+
+
 def test_two_steps_are_too_few(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="1 step to imitate beside what is kept"):
         material(made(tmp_path / "d", lengths=(2,)))
 
 
 def test_codecs_that_cannot_be_copied_are_encoded_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """MPEG-4's and VP9's packets are not written into a file of their own by whoever did not encode them."""
+    """MPEG-4's and VP9's packets are not written into a file of their own by whoever did not encode them, VP8's into no mp4 at all."""
     import av
-    root = made(tmp_path / "d", lengths=(4, 4))
-    for i, codec in enumerate(("mpeg4", "libvpx-vp9")):
-        with av.open(str(root / f"videos/chunk-000/observation.images.top/episode_00000{i}.mp4"), "w") as out:
+    root = made(tmp_path / "d", lengths=(4, 4, 4))
+    for i, codec in enumerate(("mpeg4", "libvpx-vp9", "libvpx")):
+        with av.open(str(root / f"videos/chunk-000/observation.images.top/episode_00000{i}.mp4"), "w", "webm" if i == 2 else None) as out:
             stream: Any = out.add_stream(codec, rate=20)
             stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
             for k in (*range(4), None):
                 out.mux(stream.encode(None if k is None else av.VideoFrame.from_ndarray(np.full((32, 48, 3), 10 * k, np.uint8))))
-    assert "2 of 2 episodes are encoded again" in run(capsys, "import", root, "--out", tmp_path / "out")
-    assert [seen(e) for e in Store.open(tmp_path / "out").read()] == [[0, 1, 2, 3, 3]] * 2
+    assert "3 of 3 episodes are encoded again" in run(capsys, "import", root, "--out", tmp_path / "out")
+    assert [seen(e) for e in Store.open(tmp_path / "out").read()] == [[0, 1, 2, 3, 3]] * 3
+
+
+def test_what_mends_a_film_is_typed_to_who_takes_it(tmp_path: Path) -> None:
+    root = made(tmp_path / "d", lengths=(4, 4))
+    path = root / "videos/chunk-000/observation.images.top/episode_000001.mp4"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"avc1", b"zzz1"))
+    told = refused(root)
+    assert "encode it again (ffmpeg -i FILE -c:v libx264 NEW.mp4), else do without the camera: --sight.cameras" in told
+    at = whole.index(b"moov") - 8
+    path.write_bytes(whole[:at - 60] + bytes(60) + whole[at:])
+    assert "--option missing=episodes of 'realrl data import'" in (told := refused(root)) and "--images" not in told

@@ -43,11 +43,12 @@ def test_check_names_what_is_wrong(tmp_path: Path) -> None:
     assert Store.open(tmp_path / "d").info["total_frames"] == json.loads(path.read_text())["total_frames"] == store.frames
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_check_sees_wrong_values_and_missing_files(tmp_path: Path) -> None:
     new(tmp_path / "d", 3)
     first, second, third = sorted((tmp_path / "d").glob("data/*/*.parquet"))
     table = pq.read_table(first)
-    spoiled = {"timestamp": pa.array(np.full(len(table), 9, np.float32)), "next.reward": pa.array(np.full(len(table), np.nan, np.float32)),
+    spoiled = {"timestamp": pa.array(np.full(len(table), 9, np.float32)), "next.reward": pa.array(np.full(len(table), np.inf, np.float32)),
                "frame_index": pa.array(np.full(len(table), 3))}
     for name, values in spoiled.items():
         table = table.set_column(table.column_names.index(name), name, values)

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from realrl.data.errors import is_pointer, refuse_pointer
+from realrl.data.errors import is_pointer, refuse_pointer, typed
 from realrl.data.formats import aloha, arrow, diffusion_policy, lerobot, maniskill, minari, pickles, rlds, robomimic, sandbox
 from realrl.data.formats.common import Imported
 from realrl.data.formats.lerobot import open_dataset
@@ -45,7 +45,16 @@ def detect(path: str | Path) -> str:
 
 def _hint(path: Path) -> str:
     """What to do with a set that nobody here recognises."""
-    names = [path.name] if path.is_file() else [p.name for p in sorted(path.iterdir())[:1000]] if path.is_dir() else []
+    inside = sorted(path.iterdir())[:1000] if path.is_dir() else []
+    names = [p.name for p in inside] or [path.name]
+    if path.is_dir() and not inside:
+        return "there is nothing in it"
+    if whole := next((folder for folder in path.resolve().parents if lerobot.detect(folder)), None):
+        return f"it is a part of a LeRobot dataset, give the whole folder: {typed(whole)}"
+    if several := [p for p in inside if p.is_dir() and lerobot.detect(p)]:
+        return f"it holds LeRobot datasets, give them one by one: {', '.join(typed(p) for p in several[:3])}{', ...' * (len(several) > 3)}"
+    if led := [p for p in inside if p.is_symlink() and not p.resolve().is_relative_to(path.resolve())]:
+        return f"{led[0].name} in it is a link that leads out of it, make a copy without links: cp -rL {typed(path)} NEW"
     if any(name.endswith((".tar", ".tar.gz", ".tgz", ".7z", ".rar")) or (name.endswith(".zip") and ".zarr" not in name) for name in names):
         return "unpack the archive first"
     if any(name.endswith(".npy") for name in names):

@@ -27,10 +27,12 @@ from typing import Any
 
 import numpy as np
 
+from realrl.data import words
 from realrl.data.formats import actions, common, episode_files, hdf5, pictures, senses
 from realrl.data.formats.common import Imported
 from realrl.data.formats.hdf5 import library as library
-from realrl.data.schema import OUTCOMES, WORDS, outcome
+from realrl.data.schema import outcome
+from realrl.data.words import OUTCOMES, VERDICTS
 from realrl.files import within
 from realrl.types import Array, Episode, RealrlError, Source
 
@@ -41,7 +43,6 @@ USUAL_STATE = ("qpos", "joint_positions", "joint_position", "gripper_position")
 BESIDE = re.compile(r"(.*[./])?(.*_)?(actions?|rewards?|dones?|time|timestamps?|compress_len|index|frame_id|master|leader|"
                     r"(in|ex)trinsics?)([._/].*)?|"
                     rf"({'|'.join(OUTCOMES)})")  # no observations, unless named
-TEXTS = ("task", "language_instruction", "instruction", "task_description", "task_name", "current_task")
 RATES = ("fps", "frequency", "control_freq", "control_frequency", "hz")
 REWARDS = ("reward", "rewards")
 MISSING = ("error", "episodes", "camera")
@@ -171,14 +172,22 @@ def _scan(files: Sequence[Path], missing: str) -> tuple[dict[Path, _Take], list[
 
 def _take(file: Any, path: Path) -> _Take:
     arrays = {name: held for name, found in hdf5.leaves(file, order=hdf5.in_order).items() if (held := _held(found)) is not None}
-    told = {name: hdf5.attribute(file, name) for name in (*OUTCOMES, *TEXTS, *RATES, "robot_type", "robot")}
-    told |= {n: bool((x > 0).any()) for n in OUTCOMES if told[n] is None and n in arrays and (x := hdf5.array(file, n)) is not None}
+    told = {name: hdf5.attribute(file, name) for name in (*OUTCOMES, *RATES, "robot_type", "robot")}
+    told |= {n: bool(won.any()) for n in OUTCOMES if told[n] is None and n in arrays and (x := hdf5.array(file, n)) is not None
+             and (won := words.frames(x)) is not None}
     for folder in (part.lower() for part in reversed(path.parts[-4:-1])):
-        if folder in WORDS and folder.startswith(("succ", "fail")) and outcome(told) is None:  # a folder "1" is a number, not a verdict
-            told["success"] = WORDS[folder]
+        if folder in VERDICTS and folder.startswith(("succ", "fail")) and outcome(told) is None:
+            told["success"] = VERDICTS[folder]
     robot = next((t for n in ("robot_type", "robot") if isinstance(t := told[n], str) and t), "unknown")
-    return _Take(arrays, next((told[n] for n in RATES if told[n] is not None), None),
-                 next((t for n in TEXTS if isinstance(t := told[n], str) and t), None), robot, outcome(told))
+    return _Take(arrays, next((told[n] for n in RATES if told[n] is not None), None) or _clocked(file, arrays),
+                 next((text for name in common.TEXTS if (text := hdf5.text(file, name))), None), robot, outcome(told))
+
+
+def _clocked(file: Any, arrays: dict[str, _Held]) -> int | float | None:
+    """Steps a second by an array of times, None where there is none that says it."""
+    clocks = [n for n, held in arrays.items() if n.rpartition("/")[2] in common.CLOCKS and held.plain and held.width == 1]
+    found = hdf5.array(file, clocks[0]) if clocks else None
+    return None if found is None else common.rate_by(np.diff(found.reshape(-1).astype(np.float64)))
 
 
 def _held(found: Any) -> _Held | None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from realrl.data import clocks
 from realrl.files import sync
 from realrl.types import Array, Episode, Obs, RealrlError, Source
 
@@ -25,6 +26,9 @@ NOTHING_AFTER = ("no observation after an episode's last action: the one before 
                  "last='drop' leaves that action out")
 ACTION = re.compile(r"(^|[._])actions?$")  # the last one among the observations: it is most of what a clone would learn
 OBJECT = re.compile(r"(^|[._])object$")
+CLOCKS = ("timestamp", "timestamps", "time", "times")
+TEXTS = ("task", "language_instruction", "instruction", "task_description", "task_name", "current_task", "language", "lang", "prompt",
+         "text")  # what is to be done, in words
 _KEY = re.compile(r"[A-Za-z0-9_][\w .+\-]{0,119}")
 
 
@@ -99,6 +103,12 @@ def rate_from(period: float) -> int | float:
     if whole and abs(rate / (whole * 1000 / 1001) - 1) < 2e-4:
         return round(whole * 1000 / 1001, 3)
     return whole if whole and abs(rate / whole - 1) < 5e-3 else round(rate, 2)
+
+
+def rate_by(ticks: Array) -> int | float | None:
+    """Steps a second by what a clock counted between them, see `clocks.tick`; None where it says nothing, or counts steps."""
+    tick = clocks.tick(ticks) if (ticks != 1).any() else 0.0
+    return rate_from(tick) if tick else None
 
 
 def source_of(name: str | Source) -> Source:

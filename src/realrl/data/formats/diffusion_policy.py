@@ -31,11 +31,12 @@ from typing import Any
 
 import numpy as np
 
+from realrl.data import words
 from realrl.data.formats import actions, common, senses, zarr_files
 from realrl.data.formats.common import Imported
 from realrl.data.formats.zarr_files import Buffer, Rows, Unread
 from realrl.data.formats.zarr_files import library as library
-from realrl.data.schema import FAILURES, OUTCOMES, SUCCESSES, WORDS
+from realrl.data.words import FAILURES, OUTCOMES, SUCCESSES
 from realrl.types import Array, Episode, RealrlError, Source
 
 NAME = "diffusion_policy"
@@ -82,8 +83,10 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
     wide = dict.fromkeys(there, 1) | {n: int(np.prod(a.shape[1:])) for n, a in _opened(files, [], there, False)[0].items()}
     following = [n for n in USUAL_STATE if n in wide] if action is None and not any(actions.NEAR.fullmatch(n) for n in wide) else []
     acting = actions.parts(action or following or None, wide, path)
+    spoken, told_by = _spoken(files, ends)
     flags = {flag: name for flag, names in FLAGS.items() for name in names if name in there and name not in acting}
-    beside = {n for n in there if (n in acting and not following) or n in flags.values() or BESIDE.fullmatch(n) or n.startswith(OURS)}
+    beside = {n for n in there if (n in acting and not following) or n in flags.values() or BESIDE.fullmatch(n) or n.startswith(OURS) or
+              f"data/{n}" == told_by}
     after = {n: a for n in there if (a := _after(files, n, there)) is not None and n not in beside}
     named = [n for n in there if (n not in acting or following) and not n.startswith(OURS)]
     wanted = common.only(keys, named, "observation", path) if keys is not None else [
@@ -101,6 +104,7 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
     picked = common.state_keys(state, USUAL_STATE, [n for n in ours.values() if not n.startswith(senses.SENSES)], path)
     told = attrs.get("episodes")
     told = told if isinstance(told, list) and len(told) == len(ends) and all(isinstance(t, dict) for t in told) else [{}] * len(ends)
+    told = [{"task": text} | own if text else own for text, own in zip(spoken, told, strict=True)]
     rate, guess = _rate(files, ends, attrs.get("fps") if fps is None else fps)
     judged = _told(files, len(ends)) or _judged({f: _flag(arrays[n], steps) for f, n in flags.items()}, flags, ends)
     plan = _Plan(path, ends, rows, arrays, ours, {n: after[n] for n in ours if n in after}, picked,
@@ -110,6 +114,9 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
     if spare := min(arrays[n].shape[0] for n in acting) - steps:
         notes.append(f"left out: {spare} steps behind the end of the last episode, by meta/episode_ends (it counts up to the step after "
                      "an episode's last one)")
+    notes += [f"{n}: {arrays[n].absent} of its chunks are not stored, all of their values count as {arrays[n].fill}; if they were lost on "
+              f"the way: {common.AGAIN}" for n in (*acting, *ours) if arrays[n].absent > 0]
+    notes += [f"tasks are what {told_by} says"] if told_by else []
     notes += ["no action in this file: the state that follows is taken for the action, at an episode's end its own"] if following else []
     called = actions.names(acting, wide)
     meta = {"keys": {n: list(a.shape) for n, a in arrays.items()}, "attributes": attrs, **({"names": {"action": called}} if called else {})}
@@ -157,8 +164,8 @@ def _ends(files: Buffer) -> tuple[Array, list[str]]:
     found = files.array("meta/episode_ends")
     if found is None:
         raise RealrlError(f"{files.where} has no meta/episode_ends as diffusion_policy's buffers do; give the .zarr folder or its zip")
-    told = found.read(0, found.shape[0]).reshape(-1)
-    if np.prod(found.shape[1:]) != 1 or not np.isfinite(told).all() or (told != np.rint(told)).any():
+    told = found.read(0, found.shape[0]).reshape(-1) if found.shape[0] else np.zeros(0)
+    if np.prod(found.shape[1:]) != 1 or not np.isfinite(told).all() or (told != np.rint(told)).any() or (told > 2**53).any():
         raise RealrlError(f"{found.where} is not a row of whole numbers, one an episode; write it so")
     lengths = np.diff(told.astype(np.int64), prepend=0)
     if not (lengths > 0).any():
@@ -169,19 +176,30 @@ def _ends(files: Buffer) -> tuple[Array, list[str]]:
     return np.cumsum(lengths)[lengths > 0], [f"left out: {empty} episodes without a step"] if empty else []
 
 
+def _spoken(files: Buffer, ends: Array) -> tuple[list[str], str]:
+    """(the text of each episode's task, the array that says it, "" where none does): of meta/, or what data/ says at its first step."""
+    for folder, at in (("meta", np.arange(len(ends))), ("data", np.append(0, ends[:-1]))):
+        for name in (name for name in common.TEXTS if name in files.arrays(folder)):
+            texts = files.texts(f"{folder}/{name}")
+            if texts is not None and len(texts) > at[-1] and (folder == "data" or len(texts) == len(ends)):
+                return [texts[i].strip() for i in at.tolist()], f"{folder}/{name}"
+    return [""] * len(ends), ""
+
+
 def _told(files: Buffer, episodes: int) -> _Judged | None:
     """What an array in meta/ says of each episode, None where there is none."""
     for name in OUTCOMES:
         if name not in files.arrays("meta"):
             continue
-        if (words := files.texts(f"meta/{name}")) is not None:
-            if len(words) == episodes and {word.strip().lower() for word in words} <= WORDS.keys():
-                won = np.array([WORDS[word.strip().lower()] for word in words]) != (name in FAILURES)
-                return _Judged(won, won, f"meta/{name} says so")
+        if (texts := files.texts(f"meta/{name}")) is not None:
+            if len(texts) == episodes and not np.isnan(told := words.numbers(texts, name)).any():
+                return _Judged(told > 0, told > 0, f"meta/{name} says so")
             continue
         found = files.array(f"meta/{name}")
-        if found is not None and found.shape[0] == episodes and np.prod(found.shape[1:]) == 1:
-            won = (found.read(0, episodes).reshape(-1) > 0) != (name in FAILURES)
+        fits = found is not None and found.shape[0] == episodes and np.prod(found.shape[1:]) == 1
+        flags = words.frames(found.read(0, episodes).reshape(-1)) if found is not None and fits else None
+        if flags is not None:
+            won = flags != (name in FAILURES)
             return _Judged(won, won, f"meta/{name} says so")
     return None
 
@@ -229,8 +247,8 @@ def _judged(flags: dict[str, Array], names: dict[str, str], ends: Array) -> _Jud
     paid = nobody.astype(np.float64) if reward is None else reward[last]
     sparse = reward is not None and bool(paid.any()) and not np.delete(reward, last).any()
     ended, timed = (nobody if x is None else x[last] > 0 for x in (done, late))
-    if "success" in flags:
-        won = np.logical_or.reduceat(flags["success"] > 0, np.append(0, ends[:-1]))
+    if "success" in flags and (solved := words.frames(flags["success"])) is not None:
+        won = np.logical_or.reduceat(solved, np.append(0, ends[:-1]))
         return _Judged(won, won | (ended & ~timed), f"{names['success']} is set in them")
     if (sparse or (paid > 0).any()) and (sparse or ended.any()):  # some ends are paid: RL-100 gives 2 for success and -1 for failure
         won = (paid > 0) & (ended if done is not None else ~nobody)
@@ -245,13 +263,13 @@ def _rate(files: Buffer, ends: Array, fps: Any) -> tuple[float, list[str]]:
     """Control steps a second and what to say: as asked or told, else from the clock, else the paper's."""
     if told := common.rate_of(fps, files.where):
         return told, []
-    for name in ("timestamp", "timestamps"):
-        clock = files.array(f"data/{name}")
+    for name in common.CLOCKS:
+        clock = files.array(f"data/{name}") if name in files.arrays("data") else None
         if clock is not None and clock.shape[0] >= ends[-1] > 1 and np.prod(clock.shape[1:]) == 1:
             ticks = np.diff(clock.read(0, int(ends[-1])).reshape(-1).astype(np.float64))
-            tick = float(np.median(np.delete(ticks, ends[:-1] - 1)) if len(ends) <= len(ticks) else 0.0)
-            if 1e-3 < tick < 10:
-                return common.rate_from(tick), [f"{common.rate_from(tick)} steps a second, by {name}; fps= says another"]
+            rate = common.rate_by(np.delete(ticks, ends[:-1] - 1))
+            if rate:
+                return rate, [f"{rate} steps a second, by {name}; fps= says another"]
     return FPS, [f"the file does not say how many steps a second it has; {FPS}, as in the paper: give fps= if it is another"]
 
 

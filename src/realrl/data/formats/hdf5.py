@@ -181,6 +181,17 @@ def attribute(group: Any, name: str) -> Any | None:
     return value if isinstance(value, (bool, int, float, list)) else None
 
 
+def text(group: Any, name: str) -> str | None:
+    """A text that is an attribute or a dataset of one; None when there is none. Raises RealrlError for a link, and for damage."""
+    told = attribute(group, name)
+    found = None if told else member(group, name)
+    with damage(where(group)):
+        if isinstance(found, library().Dataset) and found.size == 1 and library().check_string_dtype(found.dtype) is not None:
+            value = np.asarray(found[()]).reshape(-1)[0]
+            told = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return told if isinstance(told, str) and told else None
+
+
 def json_attribute(group: Any, name: str) -> dict[str, Any]:
     """An attribute that holds a JSON object; empty when there is none. Raises RealrlError when it holds something else."""
     text = attribute(group, name)

@@ -264,9 +264,10 @@ class _Plan:
         known = {*INDICES, "action", "time", "source", "starts_plan", *(alias for names in ALIASES.values() for alias in names)}
         features = self.data.info["features"]
         numbers = tables.stored(features)
-        other = [name for name in features if (name not in known or features[name]["dtype"] == "string")
-                 and not name.startswith("observation.")]
+        other = [name for name in features if (name not in known or name not in numbers) and not name.startswith("observation.")]
         common.only(self.keep, [name for name in other if name in numbers], "column of numbers", self.data.dir)
+        texts = [name for name, f in features.items() if name not in numbers and f["dtype"] not in ("video", "image")]
+        other += [name for name in texts if name.startswith("observation.")]
         if not (lost := [name for name in other if name not in self.keep]):
             return []
         able = [name for name in lost if name in numbers]
@@ -359,8 +360,10 @@ class _Plan:
             packets = self._with_last(path, seconds, packets)
         if packets is None or (self.last == "drop" and packets[-1].pts != len(packets) - 1):
             return None
-        header = replace(video.header(path), fps=Fraction(self.data.fps).limit_denominator(1001))
-        return (header, packets) if header.codec in video.CODECS or video.playable(header, packets) else None
+        with contextlib.suppress(RealrlError):  # of a codec that mp4 does not hold (VP8); damage shows when the pictures are decoded
+            header = replace(video.header(path), fps=Fraction(self.data.fps).limit_denominator(1001))
+            return (header, packets) if header.codec in video.CODECS or video.playable(header, packets) else None
+        return None
 
     def _with_last(self, path: Path, seconds: Array, own: list[Packet]) -> list[Packet] | None:
         """The packets and that of the picture after the last action, which lies behind the episode, after copies of the packets that it

@@ -21,6 +21,7 @@ from realrl.data.footage import Place
 from realrl.data.labels import Labels
 from realrl.data.reading import PLAIN, Reading, absent, imported, left_out, require_action, seen
 from realrl.data.schema import Info
+from realrl.data.words import OUTCOMES
 from realrl.files import inside, read_plain, within
 from realrl.types import Array, Episode, RealrlError
 
@@ -120,7 +121,7 @@ class Legacy:
         for camera in tables.cameras(info["features"]):
             told |= {f"videos/{camera}/chunk_index": numbers // self._chunks, f"videos/{camera}/file_index": numbers,
                      f"videos/{camera}/from_timestamp": np.zeros(len(self)), f"videos/{camera}/to_timestamp": length / float(self.fps)}
-        if any(name in row for row in self._rows for name in schema.OUTCOMES):
+        if any(name in row for row in self._rows for name in OUTCOMES):
             told["success"] = pa.array([schema.outcome(row | {schema.LABEL: None}) for row in self._rows], pa.bool_())
         for name, column in told.items():
             rows = rows.append_column(name, pa.array(column))

@@ -34,10 +34,12 @@ from typing import Any
 
 import numpy as np
 
+from realrl.data import words
 from realrl.data.formats import actions, common, episode_files, hdf5, pictures, senses
 from realrl.data.formats.common import Imported
 from realrl.data.formats.hdf5 import library as library
-from realrl.data.schema import OUTCOMES, outcome
+from realrl.data.schema import outcome
+from realrl.data.words import OUTCOMES
 from realrl.types import Array, Episode, Obs, RealrlError, Source
 
 NAME = "robomimic"
@@ -47,6 +49,7 @@ USUAL_STATE = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robo
 BOOKKEEPING = "datagen_info"
 BESIDE = {"obs": "next_obs", "observations": "next_observations", "states": "initial_state"}  # what is observed, and what lies beside it
 CODED, CODED_DEPTH = ((1, 64, 64, 3), np.uint8), ((1, 64, 64), np.uint16)  # what compressed pictures are, whatever their size
+DEMO = re.compile(r"(?:(?:demo|episode|traj|ep|trajectory|rollout)_?)?(\d{1,9})")
 GYM = 2  # robomimic's number for an environment that gymnasium makes
 
 
@@ -150,7 +153,8 @@ class _Plan:
 
 
 def _demos(data: Any) -> list[str]:
-    found = [(int(m[1]), n) for n in hdf5.names(data) if (m := re.fullmatch(r"(?:demo|episode|traj)_?(\d{1,9})", n))]
+    """The demonstrations in a group, in the order of their numbers."""
+    found = [(int(m[1]), n) for n in hdf5.names(data) if (m := DEMO.fullmatch(n))]
     return [name for _, name in sorted(found)]
 
 
@@ -258,8 +262,15 @@ def _told(demo: Any) -> bool | None:
     """Whether a demonstration succeeded, by its attribute, or by an array of that name; None where it has none."""
     found: dict[str, Any] = {name: hdf5.attribute(demo, name) for name in OUTCOMES}
     there = hdf5.names(demo)
-    found |= {n: bool((x > 0).any()) for n in OUTCOMES if found[n] is None and n in there and (x := hdf5.array(demo, n)) is not None}
+    found |= {n: bool(won.any()) for n in OUTCOMES if found[n] is None and n in there and (x := hdf5.array(demo, n)) is not None
+              and (won := words.frames(x)) is not None}
     return outcome(found)
+
+
+def _spoken(demo: Any) -> str | None:
+    """What a demonstration is told to do, in its own words or robosuite's (`ep_meta`); None where it has none."""
+    own = next((text for name in common.TEXTS if (text := hdf5.text(demo, name))), None)
+    return own or _text(hdf5.json_attribute(demo, "ep_meta").get("lang"))
 
 
 def _parts(data: Any, demos: Sequence[str], asked: str | Sequence[str] | None, where: Path) -> tuple[list[str], dict[str, int]]:
@@ -307,9 +318,9 @@ def _episode(plan: _Plan, demo: Any, where: str) -> Episode:
     over = bool(done[-1]) if done is not None and done.ndim == 1 and len(done) else False
     terminated = over and (won is None or bool(won[-1])) and reward is not None
     made = common.episode(
-        _obs(plan.layout, demo, states, where), common.scale_actions(action, plan.action_range), fps=plan.fps, task=plan.task,
-        policy=plan.source.name.lower(), source=plan.source, reward=reward, success=won, terminated=terminated,
-        truncated=not terminated, extra=extra, last=plan.last, where=where)
+        _obs(plan.layout, demo, states, where), common.scale_actions(action, plan.action_range), fps=plan.fps,
+        task=plan.renamed or _spoken(demo) or plan.task, policy=plan.source.name.lower(), source=plan.source, reward=reward, success=won,
+        terminated=terminated, truncated=not terminated, extra=extra, last=plan.last, where=where)
     if (plan.success and reward is None) or (told and not made.success.any()):
         made = common.with_success(made)
     return _restored(plan, made, demo, where)

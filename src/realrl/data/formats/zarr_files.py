@@ -6,6 +6,7 @@ What a damaged or hostile chunk does to the decompressors below it ends the proc
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -97,10 +98,13 @@ class Buffer:
         if found.dtype.kind not in "biuf" or found.dtype.itemsize > 8 or not found.shape or harmful:
             raise RealrlError(f"{where} holds {ascii(str(found.dtype))[1:41]} in {', '.join(codecs) or 'the open'}, not plain numbers; "
                               "name the arrays to read with keys=NAME,NAME")
-        stored = sum(size for file, size in self.sizes.items() if file.startswith(f"{name}/"))
+        files = [file for file in self.sizes if file.startswith(f"{name}/")]
+        stored = sum(self.sizes[file] for file in files)
         if found.nbytes > EXPANSION * stored + SMALL:
             raise RealrlError(f"{where} declares shape {list(found.shape)} but only {stored} bytes are stored; {AGAIN}")
-        return Rows(found, where)
+        chunks = [-(-n // side) for n, side in zip(found.shape, getattr(found, "shards", None) or found.chunks, strict=True)]
+        held = sum(not PurePosixPath(file).name.startswith((".z", "zarr.json")) for file in files)
+        return Rows(found, where, math.prod(chunks) - held)
 
     def texts(self, name: str) -> list[str] | None:
         """A row of texts; None where the array holds none, or as objects. Raises RealrlError for damage."""
@@ -134,11 +138,13 @@ class Buffer:
 
 
 class Rows:
-    """An array, read some rows at a time. The rows of a chunk that the next read begins in are kept."""
+    """An array, read some rows at a time. The rows of a chunk that the next read begins in are kept. absent: chunks that are not stored,
+    which zarr takes for ones that hold nothing but one value."""
 
-    def __init__(self, found: Any, where: str) -> None:
-        self._array, self.where = found, where
+    def __init__(self, found: Any, where: str, absent: int = 0) -> None:
+        self._array, self.where, self.absent = found, where, absent
         self.shape: tuple[int, ...] = found.shape
+        self.fill = found.fill_value
         self.dtype: np.dtype[Any] = found.dtype.newbyteorder("=")
         self._step: int = (getattr(found, "shards", None) or found.chunks)[0]
         self._kept, self._first = np.zeros(0), 0

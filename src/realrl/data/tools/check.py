@@ -86,8 +86,6 @@ def _legacy(root: Path) -> Legacy | None:
 def _check_use(root: Path, info: Info, rows: pa.Table) -> Iterator[Problem]:
     """What no training takes."""
     where, features = f"{root}/meta/info.json", PLAIN.checked(root, info).features(info)
-    if "action" in features and "action" not in tables.stored(features):
-        yield Problem("error", where, f"action is of dtype {features['action']['dtype']}, no numbers", "only numbers can be imitated")
     try:
         require_action(root, features)
     except RealrlError as error:
@@ -103,7 +101,11 @@ def _check_use(root: Path, info: Info, rows: pa.Table) -> Iterator[Problem]:
 def _check_rows(root: Path, rows: pa.Table, ours: bool) -> Iterator[Problem]:
     where, repair = f"{root}/meta/episodes", mend(root / "meta")
     index, length, start, stop = (rows[c].to_numpy() for c in ("episode_index", "length", "dataset_from_index", "dataset_to_index"))
-    holes = int(index[-1]) + 1 - len(index) if len(index) else 0
+    numbers, often = np.unique(index, return_counts=True)
+    if (often > 1).any():
+        kind, advice = ("error", repair) if ours else ("warning", "each is read")
+        yield Problem(kind, where, f"episodes {numbers[often > 1][:5].tolist()} are several each, by one number", advice)
+    holes = int(index[-1]) + 1 - len(numbers) if len(index) else 0
     if holes:
         before = np.flatnonzero(np.diff(index, prepend=-1) > 1)[0]
         first = int(index[before - 1]) + 1 if before else 0

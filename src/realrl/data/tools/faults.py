@@ -19,6 +19,7 @@ from realrl.data.reading import PLAIN, USUAL, absent
 from realrl.data.schema import Info
 from realrl.data.stats import Stats, column_stats, merge_stats
 from realrl.data.tables import FileKey
+from realrl.data.words import FRAMES
 from realrl.types import Array, RealrlError, printable
 
 COPY = "correct meta/info.json, or fetch the file that belongs to it"  # no repair can know which of them is right
@@ -115,13 +116,23 @@ def _wrong(columns: dict[str, Array], frame: Array, owner: Array, start: Array, 
             yield "error", field, "is not what meta/episodes says", columns[field] != true, repair
     for field, x in columns.items():
         if x.dtype.kind == "f" and (own or field != "timestamp"):
-            yield "error", field, "is NaN or infinite", ~np.isfinite(x).reshape(len(x), -1).all(1), repair
+            said = np.ones(len(x), bool) if own else ~_unsaid(field, x, owner)
+            yield "error", field, "is NaN or infinite", ~np.isfinite(x).reshape(len(x), -1).all(1) & said, repair
     if "timestamp" in columns:
         off = ~(np.abs(columns["timestamp"].reshape(-1) - frame / info["fps"]) <= 1e-4 + 1e-6 * frame / info["fps"])
         kind, advice = ("error", repair) if own else ("warning", "read all the same, pictures where the stamps say so; LeRobot refuses it")
         yield kind, "timestamp", "is not frame_index / fps", off, advice
     if "time" in columns:
         yield "error", "time", "does not increase", (np.diff(columns["time"], prepend=-np.inf) <= 0) & (frame > 0), repair
+
+
+def _unsaid(field: str, x: Array, owner: Array) -> Array:
+    """The frames [T] of episodes in which a column that tells how they went was never filled in. owner: of each frame, [T]."""
+    if not schema.says_nothing(field, np.full(1, np.nan)):
+        return np.zeros(len(x), bool)
+    _, episode = np.unique(owner, return_inverse=True)
+    filled = np.bincount(episode, np.isfinite(x).reshape(len(x), -1).any(1)) > 0
+    return ~filled[episode] | (field in FRAMES)
 
 
 def _suspect(columns: dict[str, Array], frame: Array, first: Array, info: Info, limits: tuple[float, float]) -> Iterator[Fault]:
@@ -184,7 +195,11 @@ def check_video(root: Path, info: Info, camera: str, key: FileKey, rows: Sequenc
             return [replace(told, what=f"the video of {whose} {told.what}")]
         depth.coding(camera, info["features"][camera])
         times, found = video.times(path), video.probe(path)
-        problems = [*_kind(path, info, camera, found), *_spans(path, info, camera, rows, times)]
+        kind, spans = [*_kind(path, info, camera, found)], [*_spans(path, info, camera, rows, times)]
+        if not schema.ours(info) and not any(p.severity == "error" for p in spans):  # each frame has its picture, whatever the film's rate
+            kind = [replace(p, severity="warning", mend="each frame has its picture, read all the same") if " fps, " in p.what else p
+                    for p in kind]
+        problems = kind + spans
         if any(p.severity == "error" for p in problems) and _by_stamps(root, info, camera, rows, times):
             problems = [p if p.mend == COPY and "fps" not in p.what else
                         replace(p, severity="warning", mend="read where the timestamps say; LeRobot does so, too") for p in problems]

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from realrl.data import depth, footage, tables
+from realrl.data import clocks, depth, footage, tables
 from realrl.data.compaction import file_keys
 from realrl.data.errors import DAMAGED, line, typed
 from realrl.data.footage import Place
@@ -30,7 +30,6 @@ from realrl.data.schema import (
     ALIASES,
     DATA_PATH,
     EPISODES_PATH,
-    OUTCOMES,
     VIDEO_PATH,
     Info,
     data_file,
@@ -43,6 +42,7 @@ from realrl.data.schema import (
 from realrl.data.stats import column_stats, stored_stats
 from realrl.data.tables import VIDEO_FIELDS, FileKey, cameras, stored
 from realrl.data.tools import cuts
+from realrl.data.words import OUTCOMES
 from realrl.types import Array, RealrlError
 
 
@@ -94,7 +94,7 @@ class SourceSet:
         return [Piece(number, e, 0, int(self.length[e])) for e in (range(len(self)) if episodes is None else episodes)]
 
     def frames(self, episode: int) -> pa.Table:
-        """An episode's rows of the data file. Raises RealrlError when they are not there."""
+        """An episode's rows of the data file, in the order in which they were recorded. Raises RealrlError when they are not there."""
         key = (int(self._chunk[episode]), int(self._file[episode]))
         path = data_file(self.dir, self.info, key)
         mend = f"run `realrl data repair {typed(self.dir)}`"
@@ -107,7 +107,8 @@ class SourceSet:
         rows = table.slice(int(self.begin[episode]) - begin, int(self.length[episode]))
         if len(rows) != self.length[episode] or (rows["episode_index"].to_numpy() != episode).any():
             raise RealrlError(f"{path} does not hold episode {episode} where meta/episodes says; {mend}")
-        return rows
+        at = clocks.order(rows["frame_index"].to_numpy()) if "frame_index" in rows.column_names else None
+        return rows if at is None else rows.take(pa.array(at))
 
     def _groups(self, path: Path, key: FileKey, episode: int) -> tuple[int, pa.Table]:
         """(dataset-wide number of its first frame, the row groups an episode lies in); the last answer is kept."""
@@ -230,7 +231,9 @@ class _Assembly:
                                   f"run `realrl data repair {typed(source.dir)}`")
             new["task_index"] = known[old]
         if trimmed := n < len(whole):
-            new |= {"frame_index": frame, "timestamp": (frame / self.info["fps"]).astype(np.float32), **self._cut(row, piece, whole)}
+            new |= {"frame_index": frame, **self._cut(row, piece, whole)}
+            if "timestamp" in whole.column_names:
+                new["timestamp"] = clocks.like(whole["timestamp"].to_numpy(), frame, self.info["fps"])
         for name, values in new.items():
             if name in table.column_names:
                 at = table.schema.get_field_index(name)

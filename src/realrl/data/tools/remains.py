@@ -23,6 +23,7 @@ from realrl.data.schema import Info
 from realrl.data.tables import Parquet, cameras, stored
 from realrl.data.tools.pieces import SourceSet
 from realrl.data.tools.salvage import guessed_info, refuse_old
+from realrl.data.words import OUTCOMES
 from realrl.types import Array, RealrlError
 
 Part = tuple[int, int, int]  # (row group, first row, row after the last)
@@ -83,7 +84,8 @@ class Remains(SourceSet):
         n, frame = take.length, np.arange(take.length)
         task = np.full(n, self.tasks.index(self.cell(take, "tasks")[0]))
         old = table["time"].to_numpy() if "time" in table.column_names else np.zeros(1)
-        right = {"frame_index": frame, "timestamp": (frame / self.info["fps"]).astype(np.float32), "task_index": task,
+        stamps = table["timestamp"].to_numpy() if "timestamp" in table.column_names else np.zeros(1)
+        right = {"frame_index": frame, "timestamp": clocks.like(stamps, frame, self.info["fps"]), "task_index": task,
                  "time": old[0] + frame / self.info["fps"]}
         for name in take.mends:
             at = table.schema.get_field_index(name)
@@ -117,7 +119,14 @@ class Remains(SourceSet):
             self.lines.append(f"the episodes tables do not fit together, what only some of them say is left out ({what(error)})")
             common = set.intersection(*({(f.name, f.type) for f in t.schema} for t in found))
             self._all_rows = tables.newest([t.select(sorted(name for name, _ in common)) for t in found], self.dir)
-        self._row_of = {int(e): i for i, e in enumerate(self._all_rows["episode_index"].to_numpy())}
+        numbers = self._all_rows["episode_index"].to_numpy()
+        self._shared = len(np.unique(numbers)) < len(numbers)
+        if self._shared:
+            numbers, self.rewrite = np.arange(len(numbers)), True
+            at = self._all_rows.schema.get_field_index("episode_index")
+            self._all_rows = self._all_rows.set_column(at, "episode_index", pa.array(numbers))
+            self.lines.append("episodes that share a number get one each, in the order of their frames")
+        self._row_of = {int(e): i for i, e in enumerate(numbers)}
 
     def _is_unreadable(self, path: Path, error: Exception) -> None:
         self.unreadable.append(path)
@@ -253,17 +262,18 @@ class Remains(SourceSet):
                 yield number, parts, pa.concat_tables(pieces)
 
     def _told_numbers(self, path: Path, file: Parquet) -> Array | None:
-        """Which episode each row [N] of a data file is of, by the episodes table, where the file gives all of several the same number."""
+        """Which episode each row [N] of a data file is of, by the episodes table, where several share a number, there or in the file."""
         mine = [i for i in self._row_of.values() if self._told_file(i) == path]
         number, start, length = (self._all_rows[name].to_numpy()[mine] for name in ("episode_index", "dataset_from_index", "length"))
-        if len(mine) < 2 or length.sum() != file.rows or "episode_index" not in file.names:
+        if len(mine) < 2 - self._shared or length.sum() != file.rows or "episode_index" not in file.names:
             return None
         try:
-            if len(pc.unique(file.read(names=["episode_index"])["episode_index"])) != 1:
+            if not self._shared and len(pc.unique(file.read(names=["episode_index"])["episode_index"])) != 1:
                 return None
         except DAMAGED:
             return None
-        self.lines.append(f"{self.name(path)} gives all of its episodes one number, those of the episodes table count")
+        if not self._shared:
+            self.lines.append(f"{self.name(path)} gives all of its episodes one number, those of the episodes table count")
         self.rewrite, order = True, np.argsort(start, kind="stable")
         return np.repeat(number[order], length[order])
 
@@ -287,13 +297,16 @@ class Remains(SourceSet):
         if take.row is not None and n != (told := int(self.cell(take, "length"))):
             return f"{n} of its {told} frames are left"
         for name, x in columns.items():
-            if x.dtype.kind == "f" and not (ok := np.isfinite(x).reshape(n, -1).all(1)).all():
+            if x.dtype.kind == "f" and not (ok := np.isfinite(x).reshape(n, -1).all(1)).all() and not (
+                    schema.says_nothing(name, x) and not schema.ours(self.info)):
                 return f"{name} is NaN or infinite at frame {int(np.argmin(ok))}"
         given = columns.get("frame_index", frame).reshape(n)
         if take.row is None and (given != frame).any():
             return "its row is lost and its frames are not all there"
         time = columns.get("timestamp", frame / self.info["fps"]).reshape(n)
         off = np.abs(time - frame / self.info["fps"]) > 1e-4 + 1e-6 * frame / self.info["fps"]
+        if not schema.ours(self.info):  # a clock of its own, by which its pictures may lie
+            off = ~np.isfinite(time) | (np.diff(time, prepend=-np.inf) <= 0)
         task = columns.get("task_index", np.zeros(n, np.int64)).reshape(n)
         wrong = {"frame_index": (given != frame).any(), "timestamp": off.any(),
                  "task_index": not self._tasks_lost and bool(((task < 0) | (task >= len(self.tasks))).any()),
@@ -362,7 +375,7 @@ class Remains(SourceSet):
 
     def _judged(self) -> bool:
         """Whether episodes of this dataset are judged: not where every row that is left has an empty cell for it."""
-        told = [self._all_rows[name] for name in schema.OUTCOMES if name in self._all_rows.column_names]
+        told = [self._all_rows[name] for name in OUTCOMES if name in self._all_rows.column_names]
         return not told or not len(self._all_rows) or any(cells.null_count < len(cells) for cells in told)
 
     def _kept_rows(self) -> pa.Table:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from realrl.data import compaction, labels, schema, side, tables, video
+from realrl.data import compaction, footage, labels, schema, side, tables, video
 from realrl.data.errors import legible, plain, read_json
 from realrl.data.footage import Place
 from realrl.data.record import recovery
@@ -34,7 +34,7 @@ from realrl.data.tools.remains import Remains, WholeEpisode, what
 from realrl.files import lock, publish, sync, write_json
 from realrl.types import Array, RealrlError
 
-SLACK = 1e-3  # seconds between where a picture should be and where it is
+SLACK = 1e-3  # seconds between where a picture of ours should be and where it is; others' are read where `footage` finds them
 FOLDERS = schema.FOLDERS
 SWAP = "swap.json"  # in a backup: which folders are still to be exchanged
 
@@ -296,22 +296,23 @@ class _Films:
 
     def __init__(self, remains: Remains, decode: bool) -> None:
         self.remains, self.decode = remains, decode
-        self.fps = float(remains.info["fps"])
+        self.fps, self._own = float(remains.info["fps"]), schema.ours(remains.info)
+        self._slack = SLACK if self._own else footage.tolerance(self.fps)
         self._times: dict[Path, Array | str] = {}
 
     def match(self) -> None:
         """Move the takes whose pictures are gone to `lost`; leave out a camera of which nothing is there."""
         for camera in tables.cameras(self.remains.info["features"]):
             self._guess(camera)
-            gone = {take.number: reason for take in self.remains.takes if (reason := self._fault(take, camera))}
+            gone = {take.number: reason for i, take in enumerate(self.remains.takes) if (reason := self._fault(i, take, camera))}
             if gone and len(gone) == len(self.remains.takes):  # better a dataset without that camera than none
                 self.remains.leave_out(camera)
                 continue
             self.remains.takes = [take for take in self.remains.takes if take.number not in gone]
             self.remains.lost |= gone
 
-    def _fault(self, take: WholeEpisode, camera: str) -> str:
-        """Why an episode's pictures cannot be used, "" if they can."""
+    def _fault(self, number: int, take: WholeEpisode, camera: str) -> str:
+        """Why an episode's pictures cannot be used, "" if they can. number: its place among the takes."""
         path, prefix = self.remains.film(take, camera), f"videos/{camera}"
         start, stop, last = (self.remains.cell(take, f"{prefix}/{name}_timestamp") for name in ("from", "to", "last"))
         if path is None or start is None or stop is None:
@@ -319,23 +320,31 @@ class _Films:
         shown = self._shown(path)
         if isinstance(shown, str):
             return shown
-        wanted = Place(float(start), float(stop), None if last is None else float(last)).times(take.length, self.fps)
+        place = Place(float(start), float(stop), None if last is None else float(last))
+        wanted = footage.seconds(path, place, take.length, self.fps, self._stamps(number), self._slack)
         after = np.searchsorted(shown, wanted).clip(0, len(shown) - 1)
         gaps = np.minimum(np.abs(shown[after] - wanted), np.abs(shown[np.maximum(after - 1, 0)] - wanted))
-        if (gaps[:-1] > SLACK).any():
+        if (gaps[:-1] > self._slack).any():
             return f"{self.remains.name(path)} does not hold its pictures"
         if self.decode and (reason := self._undecodable(path, wanted[:-1])):
             return f"its video of {camera} does not decode ({reason})"
-        if gaps[-1] > SLACK or (self.decode and self._undecodable(path, wanted[-1:])):
+        if gaps[-1] > self._slack or (self.decode and self._undecodable(path, wanted[-1:])):
             self.remains.lines.append(f"episode {take.number}: the last picture of {camera} is gone, the one before it stands for it")
             take.cells |= {f"{prefix}/last_timestamp": None, f"{prefix}/to_timestamp": float(start) + take.length / self.fps}
             self.remains.rewrite = True
         return ""
 
+    def _stamps(self, number: int) -> Array | None:
+        """The timestamps [T] of an episode that others recorded, by which its pictures may lie."""
+        table = None if self._own else self.remains.frames(number)
+        if table is None or "timestamp" not in table.column_names:
+            return None
+        return tables.to_numpy(table["timestamp"], "timestamp", {"dtype": "float64", "shape": [1]})
+
     def _undecodable(self, path: Path, seconds: Array) -> str:
         """Why these pictures of a file cannot be decoded, "" if they can."""
         try:
-            video.decode(path, seconds, SLACK)
+            video.decode(path, seconds, self._slack)
         except RealrlError as error:
             return what(error)
         return ""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from realrl.data import video
+from realrl.data import clocks, tables, video
 from realrl.data.errors import DAMAGED, read_json
 from realrl.data.schema import DATA_PATH, VIDEO_PATH, Info
 from realrl.data.spread import flat_names
@@ -37,14 +37,17 @@ def guessed_info(root: Path, files: Sequence[Path]) -> Info:
     for path in files:
         with contextlib.suppress(*DAMAGED), Parquet(path) as file:
             table = file.read([0])
-            steps = np.diff(table["timestamp"].to_numpy()[:1000])
+            steps = np.diff(tables.to_numpy(table["timestamp"].slice(0, 1000), "timestamp", {"dtype": "float64", "shape": [1]}))
+            step = clocks.tick(steps[steps > 0])
+            if not step and not _sound("fps", old.get("fps")):
+                raise RealrlError(f"{root}: neither meta/info.json nor timestamps tell its rate; write fps into meta/info.json")
             films = _filmed(root)
             told: Any = old.get("features")
             told = told if isinstance(told, dict) else {}
             features = {name: _kept(told.get(name), found) for name, found in
                         ({name: _feature(table[name]) for name in table.column_names} | films).items()}
             made = {"codebase_version": "v3.0", "robot_type": "unknown", "chunks_size": 1000, "data_files_size_in_mb": 100,
-                    "video_files_size_in_mb": 200, "fps": _rate(float(1 / np.median(steps[steps > 0]))),
+                    "video_files_size_in_mb": 200, "fps": _rate(1 / step) if step else old["fps"],
                     "data_path": DATA_PATH, "video_path": VIDEO_PATH if films else None}
             return made | {name: old[name] for name in made if _sound(name, old.get(name))} | {"features": features}
     raise RealrlError(f"{root}: neither meta/info.json nor any data file can be read; there is nothing to repair from")
@@ -94,5 +97,6 @@ def _feature(column: pa.ChunkedArray) -> dict[str, Any]:
         inner = values.flatten()
         shape.append(len(inner) // max(len(values), 1))
         values = inner
-    kind = "string" if pa.types.is_string(values.type) else str(np.dtype(values.type.to_pandas_dtype()))
+    clock = pa.types.is_timestamp(values.type) or pa.types.is_duration(values.type)
+    kind = "string" if pa.types.is_string(values.type) else "float64" if clock else str(np.dtype(values.type.to_pandas_dtype()))
     return {"dtype": kind, "shape": shape or [1], "names": None}
