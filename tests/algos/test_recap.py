@@ -28,8 +28,9 @@ from realrl.learn.fit import ImitationConfig
 from realrl.learn.prospects import Critic
 from realrl.learn.value import ValueConfig
 from realrl.nets.transformer import NEGATIVE, POSITIVE
-from realrl.policies.flow import FlowPolicyConfig
+from realrl.policies.flow import FlowPolicy, FlowPolicyConfig
 from realrl.policies.folder import load_policy
+from realrl.report import improved
 from realrl.robots.devices import DEVICES, Reading
 from realrl.robots.human import OperatorConfig
 from realrl.run import Run
@@ -252,7 +253,7 @@ def test_a_person_s_corrections_are_good_from_the_first_fit_on(tmp_path: Path, m
             return contextlib.nullcontext()
         run = None
     demos = {"toy/red": {"recorded": [episode("pppphh", True), episode("hhhhhh", True)]}}
-    recap.pretrain(cfg, {"toy/red": Cell()}, None, None, demos)  # type: ignore[arg-type, dict-item]
+    recap.pretrain(cfg, {"toy/red": Cell()}, None, None, demos, None)  # type: ignore[arg-type, dict-item]
     assert marks[0][4:6].tolist() == [POSITIVE] * 2 and marks[0][10:].tolist() == [NEGATIVE] * 2
 
 
@@ -273,13 +274,17 @@ def test_with_pictures_the_value_looks_at_them_too(tmp_path: Path, monkeypatch: 
         judged.append(progress(critic, task, obs))
         return judged[-1]
 
+    looked, look = [], FlowPolicy.look
+    monkeypatch.setattr(FlowPolicy, "look", lambda self, frames, body: looked.append(frames["state"]) or look(self, frames, body))
     monkeypatch.setattr(Critic, "progress", watched)
     summary = run_of(tmp_path, tiny(task="", tasks=("toy/reach",), sight=SightConfig(kind="rgb", height=32, width=32)))
+    films = [x.numpy().tobytes() for x in looked if len(x) == 11]  # of ten steps; a batch of decisions is of fewer
+    assert len(films) == len(set(films)) > 2, "each once, for however many values and policies"
     assert [s["name"] for s in summary["stages"]] == ["fine-tuned reach", "recap-1 reach"] and min(judged) < max(judged) <= 0
     episode = Store.open(tmp_path / "dataset").read([0])[0]
-    obs = {key: x[:2] for key, x in episode.obs.items()}
-    light, dark = (critics[0].see("toy/reach", critics[0].look("toy/reach", obs | change)) for change in (
-        {}, {"images.top": np.zeros_like(obs["images.top"])}))
+    obs, critic = {key: torch.from_numpy(episode.obs[key][:2]) for key in ("state", "images.top")}, critics[0]
+    light, dark = (critic.see("toy/reach", critic.policy.look(obs | change, 0)) for change in (
+        {}, {"images.top": torch.zeros_like(obs["images.top"])}))
     size = obs["state"].shape[1]
     assert light.shape == (2, size + 16 * 112 + 32) and torch.equal(light[:, :size], dark[:, :size])
     assert (light[:, size:-32] - dark[:, size:-32]).abs().max() > 0.1 and light.abs().max() <= 5
@@ -354,6 +359,11 @@ def test_ratios_to_nothing_are_none() -> None:
                               for stage, rate in (("fine-tuned", 1.0), ("recap-1", 0.9))]}
     head = headline(tiny(tasks=("toy/red",)), {"toy/red": Cell()})  # type: ignore[dict-item]
     assert head["failure_ratio"] is None and head["throughput_ratio"] == pytest.approx(0.9)
+    said = improved({"headline": head})
+    assert said.startswith("All tasks together: 90.0 % succeed, 100.0 % after fine-tuning alone: 0.900 times as many")
+    assert said.endswith("which had no failure.") and not improved({"headline": {"before": 1.0}})
+    none = head | {"throughput_ratio": None, "throughput_ratio_5s": None, "failure_ratio": 0.5}
+    assert improved({"headline": none}).endswith("alone: which had no success, 0.500 times as many failures.")
 
 
 @pytest.mark.parametrize("wrong", [{"sight": SightConfig(kind="depth")}, {"positive": 0.0}, {"dropout": 1.0}, {"ahead": 0}, {"rounds": 10},

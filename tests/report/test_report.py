@@ -200,7 +200,7 @@ def test_what_explores_and_what_is_deployed_are_drawn_together() -> None:
 
 
 def test_what_was_decided_is_told(run: Path) -> None:
-    assert "What was kept" not in write_report(run).read_text(encoding="utf-8")
+    assert "What was decided" not in write_report(run).read_text(encoding="utf-8")
     line = "offline round 2 was sent back: 58 % of 150 trials against 64 %"
     (run / "summary.json").write_text(json.dumps({**SUMMARY, "decisions": {"offline round 2": line + " <b>"}}))
     html = write_report(run).read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ from realrl.files import derive
 from realrl.generative.diffusion import DistillConfig
 from realrl.generative.flow import FlowConfig
 from realrl.learn.fit import ImitationConfig, imitate
-from realrl.learn.flow import FlowFit, Lessons, cells_of, distil, listed, make_policy
+from realrl.learn.flow import FlowFit, Lessons, Sights, cells_of, distil, listed, make_policy
 from realrl.learn.prospects import Critic
 from realrl.learn.value import ValueConfig, column, threshold
 from realrl.nets.transformer import NEGATIVE, NONE, POSITIVE
@@ -145,8 +145,8 @@ def train(cfg: RecapConfig, cell: Cell) -> dict[str, Any]:
     lessons = Lessons(policy, {task: every(found) for task, found in demos.items()})
     for odd in policy.fit_senses(lessons.frames()):
         cell.tell("pre-training", odd)
-    lessons.encode()
-    critic = pretrain(cfg, cells, policy, lessons, demos)
+    lessons.encode(sights := Sights())
+    critic = pretrain(cfg, cells, policy, lessons, demos, sights)
     for task, at in cells.items():
         learn_task(cfg, at, task, policy, critic, demos[task])
     cell.summary["headline"] = headline(cfg, cells)
@@ -154,11 +154,11 @@ def train(cfg: RecapConfig, cell: Cell) -> dict[str, Any]:
 
 
 def pretrain(cfg: RecapConfig, cells: Mapping[str, Cell], policy: FlowPolicy, lessons: Lessons,
-             demos: Mapping[str, Mapping[str, list[Episode]]]) -> Critic:
+             demos: Mapping[str, Mapping[str, list[Episode]]], sights: Sights) -> Critic:
     """V_pre and pi_pre on all tasks: A looks at the end of the episode, the best 30 % of a task's demonstrated actions are good.
     demos: task -> manner -> episodes, in the order of the lessons."""
     cell = next(iter(cells.values()))
-    critic = Critic(cfg.value, policy, {task: at.spec.horizon for task, at in cells.items()}, seed=cfg.seed)
+    critic = Critic(cfg.value, policy, {task: at.spec.horizon for task, at in cells.items()}, sights, seed=cfg.seed)
     with cell.timed("pre-training"):
         critic.fit(cell, "pre-training value", {task: every(found) for task, found in demos.items()})
         marks = []
@@ -176,7 +176,7 @@ def learn_task(cfg: RecapConfig, cell: Cell, task: str, base: FlowPolicy, critic
     """Fine-tuning of one task and its rounds. base, critic: the pre-trained ones, which every fit begins from."""
     name, everything = cell.spec.name, every(demos)
     good = [e for e in everything if e.succeeded]
-    fit = partial(tune, cfg, cell, task, base)
+    fit = partial(tune, cfg, cell, task, base, critic.sights)
     policy = fit("fine-tuned", good, np.full(sum(map(len, good)), POSITIVE))
     cell.finish_stage(f"fine-tuned {name}", policy, cfg.eval_episodes)
     cell.keep(policy, "fine-tuned")  # what practice begins with: to hold others against it
@@ -201,18 +201,18 @@ def learn_task(cfg: RecapConfig, cell: Cell, task: str, base: FlowPolicy, critic
         cell.finish_stage(f"guided-{beta:g} {name}", policy.guided(beta), cfg.eval_episodes)
     cell.keep(policy)
     if cfg.one_step:
-        stage = f"one-step {name}"
-        distil(cell, policy, Lessons(policy, {task: everything}).encode(), cfg.distill, derive(cfg.seed, "one-step", task), stage)
+        stage, lessons = f"one-step {name}", Lessons(policy, {task: everything}).encode(critic.sights)
+        distil(cell, policy, lessons, cfg.distill, derive(cfg.seed, "one-step", task), stage)
         cell.keep(policy)
         cell.finish_stage(stage, policy.with_head("one-step"), cfg.eval_episodes)
 
 
-def tune(cfg: RecapConfig, cell: Cell, task: str, base: FlowPolicy, stage: str, episodes: Sequence[Episode], mark: Array,
-         weight: Array | None = None, among: Array | None = None) -> FlowPolicy:
+def tune(cfg: RecapConfig, cell: Cell, task: str, base: FlowPolicy, sights: Sights, stage: str, episodes: Sequence[Episode],
+         mark: Array, weight: Array | None = None, among: Array | None = None) -> FlowPolicy:
     """A copy of the pre-trained policy, fitted to a task's episodes under their indicators [N], told the task and acting as if good."""
     policy = copy.deepcopy(base).requires_grad_(True)
     policy.name = stage
-    lessons = Lessons(policy, {task: episodes}).encode()
+    lessons = Lessons(policy, {task: episodes}).encode(sights)
     name = f"{stage} {cell.spec.name}"
     with cell.timed(name):
         imitate(cell.run, FlowFit(policy, lessons, cfg.finetuning, seed=derive(cfg.seed, stage, task), mark=torch.from_numpy(mark).long(),

@@ -17,19 +17,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from realrl.config import OutOfBounds, check
 from realrl.files import derive, write_text
 from realrl.learn import classifier
 from realrl.learn.classifier import ClassifierConfig
 from realrl.learn.fit import ImitationConfig, imitate
-from realrl.learn.flow import FlowFit, Lessons, cells_of, listed, make_policy
+from realrl.learn.flow import FlowFit, Lessons, Sights, cells_of, listed, make_policy
 from realrl.learn.goals import GoalConfig, Goals
 from realrl.learn.jury import Jury
 from realrl.policies.flow import FlowPolicy, FlowPolicyConfig
 from realrl.scene import Scene, device
-from realrl.types import Cell, Episode, Source
+from realrl.types import Cell, Episode
 
 Origin = Literal["demonstration", "practice", "random"]
 Judge = Literal["script", "recording", "person", "classifier", "simulator"]
@@ -122,8 +121,7 @@ class RoboCatConfig(Scene):
 
 @dataclass
 class Record:
-    """An episode and its lineage. made_by: the policy that acted; worthy: whether it counts as a success, as `said_by` says; looked: what
-    `FlowPolicy.look` says of its frames, once somebody asked."""
+    """An episode and its lineage. made_by: the policy that acted; worthy: whether it counts as a success, as `said_by` says."""
 
     episode: Episode
     task: str
@@ -132,7 +130,6 @@ class Record:
     made_by: str
     worthy: bool
     said_by: Judge
-    looked: dict[str, Tensor] = field(default_factory=dict)
 
 
 Data = dict[str, list[Record]]
@@ -141,11 +138,13 @@ Data = dict[str, list[Record]]
 
 def demonstrations(cfg: RoboCatConfig, cells: Mapping[str, Cell]) -> Data:
     """Of every training task its own; of the others a few."""
-    found: Data = {}
-    for task, at in cells.items():
-        shown = at.demonstrations(count=None if task in cfg.tasks else cfg.few)
-        found[task] = [Record(e, task, "demonstration", 0, e.policy, True, "script" if cfg.data is None else "recording") for e in shown]
-    return found
+    return {task: shown(cfg, at, task, None if task in cfg.tasks else cfg.few) for task, at in cells.items()}
+
+
+def shown(cfg: RoboCatConfig, cell: Cell, task: str, count: int | None) -> list[Record]:
+    """So many demonstrations of a task, None for those that the run asks for; a recorded set may hold fewer."""
+    return [Record(e, task, "demonstration", 0, e.policy, True, "script" if cfg.data is None else "recording")
+            for e in cell.demonstrations(count=count)]
 
 
 def chosen(cfg: RoboCatConfig, records: Sequence[Record]) -> list[Record]:
@@ -172,18 +171,18 @@ def train(cfg: RoboCatConfig, cell: Cell) -> dict[str, Any]:
     data = demonstrations(cfg, cells)
     for task in cfg.held_out:
         classifier.keys_of([r.episode for r in data[task]], cfg.classifier)  # raises now, not after the practice
-    start = fresh(cfg, cells, data)
+    start, sights = fresh(cfg, cells, data), Sights()
     unseen = {task: data.pop(task) for task in cfg.unseen}
-    variety(cfg, cells, "variety-0", start, unseen)
-    generalist = generalise(cfg, cells, "generalist-1", start, {task: data[task] for task in cfg.tasks})
-    variety(cfg, cells, "variety-1", generalist, unseen)
-    policies = {task: specialise(cfg, cells[task], "fine-tuned-1", task, generalist, data[task]) for task in cfg.held_out}
+    variety(cfg, cells, sights, "variety-0", start, unseen)
+    generalist = generalise(cfg, cells, sights, "generalist-1", start, {task: data[task] for task in cfg.tasks})
+    variety(cfg, cells, sights, "variety-1", generalist, unseen)
+    policies = {task: specialise(cfg, cells[task], sights, "fine-tuned-1", task, generalist, data[task]) for task in cfg.held_out}
     for k in range(1, cfg.rounds + 1):
         for task, practised in practise(cfg, cells, policies, k).items():
             data[task] = data[task] + label(cfg, cells[task], data[task], practised, policies[task].name, k)
         lineage(cell, data | unseen)
-        generalist = generalise(cfg, cells, f"generalist-{k + 1}", start, data)
-        variety(cfg, cells, f"variety-{k + 1}", generalist, unseen)
+        generalist = generalise(cfg, cells, sights, f"generalist-{k + 1}", start, data)
+        variety(cfg, cells, sights, f"variety-{k + 1}", generalist, unseen)
         policies = {task: generalist.told(task) for task in cfg.held_out}
         for task, policy in policies.items():
             cells[task].finish_stage(f"{generalist.name} {cells[task].spec.name}", policy, cfg.eval_episodes)
@@ -194,7 +193,7 @@ def train(cfg: RoboCatConfig, cell: Cell) -> dict[str, Any]:
         for task in cfg.held_out:
             judge_means(cfg, cells[task], task, generalist)
     for control in cfg.compare:
-        compare(cfg, cells, control, start, generalist, data)
+        compare(cfg, cells, sights, control, start, generalist, data)
     cell.summary["headline"] = headline(cfg, cells)
     return cell.summary
 
@@ -209,47 +208,35 @@ def fresh(cfg: RoboCatConfig, cells: Mapping[str, Cell], data: Data) -> FlowPoli
     return policy
 
 
-def fitted(cfg: RoboCatConfig, cell: Cell, stage: str, start: FlowPolicy, data: Data, fit: ImitationConfig, own: float = 1.0) -> FlowPolicy:
+def fitted(cfg: RoboCatConfig, cell: Cell, sights: Sights, stage: str, start: FlowPolicy, data: Data, fit: ImitationConfig,
+           own: float = 1.0) -> FlowPolicy:
     """A copy of a policy, fitted to data; the ends of their successes become its goals. own: see `FlowFit`."""
     policy = copy.deepcopy(start).requires_grad_(True)
     policy.name = stage.partition(" ")[0]
     used = {task: chosen(cfg, of) for task, of in data.items()}
     with cell.timed(stage):
-        lessons = encoded(policy, used)
+        lessons = Lessons(policy, {task: [r.episode for r in of] for task, of in used.items()}).encode(sights)
         goals = Goals(lessons, {task: np.array([r.worthy for r in of]) for task, of in used.items()}, cfg.goals)
         imitate(cell.run, FlowFit(policy, lessons, fit, seed=derive(cfg.seed, stage), goals=goals, own=own), stage)
     return policy.eval().requires_grad_(False)
 
 
-def encoded(policy: FlowPolicy, data: Data) -> Lessons:
-    """Lessons for a fit. What the frozen networks say of an episode never changes, so that each is looked at once, by its first fit."""
-    bare = {task: [replace(r.episode, obs={"state": r.episode.obs["state"]}) for r in of] for task, of in data.items()}
-    lessons, seen = Lessons(policy, bare), []
-    for task, of in data.items():
-        body = policy.tasks[task].body
-        for r in (r for r in of if not r.looked):
-            keys = ("state", *policy.bodies[body].senses)
-            r.looked.update(policy.look({key: torch.as_tensor(r.episode.obs[key], device=policy.device) for key in keys}, body))
-        seen.append({key: torch.cat([r.looked[key] for r in of]) for key in of[0].looked})
-    return lessons.encode(seen)
-
-
-def generalise(cfg: RoboCatConfig, cells: Mapping[str, Cell], stage: str, start: FlowPolicy, data: Data) -> FlowPolicy:
+def generalise(cfg: RoboCatConfig, cells: Mapping[str, Cell], sights: Sights, stage: str, start: FlowPolicy, data: Data) -> FlowPolicy:
     """The next generalist, from scratch on all that there is; judged on a part of the starts of the training tasks."""
-    policy = fitted(cfg, next(iter(cells.values())), stage, start, data, cfg.generalist)
+    policy = fitted(cfg, next(iter(cells.values())), sights, stage, start, data, cfg.generalist)
     for task in cfg.tasks:
         cells[task].finish_stage(f"{stage} {cells[task].spec.name}", policy.told(task), max(1, cfg.eval_episodes // 5))
     return policy
 
 
-def specialise(cfg: RoboCatConfig, cell: Cell, stage: str, task: str, base: FlowPolicy, records: Sequence[Record], *,
+def specialise(cfg: RoboCatConfig, cell: Cell, sights: Sights, stage: str, task: str, base: FlowPolicy, records: Sequence[Record], *,
                scratch: bool = False) -> FlowPolicy:
     """A generalist fine-tuned to one held-out task, judged there. scratch: base has learned nothing, and gets a generalist's steps, too."""
     name = f"{stage} {cell.spec.name}"
     fit = replace(cfg.generalist, steps=cfg.generalist.steps + cfg.finetuning.steps) if scratch else cfg.finetuning
     known = {base.tasks[t].body for t in learned(base)}  # robots
     own = 1.0 if scratch or base.tasks[task].body in known else cfg.newcomer
-    policy = fitted(cfg, cell, name, base, {task: list(records)}, fit, own).told(task)
+    policy = fitted(cfg, cell, sights, name, base, {task: list(records)}, fit, own).told(task)
     cell.finish_stage(name, policy, cfg.eval_episodes)
     return policy
 
@@ -260,10 +247,10 @@ def learned(policy: FlowPolicy) -> list[str]:
     return [task for task, count in zip(policy.tasks, policy.goals.count.tolist(), strict=True) if count]
 
 
-def variety(cfg: RoboCatConfig, cells: Mapping[str, Cell], stage: str, base: FlowPolicy, unseen: Data) -> None:
+def variety(cfg: RoboCatConfig, cells: Mapping[str, Cell], sights: Sights, stage: str, base: FlowPolicy, unseen: Data) -> None:
     """A generalist, or fresh weights, fine-tuned to the few demonstrations of tasks that it has seen nothing of."""
     for task, records in unseen.items():
-        specialise(cfg, cells[task], stage, task, base, records, scratch=stage == "variety-0")
+        specialise(cfg, cells[task], sights, stage, task, base, records, scratch=stage == "variety-0")
 
 
 def practise(cfg: RoboCatConfig, cells: Mapping[str, Cell], policies: Mapping[str, FlowPolicy], k: int) -> dict[str, list[Episode]]:
@@ -282,13 +269,16 @@ def practise(cfg: RoboCatConfig, cells: Mapping[str, Cell], policies: Mapping[st
 def label(cfg: RoboCatConfig, cell: Cell, known: Sequence[Record], practised: Sequence[Episode], made_by: str, k: int) -> list[Record]:
     """The practised episodes with what is said of them: the first ones by a person, the others by a classifier fitted to those."""
     many = len(practised) if cfg.labels == "simulator" else min(cfg.labelled, len(practised))
-    shown, rest = practised[:many], practised[many:]
+    heard, rest = practised[:many], practised[many:]
     task = known[0].task
     who: Judge = "simulator" if cfg.labels == "simulator" else "person"
-    records = [Record(e, task, "practice", k, made_by, e.succeeded, who) for e in shown]
+    records = [Record(e, task, "practice", k, made_by, e.succeeded, who) for e in heard]
+    stage = f"practice-{k} {cell.spec.name}"
+    if not rest and cfg.labels == "classifier":
+        cell.tell(f"{stage} labels", f"{cell.spec.name}, round {k}: a person labels all {many} episodes, and no classifier is asked: it is "
+                                     "of what --practice has more than --labelled")
     if rest:
-        stage = f"practice-{k} {cell.spec.name}"
-        jury = Jury(cfg.classifier, [r.episode for r in known if r.origin == "demonstration"], shown, false=cfg.false, seed=cfg.seed)
+        jury = Jury(cfg.classifier, [r.episode for r in known if r.origin == "demonstration"], heard, false=cfg.false, seed=cfg.seed)
         verdicts = [jury.sees(e) for e in rest]
         records += [Record(e, task, "practice", k, made_by, v, "classifier") for e, v in zip(rest, verdicts, strict=True)]
         found = jury.audit(rest, verdicts)
@@ -317,16 +307,17 @@ def others(policy: FlowPolicy, task: str) -> list[str]:
     return [t for t in learned(policy) if t != task and policy.tasks[t].body == policy.tasks[task].body]
 
 
-def compare(cfg: RoboCatConfig, cells: Mapping[str, Cell], control: Control, start: FlowPolicy, generalist: FlowPolicy, data: Data) -> None:
+def compare(cfg: RoboCatConfig, cells: Mapping[str, Cell], sights: Sights, control: Control, start: FlowPolicy, generalist: FlowPolicy,
+            data: Data) -> None:
     """The last generalist once more, from other data and as many gradient steps; or one policy a held-out task, fine-tuned or from
     scratch."""
     if control in ("scratch", "fine-tuned"):
         for task in cfg.held_out:
             if control == "scratch":  # what `fine-tuned-1` learns from, without what it practised afterwards
-                shown = [r for r in data[task] if r.origin == "demonstration"]
-                specialise(cfg, cells[task], control, task, start, shown, scratch=True)
+                few = [r for r in data[task] if r.origin == "demonstration"]
+                specialise(cfg, cells[task], sights, control, task, start, few, scratch=True)
             else:
-                specialise(cfg, cells[task], f"fine-tuned-{cfg.rounds + 1}", task, generalist, data[task])
+                specialise(cfg, cells[task], sights, f"fine-tuned-{cfg.rounds + 1}", task, generalist, data[task])
         return
     other: Data = {}
     for task, of in data.items():
@@ -336,23 +327,28 @@ def compare(cfg: RoboCatConfig, cells: Mapping[str, Cell], control: Control, sta
         elif control == "no-failures":
             own = [r for r in own if r.worthy]
         elif control == "more-demonstrations" and own:
-            own = more(cfg, cells[task], task, sum(r.worthy for r in own))
+            own = shown(cfg, cells[task], task, len(demos) + sum(r.worthy for r in own))[len(demos):]
         elif control == "random-goals" and own:
             own = wandered(cfg, cells[task], task, generalist, sum(r.worthy for r in own))
         elif control == "demonstrations":
             own = []
         other[task] = demos + own
-    policy = fitted(cfg, cells[cfg.task], control, start, other, cfg.generalist)
+        if control in ("more-demonstrations", "random-goals") and task in cfg.held_out:
+            told_of(cells[task], control, own, sum(r.worthy for r in of if r.origin == "practice"))
+    policy = fitted(cfg, cells[cfg.task], sights, control, start, other, cfg.generalist)
     for task in cfg.held_out:
         cells[task].finish_stage(f"{control} {cells[task].spec.name}", policy.told(task), cfg.eval_episodes)
 
 
-def more(cfg: RoboCatConfig, cell: Cell, task: str, count: int) -> list[Record]:
-    """Up to so many demonstrations more, from starts of their own."""
-    from realrl import envs
-    expert = envs.expert(task, cfg.expert, noise=cfg.demo_noise)
-    shown = cell.practise("more demonstrations", expert, cell.seeds(9, count), greedy=True, source=Source.SCRIPT)
-    return [Record(e, task, "demonstration", 0, e.policy, True, "script") for e in shown if e.succeeded]
+def told_of(cell: Cell, control: Control, added: Sequence[Record], wanted: int) -> None:
+    """Say where a control is not what it is called."""
+    name = cell.spec.name
+    if not wanted:
+        cell.tell(f"{control} {name}", f"{control}: no episode of {name}'s practice was taken for a success, so that nothing is added to "
+                                       "its demonstrations")
+    elif len(added) < wanted:
+        cell.tell(f"{control} {name}", f"{control}: {len(added)} episodes are added to {name}'s demonstrations, in place of {wanted} own "
+                                       "successes: there are no more")
 
 
 def wandered(cfg: RoboCatConfig, cell: Cell, task: str, policy: FlowPolicy, count: int) -> list[Record]:

@@ -195,9 +195,9 @@ def _renewed(cfg: Any, base: list[str]) -> tuple[str, ...]:
 
 def _report(summary: dict[str, Any], folder: Path, page: Path, recorded: bool, own: list[str]) -> None:
     """The table of a run that has ended, and where its page and its policy lie. own: flags that name an environment of one's own."""
-    from realrl.report import cycled, earned, foresight_table, hindsight_lines, pressed, stage_table
+    from realrl.report import cycled, earned, foresight_table, hindsight_lines, improved, pressed, stage_table
     screen().print(foresight_table(summary) if recorded else stage_table(summary))
-    for line in filter(None, (*hindsight_lines(summary), earned(summary), cycled(summary), pressed(summary))):
+    for line in filter(None, (*hindsight_lines(summary), earned(summary), cycled(summary), improved(summary), pressed(summary))):
         say(line)
     print(f"report: {page}")
     if recorded:

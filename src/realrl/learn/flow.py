@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,8 +41,23 @@ class Lesson:
     valid: Tensor
 
 
+class Sights:
+    """What a policy's frozen networks say of episodes: it never changes, so that each is looked at once, however many fits see it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[Episode, dict[str, Tensor]]] = {}
+
+    def of(self, policy: FlowPolicy, task: str, episode: Episode) -> dict[str, Tensor]:
+        """What `FlowPolicy.look` says of an episode's T + 1 frames. policy: the one of the first call, or a copy of it."""
+        if id(episode) not in self._kept:
+            keys = ("state", *policy.bodies[body := policy.tasks[task].body].senses)
+            found = policy.look({key: torch.as_tensor(episode.obs[key], device=policy.device) for key in keys}, body)
+            self._kept[id(episode)] = episode, found  # with the episode itself, or another one could get its number
+        return self._kept[id(episode)][1]
+
+
 class Lessons:
-    """All decisions of several tasks' episodes, task by task. Frames are encoded once, what a frozen network says of them is kept.
+    """All decisions of several tasks' episodes, task by task.
 
     episodes: task -> its episodes; their order is kept. `views`, `task`, `row`: decision i belongs to the task of number task[i] and is
     decision row[i] of its view, one a task, of episode[i], counted through all tasks.
@@ -49,7 +65,7 @@ class Lessons:
 
     def __init__(self, policy: FlowPolicy, episodes: Mapping[str, Sequence[Episode]]) -> None:
         """Raises RealrlError for a task without episodes, and for episodes that are not of its robot."""
-        self.policy, self.tasks = policy, list(episodes)
+        self.policy, self.tasks, self._episodes = policy, list(episodes), episodes
         self.views: list[ChunkView] = []
         self.seen: list[dict[str, Tensor]] = []
         for task, of in episodes.items():
@@ -58,8 +74,8 @@ class Lessons:
                 if (e.obs["state"].shape[-1], e.action.shape[-1]) != (body.obs_dim, body.action_dim):
                     raise RealrlError(f"{task}: an episode of {e.obs['state'].shape[-1]} observation and {e.action.shape[-1]} action "
                                       f"numbers, its robot has {body.obs_dim} and {body.action_dim}: name the task it was recorded on")
-            view = ChunkView(of, chunk=policy.cfg.plan, n_obs=policy.n_obs, gamma=1.0, device=policy.device)
-            self.views.append(view)
+            bare = [replace(e, obs={"state": e.obs["state"]}) for e in of]  # pictures are not copied, but looked at
+            self.views.append(ChunkView(bare, chunk=policy.cfg.plan, n_obs=policy.n_obs, gamma=1.0, device=policy.device))
         if not self.views:
             raise RealrlError("no task to learn: name some with --tasks")
         self.sizes = torch.tensor([len(view) for view in self.views])
@@ -74,18 +90,19 @@ class Lessons:
 
     def frames(self) -> dict[int, dict[str, Tensor]]:
         """Body -> all frames of its tasks, as they were recorded: for `FlowPolicy.fit_senses`."""
-        of: dict[int, list[ChunkView]] = {}
-        for task, view in zip(self.tasks, self.views, strict=True):
-            of.setdefault(self.policy.tasks[task].body, []).append(view)
-        return {body: {key: torch.cat([v.frames[key] for v in views]) for key in views[0].frames} for body, views in of.items()}
+        of: dict[int, list[Episode]] = {}
+        for task, some in self._episodes.items():
+            of.setdefault(self.policy.tasks[task].body, []).extend(some)
+        return {body: {key: torch.as_tensor(np.concatenate([e.obs[key] for e in some]), device=self.policy.device)
+                       for key in some[0].obs} for body, some in of.items()}
 
-    def encode(self, seen: list[dict[str, Tensor]] | None = None) -> Lessons:
-        """Look at every frame once, after the policy's normalisers are fitted; pictures are let go. seen: what `FlowPolicy.look` says of
-        every task's frames, where that is known already."""
-        bodies = [self.policy.tasks[task].body for task in self.tasks]
-        self.seen = seen or [self.policy.look(view.frames, body) for view, body in zip(self.views, bodies, strict=True)]
-        for view in self.views:
-            view.frames = {key: x for key, x in view.frames.items() if key == "state"}
+    def encode(self, sights: Sights | None = None) -> Lessons:
+        """Look at every frame, after the policy's normalisers are fitted. sights: where what it sees is kept, and may be already."""
+        sights = sights or Sights()
+        for task, of in self._episodes.items():
+            found = [sights.of(self.policy, task, e) for e in of]
+            self.seen.append({key: torch.cat([each[key] for each in found]) for key in found[0]})
+        self._episodes = {}
         said = self.policy.instructions
         self.texts = said(said.vectors)
         self.text_rows = [torch.tensor(said.rows(task), device=self.policy.device) for task in self.tasks]

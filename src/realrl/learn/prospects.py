@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from realrl.files import derive
 from realrl.learn.fit import imitate
+from realrl.learn.flow import Sights
 from realrl.learn.value import Value, ValueConfig, ValueFit, advantages, column, returns
 from realrl.nets.normalise import Normaliser
 from realrl.nets.transformer import PICTURE
@@ -26,27 +26,18 @@ class Critic:
     """V of observations under a task's text, and the advantage of what was done there. Letters: N frames, S numbers of the state, C
     cameras, I numbers of a text."""
 
-    def __init__(self, cfg: ValueConfig, policy: FlowPolicy, limits: Mapping[str, int], *, seed: int) -> None:
-        """policy: whose eyes and texts, fitted; limits: task -> the steps that it may take."""
-        self.cfg, self.policy, self.limits, self.seed = cfg, policy, limits, seed
+    def __init__(self, cfg: ValueConfig, policy: FlowPolicy, limits: Mapping[str, int], sights: Sights, *, seed: int) -> None:
+        """policy: whose eyes and texts, fitted; limits: task -> the steps that it may take; sights: what it has looked at."""
+        self.cfg, self.policy, self.limits, self.sights, self.seed = cfg, policy, limits, sights, seed
         torch.manual_seed(derive(seed, "value weights"))
         seen = PICTURE[0] * PICTURE[1] * len(policy.eyes.slots)
         self.scale = Normaliser(seen).to(policy.device) if seen else None  # tokens of pictures are of any size
         states = max(body.obs_dim for body in policy.bodies)
         self.value = Value(cfg, states + seen + policy.instructions.axes.shape[1]).to(policy.device)
-        self._kept: dict[int, tuple[Episode, dict[str, Tensor]]] = {}
-
-    def look(self, task: str, obs: Mapping[str, Array]) -> dict[str, Tensor]:
-        """What the policy's frozen networks make of its observations, each [N, ...]: see `FlowPolicy.look`."""
-        device = self.policy.device
-        body = self.policy.tasks[task].body
-        frames = {key: torch.as_tensor(obs[key], device=device) for key in self.policy.bodies[body].senses}
-        frames["state"] = torch.as_tensor(obs["state"].astype(np.float32), device=device)
-        return self.policy.look(frames, body)
 
     @torch.no_grad()
     def see(self, task: str, found: Mapping[str, Tensor]) -> Tensor:
-        """What the value looks at: what `look` returned, and the task's text -> [N, S + 1792 C + I]."""
+        """What the value looks at: what `FlowPolicy.look` returned, and the task's text -> [N, S + 1792 C + I]."""
         parts, said = [found["state"]], self.policy.instructions
         if self.scale is not None:
             parts.append(self.scale(self._tokens(found)))
@@ -57,13 +48,8 @@ class Critic:
         return torch.cat([found[key].float().flatten(1) for key in self.policy.eyes.slots], 1)
 
     def _looked(self, task: str, episode: Episode) -> dict[str, Tensor]:
-        """What `look` makes of an episode's steps; of its pictures once, however many fits they are for."""
-        if id(episode) not in self._kept:
-            found = self.look(task, {key: x[:-1] for key, x in episode.obs.items()})
-            if self.scale is None:
-                return found
-            self._kept[id(episode)] = episode, found  # with the episode itself, or another one could get its number
-        return self._kept[id(episode)][1]
+        """What `FlowPolicy.look` makes of an episode's steps, before each."""
+        return {key: x[:-1] for key, x in self.sights.of(self.policy, task, episode).items()}
 
     def fit(self, cell: Cell, stage: str, episodes: Mapping[str, Sequence[Episode]]) -> None:
         """Fit the value to what became of these episodes, task -> its own; what it knows of held-out ones is told."""
@@ -102,5 +88,6 @@ class Critic:
 
     def progress(self, task: str, obs: Obs) -> float:
         """100 V of one observation of the policy's, each [...]: what a person watches."""
-        shown = {key: obs[key][None] for key in ("state", *self.policy.bodies[self.policy.tasks[task].body].senses)}
-        return 100 * float(self.value.value(self.see(task, self.look(task, shown))))
+        keys = ("state", *self.policy.bodies[body := self.policy.tasks[task].body].senses)
+        shown = {key: torch.as_tensor(obs[key][None], device=self.policy.device) for key in keys}
+        return 100 * float(self.value.value(self.see(task, self.policy.look(shown | {"state": shown["state"].float()}, body))))

@@ -36,15 +36,6 @@ class Bins:
         """The number of the nearest bin, [...]."""
         return self.place(x).round().long()
 
-    def two_hot(self, x: Tensor) -> Tensor:
-        """[..., count]: all on the two bins about a value, so that the mean is the value (arXiv 2301.04104, eq. 10)."""
-        place = self.place(x)
-        below = place.floor().clamp(max=self.count - 2)
-        share = (place - below)[..., None]
-        out = torch.zeros(*x.shape, self.count, device=x.device)
-        index = below.long()[..., None]
-        return out.scatter_(-1, index, 1 - share).scatter_(-1, index + 1, share)
-
     def mean(self, logits: Tensor) -> Tensor:
         """The mean [...] of distributions [..., count]."""
         return logits.softmax(-1) @ torch.linspace(self.low, self.high, self.count, device=logits.device)

@@ -77,8 +77,8 @@ class FlowPolicyConfig:
             raise config.OutOfBounds(FlowPolicyConfig, "chunk", f"must be at most {self.plan - self.flow.delay} (plan - flow.delay), got "
                                      f"{self.chunk}")
         if self.goals and (self.n_obs, self.reference) != (1, "none"):
-            raise config.OutOfBounds(FlowPolicyConfig, "goals", "are shown to a policy of one state and no reference: leave policy.n_obs "
-                                     "and policy.reference out")
+            raise config.OutOfBounds(FlowPolicyConfig, "goals", "are shown to a policy of one state and no reference: leave "
+                                     "--policy.n-obs and --policy.reference out")
 
 
 @dataclass(frozen=True)

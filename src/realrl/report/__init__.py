@@ -9,6 +9,6 @@ from realrl.report.cycle import cycled
 from realrl.report.dreaming import earned
 from realrl.report.foresight import foresight_table, hindsight_lines
 from realrl.report.page import write_report
-from realrl.report.tables import markdown_table, pressed, stage_table
+from realrl.report.tables import improved, markdown_table, pressed, stage_table
 
-__all__ = ["cycled", "earned", "foresight_table", "hindsight_lines", "markdown_table", "pressed", "stage_table", "write_report"]
+__all__ = ["cycled", "earned", "foresight_table", "hindsight_lines", "improved", "markdown_table", "pressed", "stage_table", "write_report"]

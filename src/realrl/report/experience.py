@@ -19,7 +19,7 @@ from realrl.data import side
 from realrl.data.store import Store
 from realrl.report.figures import BLUE, GREY, ORANGE, PALETTE, Panel, small_multiples
 from realrl.report.reading import number_of
-from realrl.report.tables import MISSING, Grid, figure3, percent
+from realrl.report.tables import MISSING, Grid, figure3, improved, percent
 from realrl.report.view.clips import Clip, recorded
 from realrl.report.view.page import write_set
 from realrl.report.view.scenes import pictured
@@ -50,7 +50,8 @@ def experience_parts(run_dir: Path, summary: Mapping[str, Any], where: str) -> d
         return None
     pages = {task: page.as_posix() for task in found if (run_dir / (page := Path(ROOM, f"{task}.html"))).is_file()}
     return {"parts": [{"title": task, "drawing": _drawing(judged), "grid": _shares(judged), "page": pages.get(task)}
-                      for task, judged in found.items()], "throughput": _throughput(summary, where)}
+                      for task, judged in found.items()], "throughput": _throughput(summary, where),
+            "text": improved(summary).replace(" %", "\xa0%")}
 
 
 def keep(run_dir: Path, tasks: Mapping[str, str], *, simulated: bool, tell: Callable[[str], None]) -> None:

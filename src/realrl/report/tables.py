@@ -131,6 +131,20 @@ def short_count(value: float) -> str:
     return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.0f} k" if value >= 1e4 else f"{value:,.0f}"
 
 
+def improved(summary: Mapping[str, Any]) -> str:
+    """What experience came to beside fine-tuning, in a sentence; nothing for other runs."""
+    head = summary.get("headline")
+    if not isinstance(head, Mapping) or "throughput_ratio" not in head:
+        return ""
+    quicker, rested, worse, success, before = (number_of(head, name, "headline") for name in (
+        "throughput_ratio", "throughput_ratio_5s", "failure_ratio", "success", "fine_tuned_success"))
+    said = ["which had no success" if quicker is None else f"{figure3(quicker)} times as many successes an hour",
+            "" if rested is None else f"{figure3(rested)} times with 5 s a reset",
+            "which had no failure" if worse is None else f"{figure3(worse)} times as many failures"]
+    return (f"All tasks together: {percent(success)} succeed, {percent(before)} after fine-tuning alone: "
+            + ", ".join(filter(None, said)) + ".")
+
+
 def pressed(summary: Mapping[str, Any]) -> str:
     """How hard the arms of an assembly pressed, in a sentence; nothing for other runs."""
     head, end = summary.get("headline"), "peak_force_n"
