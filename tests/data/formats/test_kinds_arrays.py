@@ -15,7 +15,7 @@ import zarr
 from PIL import Image
 
 from realrl.cli.data.foreign import _as_flags
-from realrl.data.formats import common, diffusion_policy, robomimic
+from realrl.data.formats import aloha, common, diffusion_policy, robomimic
 from realrl.types import RealrlError
 
 ENDS = (6, 10, 15)
@@ -242,3 +242,26 @@ def test_a_folder_that_is_no_set_is_told_what_it_is(tmp_path: Path) -> None:
 def test_a_format_is_named_as_one_types_it() -> None:
     assert _as_flags("it looks like ALOHA's: format=aloha") == "it looks like ALOHA's: --format aloha"
     assert _as_flags("say which one with format=") == "say which one with --format"
+
+
+@pytest.mark.parametrize("kind", ["zarr", "hdf5", "npz"])
+def test_floats_are_fractions_or_levels_in_a_whole_set(kind: str, tmp_path: Path) -> None:
+    """An episode of nothing but 0 and 1 is black where others reach 200, and white where they are fractions."""
+    for most, bright in ((200, 1), (0.5, 255)):
+        films = [np.full((4, 16, 16, 3), most, np.float32) for most in (1, most)]
+        films[1][0] = 0
+        path = tmp_path / f"{most}.{kind}"
+        if kind == "zarr":
+            found = diffusion_policy.read(buffer(path, {"action": np.zeros((8, 2)), "img": np.concatenate(films)}, [4, 8]))
+        elif kind == "hdf5":
+            with h5py.File(path, "w") as file:
+                for i, film in enumerate(films):
+                    file[f"data/demo_{i}/actions"], file[f"data/demo_{i}/obs/top_image"] = np.zeros((4, 2)), film
+            found = robomimic.read(path)
+        else:
+            path.mkdir()
+            for i, film in enumerate(films):
+                np.savez(path / f"episode_{i}.npz", action=np.zeros((4, 2)), image=film)
+            found = aloha.read(path)
+        dark, other = (next(iter(episode.obs.values())) for episode in found.episodes)
+        assert (dark == bright).all() and int(other.max()) == (200 if most == 200 else 128)

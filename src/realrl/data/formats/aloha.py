@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ class _Plan:
     source: Source
     success: bool
     last: common.Last
+    levels: senses.Levels = field(default_factory=senses.Levels)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -263,6 +265,7 @@ def _notes(plan: _Plan, first: _Take, fps: float | None) -> list[str]:
 def _episodes(plan: _Plan, takes: dict[Path, _Take], notes: list[str]) -> Iterator[Episode]:
     low, high, judged = np.inf, -np.inf, 0
     for path, take in takes.items():
+        plan.levels.episodes = partial(_episodes, plan, {p: other for p, other in takes.items() if p != path}, [])  # this one is open
         with episode_files.opened(path) as file:
             made = _episode(plan, take, file, path)
         low, high = common.wider(low, high, made.extra["recorded_action"])
@@ -278,7 +281,7 @@ def _episode(plan: _Plan, take: _Take, file: Any, path: Path) -> Episode:
     action = action.reshape(len(action), -1)
     obs = {}
     for name, ours in plan.ours.items():
-        rows = senses.converted(_rows(file, name, take), ours, f"{path}: {name}", mend=senses.KEYS)
+        rows = senses.converted(_rows(file, name, take), ours, f"{path}: {name}", mend=senses.KEYS, levels=plan.levels)
         obs[ours] = np.ascontiguousarray(rows[..., ::-1]) if plan.swap and ours.startswith("images.") else rows
     won = None if take.won is None else np.zeros(len(action), bool)
     paid = [x.reshape(-1) for n in REWARDS if n in take.arrays and (x := hdf5.array(file, n)) is not None and x.size == len(action)]

@@ -71,14 +71,18 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, last:
     seen = senses.names({n.removeprefix("observation."): (x.shape, x.dtype) for n, x in columns.items() if n.startswith("observation.")},
                         root)
 
+    levels = senses.Levels()
+
     def episodes() -> Iterator[Episode]:
+        levels.episodes = episodes
         for number, (a, b) in enumerate(spans):
             where = f"{root}: episode {number}"
             obs: dict[str, Array] = {}
             for name, ours in seen.items():
                 x = columns[f"observation.{name}"][a:b]
                 if images or not ours.startswith("images."):
-                    obs[ours] = senses.converted(x if ours.startswith(senses.SENSES) else x.reshape(b - a, -1), ours, f"{where}: {name}")
+                    x = x if ours.startswith(senses.SENSES) else x.reshape(b - a, -1)
+                    obs[ours] = senses.converted(x, ours, f"{where}: {name}", levels=levels)
             for camera in cameras if images else ():
                 obs[_camera_key(camera, root)] = _pictures(table[camera].slice(a, b - a), root, 1 / rate)
             yield _episode(obs, {n: x[a:b] for n, x in columns.items()}, beside, rate, text, who, ending, span, where)

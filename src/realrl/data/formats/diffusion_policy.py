@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,7 @@ class _Plan:
     last: common.Last
     reward: str | None
     judged: _Judged
+    levels: senses.Levels = field(default_factory=senses.Levels)
 
 
 @dataclass(frozen=True)
@@ -293,6 +294,7 @@ def _notes(plan: _Plan) -> list[str]:
 
 
 def _episodes(plan: _Plan) -> Iterator[Episode]:
+    plan.levels.episodes = lambda: _episodes(plan)
     for number, (start, stop) in enumerate(zip(np.append(0, plan.ends[:-1]).tolist(), plan.ends.tolist(), strict=True)):
         yield _episode(plan, number, start, stop)
 
@@ -303,7 +305,7 @@ def _episode(plan: _Plan, number: int, start: int, stop: int) -> Episode:
         rows = plan.arrays[theirs].read(start, stop)
         if plan.last == "repeat" or len(plan.after) == len(plan.ours):
             rows = np.concatenate([rows, _last(plan, theirs, rows, number, stop, where)])
-        obs[ours] = senses.converted(rows, ours, f"{where}: {theirs}", plan.image_scale, senses.KEYS)
+        obs[ours] = senses.converted(rows, ours, f"{where}: {theirs}", plan.image_scale, senses.KEYS, plan.levels)
     action, judged = plan.actions[start:stop], plan.judged
     reward = None if plan.reward is None else _flag(plan.arrays[plan.reward], stop)[start:]
     made = common.episode(

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,7 @@ class _Plan:
     source: Source
     success: bool
     told: dict[str, dict[str, Any]]
+    levels: senses.Levels = field(default_factory=senses.Levels)
 
 
 def _length(one: Any) -> int:
@@ -202,6 +203,7 @@ def _shape(found: Any) -> tuple[int, ...]:
 
 
 def _episodes(plan: _Plan, notes: list[str]) -> Iterator[Episode]:
+    plan.levels.episodes = lambda: _episodes(plan, [])
     low, high, ended = np.inf, -np.inf, list[bool | None]()
     with hdf5.open_file(plan.path) as file:
         for name in plan.names:
@@ -226,7 +228,8 @@ def _episode(plan: _Plan, name: str, one: Any) -> Episode:
     obs: Obs = {}
     for path, ours in plan.keys.items():
         rows = _array(one, path, where)
-        obs[ours] = senses.converted(rows[..., :3] if path.endswith("/xyzw") else rows, ours, f"{where}/{path}", mend=senses.KEYS)
+        rows = rows[..., :3] if path.endswith("/xyzw") else rows
+        obs[ours] = senses.converted(rows, ours, f"{where}/{path}", mend=senses.KEYS, levels=plan.levels)
     flags = {n: x.reshape(-1) for n in ("success", "fail", "terminated", "truncated", "rewards") if (x := hdf5.array(one, n)) is not None}
     if wrong := [n for n, x in flags.items() if len(x) != steps]:
         raise RealrlError(f"{where}: {steps} actions but {len(flags[wrong[0]])} of {wrong[0]}; write one number an action")

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,7 @@ class _Plan:
     action_range: tuple[float, float] | None
     source: Source
     policy: str
+    levels: senses.Levels = field(default_factory=senses.Levels)
 
 
 def _spaces(told: dict[str, Any]) -> dict[str, Any]:
@@ -151,6 +152,7 @@ def _names(arrays: dict[str, Array], root: Path) -> dict[str, str]:
 
 
 def _episodes(plan: _Plan, reader: Hdf5Episodes | TableEpisodes, numbers: list[int]) -> Iterator[Episode]:
+    plan.levels.episodes = lambda: _episodes(plan, reader, numbers)
     for number in numbers:
         yield _episode(plan, reader.columns(number), f"{plan.root}: episode {number}")
 
@@ -159,7 +161,8 @@ def _episode(plan: _Plan, columns: dict[str, Any], where: str) -> Episode:
     names = _names(columns["observations"], plan.root)
     if lost := [k for k in plan.keys if k not in names]:
         raise RealrlError(f"{where} has no observation {lost[0]!r}, the first episode has; read with keys=NAME,NAME that all of them have")
-    obs: Obs = {k: senses.converted(columns["observations"][names[k]], k, f"{where}: {names[k]}", mend=senses.KEYS) for k in plan.keys}
+    obs: Obs = {k: senses.converted(columns["observations"][names[k]], k, f"{where}: {names[k]}", mend=senses.KEYS, levels=plan.levels)
+                for k in plan.keys}
     obs = {k: x.reshape(len(x), -1) if x.ndim == 1 or k == "state" else x for k, x in obs.items()}
     parts = list(columns["actions"].values())
     if not parts or len({len(x) for x in parts}) > 1 or not len(parts[0]):

@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,7 @@ class _Plan:
     source: Source
     success: bool
     last: common.Last
+    levels: senses.Levels = field(default_factory=senses.Levels)
 
 
 def _demos(data: Any) -> list[str]:
@@ -296,6 +297,7 @@ def _column(demo: Any, name: str) -> Array | None:
 
 
 def _episodes(plan: _Plan) -> Iterator[Episode]:
+    plan.levels.episodes = lambda: _episodes(plan)
     with hdf5.open_file(plan.path) as file:
         data = hdf5.subgroup(file, "data")
         for name in plan.demos:
@@ -318,7 +320,7 @@ def _episode(plan: _Plan, demo: Any, where: str) -> Episode:
     over = bool(done[-1]) if done is not None and done.ndim == 1 and len(done) else False
     terminated = over and (won is None or bool(won[-1])) and reward is not None
     made = common.episode(
-        _obs(plan.layout, demo, states, where), common.scale_actions(action, plan.action_range), fps=plan.fps,
+        _obs(plan, demo, states, where), common.scale_actions(action, plan.action_range), fps=plan.fps,
         task=plan.renamed or _spoken(demo) or plan.task, policy=plan.source.name.lower(), source=plan.source, reward=reward, success=won,
         terminated=terminated, truncated=not terminated, extra=extra, last=plan.last, where=where)
     if (plan.success and reward is None) or (told and not made.success.any()):
@@ -326,8 +328,9 @@ def _episode(plan: _Plan, demo: Any, where: str) -> Episode:
     return _restored(plan, made, demo, where)
 
 
-def _obs(layout: _Layout, demo: Any, states: Array | None, where: str) -> Obs:
+def _obs(plan: _Plan, demo: Any, states: Array | None, where: str) -> Obs:
     """obs with the last row of next_obs behind it, each [T+1, ...] or, where there is no next_obs, [T, ...]."""
+    layout = plan.layout
     if not layout.keys:
         if states is None or states.ndim != 2 or states.shape[1] < 2:
             raise RealrlError(f"{where} has neither observations nor states; write the file without it")
@@ -344,7 +347,7 @@ def _obs(layout: _Layout, demo: Any, states: Array | None, where: str) -> Obs:
             if other is None or not fits or len(other) not in ((len(rows),) if layout.beside == "next_obs" else (1, len(rows))):
                 raise RealrlError(f"{where}/{layout.beside} has no {theirs!r} like that of {layout.base}; {senses.KEYS}")
             rows = np.concatenate([rows, other[-1:]] if layout.beside == "next_obs" else [other[:1], rows])
-        found[ours] = senses.converted(rows, ours, f"{where}/{layout.base}/{theirs}", mend=senses.KEYS)
+        found[ours] = senses.converted(rows, ours, f"{where}/{layout.base}/{theirs}", mend=senses.KEYS, levels=plan.levels)
     return common.with_state(found, layout.state)
 
 

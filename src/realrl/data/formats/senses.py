@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,31 @@ CLOUD = re.compile(r"cloud|(^|[_.])(pcd|pcl|pc)([_.]|$)", re.IGNORECASE)
 MEND = "write the set without it"
 KEYS = "name the others with keys=NAME,NAME"  # where the format has this option
 METRES = 50.0  # the median distance in a robot's picture is below it in metres, above it in millimetres
+
+
+class Levels:
+    """Whether colours in floats are fractions of 1 or levels to 255. One for a whole set: an episode in which there is nothing but 0 and 1
+    says neither, and is what others of the set are. episodes: all of them anew, to look at until one tells."""
+
+    def __init__(self) -> None:
+        self.episodes: Callable[[], Iterable[Any]] = tuple
+        self._found: dict[str, bool] = {}
+        self._looking = False
+
+    def fractions(self, ours: str, rows: Array) -> bool:
+        """Whether an episode's pictures [T, ...] of a camera are fractions; where no episode tells, they are."""
+        if rows.dtype.kind != "f" or not (rows.min(initial=0) >= 0 and rows.max(initial=0) <= 1):
+            self._found[ours] = False
+            return False
+        if ((rows > 0) & (rows < 1)).any():
+            self._found[ours] = True
+            return True
+        if ours not in self._found and not self._looking and rows.any():
+            self._looking = True
+            any(ours in self._found for _ in self.episodes())
+            self._looking = False
+            self._found.setdefault(ours, True)
+        return self._found.get(ours, True)
 
 
 def names(found: Mapping[str, tuple[Sequence[int], Any]], where: Path, suffix: str = "", mend: str = MEND) -> dict[str, str]:
@@ -79,9 +104,10 @@ def kind(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> str:
     return ""
 
 
-def converted(rows: Array, ours: str, where: str, scale: float | None = None, mend: str = MEND) -> Array:
+def converted(rows: Array, ours: str, where: str, scale: float | None = None, mend: str = MEND, levels: Levels | None = None
+              ) -> Array:
     """Rows [T, ...] of an array in the form of what `names` called it. scale: what pixels are multiplied by to reach 0..255, by default
-    1, and 255 for fractions in 0..1; mend: how to read without the array, for errors.
+    1, and 255 for fractions in 0..1; mend: how to read without the array, for errors; levels: of the whole set.
 
     Raises RealrlError for pixels that are none, and for distances without a unit.
     """
@@ -92,7 +118,7 @@ def converted(rows: Array, ours: str, where: str, scale: float | None = None, me
         if axis is None:
             raise RealrlError(f"{where}: rows of {list(rows.shape[1:])} are no pictures, others of it are; {mend}")
         rows = np.ascontiguousarray((rows if axis == 2 else np.moveaxis(rows, 1, 3))[..., :3])
-        if scale is None and rows.dtype.kind == "f" and rows.min(initial=0) >= 0 and rows.max(initial=0) <= 1:
+        if scale is None and (levels or Levels()).fractions(ours, rows):
             return np.rint(rows * np.float32(255)).astype(np.uint8)
         return common.to_images(rows, scale, where, mend)
     if ours.startswith("masks."):
