@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
-HEAD = ("", "seed", "reward a step of practice, by 1,000 control steps; dmc: return of an episode, by 10,000 frames",
+POINTS = 24  # of a curve of rewards: longer ones are told by 6,000 steps
+HEAD = ("", "seed", "reward a step of practice, by 1,000 control steps (by 6,000 where they are many); dmc: return of an episode, by "
+        "10,000 frames",
         "upright; stands; walks at step",
         "held out: reward a step; with noise", "control steps", "train ratio", "updates/s", "minutes")
 
@@ -22,7 +24,9 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
 def curve(row: Row) -> str:
     """How practice went."""
     if not row["task"].startswith("dmc/"):
-        return " ".join(f"{x:.2f}" for x in row["curve"])
+        points = row["curve"]
+        every = 6 if len(points) > POINTS else 1
+        return " ".join(f"{sum(points[i:i + every]) / len(points[i:i + every]):.2f}" for i in range(0, len(points), every))
     found = row["returns"]  # of a thousand frames each
     return " ".join(f"{sum(found[i:i + 10]) / len(found[i:i + 10]):.0f}" for i in range(0, len(found), 10))
 
