@@ -2,11 +2,11 @@
 
     python -m benchmarks.studies.reference --data ../shared/data
 
-The demonstrations that `realrl train` fits are split once more, and the reference is fitted to one side and asked for the other: of one
-episode its beginning (two to four fifths of it, nine ways) and the quarter of that which follows, of several the episodes left out in
-turn, in at most five groups. The held-out episodes of benchmarks/real_data.py are never read. No network takes part. Rows go to
-benchmarks/results/reference.jsonl; their last line is the reference's error as a share of the best of three baselines', in the geometric
-mean.
+The demonstrations that `realrl train` fits are split once more, and the reference is fitted to one side and asked for the other: of the
+stretches of one episode a fifth of each in the midst of the rest (nine ways), of a short one its beginning (two to four fifths of it, nine
+ways) and the quarter of that which follows, of several the episodes left out in turn, in at most five groups. The held-out episodes of
+benchmarks/real_data.py are never read. No network takes part. Rows go to benchmarks/results/reference.jsonl; their last line is the
+reference's error as a share of the best of three baselines', in the geometric mean.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ Split = tuple[list[Episode], list[Episode]]
 
 def splits(demos: list[Episode]) -> Iterator[Split]:
     """(to fit, to be asked for) of the demonstrations."""
+    if all(e.cut for e in demos):
+        for share in SHARES:
+            cuts = [(e, int(len(e) * (share - 0.1)), int(len(e) * (share + 0.1))) for e in demos]
+            fitted = [replace(piece(e, *side), cut=True) for e, a, b in cuts for side in ((0, a), (b, len(e)))]
+            yield fitted, [piece(e, a, b) for e, a, b in cuts if b > a]
+        return
     if len(demos) > 1:
         count = min(len(demos), FOLDS)
         for left in range(count):

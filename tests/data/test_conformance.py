@@ -220,7 +220,7 @@ def test_wider_numbers_than_described_are_taken_and_others_refused(tmp_path: Pat
     pq.write_table(table.set_column(at, "action", table["action"].cast(pa.list_(pa.float64()))), path)
     assert Store.open(tmp_path / "d").read(images=False)[0].action.dtype == np.float32
     pq.write_table(table.set_column(at, "action", pa.array([["a", "b"]] * 12)), path)
-    with pytest.raises(RealrlError, match=r"file-000\.parquet: action is object, info\.json says float32; write numbers there"):
+    with pytest.raises(RealrlError, match=r"file-000\.parquet: action is text, info\.json says float32; write numbers there"):
         Store.open(tmp_path / "d").read(images=False)
     pq.write_table(table.drop_columns(["action"]), path)
     with pytest.raises(RealrlError, match="no column action"):
