@@ -18,6 +18,7 @@ from realrl.cell.recordings import follower, read, say_where, sized
 from realrl.cli.main import main
 from realrl.data.store import Store
 from realrl.data.views import ChunkView
+from realrl.learn.imitation import worthy
 from realrl.policies.folder import load_policy, read_robot
 from realrl.scene import RecordedConfig, SightConfig
 from realrl.types import Array, Episode, RealrlError
@@ -190,6 +191,8 @@ def test_a_long_one_is_cut_into_stretches_so_that_its_end_is_learned(tmp_path: P
     assert np.array_equal(np.concatenate([fitted[0].action, held[0].action, fitted[1].action]), long.action[:len(held[0]) + len(
         fitted[0]) + len(fitted[1])]) and np.array_equal(fitted[-1].action[-1], long.action[-1])
     assert sum(map(len, held)) == pytest.approx(0.2 * len(long), abs=4) and sum(map(len, fitted + held)) == len(long)
+    fitted[-1].success[-1] = True
+    assert worthy(fitted) == fitted  # a success is imitated whole
     assert fitted[-1].truncated == long.truncated and all(e.truncated and not e.terminated for e in fitted[:-1])
 
 

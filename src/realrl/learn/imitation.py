@@ -117,10 +117,11 @@ def prepare(policy: DiffusionPolicy, view: ChunkView, robot: Embodiment | None =
 
 
 def worthy(episodes: Sequence[Episode]) -> list[Episode]:
-    """What is worth imitating: the successes; where none is known (locomotion), the better half by return; where returns do not differ
-    either, all of which nobody says how they ended, for people record what they want repeated; else nothing."""
+    """What is worth imitating: the successes, and stretches of one, cut after it was chosen; where none is known (locomotion), the better
+    half by return; where returns do not differ either, all of which nobody says how they ended, for people record what they want
+    repeated; else nothing."""
     if any(e.succeeded for e in episodes):
-        return [e for e in episodes if e.succeeded]
+        return [e for e in episodes if e.succeeded or e.cut]
     returns = [float(e.reward.sum()) for e in episodes]
     if not returns or max(returns) <= min(returns):
         return [e for e in episodes if not e.judged]
