@@ -283,7 +283,7 @@ def test_time_of_a_stage_adds_up_over_interruptions(tmp_path, monkeypatch):
 
 def test_what_is_worth_imitating():
     """Successes; without any, the better half by return; nothing where all are equally poor."""
-    trial = lambda won, *reward: SimpleNamespace(succeeded=won, judged=True, reward=np.array(reward))
+    trial = lambda won, *reward: SimpleNamespace(succeeded=won, judged=True, cut=False, reward=np.array(reward))
     a, b, c, d = trial(False, 9.0), trial(True, 0.0, 1.0), trial(False, 1.0), trial(False, 3.0, 2.0)
     assert worthy([a, b, c, d]) == [b] and worthy([a, c, d]) == [a, d]
     assert worthy([c, c]) == [] and worthy([]) == []
