@@ -253,7 +253,7 @@ def test_a_person_s_corrections_are_good_from_the_first_fit_on(tmp_path: Path, m
             return contextlib.nullcontext()
         run = None
     demos = {"toy/red": {"recorded": [episode("pppphh", True), episode("hhhhhh", True)]}}
-    recap.pretrain(cfg, {"toy/red": Cell()}, None, None, demos, None)  # type: ignore[arg-type, dict-item]
+    recap.pretrain(cfg, {"toy/red": Cell()}, None, None, demos, None)
     assert marks[0][4:6].tolist() == [POSITIVE] * 2 and marks[0][10:].tolist() == [NEGATIVE] * 2
 
 

@@ -158,12 +158,12 @@ def test_a_control_learns_from_what_it_is_said_to(tmp_path: Path, monkeypatch: p
         start = robocat.fresh(cfg, cells, robocat.demonstrations(cfg, cells))
         last = start.with_head("flow", "last")
         for control in ("demonstrations", "simulator", "no-failures", "more-demonstrations", "scratch", "fine-tuned"):
-            compare(cfg, cells, Sights(), control, start, last, data)  # type: ignore[arg-type]
+            compare(cfg, cells, Sights(), control, start, last, data)
         more = given["more-demonstrations"]
         assert "more-demonstrations blue" not in cell.summary.get("decisions", {})
         data["toy/blue"][1].worthy = False
         for control in ("more-demonstrations", "random-goals"):
-            compare(cfg, cells, Sights(), control, start, last, data)  # type: ignore[arg-type]
+            compare(cfg, cells, Sights(), control, start, last, data)
             assert "no episode of blue's practice was taken for a success" in cell.summary["decisions"][f"{control} blue"]
         data["toy/blue"][1].worthy = True
     shown, own = ("demonstration", True), "practice"

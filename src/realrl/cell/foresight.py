@@ -25,12 +25,14 @@ MOST = 2000  # decisions that are looked at, evenly spread
 
 @dataclass(frozen=True)
 class Foresight:
-    """Mean absolute errors of predicted chunks. errors: predictor -> [A], in each joint's own unit; decisions: how many were predicted."""
+    """Mean absolute errors of predicted chunks. errors: predictor -> [A], in each joint's own unit; decisions: how many were predicted,
+    of so many episodes, or of parts of them (cut)."""
 
     robot: Embodiment
     errors: Mapping[str, Array]
     decisions: int
     episodes: int
+    cut: bool
 
     def share(self, who: str) -> float:
         """The error as a share of the joint's range between its limits, averaged over the joints: comparable whatever the units."""
@@ -38,7 +40,8 @@ class Foresight:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"decisions": self.decisions, "episodes": self.episodes, "joints": list(self.robot.actions), "units": list(self.robot.units),
+        return {"decisions": self.decisions, "episodes": self.episodes, "cut": self.cut, "joints": list(self.robot.actions),
+                "units": list(self.robot.units),
                 "errors": {who: [float(x) for x in error] for who, error in self.errors.items()},
                 "mean_error": {who: float(np.mean(error)) for who, error in self.errors.items()},
                 "error_of_range": {who: self.share(who) for who in self.errors}}
@@ -63,7 +66,7 @@ class Examiner:
     def judge(self, said: Mapping[str, Array]) -> Foresight:
         """Errors of everybody. said: name -> chunks [N, K, A] in the robot's units, see `ask`."""
         errors = {name: self.error(chunks) for name, chunks in ({**said} | self.baselines).items()}
-        return Foresight(self.robot, errors, len(self.rows), int(self.unseen.episode.max()) + 1)
+        return Foresight(self.robot, errors, len(self.rows), int(self.unseen.episode.max()) + 1, self.unseen.cut)
 
     def ask(self, policy: Policy, greedy: bool, among: Array | None = None) -> Array:
         """A policy's chunks for the held-out decisions, [N, K, A] in the robot's units. among: [n] the places of some, by default all."""

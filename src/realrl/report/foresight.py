@@ -90,8 +90,9 @@ def _verdict(found: Sequence[tuple[str, Mapping[str, Any]]], summary: Mapping[st
     loss = number_of(told, "denoising_loss", "summary.json")
     spread = "" if loss is None else f" Its denoising loss there is {figure3(loss)}."
     losing = [who for who in BASELINES if who in (told.get("loses_to", summary.get("loses_to")) or [])]
+    held = "held-out part" if told.get("cut") else "held-out episode"
     plans, episodes = (f"{n:,} {what}{'' if n == 1 else 's'}" for n, what in ((told.get("decisions", 0), "plan"),
-                                                                               (told.get("episodes", 0), "held-out episode")))
+                                                                               (told.get("episodes", 0), held)))
     scope = f"{plans} in {episodes}"
     if losing:
         return (f"On {scope} the policy is worse than {' and than '.join(losing)}: do not run it. More and more varied demonstrations help "
