@@ -54,6 +54,7 @@ def ours(told: Mapping[str, Any], clock: Clock) -> tuple[Callable[[], object], i
     import torch
 
     from realrl.algos.daydreamer import Dreamer
+    from realrl.cell.products import large_products
     from realrl.learn.dreaming import DreamConfig
     from realrl.learn.replay import Replay
     from realrl.memory import keep_freed_memory
@@ -82,7 +83,8 @@ def ours(told: Mapping[str, Any], clock: Clock) -> tuple[Callable[[], object], i
     def update() -> object:
         with clock.part("draw"):
             segment = replay.segments(cfg.batch, cfg.length, random)
-        return agent.update(segment)
+        with large_products(policy.device):  # as in a run
+            return agent.update(segment)
     return update, sum(p.numel() for p in agent._parts.parameters())
 
 

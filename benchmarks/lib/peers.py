@@ -23,8 +23,11 @@ def ours(method: str, compiled: bool) -> Callable[[], object]:
     import numpy as np
     import torch
 
+    from realrl.cell.products import large_products
     from realrl.learn.sac import CROSSQ, DROQ, SAC, SACConfig
+    from realrl.memory import keep_freed_memory
     from realrl.policies.gaussian import GaussianConfig, GaussianPolicy
+    keep_freed_memory()  # as a run does
     cfg = {"sac": SACConfig(norm="none"), "droq": DROQ, "crossq": replace(CROSSQ, batch=BATCH)}[method]
     torch.manual_seed(0)
     policy = GaussianPolicy(GaussianConfig(norm="renorm" if method == "crossq" else "none"), OBS, ACTION)
@@ -34,7 +37,12 @@ def ours(method: str, compiled: bool) -> Callable[[], object]:
     for _ in range(STORED):
         replay.add(noise.uniform(-1, 1, ACTION), noise.standard_normal(), {"state": noise.standard_normal(OBS)})
     random = torch.Generator().manual_seed(0)
-    return lambda: {k: float(v) for k, v in learner.update(replay.sample(BATCH, random, UPDATES[method])).items()}  # theirs wait, too
+
+    def call() -> dict[str, float]:
+        with large_products():  # as in a run
+            return {k: float(v) for k, v in learner.update(replay.sample(BATCH, random, UPDATES[method])).items()}  # theirs wait, too
+
+    return call
 
 
 def theirs(who: str, method: str) -> Callable[[], object]:
