@@ -4,6 +4,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.recap --groups colours --policy.width 32 --policy.plan 2 --policy.chunk 2 --pretraining.steps 300
     OMP_NUM_THREADS=1 python -m benchmarks.recap --groups coffee plate --seeds 0 1 2 --rounds 2 --rollouts 150
     OMP_NUM_THREADS=1 python -m benchmarks.recap --sweep defaults --seeds 0 1 2 --rivals rl100 ppo
+    OMP_NUM_THREADS=1 python -m benchmarks.recap --sweep rollouts-300 --seeds 0 1 2 --compare filtered awr
+    OMP_NUM_THREADS=1 python -m benchmarks.recap --groups ten --sweep defaults --seeds 0 --compare filtered awr shuffled
     OMP_NUM_THREADS=1 python -m benchmarks.recap --sweep rounds-2 positive-10 positive-50 ahead-8
 
 A run pre-trains on all tasks of a group, fine-tunes each, lets it practise beside a scripted person, and learns from the same data in
@@ -42,11 +44,11 @@ GROUPS = {"colours": ("red", "blue"), "coffee": ("coffee-push-v3", "coffee-pull-
 BASE = RecapConfig(policy=FlowPolicyConfig(), rounds=1, compare=("filtered", "positive", "awr", "shuffled"), marks=True, guidances=(2.0,))
 OWN = {"policy": RecapConfig().policy, "rounds": 2, "compare": (), "marks": False, "guidances": ()}
 SWEEPS: dict[str, Mapping[str, Any]] = {
-    "base": {}, "defaults": OWN, "rounds-2": OWN, **{f"positive-{p}": {"positive": p / 100} for p in (10, 30, 50)},
-    **{f"ahead-{n}": {"ahead": n} for n in (8, 200)}}
+    "base": {}, "defaults": OWN, "rounds-2": OWN, "rollouts-300": {**OWN, "rollouts": 300},
+    **{f"positive-{p}": {"positive": p / 100} for p in (10, 30, 50)}, **{f"ahead-{n}": {"ahead": n} for n in (8, 200)}}
 """What else is tried: `realrl train recap` as it comes, two rounds with guidance (`rounds-2`: the same with fits that flags made smaller);
-the share of practised actions that is taken for good; the steps that an advantage looks ahead. Guidance is a way of acting and is judged
-in every run (`--guidances`)."""
+300 episodes of practice a task and round in place of 100; the share of practised actions that is taken for good; the steps that an
+advantage looks ahead. Guidance is a way of acting and is judged in every run (`--guidances`)."""
 
 
 def toy_size(cfg: RecapConfig) -> RecapConfig:
