@@ -1,6 +1,7 @@
 """RoboCat: is practice by itself worth anything, is variety, and does a goal say what to do?
 
     OMP_NUM_THREADS=1 python -m benchmarks.robocat
+    OMP_NUM_THREADS=1 python -m benchmarks.robocat --groups four --seeds 0 1 2 --compare demonstrations simulator scratch
     OMP_NUM_THREADS=1 python -m benchmarks.robocat --groups ur5e --seeds 0 1 2
     OMP_NUM_THREADS=1 python -m benchmarks.robocat --groups sawyer two-robots --seeds 0 1 2 --sweep base guidance-1.5 no-foresight
 
@@ -39,6 +40,8 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "toys": (("toy/red", "toy/line"), ("toy/blue",), ("toy/obstacle",)),
     "small": (SMALL, HELD_OUT, ()),
     "sawyer": (SAWYER, HELD_OUT, ("metaworld/shelf-place-v3", "metaworld/hammer-v3")),
+    "four": (SMALL, (*HELD_OUT, "metaworld/pick-place-v3", "metaworld/door-open-v3"),
+             ("metaworld/pick-place-wall-v3", "metaworld/push-wall-v3")),
     "ur5e": (UR5E, ("ogbench/cube", "ogbench/drawer-open"), ("ogbench/button-window",)),
     "panda": (SMALL, ("arm/panda-pick",), ()),
     "two-robots": ((*SAWYER, *UR5E), (*HELD_OUT, "ogbench/cube"), ("metaworld/shelf-place-v3", "metaworld/hammer-v3"))}
