@@ -65,3 +65,11 @@ def test_mistakes_are_one_line(lab: Path, flags: str, words: str) -> None:
     out = run(lab, f"realrl train bc {flags} --run runs/mistake", 2)
     (line,) = [line for line in out.splitlines() if line.startswith("error")]
     assert words in line and "Traceback" not in out
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ("bc --sight.kind rgb", "lab/plug shows the state alone"), ("bc --randomise.mass 0.1", "--randomise.mass: lab/plug is not"),
+    ("bc --horizon 9", "(horizon=40)"), ("recap --tasks toy/red", "lab/plug is the one task here")])
+def test_what_an_environment_of_ones_own_would_not_heed_is_told_before_there_is_a_folder(lab: Path, flags: str, words: str) -> None:
+    out = run(lab, f"realrl train {flags} --env lab:Plug --run runs/unheeded", 2)
+    assert words in out and out.count("\n") == 1 and not (lab / "runs/unheeded").exists()

@@ -12,7 +12,7 @@ import torch
 
 from realrl.learn.flow import Sights
 from realrl.learn.prospects import Critic
-from realrl.learn.value import ValueConfig
+from realrl.learn.value import ValueConfig, ValueFit
 from realrl.policies.flow import Body, FlowPolicy, FlowPolicyConfig, Told
 from realrl.types import Array, Episode
 
@@ -53,6 +53,19 @@ def test_where_only_the_text_tells_the_value_reads_and_is_found_out_under_anothe
     good, bad = (critic.judge(task, episode(99, True), None)[0] for task in "ab")
     assert good.min() > bad.max() + 0.2
     assert critic.progress("a", {"state": episode(99, True).obs["state"][0]}) == pytest.approx(100 * good[0], abs=1e-3)
+
+
+def test_a_task_is_judged_by_episodes_that_the_pretrained_weights_did_not_learn_from_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[ValueFit] = []
+    monkeypatch.setattr("realrl.learn.prospects.imitate", lambda run, fit, *_: fits.append(fit))
+    critic = Critic(CFG, make(), {"a": 10, "b": 10}, Sights(), seed=0)
+    old, new = ([episode(i + j, True) for i in range(10)] for j in (0, 50))
+    critic.fit(Cell(), "value", {"b": [episode(i, False) for i in range(90, 100)], "a": old})  # type: ignore[arg-type]
+    for _ in range(2):  # each round begins with the pre-trained weights
+        critic.for_task(Cell(), "again", "a", [*old, *new])  # type: ignore[arg-type]
+    first, *rounds = ({int(e) for e in fit.episode[fit.held]} for fit in fits)
+    assert [{e for e in held if e < 10} for held in rounds] == [{e - 10 for e in first if e >= 10}] * 2
+    assert all(sum(e >= 10 for e in held) == 2 for held in rounds)
 
 
 def test_where_only_the_picture_tells_the_value_looks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,14 @@ def test_of_few_episodes_one_is_learned_from_however_much_is_held_out(count):
     assert len(fit.fitted) == 5 and len(fit.held) == 5 * (count - 1) and fit.update()["value_loss"].isfinite()
 
 
+def test_what_earlier_weights_learned_from_is_never_held_out_and_what_they_did_not_still_is():
+    x, target, which = data(20, 5)
+    before = {i: i in (3, 7) for i in range(10)}
+    fit = ValueFit(Value(ValueConfig(hidden=(8,)), 2), ValueConfig(hidden=(8,), held_out=0.2), x, target, which, seed=0, before=before)
+    held = set(which[fit.held].tolist())
+    assert held & set(range(10)) == {3, 7} and len(held) == 4, "a fifth of what is new beside them"
+
+
 def test_a_fit_goes_on_where_it_was():
     x, target, which = data(6, 5)
     cfg = ValueConfig(hidden=(8,), every=2)

@@ -37,6 +37,7 @@ TASKS = {"flow": "metaworld/push-v3", "recap": "metaworld/coffee-push-v3",
          "daydreamer": "quadruped/go1-from-back", "admittance": "assembly/square"}
 READERS = ("recap", "robocat")  # methods of several tasks, of which a data set may hold some
 IMITATORS = ("rl100", "bc", "flow")  # methods that need no more than a data set
+EYES = {"rgb": "images.", "depth": "depth.", "pointcloud": "pointcloud"}  # how what is seen is called
 RECORDED = "recorded/"  # begins the name of a task that is a set of recordings
 RUN_HELP = """{text}
 
@@ -170,9 +171,28 @@ def _found(args: argparse.Namespace, cfg: Any, make: Callable[[], Any], resumed:
         raise
     if not real:
         _together(cfg)
+    if real and not resumed:
+        _heeded(args, cfg, spec)
     if args.robot and cfg.data:
         _in_order(cfg.data, args.robot)
     return replace(cfg, task=spec.id) if real else cfg
+
+
+def _heeded(args: argparse.Namespace, cfg: Any, spec: TaskSpec) -> None:
+    """Raises RealrlError for what an environment of one's own or a robot would not heed: other tasks than its own, eyes that it has not,
+    a scene that varies, and where it alone says how long an episode is."""
+    if (tasks := getattr(cfg, "tasks", ())) and spec.id not in tasks and tasks != type(cfg).tasks:
+        raise mistake()(f"{', '.join(tasks)}: {spec.id} is the one task here: leave --task and --tasks out")
+    kind = cfg.sight.kind
+    if kind != "state" and not any(key.startswith(EYES[kind]) for key in spec.senses):
+        raise mistake()(f"--sight.kind {kind}: {spec.id} shows {', '.join(spec.senses) or 'the state alone'}: leave --sight.kind out, what "
+                        "it shows is looked at")
+    if cfg.randomise.active:
+        name = next(name for name, value in vars(cfg.randomise).items() if value)
+        raise mistake()(f"--randomise.{name}: {spec.id} is not a simulated task of this house, nobody varies its scene: leave it out")
+    if args.env and cfg.horizon is not None:
+        raise mistake()(f"--horizon {cfg.horizon}: an environment of your own says in its TaskSpec how long an episode is (horizon="
+                        f"{spec.horizon}): leave it out")
 
 
 def _example(method: str) -> str:

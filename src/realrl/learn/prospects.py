@@ -29,6 +29,7 @@ class Critic:
     def __init__(self, cfg: ValueConfig, policy: FlowPolicy, limits: Mapping[str, int], sights: Sights, *, seed: int) -> None:
         """policy: whose eyes and texts, fitted; limits: task -> the steps that it may take; sights: what it has looked at."""
         self.cfg, self.policy, self.limits, self.sights, self.seed = cfg, policy, limits, sights, seed
+        self._before: list[tuple[Episode, bool]] = []  # of the fits of these weights, and whether they were held out
         torch.manual_seed(derive(seed, "value weights"))
         seen = PICTURE[0] * PICTURE[1] * len(policy.eyes.slots)
         self.scale = Normaliser(seen).to(policy.device) if seen else None  # tokens of pictures are of any size
@@ -59,7 +60,9 @@ class Critic:
         x = torch.cat([self.see(task, self._looked(task, e)) for task, e in flat])
         target = torch.from_numpy(column([returns(e, self.limits[task]) for task, e in flat])).to(x.device)
         which = torch.repeat_interleave(torch.arange(len(flat)), torch.tensor([len(e) for _, e in flat]))
-        fit = ValueFit(self.value, self.cfg, x, target, which, seed=derive(self.seed, stage))
+        before = {i: held for i, (_, e) in enumerate(flat) for known, held in self._before if known is e}
+        fit = ValueFit(self.value, self.cfg, x, target, which, seed=derive(self.seed, stage), before=before)
+        self._before = [(e, i in fit.chosen) for i, (_, e) in enumerate(flat)]
         imitate(cell.run, fit, stage, "reading what became of it")
         found = fit.quality()
         if len(episodes) > 1:

@@ -114,15 +114,18 @@ def advantages(value: Array, target: Array, limit: int, ahead: int | None) -> Ar
 class ValueFit:
     """Cross-entropy on returns; ends with the weights that were best on held-out episodes. See `learn.fit.Fit`.
 
-    x: [N, D]; target: [N] returns; episode: [N] which one; known: the weights to begin with.
+    x: [N, D]; target: [N] returns; episode: [N] which one; before: of episodes that were in an earlier fit of these weights, whether it
+    held them out. They stay on their side: weights that learned from an episode know what becomes of it.
     """
 
-    def __init__(self, value: Value, cfg: ValueConfig, x: Tensor, target: Tensor, episode: Tensor, *, seed: int) -> None:
+    def __init__(self, value: Value, cfg: ValueConfig, x: Tensor, target: Tensor, episode: Tensor, *, seed: int,
+                 before: Mapping[int, bool] | None = None) -> None:
         self.value, self.cfg, self.x, self.target, self.episode, self.seed = value, cfg, x, target, episode, seed
-        count = int(episode.max()) + 1
-        kept = min(max(1, round(cfg.held_out * count)), count - 1)  # one at least is learned from
-        chosen = np.random.default_rng(seed).permutation(count)[:kept]
-        back = torch.isin(episode.cpu(), torch.from_numpy(chosen.astype(np.int64)))
+        count, before = int(episode.max()) + 1, before or {}
+        new = [i for i in np.random.default_rng(seed).permutation(count).tolist() if i not in before]
+        new = new[:max(1, round(cfg.held_out * len(new)))]
+        self.chosen = [*(i for i, held in before.items() if held), *new][:count - 1]  # one at least is learned from
+        back = torch.isin(episode.cpu(), torch.tensor(self.chosen, dtype=torch.int64))
         self.fitted, self.held = (~back).nonzero().flatten(), back.nonzero().flatten()
         self.optimiser = torch.optim.AdamW(value.parameters(), lr=cfg.lr, weight_decay=cfg.decay, fused=True)
         self.step, self.steps, self.best_loss = 0, cfg.steps, math.inf
