@@ -170,7 +170,7 @@ def _make(sources: Sequence[SourceSet], pieces: Sequence[Piece], out: Path, each
 
 def _assemble(sources: Sequence[SourceSet], pieces: Sequence[Piece], folder: Path, each: Each) -> list[str]:
     """The dataset and its side files; a line for what a user should know of them."""
-    notes = assemble(sources, pieces, folder, each)
+    notes = [f"{s.dir}: {note}" for s in sources for note in s.notes] + assemble(sources, pieces, folder, each)
     return notes + side.carry([s.dir for s in sources], [(p.source, p.episode, p.start, p.stop) for p in pieces], folder)
 
 
