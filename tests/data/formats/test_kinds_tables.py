@@ -178,6 +178,14 @@ def test_a_set_with_a_clock_of_its_own_is_cut_and_keeps_it_when_it_is_repaired(m
     assert np.allclose(np.diff(open_dataset(root).read()[0].time), 0.101)
 
 
+@pytest.mark.parametrize(("name", "numbers", "sound"), [
+    ("frame_index", lambda n: np.arange(n) + 1, True), ("index", lambda n: np.arange(n), True),
+    ("frame_index", lambda n: np.zeros(n, int), False)])
+def test_numbers_of_frames_that_count_from_elsewhere_are_no_error(name: str, numbers: Any, sound: bool, tmp_path: Path) -> None:
+    root = theirs(tmp_path / "d", put(name, lambda i, n: numbers(n)))
+    assert (wrong(root) == []) is sound and [len(e) for e in open_dataset(root).read()] == list(LENGTHS)
+
+
 def test_a_table_that_is_longer_than_its_row_says_is_refused(tmp_path: Path) -> None:
     lines = (root := made(tmp_path / "d")) / "meta/episodes.jsonl"
     lines.write_text(lines.read_text().replace('"length": 4', '"length": 3'))

@@ -44,6 +44,7 @@ USUAL_STATE = ("qpos", "joint_positions", "joint_position", "gripper_position")
 BESIDE = re.compile(r"(.*[./])?(.*_)?(actions?|rewards?|dones?|time|timestamps?|compress_len|index|frame_id|master|leader|"
                     r"(in|ex)trinsics?)([._/].*)?|"
                     rf"({'|'.join(OUTCOMES)})")  # no observations, unless named
+SENT = re.compile(r"(^|[._])actions?$")
 RATES = ("fps", "frequency", "control_freq", "control_frequency", "hz")
 REWARDS = ("reward", "rewards")
 MISSING = ("error", "episodes", "camera")
@@ -230,6 +231,8 @@ def _named(path: Path, takes: dict[Path, _Take], parts: Sequence[str], keys: Seq
         notes.append("left out: " + ", ".join(f"{s} (not in {', '.join(names[:3])})" for s, names in lost.items()))
     if left := [s for s in short if s not in chosen and s not in REWARDS and (keys is None or short[s] in based)]:
         notes.append(f"left out: {', '.join(left)}; keys=NAME,NAME names what to read" if keys is None else f"left out: {', '.join(left)}")
+    if acts := [short[s] for s in left if SENT.search(s) and held[short[s]].plain and len(held[short[s]].shape) == 2]:
+        notes.append(f"{', '.join(acts)} may have been sent, too: action={','.join([*parts, *acts])} makes it part of the action")
     coded = {s: ((1, 64, 64), np.uint16) if senses.DEPTH.search(s) else ((1, 64, 64, 3), np.uint8) for s in chosen}
     ours = senses.names({s: (a.shape, a.dtype) if (a := held[short[s]]).plain else coded[s] for s in chosen}, path, mend=senses.KEYS)
     if not ours:

@@ -114,7 +114,9 @@ def _wrong(columns: dict[str, Array], frame: Array, owner: Array, start: Array, 
     own = schema.ours(info)
     for field, true in {"episode_index": owner, "frame_index": frame, "index": start + frame}.items():
         if field in columns:
-            yield "error", field, "is not what meta/episodes says", columns[field] != true, repair
+            steps = field != "episode_index" and bool((np.diff(columns[field])[frame[1:] > 0] == 1).all())
+            kind, advice = ("warning", "read all the same, in their order") if steps and not own else ("error", repair)
+            yield kind, field, "is not what meta/episodes says", columns[field] != true, advice
     for field, x in columns.items():
         if x.dtype.kind == "f" and (own or field != "timestamp"):
             said = np.ones(len(x), bool) if own else ~_unsaid(field, x, owner)
