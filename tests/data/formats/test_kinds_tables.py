@@ -120,6 +120,11 @@ def test_frames_in_another_order_are_put_right(tmp_path: Path) -> None:
     assert not any("another order" in line for line in warned(root))
 
 
+def test_episodes_whose_numbers_lie_in_another_order_are_no_error(tmp_path: Path) -> None:
+    root = theirs(tmp_path / "d", numbers=(2, 1, 0))
+    assert wrong(root) == [] and [len(e) for e in open_dataset(root).read()] == [*reversed(LENGTHS)]
+
+
 def test_episodes_in_another_order_in_their_file_are_put_right(tmp_path: Path) -> None:
     straight, root = theirs(tmp_path / "straight"), theirs(tmp_path / "d")
     table = pq.read_table(path := root / "data/chunk-000/file-000.parquet")
@@ -295,6 +300,13 @@ def test_floats_in_cells_are_fractions_or_levels_in_a_whole_set(most: float, sha
     root = theirs(tmp_path / "d", put(CAMERA, lambda i, n: [picture(i)] * n), **{CAMERA: {"dtype": dtype, "shape": [8, 12, 3]}})
     assert [int(e.obs["images.top"].max()) for e in open_dataset(root).read()] == shades and wrong(root) == []
     assert [int(e.obs["images.top"].min()) for e in open_dataset(root).read([0, 2])] == [shades[0], shades[2]]
+    if most > 1:
+        theirs(other := tmp_path / "other", put(CAMERA, lambda i, n: [np.full((8, 12, 3), 0.5, np.float32).tolist()] * n),
+               **{CAMERA: {"dtype": dtype, "shape": [8, 12, 3]}})
+        with pytest.raises(RealrlError, match=f"pictures of {CAMERA} are fractions of 1 there and not here"):
+            edit.merge([root, other], tmp_path / "both")
+    edit.delete_episodes(root, tmp_path / "dark", "1,2")
+    assert int(open_dataset(tmp_path / "dark").read()[0].obs["images.top"].max()) == shades[0], "a part of a set is what the set was"
 
 
 def test_a_film_that_begins_late_is_no_drift(tmp_path: Path) -> None:

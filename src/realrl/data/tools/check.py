@@ -117,7 +117,8 @@ def _check_rows(root: Path, rows: pa.Table, ours: bool) -> Iterator[Problem]:
     if len(bad := np.flatnonzero(length < 1)):
         kind, advice = ("error", repair) if ours else ("warning", "it is left out")
         yield Problem(kind, where, f"episode {index[bad[0]]} has no frames ({len(bad)} in all)", advice)
-    if len(bad := np.flatnonzero(start != np.concatenate([[0], stop[:-1]]))) and not holes:
+    lie = np.arange(len(start)) if ours else np.argsort(start, kind="stable")  # others' may lie in another order than that of their numbers
+    if len(bad := lie[np.flatnonzero(start[lie] != np.concatenate([[0], stop[lie][:-1]]))]) and not holes:
         yield Problem("error", where, f"episode {index[bad[0]]} begins at frame {start[bad[0]]}, not where the one before it ends",
                       repair)
 

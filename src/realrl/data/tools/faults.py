@@ -73,6 +73,8 @@ def check_data(root: Path, info: Info, rows: pa.Table, key: FileKey, limits: tup
         return [from_error(root, error)]
     here = (rows["data/chunk_index"].to_numpy() == key[0]) & (rows["data/file_index"].to_numpy() == key[1])
     start, length, index = (rows[c].to_numpy()[here] for c in ("dataset_from_index", "length", "episode_index"))
+    lie = np.argsort(start, kind="stable") if not schema.ours(info) else np.arange(len(start))
+    start, length, index = start[lie], length[lie], index[lie]  # others' episodes may lie in another order than that of their numbers
     n, held = int(length.sum()), len(next(iter(columns.values()), ()))
     if held != n or (length < 1).any():
         return [Problem("error", str(path), f"holds {held} frames, its episodes have {n}", mend(path))]

@@ -26,7 +26,7 @@ from realrl.data import clocks, depth, footage, tables
 from realrl.data.compaction import file_keys
 from realrl.data.errors import DAMAGED, line, typed
 from realrl.data.footage import Place
-from realrl.data.reading import left_out
+from realrl.data.reading import left_out, seen
 from realrl.data.schema import (
     ALIASES,
     DATA_PATH,
@@ -71,7 +71,7 @@ class SourceSet:
 
     def __init__(self, directory: str | Path) -> None:
         self.dir = Path(directory)
-        self.info = read_info(self.dir)
+        self.info = seen(self.dir, read_info(self.dir))  # what the whole set shows counts for a part of it, too
         rows = tables.episodes(self.dir, stats=True)
         self.rows = rows if ours(self.info) else tables.filled(rows)
         self._number, self.length, self.begin, self._chunk, self._file = (
