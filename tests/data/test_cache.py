@@ -295,7 +295,7 @@ def test_a_video_of_another_recording(folder: Path) -> None:
     with pytest.raises(RealrlError, match=r"ends after 4 of the 7 frames of episode 3; .*run `realrl data check"):
         quiet(folder)
     video.encode(path, np.zeros((7, 24, 64, 3), np.uint8), FPS, "h264")
-    with pytest.raises(RealrlError, match=r"its frames are \[24, 64, 3\], info.json says \[48, 64, 3\]"):
+    with pytest.raises(RealrlError, match=r"its frames are \[24, 64, 3\], those of the first film \[48, 64, 3\]"):
         quiet(folder)
     video.encode(path, np.zeros((7, 48, 64, 3), np.uint8), 7, "h264")
     with pytest.raises(RealrlError, match=r"episode 3 has a frame at 0.2857 s that the tables do not know"):

@@ -18,7 +18,7 @@ import numpy as np
 from realrl.cell.kept_back import kept_back, of_each_text, one_text_each
 from realrl.data import depth
 from realrl.data.cache import FrameCache, Size, resize
-from realrl.data.errors import BLIND, typed
+from realrl.data.errors import typed
 from realrl.data.formats import open_dataset
 from realrl.data.formats.lerobot import astray, changing, unfilmed
 from realrl.data.reading import proposal, renamed
@@ -222,9 +222,6 @@ def _pictures(store: Recordings, films: Mapping[str, str], size: Size, spare: Pa
             found[sense] = [cache.gather({key: np.arange(a, b)})[key].numpy() for a, b in itertools.pairwise(edges)]
         else:
             found[sense] = [resize(store.read([e])[0].obs[key], size) for e in range(len(store))]
-        if sense.startswith("images.") and found[sense][0].dtype != np.uint8:
-            raise RealrlError(f"{store.dir}: {key} has pictures of 16 bits, distances: say so in meta/info.json, in the feature's "
-                              f'"info": {{"is_depth_map": true}}, or {BLIND}')
     return found
 
 

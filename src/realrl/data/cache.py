@@ -31,7 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from realrl.data import depth, video
-from realrl.data.errors import mend, plain, read_json, typed
+from realrl.data.errors import OTHER_SIZE, mend, plain, read_json, typed
 from realrl.data.schema import camera_shape
 from realrl.data.store import Recordings as Recordings
 from realrl.files import lock, write_json
@@ -319,7 +319,7 @@ def _episode_frames(camera: FilmTable, episode: int) -> Iterator[Array]:
         if seen == len(wanted) or abs(seconds - wanted[seen]) > camera.tolerance:
             raise RealrlError(f"{path}: episode {episode} has a frame at {seconds:.4f} s that the tables do not know; {mend}")
         if frame.shape != camera.shape:
-            raise RealrlError(f"{path}: its frames are {list(frame.shape)}, info.json says {list(camera.shape)}; {mend}")
+            raise RealrlError(f"{path}: its frames are {list(frame.shape)}, those of the first film {list(camera.shape)}; {OTHER_SIZE}")
         yield frame
         shown, seen = seconds, seen + 1
     while 0 < seen < len(wanted) and wanted[seen] - shown <= camera.tolerance:  # as `video.decode` takes it for the nearest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from realrl.files import read_plain, within
 from realrl.types import Array, RealrlError
 
 PICTURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg", b"RIFF": "webp", b"BM": "bmp", b"II*\0": "tiff", b"MM\0*": "tiff", b"GIF8": "gif"}
+FRACTIONS = "fractions"  # in a feature's info: whether its pictures in floats are fractions of 1
 OTHERS = {b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000"}
 
 
-def decoded(column: pa.ChunkedArray, where: str, path: Path, first: int) -> Array:
-    """Pictures kept in cells (struct with bytes, or plain bytes) as uint8 [T, H, W, 3]; those of 16 bits, depth, as uint16 [T, H, W]."""
+def decoded(column: pa.ChunkedArray, where: str, path: Path, first: int, fractions: bool | None = None) -> Array:
+    """Pictures kept in cells (struct with bytes, or plain bytes) as uint8 [T, H, W, 3]; those of 16 bits, depth, as uint16 [T, H, W].
+    fractions: see `pixels`."""
     if numbers(column):
-        return pixels(column, where)
+        return pixels(column, where, fractions)
     found = [picture(cell, f"{where}, row {first + i}", path) for i, cell in enumerate(column.to_pylist())]
     if len(shapes := list(dict.fromkeys(picture.shape for picture in found))) > 1:
         sizes = " and ".join(f"{height} x {width}" for height, width, *_ in shapes[:2])
@@ -33,8 +36,21 @@ def numbers(column: pa.ChunkedArray) -> bool:
     return pa.types.is_nested(column.type) and not pa.types.is_struct(column.type)
 
 
-def pixels(column: pa.ChunkedArray, where: str) -> Array:
-    """Pictures written as lists of lists of numbers, in either order of axes, bytes or fractions of 1, as uint8 [T, H, W, 3]."""
+def fractions(batches: Iterable[pa.Array]) -> bool:
+    """Whether pictures of floats are fractions of 1, and no levels to 255, by the first that tells; where there is nothing but 0 and 1
+    they are. batches: of cells that hold lists of numbers."""
+    for values in batches:
+        while pa.types.is_nested(values.type):
+            values = values.flatten()
+        rows = values.to_numpy(zero_copy_only=False)
+        if rows.max(initial=0) > 1 or ((rows > 0) & (rows < 1)).any():
+            return not rows.max(initial=0) > 1
+    return True
+
+
+def pixels(column: pa.ChunkedArray, where: str, fractions: bool | None = None) -> Array:
+    """Pictures written as lists of lists of numbers, in either order of axes, bytes or fractions of 1, as uint8 [T, H, W, 3]. fractions:
+    which of both floats are in this set; None: as these look."""
     values, sides = column.combine_chunks(), list[int]()
     while pa.types.is_nested(values.type):
         outer, empty = max(1, len(values)), values.null_count
@@ -49,7 +65,10 @@ def pixels(column: pa.ChunkedArray, where: str) -> Array:
     most = rows.max(initial=0)
     if not (rows.min(initial=0) >= 0 and most <= 255):  # nor where one is NaN
         raise RealrlError(f"{where} has pictures with values outside 0 to 255; {BLIND}")
-    pixels: Array = np.rint(rows * np.float32(255) if rows.dtype.kind == "f" and most <= 1 else rows).astype(np.uint8)
+    small = rows.dtype.kind == "f" and (most <= 1 if fractions is None else fractions)
+    if small and most > 1:
+        raise RealrlError(f"{where} has pictures of fractions, 0 to 1, and of levels, to {most:g}; {BLIND}")
+    pixels: Array = np.rint(rows * np.float32(255) if small else rows).astype(np.uint8)
     return pixels
 
 

@@ -94,8 +94,11 @@ def coding(name: str, feature: Mapping[str, Any]) -> Coding | None:
 def cells(pictures: Array, where: str, feature: Mapping[str, Any]) -> Array:
     """Pictures of a feature that a table keeps in its cells, uint8 [T, H, W, 3] as they are, distances as uint16 [T, H, W] millimetres.
 
-    Raises RealrlError as `coding`, and for distances that are told and lie in 8 bits.
+    Raises RealrlError as `coding`, for distances that are told and lie in 8 bits, and for distances among colours.
     """
+    if pictures.ndim == 3 and not is_depth(feature):
+        raise RealrlError(f"{where} is of 16 bits, distances, and the set's first picture is not: if all of this camera are, say so in "
+                          f'meta/info.json, in the feature\'s "info": {{"is_depth_map": true}}; else {BLIND}')
     if pictures.ndim == 4 and is_depth(feature):
         raise RealrlError(f"{where} is depth, as info.json has it, in pictures of 8 bits, whose unit nobody tells; {UNTOLD}")
     how = coding(where, {"info": told(feature) | {"is_depth_map": True}}) if pictures.ndim == 3 else None  # 16 bits are nothing else

@@ -26,6 +26,9 @@ BLIND = ("do without the camera: --sight.cameras of 'realrl train' names the oth
 
 DRIFT = ("if they only drifted apart, --recorded.tolerance SECONDS of 'realrl train' or --option tolerance=SECONDS of 'realrl data import' "
          "lets that pass")
+LATE = ("if it is that late from end to end, write it anew with its beginning at 0 ('ffmpeg -i OLD.mp4 -c copy NEW.mp4') and put that in "
+        "its place")
+OTHER_SIZE = f"make a set without its episodes ('realrl data delete-episodes', or --leave-out LIST of 'realrl data import'), or {BLIND}"
 FETCH = "correct it, or fetch it again"  # what nobody here wrote, and a person can read
 
 

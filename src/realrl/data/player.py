@@ -14,9 +14,10 @@ from typing import Any
 import av
 import numpy as np
 
-from realrl.data.errors import BLIND, DRIFT, mend
+from realrl.data.errors import BLIND, DRIFT, LATE, mend
 from realrl.types import Array, RealrlError
 
+NEAR = 4  # times the tolerance, which is half a frame: what is off by more did not drift, and the nearest picture is of another moment
 SLACK = 1e-4  # seconds that are no difference: clocks of other units, and stamps in 32 bits
 
 
@@ -43,8 +44,11 @@ class Player:
             best = min((p for p in (previous, current) if p is not None), key=lambda p: abs(p.time - t), default=None)
             if best is None or abs(best.time - t) > tolerance:
                 nearest = "it has no frame there" if best is None else f"the nearest is at {best.time:.4f} s"
+                late = best is not None and previous is None and best.time > t  # than the film begins
+                near = best is not None and abs(best.time - t) <= NEAR * tolerance
+                nearest += ", where the film begins" if late else ""
                 raise RealrlError(f"{self._path}: no frame within {tolerance:g} s of {t:.4f} s ({nearest}); "
-                                  f"{DRIFT}; else {BLIND}")
+                                  f"{f'{LATE}; else ' if late else ''}{f'{DRIFT}; else ' if near else ''}{BLIND}")
             yield best
 
     def begin(self, seconds: float) -> Iterator[Any]:

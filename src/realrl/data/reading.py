@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
-from realrl.data import clocks, depth, footage, schema, spread, tables, video
+from realrl.data import cells, clocks, depth, footage, schema, spread, tables, video
 from realrl.data.errors import DAMAGED, mend
 from realrl.data.labels import Labels
 from realrl.data.schema import Info
@@ -37,13 +38,13 @@ INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")  
 
 
 def seen(root: Path, info: Info) -> Info:
-    """info.json with the pixels of cameras of which it does not tell them, as the first of their videos shows them: grey of 16 bits is
-    depth, whoever says so; and with the type of columns for which it has a word that is none, as the first table has them. What was
-    recorded here says it itself."""
+    """info.json with the pixels of cameras of which it does not tell them, as the first of their videos, or the first cell, shows them:
+    grey of 16 bits is depth, whoever says so; and with the type of columns for which it has a word that is none, as the first table has
+    them. What was recorded here says it itself."""
     if schema.ours(info):
         return info
     untold = {name: f for name, f in tables.cameras(info["features"]).items() if "pix_fmt" not in depth.told(f)}
-    found = _typed(root, info)
+    found = _typed(root, info) | _celled(root, info)
     for name, feature in untold.items():
         with contextlib.suppress(RealrlError, OSError, StopIteration):  # who reads its pictures says what is wrong
             template = str(info.get("video_path") or USUAL["video_path"])
@@ -60,12 +61,47 @@ def _typed(root: Path, info: Info) -> Info:
     odd = {name: f for name, f in info["features"].items() if name not in numbers and f["dtype"] not in ("video", "image", "string")}
     with contextlib.suppress(RealrlError, OSError, StopIteration, *DAMAGED):  # who reads its numbers says what is wrong
         if odd:
-            path = next(path for path in sorted(root.glob("data/**/*.parquet")) if path.is_file())
-            within(root, path)
-            with tables.Parquet(path) as file:
+            with tables.Parquet(_first_table(root)) as file:
                 kinds = {name: tables.numeric(file.schema.field(name).type) for name in odd if name in file.names}
             found = {name: odd[name] | {"dtype": kind} for name, kind in kinds.items() if kind}
     return found
+
+
+def _celled(root: Path, info: Info) -> Info:
+    """The features of pictures in cells with what their first cells show and info.json does not tell: grey of 16 bits, which is depth, and
+    whether floats are fractions."""
+    found: Info = {}
+    for name, feature in info["features"].items():
+        with contextlib.suppress(RealrlError, OSError, StopIteration, *DAMAGED):  # who reads its pictures says what is wrong
+            if (feature["dtype"] == "image" or tables.pictured(feature)) and (told := _pixels(root, name, feature)):
+                about = feature.get("info") if isinstance(feature.get("info"), dict) else {}
+                found[name] = feature | {"info": about | told}
+    return found
+
+
+def _pixels(root: Path, name: str, feature: Info) -> Info:
+    """What the cells of a feature say of its pixels, see `_celled`."""
+    with tables.Parquet(path := _first_table(root)) as file:
+        kind = tables.numeric(file.schema.field(name).type)
+        first = next(file.cells(name))[0].as_py()
+    if kind.startswith("float"):
+        return {} if cells.FRACTIONS in depth.told(feature) else {cells.FRACTIONS: cells.fractions(_floats(root, name))}
+    grey = not kind and not depth.is_depth(feature) and cells.picture(first, name, path).dtype == np.uint16
+    return {"video.pix_fmt": "gray16le"} if grey else {}
+
+
+def _floats(root: Path, name: str) -> Iterator[pa.Array]:
+    """The cells of a column, file by file."""
+    for path in sorted(root.glob("data/**/*.parquet")):
+        with contextlib.suppress(RealrlError, *DAMAGED), tables.Parquet(path) as file:
+            yield from file.cells(name, 16)
+
+
+def _first_table(root: Path) -> Path:
+    """The first data file. Raises StopIteration where there is none."""
+    path = next(path for path in sorted(root.glob("data/**/*.parquet")) if path.is_file())
+    within(root, path)
+    return path
 
 
 class Recordings(Protocol):

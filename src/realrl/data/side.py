@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from realrl.data import tables
 from realrl.data.errors import DAMAGED, line, typed
-from realrl.data.schema import data_file, read_info
+from realrl.data.schema import data_file, ours, read_info
 from realrl.files import publish, within
 from realrl.types import Array, RealrlError
 
@@ -186,8 +186,8 @@ def _folder(directory: str | Path, name: str) -> Path:
 
 
 def _rows(root: Path) -> pa.Table:
-    read_info(root)  # complains when this is no dataset
-    return tables.episodes(root)
+    info, rows = read_info(root), tables.episodes(root)  # the first complains when this is no dataset
+    return rows if ours(info) else tables.filled(rows)
 
 
 def _kind(root: Path, name: str, columns: Mapping[str, Array], rows: pa.Table) -> Per:

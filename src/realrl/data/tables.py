@@ -33,8 +33,6 @@ NUMBERED = re.compile(r"chunk-(\d{1,9})/file-(\d{1,9})\.parquet")
 
 MOST_TASKS = 10**6  # in a set; a larger task_index is damage
 SIDE = 8  # pixels: fewer are no picture
-
-
 TAKE_OUT = "take it out of meta/info.json if nobody needs it"
 EVEN = f"write vectors of one length there, or {TAKE_OUT}"
 
@@ -114,6 +112,10 @@ class Parquet:
         """The row groups that rows start..stop lie in."""
         first, last = np.searchsorted(self.ends, start, side="right"), np.searchsorted(self.ends, stop, side="left")
         return range(int(first), min(int(last), len(self.ends) - 1) + 1)
+
+    def cells(self, name: str, rows: int = 1) -> Iterator[pa.Array]:
+        """A column's cells, some rows at a time; only their pages are read."""
+        return (batch.column(0) for batch in self._file.iter_batches(rows, columns=[name]))
 
     def read(self, groups: Sequence[int] | None = None, names: Sequence[str] | None = None) -> pa.Table:
         """Some row groups and columns, by default all. Raises one of `DAMAGED`, also when they unfold beyond what such a file may."""
@@ -289,13 +291,18 @@ def read_frames(path: Path, features: Features, start: int = 0, stop: int | None
             skipped = int(file.ends[groups[0] - 1]) if groups and groups[0] else 0
             table = file.read(groups, wanted).slice(start - skipped, stop - start)
         return {name: to_numpy(table[name], name, features[name]) if name in numbers else
-                depth.cells(cells.decoded(table[name], where := f"{path}: {name}", path, start), where, features[name]) for name in wanted}
+                _pictures(table[name], f"{path}: {name}", path, start, features[name]) for name in wanted}
     except FileNotFoundError:
         raise
     except Unlike as error:
         raise RealrlError(f"{path}: {error}") from error
     except DAMAGED as error:
         raise RealrlError(f"{path} is truncated, damaged or not as info.json says ({line(error)}); {mend(path)}") from error
+
+
+def _pictures(column: pa.ChunkedArray, where: str, path: Path, start: int, feature: Any) -> Array:
+    """The pictures of a feature's cells [T, ...], as `cells` and `depth.cells` read them."""
+    return depth.cells(cells.decoded(column, where, path, start, depth.told(feature).get(cells.FRACTIONS)), where, feature)
 
 
 def _lacking(name: str, feature: Any) -> str:
@@ -318,7 +325,7 @@ def glance(path: Path, features: Features) -> None:
                 table = file.read([group], names)
                 for name in table.column_names:
                     if cells.numbers(table[name]):
-                        cells.pixels(table[name], f"{path}: {name}")
+                        _pictures(table[name], f"{path}: {name}", path, 0, features[name])
                         continue
                     column = table[name].combine_chunks()
                     plain = not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0

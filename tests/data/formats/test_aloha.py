@@ -245,11 +245,25 @@ def test_arrays_in_npz(tmp_path: Path) -> None:
     assert "episode_1.npz: truncated or damaged" in refused(root)
 
 
+def test_an_action_beside_the_action_is_told_with_the_option_that_joins_them(tmp_path: Path) -> None:
+    (root := tmp_path / "d").mkdir()
+    np.savez(root / "episode_0.npz", action=np.ones((4, 2)), base_action=np.full((4, 2), 3), qpos=np.ones((4, 2)))
+    (note,) = [note for note in formats.read(root).notes if "may have been sent" in note]
+    option = note.split("action=")[1].split(" ")[0]
+    assert next(formats.read(root, action=option.split(",")).episodes).action[0].tolist() == [1, 1, 3, 3]
+
+
 def test_rewards_are_kept_and_objects_in_npz_are_named(tmp_path: Path) -> None:
     (root := tmp_path / "d").mkdir()
     np.savez(root / "episode_0.npz", action=np.ones((4, 2)), state=np.ones((4, 3)), reward=np.array([0, 0, 0, 2.0]))
     (episode,), notes = read(root)
     assert episode.reward.tolist() == [0, 0, 0, 2] and not any("reward" in note for note in notes)
+    np.savez(root / "episode_0.npz", action=np.ones((4, 2)), state=np.ones((4, 3)), hand=np.array([None, 1, 2, 3]), meta={"by": "me"},
+             task=np.array(b"pick it"))
+    imported = formats.read(root)
+    assert any("left out: hand, meta, which hold no plain numbers" in note for note in imported.notes) and imported.task == "pick it"
+    np.savez(root / "episode_0.npz", action=np.array([[1, None]] * 4), state=np.ones((4, 3)))
+    assert "action holds Python objects" in refused(root)
     np.savez(root / "episode_0.npz", action=np.ones((4, 2)), observation=np.array([{"state": 1}] * 4, object))
     assert "observation holds Python objects" in refused(root)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -12,15 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_kinds import LENGTHS, Columns, material, put, refused, theirs, wrong
+from test_kinds import CAMERA, FPS, LENGTHS, Columns, filmed, material, put, refused, theirs, video, wrong
 from test_lerobot import BOTH, NEW, OLD, late, made, run, seen
 from test_told_alike import described, warned
 
-from realrl.data import clocks
+from realrl.data import clocks, labels
 from realrl.data.formats import open_dataset
 from realrl.data.store import Store
 from realrl.data.tools import edit
 from realrl.data.tools.repair import repair
+from realrl.types import RealrlError
 
 VECTORS = np.arange(12, dtype=np.float64).reshape(6, 2) / 8
 
@@ -118,6 +120,11 @@ def test_frames_in_another_order_are_put_right(tmp_path: Path) -> None:
     assert not any("another order" in line for line in warned(root))
 
 
+def test_episodes_whose_numbers_lie_in_another_order_are_no_error(tmp_path: Path) -> None:
+    root = theirs(tmp_path / "d", numbers=(2, 1, 0))
+    assert wrong(root) == [] and [len(e) for e in open_dataset(root).read()] == [*reversed(LENGTHS)]
+
+
 def test_episodes_in_another_order_in_their_file_are_put_right(tmp_path: Path) -> None:
     straight, root = theirs(tmp_path / "straight"), theirs(tmp_path / "d")
     table = pq.read_table(path := root / "data/chunk-000/file-000.parquet")
@@ -134,6 +141,21 @@ def test_a_repair_gives_episodes_of_one_number_their_own(tmp_path: Path) -> None
     assert repair(root).kept == 3 and not wrong(root)
     for a, b in zip(open_dataset(root).read(), open_dataset(straight).read(), strict=True):
         assert (a.action == b.action).all()
+
+
+def test_edits_and_repairs_leave_out_what_has_no_frame_and_keep_whose_label_is_whose(tmp_path: Path) -> None:
+    def read(folder: str) -> list[tuple[int, bool | None]]:
+        return [(len(e), e.succeeded) for e in Store.open(tmp_path / folder).read()]
+
+    root = theirs(tmp_path / "d", lengths=(6, 0, 5, 4), numbers=(0, 1, 2, 3))
+    labels.give(root, Store.open(root).rows, {0: "success", 1: "failure", 2: "success"}, "by hand")
+    for done, wanted in ((edit.trim(root, tmp_path / "short", start=1), [(5, True), (4, False), (3, True)]),
+                         (edit.delete_episodes(root, tmp_path / "some", "1"), [(6, True), (4, True)]),
+                         (edit.split(root, tmp_path / "parts", "success")["failure"], [(5, False)]),
+                         (edit.merge([root, root], tmp_path / "twice"), [(6, True), (5, False), (4, True)] * 2)):
+        assert read(done.path.relative_to(tmp_path).as_posix()) == wanted
+        assert "left out: 1 episode without a frame (1); the others are counted from 0" in done.notes[0]
+    assert repair(root).lost == {1: "it has no frames"} and read("d") == [(6, True), (5, False), (4, True)]
 
 
 def test_episodes_that_share_a_number_are_all_read(tmp_path: Path) -> None:
@@ -159,6 +181,14 @@ def test_a_set_with_a_clock_of_its_own_is_cut_and_keeps_it_when_it_is_repaired(m
     (root / "meta/info.json").write_text(json.dumps(info | {"chunks_size": None}))  # something to repair
     repair(root)
     assert np.allclose(np.diff(open_dataset(root).read()[0].time), 0.101)
+
+
+@pytest.mark.parametrize(("name", "numbers", "sound"), [
+    ("frame_index", lambda n: np.arange(n) + 1, True), ("index", lambda n: np.arange(n), True),
+    ("frame_index", lambda n: np.zeros(n, int), False)])
+def test_numbers_of_frames_that_count_from_elsewhere_are_no_error(name: str, numbers: Any, sound: bool, tmp_path: Path) -> None:
+    root = theirs(tmp_path / "d", put(name, lambda i, n: numbers(n)))
+    assert (wrong(root) == []) is sound and [len(e) for e in open_dataset(root).read()] == list(LENGTHS)
 
 
 def test_a_table_that_is_longer_than_its_row_says_is_refused(tmp_path: Path) -> None:
@@ -229,6 +259,67 @@ def test_a_film_of_another_rate_whose_pictures_are_there_is_no_error(version: st
     root = made(tmp_path / "d", version, shown=lambda t: np.round(t + 0.01 * np.sin(9 * t), 3))
     assert not wrong(root) and any("each frame has its picture, read all the same" in line for line in warned(root))
     assert seen(open_dataset(root).read()[0])[:3] == [0, 1, 2]
+
+
+def apart(root: Path, late: int = 0, **sizes: Any) -> Path:
+    """A set with a film an episode. late: frames; sizes: of the pictures of "film_1", say, in the place of 16 x 24."""
+    theirs(root, row=lambda i: {f"videos/{CAMERA}/{name}": value for name, value in {
+        "chunk_index": 0, "file_index": i, "from_timestamp": 0.0, "to_timestamp": LENGTHS[i] / FPS}.items()},
+        **{CAMERA: {"dtype": "video", "shape": [16, 24, 3]}})
+    for i, n in enumerate(LENGTHS):
+        video(root / f"videos/{CAMERA}/chunk-000/file-{i:03d}.mp4", range(late, late + n), sizes.get(f"film_{i}", (16, 24)))
+    return root
+
+
+def test_films_of_several_sizes_in_a_set_are_told_with_what_mends_it(tmp_path: Path) -> None:
+    root = apart(tmp_path / "d", film_1=(32, 48))
+    (said,) = wrong(root)
+    assert "pictures are 32 x 48, those of the camera's first film 16 x 24" in said and "'realrl data delete-episodes'" in said
+    with pytest.raises(RealrlError, match=r"its frames are \[32, 48, 3\], those of the first film \[16, 24, 3\]; make a set without"):
+        material(root)
+    edit.delete_episodes(root, tmp_path / "mended", "1")
+    assert wrong(tmp_path / "mended") == [] and material(tmp_path / "mended").spec.obs_dim == 2
+    every = apart(tmp_path / "all", film_0=(32, 48), film_1=(32, 48), film_2=(32, 48))
+    assert wrong(every) == [], "info.json alone is wrong"
+
+
+def test_a_film_with_a_tag_for_turning_it_is_refused(tmp_path: Path) -> None:
+    film = filmed(tmp_path / "d") / f"videos/{CAMERA}/chunk-000/file-000.mp4"
+    raw = bytearray(film.read_bytes())
+    matrix = raw.find(b"tkhd") + 44  # version and flags, times, number, duration, layer, group, volume
+    assert struct.unpack_from(">5i", raw, matrix) == (1 << 16, 0, 0, 0, 1 << 16)
+    struct.pack_into(">5i", raw, matrix, 0, 1 << 16, 0, -1 << 16, 0)  # a quarter
+    film.write_bytes(raw)
+    assert "by a tag for turning them" in refused(tmp_path / "d") and "by a tag for turning them" in wrong(tmp_path / "d")[0]
+
+
+@pytest.mark.parametrize(("most", "shades"), [(200.0, [1, 200, 200]), (0.5, [255, 128, 128]), (1.0, [255, 255, 255])])
+@pytest.mark.parametrize("dtype", ["float32", "image"])
+def test_floats_in_cells_are_fractions_or_levels_in_a_whole_set(most: float, shades: list[int], dtype: str, tmp_path: Path) -> None:
+    picture = lambda i: np.full((8, 12, 3), most if i else 1.0, np.float32).tolist()
+    root = theirs(tmp_path / "d", put(CAMERA, lambda i, n: [picture(i)] * n), **{CAMERA: {"dtype": dtype, "shape": [8, 12, 3]}})
+    assert [int(e.obs["images.top"].max()) for e in open_dataset(root).read()] == shades and wrong(root) == []
+    assert [int(e.obs["images.top"].min()) for e in open_dataset(root).read([0, 2])] == [shades[0], shades[2]]
+    if most > 1:
+        theirs(other := tmp_path / "other", put(CAMERA, lambda i, n: [np.full((8, 12, 3), 0.5, np.float32).tolist()] * n),
+               **{CAMERA: {"dtype": dtype, "shape": [8, 12, 3]}})
+        with pytest.raises(RealrlError, match=f"pictures of {CAMERA} are fractions of 1 there and not here"):
+            edit.merge([root, other], tmp_path / "both")
+    edit.delete_episodes(root, tmp_path / "dark", "1,2")
+    assert int(open_dataset(tmp_path / "dark").read()[0].obs["images.top"].max()) == shades[0], "a part of a set is what the set was"
+
+
+def test_a_film_that_begins_late_is_no_drift(tmp_path: Path) -> None:
+    root = apart(tmp_path / "d", late=4)
+    for said in (refused(root), wrong(root)[0]):
+        assert "0.4000 s" in said and "write it anew with its beginning at 0" in said and "drifted" not in said
+    assert "drifted" in refused(filmed_short(tmp_path / "e"))
+
+
+def filmed_short(root: Path) -> Path:
+    """A film whose last picture is missing."""
+    video(filmed(root) / f"videos/{CAMERA}/chunk-000/file-000.mp4", range(sum(LENGTHS) - 1))
+    return root
 
 
 @pytest.mark.parametrize("options", [{"drift": .004}, {"stamps": late, "shown": late}])

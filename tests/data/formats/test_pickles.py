@@ -283,6 +283,18 @@ def test_hil_serl_pictures_that_lie_channels_first_and_clouds(tmp_path: Path, hi
     np.testing.assert_array_equal(episode.obs["pointcloud"][0], first["cloud"])
 
 
+@pytest.mark.parametrize(("most", "bright", "other"), [(200.0, 1, 200), (0.5, 255, 128)])
+def test_hil_serl_floats_are_fractions_or_levels_in_a_whole_file(most: float, bright: int, other: int, tmp_path: Path) -> None:
+    raw = transitions(episodes=2)
+    seen = {id(o): o for r in raw for o in (r["observations"], r["next_observations"])}
+    for i, one in enumerate(seen.values()):
+        one |= {"wrist_image": np.full((1, 16, 16, 3), 1.0 if i < 8 else most, np.float32), "arms": np.ones((1, 2, 7)),
+                "heat": np.ones((1, 40, 40, 3))}  # nothing says that it is a picture, and no row of it is a cloud
+    episodes = list(formats.read(saved(tmp_path / "a.pkl", raw)).episodes)
+    assert [e.obs["images.wrist_image"][:, 0, 0, 0].tolist() for e in episodes] == [[bright] * 6, [bright] * 2 + [other] * 4]
+    assert episodes[0].obs["arms"].shape == (6, 14) and episodes[0].obs["heat"].shape == (6, 4800)
+
+
 def test_hil_serl_buffers_have_no_infos(tmp_path: Path) -> None:
     """A training buffer: steps missing in between (the person's only) end a piece, and who acted follows from the folder's name."""
     raw = transitions(2, infos=False)

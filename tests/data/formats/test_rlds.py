@@ -253,3 +253,26 @@ def test_an_episode_that_was_cut_off_and_never_paid_is_unknown(tmp_path: Path, p
     told["steps/reward"], told["steps/is_terminal"] = told["steps/reward"] * paid, told["steps/is_terminal"] & terminal
     (found,) = formats.read(folder(tmp_path / "cups", told)).episodes
     assert (found.judged, found.succeeded) == (judged, won)
+
+
+@pytest.mark.parametrize(("most", "bright", "other"), [(200.0, 1, 200), (0.5, 255, 128)])
+def test_float_pictures_are_fractions_or_levels_in_a_whole_set(most: float, bright: int, other: int, tmp_path: Path) -> None:
+    described_so = described({"observation": nested({"image": leaf("float32", (8, 9, 3))}), "action": leaf("float32", (2,))})
+    films = [np.ones((3, 8, 9, 3), np.float32), np.full((3, 8, 9, 3), most, np.float32)]
+    set_ = folder(tmp_path / "d", *({"steps/observation/image": x.reshape(-1), "steps/action": np.zeros(6, np.float32)} for x in films),
+                  features=described_so)
+    found = [e.obs["images.image"] for e in formats.read(set_).episodes]
+    assert (found[0] == bright).all() and (found[1] == other).all()
+
+
+def test_one_channel_of_eight_bits_is_grey_and_no_distance(tmp_path: Path) -> None:
+    def read(name: str) -> Any:
+        features = described({"observation": nested({name: leaf("uint8", (8, 6, 1), "image"), "state": leaf("float32", (1,))}),
+                              "action": leaf("float32", (2,))})
+        columns = {f"steps/observation/{name}": [png(x[..., 0]) for x in PICTURES], "steps/action": np.zeros(2 * STEPS, np.float32),
+                   "steps/observation/state": np.zeros(STEPS, np.float32)}
+        return formats.read(folder(tmp_path / name, columns, features=features)).episodes
+    grey = next(read("wrist")).obs["images.wrist"]
+    assert grey.dtype == np.uint8 and (grey[:-1] == PICTURES[..., :1]).all()
+    with pytest.raises(RealrlError, match="distances in 8 bits have no unit"):
+        next(read("wrist_depth"))

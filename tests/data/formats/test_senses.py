@@ -62,3 +62,17 @@ def test_rows() -> None:
     grey = rgba[:, :1]
     np.testing.assert_array_equal(senses.converted(grey, "images.x", "x"), np.moveaxis(grey, 1, 3).repeat(3, 3))
     np.testing.assert_array_equal(senses.converted(grey.astype(np.int32), "masks.x", "x"), grey[:, 0])
+
+
+def test_units_of_distances_and_colours_of_clouds_are_those_of_the_set() -> None:
+    """Millimetres with nothing in view for the most part, behind them a wall; a cloud that is all but black."""
+    levels, far = senses.Levels(), np.zeros((2, 9, 9), np.float32)
+    far[:, :3] = 1500
+    assert senses.converted(far, "depth.top", "here", levels=levels).max() == 1500
+    assert senses.converted(np.where(far > 0, np.float32(40), 0), "depth.top", "here", levels=levels).max() == 40
+    deep = np.full((2, 9, 9), 1000, np.float32)
+    deep[:, :2] = 0.5
+    assert senses.converted(deep, "depth.top", "here")[0, 0, 0] == 500, "metres before a far plane"
+    dark, bright = np.ones((2, 40, 6), np.float32), np.full((2, 40, 6), 200, np.float32)
+    levels.episodes = lambda: (senses.converted(x, "pointcloud", "here", levels=levels) for x in (dark, bright))
+    assert np.allclose(senses.converted(dark, "pointcloud", "here", levels=levels)[..., 3:], 1 / 255)

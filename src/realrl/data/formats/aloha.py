@@ -44,6 +44,7 @@ USUAL_STATE = ("qpos", "joint_positions", "joint_position", "gripper_position")
 BESIDE = re.compile(r"(.*[./])?(.*_)?(actions?|rewards?|dones?|time|timestamps?|compress_len|index|frame_id|master|leader|"
                     r"(in|ex)trinsics?)([._/].*)?|"
                     rf"({'|'.join(OUTCOMES)})")  # no observations, unless named
+SENT = re.compile(r"(^|[._])actions?$")
 RATES = ("fps", "frequency", "control_freq", "control_frequency", "hz")
 REWARDS = ("reward", "rewards")
 MISSING = ("error", "episodes", "camera")
@@ -90,6 +91,8 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, keys:
                  who, success, ending)
     takes, said = _whole(plan, takes, missing)
     notes += actions.said(parts) + said + _notes(plan, first, fps)
+    if unread := [*dict.fromkeys(hdf5.shown(name) for take in takes.values() for name in take.unread)]:
+        notes.append(f"left out: {', '.join(unread[:9])}, which hold no plain numbers (records, Python objects, rows of several lengths)")
     called = actions.names(parts, {n: first.arrays[n].width for n in parts})
     return Imported(task or _text(first, root), plan.fps, first.robot, _episodes(plan, takes, notes), notes,
                     {"files": [str(f) for f in takes], **({"names": {"action": called}} if called else {})}, len(takes))
@@ -113,9 +116,10 @@ class _Held:
 
 @dataclass(frozen=True)
 class _Take:
-    """One file: its arrays by their path, and what its attributes say."""
+    """One file: its arrays by their path, those that nobody can read, and what its attributes say."""
 
     arrays: dict[str, _Held]
+    unread: list[str]
     fps: Any
     text: str | None
     robot: str
@@ -173,7 +177,9 @@ def _scan(files: Sequence[Path], missing: str) -> tuple[dict[Path, _Take], list[
 
 
 def _take(file: Any, path: Path) -> _Take:
-    arrays = {name: held for name, found in hdf5.leaves(file, order=hdf5.in_order).items() if (held := _held(found)) is not None}
+    there = hdf5.leaves(file, order=hdf5.in_order)
+    arrays = {name: held for name, found in there.items() if (held := _held(found)) is not None}
+    unread = [name for name, found in there.items() if name not in arrays and _strange(found)]
     told = {name: hdf5.attribute(file, name) for name in (*OUTCOMES, *RATES, "robot_type", "robot")}
     told |= {n: bool(won.any()) for n in OUTCOMES if told[n] is None and n in arrays and (x := hdf5.array(file, n)) is not None
              and (won := words.frames(x)) is not None}
@@ -181,7 +187,7 @@ def _take(file: Any, path: Path) -> _Take:
         if folder in VERDICTS and folder.startswith(("succ", "fail")) and outcome(told) is None:
             told["success"] = VERDICTS[folder]
     robot = next((t for n in ("robot_type", "robot") if isinstance(t := told[n], str) and t), "unknown")
-    return _Take(arrays, next((told[n] for n in RATES if told[n] is not None), None) or _clocked(file, arrays),
+    return _Take(arrays, unread, next((told[n] for n in RATES if told[n] is not None), None) or _clocked(file, arrays),
                  next((text for name in common.TEXTS if (text := hdf5.text(file, name))), None), robot, outcome(told))
 
 
@@ -203,6 +209,11 @@ def _held(found: Any) -> _Held | None:
     return _Held(tuple(shape), dtype, True) if dtype.kind in "biuf" else None
 
 
+def _strange(found: Any) -> bool:
+    """Whether a dataset holds neither numbers nor texts: records, rows of several lengths, objects."""
+    return bool(found.shape) and found.dtype.kind not in "biuf" and hdf5.library().check_string_dtype(found.dtype) is None
+
+
 def _named(path: Path, takes: dict[Path, _Take], parts: Sequence[str], keys: Sequence[str] | None, missing: str, notes: list[str]
            ) -> dict[str, str]:
     """path -> our name of every observation that is read."""
@@ -220,6 +231,8 @@ def _named(path: Path, takes: dict[Path, _Take], parts: Sequence[str], keys: Seq
         notes.append("left out: " + ", ".join(f"{s} (not in {', '.join(names[:3])})" for s, names in lost.items()))
     if left := [s for s in short if s not in chosen and s not in REWARDS and (keys is None or short[s] in based)]:
         notes.append(f"left out: {', '.join(left)}; keys=NAME,NAME names what to read" if keys is None else f"left out: {', '.join(left)}")
+    if acts := [short[s] for s in left if SENT.search(s) and held[short[s]].plain and len(held[short[s]].shape) == 2]:
+        notes.append(f"{', '.join(acts)} may have been sent, too: action={','.join([*parts, *acts])} makes it part of the action")
     coded = {s: ((1, 64, 64), np.uint16) if senses.DEPTH.search(s) else ((1, 64, 64, 3), np.uint8) for s in chosen}
     ours = senses.names({s: (a.shape, a.dtype) if (a := held[short[s]]).plain else coded[s] for s in chosen}, path, mend=senses.KEYS)
     if not ours:

@@ -37,8 +37,8 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def _npz(path: Path) -> Any:
-    """An npz as an HDF5 file in memory: arrays of numbers, what has no dimension and texts as attributes; objects, which are pickled, are
-    left out."""
+    """An npz as an HDF5 file in memory: arrays of numbers, what has no dimension and texts as attributes. Of what is read by nobody, such
+    as objects, which are pickled, the name alone, with a byte of no type."""
     file = hdf5.library().File(str(path), "w", driver="core", backing_store=False)
     objects = list[str]()
     with common.damage(path), zipfile.ZipFile(path) as packed, np.load(path, allow_pickle=False) as arrays:
@@ -52,15 +52,20 @@ def _npz(path: Path) -> Any:
                     objects.append(name)
                     continue
                 raise
-            if x.dtype.kind == "U":
-                file.attrs[name] = str(x.reshape(-1)[0]) if x.size else ""
+            if x.dtype.kind in "US":
+                file.attrs[name] = str(x.astype(str).reshape(-1)[0]) if x.size else ""
             elif x.dtype.kind in "biuf" and x.ndim:
                 file[name] = x
             elif x.dtype.kind in "biuf":
                 file.attrs[name] = x
-    if objects and not any(name.partition("/")[0].startswith(("obs", "state", "qpos")) for name in file):
+            else:
+                objects.append(name)
+    seen = any(name.partition("/")[0].startswith(("obs", "state", "qpos")) for name in file)
+    if objects and (not seen or any(common.ACTION.search(name) for name in objects)):
         raise RealrlError(f"{path}: {', '.join(objects)[:80]} holds Python objects, which only running code could read; write arrays of "
                           "numbers, a name each")
+    for name in objects:
+        file[name] = np.zeros(1, "V1")
     return file
 
 

@@ -143,7 +143,8 @@ def _hil_serl(path: Path, items: Sequence[dict[Any, Any]], task: str, fps: float
     recorded = any(isinstance(x.get("infos"), dict) and "intervene_action" in x["infos"] for x in items)
     by_hand = "demo_buffer" in path.parent.parts[-1:]  # the training loop keeps the person's steps in a folder of this name
     spans = list(_spans(items, path))
-    moments = partial(_moment, images=images, by_hand=by_hand, path=path)
+    moments = partial(_moment, images=images, by_hand=by_hand, path=path, levels=(levels := senses.Levels()))
+    levels.episodes = lambda: (moments(item, i) for i, item in enumerate(items))
     notes = ["HIL-SERL: what the policy proposed where a person acted is not in the file, `proposed` is what was sent"]
     if not recorded:
         notes.append(f"the file does not say where a person acted; all steps are taken for {'the person' if by_hand else 'the policy'}'s")
@@ -199,20 +200,20 @@ def _info(item: dict[Any, Any]) -> dict[Any, Any]:
     return info if isinstance(info, dict) else {}
 
 
-def _moment(item: dict[Any, Any], i: int, *, images: bool, by_hand: bool, path: Path) -> _Moment:
+def _moment(item: dict[Any, Any], i: int, *, images: bool, by_hand: bool, path: Path, levels: senses.Levels) -> _Moment:
     where, info = f"{path}: transition {i}", _info(item)
     reward, done = _number(item["rewards"], f"{where}: rewards"), bool(_number(item["dones"], f"{where}: dones"))
     told = info.get("succeed")
     return _Moment(
-        obs=_observation(item["observations"], f"{where}: observations", images),
-        next_obs=_observation(item["next_observations"], f"{where}: next_observations", images),
+        obs=_observation(item["observations"], f"{where}: observations", images, levels),
+        next_obs=_observation(item["next_observations"], f"{where}: next_observations", images, levels),
         action=_array(item["actions"], f"{where}: actions").reshape(-1), reward=reward, done=done,
         success=bool(_number(told, f"{where}: succeed")) if told is not None else done and reward > 0,
         intervened=by_hand or "intervene_action" in info,
         penalty=_number(item.get("grasp_penalty", info.get("grasp_penalty", 0.0)), f"{where}: grasp_penalty"))
 
 
-def _observation(raw: Any, where: str, images: bool) -> Obs:
+def _observation(raw: Any, where: str, images: bool, levels: senses.Levels) -> Obs:
     """One observation as {name: [D], or what `senses` makes of it}; of a history in front of it the newest entry."""
     if not isinstance(raw, dict):
         raise RealrlError(f"{where} are no dictionary of arrays, as HIL-SERL writes; write them so")
@@ -224,14 +225,14 @@ def _observation(raw: Any, where: str, images: bool) -> Obs:
     newest: dict[str, Array] = {}
     for name, value in flat.items():
         x = _array(value, f"{where}: {ascii(name)[:60]}")
-        while x.ndim > 1 and len(x) and not senses.kind(name, (1, *x.shape), x.dtype):
-            x = x[-1]
-        newest[name] = x
+        sense, row = (senses.kind(name, (1, *shape), x.dtype) if shape else "" for shape in (x.shape, x.shape[1:]))
+        behind = x.ndim > 1 and len(x) > 0 and not sense and (x.ndim == 2 or len(x) == 1 or row)
+        newest[name] = x[-1] if behind else x
     for name, ours in senses.names({name: ((1, *x.shape), x.dtype) for name, x in newest.items()}, Path(where)).items():
         if not ours.startswith(senses.SENSES):
             obs[ours] = newest[name].reshape(-1).astype(np.float32)
         elif images or not ours.startswith("images."):
-            obs[ours] = senses.converted(newest[name][None], ours, f"{where}: {name}")[0]
+            obs[ours] = senses.converted(newest[name][None], ours, f"{where}: {name}", levels=levels)[0]
     return obs
 
 

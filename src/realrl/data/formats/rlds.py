@@ -81,12 +81,16 @@ def read(path: Path, *, task: str | None = None, fps: float | None = None, split
     ours = senses.names({_short(n): ((1, *(size or 1 for size in f.shape)), f.dtype) for n, f in steps.items()
                          if _place(n, f) == "obs" and f.kind == "tensor" and f.dtype in NUMBERS}, path)
 
+    levels = senses.Levels()
+
     def episodes() -> Iterator[Episode]:
         for file in files:
             for number, record in enumerate(records(file)):
                 where = f"{file}: record {number}"
                 columns = {n.removeprefix(STEPS): x for n, x in _columns(record, used, where).items()}
-                yield _episode(columns, used, ours, rate or FPS, task, who, ending, span, where)
+                yield _episode(columns, used, ours, rate or FPS, task, who, ending, span, where, levels)
+
+    levels.episodes = episodes
     return Imported(task if task is not None else folder.name, rate or FPS, "unknown", episodes(), notes)
 
 
@@ -220,7 +224,7 @@ def _image(data: memoryview, feature: Feature, where: str) -> Array:
     height, width, channels = feature.shape
     mode = {("uint8", 3): "RGB", ("uint8", 1): "L", ("uint16", 1): "I;16"}.get((feature.dtype, channels or 0))
     if mode is None:
-        raise RealrlError(f"{where}: pictures of {feature.dtype} with {channels} channels are not read")
+        raise RealrlError(f"{where}: pictures of {feature.dtype} with {channels} channels are not read; images=False reads numbers alone")
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
             if any(n != m for n, m in zip(picture.size, (width, height), strict=True) if m) or prod(picture.size) > 2**26:
@@ -243,8 +247,8 @@ def _place(name: str, feature: Feature) -> str:
 
 
 def _episode(columns: dict[str, Any], features: dict[str, Feature], ours: dict[str, str], fps: float, task: str | None, source: Source,
-             last: common.Last, span: tuple[float, float] | None, where: str) -> Episode:
-    """ours: short name of a tensor among the observations -> our name."""
+             last: common.Last, span: tuple[float, float] | None, where: str, levels: senses.Levels) -> Episode:
+    """ours: short name of a tensor among the observations -> our name; levels: of the whole set."""
     obs: Obs = {}
     extra: dict[str, Array] = {}
     actions: list[Array] = []
@@ -259,8 +263,8 @@ def _episode(columns: dict[str, Any], features: dict[str, Feature], ours: dict[s
             if feature.kind == "image":
                 obs[_key(name, feature, where)] = _picture(x, feature)
             else:
-                own = ours[_short(name)]
-                obs[own] = senses.converted(x if own.startswith(senses.SENSES) else x.reshape(len(x), -1), own, f"{where}: {name}")
+                own, rows = ours[_short(name)], f"{where}: {name}"
+                obs[own] = senses.converted(x if own.startswith(senses.SENSES) else x.reshape(len(x), -1), own, rows, levels=levels)
         elif place == "extra":
             extra[name] = x
     steps = len(actions[0])
@@ -284,9 +288,16 @@ def _short(name: str) -> str:
 
 
 def _key(name: str, feature: Feature, where: str) -> str:
+    """What pictures are called: distances have 16 bits, and one of 8 is grey. Raises RealrlError for distances in 8 bits."""
     short = common.key_name(_short(name), Path(where))
-    return f"images.{short}" if feature.shape[2] == 3 else f"depth.{short}"
+    if feature.shape[2] == 3 or (feature.dtype == "uint8" and not senses.DEPTH.search(short)):
+        return f"images.{short}"
+    if feature.dtype == "uint8":
+        raise RealrlError(f"{where}: {name}: distances in 8 bits have no unit that is known here; cameras=NAME,NAME names the others, "
+                          "images=False reads the numbers alone")
+    return f"depth.{short}"
 
 
 def _picture(x: Array, feature: Feature) -> Array:
-    return x if feature.shape[2] == 3 else x[..., 0].astype(np.uint16)
+    """[T, H, W, 3] uint8, grey in three alike, or distances [T, H, W] uint16."""
+    return np.repeat(x, 3, axis=3) if feature.shape[2] == 1 and feature.dtype == "uint8" else x if feature.shape[2] == 3 else x[..., 0]

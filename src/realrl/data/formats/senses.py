@@ -32,16 +32,18 @@ MASK = re.compile(r"(^|[_.])(seg|mask)|segment|instance", re.IGNORECASE)
 CLOUD = re.compile(r"cloud|(^|[_.])(pcd|pcl|pc)([_.]|$)", re.IGNORECASE)
 MEND = "write the set without it"
 KEYS = "name the others with keys=NAME,NAME"  # where the format has this option
-METRES = 50.0  # the median distance in a robot's picture is below it in metres, above it in millimetres
+METRES, NEAR = 50.0, 0.1  # what is nearer than all but a tenth of a robot's picture is below it in metres, above it in millimetres
 
 
 class Levels:
-    """Whether colours in floats are fractions of 1 or levels to 255. One for a whole set: an episode in which there is nothing but 0 and 1
-    says neither, and is what others of the set are. episodes: all of them anew, to look at until one tells."""
+    """Whether colours in floats are fractions of 1 or levels to 255, and distances in floats metres. One for a whole set: an episode in
+    which there is nothing but 0 and 1 says neither, and is what others of the set are. episodes: all of them anew, to look at until one
+    tells."""
 
     def __init__(self) -> None:
         self.episodes: Callable[[], Iterable[Any]] = tuple
         self._found: dict[str, bool] = {}
+        self._metres: dict[str, bool] = {}
         self._looking = False
 
     def fractions(self, ours: str, rows: Array) -> bool:
@@ -58,6 +60,14 @@ class Levels:
             self._looking = False
             self._found.setdefault(ours, True)
         return self._found.get(ours, True)
+
+
+    def metres(self, ours: str, rows: Array) -> bool:
+        """Whether an episode's distances [T, ...] of a camera are metres, by the first episode in which anything was seen."""
+        seen = rows[rows > 0] if ours not in self._metres else rows[:0]  # nothing was measured where it is 0
+        if seen.size:
+            self._metres[ours] = not float(np.quantile(seen, NEAR)) > METRES
+        return self._metres.get(ours, True)
 
 
 def names(found: Mapping[str, tuple[Sequence[int], Any]], where: Path, suffix: str = "", mend: str = MEND) -> dict[str, str]:
@@ -111,6 +121,7 @@ def converted(rows: Array, ours: str, where: str, scale: float | None = None, me
 
     Raises RealrlError for pixels that are none, and for distances without a unit.
     """
+    levels = levels or Levels()
     if ours.startswith("images."):
         axis = _channels(rows.shape[1:], rows.dtype)
         if axis is None and len(plane := _plane(rows.shape[1:])) == 2 and rows.dtype == np.uint8:
@@ -118,17 +129,18 @@ def converted(rows: Array, ours: str, where: str, scale: float | None = None, me
         if axis is None:
             raise RealrlError(f"{where}: rows of {list(rows.shape[1:])} are no pictures, others of it are; {mend}")
         rows = np.ascontiguousarray((rows if axis == 2 else np.moveaxis(rows, 1, 3))[..., :3])
-        if scale is None and (levels or Levels()).fractions(ours, rows):
+        if scale is None and levels.fractions(ours, rows):
             return np.rint(rows * np.float32(255)).astype(np.uint8)
         return common.to_images(rows, scale, where, mend)
     if ours.startswith("masks."):
         return rows.reshape(len(rows), *_plane(rows.shape[1:]))
     if ours.startswith("depth."):
-        return _millimetres(rows, where, mend)
+        return _millimetres(rows, ours, where, mend, levels)
     if ours.startswith("pointcloud"):
         cloud = common.numbers(rows if rows.shape[-1] in (3, 6) else np.swapaxes(rows, 1, 2))
-        if cloud.shape[-1] == 6 and cloud[..., 3:].max(initial=0) > 1.0:
-            cloud = np.concatenate([cloud[..., :3], cloud[..., 3:] / np.float32(255)], axis=-1)
+        colours = cloud[..., 3:]
+        if colours.size and colours.min() >= 0 and not levels.fractions(ours, colours):
+            cloud = np.concatenate([cloud[..., :3], colours / np.float32(255)], axis=-1)
         return cloud
     return common.numbers(rows[:, None] if rows.ndim == 1 else rows)
 
@@ -148,7 +160,7 @@ def _plane(size: Sequence[int]) -> tuple[int, ...]:
     return tuple(size[:2]) if len(size) == 3 and size[2] == 1 else tuple(size[1:]) if len(size) == 3 and size[0] == 1 else tuple(size)
 
 
-def _millimetres(rows: Array, where: str, mend: str) -> Array:
+def _millimetres(rows: Array, ours: str, where: str, mend: str, levels: Levels) -> Array:
     """Distances in metres (floats) or millimetres as uint16 [T, H, W]."""
     rows = rows.reshape(len(rows), *_plane(rows.shape[1:]))
     if rows.dtype == np.uint16:
@@ -157,5 +169,5 @@ def _millimetres(rows: Array, where: str, mend: str) -> Array:
         raise RealrlError(f"{where}: distances in 8 bits have no unit that is known here; {mend}")
     if not np.isfinite(rows).all():
         raise RealrlError(f"{where}: depth is NaN or infinite somewhere; {mend}")
-    metres = rows.dtype.kind == "f" and not (rows.size and float(np.median(rows)) > METRES)
+    metres = rows.dtype.kind == "f" and levels.metres(ours, rows)
     return np.clip(np.rint(rows.astype(np.float64) * (1000.0 if metres else 1.0)), 0, 65535).astype(np.uint16)

@@ -20,7 +20,7 @@ from realrl.data.reading import PLAIN, proposal, renamed, require_action, seen
 from realrl.data.schema import Info
 from realrl.data.stats import Stats
 from realrl.data.tables import FileKey
-from realrl.data.tools.faults import Problem, check_data, check_drift, check_video, from_error
+from realrl.data.tools.faults import Problem, check_data, check_drift, check_video, first_size, from_error
 from realrl.data.tools.habits import habits
 from realrl.types import RealrlError
 
@@ -117,7 +117,8 @@ def _check_rows(root: Path, rows: pa.Table, ours: bool) -> Iterator[Problem]:
     if len(bad := np.flatnonzero(length < 1)):
         kind, advice = ("error", repair) if ours else ("warning", "it is left out")
         yield Problem(kind, where, f"episode {index[bad[0]]} has no frames ({len(bad)} in all)", advice)
-    if len(bad := np.flatnonzero(start != np.concatenate([[0], stop[:-1]]))) and not holes:
+    lie = np.arange(len(start)) if ours else np.argsort(start, kind="stable")  # others' may lie in another order than that of their numbers
+    if len(bad := lie[np.flatnonzero(start[lie] != np.concatenate([[0], stop[lie][:-1]]))]) and not holes:
         yield Problem("error", where, f"episode {index[bad[0]]} begins at frame {start[bad[0]]}, not where the one before it ends",
                       repair)
 
@@ -194,12 +195,13 @@ def _check_camera(root: Path, info: Info, rows: pa.Table, camera: str, decode: b
                                ).to_pylist():
             by_file.setdefault((row[columns[0]], row[columns[1]]), []).append(row)
     problems = []
+    size = None if schema.ours(info) else first_size(root, info, camera, [key for key in by_file if None not in key])
     for key, members in by_file.items():
         if None in key:
             problems.append(Problem("error", f"{root}/meta/episodes", f"episode {members[0]['episode_index']} has no video of {camera}",
                                     f"read with images=False, or {mend(root / 'meta')}"))
         else:
-            problems += check_video(root, info, camera, key, members, decode)
+            problems += check_video(root, info, camera, key, members, decode, size)
     return problems
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from realrl.data import labels, side, tables
-from realrl.data.depth import is_depth
+from realrl.data.cells import FRACTIONS
+from realrl.data.depth import is_depth, told
 from realrl.data.errors import typed
 from realrl.data.schema import ALIASES, won
 from realrl.data.tools.pieces import Each, Piece, SourceSet, assemble
@@ -170,7 +171,7 @@ def _make(sources: Sequence[SourceSet], pieces: Sequence[Piece], out: Path, each
 
 def _assemble(sources: Sequence[SourceSet], pieces: Sequence[Piece], folder: Path, each: Each) -> list[str]:
     """The dataset and its side files; a line for what a user should know of them."""
-    notes = assemble(sources, pieces, folder, each)
+    notes = [f"{s.dir}: {note}" for s in sources for note in s.notes] + assemble(sources, pieces, folder, each)
     return notes + side.carry([s.dir for s in sources], [(p.source, p.episode, p.start, p.stop) for p in pieces], folder)
 
 
@@ -186,6 +187,9 @@ def _difference(a: SourceSet, b: SourceSet) -> str:
         for field_name in ("dtype", "shape"):
             if x[field_name] != y[field_name]:
                 return f"{field_name} of {name} is {y[field_name]}, not {x[field_name]}"
+        small = [told(f).get(FRACTIONS) for f in (x, y)]
+        if small[0] != small[1]:
+            return f"pictures of {name} are {'fractions of 1' if small[1] else 'levels to 255'} there and not here"
         deep = [is_depth(f) for f in (x, y)]
         if deep[0] != deep[1]:
             return f"{name} is {'depth' if deep[1] else 'colour'} there and {'depth' if deep[0] else 'colour'} here"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from realrl.data import clocks, depth, schema, tables, video
-from realrl.data.errors import line, mend, read_json
+from realrl.data.errors import LATE, OTHER_SIZE, line, mend, read_json
 from realrl.data.footage import CLOCK, Place, present, tolerance
 from realrl.data.reading import PLAIN, USUAL, absent
 from realrl.data.schema import Info
@@ -72,6 +73,8 @@ def check_data(root: Path, info: Info, rows: pa.Table, key: FileKey, limits: tup
         return [from_error(root, error)]
     here = (rows["data/chunk_index"].to_numpy() == key[0]) & (rows["data/file_index"].to_numpy() == key[1])
     start, length, index = (rows[c].to_numpy()[here] for c in ("dataset_from_index", "length", "episode_index"))
+    lie = np.argsort(start, kind="stable") if not schema.ours(info) else np.arange(len(start))
+    start, length, index = start[lie], length[lie], index[lie]  # others' episodes may lie in another order than that of their numbers
     n, held = int(length.sum()), len(next(iter(columns.values()), ()))
     if held != n or (length < 1).any():
         return [Problem("error", str(path), f"holds {held} frames, its episodes have {n}", mend(path))]
@@ -113,7 +116,9 @@ def _wrong(columns: dict[str, Array], frame: Array, owner: Array, start: Array, 
     own = schema.ours(info)
     for field, true in {"episode_index": owner, "frame_index": frame, "index": start + frame}.items():
         if field in columns:
-            yield "error", field, "is not what meta/episodes says", columns[field] != true, repair
+            steps = field != "episode_index" and bool((np.diff(columns[field])[frame[1:] > 0] == 1).all())
+            kind, advice = ("warning", "read all the same, in their order") if steps and not own else ("error", repair)
+            yield kind, field, "is not what meta/episodes says", columns[field] != true, advice
     for field, x in columns.items():
         if x.dtype.kind == "f" and (own or field != "timestamp"):
             said = np.ones(len(x), bool) if own else ~_unsaid(field, x, owner)
@@ -185,17 +190,20 @@ def check_drift(root: Path, stats: Stats, frames: int) -> Iterator[Problem]:
 # ---- videos
 
 
-def check_video(root: Path, info: Info, camera: str, key: FileKey, rows: Sequence[Mapping[str, Any]], decode: bool) -> list[Problem]:
-    """What is wrong with one video file and its episodes' rows."""
+def check_video(root: Path, info: Info, camera: str, key: FileKey, rows: Sequence[Mapping[str, Any]], decode: bool,
+                size: tuple[int, int] | None = None) -> list[Problem]:
+    """What is wrong with one video file and its episodes' rows. size: height and width of the camera's first film, where that counts."""
     try:
         path = schema.video_file(root, info, camera, key)
         if not path.exists():
             told, (first, last) = from_error(root, absent(root, path, info, USUAL)), (rows[i]["episode_index"] for i in (0, -1))
             whose = f"episode {first}" if first == last else f"episodes {first} to {last}"
             return [replace(told, what=f"the video of {whose} {told.what}")]
-        depth.coding(camera, info["features"][camera])
+        coding = depth.coding(camera, info["features"][camera])
         times, found = video.times(path), video.probe(path)
-        kind, spans = [*_kind(path, info, camera, found)], [*_spans(path, info, camera, rows, times)]
+        if not schema.ours(info):  # a look at the first says what holds for all
+            next(video.frames(path, coding=coding), None)
+        kind, spans = [*_kind(path, info, camera, found, size)], [*_spans(path, info, camera, rows, times)]
         if not schema.ours(info) and not any(p.severity == "error" for p in spans):  # each frame has its picture, whatever the film's rate
             kind = [replace(p, severity="warning", mend="each frame has its picture, read all the same") if " fps, " in p.what else p
                     for p in kind]
@@ -210,11 +218,26 @@ def check_video(root: Path, info: Info, camera: str, key: FileKey, rows: Sequenc
         return [from_error(root, error)]
 
 
-def _kind(path: Path, info: Info, camera: str, found: Mapping[str, Any]) -> Iterator[Problem]:
+def first_size(root: Path, info: Info, camera: str, keys: Sequence[FileKey]) -> tuple[int, int] | None:
+    """Height and width of the first of a camera's films that can be opened, by which its others are measured (`cache.FilmTable`)."""
+    for key in keys:
+        with contextlib.suppress(RealrlError, FileNotFoundError):  # who checks that film says it
+            found = video.probe(schema.video_file(root, info, camera, key))
+            return int(found["video.height"]), int(found["video.width"])
+    return None
+
+
+def _kind(path: Path, info: Info, camera: str, found: Mapping[str, Any], first: tuple[int, int] | None) -> Iterator[Problem]:
+    """first: height and width of the camera's first film, by which others' sets are read."""
     feature = info["features"][camera]
     height, width, *_ = schema.camera_shape(feature)
-    if (size := (found["video.height"], found["video.width"])) != (height, width):
-        yield Problem("error", str(path), f"pictures are {size[0]} x {size[1]}, info.json says {height} x {width}", COPY)
+    size = (found["video.height"], found["video.width"])
+    if first is not None and size != first:
+        yield Problem("error", str(path), f"pictures are {size[0]} x {size[1]}, those of the camera's first film {first[0]} x {first[1]}",
+                      OTHER_SIZE)
+    elif size != (height, width):
+        kind, advice = ("error", COPY) if first is None else ("warning", "read all the same, LeRobot goes by info.json")
+        yield Problem(kind, str(path), f"pictures are {size[0]} x {size[1]}, info.json says {height} x {width}", advice)
     told = (feature.get("info") or {}).get("video.codec")
     if told is not None and told != found["video.codec"]:
         yield Problem("warning", str(path), f"is {found['video.codec']}, info.json says {told}", "correct info.json")
@@ -225,7 +248,8 @@ def _kind(path: Path, info: Info, camera: str, found: Mapping[str, Any]) -> Iter
 def _spans(path: Path, info: Info, camera: str, rows: Sequence[Mapping[str, Any]], times: Array) -> Iterator[Problem]:
     fps = float(info["fps"])
     end = times[-1] + 1 / fps if len(times) else 0.0
-    repair = mend(path)
+    late = len(times) > 0 and times[0] > tolerance(fps) and not schema.ours(info)
+    repair = f"its first picture is at {times[0]:.4f} s, so {LATE}, else {mend(path)}" if late else mend(path)
     for row in rows:
         place, length, name = Place.of(row, camera), int(row["length"]), f"episode {row['episode_index']}"
         if not 0 <= place.start < place.stop < np.inf:

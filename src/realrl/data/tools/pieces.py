@@ -26,6 +26,7 @@ from realrl.data import clocks, depth, footage, tables
 from realrl.data.compaction import file_keys
 from realrl.data.errors import DAMAGED, line, typed
 from realrl.data.footage import Place
+from realrl.data.reading import left_out, seen
 from realrl.data.schema import (
     ALIASES,
     DATA_PATH,
@@ -33,6 +34,7 @@ from realrl.data.schema import (
     VIDEO_PATH,
     Info,
     data_file,
+    ours,
     outcome,
     read_info,
     row_schema,
@@ -64,18 +66,24 @@ Each = Callable[[Sequence[Piece]], Iterable[Piece]]  # the pieces again, with a 
 class SourceSet:
     """A dataset to take pieces from: its description, its rows with their statistics, and its frames.
 
-    Raises RealrlError when it is no dataset, or when its episodes are not numbered 0..N-1.
+    notes: what of it is left out. Raises RealrlError when it is no dataset, or when its episodes are not numbered 0..N-1.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.dir = Path(directory)
-        self.info = read_info(self.dir)
-        self.rows = tables.episodes(self.dir, stats=True)
-        index, self.length, self.begin, self._chunk, self._file = (
+        self.info = seen(self.dir, read_info(self.dir))  # what the whole set shows counts for a part of it, too
+        rows = tables.episodes(self.dir, stats=True)
+        self.rows = rows if ours(self.info) else tables.filled(rows)
+        self._number, self.length, self.begin, self._chunk, self._file = (
             self.rows[c].to_numpy() for c in
             ("episode_index", "length", "dataset_from_index", "data/chunk_index", "data/file_index"))
-        if (index != np.arange(len(index))).any():
-            raise RealrlError(f"{self.dir}: episodes are not numbered 0..{len(index) - 1}; run `realrl data repair {typed(self.dir)}`")
+        every = rows["episode_index"].to_numpy()
+        if (every != np.arange(len(every))).any():
+            raise RealrlError(f"{self.dir}: episodes are not numbered 0..{len(every) - 1}; run `realrl data repair {typed(self.dir)}`")
+        if (self.length < 1).any():
+            raise RealrlError(f"{self.dir}: episode {np.argmin(self.length)} has no frames; run `realrl data repair {typed(self.dir)}`")
+        empty = left_out(sorted({*every.tolist()} - {*self._number.tolist()}))
+        self.notes = [f"{note}; the others are counted from 0" for note in empty]
         self.tasks = tables.read_tasks(self.dir, int(self.length.sum()))
         self._open: tuple[FileKey, tables.Parquet, int] | None = None
         self._last: tuple[FileKey, int, int, pa.Table] | None = None
@@ -105,7 +113,7 @@ class SourceSet:
         except DAMAGED as error:
             raise RealrlError(f"{path} is truncated or damaged ({line(error)}); {mend}") from error
         rows = table.slice(int(self.begin[episode]) - begin, int(self.length[episode]))
-        if len(rows) != self.length[episode] or (rows["episode_index"].to_numpy() != episode).any():
+        if len(rows) != self.length[episode] or (rows["episode_index"].to_numpy() != self._number[episode]).any():
             raise RealrlError(f"{path} does not hold episode {episode} where meta/episodes says; {mend}")
         at = clocks.order(rows["frame_index"].to_numpy()) if "frame_index" in rows.column_names else None
         return rows if at is None else rows.take(pa.array(at))

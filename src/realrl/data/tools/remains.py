@@ -93,6 +93,13 @@ class Remains(SourceSet):
                 table = table.set_column(at, table.schema.field(at), pa.array(right[name]).cast(table.schema.field(at).type))
         return table
 
+    def read_as(self, take: WholeEpisode) -> int | None:
+        """Which episode a kept one is for who reads the set as it is: of others' sets those without a frame are left out."""
+        if take.row is None or schema.ours(self.info):
+            return take.row
+        held = self._all_rows["length"].to_numpy() > 0
+        return int(held[:take.row].sum()) if held[take.row] else None
+
     def name(self, path: Path) -> str:
         """A file as people are told of it."""
         return path.relative_to(self.dir).as_posix()
@@ -209,8 +216,9 @@ class Remains(SourceSet):
             told = None if row is None else self._told_file(row)
             candidates = sorted(found.get(number, []), key=lambda t: t.path != told)
             if not candidates:
-                gone = told is not None and not told.exists()
-                self.lost[number] = wrong.get(number, f"{self.name(told)} is missing" if told and gone else "its frames are damaged")
+                gone, empty = told is not None and not told.exists(), row is not None and self._all_rows["length"][row].as_py() == 0
+                why = "it has no frames" if empty else f"{self.name(told)} is missing" if told and gone else "its frames are damaged"
+                self.lost[number] = wrong.get(number, why)
                 continue
             self.takes.append(candidates[0])
             self.rewrite |= candidates[0].path != told

@@ -191,7 +191,7 @@ def _rewrite(root: Path, remains: Remains, backup: Path, each: Each) -> list[str
 def _carry(root: Path, remains: Remains, new: Path) -> list[str]:
     """Side files follow the episodes, as long as the rows they belong to can be read."""
     try:
-        rows = [t.row for t in remains.takes if t.row is not None]
+        rows = [row for t in remains.takes if (row := remains.read_as(t)) is not None]
         if len(rows) < len(remains.takes):
             raise RealrlError("episodes have lost their rows")
         return side.carry([root], [(0, row, 0, t.length) for row, t in zip(rows, remains.takes, strict=True)], new)
