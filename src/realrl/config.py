@@ -1,9 +1,8 @@
 """Configurations: frozen dataclasses, to and from YAML and the command line.
 
 A configuration is a tree of frozen dataclasses whose leaves are bool, int, float, str, Path, None, Literal, and tuples, lists or
-string-keyed dicts of these. The dataclass is the only description: defaults, types, help text (the docstring or the comment of a
-field), the names in a YAML file and, by `check` in its `__post_init__`, what values make sense all come from it.
-"""
+string-keyed dicts of these. The dataclass is the only description: defaults, types, help text (the docstring or the comment of a field),
+the names in a YAML file and, by `check` in its `__post_init__`, what values make sense all come from it."""
 
 from __future__ import annotations
 
@@ -288,10 +287,9 @@ class _Flags(argparse.ArgumentParser):
 def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
     """A configuration from the command line: `--config FILE` is the base, or `default`, dotted flags (`--imitation.lr 1e-3`) override it.
 
-    `--help` prints every field with its default (those of FILE, where given). Unknown flags and values that do not parse print the
-    nearest matches and leave with exit code 2 (SystemExit). Raises RealrlError when FILE does not fit the configuration, and for a
-    value that makes no sense, with the field's name as it was typed.
-    """
+    `--help` prints every field with its default (those of FILE, where given). Unknown flags and values that do not parse print the nearest
+    matches and leave with exit code 2 (SystemExit). Raises RealrlError when FILE does not fit the configuration, and for a value that makes
+    no sense, with the field's name as it was typed."""
     first = _Flags(add_help=False, allow_abbrev=False, prog=prog)
     first.add_argument("--config", metavar="FILE")
     base, rest = first.parse_known_args(list(args))

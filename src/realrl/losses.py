@@ -46,9 +46,8 @@ def expectile(error: Tensor, tau: float) -> Tensor:
 def gae(reward: Tensor, discount: Tensor, value: Tensor, next_value: Tensor, last: Tensor, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over concatenated episodes (arXiv 1506.02438, eq. 16).
 
-    reward, discount, value, next_value: [N]; last: [N] bool, true at an episode's final decision, across which nothing is carried.
-    A terminated decision has discount 0, a truncated one bootstraps from next_value. Returns (advantage, lambda-return), each [N].
-    """
+    reward, discount, value, next_value: [N]; last: [N] bool, true at an episode's final decision, across which nothing is carried. A
+    terminated decision has discount 0, a truncated one bootstraps from next_value. Returns (advantage, lambda-return), each [N]."""
     delta = (td_target(reward, discount, next_value) - value).tolist()
     carry = torch.where(last, torch.zeros_like(discount), discount * lam).tolist()
     out, running = [0.0] * len(delta), 0.0
@@ -97,9 +96,8 @@ def explained_variance(prediction: Tensor, target: Tensor) -> float:
 def chamfer(a: Tensor, b: Tensor) -> Tensor:
     """Symmetric Chamfer distance: mean squared distance to the nearest point of the other cloud, both ways added up.
 
-    a: [B, N, 3], b: [B, M, 3] (metres: the result is in square metres). Returns [B]. Gradients reach both clouds.
-    As in arXiv 1612.00603, eq. 1, with means for sums, so that the number of points does not matter.
-    """
+    a: [B, N, 3], b: [B, M, 3] (metres: the result is in square metres). Returns [B]. Gradients reach both clouds. As in arXiv 1612.00603,
+    eq. 1, with means for sums, so that the number of points does not matter."""
     if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[2] or not a.shape[1] * b.shape[1]:
         raise ValueError(f"chamfer: clouds of shapes {list(a.shape)} and {list(b.shape)}, not [B, N, D] and [B, M, D]")
     to_b, to_a = _nearest(a.detach(), b.detach())
@@ -117,9 +115,8 @@ def _pick(cloud: Tensor, index: Tensor) -> Tensor:
 def _nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """For every point its nearest in the other cloud: indices [B, N] into b and [B, M] into a.
 
-    All squared distances come from one product, (|a|^2, a, 1) . (1, -2 b, |b|^2), which only has to tell who is nearest: around the
-    clouds' own centre, where little cancels. The distances themselves are then computed from the pairs. A tile of clouds at a time.
-    """
+    All squared distances come from one product, (|a|^2, a, 1) . (1, -2 b, |b|^2), which only has to tell who is nearest: around the clouds'
+    own centre, where little cancels. The distances themselves are then computed from the pairs. A tile of clouds at a time."""
     centre = a.mean(1, keepdim=True)
     a, b = a - centre, b - centre
     one, other = torch.ones_like(a[..., :1]), torch.ones_like(b[..., :1])

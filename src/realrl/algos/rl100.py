@@ -27,7 +27,7 @@ from realrl.learn.ope import Gate, OPEConfig, TransitionModel
 from realrl.learn.ppo import DenoisingPPO, PPOConfig, fit_value
 from realrl.learn.trials import Trials, TrialsConfig, left_to_gain
 from realrl.losses import explained_variance, gae, monte_carlo
-from realrl.policies.diffusion import DiffusionPolicy, Head, PolicyConfig
+from realrl.policies.diffusion import DiffusionPolicy, Head, PolicyConfig, wide
 from realrl.scene import Scene, device
 from realrl.types import Cell, Curriculum, Episode, RealrlError
 
@@ -35,7 +35,6 @@ Stage = Literal["imitation", "offline", "online", "one-step"]
 
 
 # -- configuration ----------------------------------------------------------------------------------------------------------
-
 @dataclass(frozen=True)
 class OfflineConfig:
     """The offline stage: rounds of rollouts, critics, a gated improvement, and re-imitation."""
@@ -117,6 +116,8 @@ class RL100Config(Scene):
     """The diffusion policy."""
     imitation: ImitationConfig = field(default_factory=lambda: ImitationConfig(steps=1000))
     """Imitation of the demonstrations."""
+    wide: float = 3.0
+    """How many times as many gradient steps it takes of plans that are wide for their network, see `policies.diffusion.wide`."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """IQL."""
     ope: OPEConfig = field(default_factory=OPEConfig)
@@ -135,11 +136,10 @@ class RL100Config(Scene):
     """Held-out episodes, after all training, for every checkpoint that the gate judged: does the estimate rank them rightly? 0 = skip."""
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, gamma="(0, 1]", final_episodes="[1, 1000000]", audit_episodes="[0, 1000000]")
+        check(self, gamma="(0, 1]", wide="[1, 1000]", final_episodes="[1, 1000000]", audit_episodes="[0, 1000000]")
 
 
 # -- sections 4 and 5: the offline stage ------------------------------------------------------------------------------------
-
 class OfflineRound:
     """One round of improvement from recorded data alone; it touches no environment.
 
@@ -205,7 +205,6 @@ class OfflineRound:
 
 
 # -- section 4: the online stage --------------------------------------------------------------------------------------------
-
 class Online:
     """Rounds of whole episodes, GAE on a V warm-started from the offline critic, and the shared objective. trials: with those of what it
     starts from; the best weights by their own trials are kept, see `_judge`. None = no trials."""
@@ -316,7 +315,6 @@ class Online:
 
 
 # -- section 6: the algorithm -----------------------------------------------------------------------------------------------
-
 def train(cfg: RL100Config, cell: Cell) -> dict[str, Any]:
     """Run the stages in the paper's order and return the summary, which also lies in the run's summary.json.
 
@@ -357,8 +355,9 @@ def _start(cfg: RL100Config, cell: Cell) -> tuple[DiffusionPolicy, list[Episode]
     view = ChunkView(demos, chunk=policy.chunk, n_obs=policy.n_obs, gamma=cfg.gamma, device=place)
     prepare(policy, view, cell.robot)
     if cell.run.load("imitation", policy=policy) is None:
+        fit = replace(cfg.imitation, steps=round(cfg.imitation.steps * (cfg.wide if wide(policy.cfg, spec.action_dim) else 1)))
         with cell.timed("imitation"):
-            imitate(cell.run, Imitation(policy, view, cfg.imitation, seed=derive(cfg.seed, "imitation")), "imitation")
+            imitate(cell.run, Imitation(policy, view, fit, seed=derive(cfg.seed, "imitation")), "imitation")
             start_from_teacher(policy.student, policy.net)
         cell.run.save("imitation", 1, policy=policy)
     cell.judge_demonstrator(cfg.eval_episodes)

@@ -1,8 +1,7 @@
 """Denoising diffusion over action chunks, with the per-step likelihoods that RL needs.
 
-RL-100 (arXiv 2510.14830), section 2: noise prediction, stochastic DDIM whose clipped sigma is the same in the mean, in the noise
-and in the log-probability. The K-step chain is the denoising MDP: state x_k, sub-action x_{k-1}.
-"""
+RL-100 (arXiv 2510.14830), section 2: noise prediction, stochastic DDIM whose clipped sigma is the same in the mean, in the noise and in the
+log-probability. The K-step chain is the denoising MDP: state x_k, sub-action x_{k-1}."""
 
 from __future__ import annotations
 
@@ -64,11 +63,10 @@ class DiffusionConfig:
 class Diffusion(nn.Module):
     """Schedule and sampler; no learned weights. Chunks are [B, K, A] in [-1, 1]; step k counts from 0 (pure noise) to S-1 (last).
 
-    The final step lands on the clean action, where the DDIM bound leaves no room for noise (sigma = 0); it is deterministic and
-    does not enter a likelihood. `likely` lists the steps that do. `heat` []: online RL may turn the sampling noise down
-    (`OnlineConfig.cool`): sigma is multiplied by this in the noise and in the likelihood alone, so that at 0 the stochastic chain is the
-    deterministic one that is deployed (`greedy` "mean").
-    """
+    The final step lands on the clean action, where the DDIM bound leaves no room for noise (sigma = 0); it is deterministic and does not
+    enter a likelihood. `likely` lists the steps that do. `heat` []: online RL may turn the sampling noise down (`OnlineConfig.cool`): sigma
+    is multiplied by this in the noise and in the likelihood alone, so that at 0 the stochastic chain is the deterministic one that is
+    deployed (`greedy` "mean")."""
 
     def __init__(self, cfg: DiffusionConfig) -> None:
         super().__init__()
@@ -176,8 +174,7 @@ def imitation_loss(diffusion: Diffusion, net: NoiseNet, action: Tensor, valid: T
                    weight: Tensor | None = None) -> Tensor:
     """L_IL = E ||eps - eps_theta(a^tau, tau, c)||^2 over valid actions, or of the clean chunk or velocity where that is predicted.
 
-    action: [B, K, A]; valid: [B, K]; weight: [B] or None.
-    """
+    action: [B, K, A]; valid: [B, K]; weight: [B] or None."""
     t = torch.randint(diffusion.cfg.train_steps, (len(action),), generator=generator, device=action.device)
     noise = torch.randn(action.shape, generator=generator, device=action.device)
     wanted = diffusion.wanted(action, t, noise)
@@ -239,9 +236,8 @@ class Chain(Protocol):
 class Distillation:
     """Trains the student towards the teacher's chain, which is only ever evaluated.
 
-    Beside RL it is the second term of L_RL + lambda_CD L_CD: the two networks share nothing, so the sum is minimised by stepping
-    each on its own term. cond: [N, C] encoded observations throughout.
-    """
+    Beside RL it is the second term of L_RL + lambda_CD L_CD: the two networks share nothing, so the sum is minimised by stepping each on
+    its own term. cond: [N, C] encoded observations throughout."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, diffusion: Chain, shape: tuple[int, int], cfg: DistillConfig) -> None:
         """shape: (K, A) of a chunk."""

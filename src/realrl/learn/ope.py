@@ -5,8 +5,7 @@ noise, so that two policies differ only where they act differently. Two habits o
 met here: the model is exploited where it knows nothing (a rollout whose members disagree, or which leaves the range of the data, is
 stopped and keeps only the worst reward), and a random batch is mistaken for progress (`gate` asks for a paired lower confidence bound).
 
-Letters: M members, E elites, P policies, N start states, B rows, C size of a condition (an encoded observation), K chunk, A action.
-"""
+Letters: M members, E elites, P policies, N start states, B rows, C size of a condition (an encoded observation), K chunk, A action."""
 
 from __future__ import annotations
 
@@ -105,9 +104,8 @@ class Prediction:
 class TransitionModel(nn.Module):
     """An ensemble of MLPs: (condition, chunk) -> the condition's change, whether the task ends, and the reward either way.
 
-    It shares no parameter and no target with the critics, so a policy that learned to please them has not learned to please it.
-    A saved `state_dict` holds the elites and all that a rollout needs.
-    """
+    It shares no parameter and no target with the critics, so a policy that learned to please them has not learned to please it. A saved
+    `state_dict` holds the elites and all that a rollout needs."""
 
     def __init__(self, cond: int, chunk: int, action: int, cfg: OPEConfig, *, seed: int) -> None:
         super().__init__()
@@ -134,9 +132,8 @@ class TransitionModel(nn.Module):
     def fit(self, data: Encoded, log: Log | None = None, advance: Callable[[int], None] = lambda n: None) -> dict[str, float]:
         """Fit all members afresh to the decisions of a view with `every="step"` and keep the elites. advance: told of each step.
 
-        Returns `r2` (one-step, of the change, held-out episodes, mean of the elites), `done_ratio` (predicted over true number of
-        endings there), `limit` and the losses. Raises RealrlError with fewer than 2 episodes.
-        """
+        Returns `r2` (one-step, of the change, held-out episodes, mean of the elites), `done_ratio` (predicted over true number of endings
+        there), `limit` and the losses. Raises RealrlError with fewer than 2 episodes."""
         self.to(data.cond.device)
         cfg, table = self.cfg, self._table(data)
         random = torch.Generator(table.x.device).manual_seed(derive(self.seed, "ope-fit"))
@@ -222,9 +219,8 @@ class TransitionModel(nn.Module):
     def step(self, cond: Tensor, action: Tensor, member: Tensor) -> Prediction:
         """Advance conditions [B, C] by chunks [B, K, A], each row in the world of its own elite, member [B] in 0..E-1.
 
-        A row keeps its elite for a whole rollout. The elites' mean predicts one step slightly better, but every row then shares one
-        model's errors, which a policy can exploit: in a small trial the mean overrated an offline-optimised policy, elites much less.
-        """
+        A row keeps its elite for a whole rollout. The elites' mean predicts one step slightly better, but every row then shares one model's
+        errors, which a policy can exploit: in a small trial the mean overrated an offline-optimised policy, elites much less."""
         y, c = self.elites(torch.cat([cond, action.flatten(1)], -1)), self.size
         own = y[member, torch.arange(len(cond), device=cond.device)]
         after = cond + torch.maximum(torch.minimum(own[:, :c], self.rise), self.drop) * self.scale
@@ -252,9 +248,8 @@ class Estimates:
     """What P policies would do from N start states; each [P, N].
 
     amq: AM-Q, the sum over the decisions of Q. success: probability of ending the task with a reward, for sparse rewards of 0 and 1.
-    returns: discounted sum of the rewards; for sparse rewards the discounted success.
-    stopped: share of the rollout's weight that was lost because the model could not be trusted.
-    """
+    returns: discounted sum of the rewards; for sparse rewards the discounted success. stopped: share of the rollout's weight that was lost
+    because the model could not be trusted."""
 
     amq: Tensor
     returns: Tensor
@@ -275,9 +270,8 @@ def evaluate_policies(model: TransitionModel, q: Value, policies: Sequence[Act],
                       seed: int) -> Estimates:
     """Roll every policy out in the model from `start` [N, C], `cfg.horizon` decisions, start i in the world of elite i mod E.
 
-    noise: the shape (S+1, K, A) of a decision's noise; it depends on seed, decision and start only, so equal policies get exactly
-    equal estimates. The end of the task is absorbing.
-    """
+    noise: the shape (S+1, K, A) of a decision's noise; it depends on seed, decision and start only, so equal policies get exactly equal
+    estimates. The end of the task is absorbing."""
     rows = [_rollout(model, q, act, start, tuple(noise), seed) for act in policies]
     return Estimates(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
@@ -329,11 +323,10 @@ def gate(candidate: Tensor, incumbent: Tensor, *, margin: float, confidence: flo
     """Whether the candidate replaces the incumbent: the lower confidence bound of the mean paired difference is positive and at
     least delta. candidate, incumbent: [N], estimates from the same starts with the same noise.
 
-    Without a ceiling, `margin` is a share of the incumbent's estimate, delta = margin |J| (RL-100, section 5; for AM-Q). With one
-    (1 for a success probability), it is a share of what is left to gain, delta = margin (ceiling - J): a policy at 0.97 can never
-    be improved by 5 % of itself, but by 5 % of its failures it can. The bound covers the draw of start states alone (N should not pass the
-    distinct starts by much), so what passes is tried. Pure: no state, no randomness.
-    """
+    Without a ceiling, `margin` is a share of the incumbent's estimate, delta = margin |J| (RL-100, section 5; for AM-Q). With one (1 for a
+    success probability), it is a share of what is left to gain, delta = margin (ceiling - J): a policy at 0.97 can never be improved by 5 %
+    of itself, but by 5 % of its failures it can. The bound covers the draw of start states alone (N should not pass the distinct starts by
+    much), so what passes is tried. Pure: no state, no randomness."""
     if candidate.shape != incumbent.shape or candidate.ndim != 1 or len(candidate) < 2:
         raise ValueError(f"the gate compares two vectors of equal length >= 2, got {list(candidate.shape)} and {list(incumbent.shape)}")
     difference = (candidate - incumbent).double()
@@ -353,8 +346,7 @@ def misjudged(estimate: Tensor, truth: Tensor) -> float:
 
 class Gate:
     """A round's judge (section 5): scores the policy as it is now in the model, compares scores, remembers all of it for the audit. tried:
-    real trials of what the round starts from; `check` asks the model about those, and what that finds wrong cannot refuse re-imitation.
-    """
+    real trials of what the round starts from; `check` asks the model about those, and what that finds wrong cannot refuse re-imitation."""
 
     def __init__(self, policy: DiffusionPolicy, model: TransitionModel, q: Value, table: Encoded, measure: str, *, seed: int, log: Log,
                  tried: ChunkView | None = None) -> None:
@@ -378,8 +370,7 @@ class Gate:
     def begin(self, started: dict[str, Tensor] | None, won: Sequence[bool]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(noise network, score) that a round's candidates must beat: re-imitation's, which the policy holds, if it passes the gate, else
         that of `started`, the network from before; None where that one cannot be tried. won: how the real trials of it ended: where they
-        show that the model misjudges, it has no vote on re-imitation, which the paper does not judge.
-        """
+        show that the model misjudges, it has no vote on re-imitation, which the paper does not judge."""
         cloned = self.net()
         self.policy.net.load_state_dict(started or cloned)
         self.check(won)

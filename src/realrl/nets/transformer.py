@@ -18,7 +18,6 @@ from torch import Tensor, nn
 NONE, NEGATIVE, POSITIVE = 0, 1, 2
 """What the indicator says of an action: nothing, worse than the threshold, better."""
 
-
 PICTURE = (16, 112)
 """Tokens of a camera's picture, see `realrl.nets.image.ImageTokens`."""
 
@@ -29,16 +28,10 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Queries [B, heads, N, D] over keys and values [B, heads, M, D] -> [B, N, W]. seen: [B, M] bool.
-
-    On a CPU in two products of all heads: torch's fused kernel makes one of every head, which at tens of tokens is no quicker by MKL and
-    ten times as slow by oneDNN, where a run has its products on some processors (`realrl.cell.products`)."""
-    mask = None if seen is None else seen[:, None, None, :]
-    if q.device.type != "cpu":
-        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    """Queries [B, heads, N, D] over keys and values [B, heads, M, D] -> [B, N, W]; seen: [B, M] bool. In two products of all heads: one of
+    each, as torch's fused kernel makes them, is ten times as slow where a processor's products go to oneDNN (`realrl.cell.products`)."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)
-    said: Tensor = scores.softmax(-1) @ v
+    said: Tensor = (scores if seen is None else scores.masked_fill(~seen[:, None, None], -math.inf)).softmax(-1) @ v
     return said.transpose(1, 2).flatten(2)
 
 

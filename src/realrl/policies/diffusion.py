@@ -83,11 +83,17 @@ class _About:
                                          "[points, 3 or 6], images.<camera> [height, width, 3] and depth.<camera> [height, width]")
 
 
+def wide(cfg: PolicyConfig, action_dim: int) -> bool:
+    """Whether a plan has more numbers than a quarter of its skip-net's units, which let a number of the noise through by two: it is badly
+    predicted then, the clean chunk well, and late (docs/benchmarks.md, "Plans that are wide for their network")."""
+    return cfg.net == "skip" and 4 * cfg.chunk * action_dim > cfg.hidden
+
+
 def resolved(cfg: PolicyConfig, action_dim: int) -> PolicyConfig:
-    """The same with "auto" as what it is: a skip-net lets a number of the noise through by two of its hidden units, and so predicts that of
-    wide plans badly, the clean chunk well (docs/benchmarks.md, "Plans that are wide for their network")."""
-    wide, says = cfg.net == "skip" and 4 * cfg.chunk * action_dim > cfg.hidden, cfg.diffusion.predict
-    return replace(cfg, diffusion=replace(cfg.diffusion, predict=("sample" if wide else "noise") if says == "auto" else says))
+    """The same with "auto" as what it is: the clean chunk of a wide plan, the noise of others."""
+    if cfg.diffusion.predict != "auto":
+        return cfg
+    return replace(cfg, diffusion=replace(cfg.diffusion, predict="sample" if wide(cfg, action_dim) else "noise"))
 
 
 def make_net(cfg: PolicyConfig, action_dim: int, cond: int) -> nn.Module:
