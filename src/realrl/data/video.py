@@ -363,13 +363,10 @@ def probe(path: str | Path) -> dict[str, Any]:
 
 
 def _pixels(path: str | Path, picture: Any, coding: Coding | None) -> Array:
-    """Raises RealrlError for pictures that a player turns or mirrors, which others' readers see this way or that."""
-    matrix = picture.side_data.get("DISPLAYMATRIX")
-    if matrix is not None:
-        across, over, _, down, along = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
-        if not (across > 0 and along > 0 and over == down == 0):
-            raise RealrlError(f"{path}: its pictures lie in another way than players show them, by a tag for turning them: write them as "
-                              f"they are seen (ffmpeg -i OLD.mp4 NEW.mp4 does) and put that in its place, or {BLIND}")
+    """Raises RealrlError for pictures that a player turns, which others' readers see this way or that."""
+    if picture.rotation:  # not `side_data`, which keeps the picture until garbage is collected, in a forked process forever
+        raise RealrlError(f"{path}: its pictures lie in another way than players show them, by a tag for turning them: write them as "
+                          f"they are seen (ffmpeg -i OLD.mp4 NEW.mp4 does) and put that in its place, or {BLIND}")
     if coding is not None:
         return coding.millimetres(picture)
     name = picture.format.name
