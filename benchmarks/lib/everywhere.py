@@ -63,8 +63,9 @@ def newcomer(rows: Sequence[Row]) -> str:
     least = f"; the others: {', '.join(short)} %" if short else ""
     fell = sum(any(said.worse(0.01) for _, said in duels(of)) for of in stages.values())
     numbers = " or ".join(str(n) for n in sorted({end["n"] for end in ends.values()}))
+    suites = ", ".join(["Meta-World", *sorted({task.partition("/")[0].capitalize() for task in stages if "/" in task})])
     return "\n".join([
-        f"What to expect on a new task: on {len(runs)} of [Meta-World]({TABLE}), {100 * min(first):.3g} to "
+        f"What to expect on a new task: on {len(runs)} of [{suites}]({TABLE}), {100 * min(first):.3g} to "
         f"{100 * max(first):.3g} % after imitation", f"became 99 % or more in the end on {sum(r >= 0.99 for r in rates)} and 95 % or more "
         f"on {sum(r >= 0.95 for r in rates)}{least}. One set of defaults,",
         f"training seed 0, n = {numbers} held-out starts each; a stage lost something significantly (p < 0.01) on {fell or 'none'}.",
