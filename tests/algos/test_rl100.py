@@ -20,7 +20,7 @@ from realrl.data.store import Store
 from realrl.data.tools.check import check
 from realrl.data.views import ChunkView
 from realrl.learn import ope
-from realrl.learn.imitation import generator
+from realrl.learn.imitation import ImitationConfig, generator
 from realrl.learn.ope import Verdict
 from realrl.learn.ppo import fit_value
 from realrl.learn.trials import Trials, TrialsConfig
@@ -47,6 +47,15 @@ def whole(tmp_path_factory):
     with Run.start(folder, cfg) as run, WorkCell(run, cfg) as cell:
         summary = rl100.train(cfg, cell)
     return folder, summary
+
+
+@pytest.mark.parametrize(("hidden", "steps"), [(48, 50), (8, 100)])
+def test_a_plan_that_is_wide_for_its_net_is_imitated_longer(hidden, steps, tmp_path):
+    """Four numbers, of 48 units a twelfth, of 8 a half."""
+    cfg = tiny(stages=("imitation",), policy=small_policy(hidden=hidden), imitation=ImitationConfig(steps=50, batch=8, warmup=5), wide=2.0)
+    with Run.start(tmp_path / "run", cfg) as run, WorkCell(run, cfg) as cell:
+        rl100.train(cfg, cell)
+    assert max(row["step"] for row in metrics(tmp_path / "run") if row["stage"] == "imitation") == steps
 
 
 # -- what a run leaves behind -----------------------------------------------------------------------------------------------------

@@ -60,9 +60,9 @@ def test_a_task_is_judged_by_episodes_that_the_pretrained_weights_did_not_learn_
     monkeypatch.setattr("realrl.learn.prospects.imitate", lambda run, fit, *_: fits.append(fit))
     critic = Critic(CFG, make(), {"a": 10, "b": 10}, Sights(), seed=0)
     old, new = ([episode(i + j, True) for i in range(10)] for j in (0, 50))
-    critic.fit(Cell(), "value", {"b": [episode(i, False) for i in range(90, 100)], "a": old})  # type: ignore[arg-type]
+    critic.fit(Cell(), "value", {"b": [episode(i, False) for i in range(90, 100)], "a": old})
     for _ in range(2):  # each round begins with the pre-trained weights
-        critic.for_task(Cell(), "again", "a", [*old, *new])  # type: ignore[arg-type]
+        critic.for_task(Cell(), "again", "a", [*old, *new])
     first, *rounds = ({int(e) for e in fit.episode[fit.held]} for fit in fits)
     assert [{e for e in held if e < 10} for held in rounds] == [{e - 10 for e in first if e >= 10}] * 2
     assert all(sum(e >= 10 for e in held) == 2 for held in rounds)

@@ -1,8 +1,7 @@
 """RL-100 (arXiv 2510.14830): demonstrations -> diffusion imitation -> iterated offline RL -> online RL -> a one-step policy.
 
 Read top to bottom: configuration, offline stage (IQL critics, gate), online stage (GAE), and `train`. Both learn by `learn.ppo`; what a
-stage made goes on unless its trials are worse (`learn.trials`). docs/methods/rl100.md maps equations to lines and tells departures.
-"""
+stage made goes on unless its trials are worse (`learn.trials`). docs/methods/rl100.md maps equations to lines and tells departures."""
 
 from __future__ import annotations
 
@@ -35,6 +34,7 @@ Stage = Literal["imitation", "offline", "online", "one-step"]
 
 
 # -- configuration ----------------------------------------------------------------------------------------------------------
+
 @dataclass(frozen=True)
 class OfflineConfig:
     """The offline stage: rounds of rollouts, critics, a gated improvement, and re-imitation."""
@@ -117,7 +117,7 @@ class RL100Config(Scene):
     imitation: ImitationConfig = field(default_factory=lambda: ImitationConfig(steps=1000))
     """Imitation of the demonstrations."""
     wide: float = 3.0
-    """How many times as many gradient steps it takes of plans that are wide for their network, see `policies.diffusion.wide`."""
+    """How many times as many gradient steps imitation takes of plans that are wide for their network, see `policies.diffusion.wide`."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """IQL."""
     ope: OPEConfig = field(default_factory=OPEConfig)
@@ -140,6 +140,7 @@ class RL100Config(Scene):
 
 
 # -- sections 4 and 5: the offline stage ------------------------------------------------------------------------------------
+
 class OfflineRound:
     """One round of improvement from recorded data alone; it touches no environment.
 
@@ -147,10 +148,9 @@ class OfflineRound:
     `gate_every` iterations off-policy evaluation compares the candidate with the last accepted policy, from the same starts with
     the same noise; one that does not pass is undone, weights and optimiser, and the next starts with half the step size.
 
-    started: the noise network as it was before re-imitation, which is then the first candidate to pass the gate; a round whose
-    candidates are all refused gives back what it started from. None where the encoder has moved since: it cannot be tried any more.
-    tried, won: real trials of what the round starts from, and how they ended. fitting: told of each step of critics and model.
-    """
+    started: the noise network as it was before re-imitation, which is then the first candidate to pass the gate; a round whose candidates
+    are all refused gives back what it started from. None where the encoder has moved since: it cannot be tried any more. tried, won: real
+    trials of what the round starts from, and how they ended. fitting: told of each step of critics and model."""
 
     def __init__(self, policy: DiffusionPolicy, view: ChunkView, cfg: RL100Config, *, seed: int, log: Any,
                  started: dict[str, Tensor] | None = None, tried: ChunkView | None = None, won: Sequence[bool] = (),
@@ -205,6 +205,7 @@ class OfflineRound:
 
 
 # -- section 4: the online stage --------------------------------------------------------------------------------------------
+
 class Online:
     """Rounds of whole episodes, GAE on a V warm-started from the offline critic, and the shared objective. trials: with those of what it
     starts from; the best weights by their own trials are kept, see `_judge`. None = no trials."""
@@ -315,12 +316,12 @@ class Online:
 
 
 # -- section 6: the algorithm -----------------------------------------------------------------------------------------------
+
 def train(cfg: RL100Config, cell: Cell) -> dict[str, Any]:
     """Run the stages in the paper's order and return the summary, which also lies in the run's summary.json.
 
-    A run that was killed continues: recorded episodes are read back, finished stages are loaded whether asked for or not, an
-    unfinished stage goes on from its last checkpoint to the same numbers. Raises RealrlError for a stage without its input.
-    """
+    A run that was killed continues: recorded episodes are read back, finished stages are loaded whether asked for or not, an unfinished
+    stage goes on from its last checkpoint to the same numbers. Raises RealrlError for a stage without its input."""
     torch.manual_seed(derive(cfg.seed, "weights"))
     policy, demos = _start(cfg, cell)
     value, trials = None, Trials(cell, cfg.trials, cfg.seed)
@@ -370,8 +371,7 @@ def _offline(cfg: RL100Config, cell: Cell, policy: DiffusionPolicy, m: int, demo
     """Round m: rollouts of pi_m join the data, pi_m <- IL(D_m) on the successes, critics and model are fitted, the policy improves, its
     product is tried, and the better one goes on.
 
-    Returns V. The paper re-imitates at a round's end; at its beginning the first round profits, too, and a round ends as it was judged.
-    """
+    Returns V. The paper re-imitates at a round's end; at its beginning the first round profits, too, and a round ends as it was judged."""
     name, offline = f"offline-{m + 1}", cfg.offline
     torch.manual_seed(derive(cfg.seed, name))
     fitted = value_net(policy.cond_dim, cfg.critic, eyes=policy.encoder is not None).to(policy.device)

@@ -36,7 +36,7 @@ def numbers(column: pa.ChunkedArray) -> bool:
     return pa.types.is_nested(column.type) and not pa.types.is_struct(column.type)
 
 
-def fractions(batches: Iterable[pa.Array]) -> bool:
+def in_fractions(batches: Iterable[pa.Array]) -> bool:
     """Whether pictures of floats are fractions of 1, and no levels to 255, by the first that tells; where there is nothing but 0 and 1
     they are. batches: of cells that hold lists of numbers."""
     for values in batches:

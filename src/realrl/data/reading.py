@@ -85,7 +85,7 @@ def _pixels(root: Path, name: str, feature: Info) -> Info:
         kind = tables.numeric(file.schema.field(name).type)
         first = next(file.cells(name))[0].as_py()
     if kind.startswith("float"):
-        return {} if cells.FRACTIONS in depth.told(feature) else {cells.FRACTIONS: cells.fractions(_floats(root, name))}
+        return {} if cells.FRACTIONS in depth.told(feature) else {cells.FRACTIONS: cells.in_fractions(_floats(root, name))}
     grey = not kind and not depth.is_depth(feature) and cells.picture(first, name, path).dtype == np.uint16
     return {"video.pix_fmt": "gray16le"} if grey else {}
 

@@ -60,7 +60,8 @@ class Critic:
         x = torch.cat([self.see(task, self._looked(task, e)) for task, e in flat])
         target = torch.from_numpy(column([returns(e, self.limits[task]) for task, e in flat])).to(x.device)
         which = torch.repeat_interleave(torch.arange(len(flat)), torch.tensor([len(e) for _, e in flat]))
-        before = {i: held for i, (_, e) in enumerate(flat) for known, held in self._before if known is e}
+        known = {id(e): held for e, held in self._before}
+        before = {i: known[id(e)] for i, (_, e) in enumerate(flat) if id(e) in known}
         fit = ValueFit(self.value, self.cfg, x, target, which, seed=derive(self.seed, stage), before=before)
         self._before = [(e, i in fit.chosen) for i, (_, e) in enumerate(flat)]
         imitate(cell.run, fit, stage, "reading what became of it")

@@ -16,7 +16,7 @@ from realrl.generative.flow import euler
 if TYPE_CHECKING:
     from realrl.policies.flow import FlowPolicy
 
-TILE = 256  # chains that are drawn at once: twenty thousand together took twice the time and gigabytes of memory
+TILE = 256  # chains that are drawn at once: four thousand together took 1.7 times as long and 0.8 GB
 
 
 def owned(cond: Tensor, robot: Tensor | int) -> Tensor:
